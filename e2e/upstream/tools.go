@@ -17,4 +17,5 @@ import (
 	_ "k8s.io/kubernetes/pkg/scheduler"
 	_ "k8s.io/kubernetes/test/e2e"
 	_ "k8s.io/kubernetes/test/images/agnhost"
+	_ "k8s.io/sample-apiserver"
 )
