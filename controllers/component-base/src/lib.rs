@@ -1,1 +1,22 @@
-//! 
+//! What every binary of Gantry shares: command line, configuration, clients, informers, leader election, serving, logs, metrics.
+//!
+//! Owns process-wide plumbing only. It never knows what a controller, a scheduler or a kubelet decides.
+//! Upstream: `k8s.io/component-base`, `k8s.io/client-go` and the generic half of `k8s.io/apiserver`, v1.36.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod clock;
+pub mod config;
+pub mod duration;
+// pub mod events;
+pub mod features;
+pub mod flags;
+pub mod health;
+pub mod informer;
+// pub mod leader_election;
+pub mod logs;
+pub mod metrics;
+// pub mod serving;
+pub mod shutdown;
+// pub mod tls;
+pub mod version;

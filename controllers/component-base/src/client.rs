@@ -1,0 +1,276 @@
+//! Clients of the API server: by kubeconfig or from inside a Pod, with a user agent, a rate limit and upstream's metrics.
+//!
+//! Upstream: `k8s.io/client-go/rest`. Exec plugins and auth providers are not supported.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use http::{HeaderValue, Request, Response};
+use kube::client::{Body, ClientBuilder};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use tokio::sync::Mutex;
+
+/// How to reach the API server.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// `--kubeconfig`; `None` means in-cluster.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--master`: overrides the kubeconfig's server. Works without a kubeconfig, too (no credentials then).
+    pub master: Option<String>,
+    /// Requests a second; 0 or below means no limit. Upstream's default is 5 (components set 20 to 50).
+    pub qps: f32,
+    /// Requests at once before `qps` holds.
+    pub burst: u32,
+    /// The component's name in the user agent.
+    pub component: String,
+    /// A bearer token that replaces the kubeconfig's credentials; re-read each minute. Used for a controller's own account.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Why no client could be made. No retry helps before the configuration changes.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The kubeconfig cannot be read or used.
+    #[error("error loading kubeconfig {path}: {source}")]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<KubeconfigError>,
+    },
+    /// Not inside a Pod, and no kubeconfig.
+    #[error("unable to load in-cluster configuration, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must be defined: {0}")]
+    InCluster(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// `--master` is no URL.
+    #[error("invalid API server address {0:?}")]
+    Master(String),
+    /// TLS or proxy settings cannot be used.
+    #[error("building the API client: {0}")]
+    Build(#[source] Box<kube::Error>),
+}
+
+impl ClientConfig {
+    /// In-cluster, 50 requests a second with a burst of 100.
+    pub fn new(component: &str) -> Self {
+        Self {
+            kubeconfig: None,
+            master: None,
+            qps: 50.0,
+            burst: 100,
+            component: component.to_string(),
+            token_file: None,
+        }
+    }
+
+    /// The same cluster under another user agent, with its own rate limit bucket.
+    pub fn with_component(&self, component: &str) -> Self {
+        Self { component: component.to_string(), ..self.clone() }
+    }
+
+    /// The kube configuration: address, CA, credentials, user agent.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn load(&self) -> Result<kube::Config, ClientError> {
+        install_crypto_provider();
+        let mut config = match (&self.kubeconfig, &self.master) {
+            (Some(path), _) => {
+                let wrap = |source| ClientError::Kubeconfig { path: path.clone(), source: Box::new(source) };
+                let kubeconfig = Kubeconfig::read_from(path).map_err(wrap)?;
+                kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrap)?
+            }
+            (None, Some(master)) => {
+                kube::Config::new(master.parse().map_err(|_| ClientError::Master(master.clone()))?)
+            }
+            (None, None) => kube::Config::incluster().map_err(|e| ClientError::InCluster(Box::new(e)))?,
+        };
+        if let Some(master) = &self.master {
+            config.cluster_url = master.parse().map_err(|_| ClientError::Master(master.clone()))?;
+        }
+        if let Some(token_file) = &self.token_file {
+            config.auth_info = kube::config::AuthInfo {
+                token_file: Some(token_file.to_string_lossy().into_owned()),
+                ..Default::default()
+            };
+        }
+        let agent = HeaderValue::from_str(&crate::version::user_agent(&self.component))
+            .unwrap_or_else(|_| HeaderValue::from_static("gantry"));
+        config.headers.push((http::header::USER_AGENT, agent));
+        Ok(config)
+    }
+
+    /// A client.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. An API server that is away is no error: requests fail later, one by one.
+    pub async fn build(&self) -> Result<kube::Client, ClientError> {
+        self.build_from(self.load().await?)
+    }
+
+    /// A client of a configuration at hand (credentials that were rotated, a token of a service account).
+    ///
+    /// # Errors
+    /// When TLS or proxy settings cannot be used.
+    pub fn build_from(&self, config: kube::Config) -> Result<kube::Client, ClientError> {
+        install_crypto_provider();
+        let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
+        let limiter = (self.qps > 0.0).then(|| Arc::new(TokenBucket::new(f64::from(self.qps), self.burst.max(1))));
+        let layer = ObserveLayer { limiter, host: host.into() };
+        let builder = ClientBuilder::try_from(config).map_err(|e| ClientError::Build(Box::new(e)))?;
+        Ok(builder.with_layer(&layer).build())
+    }
+}
+
+/// Makes ring the process's crypto provider. Idempotent; every entry of this crate that needs TLS calls it.
+pub fn install_crypto_provider() {
+    // Err means that one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// A token bucket: `burst` at once, then `qps` a second, first come first served.
+#[derive(Debug)]
+pub struct TokenBucket {
+    qps: f64,
+    burst: f64,
+    state: Mutex<(f64, Instant)>,
+}
+
+impl TokenBucket {
+    /// A full bucket.
+    pub fn new(qps: f64, burst: u32) -> Self {
+        Self { qps, burst: f64::from(burst), state: Mutex::new((f64::from(burst), Instant::now())) }
+    }
+
+    /// Takes a token, waiting for it if need be.
+    pub async fn acquire(&self) {
+        let wait = {
+            let mut state = self.state.lock().await;
+            self.refill(&mut state);
+            state.0 -= 1.0;
+            (state.0 < 0.0).then(|| Duration::from_secs_f64(-state.0 / self.qps))
+        };
+        if let Some(wait) = wait {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Takes a token if there is one.
+    pub async fn try_acquire(&self) -> bool {
+        let mut state = self.state.lock().await;
+        self.refill(&mut state);
+        let free = state.0 >= 1.0;
+        if free {
+            state.0 -= 1.0;
+        }
+        free
+    }
+
+    fn refill(&self, state: &mut (f64, Instant)) {
+        let now = Instant::now();
+        state.0 = (state.0 + now.duration_since(state.1).as_secs_f64() * self.qps).min(self.burst);
+        state.1 = now;
+    }
+}
+
+#[derive(Clone)]
+struct ObserveLayer {
+    limiter: Option<Arc<TokenBucket>>,
+    host: Arc<str>,
+}
+
+impl<S> tower::Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+    fn layer(&self, inner: S) -> Observe<S> {
+        Observe { inner, layer: self.clone() }
+    }
+}
+
+/// Waits for the rate limit and records `rest_client_*`.
+struct Observe<S> {
+    inner: S,
+    layer: ObserveLayer,
+}
+
+impl<S, B> tower::Service<Request<Body>> for Observe<S>
+where
+    S: tower::Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    S::Error: Send,
+    B: Send,
+{
+    type Response = Response<B>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let method = request.method().clone();
+        let layer = self.layer.clone();
+        // The inner future does nothing before it is polled, so the limit holds.
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            if let Some(limiter) = &layer.limiter {
+                limiter.acquire().await;
+            }
+            let start = Instant::now();
+            let result = response.await;
+            let code = match &result {
+                Ok(response) => response.status().as_str().to_string(),
+                Err(_) => "<error>".to_string(),
+            };
+            crate::metrics::observe_rest_client(&code, method.as_str(), &layer.host, start.elapsed());
+            result
+        })
+    }
+}
+
+/// The status an API error carries, if the server answered.
+pub fn api_status(error: &kube::Error) -> Option<&kube::core::Status> {
+    match error {
+        kube::Error::Api(status) => Some(status),
+        _ => None,
+    }
+}
+/// Whether the object is not there.
+pub fn is_not_found(error: &kube::Error) -> bool {
+    api_status(error).is_some_and(|s| s.code == 404)
+}
+/// Whether someone else wrote first.
+pub fn is_conflict(error: &kube::Error) -> bool {
+    api_status(error).is_some_and(|s| s.code == 409 && s.reason == "Conflict")
+}
+/// Whether the object is there already.
+pub fn is_already_exists(error: &kube::Error) -> bool {
+    api_status(error).is_some_and(|s| s.code == 409 && s.reason == "AlreadyExists")
+}
+/// Whether the server refuses the object.
+pub fn is_invalid(error: &kube::Error) -> bool {
+    api_status(error).is_some_and(|s| s.code == 422)
+}
+/// Whether the namespace is going (`NamespaceTerminating` cause).
+pub fn is_namespace_terminating(error: &kube::Error) -> bool {
+    api_status(error)
+        .and_then(|s| s.details.as_ref())
+        .is_some_and(|d| d.causes.iter().any(|c| c.reason == "NamespaceTerminating"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn bucket_lets_a_burst_through() {
+        let bucket = TokenBucket::new(10.0, 3);
+        for _ in 0..3 {
+            assert!(bucket.try_acquire().await);
+        }
+        assert!(!bucket.try_acquire().await);
+    }
+}

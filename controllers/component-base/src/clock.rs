@@ -1,0 +1,122 @@
+//! Time as a value that tests can move.
+//!
+//! Pure cores get `now` as an argument; async shells hold a [`Clock`]. Upstream: `k8s.io/utils/clock`.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+/// Wall clock, monotonic clock and sleeping; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Real { start: Instant },
+    Fake(FakeClock),
+}
+
+impl Clock {
+    /// The machine's clock.
+    pub fn real() -> Self {
+        Self { kind: Kind::Real { start: Instant::now() } }
+    }
+
+    /// Wall clock time. May step.
+    pub fn now(&self) -> Timestamp {
+        match &self.kind {
+            Kind::Real { .. } => Timestamp::now(),
+            Kind::Fake(fake) => fake.now(),
+        }
+    }
+
+    /// Time since the clock was made; never steps back.
+    pub fn monotonic(&self) -> Duration {
+        match &self.kind {
+            Kind::Real { start } => start.elapsed(),
+            Kind::Fake(fake) => fake.elapsed(),
+        }
+    }
+
+    /// Sleeps; cancel-safe. With a fake clock, until the clock was moved far enough.
+    pub async fn sleep(&self, duration: Duration) {
+        match &self.kind {
+            Kind::Real { .. } => tokio::time::sleep(duration).await,
+            Kind::Fake(fake) => fake.sleep(duration).await,
+        }
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::real()
+    }
+}
+
+/// A clock that stands still until a test moves it.
+#[derive(Clone, Debug)]
+pub struct FakeClock {
+    start: Timestamp,
+    offset: Arc<Mutex<Duration>>,
+    moved: Arc<watch::Sender<Duration>>,
+}
+
+impl FakeClock {
+    /// A clock that stands at `start`.
+    pub fn new(start: Timestamp) -> Self {
+        Self { start, offset: Arc::default(), moved: Arc::new(watch::Sender::new(Duration::ZERO)) }
+    }
+
+    /// The handle that code under test holds.
+    pub fn clock(&self) -> Clock {
+        Clock { kind: Kind::Fake(self.clone()) }
+    }
+
+    /// Moves the clock forward and wakes sleepers whose time came.
+    pub fn advance(&self, by: Duration) {
+        let mut offset = self.offset.lock().expect("no panic while the lock is held");
+        *offset += by;
+        self.moved.send_replace(*offset);
+    }
+
+    fn elapsed(&self) -> Duration {
+        *self.offset.lock().expect("no panic while the lock is held")
+    }
+
+    fn now(&self) -> Timestamp {
+        self.start + jiff::SignedDuration::try_from(self.elapsed()).unwrap_or(jiff::SignedDuration::MAX)
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        let until = self.elapsed() + duration;
+        let mut moved = self.moved.subscribe();
+        // The sender lives in self, so waiting cannot fail.
+        let _ = moved.wait_for(|elapsed| *elapsed >= until).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn fake_clock_wakes_sleepers() {
+        let fake = FakeClock::new(Timestamp::UNIX_EPOCH);
+        let clock = fake.clock();
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep(Duration::from_secs(10)).await }
+        });
+        tokio::task::yield_now().await;
+        fake.advance(Duration::from_secs(9));
+        tokio::task::yield_now().await;
+        assert!(!sleeper.is_finished());
+        fake.advance(Duration::from_secs(1));
+        sleeper.await.unwrap();
+        assert_eq!(clock.now().as_second(), 10);
+    }
+}

@@ -1,0 +1,142 @@
+//! Feature gates: a list of known names with defaults, and `--feature-gates`.
+//!
+//! Upstream: `k8s.io/component-base/featuregate`.
+
+use std::collections::BTreeMap;
+
+/// How far a feature has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Off by default, may go.
+    Alpha,
+    /// On or off by default.
+    Beta,
+    /// Locked on.
+    Ga,
+    /// Going; off by default.
+    Deprecated,
+}
+
+/// One known feature.
+#[derive(Clone, Copy, Debug)]
+pub struct Feature {
+    /// Upstream's name.
+    pub name: &'static str,
+    /// Whether it is on when nobody says anything.
+    pub default: bool,
+    /// Its stage; a GA feature cannot be switched off.
+    pub stage: Stage,
+}
+
+/// Why a feature setting was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FeatureError {
+    /// The value is not a boolean.
+    #[error("invalid value of {name}={value}, err: strconv.ParseBool: parsing {value:?}: invalid syntax")]
+    NotBoolean {
+        /// The feature.
+        name: String,
+        /// What was given.
+        value: String,
+    },
+    /// The feature is GA and on for good.
+    #[error("cannot set feature gate {name} to {value}, feature is locked to {locked}")]
+    Locked {
+        /// The feature.
+        name: String,
+        /// What was given.
+        value: bool,
+        /// What it is.
+        locked: bool,
+    },
+}
+
+/// The gates of one process.
+#[derive(Clone, Debug)]
+pub struct FeatureGates {
+    known: &'static [Feature],
+    set: BTreeMap<String, bool>,
+}
+
+impl FeatureGates {
+    /// Gates that know `known` and stand at their defaults.
+    pub fn new(known: &'static [Feature]) -> Self {
+        Self { known, set: BTreeMap::new() }
+    }
+
+    /// Applies `--feature-gates` or a file's `featureGates`. `AllAlpha` and `AllBeta` are understood.
+    ///
+    /// DIFFERS: a name this build does not know is warned about and ignored, because upstream has some two hundred gates
+    /// and a cluster tool passes one list to every component.
+    ///
+    /// # Errors
+    /// A value that is no boolean, or a locked feature.
+    pub fn set(&mut self, settings: &BTreeMap<String, String>) -> Result<(), FeatureError> {
+        for (name, value) in settings {
+            let on = crate::flags::parse_bool(value)
+                .ok_or_else(|| FeatureError::NotBoolean { name: name.clone(), value: value.clone() })?;
+            match name.as_str() {
+                "AllAlpha" => self.set_stage(Stage::Alpha, on, settings),
+                "AllBeta" => self.set_stage(Stage::Beta, on, settings),
+                _ => match self.known.iter().find(|f| f.name == name) {
+                    Some(f) if f.stage == Stage::Ga && on != f.default => {
+                        return Err(FeatureError::Locked { name: name.clone(), value: on, locked: f.default });
+                    }
+                    Some(_) => {
+                        self.set.insert(name.clone(), on);
+                    }
+                    None => tracing::warn!(feature = name, value = on, "Unknown feature gate, ignored"),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn set_stage(&mut self, stage: Stage, on: bool, explicit: &BTreeMap<String, String>) {
+        for feature in self.known.iter().filter(|f| f.stage == stage && !explicit.contains_key(f.name)) {
+            self.set.insert(feature.name.to_string(), on);
+        }
+    }
+
+    /// Whether a feature is on. An unknown name is off.
+    pub fn enabled(&self, name: &str) -> bool {
+        self.set
+            .get(name)
+            .copied()
+            .unwrap_or_else(|| self.known.iter().any(|f| f.name == name && f.default))
+    }
+
+    /// Sets `kubernetes_feature_enabled{name,stage}` for every known feature.
+    pub fn record_metrics(&self) {
+        for feature in self.known {
+            let stage = match feature.stage {
+                Stage::Alpha => "ALPHA",
+                Stage::Beta => "BETA",
+                Stage::Ga => "",
+                Stage::Deprecated => "DEPRECATED",
+            };
+            crate::metrics::feature_enabled(feature.name, stage, self.enabled(feature.name));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: &[Feature] = &[
+        Feature { name: "New", default: false, stage: Stage::Alpha },
+        Feature { name: "Old", default: true, stage: Stage::Ga },
+    ];
+
+    #[test]
+    fn gates() {
+        let mut gates = FeatureGates::new(KNOWN);
+        assert!(!gates.enabled("New") && gates.enabled("Old") && !gates.enabled("Nobody"));
+        gates.set(&[("New".into(), "true".into())].into()).unwrap();
+        assert!(gates.enabled("New"));
+        assert!(gates.set(&[("Old".into(), "false".into())].into()).is_err());
+        assert!(gates.set(&[("New".into(), "maybe".into())].into()).is_err());
+        gates.set(&[("Unheard".into(), "true".into())].into()).unwrap();
+    }
+}

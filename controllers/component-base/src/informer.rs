@@ -1,0 +1,273 @@
+//! Informers: one watched cache per kind and selection, shared by everybody in the process.
+//!
+//! Built on kube's watcher (pages, bookmarks, resume, relist with backoff). Objects are trimmed and held as `Arc`. Each subscriber
+//! has a queue of its own that merges what it has not read yet, so a slow one never holds up another and never loses a state.
+//! Upstream: `k8s.io/client-go/tools/cache`.
+//!
+//! ```text
+//! watcher -> store (objects, indexes) -> queue per subscriber -> InformerEvent
+//! ```
+
+mod queue;
+mod store;
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use k8s_openapi::NamespaceResourceScope;
+use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+pub use queue::{InformerEvent, Receiver};
+use store::Store;
+
+use crate::shutdown::Shutdown;
+
+/// Namespace and name of an object; the namespace is empty for cluster objects. Displays as `namespace/name` or `name`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Empty for cluster objects.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// A key; an empty namespace means a cluster object.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+    /// The key of an object.
+    pub fn of<K: Resource>(object: &K) -> Self {
+        let meta = object.meta();
+        Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
+    }
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// What an informer can hold: any API object, typed, dynamic or metadata alone.
+pub trait Object: Resource + Clone + Debug + Send + Sync + 'static {}
+impl<K: Resource + Clone + Debug + Send + Sync + 'static> Object for K {}
+
+/// Which objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct InformerOptions {
+    /// A label selector; empty selects everything.
+    pub label_selector: Option<String>,
+    /// A field selector, as `spec.nodeName=a`.
+    pub field_selector: Option<String>,
+}
+
+impl InformerOptions {
+    /// Adds a field selector.
+    pub fn fields(mut self, selector: impl Into<String>) -> Self {
+        self.field_selector = Some(selector.into());
+        self
+    }
+    /// Adds a label selector.
+    pub fn labels(mut self, selector: impl Into<String>) -> Self {
+        self.label_selector = Some(selector.into());
+        self
+    }
+    fn watcher_config(&self) -> watcher::Config {
+        watcher::Config {
+            label_selector: self.label_selector.clone(),
+            field_selector: self.field_selector.clone(),
+            ..watcher::Config::default()
+        }
+    }
+}
+
+/// Makes informers and remembers them: asking twice for one kind and selection gives one informer.
+#[derive(Clone)]
+pub struct Factory {
+    inner: Arc<FactoryInner>,
+}
+
+struct FactoryInner {
+    client: Client,
+    shutdown: Shutdown,
+    informers: Mutex<HashMap<(TypeId, String, InformerOptions), Box<dyn Any + Send>>>,
+}
+
+impl Factory {
+    /// A factory whose informers end with `shutdown`.
+    pub fn new(client: Client, shutdown: Shutdown) -> Self {
+        Self { inner: Arc::new(FactoryInner { client, shutdown, informers: Mutex::default() }) }
+    }
+
+    /// The client the informers use.
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    /// The informer of a kind over the whole cluster; starts at once.
+    pub fn informer<K>(&self, options: InformerOptions) -> Informer<K>
+    where
+        K: Object + DeserializeOwned + Resource<DynamicType = ()>,
+    {
+        self.cached(String::new(), &options, || {
+            Informer::start(Api::all(self.inner.client.clone()), &options, &self.inner.shutdown)
+        })
+    }
+
+    /// The informer of a kind in one namespace; starts at once.
+    pub fn namespaced_informer<K>(&self, namespace: &str, options: InformerOptions) -> Informer<K>
+    where
+        K: Object + DeserializeOwned + Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        self.cached(namespace.to_string(), &options, || {
+            Informer::start(Api::namespaced(self.inner.client.clone(), namespace), &options, &self.inner.shutdown)
+        })
+    }
+
+    /// An informer over the metadata alone of a resource found by discovery.
+    pub fn metadata(&self, resource: &ApiResource, options: InformerOptions) -> Informer<PartialObjectMeta<DynamicObject>> {
+        self.cached(metadata_id(resource), &options, || {
+            let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(self.inner.client.clone(), resource);
+            Informer::start(api, &options, &self.inner.shutdown)
+        })
+    }
+
+    /// Forgets the metadata informer of a resource (its CRD is gone); it ends when the last handle is dropped.
+    pub fn forget_metadata(&self, resource: &ApiResource, options: &InformerOptions) {
+        let key = (TypeId::of::<PartialObjectMeta<DynamicObject>>(), metadata_id(resource), options.clone());
+        self.inner.informers.lock().expect("no panic while the lock is held").remove(&key);
+    }
+
+    fn cached<K: Object>(&self, id: String, options: &InformerOptions, make: impl FnOnce() -> Informer<K>) -> Informer<K> {
+        let mut informers = self.inner.informers.lock().expect("no panic while the lock is held");
+        let entry = informers.entry((TypeId::of::<K>(), id, options.clone())).or_insert_with(|| Box::new(make()));
+        entry.downcast_ref::<Informer<K>>().expect("stored under its own type id").clone()
+    }
+}
+
+/// A shared, watched cache. Clones are handles; a standalone informer's watch ends when the last handle is dropped.
+pub struct Informer<K: Object> {
+    store: Arc<Store<K>>,
+    synced: watch::Receiver<bool>,
+    /// Ends the watch when the last handle goes.
+    _guard: Arc<tokio_util::sync::DropGuard>,
+}
+
+impl<K: Object> Clone for Informer<K> {
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), synced: self.synced.clone(), _guard: self._guard.clone() }
+    }
+}
+
+impl<K: Object> Informer<K> {
+    /// A standalone informer over `api`'s namespace or cluster, outside of any factory; ends with `shutdown` or with its last
+    /// handle.
+    pub fn start(api: Api<K>, options: &InformerOptions, shutdown: &Shutdown) -> Self
+    where
+        K: DeserializeOwned,
+    {
+        let kind = api.resource_url().to_string();
+        Self::from_stream(watcher(api, options.watcher_config()), kind, shutdown)
+    }
+
+    /// Feeds a store from a stream of watcher events; the seam for tests and unusual sources.
+    pub fn from_stream<S>(stream: S, kind: String, shutdown: &Shutdown) -> Self
+    where
+        S: futures::Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    {
+        let store = Arc::new(Store::new());
+        let (synced_sender, synced) = watch::channel(false);
+        let end = shutdown.child();
+        let guard = Arc::new(end.token().clone().drop_guard());
+        let task_store = store.clone();
+        tokio::spawn(async move {
+            let mut stream = Box::pin(stream.default_backoff());
+            while let Some(Some(event)) = end.run_until(stream.next()).await {
+                match event {
+                    Ok(event) => {
+                        if task_store.apply(event) {
+                            synced_sender.send_replace(true);
+                        }
+                    }
+                    Err(error) => tracing::warn!(kind, %error, "Watch failed, will retry"),
+                }
+            }
+            task_store.close();
+        });
+        Self { store, synced, _guard: guard }
+    }
+
+    /// The object, if the cache has it.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.store.get(&ObjectKey::new(namespace, name))
+    }
+
+    /// The object of a key.
+    pub fn get_key(&self, key: &ObjectKey) -> Option<Arc<K>> {
+        self.store.get(key)
+    }
+
+    /// All objects, in no order.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.store.list()
+    }
+
+    /// All objects of a namespace, in no order.
+    pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.store.list_namespace(namespace)
+    }
+
+    /// How many objects the cache has.
+    pub fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    /// Whether the cache is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds an index under a name of its own; adding it twice keeps the first. `keys` gives the values an object is found by.
+    pub fn add_index(&self, name: &'static str, keys: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) {
+        self.store.add_index(name, Box::new(keys));
+    }
+
+    /// Objects that have `value` in an index; empty when there is no such index.
+    pub fn by_index(&self, name: &str, value: &str) -> Vec<Arc<K>> {
+        self.store.by_index(name, value)
+    }
+
+    /// Events from now on, after an `Added` for everything stored.
+    pub fn subscribe(&self) -> Receiver<K> {
+        self.store.subscribe()
+    }
+
+    /// Whether the first list has arrived in full.
+    pub fn has_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    /// Waits for the first list; `false` when the informer ended before.
+    pub async fn wait_for_sync(&self) -> bool {
+        self.synced.clone().wait_for(|synced| *synced).await.is_ok()
+    }
+}
+
+fn metadata_id(resource: &ApiResource) -> String {
+    format!("{}/{}/{}", resource.group, resource.version, resource.plural)
+}
+
+#[cfg(test)]
+mod tests;
