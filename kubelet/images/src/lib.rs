@@ -15,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod digest;
 mod image;
 mod import;
 mod pull;
