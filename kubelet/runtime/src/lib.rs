@@ -7,5 +7,6 @@
 //! Upstream: k8s.io/cri-api/pkg/apis/runtime/v1, v1.36.
 
 pub mod api;
+pub mod fake;
 
 pub use api::*;
