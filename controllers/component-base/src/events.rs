@@ -1,0 +1,251 @@
+//! Recording events: a bounded queue, correlation as upstream's, and a task that writes them.
+//!
+//! `core/v1` events (kubelet, controllers) are counted and combined by [`core_v1`]; `events.k8s.io/v1` events (scheduler) become
+//! series by [`events_v1`]. An event is best effort: when the queue is full it is dropped and counted in the log.
+//! Upstream: `k8s.io/client-go/tools/record`, `k8s.io/client-go/tools/events`.
+
+mod core_v1;
+mod events_v1;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, ObjectReference};
+use k8s_openapi::api::events::v1::Event as EventV1;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client, Resource};
+use tokio::sync::mpsc;
+
+use crate::shutdown::Shutdown;
+
+/// Events waiting to be written before new ones are dropped (upstream's broadcaster queue).
+const MAX_QUEUED: usize = 1000;
+/// Tries of one write (upstream's `maxTriesPerEvent`).
+const MAX_TRIES: u32 = 12;
+/// Pause between tries; up to a quarter is added at random.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// How often events.k8s.io series are looked at.
+const SERIES_PERIOD: Duration = Duration::from_secs(6 * 60);
+
+/// `Normal` or `Warning`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventType {
+    /// Information.
+    Normal,
+    /// Something a user should look at.
+    Warning,
+}
+
+impl EventType {
+    /// The word in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        }
+    }
+}
+
+/// One event as its recorder got it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordedEvent {
+    /// What it is about.
+    pub regarding: ObjectReference,
+    /// A second object, if any (events.k8s.io only).
+    pub related: Option<ObjectReference>,
+    /// Normal or Warning.
+    pub event_type: EventType,
+    /// A CamelCase word.
+    pub reason: String,
+    /// What was done (events.k8s.io only).
+    pub action: String,
+    /// For people.
+    pub message: String,
+    /// Annotations of the event object.
+    pub annotations: std::collections::BTreeMap<String, String>,
+}
+
+/// Takes events and returns at once; clones share one queue.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    sink: Sink,
+}
+
+#[derive(Clone, Debug)]
+enum Sink {
+    Queue(mpsc::Sender<(Timestamp, RecordedEvent)>),
+    Fake(mpsc::UnboundedSender<RecordedEvent>),
+    Discard,
+}
+
+impl Recorder {
+    /// Writes `core/v1` events as `component` (`kubelet`, `deployment-controller`) on `host` (empty but for per-node components).
+    pub fn core_v1(client: Client, component: &str, host: &str, shutdown: &Shutdown) -> Self {
+        let (sender, mut receiver) = mpsc::channel(MAX_QUEUED);
+        let (component, host, shutdown) = (component.to_string(), host.to_string(), shutdown.clone());
+        tokio::spawn(async move {
+            let mut correlator = core_v1::Correlator::default();
+            while let Some(Some((now, event))) = shutdown.run_until(receiver.recv()).await {
+                let event = core_v1::make_event(event, &component, &host, now);
+                if let Some(write) = correlator.correlate(event, now) {
+                    shutdown.run_until(with_retries(|| write_core(&client, &write))).await;
+                }
+            }
+        });
+        Self { sink: Sink::Queue(sender) }
+    }
+
+    /// Writes `events.k8s.io/v1` events as `controller` (`default-scheduler`), instance `controller-hostname`.
+    pub fn events_v1(client: Client, controller: &str, shutdown: &Shutdown) -> Self {
+        let (sender, mut receiver) = mpsc::channel::<(Timestamp, RecordedEvent)>(MAX_QUEUED);
+        let (controller, shutdown) = (controller.to_string(), shutdown.clone());
+        let instance = format!("{controller}-{}", hostname());
+        tokio::spawn(async move {
+            let mut series = events_v1::Series::default();
+            let mut tick = tokio::time::interval(SERIES_PERIOD);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                let writes = tokio::select! {
+                    () = shutdown.triggered() => return,
+                    received = receiver.recv() => match received {
+                        Some((now, event)) => series.record(events_v1::make_event(event, &controller, &instance, now), now),
+                        None => return,
+                    },
+                    _ = tick.tick() => series.sweep(Timestamp::now()),
+                };
+                for write in writes {
+                    shutdown.run_until(with_retries(|| write_v1(&client, &write))).await;
+                }
+            }
+        });
+        Self { sink: Sink::Queue(sender) }
+    }
+
+    /// A recorder whose events a test reads.
+    pub fn fake() -> (Self, mpsc::UnboundedReceiver<RecordedEvent>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self { sink: Sink::Fake(sender) }, receiver)
+    }
+
+    /// A recorder that drops everything.
+    pub fn discard() -> Self {
+        Self { sink: Sink::Discard }
+    }
+
+    /// Records an event. `action` matters to events.k8s.io alone; pass the reason or an empty text otherwise.
+    pub fn event(&self, regarding: &ObjectReference, event_type: EventType, reason: &str, action: &str, message: impl Into<String>) {
+        self.record(RecordedEvent {
+            regarding: regarding.clone(),
+            related: None,
+            event_type,
+            reason: reason.to_string(),
+            action: action.to_string(),
+            message: message.into(),
+            annotations: Default::default(),
+        });
+    }
+
+    /// Records an event with everything an event may carry.
+    pub fn record(&self, event: RecordedEvent) {
+        tracing::debug!(
+            object = format!("{}/{}", event.regarding.namespace.as_deref().unwrap_or(""), event.regarding.name.as_deref().unwrap_or("")),
+            kind = event.regarding.kind.as_deref().unwrap_or(""),
+            event_type = event.event_type.as_str(),
+            reason = event.reason,
+            message = event.message,
+            "Event occurred"
+        );
+        match &self.sink {
+            Sink::Queue(sender) => {
+                if sender.try_send((Timestamp::now(), event)).is_err() {
+                    tracing::warn!("Unable to record event: too many queued events, dropped event");
+                }
+            }
+            // A test that dropped its receiver does not look at events.
+            Sink::Fake(sender) => drop(sender.send(event)),
+            Sink::Discard => {}
+        }
+    }
+}
+
+/// A reference to an object, as events and owner lookups use it.
+pub fn object_reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
+    let meta = object.meta();
+    ObjectReference {
+        api_version: Some(K::api_version(&()).into_owned()),
+        kind: Some(K::kind(&()).into_owned()),
+        namespace: meta.namespace.clone(),
+        name: meta.name.clone(),
+        uid: meta.uid.clone(),
+        resource_version: meta.resource_version.clone(),
+        field_path: None,
+    }
+}
+
+/// This machine's host name.
+pub fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|h| h.trim().to_string()).unwrap_or_default()
+}
+
+fn event_name(regarding: &ObjectReference, now: Timestamp) -> String {
+    format!("{}.{:x}", regarding.name.as_deref().unwrap_or_default(), now.as_nanosecond())
+}
+
+fn event_namespace(regarding: &ObjectReference) -> String {
+    regarding.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_string())
+}
+
+/// What correlation decided: an event to create, or a change to one that is there.
+struct Write<E> {
+    event: E,
+    namespace: String,
+    name: String,
+    patch: Option<serde_json::Value>,
+}
+
+async fn with_retries<F, Fut>(mut write: F)
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<(), kube::Error>>,
+{
+    for attempt in 1..=MAX_TRIES {
+        let Err(error) = write().await else { return };
+        match crate::client::api_status(&error) {
+            Some(status) if status.is_already_exists() || crate::client::is_namespace_terminating(&error) => {
+                tracing::debug!(%error, "Server rejected event (will not retry!)");
+                return;
+            }
+            Some(status) if status.code < 500 && status.code != 429 => {
+                tracing::warn!(%error, "Server rejected event (will not retry!)");
+                return;
+            }
+            _ if attempt == MAX_TRIES => tracing::warn!(%error, "Unable to write event (retry limit exceeded!)"),
+            _ => {
+                tracing::debug!(%error, "Unable to write event (may retry after sleeping)");
+                tokio::time::sleep(RETRY_PAUSE.mul_f64(1.0 + rand::random_range(0.0..0.25))).await;
+            }
+        }
+    }
+}
+
+async fn write_core(client: &Client, write: &Write<Event>) -> Result<(), kube::Error> {
+    let api: Api<Event> = Api::namespaced(client.clone(), &write.namespace);
+    if let Some(patch) = &write.patch {
+        match api.patch(&write.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            Err(error) if crate::client::is_not_found(&error) => {}
+            result => return result.map(drop),
+        }
+    }
+    api.create(&PostParams::default(), &write.event).await.map(drop)
+}
+
+async fn write_v1(client: &Client, write: &Write<EventV1>) -> Result<(), kube::Error> {
+    let api: Api<EventV1> = Api::namespaced(client.clone(), &write.namespace);
+    if let Some(patch) = &write.patch {
+        match api.patch(&write.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            Err(error) if crate::client::is_not_found(&error) => {}
+            result => return result.map(drop),
+        }
+    }
+    api.create(&PostParams::default(), &write.event).await.map(drop)
+}

@@ -1,0 +1,432 @@
+//! Leader election over a `coordination.k8s.io` Lease.
+//!
+//! A candidate takes a lease that is free or that it saw unchanged for a lease's duration by its own clock, and renews it. It stops
+//! leading when it could not renew for the renew deadline, before another may take over. Writes carry the resourceVersion, so of two
+//! writers one loses. Upstream: `k8s.io/client-go/tools/leaderelection`.
+//!
+//! ```text
+//! candidate --acquired--> leader --renewed--> leader
+//!                           |--not renewed for renew_deadline--> lost (the process ends)
+//!                           `--shutdown, work ended--> released
+//! ```
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::PostParams;
+use kube::{Api, Client};
+
+use crate::clock::Clock;
+use crate::events::{EventType, Recorder, object_reference};
+use crate::health::{Health, Kind};
+use crate::shutdown::Shutdown;
+
+/// Upstream's `JitterFactor`: a candidate waits up to this much longer between tries.
+const JITTER: f64 = 1.2;
+/// Time past the lease's duration before the health check fails (upstream's watchdog).
+const WATCHDOG: Duration = Duration::from_secs(20);
+
+/// Which lease, as whom, and how patient.
+#[derive(Clone, Debug)]
+pub struct LeaderElectionConfig {
+    /// The lease's namespace, `kube-system` by default.
+    pub namespace: String,
+    /// The lease's name, the component's by default.
+    pub name: String,
+    /// Who we are; unique to a process. See [`default_identity`].
+    pub identity: String,
+    /// How long others wait after the last renewal they saw.
+    pub lease_duration: Duration,
+    /// How long the leader tries to renew before it gives up.
+    pub renew_deadline: Duration,
+    /// Pause between tries.
+    pub retry_period: Duration,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LeaderElectionError {
+    /// Others could take over before this leader gives up.
+    #[error("leaseDuration must be greater than renewDeadline")]
+    LeaseDuration,
+    /// There would be no second try.
+    #[error("renewDeadline must be greater than retryPeriod*JitterFactor")]
+    RenewDeadline,
+    /// A time is zero, or a name is empty.
+    #[error("{0} must be greater than zero and names must not be empty")]
+    Empty(&'static str),
+}
+
+impl LeaderElectionConfig {
+    /// Upstream's defaults: 15 s, 10 s, 2 s, in `kube-system`.
+    pub fn new(name: &str) -> Self {
+        Self {
+            namespace: "kube-system".into(),
+            name: name.into(),
+            identity: default_identity(),
+            lease_duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_secs(10),
+            retry_period: Duration::from_secs(2),
+        }
+    }
+
+    /// Checks the times against each other.
+    ///
+    /// # Errors
+    /// See [`LeaderElectionError`].
+    pub fn validate(&self) -> Result<(), LeaderElectionError> {
+        if self.name.is_empty() || self.namespace.is_empty() || self.identity.is_empty() {
+            return Err(LeaderElectionError::Empty("name"));
+        }
+        if self.retry_period.is_zero() {
+            return Err(LeaderElectionError::Empty("retryPeriod"));
+        }
+        if self.lease_duration <= self.renew_deadline {
+            return Err(LeaderElectionError::LeaseDuration);
+        }
+        if self.renew_deadline <= self.retry_period.mul_f64(JITTER) {
+            return Err(LeaderElectionError::RenewDeadline);
+        }
+        Ok(())
+    }
+}
+
+/// `hostname_uuid`, as upstream's components name themselves.
+pub fn default_identity() -> String {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map(|u| u.trim().to_string())
+        .unwrap_or_else(|_| format!("{:016x}", rand::random::<u64>()));
+    format!("{}_{uuid}", crate::events::hostname())
+}
+
+/// How an election ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The process was told to end.
+    Shutdown,
+    /// The lease was lost; the process must end at once, since another may lead already.
+    Lost,
+    /// The work ended by itself while leading.
+    Finished,
+}
+
+/// What was last seen in the lease, and when by this process's clock.
+#[derive(Default)]
+struct Observed {
+    spec: LeaseSpec,
+    resource_version: Option<String>,
+    at: Duration,
+}
+
+/// Shared with the health check and the executor.
+#[derive(Clone, Debug)]
+pub struct Leadership {
+    state: Arc<Mutex<Option<Duration>>>,
+    clock: Clock,
+    renew_deadline: Duration,
+}
+
+impl Leadership {
+    /// A process that needs no election leads always.
+    pub fn always() -> Self {
+        Self { state: Arc::new(Mutex::new(Some(Duration::MAX))), clock: Clock::real(), renew_deadline: Duration::ZERO }
+    }
+    /// Whether this process leads by what it knows now: it renewed within the renew deadline.
+    pub fn is_leading(&self) -> bool {
+        let renewed = *self.state.lock().expect("no panic while the lock is held");
+        renewed.is_some_and(|at| self.clock.monotonic() < at.saturating_add(self.renew_deadline))
+    }
+    fn set(&self, renewed: Option<Duration>) {
+        *self.state.lock().expect("no panic while the lock is held") = renewed;
+    }
+    fn check(&self, lease_duration: Duration) -> Result<(), String> {
+        let renewed = *self.state.lock().expect("no panic while the lock is held");
+        match renewed {
+            Some(at) if self.clock.monotonic() > at.saturating_add(lease_duration + WATCHDOG) => {
+                Err("failed election to renew leadership on lease".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One candidate.
+pub struct LeaderElector {
+    api: Api<Lease>,
+    config: LeaderElectionConfig,
+    recorder: Recorder,
+    clock: Clock,
+    observed: Observed,
+    leadership: Leadership,
+    reported: Option<String>,
+}
+
+impl LeaderElector {
+    /// A candidate with a client of its own (its writes must not wait behind others in a rate limit).
+    ///
+    /// # Errors
+    /// A configuration that cannot work.
+    pub fn new(client: Client, config: LeaderElectionConfig, recorder: Recorder) -> Result<Self, LeaderElectionError> {
+        config.validate()?;
+        let clock = Clock::real();
+        let leadership =
+            Leadership { state: Arc::default(), clock: clock.clone(), renew_deadline: config.renew_deadline };
+        crate::metrics::leader_status(&config.name, false);
+        Ok(Self {
+            api: Api::namespaced(client, &config.namespace),
+            config,
+            recorder,
+            clock,
+            observed: Observed::default(),
+            leadership,
+            reported: None,
+        })
+    }
+
+    /// The handle that tells whether this process leads.
+    pub fn leadership(&self) -> Leadership {
+        self.leadership.clone()
+    }
+
+    /// Adds the `leaderElection` watchdog to the health checks.
+    pub fn add_health_check(&self, health: &Health) {
+        let (leadership, duration) = (self.leadership.clone(), self.config.lease_duration);
+        health.add("leaderElection", Kind::Live, move || leadership.check(duration));
+    }
+
+    /// Waits for the lease, then runs `lead` with a token that ends with shutdown or with the lease, and renews meanwhile.
+    ///
+    /// After a shutdown the lease is kept until `lead` returns (or cannot be renewed), then released for the next candidate.
+    pub async fn run<F, Fut>(mut self, shutdown: &Shutdown, lead: F) -> Outcome
+    where
+        F: FnOnce(Shutdown) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        if !self.acquire(shutdown).await {
+            return Outcome::Shutdown;
+        }
+        let leading = shutdown.child();
+        let mut work = tokio::spawn(lead(leading.clone()));
+        let outcome = loop {
+            tokio::select! {
+                ended = &mut work => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "The leader's work ended with a panic");
+                    }
+                    break if shutdown.is_triggered() { Outcome::Shutdown } else { Outcome::Finished };
+                }
+                () = self.clock.sleep(self.config.retry_period) => {
+                    if !self.renew().await {
+                        break Outcome::Lost;
+                    }
+                }
+            }
+        };
+        crate::metrics::leader_status(&self.config.name, false);
+        self.record_event("stopped leading");
+        leading.trigger();
+        if outcome == Outcome::Lost {
+            tracing::error!(lease = self.describe(), "leaderelection lost");
+            work.abort();
+        } else {
+            self.release().await;
+        }
+        self.leadership.set(None);
+        outcome
+    }
+
+    fn describe(&self) -> String {
+        format!("{}/{}", self.config.namespace, self.config.name)
+    }
+
+    async fn acquire(&mut self, shutdown: &Shutdown) -> bool {
+        tracing::info!(lock = self.describe(), "Attempting to acquire leader lease...");
+        loop {
+            let deadline = self.config.renew_deadline;
+            match shutdown.run_until(tokio::time::timeout(deadline, self.try_acquire_or_renew())).await {
+                None => return false,
+                Some(Ok(true)) => break,
+                Some(_) => {}
+            }
+            let pause = self.config.retry_period.mul_f64(1.0 + rand::random_range(0.0..JITTER));
+            if shutdown.run_until(self.clock.sleep(pause)).await.is_none() {
+                return false;
+            }
+        }
+        crate::metrics::leader_status(&self.config.name, true);
+        self.record_event("became leader");
+        tracing::info!(lock = self.describe(), "Successfully acquired lease");
+        true
+    }
+
+    /// Tries until the renew deadline has passed since the last renewal.
+    async fn renew(&mut self) -> bool {
+        let deadline = self.clock.monotonic() + self.config.renew_deadline;
+        loop {
+            let left = deadline.saturating_sub(self.clock.monotonic());
+            if left.is_zero() {
+                tracing::info!(lock = self.describe(), "Failed to renew lease: timed out waiting for the condition");
+                return false;
+            }
+            if let Ok(true) = tokio::time::timeout(left, self.try_acquire_or_renew()).await {
+                return true;
+            }
+            let left = deadline.saturating_sub(self.clock.monotonic());
+            self.clock.sleep(self.config.retry_period.min(left)).await;
+        }
+    }
+
+    fn is_leader(&self) -> bool {
+        self.observed.spec.holder_identity.as_deref() == Some(&self.config.identity)
+    }
+
+    fn observe(&mut self, lease: &Lease, now: Duration) {
+        let spec = lease.spec.clone().unwrap_or_default();
+        self.observed.resource_version = lease.metadata.resource_version.clone();
+        // The time of a record is when it was first seen: another's clock is not to be trusted.
+        if self.observed.spec != spec {
+            self.observed.spec = spec;
+            self.observed.at = now;
+        }
+        let holder = self.observed.spec.holder_identity.clone();
+        if self.reported != holder {
+            tracing::info!(lease = self.describe(), leader = holder.as_deref().unwrap_or(""), "New leader elected");
+            self.reported = holder;
+        }
+    }
+
+    fn is_lease_valid(&self, now: Duration) -> bool {
+        let seconds = u64::try_from(self.observed.spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0);
+        self.observed.at + Duration::from_secs(seconds) > now
+    }
+
+    async fn try_acquire_or_renew(&mut self) -> bool {
+        let started = self.clock.monotonic();
+        let done = match self.write_record(started).await {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::warn!(lock = self.describe(), %error, "Error retrieving or updating the lease lock");
+                false
+            }
+        };
+        if done {
+            // Counted from before the write, so that this process never believes longer than the others wait.
+            self.leadership.set(Some(started));
+        }
+        done
+    }
+
+    async fn write_record(&mut self, now: Duration) -> Result<bool, kube::Error> {
+        if self.is_leader() && self.is_lease_valid(now) {
+            let spec = self.record(self.observed.spec.acquire_time.clone(), self.observed.spec.lease_transitions);
+            match self.update(spec, self.observed.resource_version.clone()).await {
+                Ok(lease) => {
+                    self.observe(&lease, now);
+                    return Ok(true);
+                }
+                Err(error) => tracing::debug!(%error, "Failed to update lease optimistically, falling back to slow path"),
+            }
+        }
+        let Some(lease) = self.api.get_opt(&self.config.name).await? else {
+            let lease = Lease {
+                metadata: ObjectMeta {
+                    name: Some(self.config.name.clone()),
+                    namespace: Some(self.config.namespace.clone()),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(self.record(None, Some(0))),
+            };
+            let lease = self.api.create(&PostParams::default(), &lease).await?;
+            self.observe(&lease, now);
+            return Ok(true);
+        };
+        self.observe(&lease, now);
+        let held = self.observed.spec.holder_identity.as_ref().is_some_and(|h| !h.is_empty());
+        if held && self.is_lease_valid(now) && !self.is_leader() {
+            tracing::debug!(holder = self.observed.spec.holder_identity, "Lease is held by and has not yet expired");
+            return Ok(false);
+        }
+        let spec = if self.is_leader() {
+            self.record(self.observed.spec.acquire_time.clone(), self.observed.spec.lease_transitions)
+        } else {
+            self.record(None, Some(self.observed.spec.lease_transitions.unwrap_or(0) + 1))
+        };
+        let lease = self.update(spec, lease.metadata.resource_version).await?;
+        self.observe(&lease, now);
+        Ok(true)
+    }
+
+    fn record(&self, acquired: Option<MicroTime>, transitions: Option<i32>) -> LeaseSpec {
+        let now = MicroTime(Timestamp::now());
+        LeaseSpec {
+            holder_identity: Some(self.config.identity.clone()),
+            lease_duration_seconds: Some(i32::try_from(self.config.lease_duration.as_secs()).unwrap_or(i32::MAX)),
+            acquire_time: Some(acquired.unwrap_or_else(|| now.clone())),
+            renew_time: Some(now),
+            lease_transitions: transitions,
+            ..LeaseSpec::default()
+        }
+    }
+
+    async fn update(&self, spec: LeaseSpec, resource_version: Option<String>) -> Result<Lease, kube::Error> {
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(self.config.name.clone()),
+                namespace: Some(self.config.namespace.clone()),
+                resource_version,
+                ..ObjectMeta::default()
+            },
+            spec: Some(spec),
+        };
+        self.api.replace(&self.config.name, &PostParams::default(), &lease).await
+    }
+
+    /// Empties the lease, so that the next candidate need not wait.
+    async fn release(&mut self) {
+        if !self.is_leader() {
+            return;
+        }
+        let spec = LeaseSpec {
+            holder_identity: Some(String::new()),
+            lease_duration_seconds: Some(1),
+            ..self.record(None, self.observed.spec.lease_transitions)
+        };
+        let update = self.update(spec, self.observed.resource_version.clone());
+        match tokio::time::timeout(self.config.renew_deadline, update).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(lock = self.describe(), %error, "Failed to release lease"),
+            Err(_) => tracing::warn!(lock = self.describe(), "Failed to release lease in time"),
+        }
+    }
+
+    fn record_event(&self, what: &str) {
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(self.config.name.clone()),
+                namespace: Some(self.config.namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: None,
+        };
+        let message = format!("{} {what}", self.config.identity);
+        self.recorder.event(&object_reference(&lease), EventType::Normal, "LeaderElection", "LeaderElection", message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_must_fit() {
+        let good = LeaderElectionConfig::new("x");
+        assert_eq!(good.validate(), Ok(()));
+        let short = LeaderElectionConfig { lease_duration: Duration::from_secs(10), ..good.clone() };
+        assert_eq!(short.validate(), Err(LeaderElectionError::LeaseDuration));
+        let slow = LeaderElectionConfig { retry_period: Duration::from_secs(9), ..good };
+        assert_eq!(slow.validate(), Err(LeaderElectionError::RenewDeadline));
+    }
+}
