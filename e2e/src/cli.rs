@@ -1,0 +1,150 @@
+//! The command line: `cargo e2e COMMAND`.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::cluster::{Cluster, Component, Options};
+use crate::programs::Outputs;
+use crate::step::Steps;
+use crate::{forward, images, test_run, tidy};
+
+#[derive(Parser)]
+#[command(name = "cargo e2e", about = "Brings a Gantry cluster up on this machine, tests it, measures it")]
+struct Cli {
+    /// The cluster to work on; several may run side by side.
+    #[arg(long, global = true, default_value = "gantry", value_parser = cluster_name)]
+    name: String,
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Brings a cluster up: etcd, kube-apiserver, our control loops, nodes with our kubelet and kube-proxy.
+    Up(Up),
+    /// Ends the cluster and removes everything it made.
+    Down,
+    /// Lists the programs and the nodes.
+    Status,
+    /// Prints a program's log (`status` lists the names).
+    Logs {
+        component: String,
+        /// Follow it.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Runs kubectl as the cluster's admin.
+    Kubectl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Opens a shell on a node, or runs a command there.
+    Enter {
+        node: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Starts a program that ended, as it was.
+    Restart { component: String },
+    /// Runs every test: tidy, unit tests, then the black-box tests on a fresh cluster.
+    Test(test_run::TestOptions),
+    /// Builds the images of images.toml.
+    Images,
+    /// Holds the crates' dependencies to the plan of the house.
+    Tidy,
+    /// Forwards a port into a network namespace.
+    #[command(hide = true)]
+    Forward { listen: String, netns: String, target: String },
+}
+
+#[derive(Args)]
+struct Up {
+    /// How many nodes.
+    #[arg(long, default_value_t = 2)]
+    nodes: u8,
+    /// Upstream's program in the place of ours: it finds out who is to blame for a difference.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    with_upstream: Vec<Component>,
+    /// Of the scheduler and the controller-manager, each; one leads.
+    #[arg(long, default_value_t = 1)]
+    replicas: u8,
+    /// Pods a node takes.
+    #[arg(long, default_value_t = 150)]
+    max_pods: u32,
+}
+
+/// Runs the command that the process was started with.
+///
+/// # Errors
+/// The command failed; the text is for people.
+pub fn run() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    match cli.command {
+        Verb::Up(up) => {
+            let cluster = Cluster::up(Options {
+                name: cli.name,
+                nodes: up.nodes,
+                with_upstream: up.with_upstream.into_iter().collect(),
+                replicas: up.replicas,
+                max_pods: up.max_pods,
+            })?;
+            println!("{}", cluster.hints());
+        }
+        Verb::Down => Cluster::down(&cli.name)?,
+        Verb::Status => print!("{}", Cluster::open(&cli.name)?.status()),
+        Verb::Logs { component, follow } => return logs(&Cluster::open(&cli.name)?, &component, follow),
+        Verb::Kubectl { args } => return replace(Cluster::open(&cli.name)?.kubectl_command().args(args)),
+        Verb::Enter { node, command } => return enter(&Cluster::open(&cli.name)?, &node, &command),
+        Verb::Restart { component } => Cluster::open(&cli.name)?.restart(&component)?,
+        Verb::Test(options) => return test_run::run(&options),
+        Verb::Images => {
+            let outputs = Outputs::find();
+            images::build(&Steps::new(outputs.logs())?, &outputs)?;
+        }
+        Verb::Tidy => tidy::check(&Outputs::find())?,
+        Verb::Forward { listen, netns, target } => forward::run(&listen, &netns, &target)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn logs(cluster: &Cluster, component: &str, follow: bool) -> Result<ExitCode> {
+    let path = cluster.layout.log(component);
+    if !path.exists() {
+        cluster.process(component)?;
+    }
+    let mut command = Command::new("tail");
+    command.args(["-n", "+1"]);
+    if follow {
+        command.arg("-f");
+    }
+    replace(command.arg(path))
+}
+
+fn enter(cluster: &Cluster, node: &str, command: &[String]) -> Result<ExitCode> {
+    if !cluster.nodes().iter().any(|name| name == node) {
+        bail!("no node {node:?}; there are: {}", cluster.nodes().join(", "));
+    }
+    let (program, args) = match command.split_first() {
+        Some((program, args)) => (program.as_str(), args),
+        None => ("bash", &[] as &[String]),
+    };
+    replace(cluster.node_place(node).command(program).args(args))
+}
+
+/// Becomes the command: its terminal, signals and exit code are then its own.
+fn replace(command: &mut Command) -> Result<ExitCode> {
+    let err = command.exec();
+    Err(err).with_context(|| format!("start {:?}", command.get_program()))
+}
+
+/// It ends up in names of namespaces, links and folders.
+fn cluster_name(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty()
+        && text.len() <= 20
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    if fits { Ok(text.to_owned()) } else { Err("must be 1 to 20 lower-case letters and digits, a letter first".to_owned()) }
+}

@@ -1,0 +1,401 @@
+//! A cluster on this machine: etcd and kube-apiserver as they are, everything else ours or, on
+//! request, upstream's. `up`, `down`, `status`.
+//!
+//! **Invariant:** whatever is killed, whenever: `down` leaves no process, mount, namespace, cgroup,
+//! link or nft table behind. All daemons and containers live in one cgroup; all links and tables
+//! live in the cluster's network namespaces; all mounts live in the nodes' mount namespaces.
+
+pub mod addons;
+pub mod cgroup;
+pub mod control_plane;
+pub mod lan;
+pub mod layout;
+pub mod pki;
+pub mod process;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::debian;
+use crate::images;
+use crate::node;
+use crate::programs::{self, Outputs};
+use crate::step::{Steps, output};
+use layout::Layout;
+use process::{Place, Process, Program};
+
+/// A component that can be swapped for upstream's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Component {
+    /// With containerd, runc and the CNI plugins.
+    Kubelet,
+    KubeProxy,
+    KubeScheduler,
+    KubeControllerManager,
+}
+
+impl Component {
+    pub const ALL: [Self; 4] = [Self::Kubelet, Self::KubeProxy, Self::KubeScheduler, Self::KubeControllerManager];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kubelet => "kubelet",
+            Self::KubeProxy => "kube-proxy",
+            Self::KubeScheduler => "kube-scheduler",
+            Self::KubeControllerManager => "kube-controller-manager",
+        }
+    }
+}
+
+/// What `up` makes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Options {
+    pub name: String,
+    pub nodes: u8,
+    pub with_upstream: BTreeSet<Component>,
+    /// Of the scheduler and the controller-manager, each.
+    pub replicas: u8,
+    pub max_pods: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { name: "gantry".to_owned(), nodes: 2, with_upstream: BTreeSet::new(), replicas: 1, max_pods: 150 }
+    }
+}
+
+/// What is kept of a running cluster, on disk.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct State {
+    pub options: Options,
+    pub admin_port: u16,
+    pub processes: BTreeMap<String, Process>,
+}
+
+/// A cluster that is, or was, up.
+#[derive(Debug)]
+pub struct Cluster {
+    pub layout: Layout,
+    pub outputs: Outputs,
+    pub state: State,
+}
+
+impl Cluster {
+    /// Brings a cluster up from nothing.
+    ///
+    /// # Errors
+    /// One runs already, or a step fails; the error names the log.
+    pub fn up(options: Options) -> Result<Self> {
+        debian::require_root("make network namespaces and mounts")?;
+        if options.nodes == 0 || options.nodes > layout::MAX_NODES {
+            bail!("--nodes {}: must be 1 to {}", options.nodes, layout::MAX_NODES);
+        }
+        let layout = Layout::new(&options.name);
+        let _lock = lock(&layout)?;
+        if let Ok(running) = Self::open(&options.name)
+            && running.is_running()
+        {
+            bail!(
+                "cluster {:?} is already running ({} nodes); `cargo e2e down` ends it",
+                options.name,
+                running.state.options.nodes
+            );
+        }
+        let outputs = Outputs::find();
+        let steps = Steps::new(outputs.logs())?;
+        debian::install_missing(&steps)?;
+        Self::build(&steps, &outputs, &options)?;
+        tear_down(&layout).context("clear what an earlier cluster left")?;
+
+        let step = steps.start("certificates", None)?;
+        fs::create_dir_all(layout.dir())?;
+        let token = bootstrap_token()?;
+        pki::create(&layout, &token)?;
+        step.done();
+
+        let step = steps.start("network", None)?;
+        cgroup::create(&format!("{}/daemons", layout.cgroup()))?;
+        raise_inotify_limits()?;
+        lan::create(&layout)?;
+        step.done();
+
+        let mut cluster =
+            Self { layout, outputs, state: State { options, admin_port: 0, processes: BTreeMap::new() } };
+        cluster.start_everything(&steps, &token)?;
+        Ok(cluster)
+    }
+
+    fn build(steps: &Steps, outputs: &Outputs, options: &Options) -> Result<()> {
+        let mut upstream: Vec<&str> = programs::CLUSTER_PROGRAMS.to_vec();
+        let mut ours = Vec::new();
+        for component in Component::ALL {
+            match (component, options.with_upstream.contains(&component)) {
+                (Component::Kubelet, true) => upstream.extend(programs::NODE_PEERS),
+                (component, true) => upstream.push(component.name()),
+                (Component::Kubelet, false) => ours.extend(["kubelet", "shim"]),
+                (component, false) => ours.push(component.name()),
+            }
+        }
+        programs::build_upstream(steps, outputs, &upstream)?;
+        programs::build_ours(steps, outputs, &ours)?;
+        images::build(steps, outputs)
+    }
+
+    fn start_everything(&mut self, steps: &Steps, token: &str) -> Result<()> {
+        let step = steps.start("etcd, kube-apiserver, registry", None)?;
+        control_plane::start_registry(self, &step)?;
+        control_plane::start_api_server(self)?;
+        step.done();
+
+        let step = steps.start("controllers, scheduler, add-ons", None)?;
+        addons::apply_bootstrap(self, token)?;
+        for replica in 0..self.state.options.replicas {
+            control_plane::start_controller_manager(self, replica)?;
+            control_plane::start_scheduler(self, replica)?;
+        }
+        addons::apply_dns(self)?;
+        step.done();
+
+        let nodes = self.state.options.nodes;
+        let step = steps.start("nodes", Some(u64::from(nodes)))?;
+        for index in 1..=nodes {
+            node::create(self, index)?;
+            step.advance();
+        }
+        step.message("wait until they are Ready");
+        self.wait_for_nodes(Duration::from_secs(180))?;
+        step.done();
+
+        let step = steps.start("cluster DNS", None)?;
+        self.kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=180s"])?;
+        step.done();
+        Ok(())
+    }
+
+    /// Finds a cluster that `up` made.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn open(name: &str) -> Result<Self> {
+        let layout = Layout::new(name);
+        let text = fs::read_to_string(layout.state())
+            .with_context(|| format!("no cluster {name:?} here; `cargo e2e up` makes one"))?;
+        let state = serde_json::from_str(&text).with_context(|| format!("read {}", layout.state().display()))?;
+        Ok(Self { layout, outputs: Outputs::find(), state })
+    }
+
+    /// Whether etcd and kube-apiserver live.
+    pub fn is_running(&self) -> bool {
+        ["etcd", "kube-apiserver"]
+            .iter()
+            .any(|name| self.state.processes.get(*name).is_some_and(Process::is_running))
+    }
+
+    /// Ends the cluster and removes all it made. Works on what is left of one, too.
+    ///
+    /// # Errors
+    /// Something could not be removed; everything else was.
+    pub fn down(name: &str) -> Result<()> {
+        debian::require_root("remove network namespaces and mounts")?;
+        let layout = Layout::new(name);
+        let _lock = lock(&layout)?;
+        tear_down(&layout)
+    }
+
+    /// Starts a program and remembers it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&mut self, program: Program) -> Result<()> {
+        let process = Process::start(&self.layout, program)?;
+        self.state.processes.insert(process.program.name.clone(), process);
+        self.save()
+    }
+
+    /// The process called `name`, as `status` lists it.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn process(&self, name: &str) -> Result<&Process> {
+        self.state.processes.get(name).with_context(|| {
+            format!("no component {name:?}; there are: {}", self.state.processes.keys().cloned().collect::<Vec<_>>().join(", "))
+        })
+    }
+
+    /// Starts an ended (or killed) program again, as it was.
+    ///
+    /// # Errors
+    /// It is unknown, still runs, or cannot be started.
+    pub fn restart(&mut self, name: &str) -> Result<()> {
+        let process = self.process(name)?;
+        if process.is_running() {
+            bail!("{name} still runs (pid {})", process.pid);
+        }
+        let program = process.program.clone();
+        self.start(program)
+    }
+
+    pub fn save(&self) -> Result<()> {
+        let path = self.layout.state();
+        let half = path.with_extension("half");
+        fs::write(&half, serde_json::to_vec_pretty(&self.state)?)?;
+        fs::rename(&half, &path).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// The control plane's place.
+    pub fn control_plane(&self) -> Place {
+        Place { netns: Some(self.layout.lan_netns()), node: None }
+    }
+
+    pub fn node_place(&self, node: &str) -> Place {
+        Place {
+            netns: Some(self.layout.node_netns(node)),
+            node: Some(self.layout.run_dir().join("ns").join(node)),
+        }
+    }
+
+    /// kubectl as the cluster's admin, in the control plane's place.
+    pub fn kubectl_command(&self) -> Command {
+        let mut command = self.control_plane().command(self.outputs.upstream("kubectl"));
+        command.env("KUBECONFIG", self.layout.kubeconfig("admin-inside"));
+        command
+    }
+
+    /// Runs kubectl and gives what it prints.
+    ///
+    /// # Errors
+    /// It fails: the error holds what it said.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        output(self.kubectl_command().args(args))
+    }
+
+    /// Applies a manifest from text.
+    ///
+    /// # Errors
+    /// kubectl fails: the error holds what it said.
+    pub fn apply(&self, manifest: &str) -> Result<()> {
+        let file = tempfile::NamedTempFile::new()?;
+        fs::write(file.path(), manifest)?;
+        let path = file.path().to_string_lossy().into_owned();
+        self.kubectl(&["apply", "-f", &path]).map(drop)
+    }
+
+    pub fn nodes(&self) -> Vec<String> {
+        (1..=self.state.options.nodes).map(layout::node_name).collect()
+    }
+
+    fn wait_for_nodes(&self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let nodes = self.nodes();
+        for node in &nodes {
+            // The object appears when the kubelet registers; only then can it be waited for.
+            let path = format!("/api/v1/nodes/{node}");
+            while self.kubectl(&["get", "--raw", &path]).is_err() {
+                if Instant::now() > deadline {
+                    bail!(
+                        "node {node} did not register within {timeout:?}; its kubelet's log: {}\n{}",
+                        self.layout.log(&format!("kubelet-{node}")).display(),
+                        crate::step::tail(&self.layout.log(&format!("kubelet-{node}")), 20)
+                    );
+                }
+                std::thread::sleep(Duration::from_millis(250));
+            }
+        }
+        for (index, node) in (1u8..).zip(&nodes) {
+            let cidr = self.pod_cidr(node, deadline)?;
+            node::route_pods(self, index, &cidr)?;
+        }
+        let mut args = vec!["wait".to_owned(), "--for=condition=Ready".to_owned(), format!("--timeout={}s", timeout.as_secs())];
+        args.extend(nodes.iter().map(|node| format!("node/{node}")));
+        self.kubectl(&args.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
+    }
+
+    fn pod_cidr(&self, node: &str, deadline: Instant) -> Result<String> {
+        let timeout = deadline.saturating_duration_since(Instant::now()).as_secs().max(1);
+        self.kubectl(&["wait", "--for=jsonpath={.spec.podCIDR}", &format!("--timeout={timeout}s"), &format!("node/{node}")])
+            .with_context(|| format!("node {node} was given no podCIDR"))?;
+        Ok(self.kubectl(&["get", "node", node, "-o", "jsonpath={.spec.podCIDR}"])?.trim().to_owned())
+    }
+
+    /// A table of the programs and whether they run.
+    pub fn status(&self) -> String {
+        let mut text = format!("cluster {:?}, {} nodes\n", self.state.options.name, self.state.options.nodes);
+        for (name, process) in &self.state.processes {
+            let state = if process.is_running() { format!("running, pid {}", process.pid) } else { "ended".to_owned() };
+            text.push_str(&format!("  {name:<40} {state}\n"));
+        }
+        if let Ok(nodes) = self.kubectl(&["get", "nodes", "-o", "wide"]) {
+            text.push_str(&nodes);
+        }
+        text
+    }
+
+    /// What `up` prints at its end.
+    pub fn hints(&self) -> String {
+        let kubeconfig = self.layout.admin_kubeconfig();
+        let kubectl = self.outputs.upstream("kubectl");
+        format!(
+            "\n{} nodes are Ready.\n\n  export KUBECONFIG={}\n  export PATH=$PATH:{}\n\nTry:\n  kubectl get nodes -o wide\n  \
+             kubectl create deployment web --image=registry.k8s.io/e2e-test-images/nginx:1.27-0 --replicas=6\n  \
+             kubectl get pods -o wide --watch\n\n`cargo e2e down` ends it.",
+            self.state.options.nodes,
+            kubeconfig.display(),
+            kubectl.parent().expect("a program lies in a folder").display(),
+        )
+    }
+}
+
+/// Held for the length of `up` and `down`.
+fn lock(layout: &Layout) -> Result<nix::fcntl::Flock<fs::File>> {
+    let path = layout.lock();
+    fs::create_dir_all(path.parent().expect("the lock lies in a folder"))?;
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|_| anyhow::anyhow!("another `cargo e2e` works on cluster {:?} right now", layout.name))
+}
+
+fn tear_down(layout: &Layout) -> Result<()> {
+    let mut problems = Vec::new();
+    let mut attempt = |what: &str, result: Result<()>| {
+        if let Err(err) = result {
+            problems.push(format!("{what}: {err:#}"));
+        }
+    };
+    attempt("end the processes", cgroup::destroy(&layout.cgroup()));
+    attempt("unpin the nodes", node::unpin_all(layout));
+    attempt("remove the namespaces", lan::destroy(layout));
+    for dir in [layout.dir(), layout.run_dir()] {
+        if dir.exists() {
+            attempt("remove files", fs::remove_dir_all(&dir).with_context(|| dir.display().to_string()));
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("\n")) }
+}
+
+/// `[a-z0-9]{6}.[a-z0-9]{16}`, as kubeadm's.
+fn bootstrap_token() -> Result<String> {
+    use std::io::Read;
+    let mut bytes = [0u8; 22];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let letters: String =
+        bytes.iter().map(|byte| char::from(b"abcdefghijklmnopqrstuvwxyz012345"[usize::from(byte & 31)])).collect();
+    Ok(format!("{}.{}", &letters[..6], &letters[6..]))
+}
+
+/// Each node's programs watch many files; the kernel's default of 128 instances a user is too few.
+fn raise_inotify_limits() -> Result<()> {
+    for (name, wanted) in [("max_user_instances", 8192u64), ("max_user_watches", 524_288)] {
+        let path = format!("/proc/sys/fs/inotify/{name}");
+        let now: u64 = fs::read_to_string(&path)?.trim().parse()?;
+        if now < wanted {
+            fs::write(&path, wanted.to_string()).with_context(|| format!("raise {path}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! The end-to-end house: brings a cluster up on one machine, tests it and measures it.
+//!
+//! Owns: building programs and images, network namespaces that act as machines, starting and
+//! stopping etcd, kube-apiserver and the components. It is a client like any other and depends on
+//! no crate of Gantry: the judge must not know the defendant.
+
+pub mod cli;
+pub mod cluster;
+pub mod debian;
+pub mod forward;
+pub mod images;
+pub mod node;
+pub mod programs;
+pub mod step;
+pub mod test_run;
+pub mod tidy;

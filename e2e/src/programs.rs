@@ -1,0 +1,215 @@
+//! Builds the programs: Gantry's own by cargo, upstream's from the Go modules below `e2e/upstream`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::step::Steps;
+
+/// Kubernetes' version; the Go module pins the same one.
+pub const KUBERNETES_VERSION: &str = "1.36.3";
+
+/// Where built things go, all below cargo's target folder.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    pub workspace: PathBuf,
+    pub target: PathBuf,
+}
+
+impl Outputs {
+    /// Finds the workspace that this program was built from.
+    pub fn find() -> Self {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("the e2e package lies in the workspace")
+            .to_path_buf();
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map(|dir| workspace.join(dir))
+            .unwrap_or_else(|| workspace.join("target"));
+        Self { workspace, target }
+    }
+
+    pub fn e2e(&self) -> PathBuf {
+        self.target.join("e2e")
+    }
+
+    /// Upstream's programs.
+    pub fn upstream_bin(&self) -> PathBuf {
+        self.e2e().join("bin")
+    }
+
+    pub fn upstream(&self, program: &str) -> PathBuf {
+        self.upstream_bin().join(program)
+    }
+
+    pub fn ours(&self, program: &str) -> PathBuf {
+        self.target.join("release").join(program)
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.e2e().join("logs")
+    }
+
+    pub fn images(&self) -> PathBuf {
+        self.e2e().join("images")
+    }
+}
+
+/// A program of one of the Go modules.
+struct GoProgram {
+    name: &'static str,
+    module: &'static str,
+    package: &'static str,
+    kind: GoKind,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum GoKind {
+    /// Carries Kubernetes' version.
+    Kubernetes,
+    Plain,
+    Containerd,
+    Runc,
+    /// `go test -c`.
+    Test,
+}
+
+const fn go(name: &'static str, module: &'static str, package: &'static str, kind: GoKind) -> GoProgram {
+    GoProgram { name, module, package, kind }
+}
+
+const GO_PROGRAMS: &[GoProgram] = &[
+    go("etcd", "", "go.etcd.io/etcd/server/v3", GoKind::Plain),
+    go("kube-apiserver", "", "k8s.io/kubernetes/cmd/kube-apiserver", GoKind::Kubernetes),
+    go("kubectl", "", "k8s.io/kubernetes/cmd/kubectl", GoKind::Kubernetes),
+    go("kube-scheduler", "", "k8s.io/kubernetes/cmd/kube-scheduler", GoKind::Kubernetes),
+    go("kube-controller-manager", "", "k8s.io/kubernetes/cmd/kube-controller-manager", GoKind::Kubernetes),
+    go("kubelet", "", "k8s.io/kubernetes/cmd/kubelet", GoKind::Kubernetes),
+    go("kube-proxy", "", "k8s.io/kubernetes/cmd/kube-proxy", GoKind::Kubernetes),
+    go("agnhost", "", "k8s.io/kubernetes/test/images/agnhost", GoKind::Plain),
+    go("e2e.test", "", "k8s.io/kubernetes/test/e2e", GoKind::Test),
+    go("ginkgo", "", "github.com/onsi/ginkgo/v2/ginkgo", GoKind::Plain),
+    go("sample-apiserver", "", "k8s.io/sample-apiserver", GoKind::Plain),
+    go("schedulerbench", "", "./schedulerbench", GoKind::Kubernetes),
+    go("crane", "addons", "github.com/google/go-containerregistry/cmd/crane", GoKind::Plain),
+    go("coredns", "addons", "./coredns", GoKind::Plain),
+    go("containerd", "node", "github.com/containerd/containerd/v2/cmd/containerd", GoKind::Containerd),
+    go("containerd-shim-runc-v2", "node", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", GoKind::Containerd),
+    go("ctr", "node", "github.com/containerd/containerd/v2/cmd/ctr", GoKind::Containerd),
+    go("runc", "node", "github.com/opencontainers/runc", GoKind::Runc),
+    go("cni/bridge", "node", "github.com/containernetworking/plugins/plugins/main/bridge", GoKind::Plain),
+    go("cni/loopback", "node", "github.com/containernetworking/plugins/plugins/main/loopback", GoKind::Plain),
+    go("cni/host-local", "node", "github.com/containernetworking/plugins/plugins/ipam/host-local", GoKind::Plain),
+    go("cni/portmap", "node", "github.com/containernetworking/plugins/plugins/meta/portmap", GoKind::Plain),
+];
+
+/// What every cluster needs.
+pub const CLUSTER_PROGRAMS: &[&str] = &["etcd", "kube-apiserver", "kubectl", "crane", "coredns", "agnhost"];
+/// The peers of our kubelet.
+pub const NODE_PEERS: &[&str] = &[
+    "kubelet",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "runc",
+    "cni/bridge",
+    "cni/loopback",
+    "cni/host-local",
+    "cni/portmap",
+];
+
+/// Builds the named Go programs, those that are missing; a program in `$KUBEBUILDER_ASSETS` is taken from there.
+///
+/// # Errors
+/// Go is missing, or a build fails.
+pub fn build_upstream(steps: &Steps, outputs: &Outputs, names: &[&str]) -> Result<()> {
+    let bin = outputs.upstream_bin();
+    std::fs::create_dir_all(bin.join("cni"))?;
+    let missing: Vec<&&str> = names.iter().filter(|name| !outputs.upstream(name).exists()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let step = steps.start("build upstream's programs", Some(missing.len() as u64))?;
+    for name in missing {
+        step.message(name);
+        let program = GO_PROGRAMS
+            .iter()
+            .find(|program| program.name == *name)
+            .with_context(|| format!("no Go program is called {name:?}"))?;
+        if let Some(asset) = asset(name) {
+            std::fs::copy(&asset, outputs.upstream(name))
+                .with_context(|| format!("copy {}", asset.display()))?;
+        } else {
+            // Written beside and renamed: an interrupted link must not leave half a program behind.
+            let half = bin.join(format!("{name}.half"));
+            step.run(go_command(outputs, program).arg("-o").arg(&half).arg(program.package))?;
+            std::fs::rename(&half, outputs.upstream(name))?;
+        }
+        step.advance();
+    }
+    step.done();
+    Ok(())
+}
+
+fn asset(name: &str) -> Option<PathBuf> {
+    let file = PathBuf::from(std::env::var_os("KUBEBUILDER_ASSETS")?).join(name);
+    file.is_file().then_some(file)
+}
+
+fn go_command(outputs: &Outputs, program: &GoProgram) -> Command {
+    let version = KUBERNETES_VERSION;
+    let ldflags = match program.kind {
+        GoKind::Kubernetes | GoKind::Test => format!(
+            "-s -w -X k8s.io/component-base/version.gitVersion=v{version} -X k8s.io/component-base/version.gitMajor=1 \
+             -X k8s.io/component-base/version.gitMinor=36 -X k8s.io/component-base/version.gitTreeState=clean \
+             -X k8s.io/client-go/pkg/version.gitVersion=v{version}"
+        ),
+        GoKind::Plain => "-s -w".to_owned(),
+        GoKind::Containerd => "-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2".to_owned(),
+        GoKind::Runc => "-s -w -X main.version=1.5.2".to_owned(),
+    };
+    let mut command = Command::new("go");
+    command
+        .current_dir(outputs.workspace.join("e2e/upstream").join(program.module))
+        .env("CGO_ENABLED", if program.kind == GoKind::Runc { "1" } else { "0" })
+        .env("GOFLAGS", "-buildvcs=false");
+    if program.kind == GoKind::Test {
+        command.args(["test", "-c"]);
+    } else {
+        command.arg("build");
+    }
+    command.args(["-trimpath", "-ldflags", &ldflags]);
+    match program.kind {
+        GoKind::Containerd => command.args(["-tags", "no_btrfs no_devmapper no_zfs"]),
+        GoKind::Runc => command.args(["-tags", "seccomp"]),
+        _ => &mut command,
+    };
+    command
+}
+
+/// Builds Gantry's own programs.
+///
+/// # Errors
+/// A build fails.
+pub fn build_ours(steps: &Steps, outputs: &Outputs, packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let step = steps.start("build Gantry", None)?;
+    step.message(&packages.join(" "));
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(&outputs.workspace).args(["build", "--release"]);
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    step.run(&mut command)?;
+    for package in packages {
+        let program = if *package == "shim" { "gantry-shim" } else { package };
+        if !outputs.ours(program).is_file() {
+            bail!("cargo built package {package:?} but {} is not there", outputs.ours(program).display());
+        }
+    }
+    step.done();
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! `cargo e2e test`: tidy, every crate's own tests, then the black-box tests on a fresh cluster;
+//! one count at the end.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::cluster::{Cluster, Options};
+use crate::programs::Outputs;
+use crate::{debian, tidy};
+use crate::step::Steps;
+
+#[derive(Args)]
+pub struct TestOptions {
+    /// Only the black-box tests whose name holds this.
+    pub filter: Option<String>,
+    /// Skip the crates' own tests.
+    #[arg(long)]
+    no_unit: bool,
+    /// Leave the cluster up at the end.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// The cluster's name under test; `e2e/tests` open it.
+pub const TEST_CLUSTER: &str = "gantrytest";
+
+#[derive(Default)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+/// Runs the tests and prints `N passed, N failed`.
+///
+/// # Errors
+/// The tests could not be run at all.
+pub fn run(options: &TestOptions) -> Result<ExitCode> {
+    let outputs = Outputs::find();
+    let started = Instant::now();
+    let mut count = Count::default();
+    debian::install_missing(&Steps::new(outputs.logs())?)?;
+
+    match tidy::check(&outputs) {
+        Ok(()) => count.passed += 1,
+        Err(err) => {
+            count.failed += 1;
+            eprintln!("{err:#}");
+        }
+    }
+    if !options.no_unit && options.filter.is_none() {
+        cargo_test(&outputs, &["--workspace", "--exclude", "e2e"], &mut count)?;
+        cargo_test(&outputs, &["--package", "e2e", "--lib", "--bins"], &mut count)?;
+    }
+
+    Cluster::down(TEST_CLUSTER).context("clear what an earlier run left")?;
+    match Cluster::up(Options { name: TEST_CLUSTER.to_owned(), replicas: 2, ..Options::default() }) {
+        Ok(_) => {
+            count.passed += 1;
+            let mut args = vec!["--package", "e2e", "--test", "*"];
+            // The tests break and mend one cluster, so one at a time.
+            args.extend(["--", "--test-threads=1"]);
+            if let Some(filter) = &options.filter {
+                args.push(filter);
+            }
+            cargo_test(&outputs, &args, &mut count)?;
+        }
+        Err(err) => {
+            count.failed += 1;
+            eprintln!("the cluster did not come up: {err:#}");
+        }
+    }
+    if !options.keep {
+        match Cluster::down(TEST_CLUSTER) {
+            Ok(()) => count.passed += 1,
+            Err(err) => {
+                count.failed += 1;
+                eprintln!("the cluster did not go down: {err:#}");
+            }
+        }
+    }
+    eprintln!("{:.0} s", started.elapsed().as_secs_f64());
+    println!("{} passed, {} failed", count.passed, count.failed);
+    Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs `cargo test` and adds its closing lines up. A run that dies without one counts as one failure.
+fn cargo_test(outputs: &Outputs, args: &[&str], count: &mut Count) -> Result<()> {
+    let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(&outputs.workspace)
+        .args(["test", "--release", "--no-fail-fast"])
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start cargo test")?;
+    let mut failed_here = 0;
+    let mut out = std::io::stdout().lock();
+    for line in BufReader::new(child.stdout.take().expect("stdout is piped")).lines() {
+        let line = line?;
+        if let Some((passed, failed)) = closing_line(&line) {
+            count.passed += passed;
+            failed_here += failed;
+        }
+        // cargo's own closing lines are summed up at the end, not printed as results.
+        if !line.starts_with("test result:") {
+            writeln!(out, "{line}")?;
+        }
+    }
+    count.failed += failed_here;
+    if !child.wait()?.success() && failed_here == 0 {
+        count.failed += 1;
+    }
+    Ok(())
+}
+
+/// `test result: ok. 3 passed; 0 failed; …` as (3, 0).
+fn closing_line(line: &str) -> Option<(u64, u64)> {
+    let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    let mut parts = counts.split("; ");
+    let number = |part: Option<&str>, word: &str| part?.strip_suffix(word)?.trim().parse().ok();
+    Some((number(parts.next(), "passed")?, number(parts.next(), "failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::closing_line;
+
+    #[test]
+    fn closing_lines_are_counted() {
+        let check = |line, expect| assert_eq!(closing_line(line), expect, "{line}");
+        check("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out", Some((12, 0)));
+        check("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured", Some((3, 2)));
+        check("test pod::runs ... ok", None);
+    }
+}

@@ -1,0 +1,106 @@
+//! The walls of the house, held by a test: which crate may depend on which.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::programs::Outputs;
+use crate::step::output;
+
+/// Every allowed arrow between our own crates: a crate, and what it may depend on.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("component-helpers", &[]),
+    ("component-base", &["component-helpers"]),
+    ("controller-runtime", &["component-base", "component-helpers"]),
+    ("kube-controller-manager", &["controller-runtime", "component-base", "component-helpers"]),
+    ("framework", &["component-helpers"]),
+    // `component-helpers` comes with the framework: a plugin compares quantities, labels and taints.
+    ("plugins", &["framework", "component-helpers"]),
+    ("backend", &["framework", "component-helpers"]),
+    ("kube-scheduler", &["framework", "plugins", "backend", "component-base", "component-helpers"]),
+    ("shim-protocol", &[]),
+    ("shim", &["shim-protocol"]),
+    ("images", &[]),
+    ("nftables", &[]),
+    ("network", &["nftables"]),
+    ("runtime", &["shim-protocol", "images", "network", "component-helpers"]),
+    ("volumes", &["component-helpers"]),
+    // The wire protocols of exec, attach and port-forward: pure framing, of use without a kubelet.
+    ("streaming", &[]),
+    ("kubelet", &["runtime", "images", "network", "volumes", "streaming", "component-base", "component-helpers"]),
+    ("kube-proxy", &["nftables", "component-base", "component-helpers"]),
+    ("e2e", &[]),
+];
+
+/// Crates that must stay free of a client, a runtime and the kernel.
+const PURE: &[(&str, &[&str])] = &[
+    ("component-helpers", &["kube", "tokio", "libc", "nix"]),
+    ("framework", &["kube", "libc", "nix"]),
+    ("plugins", &["kube", "libc", "nix"]),
+    ("backend", &["kube", "libc", "nix"]),
+    ("shim", &["tokio", "kube", "k8s-openapi"]),
+];
+
+const TOP_LEVEL: &[&str] =
+    &["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "charts", "controllers", "e2e", "kubelet", "scheduler"];
+
+/// # Errors
+/// A wall is broken: every broken one is named.
+pub fn check(outputs: &Outputs) -> Result<()> {
+    let metadata = output(
+        Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .current_dir(&outputs.workspace)
+            .args(["metadata", "--format-version=1", "--no-deps", "--offline"]),
+    )?;
+    let metadata: Value = serde_json::from_str(&metadata)?;
+    let mut problems = broken_arrows(&metadata)?;
+    problems.extend(strays(outputs)?);
+    if !problems.is_empty() {
+        bail!("the house is out of plan:\n  {}", problems.join("\n  "));
+    }
+    Ok(())
+}
+
+fn broken_arrows(metadata: &Value) -> Result<Vec<String>> {
+    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    let mut problems = Vec::new();
+    for package in packages {
+        let name = package["name"].as_str().unwrap_or_default();
+        let Some((_, allowed)) = ARROWS.iter().find(|(from, _)| *from == name) else {
+            problems.push(format!("crate {name} is not in the plan"));
+            continue;
+        };
+        let forbidden = PURE.iter().find(|(from, _)| *from == name).map_or(&[] as &[&str], |(_, names)| names);
+        let dependencies = package["dependencies"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for dependency in dependencies.iter().filter(|dependency| dependency["kind"] != "dev") {
+            let to = dependency["name"].as_str().unwrap_or_default();
+            // A crate of the registry may share a name with one of ours.
+            let local = dependency["path"].is_string();
+            if local && ours.contains(to) && !allowed.contains(&to) {
+                problems.push(format!("{name} -> {to} is no arrow of the plan"));
+            }
+            if forbidden.contains(&to) {
+                problems.push(format!("{name} must not depend on {to}"));
+            }
+        }
+    }
+    Ok(problems)
+}
+
+fn strays(outputs: &Outputs) -> Result<Vec<String>> {
+    let listed = output(Command::new("git").current_dir(&outputs.workspace).args(["ls-files"]))?;
+    let mut problems = BTreeSet::new();
+    for file in listed.lines() {
+        let top = file.split('/').next().unwrap_or(file);
+        if !top.starts_with('.') && !TOP_LEVEL.contains(&top) {
+            problems.insert(format!("{top} does not belong at the top level"));
+        }
+        if file.ends_with("/mod.rs") {
+            problems.insert(format!("{file}: a module is foo.rs beside foo/"));
+        }
+    }
+    Ok(problems.into_iter().collect())
+}
