@@ -1,1 +1,43 @@
-//! 
+//! All that a scheduling plugin's author needs, and nothing else: extension points, statuses, cycle state, node and pod infos, the snapshot with
+//! its columns, cluster events, arguments, test builders.
+//!
+//! Never here: a Kubernetes client, an async runtime, the queue, the cache. Plugins in tree and out of tree see the same.
+//! Upstream: k8s.io/kube-scheduler/framework and pkg/scheduler/framework, v1.36.
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod columns;
+pub mod cycle_state;
+pub mod diagnosis;
+pub mod event;
+pub mod handle;
+pub mod node_info;
+pub mod node_set;
+pub mod plugin;
+pub mod pod_info;
+pub mod resource;
+pub mod signature;
+pub mod snapshot;
+pub mod status;
+pub mod testing;
+pub mod verdicts;
+
+pub use columns::{ImageColumn, LabelColumn, NodeColumns, ResourceColumn};
+pub use cycle_state::CycleState;
+pub use diagnosis::{Diagnosis, FitError, NodeToStatus};
+pub use event::{
+    ActionType, ClusterEvent, ClusterEventWithHint, EventObject, EventResource, QueueingHint,
+};
+pub use handle::{
+    ApiWriteError, ApiWriter, EventRecord, Handle, Listers, PluginError, PluginFactory,
+    Registration, WaitingPod,
+};
+pub use node_info::{HostPortInfo, NodeInfo};
+pub use node_set::{NodeIndex, NodeSet};
+pub use plugin::*;
+pub use pod_info::{AffinityTerm, HostPort, PodInfo, PodResource, WeightedAffinityTerm};
+pub use resource::Resource;
+pub use signature::{Fragments, Scope, Sign};
+pub use snapshot::Snapshot;
+pub use status::{Code, Status};
+pub use verdicts::{RejectionId, Verdicts};

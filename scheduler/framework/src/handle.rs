@@ -1,0 +1,207 @@
+//! [`Handle`]: what a plugin may ask of the scheduler that runs it.
+//!
+//! Upstream: kube-scheduler framework/interface.go (Handle), v1.36. The API is behind [`ApiWriter`] and [`Listers`]: no client type appears here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, ReplicationController, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+use crate::cycle_state::CycleState;
+use crate::node_info::NodeInfo;
+use crate::plugin::{BoxFuture, NominatingInfo, Plugin};
+use crate::pod_info::PodInfo;
+use crate::status::Status;
+
+/// Cached reads. All answers may be stale.
+pub trait Listers: Send + Sync {
+    /// A namespace's labels; empty when it is unknown.
+    fn namespace_labels(&self, namespace: &str) -> Arc<BTreeMap<String, String>>;
+    /// All namespaces.
+    fn namespaces(&self) -> Vec<String>;
+    /// Changes whenever a namespace or its labels do.
+    fn namespaces_revision(&self) -> u64;
+    /// All disruption budgets.
+    fn pod_disruption_budgets(&self) -> Vec<Arc<PodDisruptionBudget>>;
+    /// The services of a namespace.
+    fn services(&self, namespace: &str) -> Vec<Arc<Service>>;
+    /// Changes whenever a service does.
+    fn services_revision(&self) -> u64;
+    /// A replication controller.
+    fn replication_controller(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Arc<ReplicationController>>;
+    /// A replica set.
+    fn replica_set(&self, namespace: &str, name: &str) -> Option<Arc<ReplicaSet>>;
+    /// A stateful set.
+    fn stateful_set(&self, namespace: &str, name: &str) -> Option<Arc<StatefulSet>>;
+    /// The pod as last seen from the API server.
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
+}
+
+/// A write that the API server did not take.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ApiWriteError {
+    /// The object is gone.
+    #[error("{0}")]
+    NotFound(String),
+    /// The object changed, or is not in a state that allows the write.
+    #[error("{0}")]
+    Conflict(String),
+    /// Any other failure; a retry may help.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Writes to the API.
+pub trait ApiWriter: Send + Sync {
+    /// Posts a Binding.
+    fn bind<'a>(
+        &'a self,
+        pod: &'a Pod,
+        node_name: &'a str,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>>;
+    /// Deletes a pod (by UID). Deleting what is gone is a [`ApiWriteError::NotFound`].
+    fn delete_pod<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<(), ApiWriteError>>;
+    /// Patches `/status`: sets the condition (if it differs) and the nomination. Does nothing when nothing would change.
+    fn patch_pod_status<'a>(
+        &'a self,
+        pod: &'a Pod,
+        condition: Option<PodCondition>,
+        nominating: NominatingInfo,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>>;
+}
+
+/// An events.k8s.io/v1 Event to be.
+#[derive(Debug, Clone)]
+pub struct EventRecord {
+    /// The pod it is about.
+    pub regarding: Arc<Pod>,
+    /// A second pod involved.
+    pub related: Option<Arc<Pod>>,
+    /// A warning, or normal?
+    pub warning: bool,
+    /// `Scheduled`, `FailedScheduling`, `Preempted`, …
+    pub reason: &'static str,
+    /// `Binding`, `Scheduling`, `Preempting`, …
+    pub action: &'static str,
+    /// The text.
+    pub note: String,
+}
+
+/// A pod that a Permit plugin made wait.
+pub trait WaitingPod: Send + Sync {
+    /// The pod.
+    fn pod(&self) -> &Arc<PodInfo>;
+    /// Permit plugins that have not allowed it yet.
+    fn pending_plugins(&self) -> Vec<&'static str>;
+    /// A plugin allows it; when it was the last, binding goes on.
+    fn allow(&self, plugin: &'static str);
+    /// Declares it unschedulable; false when it was decided already.
+    fn reject(&self, plugin: &'static str, message: &str) -> bool;
+    /// Ends its wait to make room for another; unlike `reject` it may be tried again at once.
+    fn preempt(&self, plugin: &'static str, message: &str) -> bool;
+}
+
+/// The scheduler, as its plugins see it.
+pub trait Handle: Send + Sync {
+    /// The profile (its `schedulerName`).
+    fn profile_name(&self) -> &str;
+    /// Cached reads.
+    fn listers(&self) -> &dyn Listers;
+    /// Writes.
+    fn api(&self) -> Arc<dyn ApiWriter>;
+    /// Records an event; never blocks.
+    fn record(&self, event: EventRecord);
+    /// Runs a future on the scheduler's runtime; it ends with the scheduler.
+    fn spawn(&self, future: BoxFuture<'static, ()>);
+
+    /// Runs the profile's PreFilter `add_pod` extensions.
+    fn run_pre_filter_extension_add_pod(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        to_add: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status;
+    /// Runs the profile's PreFilter `remove_pod` extensions.
+    fn run_pre_filter_extension_remove_pod(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        to_remove: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status;
+    /// Runs the profile's filters on one node.
+    fn run_filter_plugins(&self, state: &CycleState, pod: &Arc<PodInfo>, node: &NodeInfo)
+    -> Status;
+    /// The same, also as if pods nominated to the node with equal or higher priority were there.
+    fn run_filter_plugins_with_nominated_pods(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status;
+
+    /// Pods nominated to a node.
+    fn nominated_pods_for_node(&self, node_name: &str) -> Vec<Arc<PodInfo>>;
+    /// Nominates a pod; `Noop` keeps what its status says.
+    fn add_nominated_pod(&self, pod: &Arc<PodInfo>, nominating: &NominatingInfo);
+    /// Forgets a nomination.
+    fn delete_nominated_pod_if_exists(&self, pod: &Pod);
+
+    /// A waiting pod by UID.
+    fn waiting_pod(&self, uid: &str) -> Option<Arc<dyn WaitingPod>>;
+    /// All waiting pods.
+    fn waiting_pods(&self) -> Vec<Arc<dyn WaitingPod>>;
+    /// Rejects a waiting pod; false when it does not wait.
+    fn reject_waiting_pod(&self, uid: &str) -> bool;
+    /// Stops the binding cycle of a pod that is in PreBind; false when it is not, or is past the point.
+    fn cancel_pod_in_pre_bind(&self, uid: &str, reason: &str) -> bool;
+    /// Moves pods to the active queue whatever they waited for.
+    fn activate(&self, pods: Vec<Arc<Pod>>);
+}
+
+/// Why a plugin could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginError {
+    /// Its arguments do not decode.
+    #[error("decoding args of plugin {plugin:?}: {message}")]
+    Decode {
+        /// The plugin.
+        plugin: &'static str,
+        /// What is wrong, with the field.
+        message: String,
+    },
+    /// Its arguments decode but do not make sense; every problem with its field path.
+    #[error("invalid args of plugin {plugin:?}: [{}]", problems.join(", "))]
+    Invalid {
+        /// The plugin.
+        plugin: &'static str,
+        /// `field.path: Invalid value: …`
+        problems: Vec<String>,
+    },
+}
+
+/// Makes a plugin from its arguments (JSON, without `apiVersion` and `kind`; `None`: the defaults).
+pub type PluginFactory = fn(
+    args: Option<&serde_json::Value>,
+    handle: Arc<dyn Handle>,
+) -> Result<Arc<dyn Plugin>, PluginError>;
+
+/// One line of a plugin registry.
+#[derive(Clone)]
+pub struct Registration {
+    /// The plugin's name.
+    pub name: &'static str,
+    /// The weight in the default profile; 0 where it does not score.
+    pub default_weight: i64,
+    /// In the default profile? (In registry order, which is the order of the default `multiPoint` list.)
+    pub default_enabled: bool,
+    /// Makes it.
+    pub factory: PluginFactory,
+}

@@ -1,0 +1,77 @@
+//! [`Resource`]: compute resources as plain integers.
+//!
+//! Upstream: pkg/scheduler/framework/types.go, v1.36.
+
+use std::collections::BTreeMap;
+
+use component_helpers::resources::{Amounts, amounts, is_scalar_resource_name};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+pub use component_helpers::resources::{DEFAULT_MEMORY_REQUEST, DEFAULT_MILLI_CPU_REQUEST};
+
+/// An amount of every resource a node has or a pod asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Resource {
+    /// Thousandths of a CPU.
+    pub milli_cpu: i64,
+    /// Bytes.
+    pub memory: i64,
+    /// Bytes.
+    pub ephemeral_storage: i64,
+    /// How many pods a node takes; zero for a pod's request.
+    pub allowed_pod_number: i64,
+    /// Extended resources, hugepages and attachable volumes, by name, in whole units.
+    pub scalar: BTreeMap<String, i64>,
+}
+
+impl Resource {
+    /// From a resource list; resources that are not native (`cpu`, `memory`, `ephemeral-storage`, `pods`) become scalars when
+    /// they are scalar resource names.
+    pub fn from_list(list: &BTreeMap<String, Quantity>) -> Self {
+        Self::from_amounts(&amounts(Some(list)))
+    }
+
+    /// The same from amounts.
+    pub fn from_amounts(list: &Amounts) -> Self {
+        let mut resource = Resource::default();
+        resource.add_amounts(list);
+        resource
+    }
+
+    /// Adds amounts.
+    pub fn add_amounts(&mut self, list: &Amounts) {
+        for (name, amount) in list {
+            match name.as_str() {
+                "cpu" => self.milli_cpu += amount.milli_value(),
+                "memory" => self.memory += amount.value(),
+                "ephemeral-storage" => self.ephemeral_storage += amount.value(),
+                "pods" => self.allowed_pod_number += amount.value(),
+                _ if is_scalar_resource_name(name) => {
+                    *self.scalar.entry(name.clone()).or_default() += amount.value()
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Adds `other`, times `sign` (1 or -1).
+    pub fn add(&mut self, other: &Resource, sign: i64) {
+        self.milli_cpu += sign * other.milli_cpu;
+        self.memory += sign * other.memory;
+        self.ephemeral_storage += sign * other.ephemeral_storage;
+        for (name, amount) in &other.scalar {
+            *self.scalar.entry(name.clone()).or_default() += sign * amount;
+        }
+    }
+
+    /// The amount of the resource `name`, in the units above; zero when unknown.
+    pub fn get(&self, name: &str) -> i64 {
+        match name {
+            "cpu" => self.milli_cpu,
+            "memory" => self.memory,
+            "ephemeral-storage" => self.ephemeral_storage,
+            "pods" => self.allowed_pod_number,
+            _ => self.scalar.get(name).copied().unwrap_or(0),
+        }
+    }
+}
