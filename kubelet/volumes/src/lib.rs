@@ -1,1 +1,38 @@
-//! 
+//! A pod's volumes on this node: what is set up under the kubelet's root directory, kept fresh
+//! while the pod lives, and taken away without a trace when it is gone.
+//!
+//! Owns `<root>/pods/<uid>/{volumes,volume-subpaths,plugins}`. It never talks to the API server (see
+//! [`ObjectSource`]), never starts anything, and knows nothing of containers but the mounts they ask for.
+//!
+//! Upstream: pkg/volume, pkg/kubelet/volumemanager, v1.36.
+
+pub mod atomic_writer;
+pub mod field_path;
+pub mod manager;
+pub mod mountinfo;
+pub mod ownership;
+pub mod plugin;
+pub mod reconcile;
+pub mod resource_field;
+pub mod source;
+pub mod sub_path;
+pub mod usage;
+
+mod config_map;
+mod content;
+mod downward_api;
+mod empty_dir;
+mod host_path;
+mod image;
+mod layout;
+mod nested;
+mod projected;
+mod secret;
+mod tear_down;
+mod token;
+
+pub use manager::{PodVolume, PodVolumes, VolumeError, VolumeLocation, VolumeManager};
+pub use plugin::SetUpError;
+pub use source::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest};
+pub use sub_path::SubPathError;
+pub use tear_down::{TearDownError, TearDownFailure};

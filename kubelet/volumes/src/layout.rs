@@ -1,0 +1,87 @@
+//! The directories of a pod's volumes, named as upstream names them, so that tools that know one know the other.
+//!
+//! ```text
+//! <root>/pods/<uid>/volumes/kubernetes.io~empty-dir/<volume>
+//! <root>/pods/<uid>/plugins/kubernetes.io~empty-dir/<volume>/ready
+//! <root>/pods/<uid>/volume-subpaths/<volume>/<container>/<index of the mount>
+//! ```
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::plugin::SetUpError;
+
+/// The kubelet's root directory, with the path arithmetic below it.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    pub fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    pub fn pod(&self, uid: &str) -> PathBuf {
+        self.pods().join(uid)
+    }
+
+    pub fn volumes(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("volumes")
+    }
+
+    pub fn volume(&self, uid: &str, plugin: &str, volume: &str) -> PathBuf {
+        self.volumes(uid).join(escape_qualified_name(plugin)).join(volume)
+    }
+
+    pub fn plugins(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("plugins")
+    }
+
+    /// Holds the `ready` mark of a volume.
+    pub fn meta(&self, uid: &str, plugin: &str, volume: &str) -> PathBuf {
+        self.plugins(uid).join(escape_qualified_name(plugin)).join(volume)
+    }
+
+    pub fn sub_paths(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("volume-subpaths")
+    }
+
+    pub fn sub_path(&self, uid: &str, volume: &str, container: &str, index: usize) -> PathBuf {
+        self.sub_paths(uid).join(volume).join(container).join(index.to_string())
+    }
+}
+
+/// `kubernetes.io/empty-dir` -> `kubernetes.io~empty-dir`.
+pub(crate) fn escape_qualified_name(name: &str) -> String {
+    name.replace('/', "~")
+}
+
+/// The other way round.
+pub(crate) fn unescape_qualified_name(name: &str) -> String {
+    name.replace('~', "/")
+}
+
+/// A name that becomes one path component must be one.
+pub(crate) fn check_component(field: &'static str, value: &str) -> Result<(), SetUpError> {
+    let mut components = Path::new(value).components();
+    match (components.next(), components.next()) {
+        (Some(Component::Normal(one)), None) if one == value => Ok(()),
+        _ => Err(SetUpError::InvalidName { field, value: value.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_component_passes() {
+        for (value, ok) in [("a", true), ("a.b-c", true), ("", false), (".", false), ("..", false), ("a/b", false), ("/a", false), ("a/", false)] {
+            assert_eq!(check_component("metadata.uid", value).is_ok(), ok, "{value:?}");
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! [`VolumeManager`]: sets up the volumes of pods, keeps their content fresh, and takes them away.
+//!
+//! One pod's calls take turns; those of different pods run at the same time. Nothing is remembered that matters: after
+//! a restart everything is found again on disk and in the kernel's mount table.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Volume};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::layout::{Layout, check_component};
+use crate::nested::volume_mounts;
+use crate::plugin::{Mounter, Ownership, SetUpError, VolumePlugin, find_plugin};
+use crate::reconcile::{Action, Desired, Observed, reconcile};
+use crate::source::ObjectSource;
+use crate::sub_path::{self, SubPathError};
+use crate::tear_down::{self, Report, TearDownError};
+use crate::token::TokenCache;
+use crate::usage::{DiskUsage, disk_usage};
+use crate::{empty_dir, mountinfo};
+
+/// Where a container finds a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeLocation {
+    /// On the node.
+    Path(PathBuf),
+    /// The root of an image, which the runtime pulls and mounts; `pull_policy` as the pod says, `None`: the default.
+    Image { reference: String, pull_policy: Option<String> },
+}
+
+/// A volume that is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodVolume {
+    pub name: String,
+    /// `kubernetes.io/configmap`, …
+    pub plugin: &'static str,
+    pub location: VolumeLocation,
+    /// Containers get it read-only whatever their mount says.
+    pub read_only: bool,
+}
+
+impl PodVolume {
+    /// `None` for an image.
+    pub fn host_path(&self) -> Option<&Path> {
+        match &self.location {
+            VolumeLocation::Path(path) => Some(path),
+            VolumeLocation::Image { .. } => None,
+        }
+    }
+}
+
+/// The volumes of one pod that some container mounts, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodVolumes(BTreeMap<String, PodVolume>);
+
+impl PodVolumes {
+    pub fn get(&self, name: &str) -> Option<&PodVolume> {
+        self.0.get(name)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &PodVolume> {
+        self.0.values()
+    }
+}
+
+/// One volume that was not set up. Its text is that of upstream's `FailedMount` event.
+#[derive(Debug, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume {volume:?} : {source}")]
+pub struct SetUpFailure {
+    pub volume: String,
+    #[source]
+    pub source: SetUpError,
+}
+
+/// Why a pod's volumes are not what they should be. A retry may help unless a failure
+/// [is permanent](SetUpError::is_permanent).
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The pod has no usable UID.
+    #[error(transparent)]
+    Pod(SetUpError),
+    /// At least one; an event `FailedMount` for each.
+    #[error("unmounted volumes=[{}]: {}", names(.failures), crate::plugin::aggregate(.failures))]
+    SetUp { failures: Vec<SetUpFailure> },
+    #[error(transparent)]
+    TearDown(#[from] TearDownError),
+    #[error("the task ended early: {0}")]
+    Interrupted(String),
+}
+
+impl VolumeError {
+    /// The volumes that failed, for events.
+    pub fn failures(&self) -> &[SetUpFailure] {
+        match self {
+            Self::SetUp { failures } => failures,
+            _ => &[],
+        }
+    }
+}
+
+fn names(failures: &[SetUpFailure]) -> String {
+    failures.iter().map(|f| f.volume.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+/// What is known of a pod besides the disk: bounded by the pods of the node.
+#[derive(Debug)]
+struct PodState {
+    turn: Arc<Semaphore>,
+    /// Volumes without a directory of their own that were set up: not checked again.
+    unmanaged: BTreeMap<String, VolumeLocation>,
+}
+
+impl Default for PodState {
+    fn default() -> Self {
+        Self { turn: Arc::new(Semaphore::new(1)), unmanaged: BTreeMap::new() }
+    }
+}
+
+/// Owns the volumes below one kubelet root directory. Cheap to clone.
+#[derive(Clone)]
+pub struct VolumeManager {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    layout: Layout,
+    source: Arc<dyn ObjectSource>,
+    tokens: TokenCache,
+    pods: Mutex<HashMap<String, PodState>>,
+}
+
+impl VolumeManager {
+    /// `root_dir`: the kubelet's `--root-dir`.
+    pub fn new(root_dir: PathBuf, source: Arc<dyn ObjectSource>) -> Self {
+        let inner = Inner { layout: Layout::new(root_dir), source, tokens: TokenCache::default(), pods: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Sets up every volume that a container of `pod` mounts, and brings live content up to date. Idempotent.
+    /// A volume that fails does not hold up the others.
+    ///
+    /// # Errors
+    /// [`VolumeError::SetUp`] with every volume that failed.
+    pub async fn mount_pod(&self, pod: &Pod) -> Result<PodVolumes, VolumeError> {
+        let uid = pod_uid(pod)?;
+        let _turn = self.turn(uid).await;
+        let (desired, mut failures) = desired(pod);
+        let actions = {
+            let observed = self.observe(uid).await?;
+            let wants: Vec<_> = desired.iter().map(|(want, _, _)| want.clone()).collect();
+            reconcile(&wants, &observed)
+        };
+        self.tear_down_stale(uid, &actions).await;
+        let kept: BTreeSet<&str> = actions
+            .iter()
+            .filter_map(|a| match a {
+                Action::Keep { volume } => Some(volume.as_str()),
+                _ => None,
+            })
+            .collect();
+        let results = join_all(desired.iter().map(|(want, volume, plugin)| {
+            let keep = kept.contains(want.name.as_str());
+            async move { (*volume, *plugin, self.set_up(pod, uid, volume, *plugin, keep).await) }
+        }))
+        .await;
+        let mut volumes = PodVolumes::default();
+        for (volume, plugin, result) in results {
+            let name = volume.name.clone();
+            match result {
+                Ok(location) => {
+                    let volume = PodVolume { name: name.clone(), plugin: plugin.name(), location, read_only: plugin.read_only() };
+                    volumes.0.insert(name, volume);
+                }
+                Err(source) => failures.push(SetUpFailure { volume: name, source }),
+            }
+        }
+        if failures.is_empty() { Ok(volumes) } else { Err(VolumeError::SetUp { failures }) }
+    }
+
+    /// Brings the live content (configMap, secret, projected, downwardAPI) of a mounted pod up to date. What is not
+    /// set up yet is left for [`mount_pod`](Self::mount_pod).
+    ///
+    /// # Errors
+    /// [`VolumeError::SetUp`]; the old content stays.
+    pub async fn refresh_pod(&self, pod: &Pod) -> Result<(), VolumeError> {
+        let uid = pod_uid(pod)?;
+        let _turn = self.turn(uid).await;
+        let (desired, _) = desired(pod);
+        let observed = self.observe(uid).await?;
+        let wants: Vec<_> = desired.iter().map(|(want, _, _)| want.clone()).collect();
+        let actions = reconcile(&wants, &observed);
+        let refresh = desired.iter().zip(&actions).filter(|(_, action)| matches!(action, Action::Refresh { .. }));
+        let results = join_all(refresh.map(|((_, volume, plugin), _)| async move {
+            self.set_up(pod, uid, volume, *plugin, false).await.map_err(|source| SetUpFailure { volume: volume.name.clone(), source })
+        }))
+        .await;
+        let failures: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+        if failures.is_empty() { Ok(()) } else { Err(VolumeError::SetUp { failures }) }
+    }
+
+    /// When a token of this pod wants renewal: call [`refresh_pod`](Self::refresh_pod) then. `None`: it has none.
+    pub fn next_refresh(&self, pod_uid: &str) -> Option<Timestamp> {
+        self.inner.tokens.next_renewal(pod_uid)
+    }
+
+    /// Takes all volumes of a pod away; its containers must be gone. Idempotent.
+    ///
+    /// # Errors
+    /// Everything that could not be taken away; a retry may help.
+    pub async fn unmount_pod(&self, uid: &str) -> Result<(), VolumeError> {
+        check_component("metadata.uid", uid).map_err(VolumeError::Pod)?;
+        let turn = self.turn(uid).await;
+        let (inner, pod) = (self.inner.clone(), uid.to_owned());
+        blocking(move || tear_down::tear_down_pod(&inner.layout, &pod)).await??;
+        self.forget(uid, turn);
+        Ok(())
+    }
+
+    /// Whether any volume of the pod is left on the node.
+    pub async fn has_volumes(&self, uid: &str) -> Result<bool, VolumeError> {
+        check_component("metadata.uid", uid).map_err(VolumeError::Pod)?;
+        let (inner, uid) = (self.inner.clone(), uid.to_owned());
+        blocking(move || {
+            let mut report = Report::default();
+            let found = !tear_down::volume_dirs(&inner.layout, &uid, &mut report).is_empty();
+            report.finish().map(|()| found)
+        })
+        .await?
+        .map_err(VolumeError::from)
+    }
+
+    /// Takes away volumes and directory of one pod that no longer exists and has no containers. Idempotent.
+    ///
+    /// # Errors
+    /// Everything that could not be taken away; a retry may help.
+    pub async fn remove_pod(&self, uid: &str) -> Result<(), VolumeError> {
+        check_component("metadata.uid", uid).map_err(VolumeError::Pod)?;
+        let turn = self.turn(uid).await;
+        let (inner, pod) = (self.inner.clone(), uid.to_owned());
+        blocking(move || tear_down::remove_pod_dir(&inner.layout, &pod)).await??;
+        self.forget(uid, turn);
+        Ok(())
+    }
+
+    /// [`remove_pod`](Self::remove_pod) for every pod directory whose UID is not in `live`. Returns the UIDs removed.
+    ///
+    /// # Errors
+    /// What was left of any of them, after all were tried.
+    pub async fn orphans(&self, live: &BTreeSet<String>) -> Result<Vec<String>, VolumeError> {
+        let inner = self.inner.clone();
+        let (found, report) = blocking(move || {
+            let mut report = Report::default();
+            let names = tear_down::names(&inner.layout.pods(), &mut report);
+            (names, report)
+        })
+        .await?;
+        let (mut removed, mut report) = (Vec::new(), report);
+        for uid in found.into_iter().filter(|uid| !live.contains(uid)) {
+            match self.remove_pod(&uid).await {
+                Ok(()) => removed.push(uid),
+                Err(VolumeError::TearDown(error)) => report.extend(error),
+                Err(error) => return Err(error),
+            }
+        }
+        report.finish()?;
+        Ok(removed)
+    }
+
+    /// The path on the node of `sub_path` in a volume that is set up: created if missing, and pinned so that no
+    /// container can redirect it. `index`: that of the mount in the container's `volumeMounts`.
+    ///
+    /// # Errors
+    /// The texts are fit for events; log the sources.
+    pub async fn sub_path(
+        &self,
+        pod_uid: &str,
+        volume: &PodVolume,
+        container: &str,
+        index: usize,
+        sub_path: &str,
+    ) -> Result<PathBuf, SubPathError> {
+        sub_path::validate(sub_path)?;
+        let (name, container) = (volume.name.clone(), container.to_owned());
+        let Some(dir) = volume.host_path().map(Path::to_owned) else {
+            return Err(SubPathError::Image { volume: name, container });
+        };
+        let target = self.inner.layout.sub_path(pod_uid, &name, &container, index);
+        let sub_path = PathBuf::from(sub_path);
+        let work = {
+            let target = target.clone();
+            let (name, container) = (name.clone(), container.clone());
+            move || {
+                sub_path::safe_make_dir(&dir, &sub_path).map_err(|source| SubPathError::Create {
+                    volume: name.clone(),
+                    container: container.clone(),
+                    source,
+                })?;
+                sub_path::prepare_safe_sub_path(&dir, &sub_path, &target)
+                    .map_err(|source| SubPathError::Prepare { volume: name, container, source })
+            }
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result.map(|()| target),
+            Err(error) => Err(SubPathError::Prepare { volume: name, container, source: std::io::Error::other(error) }),
+        }
+    }
+
+    /// Disk used by each volume of a pod that lives in the pod's own directory. Walks the files.
+    pub async fn usage(&self, pod_uid: &str) -> Result<BTreeMap<String, DiskUsage>, VolumeError> {
+        check_component("metadata.uid", pod_uid).map_err(VolumeError::Pod)?;
+        let (inner, uid) = (self.inner.clone(), pod_uid.to_owned());
+        blocking(move || {
+            let dirs = tear_down::volume_dirs(&inner.layout, &uid, &mut Report::default());
+            let usage = dirs.into_iter().filter_map(|(plugin, volume)| {
+                let usage = disk_usage(&inner.layout.volume(&uid, &plugin, &volume)).ok()?;
+                Some((volume, usage))
+            });
+            usage.collect()
+        })
+        .await
+    }
+
+    async fn set_up(
+        &self,
+        pod: &Pod,
+        uid: &str,
+        volume: &Volume,
+        plugin: &'static dyn VolumePlugin,
+        keep: bool,
+    ) -> Result<VolumeLocation, SetUpError> {
+        let inner = &*self.inner;
+        if keep {
+            if plugin.managed() {
+                return Ok(VolumeLocation::Path(inner.layout.volume(uid, plugin.name(), &volume.name)));
+            }
+            if let Some(location) = self.pods().get(uid).and_then(|p| p.unmanaged.get(&volume.name)) {
+                return Ok(location.clone());
+            }
+        }
+        let mounter = Mounter {
+            layout: &inner.layout,
+            source: &*inner.source,
+            tokens: &inner.tokens,
+            now: Timestamp::now(),
+            pod,
+            pod_uid: uid,
+            volume,
+            ownership: Ownership::of(pod),
+        };
+        let location = plugin.set_up(&mounter).await?;
+        if !plugin.managed() {
+            self.pods().entry(uid.to_owned()).or_default().unmanaged.insert(volume.name.clone(), location.clone());
+        }
+        Ok(location)
+    }
+
+    /// What is on the node of this pod.
+    async fn observe(&self, uid: &str) -> Result<Vec<Observed>, VolumeError> {
+        let unmanaged: Vec<_> = self.pods().get(uid).map(|p| p.unmanaged.keys().cloned().collect()).unwrap_or_default();
+        let (inner, uid) = (self.inner.clone(), uid.to_owned());
+        let mut observed = blocking(move || observe_dirs(&inner.layout, &uid)).await??;
+        for name in unmanaged {
+            for plugin in ["kubernetes.io/host-path", "kubernetes.io/image"] {
+                observed.push(Observed { name: name.clone(), plugin: plugin.to_owned(), ready: true, is_mount: false });
+            }
+        }
+        Ok(observed)
+    }
+
+    /// Volumes of a kind with a directory that no container mounts any more; a failure waits for `unmount_pod`.
+    async fn tear_down_stale(&self, uid: &str, actions: &[Action]) {
+        for action in actions {
+            let Action::TearDown { plugin, volume } = action else { continue };
+            if matches!(plugin.as_str(), "kubernetes.io/host-path" | "kubernetes.io/image") {
+                continue;
+            }
+            let (inner, pod) = (self.inner.clone(), uid.to_owned());
+            let (plugin, volume) = (plugin.clone(), volume.clone());
+            let result = blocking(move || tear_down::tear_down_volume(&inner.layout, &pod, &plugin, &volume)).await;
+            match result {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(uid, %error, "a volume that is not used any more was not taken away"),
+                Err(error) => tracing::warn!(uid, %error, "a volume that is not used any more was not taken away"),
+            }
+        }
+    }
+
+    fn pods(&self) -> MutexGuard<'_, HashMap<String, PodState>> {
+        self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no other call works on this pod.
+    async fn turn(&self, uid: &str) -> OwnedSemaphorePermit {
+        let turn = self.pods().entry(uid.to_owned()).or_default().turn.clone();
+        turn.acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    fn forget(&self, uid: &str, turn: OwnedSemaphorePermit) {
+        self.inner.tokens.forget_pod(uid);
+        let mut pods = self.pods();
+        if let Some(state) = pods.get_mut(uid) {
+            state.unmanaged.clear();
+            // Two: the map's and the permit's. More: someone waits for a turn and must find the same queue.
+            if Arc::strong_count(&state.turn) <= 2 {
+                pods.remove(uid);
+            }
+        }
+        drop(turn);
+    }
+}
+
+fn pod_uid(pod: &Pod) -> Result<&str, VolumeError> {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    check_component("metadata.uid", uid).map_err(VolumeError::Pod)?;
+    Ok(uid)
+}
+
+type DesiredVolume<'a> = (Desired, &'a Volume, &'static dyn VolumePlugin);
+
+/// The volumes that containers mount, and those of them that cannot be.
+fn desired(pod: &Pod) -> (Vec<DesiredVolume<'_>>, Vec<SetUpFailure>) {
+    let used: BTreeSet<&str> = volume_mounts(pod).flatten().map(|m| m.name.as_str()).collect();
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).filter(|v| used.contains(v.name.as_str()));
+    let (mut desired, mut failures) = (Vec::new(), Vec::new());
+    for volume in volumes {
+        match want(volume, pod) {
+            Ok((want, plugin)) => desired.push((want, volume, plugin)),
+            Err(source) => failures.push(SetUpFailure { volume: volume.name.clone(), source }),
+        }
+    }
+    (desired, failures)
+}
+
+fn want(volume: &Volume, pod: &Pod) -> Result<(Desired, &'static dyn VolumePlugin), SetUpError> {
+    check_component("spec.volumes[].name", &volume.name)?;
+    let plugin = find_plugin(volume)?;
+    let mounted = match plugin.name() {
+        empty_dir::NAME => empty_dir::medium(volume, pod)? != empty_dir::Medium::Default,
+        "kubernetes.io/configmap" => false,
+        _ => plugin.managed(),
+    };
+    let want = Desired { name: volume.name.clone(), plugin: plugin.name(), requires_remount: plugin.requires_remount(), mounted };
+    Ok((want, plugin))
+}
+
+fn observe_dirs(layout: &Layout, uid: &str) -> Result<Vec<Observed>, TearDownError> {
+    let mut report = Report::default();
+    let dirs = tear_down::volume_dirs(layout, uid, &mut report);
+    report.finish()?;
+    if dirs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mounts = mountinfo::list().map_err(|source| TearDownError {
+        failures: vec![tear_down::TearDownFailure { what: "failed to list mounts", path: layout.volumes(uid), source }],
+    })?;
+    let observed = dirs.into_iter().map(|(plugin, name)| {
+        let ready = empty_dir::is_ready(&layout.meta(uid, empty_dir::NAME, &empty_dir::meta_name(&plugin, &name)));
+        let is_mount = mountinfo::at(&mounts, &layout.volume(uid, &plugin, &name)).is_some();
+        Observed { name, plugin, ready, is_mount }
+    });
+    Ok(observed.collect())
+}
+
+/// File system work, off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, VolumeError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| VolumeError::Interrupted(error.to_string()))
+}
+
+#[cfg(test)]
+#[path = "manager/tests.rs"]
+mod tests;

@@ -1,0 +1,251 @@
+//! The seam between the manager and a kind of volume: [`VolumePlugin`], and the list of the kinds there are.
+
+use std::io;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodSecurityContext, Volume};
+
+use crate::atomic_writer::WriteError;
+use crate::field_path::FieldPathError;
+use crate::layout::Layout;
+use crate::manager::VolumeLocation;
+use crate::resource_field::ResourceFieldError;
+use crate::source::{ObjectSource, SourceError};
+use crate::token::TokenCache;
+
+/// Why a volume was not set up. The text follows upstream's, it ends up in `FailedMount` events.
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpError {
+    #[error("configmap {0:?} not found")]
+    ConfigMapNotFound(String),
+    #[error("secret {0:?} not found")]
+    SecretNotFound(String),
+    #[error("configmap references non-existent config key: {0}")]
+    ConfigKeyNotFound(String),
+    #[error("references non-existent secret key: {0}")]
+    SecretKeyNotFound(String),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("failed to fetch token: {0}")]
+    Token(#[source] SourceError),
+    #[error(transparent)]
+    FieldPath(#[from] FieldPathError),
+    #[error(transparent)]
+    ResourceField(#[from] ResourceFieldError),
+    #[error("hostPath type check failed: {path} is not {expected}")]
+    HostPathType { path: String, expected: &'static str },
+    #[error("{0} is an invalid volume type")]
+    HostPathUnknownType(String),
+    #[error("invalid HostPath `{0}`: must not contain '..'")]
+    HostPathBacksteps(String),
+    #[error("unknown storage medium {0:?}")]
+    UnknownMedium(String),
+    #[error("medium {0}: hugePages storage requested, but there is no resource request for huge pages")]
+    NoHugePageRequest(String),
+    #[error("medium: {0} can't be used if container requests multiple huge page sizes")]
+    ManyHugePageSizes(String),
+    #[error("{field}: {value:?} is not a valid name of a directory")]
+    InvalidName { field: &'static str, value: String },
+    #[error("image volume has no reference")]
+    NoImageReference,
+    /// No retry helps.
+    #[error("volumes of kind {kind} are not supported by this kubelet")]
+    UnsupportedKind { kind: &'static str },
+    /// No retry helps.
+    #[error("projected source {source_kind} is not supported by this kubelet")]
+    UnsupportedSource { source_kind: &'static str },
+    #[error("{what} {}: {source}", path.display())]
+    Io { what: &'static str, path: PathBuf, #[source] source: io::Error },
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("the task that set up the volume ended early: {0}")]
+    Interrupted(String),
+    #[error("{}", aggregate(.0))]
+    Aggregate(Vec<SetUpError>),
+}
+
+impl SetUpError {
+    /// One error as itself, more as a list.
+    pub(crate) fn from_list(mut errors: Vec<SetUpError>) -> Result<(), SetUpError> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(SetUpError::Aggregate(errors)),
+        }
+    }
+
+    /// Whether the same pod on the same node can ever get past this error.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::UnsupportedKind { .. } | Self::UnsupportedSource { .. } | Self::InvalidName { .. })
+    }
+}
+
+/// As Go's aggregate: `[a, b]`.
+pub(crate) fn aggregate<E: std::fmt::Display>(errors: &[E]) -> String {
+    let texts: Vec<_> = errors.iter().map(E::to_string).collect();
+    format!("[{}]", texts.join(", "))
+}
+
+pub(crate) trait IoAt<T> {
+    fn io_at(self, what: &'static str, path: impl Into<PathBuf>) -> Result<T, SetUpError>;
+}
+
+impl<T> IoAt<T> for io::Result<T> {
+    fn io_at(self, what: &'static str, path: impl Into<PathBuf>) -> Result<T, SetUpError> {
+        self.map_err(|source| SetUpError::Io { what, path: path.into(), source })
+    }
+}
+
+/// What the containers of a pod say about the files of its volumes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ownership {
+    pub fs_group: Option<u32>,
+    /// The one user that every container runs as, if they agree on one.
+    pub fs_user: Option<u32>,
+}
+
+impl Ownership {
+    pub fn of(pod: &Pod) -> Self {
+        let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+        Self {
+            fs_group: context.and_then(|c| c.fs_group).and_then(|g| u32::try_from(g).ok()),
+            fs_user: fs_user(pod, context),
+        }
+    }
+}
+
+/// `runAsUser` if all containers have the same; a container's own wins over the pod's.
+fn fs_user(pod: &Pod, context: Option<&PodSecurityContext>) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = context.and_then(|c| c.run_as_user);
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers).map(|c| c.security_context.as_ref());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| c.security_context.as_ref());
+    let mut users = containers.chain(ephemeral).map(|c| c.and_then(|c| c.run_as_user).or(of_pod));
+    let first = users.next()??;
+    users.all(|u| u == Some(first)).then_some(first).and_then(|u| u32::try_from(u).ok())
+}
+
+/// Everything a plugin may look at to set up one volume of one pod.
+pub(crate) struct Mounter<'a> {
+    pub layout: &'a Layout,
+    pub source: &'a dyn ObjectSource,
+    pub tokens: &'a TokenCache,
+    pub now: Timestamp,
+    pub pod: &'a Pod,
+    pub pod_uid: &'a str,
+    pub volume: &'a Volume,
+    pub ownership: Ownership,
+}
+
+impl Mounter<'_> {
+    pub fn namespace(&self) -> &str {
+        self.pod.metadata.namespace.as_deref().unwrap_or("default")
+    }
+}
+
+/// One kind of volume.
+#[async_trait]
+pub(crate) trait VolumePlugin: Send + Sync {
+    /// `kubernetes.io/empty-dir`; also the name of its directory.
+    fn name(&self) -> &'static str;
+    fn can_support(&self, volume: &Volume) -> bool;
+    /// Its content follows other objects: set up again on every refresh.
+    fn requires_remount(&self) -> bool {
+        false
+    }
+    /// Containers get it read-only whatever they ask.
+    fn read_only(&self) -> bool {
+        false
+    }
+    /// It has a directory of its own below the pod's.
+    fn managed(&self) -> bool {
+        true
+    }
+    /// Idempotent.
+    async fn set_up(&self, mounter: &Mounter<'_>) -> Result<VolumeLocation, SetUpError>;
+}
+
+/// Every kind this node can set up.
+pub(crate) static PLUGINS: &[&dyn VolumePlugin] = &[
+    &crate::empty_dir::EmptyDir,
+    &crate::host_path::HostPath,
+    &crate::config_map::ConfigMapVolume,
+    &crate::secret::SecretVolume,
+    &crate::projected::Projected,
+    &crate::downward_api::DownwardApi,
+    &crate::image::ImageVolume,
+];
+
+/// # Errors
+/// [`SetUpError::UnsupportedKind`] naming the kind.
+pub(crate) fn find_plugin(volume: &Volume) -> Result<&'static dyn VolumePlugin, SetUpError> {
+    if let Some(plugin) = PLUGINS.iter().find(|p| p.can_support(volume)) {
+        return Ok(*plugin);
+    }
+    match unsupported_kind(volume) {
+        Some(kind) => Err(SetUpError::UnsupportedKind { kind }),
+        // A volume without any source is an emptyDir, as the API's defaulting has it.
+        None => Ok(&crate::empty_dir::EmptyDir),
+    }
+}
+
+fn unsupported_kind(volume: &Volume) -> Option<&'static str> {
+    let kinds = [
+        ("awsElasticBlockStore", volume.aws_elastic_block_store.is_some()),
+        ("azureDisk", volume.azure_disk.is_some()),
+        ("azureFile", volume.azure_file.is_some()),
+        ("cephfs", volume.cephfs.is_some()),
+        ("cinder", volume.cinder.is_some()),
+        ("csi", volume.csi.is_some()),
+        ("ephemeral", volume.ephemeral.is_some()),
+        ("fc", volume.fc.is_some()),
+        ("flexVolume", volume.flex_volume.is_some()),
+        ("flocker", volume.flocker.is_some()),
+        ("gcePersistentDisk", volume.gce_persistent_disk.is_some()),
+        ("gitRepo", volume.git_repo.is_some()),
+        ("glusterfs", volume.glusterfs.is_some()),
+        ("iscsi", volume.iscsi.is_some()),
+        ("nfs", volume.nfs.is_some()),
+        ("persistentVolumeClaim", volume.persistent_volume_claim.is_some()),
+        ("photonPersistentDisk", volume.photon_persistent_disk.is_some()),
+        ("portworxVolume", volume.portworx_volume.is_some()),
+        ("quobyte", volume.quobyte.is_some()),
+        ("rbd", volume.rbd.is_some()),
+        ("scaleIO", volume.scale_io.is_some()),
+        ("storageos", volume.storageos.is_some()),
+        ("vsphereVolume", volume.vsphere_volume.is_some()),
+    ];
+    kinds.into_iter().find_map(|(kind, is)| is.then_some(kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fs_user_only_if_all_agree() {
+        let check = |spec: serde_json::Value, expect: Option<u32>| {
+            let pod: Pod = serde_json::from_value(serde_json::json!({ "spec": spec })).unwrap();
+            assert_eq!(Ownership::of(&pod).fs_user, expect, "{spec}");
+        };
+        let c = |user: Option<i64>| serde_json::json!({"name": "c", "securityContext": {"runAsUser": user}});
+        check(serde_json::json!({"containers": [c(None)]}), None);
+        check(serde_json::json!({"containers": [c(Some(5)), c(Some(5))]}), Some(5));
+        check(serde_json::json!({"containers": [c(Some(5)), c(Some(6))]}), None);
+        check(serde_json::json!({"containers": [c(Some(5)), c(None)]}), None);
+        check(serde_json::json!({"containers": [c(None)], "securityContext": {"runAsUser": 7}}), Some(7));
+        check(serde_json::json!({"containers": [c(Some(7)), c(None)], "initContainers": [c(Some(8))], "securityContext": {"runAsUser": 7}}), None);
+        check(serde_json::json!({"containers": [c(Some(0))]}), Some(0));
+    }
+
+    #[test]
+    fn other_kinds_are_refused_by_name() {
+        let volume: Volume = serde_json::from_value(serde_json::json!({"name": "v", "nfs": {"server": "s", "path": "/"}})).unwrap();
+        let error = find_plugin(&volume).err().unwrap();
+        assert_eq!(error.to_string(), "volumes of kind nfs are not supported by this kubelet");
+        let none: Volume = serde_json::from_value(serde_json::json!({"name": "v"})).unwrap();
+        assert_eq!(find_plugin(&none).ok().unwrap().name(), "kubernetes.io/empty-dir");
+    }
+}
