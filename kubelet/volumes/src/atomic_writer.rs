@@ -37,7 +37,12 @@ pub enum WriteError {
     #[error("invalid path: {reason}: {path:?}")]
     InvalidPath { path: String, reason: &'static str },
     #[error("{what} {}: {source}", path.display())]
-    Io { what: &'static str, path: PathBuf, #[source] source: io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 trait At<T> {
@@ -46,7 +51,11 @@ trait At<T> {
 
 impl<T> At<T> for io::Result<T> {
     fn at(self, what: &'static str, path: &Path) -> Result<T, WriteError> {
-        self.map_err(|source| WriteError::Io { what, path: path.to_owned(), source })
+        self.map_err(|source| WriteError::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        })
     }
 }
 
@@ -120,10 +129,16 @@ fn clean(payload: Payload) -> Result<Payload, WriteError> {
         .into_iter()
         .map(|(path, file)| {
             validate_path(&path)?;
-            let clean: PathBuf = Path::new(&path).components().filter(|c| !matches!(c, Component::CurDir)).collect();
+            let clean: PathBuf = Path::new(&path)
+                .components()
+                .filter(|c| !matches!(c, Component::CurDir))
+                .collect();
             match clean.to_str() {
                 Some(clean) if !clean.is_empty() => Ok((clean.to_owned(), file)),
-                _ => Err(WriteError::InvalidPath { path, reason: "must name a file" }),
+                _ => Err(WriteError::InvalidPath {
+                    path,
+                    reason: "must name a file",
+                }),
             }
         })
         .collect()
@@ -139,14 +154,20 @@ fn validate_path(path: &str) -> Result<(), WriteError> {
         "must be less than or equal to 4096 characters"
     } else if path.split('/').any(|item| item == "..") {
         "must not contain '..'"
-    } else if path.split('/').any(|item| item.len() > MAX_FILE_NAME_LENGTH) {
+    } else if path
+        .split('/')
+        .any(|item| item.len() > MAX_FILE_NAME_LENGTH)
+    {
         "filenames must be less than or equal to 255 characters"
     } else if first.starts_with("..") {
         "must not start with '..'"
     } else {
         return Ok(());
     };
-    Err(WriteError::InvalidPath { path: path.to_owned(), reason })
+    Err(WriteError::InvalidPath {
+        path: path.to_owned(),
+        reason,
+    })
 }
 
 fn should_write(payload: &Payload, old: &Path) -> Result<bool, WriteError> {
@@ -155,7 +176,16 @@ fn should_write(payload: &Payload, old: &Path) -> Result<bool, WriteError> {
         match fs::read(&path) {
             Ok(content) if content == file.data => {}
             Ok(_) => return Ok(true),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory) => return Ok(true),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::IsADirectory
+                        | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(true);
+            }
             Err(e) => return Err(e).at("reading", &path),
         }
     }
@@ -166,14 +196,23 @@ fn should_write(payload: &Payload, old: &Path) -> Result<bool, WriteError> {
 fn paths_to_remove(payload: &Payload, old: &Path) -> Result<BTreeSet<PathBuf>, WriteError> {
     let mut wanted = BTreeSet::new();
     for path in payload.keys() {
-        wanted.extend(Path::new(path).ancestors().filter(|a| *a != Path::new("")).map(Path::to_owned));
+        wanted.extend(
+            Path::new(path)
+                .ancestors()
+                .filter(|a| *a != Path::new(""))
+                .map(Path::to_owned),
+        );
     }
     let mut found = BTreeSet::new();
     collect_paths(old, Path::new(""), &mut found)?;
     Ok(found.difference(&wanted).cloned().collect())
 }
 
-fn collect_paths(root: &Path, relative: &Path, found: &mut BTreeSet<PathBuf>) -> Result<(), WriteError> {
+fn collect_paths(
+    root: &Path,
+    relative: &Path,
+    found: &mut BTreeSet<PathBuf>,
+) -> Result<(), WriteError> {
     let dir = root.join(relative);
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
@@ -194,13 +233,15 @@ fn collect_paths(root: &Path, relative: &Path, found: &mut BTreeSet<PathBuf>) ->
 fn new_timestamp_dir(target: &Path) -> Result<PathBuf, WriteError> {
     let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
     let stamp = now.strftime("..%Y_%m_%d_%H_%M_%S.").to_string();
-    let mut suffix = u64::from(now.subsec_nanosecond().unsigned_abs()) << 12 | u64::from(std::process::id()) & 0xfff;
+    let mut suffix = u64::from(now.subsec_nanosecond().unsigned_abs()) << 12
+        | u64::from(std::process::id()) & 0xfff;
     loop {
         let dir = target.join(format!("{stamp}{suffix}"));
         match DirBuilder::new().mode(0o700).create(&dir) {
             Ok(()) => {
                 // Whatever the umask: group and others must be able to pass.
-                fs::set_permissions(&dir, Permissions::from_mode(0o755)).at("setting the mode of", &dir)?;
+                fs::set_permissions(&dir, Permissions::from_mode(0o755))
+                    .at("setting the mode of", &dir)?;
                 return Ok(dir);
             }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => suffix += 1,
@@ -221,7 +262,8 @@ fn write_payload(dir: &Path, payload: &Payload) -> Result<(), WriteError> {
             .open(&path)
             .at("creating", &path)?;
         out.write_all(&file.data).at("writing", &path)?;
-        out.set_permissions(Permissions::from_mode(file.mode & 0o777)).at("setting the mode of", &path)?;
+        out.set_permissions(Permissions::from_mode(file.mode & 0o777))
+            .at("setting the mode of", &path)?;
         if file.fs_user.is_some() {
             lchown(&path, file.fs_user, None).at("setting the owner of", &path)?;
         }
@@ -244,11 +286,15 @@ fn create_dirs(root: &Path, dir: &Path) -> Result<(), WriteError> {
 
 fn create_user_visible_files(target: &Path, payload: &Payload) -> Result<(), WriteError> {
     for (path, file) in payload {
-        let first = path.split('/').next().expect("split yields at least one item");
+        let first = path
+            .split('/')
+            .next()
+            .expect("split yields at least one item");
         let visible = target.join(first);
         match fs::read_link(&visible) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                symlink(Path::new(DATA_DIR).join(first), &visible).at("creating the symbolic link", &visible)?;
+                symlink(Path::new(DATA_DIR).join(first), &visible)
+                    .at("creating the symbolic link", &visible)?;
                 if file.fs_user.is_some() {
                     lchown(&visible, file.fs_user, None).at("setting the owner of", &visible)?;
                 }
@@ -266,7 +312,9 @@ fn remove_user_visible_paths(target: &Path, stale: &BTreeSet<PathBuf>) -> Result
     for path in stale.iter().filter(|p| p.components().count() == 1) {
         let path = target.join(path);
         match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => last = Err(e).at("pruning the old path", &path),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                last = Err(e).at("pruning the old path", &path)
+            }
             _ => {}
         }
     }

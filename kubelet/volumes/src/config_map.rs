@@ -30,7 +30,11 @@ impl VolumePlugin for ConfigMapVolume {
     }
 
     async fn set_up(&self, mounter: &Mounter<'_>) -> Result<VolumeLocation, SetUpError> {
-        let source = mounter.volume.config_map.as_ref().expect("can_support said so");
+        let source = mounter
+            .volume
+            .config_map
+            .as_ref()
+            .expect("can_support said so");
         let payload = collect(
             mounter,
             &source.name,
@@ -59,11 +63,33 @@ pub(crate) async fn collect(
     }
 }
 
-fn make_payload(items: &[KeyToPath], config_map: &ConfigMap, default_mode: u32, optional: bool) -> Result<Payload, SetUpError> {
-    let text = config_map.data.iter().flatten().map(|(key, value)| (key, value.as_bytes()));
-    let binary = config_map.binary_data.iter().flatten().map(|(key, value)| (key, value.0.as_slice()));
-    let data = text.chain(binary).map(|(key, value)| (key.as_str(), value)).collect();
-    select(items, data, default_mode, optional, SetUpError::ConfigKeyNotFound)
+fn make_payload(
+    items: &[KeyToPath],
+    config_map: &ConfigMap,
+    default_mode: u32,
+    optional: bool,
+) -> Result<Payload, SetUpError> {
+    let text = config_map
+        .data
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key, value.as_bytes()));
+    let binary = config_map
+        .binary_data
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key, value.0.as_slice()));
+    let data = text
+        .chain(binary)
+        .map(|(key, value)| (key.as_str(), value))
+        .collect();
+    select(
+        items,
+        data,
+        default_mode,
+        optional,
+        SetUpError::ConfigKeyNotFound,
+    )
 }
 
 /// All keys, or those that `items` choose, under the paths they choose.
@@ -74,9 +100,16 @@ pub(crate) fn select(
     optional: bool,
     not_found: fn(String) -> SetUpError,
 ) -> Result<Payload, SetUpError> {
-    let file = |data: &[u8], mode| FileProjection { data: data.to_vec(), mode, fs_user: None };
+    let file = |data: &[u8], mode| FileProjection {
+        data: data.to_vec(),
+        mode,
+        fs_user: None,
+    };
     if items.is_empty() {
-        return Ok(data.into_iter().map(|(key, value)| (key.to_owned(), file(value, default_mode))).collect());
+        return Ok(data
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), file(value, default_mode)))
+            .collect());
     }
     let mut payload = Payload::new();
     for item in items {
@@ -98,18 +131,40 @@ mod tests {
 
     #[test]
     fn items_choose_keys_paths_and_modes() {
-        let config_map: ConfigMap = serde_json::from_value(serde_json::json!({"data": {"a": "1", "b": "2"}, "binaryData": {"c": "AAE="}})).unwrap();
-        let item = |key: &str, path: &str, mode| KeyToPath { key: key.to_owned(), path: path.to_owned(), mode };
+        let config_map: ConfigMap = serde_json::from_value(
+            serde_json::json!({"data": {"a": "1", "b": "2"}, "binaryData": {"c": "AAE="}}),
+        )
+        .unwrap();
+        let item = |key: &str, path: &str, mode| KeyToPath {
+            key: key.to_owned(),
+            path: path.to_owned(),
+            mode,
+        };
         let all = make_payload(&[], &config_map, 0o644, false).unwrap();
         assert_eq!(all.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(all["c"].data, [0, 1]);
-        let some = make_payload(&[item("a", "x/y", Some(0o400)), item("b", "z", None)], &config_map, 0o640, false).unwrap();
-        assert_eq!((some["x/y"].mode, some["z"].mode, some.len()), (0o400, 0o640, 2));
+        let some = make_payload(
+            &[item("a", "x/y", Some(0o400)), item("b", "z", None)],
+            &config_map,
+            0o640,
+            false,
+        )
+        .unwrap();
+        assert_eq!(
+            (some["x/y"].mode, some["z"].mode, some.len()),
+            (0o400, 0o640, 2)
+        );
         let missing = [item("nope", "p", None)];
         assert_eq!(
-            make_payload(&missing, &config_map, 0o644, false).unwrap_err().to_string(),
+            make_payload(&missing, &config_map, 0o644, false)
+                .unwrap_err()
+                .to_string(),
             "configmap references non-existent config key: nope"
         );
-        assert!(make_payload(&missing, &config_map, 0o644, true).unwrap().is_empty());
+        assert!(
+            make_payload(&missing, &config_map, 0o644, true)
+                .unwrap()
+                .is_empty()
+        );
     }
 }

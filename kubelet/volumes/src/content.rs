@@ -15,7 +15,8 @@ pub(crate) const DEFAULT_MODE: u32 = 0o644;
 
 /// The permission bits of `defaultMode` or an item's `mode`.
 pub(crate) fn mode(mode: Option<i32>) -> u32 {
-    mode.and_then(|m| u32::try_from(m).ok()).map_or(DEFAULT_MODE, |m| m & 0o777)
+    mode.and_then(|m| u32::try_from(m).ok())
+        .map_or(DEFAULT_MODE, |m| m & 0o777)
 }
 
 /// Sets up the directory if need be, and makes its files those of `payload`.
@@ -34,11 +35,17 @@ pub(crate) async fn set_up(
         let dir = empty_dir::set_up(&request)?;
         for path in nested {
             let path = dir.join(path);
-            fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).io_at("unable to create nested volume mountpoints", path)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&path)
+                .io_at("unable to create nested volume mountpoints", path)?;
         }
         atomic_writer::write(&dir, payload, || match fs_group {
             // The whole volume, not only the new version: nested mount points may have come too.
-            Some(group) => ownership::change_permissions(&dir, group, true, ownership::ChangePolicy::Always),
+            Some(group) => {
+                ownership::change_permissions(&dir, group, true, ownership::ChangePolicy::Always)
+            }
             None => Ok(()),
         })?;
         Ok(VolumeLocation::Path(dir))

@@ -32,21 +32,40 @@ impl VolumePlugin for DownwardApi {
     }
 
     async fn set_up(&self, mounter: &Mounter<'_>) -> Result<VolumeLocation, SetUpError> {
-        let source = mounter.volume.downward_api.as_ref().expect("can_support said so");
-        let payload = collect(mounter, source.items.as_deref().unwrap_or_default(), mode(source.default_mode))?;
+        let source = mounter
+            .volume
+            .downward_api
+            .as_ref()
+            .expect("can_support said so");
+        let payload = collect(
+            mounter,
+            source.items.as_deref().unwrap_or_default(),
+            mode(source.default_mode),
+        )?;
         content::set_up(mounter, self.name(), Medium::Memory, payload).await
     }
 }
 
 /// Also a source of projected volumes. Reports every item that fails.
-pub(crate) fn collect(mounter: &Mounter<'_>, items: &[DownwardAPIVolumeFile], default_mode: u32) -> Result<Payload, SetUpError> {
+pub(crate) fn collect(
+    mounter: &Mounter<'_>,
+    items: &[DownwardAPIVolumeFile],
+    default_mode: u32,
+) -> Result<Payload, SetUpError> {
     let mut payload = Payload::new();
     let mut errors = Vec::new();
     for item in items {
         match value(mounter, item) {
             Ok(data) => {
                 let mode = item.mode.map_or(default_mode, |m| mode(Some(m)));
-                payload.insert(item.path.clone(), FileProjection { data: data.into_bytes(), mode, fs_user: None });
+                payload.insert(
+                    item.path.clone(),
+                    FileProjection {
+                        data: data.into_bytes(),
+                        mode,
+                        fs_user: None,
+                    },
+                );
             }
             Err(error) => errors.push(error),
         }
@@ -56,10 +75,18 @@ pub(crate) fn collect(mounter: &Mounter<'_>, items: &[DownwardAPIVolumeFile], de
 
 fn value(mounter: &Mounter<'_>, item: &DownwardAPIVolumeFile) -> Result<String, SetUpError> {
     if let Some(field) = &item.field_ref {
-        return Ok(extract_field_path_as_string(mounter.pod, &field.field_path)?);
+        return Ok(extract_field_path_as_string(
+            mounter.pod,
+            &field.field_path,
+        )?);
     }
     match &item.resource_field_ref {
-        Some(selector) => Ok(extract_resource_value(selector, mounter.pod, "", &mounter.source.node_allocatable()?)?),
+        Some(selector) => Ok(extract_resource_value(
+            selector,
+            mounter.pod,
+            "",
+            &mounter.source.node_allocatable()?,
+        )?),
         None => Ok(String::new()),
     }
 }

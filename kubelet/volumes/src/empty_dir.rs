@@ -74,7 +74,12 @@ impl Request {
         let size_bytes = match medium {
             Medium::Memory => {
                 let allocatable = mounter.source.node_allocatable()?;
-                memory_size(allocatable.get("memory").map(amount), mounter.pod, mounter.volume).value()
+                memory_size(
+                    allocatable.get("memory").map(amount),
+                    mounter.pod,
+                    mounter.volume,
+                )
+                .value()
             }
             Medium::Default | Medium::HugePages(_) => 0,
         };
@@ -91,7 +96,11 @@ impl Request {
 
 /// Upstream marks the emptyDir below another kind as `wrapped_<volume>`.
 pub(crate) fn meta_name(plugin: &str, volume: &str) -> String {
-    if plugin == NAME { volume.to_owned() } else { format!("wrapped_{volume}") }
+    if plugin == NAME {
+        volume.to_owned()
+    } else {
+        format!("wrapped_{volume}")
+    }
 }
 
 /// Whether the `ready` mark in `meta` is there.
@@ -116,21 +125,31 @@ pub(crate) fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
         make_dirs(parent, 0o750)?;
     }
     make_dirs(dir, 0o755)?;
-    fs::set_permissions(dir, Permissions::from_mode(MODE)).io_at("failed to set the mode of", dir)?;
+    fs::set_permissions(dir, Permissions::from_mode(MODE))
+        .io_at("failed to set the mode of", dir)?;
     match &request.medium {
         Medium::Default => {}
         Medium::Memory if is_mounted(dir, TMPFS_MAGIC) => {}
-        Medium::Memory => mount_tmpfs(dir, request.size_bytes).io_at("failed to mount tmpfs at", dir)?,
+        Medium::Memory => {
+            mount_tmpfs(dir, request.size_bytes).io_at("failed to mount tmpfs at", dir)?
+        }
         Medium::HugePages(_) if is_mounted(dir, HUGETLBFS_MAGIC) => {}
         Medium::HugePages(size) => {
             let options = format!("pagesize={size}");
-            mount(Some("nodev"), dir, Some("hugetlbfs"), MsFlags::empty(), Some(options.as_str()))
-                .map_err(io::Error::from)
-                .io_at("failed to mount hugetlbfs at", dir)?;
+            mount(
+                Some("nodev"),
+                dir,
+                Some("hugetlbfs"),
+                MsFlags::empty(),
+                Some(options.as_str()),
+            )
+            .map_err(io::Error::from)
+            .io_at("failed to mount hugetlbfs at", dir)?;
         }
     }
     if let Some(group) = request.fs_group {
-        ownership::change_permissions(dir, group, false, ChangePolicy::Always).io_at("failed to set the group of", dir)?;
+        ownership::change_permissions(dir, group, false, ChangePolicy::Always)
+            .io_at("failed to set the group of", dir)?;
     }
     make_dirs(&request.meta, 0o750)?;
     let ready = request.meta.join(READY);
@@ -139,24 +158,47 @@ pub(crate) fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
 }
 
 fn make_dirs(dir: &Path, mode: u32) -> Result<(), SetUpError> {
-    fs::DirBuilder::new().recursive(true).mode(mode).create(dir).io_at("failed to create directory", dir)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(dir)
+        .io_at("failed to create directory", dir)
 }
 
 /// A mount has another device than its parent; tmpfs and hugetlbfs always do.
 pub(crate) fn is_mounted(dir: &Path, fs_type: FsType) -> bool {
-    let Some(parent) = dir.parent() else { return false };
-    let (Ok(own), Ok(above)) = (fs::symlink_metadata(dir), fs::symlink_metadata(parent)) else { return false };
-    own.is_dir() && own.dev() != above.dev() && statfs(dir).is_ok_and(|s| s.filesystem_type() == fs_type)
+    let Some(parent) = dir.parent() else {
+        return false;
+    };
+    let (Ok(own), Ok(above)) = (fs::symlink_metadata(dir), fs::symlink_metadata(parent)) else {
+        return false;
+    };
+    own.is_dir()
+        && own.dev() != above.dev()
+        && statfs(dir).is_ok_and(|s| s.filesystem_type() == fs_type)
 }
 
 /// Whether this kernel's tmpfs knows `noswap` (6.4 and later, and not in a user namespace).
 static NOSWAP: AtomicBool = AtomicBool::new(true);
 
 fn mount_tmpfs(dir: &Path, size_bytes: i64) -> io::Result<()> {
-    let size = if size_bytes > 0 { format!("size={size_bytes}") } else { String::new() };
+    let size = if size_bytes > 0 {
+        format!("size={size_bytes}")
+    } else {
+        String::new()
+    };
     let attempt = |noswap: bool| {
-        let options: Vec<&str> = [size.as_str(), if noswap { "noswap" } else { "" }].into_iter().filter(|o| !o.is_empty()).collect();
-        mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some(options.join(",").as_str()))
+        let options: Vec<&str> = [size.as_str(), if noswap { "noswap" } else { "" }]
+            .into_iter()
+            .filter(|o| !o.is_empty())
+            .collect();
+        mount(
+            Some("tmpfs"),
+            dir,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(options.join(",").as_str()),
+        )
     };
     if NOSWAP.load(Ordering::Relaxed) {
         match attempt(true) {
@@ -173,7 +215,12 @@ fn mount_tmpfs(dir: &Path, size_bytes: i64) -> io::Result<()> {
 
 /// The medium that the volume asks for.
 pub(crate) fn medium(volume: &Volume, pod: &Pod) -> Result<Medium, SetUpError> {
-    match volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).unwrap_or_default() {
+    match volume
+        .empty_dir
+        .as_ref()
+        .and_then(|e| e.medium.as_deref())
+        .unwrap_or_default()
+    {
         "" => Ok(Medium::Default),
         "Memory" => Ok(Medium::Memory),
         medium @ "HugePages" => huge_page_size(medium, None, pod).map(Medium::HugePages),
@@ -188,11 +235,20 @@ pub(crate) fn medium(volume: &Volume, pod: &Pod) -> Result<Medium, SetUpError> {
 fn huge_page_size(medium: &str, wanted: Option<&str>, pod: &Pod) -> Result<String, SetUpError> {
     let parse = |size: &str| size.parse::<Amount>().ok();
     let spec = pod.spec.as_ref();
-    let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let containers = spec.into_iter().flat_map(|s| {
+        s.containers
+            .iter()
+            .chain(s.init_containers.iter().flatten())
+    });
     let of_containers = containers.filter_map(|c| c.resources.as_ref()?.requests.as_ref());
     let of_pod = spec.and_then(|s| s.resources.as_ref()?.requests.as_ref());
     let mut found: Option<String> = None;
-    for size in of_pod.into_iter().chain(of_containers).flat_map(|r| r.keys()).filter_map(|k| k.strip_prefix("hugepages-")) {
+    for size in of_pod
+        .into_iter()
+        .chain(of_containers)
+        .flat_map(|r| r.keys())
+        .filter_map(|k| k.strip_prefix("hugepages-"))
+    {
         match (wanted, &found) {
             (Some(wanted), _) if parse(wanted) != parse(size) => {}
             (None, Some(other)) if parse(other) != parse(size) => {
@@ -206,7 +262,11 @@ fn huge_page_size(medium: &str, wanted: Option<&str>, pod: &Pod) -> Result<Strin
 
 /// The smallest of what the node has, what the pod may use, and `sizeLimit`; zero counts as not set.
 fn memory_size(node_allocatable: Option<Amount>, pod: &Pod, volume: &Volume) -> Amount {
-    let limit = volume.empty_dir.as_ref().and_then(|e| e.size_limit.as_ref()).map(amount);
+    let limit = volume
+        .empty_dir
+        .as_ref()
+        .and_then(|e| e.size_limit.as_ref())
+        .map(amount);
     [node_allocatable, pod_memory_limit(pod), limit]
         .into_iter()
         .flatten()
@@ -218,10 +278,20 @@ fn memory_size(node_allocatable: Option<Amount>, pod: &Pod, volume: &Volume) -> 
 /// The memory limit of the pod's cgroup; `None` unless every container has one.
 fn pod_memory_limit(pod: &Pod) -> Option<Amount> {
     let spec = pod.spec.as_ref()?;
-    if let Some(limit) = spec.resources.as_ref().and_then(|r| r.limits.as_ref()?.get("memory")) {
+    if let Some(limit) = spec
+        .resources
+        .as_ref()
+        .and_then(|r| r.limits.as_ref()?.get("memory"))
+    {
         return Some(amount(limit));
     }
-    let of = |c: &Container| c.resources.as_ref().and_then(|r| r.limits.as_ref()?.get("memory")).map(|q| amount(q).value()).filter(|v| *v > 0);
+    let of = |c: &Container| {
+        c.resources
+            .as_ref()
+            .and_then(|r| r.limits.as_ref()?.get("memory"))
+            .map(|q| amount(q).value())
+            .filter(|v| *v > 0)
+    };
     let mut regular = 0i64;
     for container in &spec.containers {
         regular += of(container)?;
@@ -237,8 +307,14 @@ fn pod_memory_limit(pod: &Pod) -> Option<Amount> {
             init_peak = init_peak.max(sidecars + limit);
         }
     }
-    let overhead = spec.overhead.as_ref().and_then(|o| o.get("memory")).map_or(0, |q| amount(q).value());
-    Some(Amount::from_bytes((regular + sidecars).max(init_peak) + overhead))
+    let overhead = spec
+        .overhead
+        .as_ref()
+        .and_then(|o| o.get("memory"))
+        .map_or(0, |q| amount(q).value());
+    Some(Amount::from_bytes(
+        (regular + sidecars).max(init_peak) + overhead,
+    ))
 }
 
 #[cfg(test)]
@@ -255,38 +331,76 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_by_the_smallest() {
-        let limited = |m: &str| serde_json::json!({"name": "c", "resources": {"limits": {"memory": m}}});
+        let limited =
+            |m: &str| serde_json::json!({"name": "c", "resources": {"limits": {"memory": m}}});
         let free = serde_json::json!({"name": "d"});
         for (containers, size_limit, expect) in [
             (serde_json::json!([free]), None, "8Gi"),
             (serde_json::json!([free]), Some("1Gi"), "1Gi"),
             (serde_json::json!([free]), Some("0"), "8Gi"),
-            (serde_json::json!([limited("256Mi"), limited("256Mi")]), Some("1Gi"), "512Mi"),
+            (
+                serde_json::json!([limited("256Mi"), limited("256Mi")]),
+                Some("1Gi"),
+                "512Mi",
+            ),
             (serde_json::json!([limited("256Mi"), free]), None, "8Gi"),
             (serde_json::json!([limited("64Gi")]), None, "8Gi"),
         ] {
             let volume = volume(serde_json::json!({"medium": "Memory", "sizeLimit": size_limit}));
             let node = "8Gi".parse().ok();
             let expect: Amount = expect.parse().unwrap();
-            assert_eq!(memory_size(node, &pod(containers.clone()), &volume).value(), expect.value(), "{containers} {size_limit:?}");
+            assert_eq!(
+                memory_size(node, &pod(containers.clone()), &volume).value(),
+                expect.value(),
+                "{containers} {size_limit:?}"
+            );
         }
     }
 
     #[test]
     fn huge_pages_must_be_requested() {
         let c = |keys: &[&str]| {
-            let requests: serde_json::Map<_, _> = keys.iter().map(|k| ((*k).to_owned(), "4Mi".into())).collect();
+            let requests: serde_json::Map<_, _> = keys
+                .iter()
+                .map(|k| ((*k).to_owned(), "4Mi".into()))
+                .collect();
             pod(serde_json::json!([{"name": "c", "resources": {"requests": requests}}]))
         };
         for (medium_name, keys, expect) in [
             ("HugePages", &["hugepages-2Mi"][..], Ok("2Mi")),
-            ("HugePages", &["hugepages-2Mi", "hugepages-1Gi"], Err("medium: HugePages can't be used if container requests multiple huge page sizes")),
-            ("HugePages-2Mi", &["hugepages-2Mi", "hugepages-1Gi"], Ok("2Mi")),
-            ("HugePages-2Mi", &["memory"], Err("medium HugePages-2Mi: hugePages storage requested, but there is no resource request for huge pages")),
+            (
+                "HugePages",
+                &["hugepages-2Mi", "hugepages-1Gi"],
+                Err(
+                    "medium: HugePages can't be used if container requests multiple huge page sizes",
+                ),
+            ),
+            (
+                "HugePages-2Mi",
+                &["hugepages-2Mi", "hugepages-1Gi"],
+                Ok("2Mi"),
+            ),
+            (
+                "HugePages-2Mi",
+                &["memory"],
+                Err(
+                    "medium HugePages-2Mi: hugePages storage requested, but there is no resource request for huge pages",
+                ),
+            ),
             ("Floppy", &[], Err("unknown storage medium \"Floppy\"")),
         ] {
-            let result = medium(&volume(serde_json::json!({ "medium": medium_name })), &c(keys)).map_err(|e| e.to_string());
-            assert_eq!(result, expect.map(|s| Medium::HugePages(s.to_owned())).map_err(str::to_owned), "{medium_name}");
+            let result = medium(
+                &volume(serde_json::json!({ "medium": medium_name })),
+                &c(keys),
+            )
+            .map_err(|e| e.to_string());
+            assert_eq!(
+                result,
+                expect
+                    .map(|s| Medium::HugePages(s.to_owned()))
+                    .map_err(str::to_owned),
+                "{medium_name}"
+            );
         }
     }
 }

@@ -23,10 +23,18 @@ pub fn extract_field_path_as_string(pod: &Pod, field_path: &str) -> Result<Strin
             "metadata.labels" => &meta.labels,
             _ => return Err(FieldPathError::NoSubscript(field_path.to_owned())),
         };
-        return Ok(map.as_ref().and_then(|m| m.get(subscript)).cloned().unwrap_or_default());
+        return Ok(map
+            .as_ref()
+            .and_then(|m| m.get(subscript))
+            .cloned()
+            .unwrap_or_default());
     }
     match field_path {
-        "metadata.annotations" => Ok(meta.annotations.as_ref().map(format_map).unwrap_or_default()),
+        "metadata.annotations" => Ok(meta
+            .annotations
+            .as_ref()
+            .map(format_map)
+            .unwrap_or_default()),
         "metadata.labels" => Ok(meta.labels.as_ref().map(format_map).unwrap_or_default()),
         "metadata.name" => Ok(meta.name.clone().unwrap_or_default()),
         "metadata.namespace" => Ok(meta.namespace.clone().unwrap_or_default()),
@@ -43,7 +51,10 @@ pub fn split_maybe_subscripted_path(field_path: &str) -> Option<(&str, &str)> {
 
 /// One `key="value"` a line, sorted by key, values quoted as Go quotes them; no newline at the end.
 pub fn format_map(map: &BTreeMap<String, String>) -> String {
-    let lines: Vec<_> = map.iter().map(|(key, value)| format!("{key}={}", quote(value))).collect();
+    let lines: Vec<_> = map
+        .iter()
+        .map(|(key, value)| format!("{key}={}", quote(value)))
+        .collect();
     lines.join("\n")
 }
 
@@ -94,7 +105,10 @@ mod tests {
             ("a\"b\\c", r#""a\"b\\c""#),
             ("tab\tnl\n\u{7}\u{1}\u{7f}", r#""tab\tnl\n\a\x01\x7f""#),
             ("it's ünïcode 世界", r#""it's ünïcode 世界""#),
-            ("\u{ad}\u{200b}\u{feff}\u{a0}", r#""\u00ad\u200b\ufeff\u00a0""#),
+            (
+                "\u{ad}\u{200b}\u{feff}\u{a0}",
+                r#""\u00ad\u200b\ufeff\u00a0""#,
+            ),
             ("\u{e0001}", r#""\U000e0001""#),
             ("e\u{301}", "\"e\u{301}\""),
         ] {
@@ -120,7 +134,11 @@ mod tests {
             ("spec.nodeName", None),
             ("metadata.name['x']", None),
         ] {
-            assert_eq!(extract_field_path_as_string(&pod, path).ok().as_deref(), expect, "{path}");
+            assert_eq!(
+                extract_field_path_as_string(&pod, path).ok().as_deref(),
+                expect,
+                "{path}"
+            );
         }
     }
 }

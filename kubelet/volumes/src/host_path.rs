@@ -29,7 +29,11 @@ impl VolumePlugin for HostPath {
     }
 
     async fn set_up(&self, mounter: &Mounter<'_>) -> Result<VolumeLocation, SetUpError> {
-        let source = mounter.volume.host_path.clone().expect("can_support said so");
+        let source = mounter
+            .volume
+            .host_path
+            .clone()
+            .expect("can_support said so");
         blocking(move || {
             let path = PathBuf::from(&source.path);
             if path.components().any(|c| c == Component::ParentDir) {
@@ -67,7 +71,10 @@ fn check_type(path: &Path, host_path_type: &str) -> Result<(), SetUpError> {
     };
     match fs::metadata(path) {
         Ok(info) if expected.1(&info.file_type()) => Ok(()),
-        _ => Err(SetUpError::HostPathType { path: path.display().to_string(), expected: expected.0 }),
+        _ => Err(SetUpError::HostPathType {
+            path: path.display().to_string(),
+            expected: expected.0,
+        }),
     }
 }
 
@@ -76,11 +83,20 @@ fn exists(path: &Path) -> bool {
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
 }
 
 fn make_file(path: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path).map(drop)
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .open(path)
+        .map(drop)
 }
 
 #[cfg(test)]
@@ -117,9 +133,13 @@ mod tests {
         ];
         for (path, kind, refused) in cases {
             let text = check_type(path, kind).err().map(|e| e.to_string());
-            let expect = refused.map(|r| format!("hostPath type check failed: {} is not {r}", path.display()));
+            let expect = refused
+                .map(|r| format!("hostPath type check failed: {} is not {r}", path.display()));
             assert_eq!(text, expect, "{} {kind}", path.display());
         }
-        assert_eq!(check_type(&at("dir"), "Door").unwrap_err().to_string(), "Door is an invalid volume type");
+        assert_eq!(
+            check_type(&at("dir"), "Door").unwrap_err().to_string(),
+            "Door is an invalid volume type"
+        );
     }
 }

@@ -28,7 +28,14 @@ impl VolumePlugin for ImageVolume {
 
     async fn set_up(&self, mounter: &Mounter<'_>) -> Result<VolumeLocation, SetUpError> {
         let source = mounter.volume.image.as_ref().expect("can_support said so");
-        let reference = source.reference.clone().filter(|r| !r.is_empty()).ok_or(SetUpError::NoImageReference)?;
-        Ok(VolumeLocation::Image { reference, pull_policy: source.pull_policy.clone() })
+        let reference = source
+            .reference
+            .clone()
+            .filter(|r| !r.is_empty())
+            .ok_or(SetUpError::NoImageReference)?;
+        Ok(VolumeLocation::Image {
+            reference,
+            pull_policy: source.pull_policy.clone(),
+        })
     }
 }

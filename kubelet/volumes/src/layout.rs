@@ -34,7 +34,9 @@ impl Layout {
     }
 
     pub fn volume(&self, uid: &str, plugin: &str, volume: &str) -> PathBuf {
-        self.volumes(uid).join(escape_qualified_name(plugin)).join(volume)
+        self.volumes(uid)
+            .join(escape_qualified_name(plugin))
+            .join(volume)
     }
 
     pub fn plugins(&self, uid: &str) -> PathBuf {
@@ -43,7 +45,9 @@ impl Layout {
 
     /// Holds the `ready` mark of a volume.
     pub fn meta(&self, uid: &str, plugin: &str, volume: &str) -> PathBuf {
-        self.plugins(uid).join(escape_qualified_name(plugin)).join(volume)
+        self.plugins(uid)
+            .join(escape_qualified_name(plugin))
+            .join(volume)
     }
 
     pub fn sub_paths(&self, uid: &str) -> PathBuf {
@@ -51,7 +55,10 @@ impl Layout {
     }
 
     pub fn sub_path(&self, uid: &str, volume: &str, container: &str, index: usize) -> PathBuf {
-        self.sub_paths(uid).join(volume).join(container).join(index.to_string())
+        self.sub_paths(uid)
+            .join(volume)
+            .join(container)
+            .join(index.to_string())
     }
 }
 
@@ -70,7 +77,10 @@ pub(crate) fn check_component(field: &'static str, value: &str) -> Result<(), Se
     let mut components = Path::new(value).components();
     match (components.next(), components.next()) {
         (Some(Component::Normal(one)), None) if one == value => Ok(()),
-        _ => Err(SetUpError::InvalidName { field, value: value.to_owned() }),
+        _ => Err(SetUpError::InvalidName {
+            field,
+            value: value.to_owned(),
+        }),
     }
 }
 
@@ -80,8 +90,21 @@ mod tests {
 
     #[test]
     fn only_one_component_passes() {
-        for (value, ok) in [("a", true), ("a.b-c", true), ("", false), (".", false), ("..", false), ("a/b", false), ("/a", false), ("a/", false)] {
-            assert_eq!(check_component("metadata.uid", value).is_ok(), ok, "{value:?}");
+        for (value, ok) in [
+            ("a", true),
+            ("a.b-c", true),
+            ("", false),
+            (".", false),
+            ("..", false),
+            ("a/b", false),
+            ("/a", false),
+            ("a/", false),
+        ] {
+            assert_eq!(
+                check_component("metadata.uid", value).is_ok(),
+                ok,
+                "{value:?}"
+            );
         }
     }
 }

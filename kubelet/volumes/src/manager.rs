@@ -29,7 +29,10 @@ pub enum VolumeLocation {
     /// On the node.
     Path(PathBuf),
     /// The root of an image, which the runtime pulls and mounts; `pull_policy` as the pod says, `None`: the default.
-    Image { reference: String, pull_policy: Option<String> },
+    Image {
+        reference: String,
+        pull_policy: Option<String>,
+    },
 }
 
 /// A volume that is set up.
@@ -103,7 +106,11 @@ impl VolumeError {
 }
 
 fn names(failures: &[SetUpFailure]) -> String {
-    failures.iter().map(|f| f.volume.as_str()).collect::<Vec<_>>().join(" ")
+    failures
+        .iter()
+        .map(|f| f.volume.as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// What is known of a pod besides the disk: bounded by the pods of the node.
@@ -116,7 +123,10 @@ struct PodState {
 
 impl Default for PodState {
     fn default() -> Self {
-        Self { turn: Arc::new(Semaphore::new(1)), unmanaged: BTreeMap::new() }
+        Self {
+            turn: Arc::new(Semaphore::new(1)),
+            unmanaged: BTreeMap::new(),
+        }
     }
 }
 
@@ -134,10 +144,20 @@ struct Inner {
 }
 
 impl VolumeManager {
-    /// `root_dir`: the kubelet's `--root-dir`.
+    /// `root_dir`: the kubelet's `--root-dir`. Links in it are resolved now, if it exists: the kernel's mount table has none.
     pub fn new(root_dir: PathBuf, source: Arc<dyn ObjectSource>) -> Self {
-        let inner = Inner { layout: Layout::new(root_dir), source, tokens: TokenCache::default(), pods: Mutex::default() };
-        Self { inner: Arc::new(inner) }
+        let root_dir = std::fs::canonicalize(&root_dir)
+            .or_else(|_| std::path::absolute(&root_dir))
+            .unwrap_or(root_dir);
+        let inner = Inner {
+            layout: Layout::new(root_dir),
+            source,
+            tokens: TokenCache::default(),
+            pods: Mutex::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Sets up every volume that a container of `pod` mounts, and brings live content up to date. Idempotent.
@@ -164,7 +184,13 @@ impl VolumeManager {
             .collect();
         let results = join_all(desired.iter().map(|(want, volume, plugin)| {
             let keep = kept.contains(want.name.as_str());
-            async move { (*volume, *plugin, self.set_up(pod, uid, volume, *plugin, keep).await) }
+            async move {
+                (
+                    *volume,
+                    *plugin,
+                    self.set_up(pod, uid, volume, *plugin, keep).await,
+                )
+            }
         }))
         .await;
         let mut volumes = PodVolumes::default();
@@ -172,13 +198,25 @@ impl VolumeManager {
             let name = volume.name.clone();
             match result {
                 Ok(location) => {
-                    let volume = PodVolume { name: name.clone(), plugin: plugin.name(), location, read_only: plugin.read_only() };
+                    let volume = PodVolume {
+                        name: name.clone(),
+                        plugin: plugin.name(),
+                        location,
+                        read_only: plugin.read_only(),
+                    };
                     volumes.0.insert(name, volume);
                 }
-                Err(source) => failures.push(SetUpFailure { volume: name, source }),
+                Err(source) => failures.push(SetUpFailure {
+                    volume: name,
+                    source,
+                }),
             }
         }
-        if failures.is_empty() { Ok(volumes) } else { Err(VolumeError::SetUp { failures }) }
+        if failures.is_empty() {
+            Ok(volumes)
+        } else {
+            Err(VolumeError::SetUp { failures })
+        }
     }
 
     /// Brings the live content (configMap, secret, projected, downwardAPI) of a mounted pod up to date. What is not
@@ -193,13 +231,25 @@ impl VolumeManager {
         let observed = self.observe(uid).await?;
         let wants: Vec<_> = desired.iter().map(|(want, _, _)| want.clone()).collect();
         let actions = reconcile(&wants, &observed);
-        let refresh = desired.iter().zip(&actions).filter(|(_, action)| matches!(action, Action::Refresh { .. }));
+        let refresh = desired
+            .iter()
+            .zip(&actions)
+            .filter(|(_, action)| matches!(action, Action::Refresh { .. }));
         let results = join_all(refresh.map(|((_, volume, plugin), _)| async move {
-            self.set_up(pod, uid, volume, *plugin, false).await.map_err(|source| SetUpFailure { volume: volume.name.clone(), source })
+            self.set_up(pod, uid, volume, *plugin, false)
+                .await
+                .map_err(|source| SetUpFailure {
+                    volume: volume.name.clone(),
+                    source,
+                })
         }))
         .await;
         let failures: Vec<_> = results.into_iter().filter_map(Result::err).collect();
-        if failures.is_empty() { Ok(()) } else { Err(VolumeError::SetUp { failures }) }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(VolumeError::SetUp { failures })
+        }
     }
 
     /// When a token of this pod wants renewal: call [`refresh_pod`](Self::refresh_pod) then. `None`: it has none.
@@ -286,26 +336,43 @@ impl VolumeManager {
         sub_path::validate(sub_path)?;
         let (name, container) = (volume.name.clone(), container.to_owned());
         let Some(dir) = volume.host_path().map(Path::to_owned) else {
-            return Err(SubPathError::Image { volume: name, container });
+            return Err(SubPathError::Image {
+                volume: name,
+                container,
+            });
         };
-        let target = self.inner.layout.sub_path(pod_uid, &name, &container, index);
+        let target = self
+            .inner
+            .layout
+            .sub_path(pod_uid, &name, &container, index);
         let sub_path = PathBuf::from(sub_path);
         let work = {
             let target = target.clone();
             let (name, container) = (name.clone(), container.clone());
             move || {
-                sub_path::safe_make_dir(&dir, &sub_path).map_err(|source| SubPathError::Create {
-                    volume: name.clone(),
-                    container: container.clone(),
-                    source,
+                sub_path::safe_make_dir(&dir, &sub_path).map_err(|source| {
+                    SubPathError::Create {
+                        volume: name.clone(),
+                        container: container.clone(),
+                        source,
+                    }
                 })?;
-                sub_path::prepare_safe_sub_path(&dir, &sub_path, &target)
-                    .map_err(|source| SubPathError::Prepare { volume: name, container, source })
+                sub_path::prepare_safe_sub_path(&dir, &sub_path, &target).map_err(|source| {
+                    SubPathError::Prepare {
+                        volume: name,
+                        container,
+                        source,
+                    }
+                })
             }
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result.map(|()| target),
-            Err(error) => Err(SubPathError::Prepare { volume: name, container, source: std::io::Error::other(error) }),
+            Err(error) => Err(SubPathError::Prepare {
+                volume: name,
+                container,
+                source: std::io::Error::other(error),
+            }),
         }
     }
 
@@ -335,9 +402,17 @@ impl VolumeManager {
         let inner = &*self.inner;
         if keep {
             if plugin.managed() {
-                return Ok(VolumeLocation::Path(inner.layout.volume(uid, plugin.name(), &volume.name)));
+                return Ok(VolumeLocation::Path(inner.layout.volume(
+                    uid,
+                    plugin.name(),
+                    &volume.name,
+                )));
             }
-            if let Some(location) = self.pods().get(uid).and_then(|p| p.unmanaged.get(&volume.name)) {
+            if let Some(location) = self
+                .pods()
+                .get(uid)
+                .and_then(|p| p.unmanaged.get(&volume.name))
+            {
                 return Ok(location.clone());
             }
         }
@@ -353,19 +428,32 @@ impl VolumeManager {
         };
         let location = plugin.set_up(&mounter).await?;
         if !plugin.managed() {
-            self.pods().entry(uid.to_owned()).or_default().unmanaged.insert(volume.name.clone(), location.clone());
+            self.pods()
+                .entry(uid.to_owned())
+                .or_default()
+                .unmanaged
+                .insert(volume.name.clone(), location.clone());
         }
         Ok(location)
     }
 
     /// What is on the node of this pod.
     async fn observe(&self, uid: &str) -> Result<Vec<Observed>, VolumeError> {
-        let unmanaged: Vec<_> = self.pods().get(uid).map(|p| p.unmanaged.keys().cloned().collect()).unwrap_or_default();
+        let unmanaged: Vec<_> = self
+            .pods()
+            .get(uid)
+            .map(|p| p.unmanaged.keys().cloned().collect())
+            .unwrap_or_default();
         let (inner, uid) = (self.inner.clone(), uid.to_owned());
         let mut observed = blocking(move || observe_dirs(&inner.layout, &uid)).await??;
         for name in unmanaged {
             for plugin in ["kubernetes.io/host-path", "kubernetes.io/image"] {
-                observed.push(Observed { name: name.clone(), plugin: plugin.to_owned(), ready: true, is_mount: false });
+                observed.push(Observed {
+                    name: name.clone(),
+                    plugin: plugin.to_owned(),
+                    ready: true,
+                    is_mount: false,
+                });
             }
         }
         Ok(observed)
@@ -374,29 +462,46 @@ impl VolumeManager {
     /// Volumes of a kind with a directory that no container mounts any more; a failure waits for `unmount_pod`.
     async fn tear_down_stale(&self, uid: &str, actions: &[Action]) {
         for action in actions {
-            let Action::TearDown { plugin, volume } = action else { continue };
-            if matches!(plugin.as_str(), "kubernetes.io/host-path" | "kubernetes.io/image") {
+            let Action::TearDown { plugin, volume } = action else {
+                continue;
+            };
+            if matches!(
+                plugin.as_str(),
+                "kubernetes.io/host-path" | "kubernetes.io/image"
+            ) {
                 continue;
             }
             let (inner, pod) = (self.inner.clone(), uid.to_owned());
             let (plugin, volume) = (plugin.clone(), volume.clone());
-            let result = blocking(move || tear_down::tear_down_volume(&inner.layout, &pod, &plugin, &volume)).await;
+            let result = blocking(move || {
+                tear_down::tear_down_volume(&inner.layout, &pod, &plugin, &volume)
+            })
+            .await;
             match result {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(uid, %error, "a volume that is not used any more was not taken away"),
-                Err(error) => tracing::warn!(uid, %error, "a volume that is not used any more was not taken away"),
+                Ok(Err(error)) => {
+                    tracing::warn!(uid, %error, "a volume that is not used any more was not taken away")
+                }
+                Err(error) => {
+                    tracing::warn!(uid, %error, "a volume that is not used any more was not taken away")
+                }
             }
         }
     }
 
     fn pods(&self) -> MutexGuard<'_, HashMap<String, PodState>> {
-        self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .pods
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until no other call works on this pod.
     async fn turn(&self, uid: &str) -> OwnedSemaphorePermit {
         let turn = self.pods().entry(uid.to_owned()).or_default().turn.clone();
-        turn.acquire_owned().await.expect("the semaphore is never closed")
+        turn.acquire_owned()
+            .await
+            .expect("the semaphore is never closed")
     }
 
     fn forget(&self, uid: &str, turn: OwnedSemaphorePermit) {
@@ -423,13 +528,23 @@ type DesiredVolume<'a> = (Desired, &'a Volume, &'static dyn VolumePlugin);
 
 /// The volumes that containers mount, and those of them that cannot be.
 fn desired(pod: &Pod) -> (Vec<DesiredVolume<'_>>, Vec<SetUpFailure>) {
-    let used: BTreeSet<&str> = volume_mounts(pod).flatten().map(|m| m.name.as_str()).collect();
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).filter(|v| used.contains(v.name.as_str()));
+    let used: BTreeSet<&str> = volume_mounts(pod)
+        .flatten()
+        .map(|m| m.name.as_str())
+        .collect();
+    let volumes = pod
+        .spec
+        .iter()
+        .flat_map(|s| s.volumes.iter().flatten())
+        .filter(|v| used.contains(v.name.as_str()));
     let (mut desired, mut failures) = (Vec::new(), Vec::new());
     for volume in volumes {
         match want(volume, pod) {
             Ok((want, plugin)) => desired.push((want, volume, plugin)),
-            Err(source) => failures.push(SetUpFailure { volume: volume.name.clone(), source }),
+            Err(source) => failures.push(SetUpFailure {
+                volume: volume.name.clone(),
+                source,
+            }),
         }
     }
     (desired, failures)
@@ -443,7 +558,12 @@ fn want(volume: &Volume, pod: &Pod) -> Result<(Desired, &'static dyn VolumePlugi
         "kubernetes.io/configmap" => false,
         _ => plugin.managed(),
     };
-    let want = Desired { name: volume.name.clone(), plugin: plugin.name(), requires_remount: plugin.requires_remount(), mounted };
+    let want = Desired {
+        name: volume.name.clone(),
+        plugin: plugin.name(),
+        requires_remount: plugin.requires_remount(),
+        mounted,
+    };
     Ok((want, plugin))
 }
 
@@ -455,19 +575,36 @@ fn observe_dirs(layout: &Layout, uid: &str) -> Result<Vec<Observed>, TearDownErr
         return Ok(Vec::new());
     }
     let mounts = mountinfo::list().map_err(|source| TearDownError {
-        failures: vec![tear_down::TearDownFailure { what: "failed to list mounts", path: layout.volumes(uid), source }],
+        failures: vec![tear_down::TearDownFailure {
+            what: "failed to list mounts",
+            path: layout.volumes(uid),
+            source,
+        }],
     })?;
     let observed = dirs.into_iter().map(|(plugin, name)| {
-        let ready = empty_dir::is_ready(&layout.meta(uid, empty_dir::NAME, &empty_dir::meta_name(&plugin, &name)));
+        let ready = empty_dir::is_ready(&layout.meta(
+            uid,
+            empty_dir::NAME,
+            &empty_dir::meta_name(&plugin, &name),
+        ));
         let is_mount = mountinfo::at(&mounts, &layout.volume(uid, &plugin, &name)).is_some();
-        Observed { name, plugin, ready, is_mount }
+        Observed {
+            name,
+            plugin,
+            ready,
+            is_mount,
+        }
     });
     Ok(observed.collect())
 }
 
 /// File system work, off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, VolumeError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| VolumeError::Interrupted(error.to_string()))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, VolumeError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| VolumeError::Interrupted(error.to_string()))
 }
 
 #[cfg(test)]

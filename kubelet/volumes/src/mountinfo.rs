@@ -1,4 +1,4 @@
-//! What is mounted, from `/proc/self/mountinfo`: the truth after a crash.
+//! What is mounted, from `/proc/thread-self/mountinfo`: the truth after a crash.
 
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -15,12 +15,16 @@ pub struct MountPoint {
 
 /// Every mount, in the kernel's order: a later one on the same path covers the earlier.
 pub fn list() -> io::Result<Vec<MountPoint>> {
-    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+    Ok(parse(&std::fs::read("/proc/thread-self/mountinfo")?))
 }
 
 /// The mounts at `dir` or below, deepest first, the covering before the covered.
 pub fn at_or_below(mounts: &[MountPoint], dir: &Path) -> Vec<MountPoint> {
-    let mut found: Vec<_> = mounts.iter().filter(|m| m.path.starts_with(dir)).cloned().collect();
+    let mut found: Vec<_> = mounts
+        .iter()
+        .filter(|m| m.path.starts_with(dir))
+        .cloned()
+        .collect();
     found.reverse();
     found.sort_by_key(|m| std::cmp::Reverse(m.path.components().count()));
     found
@@ -56,7 +60,11 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
         if byte == b'\\' && tail.len() >= 3 && tail[..3].iter().all(|b| (b'0'..=b'7').contains(b)) {
-            out.push(tail[..3].iter().fold(0u8, |n, b| n.wrapping_mul(8).wrapping_add(b - b'0')));
+            out.push(
+                tail[..3]
+                    .iter()
+                    .fold(0u8, |n, b| n.wrapping_mul(8).wrapping_add(b - b'0')),
+            );
             rest = &tail[3..];
         } else {
             out.push(byte);
@@ -80,16 +88,25 @@ mod tests {
     fn finds_what_is_below_deepest_first() {
         let mounts = parse(TEXT);
         assert_eq!(mounts.len(), 5);
-        let below: Vec<_> = at_or_below(&mounts, Path::new("/pods/u")).into_iter().map(|m| (m.path, m.fs_type)).collect();
+        let below: Vec<_> = at_or_below(&mounts, Path::new("/pods/u"))
+            .into_iter()
+            .map(|m| (m.path, m.fs_type))
+            .collect();
         assert_eq!(
             below,
             [
-                (PathBuf::from("/pods/u/volumes/x/deep er"), "tmpfs".to_owned()),
+                (
+                    PathBuf::from("/pods/u/volumes/x/deep er"),
+                    "tmpfs".to_owned()
+                ),
                 (PathBuf::from("/pods/u/volumes/x"), "hugetlbfs".to_owned()),
                 (PathBuf::from("/pods/u/volumes/x"), "tmpfs".to_owned()),
             ]
         );
-        assert_eq!(at(&mounts, Path::new("/pods/u/volumes/x")).unwrap().fs_type, "hugetlbfs");
+        assert_eq!(
+            at(&mounts, Path::new("/pods/u/volumes/x")).unwrap().fs_type,
+            "hugetlbfs"
+        );
         assert!(at(&mounts, Path::new("/pods")).is_none());
     }
 }

@@ -12,11 +12,17 @@ pub(crate) fn nested_mount_points(name: &str, pod: &Pod) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     for mounts in volume_mounts(pod) {
         let all: BTreeSet<PathBuf> = mounts.iter().map(|m| clean(&m.mount_path)).collect();
-        for mine in mounts.iter().filter(|m| m.name == name).map(|m| clean(&m.mount_path)) {
+        for mine in mounts
+            .iter()
+            .filter(|m| m.name == name)
+            .map(|m| clean(&m.mount_path))
+        {
             let mut previous: Option<&Path> = None;
             // Sorted by component, so what is nested deeper follows its parent at once.
             for path in all.iter().filter(|p| **p != mine) {
-                let Ok(relative) = path.strip_prefix(&mine) else { continue };
+                let Ok(relative) = path.strip_prefix(&mine) else {
+                    continue;
+                };
                 if previous.is_some_and(|p| path.starts_with(p)) {
                     continue;
                 }
@@ -31,13 +37,21 @@ pub(crate) fn nested_mount_points(name: &str, pod: &Pod) -> BTreeSet<PathBuf> {
 /// The mounts of each container: init, regular, ephemeral.
 pub(crate) fn volume_mounts(pod: &Pod) -> impl Iterator<Item = &[VolumeMount]> {
     let spec = pod.spec.as_ref();
-    let init = spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
+    let init = spec
+        .and_then(|s| s.init_containers.as_deref())
+        .unwrap_or_default();
     let regular = spec.map(|s| s.containers.as_slice()).unwrap_or_default();
-    let ephemeral = spec.and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+    let ephemeral = spec
+        .and_then(|s| s.ephemeral_containers.as_deref())
+        .unwrap_or_default();
     init.iter()
         .chain(regular)
         .map(|c| c.volume_mounts.as_deref().unwrap_or_default())
-        .chain(ephemeral.iter().map(|c| c.volume_mounts.as_deref().unwrap_or_default()))
+        .chain(
+            ephemeral
+                .iter()
+                .map(|c| c.volume_mounts.as_deref().unwrap_or_default()),
+        )
 }
 
 /// Without `.` and with `..` resolved by name; it cannot climb above the root.
@@ -61,15 +75,17 @@ mod tests {
 
     #[test]
     fn only_the_topmost_of_what_is_below() {
-        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [{"name": "c", "volumeMounts": [
-            {"name": "v", "mountPath": "/dir"},
-            {"name": "a", "mountPath": "/dir/nested/"},
-            {"name": "b", "mountPath": "/dir/nested/double"},
-            {"name": "c", "mountPath": "/dir/nested-vol"},
-            {"name": "d", "mountPath": "/dir/x/../y/z"},
-            {"name": "e", "mountPath": "/directory"},
-            {"name": "f", "mountPath": "/dir/../../etc"},
-        ]}]}}))
+        let pod: Pod = serde_json::from_value(
+            serde_json::json!({"spec": {"containers": [{"name": "c", "volumeMounts": [
+                {"name": "v", "mountPath": "/dir"},
+                {"name": "a", "mountPath": "/dir/nested/"},
+                {"name": "b", "mountPath": "/dir/nested/double"},
+                {"name": "c", "mountPath": "/dir/nested-vol"},
+                {"name": "d", "mountPath": "/dir/x/../y/z"},
+                {"name": "e", "mountPath": "/directory"},
+                {"name": "f", "mountPath": "/dir/../../etc"},
+            ]}]}}),
+        )
         .unwrap();
         let dirs: Vec<_> = nested_mount_points("v", &pod).into_iter().collect();
         assert_eq!(dirs, ["nested", "nested-vol", "y/z"].map(PathBuf::from));

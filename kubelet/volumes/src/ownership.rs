@@ -25,8 +25,15 @@ pub enum ChangePolicy {
 ///
 /// # Errors
 /// A directory that cannot be read. A retry may help.
-pub fn change_permissions(dir: &Path, fs_group: u32, read_only: bool, policy: ChangePolicy) -> io::Result<()> {
-    if policy == ChangePolicy::OnRootMismatch && !requires_permission_change(dir, fs_group, read_only) {
+pub fn change_permissions(
+    dir: &Path,
+    fs_group: u32,
+    read_only: bool,
+    policy: ChangePolicy,
+) -> io::Result<()> {
+    if policy == ChangePolicy::OnRootMismatch
+        && !requires_permission_change(dir, fs_group, read_only)
+    {
         return Ok(());
     }
     walk_deep(dir, fs_group, read_only)
@@ -64,11 +71,17 @@ fn change_file_permission(path: &Path, info: &Metadata, fs_group: u32, read_only
 
 fn mask(info: &Metadata, read_only: bool) -> u32 {
     let mask = if read_only { RO_MASK } else { RW_MASK };
-    if info.is_dir() { mask | SET_GID | EXEC_MASK } else { mask }
+    if info.is_dir() {
+        mask | SET_GID | EXEC_MASK
+    } else {
+        mask
+    }
 }
 
 fn requires_permission_change(root: &Path, fs_group: u32, read_only: bool) -> bool {
-    let Ok(info) = fs::metadata(root) else { return true };
+    let Ok(info) = fs::metadata(root) else {
+        return true;
+    };
     if !info.is_dir() || info.gid() != fs_group {
         return true;
     }
@@ -101,7 +114,11 @@ mod tests {
         assert_eq!(fs::symlink_metadata(root.join("l")).unwrap().gid(), 1234);
 
         change_permissions(&root, 1234, false, ChangePolicy::OnRootMismatch).unwrap();
-        assert_eq!(mode(&file), 0o440, "the root matches: nothing below is touched");
+        assert_eq!(
+            mode(&file),
+            0o440,
+            "the root matches: nothing below is touched"
+        );
         change_permissions(&root, 1234, false, ChangePolicy::Always).unwrap();
         assert_eq!(mode(&file), 0o660);
     }

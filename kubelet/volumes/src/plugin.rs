@@ -35,14 +35,19 @@ pub enum SetUpError {
     #[error(transparent)]
     ResourceField(#[from] ResourceFieldError),
     #[error("hostPath type check failed: {path} is not {expected}")]
-    HostPathType { path: String, expected: &'static str },
+    HostPathType {
+        path: String,
+        expected: &'static str,
+    },
     #[error("{0} is an invalid volume type")]
     HostPathUnknownType(String),
     #[error("invalid HostPath `{0}`: must not contain '..'")]
     HostPathBacksteps(String),
     #[error("unknown storage medium {0:?}")]
     UnknownMedium(String),
-    #[error("medium {0}: hugePages storage requested, but there is no resource request for huge pages")]
+    #[error(
+        "medium {0}: hugePages storage requested, but there is no resource request for huge pages"
+    )]
     NoHugePageRequest(String),
     #[error("medium: {0} can't be used if container requests multiple huge page sizes")]
     ManyHugePageSizes(String),
@@ -57,7 +62,12 @@ pub enum SetUpError {
     #[error("projected source {source_kind} is not supported by this kubelet")]
     UnsupportedSource { source_kind: &'static str },
     #[error("{what} {}: {source}", path.display())]
-    Io { what: &'static str, path: PathBuf, #[source] source: io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("the task that set up the volume ended early: {0}")]
@@ -78,7 +88,12 @@ impl SetUpError {
 
     /// Whether the same pod on the same node can ever get past this error.
     pub fn is_permanent(&self) -> bool {
-        matches!(self, Self::UnsupportedKind { .. } | Self::UnsupportedSource { .. } | Self::InvalidName { .. })
+        matches!(
+            self,
+            Self::UnsupportedKind { .. }
+                | Self::UnsupportedSource { .. }
+                | Self::InvalidName { .. }
+        )
     }
 }
 
@@ -94,7 +109,11 @@ pub(crate) trait IoAt<T> {
 
 impl<T> IoAt<T> for io::Result<T> {
     fn io_at(self, what: &'static str, path: impl Into<PathBuf>) -> Result<T, SetUpError> {
-        self.map_err(|source| SetUpError::Io { what, path: path.into(), source })
+        self.map_err(|source| SetUpError::Io {
+            what,
+            path: path.into(),
+            source,
+        })
     }
 }
 
@@ -110,7 +129,9 @@ impl Ownership {
     pub fn of(pod: &Pod) -> Self {
         let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         Self {
-            fs_group: context.and_then(|c| c.fs_group).and_then(|g| u32::try_from(g).ok()),
+            fs_group: context
+                .and_then(|c| c.fs_group)
+                .and_then(|g| u32::try_from(g).ok()),
             fs_user: fs_user(pod, context),
         }
     }
@@ -120,11 +141,25 @@ impl Ownership {
 fn fs_user(pod: &Pod, context: Option<&PodSecurityContext>) -> Option<u32> {
     let spec = pod.spec.as_ref()?;
     let of_pod = context.and_then(|c| c.run_as_user);
-    let containers = spec.init_containers.iter().flatten().chain(&spec.containers).map(|c| c.security_context.as_ref());
-    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| c.security_context.as_ref());
-    let mut users = containers.chain(ephemeral).map(|c| c.and_then(|c| c.run_as_user).or(of_pod));
+    let containers = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+        .map(|c| c.security_context.as_ref());
+    let ephemeral = spec
+        .ephemeral_containers
+        .iter()
+        .flatten()
+        .map(|c| c.security_context.as_ref());
+    let mut users = containers
+        .chain(ephemeral)
+        .map(|c| c.and_then(|c| c.run_as_user).or(of_pod));
     let first = users.next()??;
-    users.all(|u| u == Some(first)).then_some(first).and_then(|u| u32::try_from(u).ok())
+    users
+        .all(|u| u == Some(first))
+        .then_some(first)
+        .and_then(|u| u32::try_from(u).ok())
 }
 
 /// Everything a plugin may look at to set up one volume of one pod.
@@ -193,7 +228,10 @@ pub(crate) fn find_plugin(volume: &Volume) -> Result<&'static dyn VolumePlugin, 
 
 fn unsupported_kind(volume: &Volume) -> Option<&'static str> {
     let kinds = [
-        ("awsElasticBlockStore", volume.aws_elastic_block_store.is_some()),
+        (
+            "awsElasticBlockStore",
+            volume.aws_elastic_block_store.is_some(),
+        ),
         ("azureDisk", volume.azure_disk.is_some()),
         ("azureFile", volume.azure_file.is_some()),
         ("cephfs", volume.cephfs.is_some()),
@@ -208,8 +246,14 @@ fn unsupported_kind(volume: &Volume) -> Option<&'static str> {
         ("glusterfs", volume.glusterfs.is_some()),
         ("iscsi", volume.iscsi.is_some()),
         ("nfs", volume.nfs.is_some()),
-        ("persistentVolumeClaim", volume.persistent_volume_claim.is_some()),
-        ("photonPersistentDisk", volume.photon_persistent_disk.is_some()),
+        (
+            "persistentVolumeClaim",
+            volume.persistent_volume_claim.is_some(),
+        ),
+        (
+            "photonPersistentDisk",
+            volume.photon_persistent_disk.is_some(),
+        ),
         ("portworxVolume", volume.portworx_volume.is_some()),
         ("quobyte", volume.quobyte.is_some()),
         ("rbd", volume.rbd.is_some()),
@@ -232,20 +276,44 @@ mod tests {
         };
         let c = |user: Option<i64>| serde_json::json!({"name": "c", "securityContext": {"runAsUser": user}});
         check(serde_json::json!({"containers": [c(None)]}), None);
-        check(serde_json::json!({"containers": [c(Some(5)), c(Some(5))]}), Some(5));
-        check(serde_json::json!({"containers": [c(Some(5)), c(Some(6))]}), None);
-        check(serde_json::json!({"containers": [c(Some(5)), c(None)]}), None);
-        check(serde_json::json!({"containers": [c(None)], "securityContext": {"runAsUser": 7}}), Some(7));
-        check(serde_json::json!({"containers": [c(Some(7)), c(None)], "initContainers": [c(Some(8))], "securityContext": {"runAsUser": 7}}), None);
+        check(
+            serde_json::json!({"containers": [c(Some(5)), c(Some(5))]}),
+            Some(5),
+        );
+        check(
+            serde_json::json!({"containers": [c(Some(5)), c(Some(6))]}),
+            None,
+        );
+        check(
+            serde_json::json!({"containers": [c(Some(5)), c(None)]}),
+            None,
+        );
+        check(
+            serde_json::json!({"containers": [c(None)], "securityContext": {"runAsUser": 7}}),
+            Some(7),
+        );
+        check(
+            serde_json::json!({"containers": [c(Some(7)), c(None)], "initContainers": [c(Some(8))], "securityContext": {"runAsUser": 7}}),
+            None,
+        );
         check(serde_json::json!({"containers": [c(Some(0))]}), Some(0));
     }
 
     #[test]
     fn other_kinds_are_refused_by_name() {
-        let volume: Volume = serde_json::from_value(serde_json::json!({"name": "v", "nfs": {"server": "s", "path": "/"}})).unwrap();
+        let volume: Volume = serde_json::from_value(
+            serde_json::json!({"name": "v", "nfs": {"server": "s", "path": "/"}}),
+        )
+        .unwrap();
         let error = find_plugin(&volume).err().unwrap();
-        assert_eq!(error.to_string(), "volumes of kind nfs are not supported by this kubelet");
+        assert_eq!(
+            error.to_string(),
+            "volumes of kind nfs are not supported by this kubelet"
+        );
         let none: Volume = serde_json::from_value(serde_json::json!({"name": "v"})).unwrap();
-        assert_eq!(find_plugin(&none).ok().unwrap().name(), "kubernetes.io/empty-dir");
+        assert_eq!(
+            find_plugin(&none).ok().unwrap().name(),
+            "kubernetes.io/empty-dir"
+        );
     }
 }

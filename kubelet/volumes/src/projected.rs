@@ -32,7 +32,11 @@ impl VolumePlugin for Projected {
     }
 
     async fn set_up(&self, mounter: &Mounter<'_>) -> Result<VolumeLocation, SetUpError> {
-        let source = mounter.volume.projected.as_ref().expect("can_support said so");
+        let source = mounter
+            .volume
+            .projected
+            .as_ref()
+            .expect("can_support said so");
         let default_mode = mode(source.default_mode);
         let mut payload = Payload::new();
         let mut errors = Vec::new();
@@ -48,40 +52,79 @@ impl VolumePlugin for Projected {
     }
 }
 
-async fn collect(mounter: &Mounter<'_>, projection: &VolumeProjection, default_mode: u32) -> Result<Payload, SetUpError> {
+async fn collect(
+    mounter: &Mounter<'_>,
+    projection: &VolumeProjection,
+    default_mode: u32,
+) -> Result<Payload, SetUpError> {
     if let Some(source) = &projection.secret {
         let items = source.items.as_deref().unwrap_or_default();
-        return secret::collect(mounter, &source.name, items, default_mode, source.optional.unwrap_or(false)).await;
+        return secret::collect(
+            mounter,
+            &source.name,
+            items,
+            default_mode,
+            source.optional.unwrap_or(false),
+        )
+        .await;
     }
     if let Some(source) = &projection.config_map {
         let items = source.items.as_deref().unwrap_or_default();
-        return config_map::collect(mounter, &source.name, items, default_mode, source.optional.unwrap_or(false)).await;
+        return config_map::collect(
+            mounter,
+            &source.name,
+            items,
+            default_mode,
+            source.optional.unwrap_or(false),
+        )
+        .await;
     }
     if let Some(source) = &projection.downward_api {
-        return downward_api::collect(mounter, source.items.as_deref().unwrap_or_default(), default_mode);
+        return downward_api::collect(
+            mounter,
+            source.items.as_deref().unwrap_or_default(),
+            default_mode,
+        );
     }
     if let Some(source) = &projection.service_account_token {
         return token(mounter, source, default_mode).await;
     }
     if projection.cluster_trust_bundle.is_some() {
-        return Err(SetUpError::UnsupportedSource { source_kind: "clusterTrustBundle" });
+        return Err(SetUpError::UnsupportedSource {
+            source_kind: "clusterTrustBundle",
+        });
     }
     if projection.pod_certificate.is_some() {
-        return Err(SetUpError::UnsupportedSource { source_kind: "podCertificate" });
+        return Err(SetUpError::UnsupportedSource {
+            source_kind: "podCertificate",
+        });
     }
     Ok(Payload::new())
 }
 
-async fn token(mounter: &Mounter<'_>, source: &ServiceAccountTokenProjection, default_mode: u32) -> Result<Payload, SetUpError> {
+async fn token(
+    mounter: &Mounter<'_>,
+    source: &ServiceAccountTokenProjection,
+    default_mode: u32,
+) -> Result<Payload, SetUpError> {
     let request = TokenRequest {
         namespace: mounter.namespace().to_owned(),
         service_account: service_account_name(mounter),
-        audiences: source.audience.iter().filter(|a| !a.is_empty()).cloned().collect(),
+        audiences: source
+            .audience
+            .iter()
+            .filter(|a| !a.is_empty())
+            .cloned()
+            .collect(),
         expiration_seconds: source.expiration_seconds,
         pod_name: mounter.pod.metadata.name.clone().unwrap_or_default(),
         pod_uid: mounter.pod_uid.to_owned(),
     };
-    let token = mounter.tokens.get(mounter.source, &request, mounter.now).await.map_err(SetUpError::Token)?;
+    let token = mounter
+        .tokens
+        .get(mounter.source, &request, mounter.now)
+        .await
+        .map_err(SetUpError::Token)?;
     // Someone in particular may read it: then nobody else. With an fsGroup, the change of ownership makes it 0640.
     let owned = mounter.ownership.fs_user.is_some() || mounter.ownership.fs_group.is_some();
     let file = FileProjection {
@@ -94,5 +137,7 @@ async fn token(mounter: &Mounter<'_>, source: &ServiceAccountTokenProjection, de
 
 fn service_account_name(mounter: &Mounter<'_>) -> String {
     let spec = mounter.pod.spec.as_ref();
-    spec.and_then(|s| s.service_account_name.clone()).filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned())
+    spec.and_then(|s| s.service_account_name.clone())
+        .filter(|n| !n.is_empty())
+        .unwrap_or_else(|| "default".to_owned())
 }

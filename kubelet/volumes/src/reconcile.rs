@@ -41,7 +41,9 @@ pub fn reconcile(desired: &[Desired], observed: &[Observed]) -> Vec<Action> {
     let mut actions = Vec::with_capacity(desired.len());
     for want in desired {
         let volume = want.name.clone();
-        let found = observed.iter().find(|o| o.name == want.name && o.plugin == want.plugin);
+        let found = observed
+            .iter()
+            .find(|o| o.name == want.name && o.plugin == want.plugin);
         actions.push(match found {
             Some(found) if found.ready && (found.is_mount || !want.mounted) => {
                 if want.requires_remount {
@@ -53,9 +55,17 @@ pub fn reconcile(desired: &[Desired], observed: &[Observed]) -> Vec<Action> {
             _ => Action::SetUp { volume },
         });
     }
-    let wanted: BTreeSet<_> = desired.iter().map(|d| (d.plugin, d.name.as_str())).collect();
-    let stale = observed.iter().filter(|o| !wanted.contains(&(o.plugin.as_str(), o.name.as_str())));
-    actions.extend(stale.map(|o| Action::TearDown { plugin: o.plugin.clone(), volume: o.name.clone() }));
+    let wanted: BTreeSet<_> = desired
+        .iter()
+        .map(|d| (d.plugin, d.name.as_str()))
+        .collect();
+    let stale = observed
+        .iter()
+        .filter(|o| !wanted.contains(&(o.plugin.as_str(), o.name.as_str())));
+    actions.extend(stale.map(|o| Action::TearDown {
+        plugin: o.plugin.clone(),
+        volume: o.name.clone(),
+    }));
     actions
 }
 
@@ -67,16 +77,33 @@ mod tests {
     const MEMORY: (&str, bool, bool) = ("kubernetes.io/empty-dir", false, true);
     const SECRET: (&str, bool, bool) = ("kubernetes.io/secret", true, true);
 
-    fn want(name: &str, (plugin, requires_remount, mounted): (&'static str, bool, bool)) -> Desired {
-        Desired { name: name.to_owned(), plugin, requires_remount, mounted }
+    fn want(
+        name: &str,
+        (plugin, requires_remount, mounted): (&'static str, bool, bool),
+    ) -> Desired {
+        Desired {
+            name: name.to_owned(),
+            plugin,
+            requires_remount,
+            mounted,
+        }
     }
 
     fn found(name: &str, plugin: &str, ready: bool, is_mount: bool) -> Observed {
-        Observed { name: name.to_owned(), plugin: plugin.to_owned(), ready, is_mount }
+        Observed {
+            name: name.to_owned(),
+            plugin: plugin.to_owned(),
+            ready,
+            is_mount,
+        }
     }
 
     fn check(desired: &[Desired], observed: &[Observed], expect: &[Action]) {
-        assert_eq!(reconcile(desired, observed), expect, "{desired:?} over {observed:?}");
+        assert_eq!(
+            reconcile(desired, observed),
+            expect,
+            "{desired:?} over {observed:?}"
+        );
     }
 
     #[test]
@@ -84,18 +111,44 @@ mod tests {
         let v = || "v".to_owned();
         check(&[], &[], &[]);
         check(&[want("v", DISK)], &[], &[Action::SetUp { volume: v() }]);
-        check(&[want("v", DISK)], &[found("v", DISK.0, true, false)], &[Action::Keep { volume: v() }]);
+        check(
+            &[want("v", DISK)],
+            &[found("v", DISK.0, true, false)],
+            &[Action::Keep { volume: v() }],
+        );
         // A crash between the directory and its mark.
-        check(&[want("v", DISK)], &[found("v", DISK.0, false, false)], &[Action::SetUp { volume: v() }]);
+        check(
+            &[want("v", DISK)],
+            &[found("v", DISK.0, false, false)],
+            &[Action::SetUp { volume: v() }],
+        );
         // A reboot.
-        check(&[want("v", MEMORY)], &[found("v", MEMORY.0, true, false)], &[Action::SetUp { volume: v() }]);
-        check(&[want("v", MEMORY)], &[found("v", MEMORY.0, true, true)], &[Action::Keep { volume: v() }]);
-        check(&[want("v", SECRET)], &[found("v", SECRET.0, true, true)], &[Action::Refresh { volume: v() }]);
+        check(
+            &[want("v", MEMORY)],
+            &[found("v", MEMORY.0, true, false)],
+            &[Action::SetUp { volume: v() }],
+        );
+        check(
+            &[want("v", MEMORY)],
+            &[found("v", MEMORY.0, true, true)],
+            &[Action::Keep { volume: v() }],
+        );
+        check(
+            &[want("v", SECRET)],
+            &[found("v", SECRET.0, true, true)],
+            &[Action::Refresh { volume: v() }],
+        );
         // The name means another kind now.
         check(
             &[want("v", DISK)],
             &[found("v", SECRET.0, true, true)],
-            &[Action::SetUp { volume: v() }, Action::TearDown { plugin: SECRET.0.to_owned(), volume: v() }],
+            &[
+                Action::SetUp { volume: v() },
+                Action::TearDown {
+                    plugin: SECRET.0.to_owned(),
+                    volume: v(),
+                },
+            ],
         );
     }
 }

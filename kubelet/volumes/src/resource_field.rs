@@ -14,7 +14,11 @@ pub enum ResourceFieldError {
     #[error("unsupported container resource : {0}")]
     Unsupported(String),
     #[error("divisor {divisor:?}: {source}")]
-    Divisor { divisor: String, #[source] source: ParseQuantityError },
+    Divisor {
+        divisor: String,
+        #[source]
+        source: ParseQuantityError,
+    },
 }
 
 /// The value rounded up to whole divisors. A limit that is not set is the node's allocatable amount.
@@ -25,20 +29,38 @@ pub fn extract_resource_value(
     container_name: &str,
     node_allocatable: &BTreeMap<String, Quantity>,
 ) -> Result<String, ResourceFieldError> {
-    let name = selector.container_name.as_deref().filter(|n| !n.is_empty()).unwrap_or(container_name);
-    let container = find_container(pod, name).ok_or_else(|| ResourceFieldError::ContainerNotFound(name.to_owned()))?;
+    let name = selector
+        .container_name
+        .as_deref()
+        .filter(|n| !n.is_empty())
+        .unwrap_or(container_name);
+    let container = find_container(pod, name)
+        .ok_or_else(|| ResourceFieldError::ContainerNotFound(name.to_owned()))?;
     let divisor = divisor(selector)?;
     let unsupported = || ResourceFieldError::Unsupported(selector.resource.clone());
     let (side, resource) = selector.resource.split_once('.').ok_or_else(unsupported)?;
-    if !matches!(resource, "cpu" | "memory" | "ephemeral-storage") && !resource.starts_with("hugepages-") {
+    if !matches!(resource, "cpu" | "memory" | "ephemeral-storage")
+        && !resource.starts_with("hugepages-")
+    {
         return Err(unsupported());
     }
     let resources = container.resources.as_ref();
     let amount = match side {
-        "requests" => resources.and_then(|r| r.requests.as_ref()).and_then(|r| r.get(resource)).map(amount),
+        "requests" => resources
+            .and_then(|r| r.requests.as_ref())
+            .and_then(|r| r.get(resource))
+            .map(amount),
         "limits" => {
-            let set = resources.and_then(|r| r.limits.as_ref()).and_then(|r| r.get(resource)).map(amount);
-            let default = || node_allocatable.get(resource).filter(|_| !resource.starts_with("hugepages-")).map(amount);
+            let set = resources
+                .and_then(|r| r.limits.as_ref())
+                .and_then(|r| r.get(resource))
+                .map(amount);
+            let default = || {
+                node_allocatable
+                    .get(resource)
+                    .filter(|_| !resource.starts_with("hugepages-"))
+                    .map(amount)
+            };
             set.filter(|a| !a.is_zero()).or_else(default)
         }
         _ => return Err(unsupported()),
@@ -52,10 +74,18 @@ pub fn extract_resource_value(
 }
 
 fn divisor(selector: &ResourceFieldSelector) -> Result<Amount, ResourceFieldError> {
-    let Some(quantity) = &selector.divisor else { return Ok(Amount::from_milli(1000)) };
-    let parsed = Amount::try_from(quantity)
-        .map_err(|source| ResourceFieldError::Divisor { divisor: quantity.0.clone(), source })?;
-    Ok(if parsed.is_zero() { Amount::from_milli(1000) } else { parsed })
+    let Some(quantity) = &selector.divisor else {
+        return Ok(Amount::from_milli(1000));
+    };
+    let parsed = Amount::try_from(quantity).map_err(|source| ResourceFieldError::Divisor {
+        divisor: quantity.0.clone(),
+        source,
+    })?;
+    Ok(if parsed.is_zero() {
+        Amount::from_milli(1000)
+    } else {
+        parsed
+    })
 }
 
 fn div_ceil(value: i64, per: i64) -> i64 {
@@ -65,7 +95,10 @@ fn div_ceil(value: i64, per: i64) -> i64 {
 
 fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == name)
+    spec.containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .find(|c| c.name == name)
 }
 
 #[cfg(test)]
@@ -82,7 +115,8 @@ mod tests {
             },
         }]}}))
         .unwrap();
-        let allocatable = BTreeMap::from([("ephemeral-storage".to_owned(), Quantity("10Gi".to_owned()))]);
+        let allocatable =
+            BTreeMap::from([("ephemeral-storage".to_owned(), Quantity("10Gi".to_owned()))]);
         for (resource, divisor, expect) in [
             ("requests.cpu", None, Some("1")),
             ("requests.cpu", Some("1m"), Some("250")),

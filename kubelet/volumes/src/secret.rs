@@ -54,8 +54,19 @@ pub(crate) async fn collect(
 ) -> Result<Payload, SetUpError> {
     match mounter.source.secret(mounter.namespace(), name).await? {
         Some(secret) => {
-            let data = secret.data.iter().flatten().map(|(key, value)| (key.as_str(), value.0.as_slice())).collect();
-            select(items, data, default_mode, optional, SetUpError::SecretKeyNotFound)
+            let data = secret
+                .data
+                .iter()
+                .flatten()
+                .map(|(key, value)| (key.as_str(), value.0.as_slice()))
+                .collect();
+            select(
+                items,
+                data,
+                default_mode,
+                optional,
+                SetUpError::SecretKeyNotFound,
+            )
         }
         None if optional => Ok(Payload::new()),
         None => Err(SetUpError::SecretNotFound(name.to_owned())),

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use jiff::Timestamp;
 
 /// Why an object could not be had. An object that does not exist is `Ok(None)`, not an error.
 /// A retry helps for all of them.
@@ -57,7 +57,9 @@ pub struct ServiceAccountToken {
 
 impl std::fmt::Debug for ServiceAccountToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServiceAccountToken").field("expires_at", &self.expires_at).finish_non_exhaustive()
+        f.debug_struct("ServiceAccountToken")
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -65,11 +67,19 @@ impl std::fmt::Debug for ServiceAccountToken {
 #[async_trait]
 pub trait ObjectSource: Send + Sync + 'static {
     /// `Ok(None)`: it does not exist.
-    async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, SourceError>;
+    async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<ConfigMap>>, SourceError>;
     /// `Ok(None)`: it does not exist.
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, SourceError>;
+    async fn secret(&self, namespace: &str, name: &str)
+    -> Result<Option<Arc<Secret>>, SourceError>;
     /// A new token from the TokenRequest API; [`crate::VolumeManager`] caches and renews.
-    async fn service_account_token(&self, request: &TokenRequest) -> Result<ServiceAccountToken, SourceError>;
+    async fn service_account_token(
+        &self,
+        request: &TokenRequest,
+    ) -> Result<ServiceAccountToken, SourceError>;
     /// The node's allocatable resources: the bound of memory-backed volumes and the default of
     /// `resourceFieldRef` limits.
     fn node_allocatable(&self) -> Result<BTreeMap<String, Quantity>, SourceError>;

@@ -23,11 +23,25 @@ pub enum SubPathError {
     Absolute(String),
     #[error("unable to provision SubPath `{0}`: must not contain '..'")]
     Backsteps(String),
-    #[error("failed to create subPath directory for volumeMount {volume:?} of container {container:?}")]
-    Create { volume: String, container: String, #[source] source: io::Error },
+    #[error(
+        "failed to create subPath directory for volumeMount {volume:?} of container {container:?}"
+    )]
+    Create {
+        volume: String,
+        container: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}")]
-    Prepare { volume: String, container: String, #[source] source: io::Error },
-    #[error("volumeMount {volume:?} of container {container:?}: an image volume has no path on the node")]
+    Prepare {
+        volume: String,
+        container: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "volumeMount {volume:?} of container {container:?}: an image volume has no path on the node"
+    )]
     Image { volume: String, container: String },
 }
 
@@ -37,7 +51,10 @@ pub fn validate(sub_path: &str) -> Result<(), SubPathError> {
     if sub_path.starts_with('/') {
         return Err(SubPathError::Absolute(sub_path.to_owned()));
     }
-    if Path::new(sub_path).components().any(|c| c == Component::ParentDir) {
+    if Path::new(sub_path)
+        .components()
+        .any(|c| c == Component::ParentDir)
+    {
         return Err(SubPathError::Backsteps(sub_path.to_owned()));
     }
     Ok(())
@@ -52,16 +69,27 @@ pub(crate) fn safe_make_dir(volume: &Path, sub_path: &Path) -> io::Result<()> {
     let mode = fs::metadata(volume)?.mode() & 0o7777;
     let mut path = PathBuf::new();
     let mut parent = root.try_clone()?;
-    for component in sub_path.components().filter(|c| matches!(c, Component::Normal(_))) {
+    for component in sub_path
+        .components()
+        .filter(|c| matches!(c, Component::Normal(_)))
+    {
         path.push(component);
         parent = match open_beneath(&root, &path, OFlag::O_PATH | OFlag::O_DIRECTORY) {
             Ok(found) => found,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                match mkdirat(Some(parent.as_raw_fd()), component.as_os_str(), Mode::S_IRWXU) {
+                match mkdirat(
+                    Some(parent.as_raw_fd()),
+                    component.as_os_str(),
+                    Mode::S_IRWXU,
+                ) {
                     Ok(()) | Err(Errno::EEXIST) => {}
                     Err(e) => return Err(e.into()),
                 }
-                let made = open_beneath(&root, &path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)?;
+                let made = open_beneath(
+                    &root,
+                    &path,
+                    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW,
+                )?;
                 File::from(made.try_clone()?).set_permissions(Permissions::from_mode(mode))?;
                 made
             }
@@ -72,7 +100,11 @@ pub(crate) fn safe_make_dir(volume: &Path, sub_path: &Path) -> io::Result<()> {
 }
 
 /// Bind-mounts what `sub_path` is to `target`. If the same file is mounted there already (a restarted container), it stays.
-pub(crate) fn prepare_safe_sub_path(volume: &Path, sub_path: &Path, target: &Path) -> io::Result<()> {
+pub(crate) fn prepare_safe_sub_path(
+    volume: &Path,
+    sub_path: &Path,
+    target: &Path,
+) -> io::Result<()> {
     let root = open_volume(volume)?;
     let opened = open_beneath(&root, sub_path, OFlag::O_PATH)?;
     let source = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
@@ -85,13 +117,22 @@ pub(crate) fn prepare_safe_sub_path(volume: &Path, sub_path: &Path, target: &Pat
         umount2(target, MntFlags::UMOUNT_NOFOLLOW)?;
     }
     make_target(target, info.is_dir())?;
-    mount(Some(&source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    mount(
+        Some(&source),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )?;
     Ok(())
 }
 
 fn make_target(target: &Path, is_dir: bool) -> io::Result<()> {
     let parent = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(parent)?;
     // Left by an earlier container with the other type.
     match fs::symlink_metadata(target) {
         Ok(old) if old.is_dir() == is_dir => return Ok(()),
@@ -144,7 +185,10 @@ mod tests {
         fs::create_dir(&volume).unwrap();
         fs::set_permissions(&volume, Permissions::from_mode(0o2777)).unwrap();
         safe_make_dir(&volume, Path::new("a/b")).unwrap();
-        assert_eq!(fs::metadata(volume.join("a/b")).unwrap().mode() & 0o7777, 0o2777);
+        assert_eq!(
+            fs::metadata(volume.join("a/b")).unwrap().mode() & 0o7777,
+            0o2777
+        );
         fs::write(volume.join("f"), "").unwrap();
         safe_make_dir(&volume, Path::new("f")).unwrap();
         assert!(safe_make_dir(&volume, Path::new("f/x")).is_err());
@@ -161,13 +205,28 @@ mod tests {
         symlink("in/side", volume.join("ok")).unwrap();
         symlink("nowhere", volume.join("dangling")).unwrap();
         let root = open_volume(&volume).unwrap();
-        for (path, ok) in [("in", true), ("ok", true), ("up", false), ("abs", false), ("abs/passwd", false), ("..", false), (".", true), ("dangling", false)] {
-            assert_eq!(open_beneath(&root, Path::new(path), OFlag::O_PATH).is_ok(), ok, "{path}");
+        for (path, ok) in [
+            ("in", true),
+            ("ok", true),
+            ("up", false),
+            ("abs", false),
+            ("abs/passwd", false),
+            ("..", false),
+            (".", true),
+            ("dangling", false),
+        ] {
+            assert_eq!(
+                open_beneath(&root, Path::new(path), OFlag::O_PATH).is_ok(),
+                ok,
+                "{path}"
+            );
         }
         for path in ["up/new", "abs/new", "dangling"] {
             assert!(safe_make_dir(&volume, Path::new(path)).is_err(), "{path}");
         }
         assert!(!dir.path().join("outside/new").exists());
-        assert!(validate("/a").is_err() && validate("a/../b").is_err() && validate("a..b/c").is_ok());
+        assert!(
+            validate("/a").is_err() && validate("a/../b").is_err() && validate("a..b/c").is_ok()
+        );
     }
 }

@@ -43,7 +43,11 @@ impl Report {
             Ok(()) => true,
             Err(e) if e.kind() == io::ErrorKind::NotFound => true,
             Err(source) => {
-                self.failures.push(TearDownFailure { what, path: path.to_owned(), source });
+                self.failures.push(TearDownFailure {
+                    what,
+                    path: path.to_owned(),
+                    source,
+                });
                 false
             }
         }
@@ -54,7 +58,13 @@ impl Report {
     }
 
     pub fn finish(self) -> Result<(), TearDownError> {
-        if self.failures.is_empty() { Ok(()) } else { Err(TearDownError { failures: self.failures }) }
+        if self.failures.is_empty() {
+            Ok(())
+        } else {
+            Err(TearDownError {
+                failures: self.failures,
+            })
+        }
     }
 }
 
@@ -76,13 +86,22 @@ pub(crate) fn tear_down_pod(layout: &Layout, uid: &str) -> Result<(), TearDownEr
 }
 
 /// One volume. Blocks.
-pub(crate) fn tear_down_volume(layout: &Layout, uid: &str, plugin: &str, volume: &str) -> Result<(), TearDownError> {
+pub(crate) fn tear_down_volume(
+    layout: &Layout,
+    uid: &str,
+    plugin: &str,
+    volume: &str,
+) -> Result<(), TearDownError> {
     let mut report = Report::default();
     let sub_paths = layout.sub_paths(uid).join(volume);
     if unmount_all(&sub_paths, &mut report) {
         remove_sub_paths_of_volume(&sub_paths, &mut report);
         // The mark first: without it, a half removed volume is set up anew.
-        let meta = layout.meta(uid, crate::empty_dir::NAME, &crate::empty_dir::meta_name(plugin, volume));
+        let meta = layout.meta(
+            uid,
+            crate::empty_dir::NAME,
+            &crate::empty_dir::meta_name(plugin, volume),
+        );
         remove_tree(&meta, &mut report);
         tear_down_dir(&layout.volume(uid, plugin, volume), &mut report);
     }
@@ -101,12 +120,20 @@ pub(crate) fn remove_pod_dir(layout: &Layout, uid: &str) -> Result<(), TearDownE
 }
 
 /// The (plugin, volume) pairs that have a directory.
-pub(crate) fn volume_dirs(layout: &Layout, uid: &str, report: &mut Report) -> Vec<(String, String)> {
+pub(crate) fn volume_dirs(
+    layout: &Layout,
+    uid: &str,
+    report: &mut Report,
+) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for plugin in names(&layout.volumes(uid), report) {
         let plugin_dir = layout.volumes(uid).join(&plugin);
         let volumes = names(&plugin_dir, report);
-        found.extend(volumes.into_iter().map(|v| (crate::layout::unescape_qualified_name(&plugin), v)));
+        found.extend(
+            volumes
+                .into_iter()
+                .map(|v| (crate::layout::unescape_qualified_name(&plugin), v)),
+        );
     }
     found
 }
@@ -120,7 +147,10 @@ pub(crate) fn names(dir: &Path, report: &mut Report) -> Vec<String> {
             return Vec::new();
         }
     };
-    entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+    entries
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect()
 }
 
 fn tear_down_dir(dir: &Path, report: &mut Report) {
@@ -138,7 +168,9 @@ fn unmount_all(dir: &Path, report: &mut Report) -> bool {
             None
         }
     };
-    let Some(mounts) = list(report) else { return false };
+    let Some(mounts) = list(report) else {
+        return false;
+    };
     for mount in &mounts {
         let result = match umount2(&mount.path, MntFlags::UMOUNT_NOFOLLOW) {
             // Gone meanwhile.
@@ -164,7 +196,11 @@ fn remove_sub_paths_of_volume(dir: &Path, report: &mut Report) {
         for index in names(&container, report) {
             let path = container.join(index);
             let is_dir = fs::symlink_metadata(&path).is_ok_and(|i| i.is_dir());
-            let result = if is_dir { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+            let result = if is_dir {
+                fs::remove_dir(&path)
+            } else {
+                fs::remove_file(&path)
+            };
             report.note("failed to remove", &path, result);
         }
         report.note("failed to remove", &container, fs::remove_dir(&container));

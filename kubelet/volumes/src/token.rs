@@ -50,7 +50,11 @@ impl TokenCache {
 
     /// When the first of a pod's tokens wants renewal.
     pub fn next_renewal(&self, pod_uid: &str) -> Option<Timestamp> {
-        self.lock().iter().filter(|(r, _)| r.pod_uid == pod_uid).map(|(_, t)| renew_at(t)).min()
+        self.lock()
+            .iter()
+            .filter(|(r, _)| r.pod_uid == pod_uid)
+            .map(|(_, t)| renew_at(t))
+            .min()
     }
 
     pub fn forget_pod(&self, pod_uid: &str) {
@@ -69,10 +73,18 @@ fn renew_at(token: &ServiceAccountToken) -> Timestamp {
     let Some(lifetime) = token.expiration_seconds.filter(|s| *s > 0) else {
         return token.expires_at;
     };
-    let before = |end: Timestamp, seconds: i64| end.saturating_sub(SignedDuration::from_secs(seconds)).unwrap_or(end);
+    let before = |end: Timestamp, seconds: i64| {
+        end.saturating_sub(SignedDuration::from_secs(seconds))
+            .unwrap_or(end)
+    };
     let issued_at = before(token.expires_at, lifetime);
-    let oldest = issued_at.saturating_add(MAX_TTL).unwrap_or(token.expires_at);
-    oldest.min(before(token.expires_at, lifetime.saturating_mul(LEFT_PERCENT) / 100))
+    let oldest = issued_at
+        .saturating_add(MAX_TTL)
+        .unwrap_or(token.expires_at);
+    oldest.min(before(
+        token.expires_at,
+        lifetime.saturating_mul(LEFT_PERCENT) / 100,
+    ))
 }
 
 #[cfg(test)]
@@ -82,9 +94,19 @@ mod tests {
     #[test]
     fn renews_at_four_fifths_or_a_day() {
         let at = |s: i64| Timestamp::from_second(1_000_000 + s).unwrap();
-        for (lifetime, expect) in [(Some(3600), 2880), (Some(600), 480), (Some(7 * 86400), 86400), (Some(100_000), 80_000), (None, 3600)] {
+        for (lifetime, expect) in [
+            (Some(3600), 2880),
+            (Some(600), 480),
+            (Some(7 * 86400), 86400),
+            (Some(100_000), 80_000),
+            (None, 3600),
+        ] {
             let expires = lifetime.unwrap_or(3600);
-            let token = ServiceAccountToken { token: String::new(), expires_at: at(expires), expiration_seconds: lifetime };
+            let token = ServiceAccountToken {
+                token: String::new(),
+                expires_at: at(expires),
+                expiration_seconds: lifetime,
+            };
             assert_eq!(renew_at(&token), at(expect), "{lifetime:?}");
         }
     }

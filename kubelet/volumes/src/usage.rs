@@ -22,8 +22,11 @@ pub fn disk_usage(dir: &Path) -> io::Result<DiskUsage> {
     let (mut usage, mut seen) = (DiskUsage::default(), HashSet::new());
     let mut stack = vec![dir.to_owned()];
     while let Some(path) = stack.pop() {
-        let Ok(info) = fs::symlink_metadata(&path) else { continue };
-        if info.dev() != device || (info.nlink() > 1 && !info.is_dir() && !seen.insert(info.ino())) {
+        let Ok(info) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        if info.dev() != device || (info.nlink() > 1 && !info.is_dir() && !seen.insert(info.ino()))
+        {
             continue;
         }
         usage.bytes += info.blocks() * 512;

@@ -5,18 +5,41 @@ use super::*;
 fn payload(files: &[(&str, &str)]) -> Payload {
     files
         .iter()
-        .map(|(path, data)| ((*path).to_owned(), FileProjection { data: data.as_bytes().to_vec(), mode: 0o644, fs_user: None }))
+        .map(|(path, data)| {
+            (
+                (*path).to_owned(),
+                FileProjection {
+                    data: data.as_bytes().to_vec(),
+                    mode: 0o644,
+                    fs_user: None,
+                },
+            )
+        })
         .collect()
 }
 
 fn visible(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).filter(|n| !n.starts_with("..2")).collect();
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| !n.starts_with("..2"))
+        .collect();
     names.sort();
     names
 }
 
 fn timestamps(dir: &Path) -> usize {
-    fs::read_dir(dir).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().starts_with("..2")).count()
+    fs::read_dir(dir)
+        .unwrap()
+        .filter(|e| {
+            e.as_ref()
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .starts_with("..2")
+        })
+        .count()
 }
 
 fn put(dir: &Path, files: &[(&str, &str)]) -> bool {
@@ -51,10 +74,26 @@ fn each_step_shows_exactly_its_payload() {
     let dir = dir.path();
     type Step<'a> = (&'a [(&'a str, &'a str)], bool, &'a [&'a str]);
     let steps: &[Step] = &[
-        (&[("a", "1"), ("k8s/labels", "x")], true, &["..data", "a", "k8s"]),
-        (&[("a", "1"), ("k8s/labels", "x")], false, &["..data", "a", "k8s"]),
-        (&[("a", "2"), ("k8s/labels", "x")], true, &["..data", "a", "k8s"]),
-        (&[("k8s/labels", "x"), ("k8s/more/z", "")], true, &["..data", "k8s"]),
+        (
+            &[("a", "1"), ("k8s/labels", "x")],
+            true,
+            &["..data", "a", "k8s"],
+        ),
+        (
+            &[("a", "1"), ("k8s/labels", "x")],
+            false,
+            &["..data", "a", "k8s"],
+        ),
+        (
+            &[("a", "2"), ("k8s/labels", "x")],
+            true,
+            &["..data", "a", "k8s"],
+        ),
+        (
+            &[("k8s/labels", "x"), ("k8s/more/z", "")],
+            true,
+            &["..data", "k8s"],
+        ),
         (&[("k8s", "now a file")], true, &["..data", "k8s"]),
         (&[("k8s/labels", "and back")], true, &["..data", "k8s"]),
         (&[], true, &["..data"]),
@@ -79,7 +118,10 @@ fn modes_are_to_the_bit() {
     files.get_mut("d/b").unwrap().fs_user = Some(1000);
     write(dir.path(), files, || Ok(())).unwrap();
     let mode = |p: &str| fs::metadata(dir.path().join(p)).unwrap().mode() & 0o7777;
-    assert_eq!((mode("a"), mode("d"), mode("d/b"), mode("..data")), (0o400, 0o755, 0o777, 0o755));
+    assert_eq!(
+        (mode("a"), mode("d"), mode("d/b"), mode("..data")),
+        (0o400, 0o755, 0o777, 0o755)
+    );
     assert_eq!(fs::metadata(dir.path().join("d/b")).unwrap().uid(), 1000);
 }
 
@@ -88,7 +130,9 @@ fn a_failed_write_keeps_the_old_and_a_crash_leaves_nothing_for_long() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     put(dir, &[("a", "old")]);
-    let failed = write(dir, payload(&[("a", "new")]), || Err(io::Error::other("no")));
+    let failed = write(dir, payload(&[("a", "new")]), || {
+        Err(io::Error::other("no"))
+    });
     assert!(failed.is_err());
     assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "old");
     assert_eq!(timestamps(dir), 1);

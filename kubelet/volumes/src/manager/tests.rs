@@ -1,1 +1,521 @@
+//! The manager over a real file system, in a mount namespace of its own. As root only: mounts need it.
 
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::source::{ServiceAccountToken, SourceError, TokenRequest};
+
+#[derive(Default)]
+struct Objects {
+    config_maps: Mutex<BTreeMap<String, Value>>,
+    secrets: Mutex<BTreeMap<String, Value>>,
+    tokens: AtomicUsize,
+}
+
+#[async_trait]
+impl ObjectSource for Objects {
+    async fn config_map(&self, _: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, SourceError> {
+        Ok(self
+            .config_maps
+            .lock()
+            .unwrap()
+            .get(name)
+            .map(|d| Arc::new(serde_json::from_value(json!({ "data": d })).unwrap())))
+    }
+    async fn secret(&self, _: &str, name: &str) -> Result<Option<Arc<Secret>>, SourceError> {
+        Ok(self
+            .secrets
+            .lock()
+            .unwrap()
+            .get(name)
+            .map(|d| Arc::new(serde_json::from_value(json!({ "data": d })).unwrap())))
+    }
+    async fn service_account_token(
+        &self,
+        request: &TokenRequest,
+    ) -> Result<ServiceAccountToken, SourceError> {
+        assert_eq!(
+            (request.service_account.as_str(), request.pod_uid.as_str()),
+            ("default", "uid")
+        );
+        let n = self.tokens.fetch_add(1, Ordering::Relaxed);
+        let expires_at = Timestamp::now() + jiff::SignedDuration::from_hours(1);
+        Ok(ServiceAccountToken {
+            token: format!("token-{n}"),
+            expires_at,
+            expiration_seconds: Some(3600),
+        })
+    }
+    fn node_allocatable(&self) -> Result<BTreeMap<String, Quantity>, SourceError> {
+        Ok(BTreeMap::from([(
+            "memory".to_owned(),
+            Quantity("1Gi".to_owned()),
+        )]))
+    }
+}
+
+struct World {
+    root: tempfile::TempDir,
+    objects: Arc<Objects>,
+    manager: VolumeManager,
+}
+
+impl World {
+    fn restart(&mut self) {
+        self.manager = VolumeManager::new(self.root.path().to_owned(), self.objects.clone());
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.path().join("pods/uid").join(path)
+    }
+
+    fn mode(&self, path: &str) -> u32 {
+        fs::metadata(self.path(path)).unwrap().mode() & 0o7777
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap()
+    }
+}
+
+/// Runs in a thread with its own mount namespace; the blocking threads inherit it.
+fn in_mount_namespace(test: impl AsyncFnOnce(World) + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not root: skipped");
+        return;
+    }
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )
+        .unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let objects = Arc::new(Objects::default());
+        let manager = VolumeManager::new(root.path().to_owned(), objects.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(test(World {
+            root,
+            objects,
+            manager,
+        }));
+    });
+    thread.join().unwrap();
+}
+
+fn pod(volumes: Value, spec: Value) -> Pod {
+    let mounts: Vec<_> =
+        volumes.as_array().unwrap().iter().map(|v| json!({"name": v["name"], "mountPath": format!("/{}", v["name"].as_str().unwrap())})).collect();
+    let mut pod = json!({
+        "metadata": {"name": "pod", "namespace": "ns", "uid": "uid", "labels": {"app": "a"}},
+        "spec": {"containers": [{"name": "c", "volumeMounts": mounts}], "volumes": volumes},
+    });
+    pod["spec"]
+        .as_object_mut()
+        .unwrap()
+        .extend(spec.as_object().unwrap().clone());
+    serde_json::from_value(pod).unwrap()
+}
+
+const EMPTY: &str = "volumes/kubernetes.io~empty-dir";
+
+#[test]
+fn empty_dirs_keep_their_content_over_restarts_and_go_without_a_trace() {
+    in_mount_namespace(async |mut world| {
+        let pod = pod(
+            json!([{"name": "disk", "emptyDir": {}}, {"name": "mem", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]),
+            json!({}),
+        );
+        let volumes = world.manager.mount_pod(&pod).await.unwrap();
+        let disk = volumes.get("disk").unwrap();
+        assert_eq!(
+            (disk.host_path().unwrap(), disk.read_only),
+            (world.path(&format!("{EMPTY}/disk")).as_path(), false)
+        );
+        assert_eq!(
+            (
+                world.mode(&format!("{EMPTY}/disk")),
+                world.mode(&format!("{EMPTY}/mem"))
+            ),
+            (0o777, 0o1777)
+        );
+        let mounts = mountinfo::list().unwrap();
+        let options = &mountinfo::at(&mounts, &world.path(&format!("{EMPTY}/mem")))
+            .unwrap()
+            .super_options;
+        assert!(options.contains("size=1024k"), "{options}");
+
+        fs::write(world.path(&format!("{EMPTY}/disk/f")), "kept").unwrap();
+        fs::write(world.path(&format!("{EMPTY}/mem/f")), "kept").unwrap();
+        // A container that changes the mode of its volume keeps that, too.
+        fs::set_permissions(
+            world.path(&format!("{EMPTY}/disk")),
+            fs::Permissions::from_mode(0o700),
+        )
+        .unwrap();
+        world.restart();
+        assert_eq!(world.manager.mount_pod(&pod).await.unwrap(), volumes);
+        assert_eq!(
+            (
+                world.read(&format!("{EMPTY}/disk/f")),
+                world.read(&format!("{EMPTY}/mem/f"))
+            ),
+            ("kept".into(), "kept".into())
+        );
+        assert_eq!(world.mode(&format!("{EMPTY}/disk")), 0o700);
+        assert!(world.manager.usage("uid").await.unwrap()["disk"].inodes >= 2);
+
+        world.restart();
+        assert!(world.manager.has_volumes("uid").await.unwrap());
+        world.manager.unmount_pod("uid").await.unwrap();
+        assert!(!world.manager.has_volumes("uid").await.unwrap());
+        assert!(!world.path("volumes").exists() && !world.path("plugins").exists());
+        world.manager.unmount_pod("uid").await.unwrap();
+        assert_eq!(
+            world.manager.orphans(&BTreeSet::new()).await.unwrap(),
+            ["uid"]
+        );
+        assert!(!world.path("").exists());
+    });
+}
+
+#[test]
+fn a_tmpfs_lost_to_a_reboot_is_mounted_again() {
+    in_mount_namespace(async |mut world| {
+        let pod = pod(
+            json!([{"name": "mem", "emptyDir": {"medium": "Memory"}}]),
+            json!({"securityContext": {"fsGroup": 77}}),
+        );
+        world.manager.mount_pod(&pod).await.unwrap();
+        let dir = world.path(&format!("{EMPTY}/mem"));
+        nix::mount::umount(&dir).unwrap();
+        world.restart();
+        world.manager.mount_pod(&pod).await.unwrap();
+        assert_eq!(
+            (
+                world.mode(&format!("{EMPTY}/mem")),
+                fs::metadata(&dir).unwrap().gid()
+            ),
+            (0o3777, 77)
+        );
+    });
+}
+
+#[test]
+fn config_maps_and_secrets_follow_their_objects() {
+    in_mount_namespace(async |world| {
+        let pod = pod(
+            json!([
+                {"name": "cm", "configMap": {"name": "x", "defaultMode": 0o400}},
+                {"name": "s", "secret": {"secretName": "y", "items": [{"key": "k", "path": "deep/file", "mode": 0o440}]}},
+                {"name": "opt", "configMap": {"name": "none", "optional": true}},
+                {"name": "fine", "emptyDir": {}},
+            ]),
+            json!({}),
+        );
+        let error = world.manager.mount_pod(&pod).await.unwrap_err();
+        let texts: Vec<_> = error.failures().iter().map(|f| f.to_string()).collect();
+        assert_eq!(
+            texts,
+            [
+                "MountVolume.SetUp failed for volume \"cm\" : configmap \"x\" not found",
+                "MountVolume.SetUp failed for volume \"s\" : secret \"y\" not found",
+            ]
+        );
+        assert!(
+            world.path(&format!("{EMPTY}/fine")).is_dir(),
+            "others are not held up"
+        );
+
+        world
+            .objects
+            .config_maps
+            .lock()
+            .unwrap()
+            .insert("x".into(), json!({"a": "1"}));
+        world
+            .objects
+            .secrets
+            .lock()
+            .unwrap()
+            .insert("y".into(), json!({"k": "c2VjcmV0", "other": ""}));
+        let volumes = world.manager.mount_pod(&pod).await.unwrap();
+        assert!(volumes.get("cm").unwrap().read_only);
+        let (cm, secret) = (
+            "volumes/kubernetes.io~configmap/cm",
+            "volumes/kubernetes.io~secret/s",
+        );
+        assert_eq!(
+            (
+                world.read(&format!("{cm}/a")),
+                world.mode(&format!("{cm}/a"))
+            ),
+            ("1".into(), 0o400)
+        );
+        assert_eq!(
+            (
+                world.read(&format!("{secret}/deep/file")),
+                world.mode(&format!("{secret}/deep/file"))
+            ),
+            ("secret".into(), 0o440)
+        );
+        assert!(!world.path(&format!("{secret}/other")).exists());
+        assert!(
+            empty_dir::is_mounted(&world.path(secret), nix::sys::statfs::TMPFS_MAGIC),
+            "a secret is never on disk"
+        );
+        assert_eq!(
+            fs::read_dir(world.path("volumes/kubernetes.io~configmap/opt"))
+                .unwrap()
+                .count(),
+            2,
+            "..data and its version"
+        );
+
+        world
+            .objects
+            .config_maps
+            .lock()
+            .unwrap()
+            .insert("x".into(), json!({"b": "2"}));
+        world
+            .objects
+            .config_maps
+            .lock()
+            .unwrap()
+            .insert("none".into(), json!({"now": "there"}));
+        world.manager.refresh_pod(&pod).await.unwrap();
+        assert!(!world.path(&format!("{cm}/a")).exists());
+        assert_eq!(
+            (
+                world.read(&format!("{cm}/b")),
+                world.read("volumes/kubernetes.io~configmap/opt/now")
+            ),
+            ("2".into(), "there".into())
+        );
+
+        world.objects.config_maps.lock().unwrap().remove("x");
+        assert!(world.manager.refresh_pod(&pod).await.is_err());
+        assert_eq!(world.read(&format!("{cm}/b")), "2", "the old content stays");
+        world.manager.unmount_pod("uid").await.unwrap();
+    });
+}
+
+#[test]
+fn projected_sources_share_a_directory_and_tokens_are_private() {
+    in_mount_namespace(async |world| {
+        world
+            .objects
+            .config_maps
+            .lock()
+            .unwrap()
+            .insert("ca".into(), json!({"ca.crt": "CA"}));
+        let sources = json!([
+            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+            {"configMap": {"name": "ca"}},
+            {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}, {"path": "labels", "mode": 0o600, "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+        ]);
+        let volumes =
+            json!([{"name": "p", "projected": {"sources": sources, "defaultMode": 0o644}}]);
+        let dir = "volumes/kubernetes.io~projected/p";
+        let plain = pod(volumes.clone(), json!({}));
+        world.manager.mount_pod(&plain).await.unwrap();
+        assert_eq!(
+            (
+                world.read(&format!("{dir}/token")),
+                world.mode(&format!("{dir}/token"))
+            ),
+            ("token-0".into(), 0o644)
+        );
+        assert_eq!(
+            (
+                world.read(&format!("{dir}/labels")),
+                world.mode(&format!("{dir}/labels"))
+            ),
+            ("app=\"a\"".into(), 0o600)
+        );
+        assert_eq!(world.read(&format!("{dir}/namespace")), "ns");
+        world.manager.refresh_pod(&plain).await.unwrap();
+        assert_eq!(
+            world.read(&format!("{dir}/token")),
+            "token-0",
+            "young tokens are kept"
+        );
+        assert!(world.manager.next_refresh("uid").unwrap() > Timestamp::now());
+        world.manager.unmount_pod("uid").await.unwrap();
+        assert!(world.manager.next_refresh("uid").is_none());
+
+        for (context, mode, owner) in [
+            (json!({"runAsUser": 1000}), 0o600, (1000, 0)),
+            (json!({"fsGroup": 2000}), 0o640, (0, 2000)),
+            (
+                json!({"runAsUser": 1000, "fsGroup": 2000}),
+                0o640,
+                (1000, 2000),
+            ),
+        ] {
+            let pod = pod(volumes.clone(), json!({ "securityContext": context }));
+            world.manager.mount_pod(&pod).await.unwrap();
+            let info = fs::metadata(world.path(&format!("{dir}/token"))).unwrap();
+            assert_eq!(
+                (info.mode() & 0o7777, (info.uid(), info.gid())),
+                (mode, owner),
+                "{context}"
+            );
+            world.manager.unmount_pod("uid").await.unwrap();
+        }
+        let refused = pod(
+            json!([{"name": "p", "projected": {"sources": [{"clusterTrustBundle": {"path": "x"}}]}}]),
+            json!({}),
+        );
+        assert_eq!(
+            world
+                .manager
+                .mount_pod(&refused)
+                .await
+                .unwrap_err()
+                .failures()[0]
+                .to_string(),
+            "MountVolume.SetUp failed for volume \"p\" : projected source clusterTrustBundle is not supported by this kubelet"
+        );
+    });
+}
+
+#[test]
+fn unused_volumes_are_left_alone_and_images_only_named() {
+    in_mount_namespace(async |world| {
+        let mut pod = pod(
+            json!([{"name": "i", "image": {"reference": "reg/img:1", "pullPolicy": "Always"}}, {"name": "h", "hostPath": {"path": "/etc", "type": "Directory"}}, {"name": "unused", "nfs": {"server": "s", "path": "/"}}]),
+            json!({}),
+        );
+        pod.spec.as_mut().unwrap().containers[0]
+            .volume_mounts
+            .as_mut()
+            .unwrap()
+            .truncate(2);
+        for _ in 0..2 {
+            let volumes = world.manager.mount_pod(&pod).await.unwrap();
+            let expect = VolumeLocation::Image {
+                reference: "reg/img:1".into(),
+                pull_policy: Some("Always".into()),
+            };
+            assert_eq!(volumes.get("i").unwrap().location, expect);
+            assert_eq!(
+                volumes.get("h").unwrap().host_path(),
+                Some(Path::new("/etc"))
+            );
+            assert!(volumes.get("unused").is_none());
+        }
+        assert!(!world.path("volumes").exists());
+    });
+}
+
+#[test]
+fn sub_paths_are_pinned_and_taken_away() {
+    in_mount_namespace(async |mut world| {
+        world
+            .objects
+            .config_maps
+            .lock()
+            .unwrap()
+            .insert("x".into(), json!({"a": "1"}));
+        let pod = pod(
+            json!([{"name": "d", "emptyDir": {}}, {"name": "cm", "configMap": {"name": "x"}}]),
+            json!({}),
+        );
+        let volumes = world.manager.mount_pod(&pod).await.unwrap();
+        let dir = volumes.get("d").unwrap();
+        let path = world
+            .manager
+            .sub_path("uid", dir, "c", 0, "sub/dir")
+            .await
+            .unwrap();
+        assert_eq!(path, world.path("volume-subpaths/d/c/0"));
+        fs::write(path.join("f"), "x").unwrap();
+        assert_eq!(world.read(&format!("{EMPTY}/d/sub/dir/f")), "x");
+        let file = world
+            .manager
+            .sub_path("uid", volumes.get("cm").unwrap(), "c", 1, "a")
+            .await
+            .unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "1");
+
+        // The container restarts: the directory stays pinned, the file follows the new content.
+        let before = mountinfo::list().unwrap().len();
+        world
+            .objects
+            .config_maps
+            .lock()
+            .unwrap()
+            .insert("x".into(), json!({"a": "2"}));
+        world.restart();
+        let volumes = world.manager.mount_pod(&pod).await.unwrap();
+        world
+            .manager
+            .sub_path("uid", volumes.get("d").unwrap(), "c", 0, "sub/dir")
+            .await
+            .unwrap();
+        world
+            .manager
+            .sub_path("uid", volumes.get("cm").unwrap(), "c", 1, "a")
+            .await
+            .unwrap();
+        assert_eq!(mountinfo::list().unwrap().len(), before);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "2");
+
+        std::os::unix::fs::symlink("/etc", world.path(&format!("{EMPTY}/d/evil"))).unwrap();
+        let error = world
+            .manager
+            .sub_path("uid", volumes.get("d").unwrap(), "c", 2, "evil/passwd")
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "failed to create subPath directory for volumeMount \"d\" of container \"c\""
+        );
+
+        world.restart();
+        world.manager.remove_pod("uid").await.unwrap();
+        assert!(!world.path("").exists());
+        assert!(mountinfo::at_or_below(&mountinfo::list().unwrap(), world.root.path()).is_empty());
+    });
+}
+
+#[test]
+fn what_is_bound_into_a_volume_survives_its_removal() {
+    in_mount_namespace(async |world| {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("precious"), "").unwrap();
+        let pod = pod(json!([{"name": "d", "emptyDir": {}}]), json!({}));
+        world.manager.mount_pod(&pod).await.unwrap();
+        let inner = world.path(&format!("{EMPTY}/d/in"));
+        fs::create_dir(&inner).unwrap();
+        mount(
+            Some(outside.path()),
+            &inner,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
+        world.manager.unmount_pod("uid").await.unwrap();
+        assert!(outside.path().join("precious").exists());
+        assert!(!world.path("volumes").exists());
+    });
+}
