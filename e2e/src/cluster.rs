@@ -368,6 +368,10 @@ fn tear_down(layout: &Layout) -> Result<()> {
         }
     };
     attempt("end the processes", cgroup::destroy(&layout.cgroup()));
+    // The shared parent goes with the last cluster.
+    for hierarchy in cgroup::hierarchies().unwrap_or_default() {
+        let _ = fs::remove_dir(hierarchy.join("gantry-e2e"));
+    }
     attempt("unpin the nodes", node::unpin_all(layout));
     attempt("remove the namespaces", lan::destroy(layout));
     for dir in [layout.dir(), layout.run_dir()] {

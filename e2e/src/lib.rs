@@ -10,6 +10,7 @@ pub mod debian;
 pub mod forward;
 pub mod images;
 pub mod node;
+pub mod probe;
 pub mod programs;
 pub mod step;
 pub mod test_run;
