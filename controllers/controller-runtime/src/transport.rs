@@ -1,0 +1,308 @@
+//! The seam between controllers and the API: one request, one answer.
+//!
+//! [`ApiTransport`] speaks to the API server; `testing::FakeApi` stands in for it, and can fail, delay or repeat any request.
+
+use std::borrow::Cow;
+
+use async_trait::async_trait;
+use kube::Client;
+use kube::core::ApiResource;
+use serde_json::Value;
+
+/// Which kind of object a request is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Resource {
+    /// Empty for the core group.
+    pub group: Cow<'static, str>,
+    /// As `v1`.
+    pub version: Cow<'static, str>,
+    /// As `Pod`.
+    pub kind: Cow<'static, str>,
+    /// As `pods`.
+    pub plural: Cow<'static, str>,
+}
+
+impl Resource {
+    /// The resource of a type of k8s-openapi.
+    pub fn of<K: kube::Resource<DynamicType = ()>>() -> Self {
+        Self { group: K::group(&()), version: K::version(&()), kind: K::kind(&()), plural: K::plural(&()) }
+    }
+
+    /// The value of `apiVersion`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+    }
+}
+
+impl From<&ApiResource> for Resource {
+    fn from(resource: &ApiResource) -> Self {
+        Self {
+            group: resource.group.clone().into(),
+            version: resource.version.clone().into(),
+            kind: resource.kind.clone().into(),
+            plural: resource.plural.clone().into(),
+        }
+    }
+}
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// Reads one object.
+    Get,
+    /// Reads a collection.
+    List,
+    /// Creates.
+    Create,
+    /// Replaces, checked by resourceVersion.
+    Update,
+    /// Changes parts; the content type says how.
+    Patch(PatchKind),
+    /// Deletes one object.
+    Delete,
+    /// Deletes a collection.
+    DeleteCollection,
+}
+
+/// How a patch is merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PatchKind {
+    /// RFC 7386.
+    Merge,
+    /// Upstream's strategic merge; not for custom resources.
+    Strategic,
+    /// RFC 6902.
+    Json,
+}
+
+/// One request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// What to do.
+    pub verb: Verb,
+    /// To which kind.
+    pub resource: Resource,
+    /// Empty for cluster objects (or all namespaces of a list).
+    pub namespace: String,
+    /// Empty for collections and creation.
+    pub name: String,
+    /// Empty for the object itself, else `status`, `approval`, `finalize`, `token`, …
+    pub subresource: Cow<'static, str>,
+    /// Query parameters (selectors, field manager).
+    pub query: Vec<(&'static str, String)>,
+    /// The object, patch or DeleteOptions; null for none.
+    pub body: Value,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
+pub enum ApiError {
+    /// The object, or its namespace, is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// Someone else wrote first; read again and decide anew.
+    #[error("{0}")]
+    Conflict(String),
+    /// The object is there already.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The namespace is going; nothing can be created there any more.
+    #[error("{0}")]
+    NamespaceTerminating(String),
+    /// The object is not valid; no retry helps.
+    #[error("{0}")]
+    Invalid(String),
+    /// We may not; a retry helps only after RBAC or quota changed.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The server is busy (429) or asks to come back.
+    #[error("{message}")]
+    TooManyRequests {
+        /// The server's words.
+        message: String,
+        /// When to come back, in seconds; 0 when it does not say.
+        retry_after_seconds: u32,
+    },
+    /// Any other answer of the server.
+    #[error("{message}")]
+    Server {
+        /// HTTP status.
+        code: u16,
+        /// `reason` of the Status.
+        reason: String,
+        /// The server's words.
+        message: String,
+    },
+    /// No answer; the write may have happened.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The answer is no object of the kind.
+    #[error("decoding the answer: {0}")]
+    Decode(String),
+    /// This process does not lead any more; nothing was sent.
+    #[error("not leading, the write was not sent")]
+    NotLeading,
+}
+
+impl ApiError {
+    /// Whether the object is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound(_))
+    }
+    /// Whether someone else wrote first.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict(_))
+    }
+    /// Whether the object is there already.
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self, Self::AlreadyExists(_))
+    }
+    /// Whether the namespace is going.
+    pub fn is_namespace_terminating(&self) -> bool {
+        matches!(self, Self::NamespaceTerminating(_))
+    }
+}
+
+impl From<kube::Error> for ApiError {
+    fn from(error: kube::Error) -> Self {
+        let terminating = component_base::client::is_namespace_terminating(&error);
+        let kube::Error::Api(status) = &error else {
+            return match &error {
+                kube::Error::SerdeError(e) => Self::Decode(e.to_string()),
+                other => Self::Unreachable(other.to_string()),
+            };
+        };
+        let message = status.message.clone();
+        match (status.code, status.reason.as_str()) {
+            _ if terminating => Self::NamespaceTerminating(message),
+            (404, _) => Self::NotFound(message),
+            (409, "AlreadyExists") => Self::AlreadyExists(message),
+            (409, _) => Self::Conflict(message),
+            (422, _) => Self::Invalid(message),
+            (403, _) => Self::Forbidden(message),
+            (429, _) => Self::TooManyRequests {
+                message,
+                retry_after_seconds: status.details.as_ref().map_or(0, |d| d.retry_after_seconds),
+            },
+            (code, reason) => Self::Server { code, reason: reason.to_string(), message },
+        }
+    }
+}
+
+/// Carries requests.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// Sends one request and returns the object (or Status) the server answered with.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    async fn send(&self, request: Request) -> Result<Value, ApiError>;
+}
+
+/// The API server.
+pub struct ApiTransport {
+    client: Client,
+}
+
+impl ApiTransport {
+    /// Requests go out under `client`'s identity.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+}
+
+#[async_trait]
+impl Transport for ApiTransport {
+    async fn send(&self, request: Request) -> Result<Value, ApiError> {
+        let body = if request.body.is_null() { Vec::new() } else { request.body.to_string().into_bytes() };
+        let content_type = match request.verb {
+            Verb::Patch(PatchKind::Merge) => "application/merge-patch+json",
+            Verb::Patch(PatchKind::Strategic) => "application/strategic-merge-patch+json",
+            Verb::Patch(PatchKind::Json) => "application/json-patch+json",
+            _ => "application/json",
+        };
+        let http = http::Request::builder()
+            .method(method(request.verb))
+            .uri(path(&request))
+            .header("content-type", content_type)
+            .header("accept", "application/json")
+            .body(body)
+            .map_err(|e| ApiError::Decode(e.to_string()))?;
+        Ok(self.client.request(http).await?)
+    }
+}
+
+/// The path and query of a request.
+fn path(request: &Request) -> String {
+    let resource = &request.resource;
+    let mut path = if resource.group.is_empty() {
+        format!("/api/{}", resource.version)
+    } else {
+        format!("/apis/{}/{}", resource.group, resource.version)
+    };
+    if !request.namespace.is_empty() {
+        path += &format!("/namespaces/{}", request.namespace);
+    }
+    path += &format!("/{}", resource.plural);
+    // Creating an object has no name in its path, creating a subresource (token, binding, eviction) has.
+    if !request.name.is_empty() && (request.verb != Verb::Create || !request.subresource.is_empty()) {
+        path += &format!("/{}", request.name);
+    }
+    if !request.subresource.is_empty() {
+        path += &format!("/{}", request.subresource);
+    }
+    let query: Vec<String> = request.query.iter().map(|(key, value)| format!("{key}={}", escape(value))).collect();
+    if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => escaped.push(byte as char),
+            other => escaped += &format!("%{other:02X}"),
+        }
+    }
+    escaped
+}
+
+fn method(verb: Verb) -> http::Method {
+    match verb {
+        Verb::Get | Verb::List => http::Method::GET,
+        Verb::Create => http::Method::POST,
+        Verb::Update => http::Method::PUT,
+        Verb::Patch(_) => http::Method::PATCH,
+        Verb::Delete | Verb::DeleteCollection => http::Method::DELETE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::apps::v1::Deployment;
+    use k8s_openapi::api::core::v1::Pod;
+
+    fn check(verb: Verb, resource: Resource, namespace: &str, name: &str, subresource: &'static str, expect: &str) {
+        let query = if verb == Verb::List { vec![("labelSelector", "a=b,c".to_string())] } else { Vec::new() };
+        let request = Request {
+            verb,
+            resource,
+            namespace: namespace.into(),
+            name: name.into(),
+            subresource: subresource.into(),
+            query,
+            body: Value::Null,
+        };
+        assert_eq!(path(&request), expect);
+    }
+
+    #[test]
+    fn paths() {
+        let (pod, deployment) = (Resource::of::<Pod>, Resource::of::<Deployment>);
+        check(Verb::Get, pod(), "ns", "a", "", "/api/v1/namespaces/ns/pods/a");
+        check(Verb::Create, pod(), "ns", "a", "", "/api/v1/namespaces/ns/pods");
+        check(Verb::Create, pod(), "ns", "a", "binding", "/api/v1/namespaces/ns/pods/a/binding");
+        check(Verb::Update, deployment(), "ns", "d", "status", "/apis/apps/v1/namespaces/ns/deployments/d/status");
+        check(Verb::List, pod(), "", "", "", "/api/v1/pods?labelSelector=a%3Db%2Cc");
+    }
+}
