@@ -15,19 +15,24 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod config;
 mod digest;
 mod image;
 mod import;
+mod layout;
+mod manifest;
+pub mod mirrors;
 mod pull;
 pub mod reference;
+mod registry;
 mod store;
 mod unpack;
 
 pub use image::{Auth, Image, Usage};
 pub use import::ImportError;
 pub use pull::PullError;
-pub use unpack::UnpackError;
 pub use reference::Reference;
 pub use store::{ImageStore, ImageStoreConfig, ImageStoreError};
+pub use unpack::UnpackError;
 
 pub use oci_spec::image::ImageConfiguration;

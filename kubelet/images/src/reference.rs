@@ -23,9 +23,7 @@ pub enum ReferenceError {
     NameEmpty,
     #[error("repository name must not be more than {REPOSITORY_NAME_TOTAL_LENGTH_MAX} characters")]
     NameTooLong,
-    #[error(
-        "invalid repository name ({name}), cannot specify 64-byte hexadecimal strings"
-    )]
+    #[error("invalid repository name ({name}), cannot specify 64-byte hexadecimal strings")]
     NameIsHex { name: String },
     #[error("unsupported digest algorithm")]
     DigestUnsupported,
@@ -64,7 +62,9 @@ impl Reference {
     /// The name is malformed; a retry does not help.
     pub fn parse_normalized(image: &str) -> Result<Self, ReferenceError> {
         if is_hex_id(image) {
-            return Err(ReferenceError::NameIsHex { name: image.to_owned() });
+            return Err(ReferenceError::NameIsHex {
+                name: image.to_owned(),
+            });
         }
         if image.is_empty() {
             return Err(ReferenceError::NameEmpty);
@@ -76,7 +76,9 @@ impl Reference {
             None => name,
         };
         if name.chars().any(|c| c.is_ascii_uppercase()) {
-            return Err(ReferenceError::NameContainsUppercase { name: name.to_owned() });
+            return Err(ReferenceError::NameContainsUppercase {
+                name: name.to_owned(),
+            });
         }
         let (rest, digest) = match remainder.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest)),
@@ -129,12 +131,19 @@ impl Reference {
 
     /// The same repository by digest alone.
     pub fn with_digest(&self, digest: &str) -> Self {
-        Self { tag: None, digest: Some(digest.to_owned()), ..self.clone() }
+        Self {
+            tag: None,
+            digest: Some(digest.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// What the registry is asked for: the digest if there is one, else the tag.
     pub fn object(&self) -> &str {
-        self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
+        self.digest
+            .as_deref()
+            .or(self.tag.as_deref())
+            .unwrap_or("latest")
     }
 }
 
@@ -168,9 +177,16 @@ fn split_docker_domain(name: &str) -> (String, String) {
         }
         _ => (DEFAULT_DOMAIN, name),
     };
-    let domain = if domain == LEGACY_DEFAULT_DOMAIN { DEFAULT_DOMAIN } else { domain };
+    let domain = if domain == LEGACY_DEFAULT_DOMAIN {
+        DEFAULT_DOMAIN
+    } else {
+        domain
+    };
     if domain == DEFAULT_DOMAIN && !remainder.contains('/') {
-        (domain.to_owned(), format!("{OFFICIAL_REPO_PREFIX}{remainder}"))
+        (
+            domain.to_owned(),
+            format!("{OFFICIAL_REPO_PREFIX}{remainder}"),
+        )
     } else {
         (domain.to_owned(), remainder.to_owned())
     }
@@ -179,7 +195,9 @@ fn split_docker_domain(name: &str) -> (String, String) {
 /// A host name, an IPv4 address or a bracketed IPv6 address, with an optional port.
 fn is_domain(domain: &str) -> bool {
     let (host, port) = if let Some(rest) = domain.strip_prefix('[') {
-        let Some((address, after)) = rest.split_once(']') else { return false };
+        let Some((address, after)) = rest.split_once(']') else {
+            return false;
+        };
         if address.is_empty() || !address.chars().all(|c| c.is_ascii_hexdigit() || c == ':') {
             return false;
         }
@@ -199,7 +217,9 @@ fn is_domain(domain: &str) -> bool {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-')
         })
     });
     host_ok && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
@@ -211,7 +231,9 @@ fn is_path(path: &str) -> bool {
         && path.split('/').all(|component| {
             let bytes = component.as_bytes();
             let alnum = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-            let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else { return false };
+            let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else {
+                return false;
+            };
             if !alnum(first) || !alnum(last) {
                 return false;
             }
@@ -271,10 +293,16 @@ mod tests {
         check("busybox", "docker.io/library/busybox:latest");
         check("busybox:1.36", "docker.io/library/busybox:1.36");
         check("foo/bar", "docker.io/foo/bar:latest");
-        check("index.docker.io/busybox", "docker.io/library/busybox:latest");
+        check(
+            "index.docker.io/busybox",
+            "docker.io/library/busybox:latest",
+        );
         check("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10");
         check("localhost/foo", "localhost/foo:latest");
-        check("localhost:5000/a/b__c/d--e:v1", "localhost:5000/a/b__c/d--e:v1");
+        check(
+            "localhost:5000/a/b__c/d--e:v1",
+            "localhost:5000/a/b__c/d--e:v1",
+        );
         check("[::1]:5000/foo:x", "[::1]:5000/foo:x");
         check("Docker/foo:x", "Docker/foo:x");
         check(
@@ -285,15 +313,27 @@ mod tests {
 
     #[test]
     fn refuses() {
-        check("", "error: repository name must have at least one component");
+        check(
+            "",
+            "error: repository name must have at least one component",
+        );
         check("foo:", "error: invalid reference format");
-        check("Busybox", "error: invalid reference format: repository name (library/Busybox) must be lowercase");
+        check(
+            "Busybox",
+            "error: invalid reference format: repository name (library/Busybox) must be lowercase",
+        );
         check("a..b", "error: invalid reference format");
         check("a___b", "error: invalid reference format");
         check("-a", "error: invalid reference format");
         check("foo@sha256:abcd", "error: invalid reference format");
-        check(&format!("foo@md5:{}", "a".repeat(32)), "error: unsupported digest algorithm");
-        check(&format!("foo@sha256:{}", "a".repeat(63)), "error: invalid checksum digest length");
+        check(
+            &format!("foo@md5:{}", "a".repeat(32)),
+            "error: unsupported digest algorithm",
+        );
+        check(
+            &format!("foo@sha256:{}", "a".repeat(63)),
+            "error: invalid checksum digest length",
+        );
         check(
             &"a".repeat(64),
             &format!(
@@ -301,7 +341,10 @@ mod tests {
                 "a".repeat(64)
             ),
         );
-        check(&"a".repeat(300), "error: repository name must not be more than 255 characters");
+        check(
+            &"a".repeat(300),
+            "error: repository name must not be more than 255 characters",
+        );
         check("foo:bar baz", "error: invalid reference format");
         check("foo/../bar", "error: invalid reference format");
     }

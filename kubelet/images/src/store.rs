@@ -1,11 +1,32 @@
-//! The image store's front door.
+//! The image store's front door: names, layers and holds, and the records of them on disk.
+//!
+//! State in memory mirrors the records; a record is on disk before it is in memory. An image's record is written
+//! only after all it stands on has reached the disk, so a layer no record names may be half written and is removed
+//! at the next start.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+mod gc;
+mod open;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use oci_spec::image::ImageConfiguration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::image::{Auth, Image, Usage};
-use crate::pull::PullError;
-use crate::import::ImportError;
+use crate::import::{self, ImportError};
+use crate::layout::{HoldRecord, ImageRecord, LayerRecord, Layout, VERSION};
+use crate::pull::{self, PullError};
+use crate::reference::{Reference, is_hex_id};
+use crate::registry::Registry;
+use crate::unpack::{UnpackError, unpack_layer};
+
+/// Shortest part of an id that may stand for the whole.
+const MIN_ID_PREFIX: usize = 4;
+/// Longest name of a holder.
+const HOLDER_LENGTH_MAX: usize = 200;
 
 /// How an [`ImageStore`] is set up.
 #[derive(Clone, Debug)]
@@ -36,63 +57,149 @@ pub enum ImageStoreError {
     #[error("image {image:?} not found")]
     NotFound { image: String },
     #[error("invalid {field} {value:?}: {reason}")]
-    Invalid { field: &'static str, value: String, reason: String },
+    Invalid {
+        field: &'static str,
+        value: String,
+        reason: String,
+    },
     /// A newer program wrote this store.
-    #[error("image store {path:?} has version {found}, this program knows {known}")]
-    Version { path: PathBuf, found: u32, known: u32 },
+    #[error("image store {path:?} has version {found:?}, this program knows {known}")]
+    Version {
+        path: PathBuf,
+        found: String,
+        known: u32,
+    },
+    /// Another process has this store open.
+    #[error("image store {path:?} is in use by another process")]
+    Locked { path: PathBuf },
     #[error("{context}: {source}")]
-    Io { context: String, #[source] source: std::io::Error },
+    Io {
+        context: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ImageStoreError {
+    pub(crate) fn io(context: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let context = context.into();
+        move |source| Self::Io { context, source }
+    }
 }
 
 /// The node's images. Cheap to clone; every clone is the same store.
 #[derive(Clone)]
 pub struct ImageStore {
-    inner: Arc<()>,
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: ImageStoreConfig,
+    pub(crate) layout: Layout,
+    pub(crate) registry: Registry,
+    /// Held by the one thread that changes records, over its disk writes. Never across an await.
+    writer: Mutex<()>,
+    state: Mutex<State>,
+    flights: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// The kernel's lock on the root, for as long as the store is open.
+    _lock: std::fs::File,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    images: BTreeMap<String, Known>,
+    layers: HashMap<String, LayerRecord>,
+    holds: BTreeMap<String, HoldRecord>,
+    /// Holders whose record cannot be read. While there is one, no layer is removed.
+    torn_holds: BTreeSet<String>,
+    /// Digests and chain ids that pulls under way need.
+    leases: HashMap<String, usize>,
+    /// Downloaded layers that are unpacked; the file goes when the last lease on it does.
+    spent: HashSet<String>,
+}
+
+struct Known {
+    record: ImageRecord,
+    config: Arc<ImageConfiguration>,
+}
+
+impl Known {
+    fn image(&self) -> Image {
+        Image {
+            id: self.record.id.clone(),
+            repo_tags: self.record.repo_tags.clone(),
+            repo_digests: self.record.repo_digests.clone(),
+            size_bytes: self.record.size_bytes,
+            config: (*self.config).clone(),
+            layers: self.record.layers.clone(),
+            pinned: self.record.pinned,
+        }
+    }
 }
 
 impl ImageStore {
     /// Opens (or makes) the store, and clears away what a crash left half done.
     ///
     /// # Errors
-    /// The directory cannot be used, or a newer program wrote it.
+    /// The directory cannot be used, another process has it open, or a newer program wrote it.
     pub async fn open(config: ImageStoreConfig) -> Result<Self, ImageStoreError> {
-        let _ = config;
-        Ok(Self { inner: Arc::new(()) })
+        let inner = blocking(move || open::open(config)).await?;
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
-    /// Makes the image present and unpacked. `auths` are tried in order; an empty list means anonymous.
+    /// Makes the image present and unpacked. `auths` are tried in order, then anonymously.
     ///
     /// # Errors
     /// See [`PullError`].
     pub async fn pull(&self, image: &str, auths: &[Auth]) -> Result<Image, PullError> {
-        let _ = (auths, &self.inner);
-        Err(PullError::Unavailable { image: image.to_owned(), reason: "not yet".into() })
+        pull::pull(self, image, auths).await
     }
 
     /// The image of a name, a digest or an id (also without `sha256:`, also a unique prefix). `None`: not here.
     ///
     /// # Errors
-    /// The image's config cannot be read back.
+    /// None today; the disk may be asked later.
     pub async fn status(&self, image: &str) -> Result<Option<Image>, ImageStoreError> {
-        let _ = image;
-        Ok(None)
+        let state = self.inner.state();
+        Ok(state.find(image).map(|id| state.images[&id].image()))
     }
 
     /// Every image, ordered by id.
     ///
     /// # Errors
-    /// A config cannot be read back.
+    /// None today; the disk may be asked later.
     pub async fn list(&self) -> Result<Vec<Image>, ImageStoreError> {
-        Ok(Vec::new())
+        Ok(self
+            .inner
+            .state()
+            .images
+            .values()
+            .map(Known::image)
+            .collect())
     }
 
     /// Removes the image with all its names, and every layer nobody stands on any more. Succeeds if it is not there.
     ///
+    /// Upstream: the CRI's RemoveImage, which takes every reference to the image.
+    ///
     /// # Errors
     /// The disk failed.
     pub async fn remove(&self, image: &str) -> Result<(), ImageStoreError> {
-        let _ = image;
-        Ok(())
+        let image = image.to_owned();
+        self.blocking(move |inner| {
+            let _writer = inner.writer();
+            let Some(id) = inner.state().find(&image) else {
+                return Ok(());
+            };
+            let path = inner.layout.image(&id);
+            crate::layout::remove_any(&path)
+                .map_err(ImageStoreError::io(format!("removing {}", path.display())))?;
+            inner.state().images.remove(&id);
+            gc::collect(inner)
+        })
+        .await
     }
 
     /// What the store occupies.
@@ -100,7 +207,7 @@ impl ImageStore {
     /// # Errors
     /// The disk failed.
     pub async fn usage(&self) -> Result<Usage, ImageStoreError> {
-        Ok(Usage::default())
+        self.blocking(|inner| gc::usage(inner)).await
     }
 
     /// The directories of the unpacked image, topmost first, for overlayfs `lowerdir`; never empty. They stay until
@@ -110,9 +217,44 @@ impl ImageStore {
     ///
     /// # Errors
     /// No such image, or `holder` is no plain file name.
-    pub async fn hold(&self, image_id: &str, holder: &str) -> Result<Vec<PathBuf>, ImageStoreError> {
-        let _ = holder;
-        Err(ImageStoreError::NotFound { image: image_id.to_owned() })
+    pub async fn hold(
+        &self,
+        image_id: &str,
+        holder: &str,
+    ) -> Result<Vec<PathBuf>, ImageStoreError> {
+        check_holder(holder)?;
+        let (image, holder) = (image_id.to_owned(), holder.to_owned());
+        self.blocking(move |inner| {
+            let _writer = inner.writer();
+            let record = {
+                let state = inner.state();
+                if let Some(known) = state.holds.get(&holder) {
+                    return Ok(inner.lower_dirs(&known.layers));
+                }
+                let id = state
+                    .find(&image)
+                    .ok_or_else(|| ImageStoreError::NotFound {
+                        image: image.clone(),
+                    })?;
+                HoldRecord {
+                    version: VERSION,
+                    holder: holder.clone(),
+                    layers: state.images[&id].record.layers.clone(),
+                    image: id,
+                }
+            };
+            let path = inner.layout.hold(&holder);
+            inner
+                .layout
+                .write_json(&path, &record)
+                .map_err(ImageStoreError::io(format!("writing {}", path.display())))?;
+            let directories = inner.lower_dirs(&record.layers);
+            let mut state = inner.state();
+            state.torn_holds.remove(&holder);
+            state.holds.insert(holder, record);
+            Ok(directories)
+        })
+        .await
     }
 
     /// Lets the layers of `holder` go. Succeeds if it holds none.
@@ -120,13 +262,32 @@ impl ImageStore {
     /// # Errors
     /// The disk failed.
     pub async fn release(&self, holder: &str) -> Result<(), ImageStoreError> {
-        let _ = holder;
-        Ok(())
+        check_holder(holder)?;
+        let holder = holder.to_owned();
+        self.blocking(move |inner| {
+            let _writer = inner.writer();
+            let path = inner.layout.hold(&holder);
+            crate::layout::remove_any(&path)
+                .map_err(ImageStoreError::io(format!("removing {}", path.display())))?;
+            let was_held = {
+                let mut state = inner.state();
+                let torn = state.torn_holds.remove(&holder);
+                state.holds.remove(&holder).is_some() || torn
+            };
+            if was_held { gc::collect(inner) } else { Ok(()) }
+        })
+        .await
     }
 
     /// Who holds layers now: after a restart, compare with the containers that exist and release the rest.
     pub fn holders(&self) -> Vec<String> {
-        Vec::new()
+        let state = self.inner.state();
+        state
+            .holds
+            .keys()
+            .chain(&state.torn_holds)
+            .cloned()
+            .collect()
     }
 
     /// Gives the image `source` the further name `target`. Upstream: `ctr images tag --force`.
@@ -134,15 +295,384 @@ impl ImageStore {
     /// # Errors
     /// `source` is not here, or `target` is malformed.
     pub async fn tag(&self, source: &str, target: &str) -> Result<(), ImageStoreError> {
-        let _ = target;
-        Err(ImageStoreError::NotFound { image: source.to_owned() })
+        let reference = Reference::parse(target).map_err(|error| ImageStoreError::Invalid {
+            field: "image name",
+            value: target.to_owned(),
+            reason: error.to_string(),
+        })?;
+        let source = source.to_owned();
+        self.blocking(move |inner| {
+            let (mut record, config) = {
+                let state = inner.state();
+                let id = state
+                    .find(&source)
+                    .ok_or_else(|| ImageStoreError::NotFound {
+                        image: source.clone(),
+                    })?;
+                let known = &state.images[&id];
+                (known.record.clone(), known.config.clone())
+            };
+            match reference.digest() {
+                Some(_) => record.repo_digests.push(reference.to_string()),
+                None => record.repo_tags.push(reference.to_string()),
+            }
+            inner.commit(record, config)
+        })
+        .await
     }
 
-    /// Imports an OCI archive or a `docker save` archive.
+    /// Keeps the kubelet's garbage collection away from the image, or lets it.
+    ///
+    /// # Errors
+    /// The image is not here, or the disk failed.
+    pub async fn pin(&self, image: &str, pinned: bool) -> Result<(), ImageStoreError> {
+        let image = image.to_owned();
+        self.blocking(move |inner| {
+            let _writer = inner.writer();
+            let mut record = {
+                let state = inner.state();
+                let id = state
+                    .find(&image)
+                    .ok_or_else(|| ImageStoreError::NotFound {
+                        image: image.clone(),
+                    })?;
+                state.images[&id].record.clone()
+            };
+            record.pinned = pinned;
+            inner.write_image(&record)?;
+            if let Some(known) = inner.state().images.get_mut(&record.id) {
+                known.record = record;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Imports an OCI archive or a `docker save` archive, whole or compressed; of several platforms, this machine's.
     ///
     /// # Errors
     /// See [`ImportError`].
-    pub async fn import(&self, archive: &std::path::Path) -> Result<Vec<Image>, ImportError> {
-        Err(ImportError::Invalid { path: archive.to_owned(), reason: "not yet".into() })
+    pub async fn import(&self, archive: &Path) -> Result<Vec<Image>, ImportError> {
+        import::import(self, archive).await
+    }
+
+    /// Removes what no image and no holder needs. Runs by itself after `remove` and `release`.
+    ///
+    /// # Errors
+    /// Something could not be removed; the rest is.
+    pub async fn collect_garbage(&self) -> Result<(), ImageStoreError> {
+        self.blocking(|inner| {
+            let _writer = inner.writer();
+            gc::collect(inner)
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, ImageStoreError> + Send + 'static,
+    ) -> Result<T, ImageStoreError> {
+        let inner = self.inner.clone();
+        blocking(move || work(&inner)).await
     }
 }
+
+/// Runs disk work where it may block; a panic there goes on here.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only at the runtime's end, when nobody will look at an answer any more.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+fn check_holder(holder: &str) -> Result<(), ImageStoreError> {
+    let plain = !holder.is_empty()
+        && holder.len() <= HOLDER_LENGTH_MAX
+        && !holder.starts_with('.')
+        && holder
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if plain {
+        return Ok(());
+    }
+    Err(ImageStoreError::Invalid {
+        field: "holder",
+        value: holder.to_owned(),
+        reason: "must be letters, digits, '-', '_' and '.'".to_owned(),
+    })
+}
+
+impl State {
+    /// The id of the image a text means.
+    fn find(&self, image: &str) -> Option<String> {
+        if self.images.contains_key(image) {
+            return Some(image.to_owned());
+        }
+        if is_hex_id(image) {
+            let id = format!("sha256:{image}");
+            return self.images.contains_key(&id).then_some(id);
+        }
+        if let Ok(reference) = Reference::parse(image) {
+            let name = reference.to_string();
+            let named = self.images.values().find(|known| {
+                known.record.repo_tags.contains(&name) || known.record.repo_digests.contains(&name)
+            });
+            if let Some(known) = named {
+                return Some(known.record.id.clone());
+            }
+        }
+        let prefix = image.strip_prefix("sha256:").unwrap_or(image);
+        if prefix.len() < MIN_ID_PREFIX || !prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        let mut matching = self
+            .images
+            .keys()
+            .filter(|id| id.trim_start_matches("sha256:").starts_with(prefix));
+        match (matching.next(), matching.next()) {
+            (Some(id), None) => Some(id.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl Inner {
+    fn writer(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lower_dirs(&self, layers: &[String]) -> Vec<PathBuf> {
+        if layers.is_empty() {
+            return vec![self.layout.empty_fs()];
+        }
+        layers
+            .iter()
+            .rev()
+            .map(|chain_id| self.layout.layer_fs(chain_id))
+            .collect()
+    }
+
+    /// Whether the layer is unpacked.
+    pub(crate) fn has_layer(&self, chain_id: &str) -> bool {
+        self.state().layers.contains_key(chain_id)
+    }
+
+    /// One at a time for each key: whoever gets the permit looks first whether another did the work.
+    pub(crate) async fn flight(&self, key: &str) -> OwnedSemaphorePermit {
+        let semaphore = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            flights.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
+            flights
+                .entry(key.to_owned())
+                .or_insert_with(|| Arc::new(Semaphore::new(1)))
+                .clone()
+        };
+        semaphore
+            .acquire_owned()
+            .await
+            .expect("no flight's semaphore is ever closed")
+    }
+
+    /// Protects these digests and chain ids from garbage collection until dropped.
+    pub(crate) fn lease(self: &Arc<Self>, keys: impl IntoIterator<Item = String>) -> Lease {
+        let keys: Vec<String> = keys.into_iter().collect();
+        let mut state = self.state();
+        for key in &keys {
+            *state.leases.entry(key.clone()).or_insert(0) += 1;
+        }
+        drop(state);
+        Lease {
+            inner: self.clone(),
+            keys,
+        }
+    }
+
+    /// A downloaded layer that is not needed any more once its last lease ends.
+    pub(crate) fn mark_spent(&self, digest: &str) {
+        self.state().spent.insert(digest.to_owned());
+    }
+
+    /// Keeps a manifest, index or config. The caller has verified it and holds a lease on it.
+    pub(crate) fn put_blob(&self, digest: &str, bytes: &[u8]) -> Result<(), ImageStoreError> {
+        let path = self.layout.blob(digest);
+        if path.exists() {
+            return Ok(());
+        }
+        self.layout
+            .write_atomic(&path, bytes)
+            .map_err(ImageStoreError::io(format!("writing {}", path.display())))
+    }
+
+    /// Unpacks the layer at `index` of a chain whose lower layers are there already.
+    pub(crate) fn install_layer(
+        &self,
+        chain_ids: &[String],
+        index: usize,
+        diff_id: &str,
+        blob: &Path,
+    ) -> Result<(), InstallError> {
+        let chain_id = &chain_ids[index];
+        let io = |path: &Path| ImageStoreError::io(format!("writing {}", path.display()));
+        let parents: Vec<PathBuf> = chain_ids[..index]
+            .iter()
+            .rev()
+            .map(|parent| self.layout.layer_fs(parent))
+            .collect();
+        let tmp = self.layout.fresh_tmp();
+        let fs = tmp.join("fs");
+        let target = self.layout.layer(chain_id);
+        let result = std::fs::create_dir_all(&fs)
+            .map_err(|source| InstallError::Store(io(&fs)(source)))
+            .and_then(|()| Ok(unpack_layer(blob, &fs, &parents, diff_id)?))
+            .and_then(|unpacked| {
+                let record = LayerRecord {
+                    version: VERSION,
+                    chain_id: chain_id.clone(),
+                    diff_id: diff_id.to_owned(),
+                    size_bytes: unpacked.size_bytes,
+                    inodes: unpacked.inodes,
+                };
+                let write = || {
+                    let json = serde_json::to_vec(&record).map_err(io::Error::other)?;
+                    std::fs::write(tmp.join("layer.json"), json)?;
+                    self.layout.discard(&target)?;
+                    std::fs::rename(&tmp, &target)
+                };
+                write().map_err(|source| InstallError::Store(io(&target)(source)))?;
+                self.state().layers.insert(chain_id.clone(), record);
+                Ok(())
+            });
+        if result.is_err()
+            && let Err(error) = crate::layout::remove_any(&tmp)
+        {
+            tracing::warn!(path = %tmp.display(), %error, "could not clear a failed layer away");
+        }
+        result
+    }
+
+    /// Makes an image known, with the names it has now and those in `record`. A tag moves here from whoever had it.
+    pub(crate) fn commit(
+        &self,
+        mut record: ImageRecord,
+        config: Arc<ImageConfiguration>,
+    ) -> Result<(), ImageStoreError> {
+        let _writer = self.writer();
+        std::fs::File::open(self.layout.root())
+            .and_then(|root| Ok(rustix::fs::syncfs(&root)?))
+            .map_err(ImageStoreError::io("syncing the image store"))?;
+        let mut losers = Vec::new();
+        {
+            let state = self.state();
+            if let Some(known) = state.images.get(&record.id) {
+                record
+                    .repo_tags
+                    .extend(known.record.repo_tags.iter().cloned());
+                record
+                    .repo_digests
+                    .extend(known.record.repo_digests.iter().cloned());
+                record.blobs.extend(known.record.blobs.iter().cloned());
+                record.pinned |= known.record.pinned;
+            }
+            for names in [
+                &mut record.repo_tags,
+                &mut record.repo_digests,
+                &mut record.blobs,
+            ] {
+                names.sort();
+                names.dedup();
+            }
+            for known in state
+                .images
+                .values()
+                .filter(|known| known.record.id != record.id)
+            {
+                let mut other = known.record.clone();
+                other
+                    .repo_tags
+                    .retain(|tag| !record.repo_tags.contains(tag));
+                if other.repo_tags != known.record.repo_tags {
+                    losers.push(other);
+                }
+            }
+        }
+        // The new owner first: a crash between leaves a tag at two images, which opening mends.
+        self.write_image(&record)?;
+        for loser in &losers {
+            self.write_image(loser)?;
+        }
+        let mut state = self.state();
+        for loser in losers {
+            if let Some(known) = state.images.get_mut(&loser.id) {
+                known.record = loser;
+            }
+        }
+        state
+            .images
+            .insert(record.id.clone(), Known { record, config });
+        Ok(())
+    }
+
+    fn write_image(&self, record: &ImageRecord) -> Result<(), ImageStoreError> {
+        let path = self.layout.image(&record.id);
+        self.layout
+            .write_json(&path, record)
+            .map_err(ImageStoreError::io(format!("writing {}", path.display())))
+    }
+
+    /// The image of this id, as it is now.
+    pub(crate) fn image(&self, id: &str) -> Option<Image> {
+        self.state().images.get(id).map(Known::image)
+    }
+}
+
+/// Why a layer could not be put in its place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InstallError {
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    #[error(transparent)]
+    Store(ImageStoreError),
+}
+
+/// Protection from garbage collection; see [`Inner::lease`].
+pub(crate) struct Lease {
+    inner: Arc<Inner>,
+    keys: Vec<String>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut spent = Vec::new();
+        {
+            let mut state = self.inner.state();
+            for key in &self.keys {
+                let Some(count) = state.leases.get_mut(key) else {
+                    continue;
+                };
+                *count -= 1;
+                if *count == 0 {
+                    state.leases.remove(key);
+                    if state.spent.remove(key) {
+                        spent.push(self.inner.layout.ingest_blob(key));
+                    }
+                }
+            }
+        }
+        for path in spent {
+            if let Err(error) = crate::layout::remove_any(&path) {
+                tracing::warn!(path = %path.display(), %error, "could not remove a downloaded layer");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

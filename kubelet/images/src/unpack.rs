@@ -38,18 +38,31 @@ pub enum UnpackError {
     #[error("layer entry {entry:?}: path leads outside the layer")]
     Breakout { entry: String },
     #[error("layer entry {entry:?}: hard link target {target:?}: {source}")]
-    HardLink { entry: String, target: String, #[source] source: io::Error },
+    HardLink {
+        entry: String,
+        target: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("layer entry {entry:?}: unsupported type {kind:?}")]
     Unsupported { entry: String, kind: u8 },
     #[error("layer entry {entry:?}: {source}")]
-    Entry { entry: String, #[source] source: io::Error },
+    Entry {
+        entry: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("layer archive: {0}")]
     Archive(#[source] io::Error),
     /// The unpacked bytes are not those the image's config names.
     #[error("layer has diff id {found}, the image says {expected}")]
     DiffId { expected: String, found: String },
     #[error("{path:?}: {source}")]
-    Directory { path: PathBuf, #[source] source: io::Error },
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// What a layer occupies once unpacked.
@@ -67,8 +80,10 @@ pub(crate) fn unpack_layer(
     parents: &[PathBuf],
     diff_id: &str,
 ) -> Result<Unpacked, UnpackError> {
-    let file = File::open(blob)
-        .map_err(|source| UnpackError::Directory { path: blob.to_owned(), source })?;
+    let file = File::open(blob).map_err(|source| UnpackError::Directory {
+        path: blob.to_owned(),
+        source,
+    })?;
     let plain = decompress(BufReader::with_capacity(COPY_BUFFER_BYTES, file))
         .map_err(UnpackError::Archive)?;
     let hasher = Hasher::of(diff_id).ok_or_else(|| UnpackError::DiffId {
@@ -81,7 +96,10 @@ pub(crate) fn unpack_layer(
     io::copy(&mut reader, &mut io::sink()).map_err(UnpackError::Archive)?;
     let found = reader.finish();
     if found != diff_id {
-        return Err(UnpackError::DiffId { expected: diff_id.to_owned(), found });
+        return Err(UnpackError::DiffId {
+            expected: diff_id.to_owned(),
+            found,
+        });
     }
     Ok(unpacked)
 }
@@ -112,16 +130,30 @@ pub(crate) fn unpack(
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )
-        .map_err(|errno| UnpackError::Directory { path: path.to_owned(), source: errno.into() })
+        .map_err(|errno| UnpackError::Directory {
+            path: path.to_owned(),
+            source: errno.into(),
+        })
     };
     let mut unpacker = Unpacker {
         root: Rc::new(open(target)?),
-        parents: parents.iter().map(|path| open(path)).collect::<Result<_, _>>()?,
+        parents: parents
+            .iter()
+            .map(|path| open(path))
+            .collect::<Result<_, _>>()?,
         directory_times: Vec::new(),
         last_parent: None,
         buffer: vec![0; COPY_BUFFER_BYTES],
         unpacked: Unpacked::default(),
     };
+    // An archive that does not list "./" leaves the root directory as it is below.
+    let root = unpacker.root.clone();
+    unpacker
+        .copy_from_below(b"", &root, OsStr::new("."))
+        .map_err(|errno| UnpackError::Directory {
+            path: target.to_owned(),
+            source: errno.into(),
+        })?;
     let mut archive = tar::Archive::new(reader);
     for entry in archive.entries().map_err(UnpackError::Archive)? {
         unpacker.entry(entry.map_err(UnpackError::Archive)?)?;
@@ -159,7 +191,10 @@ impl Unpacker {
         let Some(path) = clean(&raw) else {
             return Err(UnpackError::Breakout { entry: shown });
         };
-        let at = |source: io::Error| UnpackError::Entry { entry: shown.clone(), source };
+        let at = |source: io::Error| UnpackError::Entry {
+            entry: shown.clone(),
+            source,
+        };
         let meta = read_meta(&mut entry).map_err(at)?;
         let Some((name, parent_path)) = path.split_last() else {
             // "./": the layer's root itself.
@@ -168,7 +203,9 @@ impl Unpacker {
             }
             return Ok(());
         };
-        let parent = self.open_parent(&parent_path.join(&b'/')).map_err(|e| at(e.into()))?;
+        let parent = self
+            .open_parent(&parent_path.join(&b'/'))
+            .map_err(|e| at(e.into()))?;
 
         if name.starts_with(WHITEOUT_PREFIX) {
             return self.whiteout(&parent, name).map_err(|e| at(e.into()));
@@ -177,8 +214,9 @@ impl Unpacker {
         if kind.is_hard_link() {
             return self.hard_link(&entry, &parent, name, &shown);
         }
-        let opaque =
-            self.make_room(&parent, name, kind.is_dir()).map_err(|e| at(e.into()))?;
+        let opaque = self
+            .make_room(&parent, name, kind.is_dir())
+            .map_err(|e| at(e.into()))?;
         self.unpacked.inodes += 1;
         match kind {
             tar::EntryType::Directory => {
@@ -190,11 +228,10 @@ impl Unpacker {
                 if opaque {
                     set_opaque(&parent, name).map_err(|e| at(e.into()))?;
                 }
-                self.directory_times.push((path.join(&b'/'), meta.times.clone()));
+                self.directory_times
+                    .push((path.join(&b'/'), meta.times.clone()));
             }
-            tar::EntryType::Regular
-            | tar::EntryType::Continuous
-            | tar::EntryType::GNUSparse => {
+            tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
                 self.regular(&mut entry, &parent, name, &meta).map_err(at)?;
                 return Ok(());
             }
@@ -222,7 +259,10 @@ impl Unpacker {
                 mknod(&parent, name, file_type, device).map_err(|e| at(e.into()))?;
             }
             other => {
-                return Err(UnpackError::Unsupported { entry: shown, kind: other.as_byte() });
+                return Err(UnpackError::Unsupported {
+                    entry: shown,
+                    kind: other.as_byte(),
+                });
             }
         }
         apply_meta(&parent, name, kind, &meta).map_err(at)
@@ -258,7 +298,12 @@ impl Unpacker {
         rustix::fs::fchown(&file, Some(uid(meta)), Some(gid(meta)))?;
         rustix::fs::fchmod(&file, mode(meta))?;
         for (key, value) in &meta.xattrs {
-            ignore_unsupported(rustix::fs::fsetxattr(&file, key, value, XattrFlags::empty()))?;
+            ignore_unsupported(rustix::fs::fsetxattr(
+                &file,
+                key,
+                value,
+                XattrFlags::empty(),
+            ))?;
         }
         rustix::fs::futimens(&file, &meta.times)?;
         Ok(())
@@ -279,7 +324,9 @@ impl Unpacker {
             source,
         };
         let Some(path) = clean(&target) else {
-            return Err(UnpackError::Breakout { entry: format!("{shown} -> {shown_target}") });
+            return Err(UnpackError::Breakout {
+                entry: format!("{shown} -> {shown_target}"),
+            });
         };
         let Some((target_name, target_parent)) = path.split_last() else {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
@@ -294,7 +341,8 @@ impl Unpacker {
         {
             return Ok(());
         }
-        self.make_room(parent, name, false).map_err(|e| failed(e.into()))?;
+        self.make_room(parent, name, false)
+            .map_err(|e| failed(e.into()))?;
         rustix::fs::linkat(&directory, target_name, parent, name, AtFlags::empty())
             .map_err(|e| failed(e.into()))
     }
@@ -414,8 +462,16 @@ impl Unpacker {
             Some(Gid::from_raw(stat.st_gid)),
             AtFlags::SYMLINK_NOFOLLOW,
         )?;
-        rustix::fs::chmodat(above, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
-        let time = |sec, nsec| Timespec { tv_sec: sec, tv_nsec: nsec as _ };
+        rustix::fs::chmodat(
+            above,
+            name,
+            Mode::from_raw_mode(stat.st_mode),
+            AtFlags::empty(),
+        )?;
+        let time = |sec, nsec| Timespec {
+            tv_sec: sec,
+            tv_nsec: nsec as _,
+        };
         self.directory_times.push((
             path.to_owned(),
             Timestamps {
@@ -434,9 +490,11 @@ impl Unpacker {
     }
 
     fn finish(self) -> Result<Unpacked, UnpackError> {
-        for (path, times) in self.directory_times.iter().rev() {
+        for (path, times) in &self.directory_times {
             // One replaced by something else later in the archive is simply gone.
-            let Ok(fd) = open_in(&self.root, path) else { continue };
+            let Ok(fd) = open_in(&self.root, path) else {
+                continue;
+            };
             rustix::fs::utimensat(&fd, ".", times, AtFlags::empty()).map_err(|errno| {
                 UnpackError::Entry {
                     entry: String::from_utf8_lossy(path).into_owned(),
@@ -485,7 +543,12 @@ fn mknod(parent: &OwnedFd, name: &OsStr, kind: FileType, device: Dev) -> Result<
 }
 
 fn set_opaque(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
-    rustix::fs::lsetxattr(through_fd(parent, name), OVERLAY_OPAQUE_XATTR, b"y", XattrFlags::empty())
+    rustix::fs::lsetxattr(
+        through_fd(parent, name),
+        OVERLAY_OPAQUE_XATTR,
+        b"y",
+        XattrFlags::empty(),
+    )
 }
 
 fn file_type(stat: &rustix::fs::Stat) -> FileType {
@@ -547,14 +610,37 @@ fn read_meta<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Meta> {
         u32::try_from(value)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("owner {value}")))
     };
+    // Some builders leave fields blank; that means zero.
+    let fields = header.as_old();
+    let blank = |field: &[u8]| field.iter().all(|b| matches!(b, 0 | b' '));
+    let mtime = if blank(&fields.mtime) {
+        0
+    } else {
+        header.mtime()?
+    };
     let mut meta = Meta {
-        uid: id(header.uid()?)?,
-        gid: id(header.gid()?)?,
-        mode: header.mode()?,
+        uid: if blank(&fields.uid) {
+            0
+        } else {
+            id(header.uid()?)?
+        },
+        gid: if blank(&fields.gid) {
+            0
+        } else {
+            id(header.gid()?)?
+        },
+        mode: if blank(&fields.mode) {
+            0
+        } else {
+            header.mode()?
+        },
         times: Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: 0 },
+            last_access: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
             last_modification: Timespec {
-                tv_sec: i64::try_from(header.mtime()?).unwrap_or(0),
+                tv_sec: i64::try_from(mtime).unwrap_or(0),
                 tv_nsec: 0,
             },
         },
@@ -581,7 +667,8 @@ fn read_meta<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Meta> {
                         && !name.starts_with("trusted.")
                         && !name.starts_with("user.overlay.")
                     {
-                        meta.xattrs.push((name.to_owned(), extension.value_bytes().to_vec()));
+                        meta.xattrs
+                            .push((name.to_owned(), extension.value_bytes().to_vec()));
                     }
                 }
             }
@@ -595,13 +682,20 @@ fn read_meta<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Meta> {
 fn parse_time(text: &str) -> Option<Timespec> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let mut tv_sec: i64 = seconds.parse().ok()?;
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
     let mut tv_nsec: i64 = digits.parse().ok()?;
     if seconds.starts_with('-') && tv_nsec > 0 {
         tv_sec -= 1;
         tv_nsec = 1_000_000_000 - tv_nsec;
     }
-    Some(Timespec { tv_sec, tv_nsec: tv_nsec as _ })
+    Some(Timespec {
+        tv_sec,
+        tv_nsec: tv_nsec as _,
+    })
 }
 
 #[cfg(test)]

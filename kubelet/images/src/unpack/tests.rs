@@ -56,7 +56,9 @@ fn archive(items: &[Item]) -> Vec<u8> {
             }
             Item::Xattr(name, key, value) => {
                 let key = format!("SCHILY.xattr.{key}");
-                builder.append_pax_extensions([(key.as_str(), value.as_bytes())]).unwrap();
+                builder
+                    .append_pax_extensions([(key.as_str(), value.as_bytes())])
+                    .unwrap();
                 name
             }
         };
@@ -107,7 +109,10 @@ fn files_modes_owners_links() {
     let unpacked = result.unwrap();
     let root = outer.path().join("root");
     let stat = |path: &str| std::fs::symlink_metadata(root.join(path)).unwrap();
-    assert_eq!(std::fs::read_to_string(root.join("etc/shadow")).unwrap(), "root");
+    assert_eq!(
+        std::fs::read_to_string(root.join("etc/shadow")).unwrap(),
+        "root"
+    );
     assert_eq!(stat("etc/shadow").ino(), stat("etc/passwd").ino());
     assert_eq!((stat("etc/passwd").uid(), stat("etc/passwd").gid()), (7, 8));
     assert_eq!(stat("etc").mtime(), 1_000_000_000);
@@ -183,22 +188,35 @@ fn never_outside() {
     assert!(outer.path().join("root/etc/evil-gantry").exists());
     assert!(!Path::new("/etc/evil-gantry").exists());
     // A symlink that leads nowhere inside is no directory to write into.
-    let (_outer, result) =
-        run(&[Item::Symlink("s", "/nowhere"), Item::File("s/evil", "x")], &[]);
+    let (_outer, result) = run(
+        &[Item::Symlink("s", "/nowhere"), Item::File("s/evil", "x")],
+        &[],
+    );
     assert!(result.is_err());
     // A file does not follow the symlink it replaces.
-    let (outer, result) =
-        run(&[Item::Symlink("f", "/etc/gantry-evil"), Item::File("f", "x")], &[]);
+    let (outer, result) = run(
+        &[Item::Symlink("f", "/etc/gantry-evil"), Item::File("f", "x")],
+        &[],
+    );
     result.unwrap();
-    assert!(outer.path().join("root/f").symlink_metadata().unwrap().is_file());
+    assert!(
+        outer
+            .path()
+            .join("root/f")
+            .symlink_metadata()
+            .unwrap()
+            .is_file()
+    );
     assert!(!Path::new("/etc/gantry-evil").exists());
     // A hard link to a file of the host.
     let (_outer, result) = run(&[Item::Hard("h", "/etc/passwd")], &[]);
     assert!(matches!(result, Err(UnpackError::HardLink { .. })));
     let (_outer, result) = run(&[Item::Hard("h", "../../../etc/passwd")], &[]);
     assert!(matches!(result, Err(UnpackError::Breakout { .. })));
-    let (_outer, result) =
-        run(&[Item::Symlink("e", "/etc"), Item::Hard("h", "e/passwd")], &[]);
+    let (_outer, result) = run(
+        &[Item::Symlink("e", "/etc"), Item::Hard("h", "e/passwd")],
+        &[],
+    );
     assert!(matches!(result, Err(UnpackError::HardLink { .. })));
     // The whiteout of nothing.
     let (_outer, result) = run(&[Item::File(".wh...", "")], &[]);

@@ -1,0 +1,565 @@
+//! The whole store against a registry in this process.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use super::*;
+
+/// What a registry in this process holds and does.
+#[derive(Default)]
+struct Fake {
+    /// By path below `/v2/`.
+    documents: HashMap<String, Bytes>,
+    requests: Mutex<Vec<String>>,
+    /// Blob answers are cut after this many bytes.
+    cut: AtomicUsize,
+    /// `user:password` asked for by a token realm.
+    credential: Option<String>,
+    address: String,
+}
+
+fn serve(fake: &Fake, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let header = |name: &str| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("")
+            .to_owned()
+    };
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or("").to_owned();
+    fake.requests.lock().unwrap().push(format!(
+        "{} {path}{}{query} {}",
+        request.method(),
+        if query.is_empty() { "" } else { "?" },
+        header("range")
+    ));
+    let answer = |status: StatusCode, body: Bytes| {
+        Response::builder()
+            .status(status)
+            .body(Full::new(body))
+            .unwrap()
+    };
+    if path == "/token" {
+        use base64::Engine as _;
+        let want = fake.credential.clone().unwrap_or_default();
+        let want = format!(
+            "Basic {}",
+            base64::engine::general_purpose::STANDARD.encode(want)
+        );
+        return if header("authorization") == want {
+            answer(StatusCode::OK, r#"{"token":"T"}"#.into())
+        } else {
+            answer(StatusCode::UNAUTHORIZED, "".into())
+        };
+    }
+    if fake.credential.is_some() && header("authorization") != "Bearer T" {
+        let challenge = format!(
+            r#"Bearer realm="http://{}/token",service="s",scope="repository:x:pull""#,
+            fake.address
+        );
+        let mut response = answer(StatusCode::UNAUTHORIZED, "".into());
+        response
+            .headers_mut()
+            .insert("www-authenticate", challenge.parse().unwrap());
+        return response;
+    }
+    let Some(body) = path
+        .strip_prefix("/v2/")
+        .and_then(|path| fake.documents.get(path))
+    else {
+        return answer(
+            StatusCode::NOT_FOUND,
+            r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#.into(),
+        );
+    };
+    if path.contains("/blobs/") {
+        let from: usize = header("range")
+            .strip_prefix("bytes=")
+            .and_then(|range| range.trim_end_matches('-').parse().ok())
+            .unwrap_or(0);
+        let rest = body.slice(from..);
+        let cut = fake.cut.load(Ordering::Relaxed);
+        let part = if cut > 0 && rest.len() > cut {
+            rest.slice(..cut)
+        } else {
+            rest
+        };
+        let mut response = answer(
+            if from > 0 {
+                StatusCode::PARTIAL_CONTENT
+            } else {
+                StatusCode::OK
+            },
+            part,
+        );
+        if from > 0 {
+            let range = format!("bytes {from}-{}/{}", body.len() - 1, body.len());
+            response
+                .headers_mut()
+                .insert("content-range", range.parse().unwrap());
+        }
+        return response;
+    }
+    let mut response = answer(StatusCode::OK, body.clone());
+    let digest = crate::digest::sha256(body);
+    response
+        .headers_mut()
+        .insert("docker-content-digest", digest.parse().unwrap());
+    response
+}
+
+async fn start(mut fake: Fake) -> Arc<Fake> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    fake.address = listener.local_addr().unwrap().to_string();
+    let fake = Arc::new(fake);
+    let shared = fake.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let fake = shared.clone();
+            let service = hyper::service::service_fn(move |request| {
+                let response = serve(&fake, &request);
+                async move { Ok::<_, std::convert::Infallible>(response) }
+            });
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service),
+            );
+        }
+    });
+    fake
+}
+
+fn layer(files: &[(&str, &str)]) -> (Bytes, String, String) {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(text.len() as u64);
+        builder
+            .append_data(&mut header, name, text.as_bytes())
+            .unwrap();
+    }
+    let plain = builder.into_inner().unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, &plain).unwrap();
+    let packed: Bytes = gzip.finish().unwrap().into();
+    let digest = crate::digest::sha256(&packed);
+    (packed, digest, crate::digest::sha256(&plain))
+}
+
+/// Puts an image with an index before it into the fake; answers its id.
+fn publish(fake: &mut Fake, repo: &str, tag: &str, layers: &[(Bytes, String, String)]) -> String {
+    let host = crate::manifest::Platform::host();
+    let diff_ids: Vec<&String> = layers.iter().map(|layer| &layer.2).collect();
+    let config = serde_json::to_vec(&serde_json::json!({
+        "os": "linux", "architecture": host.architecture,
+        "config": {"Cmd": [tag]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    }))
+    .unwrap();
+    let id = crate::digest::sha256(&config);
+    let descriptors: Vec<_> = layers
+        .iter()
+        .map(|(bytes, digest, _)| serde_json::json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": bytes.len()}))
+        .collect();
+    let manifest = serde_json::to_vec(&serde_json::json!({
+        "schemaVersion": 2,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": id, "size": config.len()},
+        "layers": descriptors,
+    }))
+    .unwrap();
+    let manifest_digest = crate::digest::sha256(&manifest);
+    let index = serde_json::to_vec(&serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [
+            {"mediaType": "m", "digest": format!("sha256:{}", "0".repeat(64)), "size": 1, "platform": {"os": "windows", "architecture": "amd64"}},
+            {"mediaType": "m", "digest": manifest_digest, "size": manifest.len(), "platform": {"os": "linux", "architecture": host.architecture}},
+        ],
+    }))
+    .unwrap();
+    let index_digest = crate::digest::sha256(&index);
+    let mut put = |kind: &str, name: &str, bytes: Bytes| {
+        fake.documents
+            .insert(format!("{repo}/{kind}/{name}"), bytes);
+    };
+    put("manifests", tag, index.clone().into());
+    put("manifests", &index_digest, index.into());
+    put("manifests", &manifest_digest, manifest.into());
+    put("blobs", &id, config.into());
+    for (bytes, digest, _) in layers {
+        put("blobs", digest, bytes.clone());
+    }
+    id
+}
+
+async fn open(root: &Path) -> ImageStore {
+    ImageStore::open(ImageStoreConfig {
+        root: root.join("images"),
+        registry_config_dir: root.join("certs.d"),
+        ..ImageStoreConfig::default()
+    })
+    .await
+    .unwrap()
+}
+
+fn noise(seed: u64, bytes: usize) -> String {
+    let mut state = seed;
+    (0..bytes)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            char::from(b'a' + ((state >> 33) % 26) as u8)
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_holds_removes() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = layer(&[("etc/base", "base"), ("x", "old")]);
+    let top = layer(&[("x", "new")]);
+    let other = layer(&[("y", "other")]);
+    let mut fake = Fake::default();
+    let id = publish(&mut fake, "team/app", "v1", &[base.clone(), top]);
+    let other_id = publish(&mut fake, "team/other", "v1", &[base, other]);
+    let fake = start(fake).await;
+    let name = format!("{}/team/app:v1", fake.address);
+    let other_name = format!("{}/team/other:v1", fake.address);
+
+    let store = open(dir.path()).await;
+    let image = store.pull(&name, &[]).await.unwrap();
+    assert_eq!(image.id, id);
+    assert_eq!(image.repo_tags, [name.clone()]);
+    assert_eq!(image.repo_digests.len(), 1);
+    assert_eq!(image.layers.len(), 2);
+    assert!(image.size_bytes > 500);
+    assert_eq!(
+        image
+            .config
+            .config()
+            .as_ref()
+            .unwrap()
+            .cmd()
+            .as_ref()
+            .unwrap(),
+        &["v1"]
+    );
+    for text in [
+        &name,
+        &id,
+        &id[7..].to_owned(),
+        &id[7..20].to_owned(),
+        &image.repo_digests[0],
+    ] {
+        assert_eq!(
+            store.status(text).await.unwrap().map(|image| image.id),
+            Some(id.clone())
+        );
+    }
+    assert!(store.status("busybox").await.unwrap().is_none());
+    assert!(store.usage().await.unwrap().used_bytes > 0);
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("images/ingest"))
+            .unwrap()
+            .count(),
+        0
+    );
+
+    // A second pull asks which digest it is and needs no more.
+    fake.requests.lock().unwrap().clear();
+    store.pull(&name, &[]).await.unwrap();
+    assert_eq!(fake.requests.lock().unwrap().len(), 1);
+
+    // A shared layer is not fetched again.
+    fake.requests.lock().unwrap().clear();
+    store.pull(&other_name, &[]).await.unwrap();
+    let blobs = fake
+        .requests
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|r| r.contains("/blobs/"))
+        .count();
+    assert_eq!(blobs, 2, "the config and one layer");
+
+    let lower = store.hold(&id, "c1").await.unwrap();
+    assert_eq!(lower.len(), 2);
+    assert_eq!(std::fs::read_to_string(lower[0].join("x")).unwrap(), "new");
+    assert_eq!(
+        std::fs::read_to_string(lower[1].join("etc/base")).unwrap(),
+        "base"
+    );
+    assert_eq!(store.hold(&id, "c1").await.unwrap(), lower);
+    assert!(store.hold(&id, "../c1").await.is_err());
+    assert!(store.hold("nothing", "c2").await.is_err());
+
+    // A store is one process's.
+    let again = ImageStore::open(store.inner.config.clone()).await;
+    assert!(matches!(again, Err(ImageStoreError::Locked { .. })));
+
+    // The image goes, the held layers stay, also over a restart.
+    store.remove(&name).await.unwrap();
+    assert!(store.status(&name).await.unwrap().is_none());
+    drop(store);
+    let store = open(dir.path()).await;
+    assert_eq!(store.holders(), ["c1"]);
+    assert!(lower[0].join("x").exists());
+    store.release("c1").await.unwrap();
+    assert!(!lower[0].exists());
+    assert!(lower[1].exists(), "the other image stands on it");
+    store.remove(&other_id).await.unwrap();
+    assert!(!lower[1].exists());
+    assert_eq!(store.usage().await.unwrap().used_bytes, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn goes_on_after_a_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let big = layer(&[("big", &noise(1, 60_000))]);
+    let mut fake = Fake::default();
+    fake.cut = AtomicUsize::new(10_000);
+    publish(&mut fake, "big", "v1", &[big]);
+    let fake = start(fake).await;
+    let store = open(dir.path()).await;
+    let image = store
+        .pull(&format!("{}/big:v1", fake.address), &[])
+        .await
+        .unwrap();
+    let lower = store.hold(&image.id, "c").await.unwrap();
+    assert_eq!(
+        std::fs::read_to_string(lower[0].join("big")).unwrap(),
+        noise(1, 60_000)
+    );
+    let requests = fake.requests.lock().unwrap();
+    assert!(
+        requests
+            .iter()
+            .any(|request| request.ends_with("bytes=10000-")),
+        "{requests:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refuses_what_does_not_match() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = layer(&[("a", "a")]);
+    let mut fake = Fake::default();
+    publish(&mut fake, "bad", "layer", &[good.clone()]);
+    let mut evil = good.0.to_vec();
+    let end = evil.len() - 1;
+    evil[end] ^= 1;
+    fake.documents
+        .insert(format!("bad/blobs/{}", good.1), evil.into());
+    let wrong_diff = (
+        good.0.clone(),
+        good.1.clone(),
+        format!("sha256:{}", "1".repeat(64)),
+    );
+    publish(&mut fake, "diff", "x", &[wrong_diff]);
+    let fake = start(fake).await;
+    let store = open(dir.path()).await;
+    for name in ["bad:layer", "diff:x"] {
+        let result = store.pull(&format!("{}/{name}", fake.address), &[]).await;
+        assert!(
+            matches!(result, Err(PullError::Verification { .. })),
+            "{result:?}"
+        );
+    }
+    let missing = store.pull(&format!("{}/none:x", fake.address), &[]).await;
+    let text = missing.unwrap_err().to_string();
+    assert!(text.contains("not found"), "{text}");
+    assert!(matches!(
+        store.pull("UPPER", &[]).await,
+        Err(PullError::InvalidName { .. })
+    ));
+    // Nobody listens on port 1.
+    let nobody = store.pull("127.0.0.1:1/x:y", &[]).await;
+    assert!(
+        matches!(nobody, Err(PullError::Unavailable { .. })),
+        "{nobody:?}"
+    );
+    assert!(store.list().await.unwrap().is_empty());
+    store.collect_garbage().await.unwrap();
+    let left = std::fs::read_dir(dir.path().join("images/layers"))
+        .unwrap()
+        .count();
+    assert_eq!(left, 1, "only the empty layer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_and_mirrors() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fake = Fake {
+        credential: Some("me:secret".into()),
+        ..Fake::default()
+    };
+    let id = publish(&mut fake, "private", "v1", &[layer(&[("a", "a")])]);
+    let fake = start(fake).await;
+    let store = open(dir.path()).await;
+    let name = format!("{}/private:v1", fake.address);
+    assert!(matches!(
+        store.pull(&name, &[]).await,
+        Err(PullError::Refused { .. })
+    ));
+    let auth = |password: &str| Auth {
+        username: "me".into(),
+        password: password.into(),
+        ..Auth::default()
+    };
+    let image = store
+        .pull(&name, &[auth("wrong"), auth("secret")])
+        .await
+        .unwrap();
+    assert_eq!(image.id, id);
+
+    // A mirror stands in for a registry that is not there, and is told for whom.
+    let mut mirror = Fake::default();
+    let id = publish(&mut mirror, "library/web", "v1", &[layer(&[("b", "b")])]);
+    let mirror = start(mirror).await;
+    let folder = dir.path().join("certs.d/gone.example");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = format!(
+        "server = \"http://127.0.0.1:1\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+        mirror.address
+    );
+    std::fs::write(folder.join("hosts.toml"), file).unwrap();
+    let image = store
+        .pull("gone.example/library/web:v1", &[])
+        .await
+        .unwrap();
+    assert_eq!(image.id, id);
+    assert_eq!(image.repo_tags, ["gone.example/library/web:v1"]);
+    assert!(
+        mirror
+            .requests
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|r| r.contains("ns=gone.example"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn survives_torn_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fake = Fake::default();
+    let a = publish(&mut fake, "a", "v1", &[layer(&[("a", "a")])]);
+    let b = publish(&mut fake, "b", "v1", &[layer(&[("b", "b")])]);
+    let fake = start(fake).await;
+    let store = open(dir.path()).await;
+    for name in ["a", "b"] {
+        store
+            .pull(&format!("{}/{name}:v1", fake.address), &[])
+            .await
+            .unwrap();
+    }
+    let lower = store.hold(&a, "c1").await.unwrap();
+    let layout = Layout::new(dir.path().join("images"));
+    drop(store);
+    // A record cut in half, a stray layer, a stray temporary file, a hold cut in half.
+    let half = |path: &Path| {
+        let bytes = std::fs::read(path).unwrap();
+        std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    };
+    half(&layout.image(&a));
+    half(&layout.hold("c1"));
+    std::fs::create_dir_all(layout.layers().join("0123456789abcdef/fs")).unwrap();
+    std::fs::write(layout.tmp().join("junk"), "x").unwrap();
+
+    let store = open(dir.path()).await;
+    let ids: Vec<String> = store
+        .list()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|image| image.id)
+        .collect();
+    assert_eq!(ids, [b]);
+    assert!(
+        lower[0].join("a").exists(),
+        "a container may still stand on it"
+    );
+    assert_eq!(store.holders(), ["c1"]);
+    store.release("c1").await.unwrap();
+    assert!(!lower[0].exists());
+    assert!(!layout.layers().join("0123456789abcdef").exists());
+    assert!(!layout.tmp().join("junk").exists());
+
+    std::fs::write(layout.version(), "99").unwrap();
+    drop(store);
+    let newer = ImageStore::open(ImageStoreConfig {
+        root: dir.path().join("images"),
+        ..ImageStoreConfig::default()
+    })
+    .await;
+    assert!(matches!(newer, Err(ImageStoreError::Version { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_moves_and_archives_come_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fake = Fake::default();
+    let first = publish(&mut fake, "a", "v1", &[layer(&[("a", "1")])]);
+    let second = publish(&mut fake, "a", "v2", &[layer(&[("a", "2")])]);
+    let documents = fake.documents.clone();
+    let fake = start(fake).await;
+    let store = open(dir.path()).await;
+    let name = |tag: &str| format!("{}/a:{tag}", fake.address);
+    store.pull(&name("v1"), &[]).await.unwrap();
+    store.pull(&name("v2"), &[]).await.unwrap();
+    store.tag(&second, &name("v1")).await.unwrap();
+    assert_eq!(store.status(&name("v1")).await.unwrap().unwrap().id, second);
+    let old = store.status(&first).await.unwrap().unwrap();
+    assert!(old.repo_tags.is_empty() && !old.repo_digests.is_empty());
+    store.remove(&second).await.unwrap();
+    assert!(store.status(&name("v2")).await.unwrap().is_none());
+
+    // The same image as an OCI archive.
+    let path = dir.path().join("image.tar");
+    let mut builder = tar::Builder::new(std::fs::File::create(&path).unwrap());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(bytes.len() as u64);
+        builder.append_data(&mut header, name, bytes).unwrap();
+    };
+    for (path, bytes) in &documents {
+        let digest = crate::digest::sha256(bytes).replacen(':', "/", 1);
+        if !path.ends_with("/v1") {
+            add(&format!("blobs/{digest}"), bytes);
+        }
+    }
+    let top = &documents["a/manifests/v2"];
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": crate::digest::sha256(top), "size": top.len(),
+        "annotations": {"io.containerd.image.name": "docker.io/library/a:loaded"},
+    }]});
+    add("index.json", &serde_json::to_vec(&index).unwrap());
+    builder.finish().unwrap();
+    drop(builder);
+    let images = store.import(&path).await.unwrap();
+    assert_eq!(images.len(), 1);
+    assert_eq!(images[0].id, second);
+    assert_eq!(images[0].repo_tags, ["docker.io/library/a:loaded"]);
+    assert_eq!(store.status("a:loaded").await.unwrap().unwrap().id, second);
+    let lower = store.hold(&second, "c").await.unwrap();
+    assert_eq!(std::fs::read_to_string(lower[0].join("a")).unwrap(), "2");
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("images/tmp"))
+            .unwrap()
+            .count(),
+        0
+    );
+    std::fs::write(&path, b"junk").unwrap();
+    assert!(store.import(&path).await.is_err());
+}
