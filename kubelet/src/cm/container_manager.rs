@@ -1,0 +1,149 @@
+//! The cgroups `kubepods`, its QoS classes and the pods in them.
+//!
+//! Owns: which cgroup a pod lives in, its limits, and removing it. Upstream: `pkg/kubelet/cm/qos_container_manager_linux.go`,
+//! `pod_container_manager_linux.go`, v1.36.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use component_helpers::qos::{QosClass, get_pod_qos};
+use component_helpers::quantity::{Amount, amount};
+use component_helpers::resources::{PodResourcesOptions, ResourceList, pod_requests};
+use k8s_openapi::api::core::v1::Pod;
+
+use super::cgroup::{CgroupError, CgroupManager};
+use super::resources::{ResourceConfig, milli_cpu_to_shares, resource_config_for_pod};
+use crate::configuration::KubeletConfiguration;
+use crate::pod;
+
+/// Shared by the workers.
+#[derive(Clone, Debug)]
+pub struct ContainerManager {
+    cgroups: CgroupManager,
+    /// `/`, or `cgroupRoot`.
+    root: String,
+    enforce_node_allocatable: bool,
+    cpu_cfs_quota: bool,
+    cpu_cfs_quota_period: Duration,
+    pod_pids_limit: i64,
+    reserved_cpu: Amount,
+    reserved_memory: Amount,
+}
+
+impl ContainerManager {
+    pub fn new(config: &KubeletConfiguration, cgroups: CgroupManager) -> Self {
+        let reserved = |name: &str| {
+            [&config.system_reserved, &config.kube_reserved]
+                .into_iter()
+                .filter_map(|m| m.get(name).and_then(|v| v.parse::<Amount>().ok()))
+                .sum::<Amount>()
+        };
+        Self {
+            cgroups,
+            root: config.cgroup_root.trim_end_matches('/').to_owned(),
+            enforce_node_allocatable: config.enforce_node_allocatable().iter().any(|e| e == "pods"),
+            cpu_cfs_quota: config.cpu_cfs_quota,
+            cpu_cfs_quota_period: config.cpu_cfs_quota_period.0,
+            pod_pids_limit: config.pod_pids_limit,
+            reserved_cpu: reserved("cpu"),
+            reserved_memory: reserved("memory"),
+        }
+    }
+
+    pub fn cgroups(&self) -> &CgroupManager {
+        &self.cgroups
+    }
+
+    fn kubepods(&self) -> String {
+        format!("{}/kubepods", self.root)
+    }
+
+    fn class(&self, qos: QosClass) -> String {
+        match qos {
+            QosClass::Guaranteed => self.kubepods(),
+            QosClass::Burstable => format!("{}/burstable", self.kubepods()),
+            QosClass::BestEffort => format!("{}/besteffort", self.kubepods()),
+        }
+    }
+
+    /// `/kubepods/burstable/pod<uid>`
+    pub fn pod_cgroup(&self, pod: &Pod) -> String {
+        // A static pod's UID is the hash of its source; its cgroup must not depend on the mirror.
+        format!("{}/pod{}", self.class(get_pod_qos(pod)), pod::uid(pod))
+    }
+
+    /// Makes the top cgroups; with node allocatable enforced, they hold all pods together to it.
+    ///
+    /// # Errors
+    /// The first directory or file that refuses.
+    pub fn setup_node(&self, capacity: &ResourceList) -> Result<(), CgroupError> {
+        let total = |name: &str| capacity.get(name).map_or(Amount::ZERO, amount);
+        let mut config = ResourceConfig::default();
+        if self.enforce_node_allocatable {
+            let cpu = (total("cpu") - self.reserved_cpu).milli_value();
+            let memory = (total("memory") - self.reserved_memory).value();
+            config.cpu_shares = Some(milli_cpu_to_shares(cpu));
+            config.memory_bytes = (memory > 0).then_some(memory);
+        }
+        self.cgroups.ensure(&self.kubepods(), &config)?;
+        let least = ResourceConfig { cpu_shares: Some(super::resources::MIN_SHARES), ..ResourceConfig::default() };
+        self.cgroups.ensure(&self.class(QosClass::Burstable), &ResourceConfig::default())?;
+        self.cgroups.ensure(&self.class(QosClass::BestEffort), &least)
+    }
+
+    /// The burstable class gets the sum of what its pods ask for.
+    ///
+    /// # Errors
+    /// The file that refuses; the next pod tries again.
+    pub fn update_qos_cgroups(&self, active: &[Arc<Pod>]) -> Result<(), CgroupError> {
+        let options = PodResourcesOptions::default();
+        let milli: i64 = active
+            .iter()
+            .filter(|p| get_pod_qos(p) == QosClass::Burstable)
+            .map(|p| pod_requests(p, &options).get("cpu").map_or(0, |a| a.milli_value()))
+            .sum();
+        let config = ResourceConfig { cpu_shares: Some(milli_cpu_to_shares(milli)), ..ResourceConfig::default() };
+        self.cgroups.update(&self.class(QosClass::Burstable), &config)
+    }
+
+    pub fn exists(&self, pod: &Pod) -> bool {
+        self.cgroups.exists(&self.pod_cgroup(pod))
+    }
+
+    /// Makes the pod's cgroup and sets its limits; again for a pod whose resources changed.
+    ///
+    /// # Errors
+    /// The first directory or file that refuses; a retry may help.
+    pub fn ensure_pod(&self, pod: &Pod) -> Result<(), CgroupError> {
+        let mut config = resource_config_for_pod(pod, self.cpu_cfs_quota, self.cpu_cfs_quota_period);
+        if self.pod_pids_limit > 0 {
+            config.pids_limit = Some(self.pod_pids_limit);
+        }
+        self.cgroups.ensure(&self.pod_cgroup(pod), &config)
+    }
+
+    /// # Errors
+    /// What could not be removed; housekeeping finds it again.
+    pub async fn destroy_pod(&self, pod: &Pod) -> Result<(), CgroupError> {
+        self.cgroups.destroy(&self.pod_cgroup(pod)).await
+    }
+
+    /// Removes the cgroups of pods that are not in `live`.
+    pub async fn cleanup_orphaned_pod_cgroups(&self, live: &BTreeSet<String>) {
+        for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+            let class = self.class(qos);
+            for child in self.cgroups.children(&class) {
+                let Some(uid) = child.strip_prefix("pod") else { continue };
+                if live.contains(uid) {
+                    continue;
+                }
+                let name = format!("{class}/{child}");
+                match self.cgroups.destroy(&name).await {
+                    Ok(()) => tracing::info!(cgroup = name, "removed orphaned pod cgroup"),
+                    Err(error) => tracing::warn!(cgroup = name, %error, "failed to remove orphaned pod cgroup"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Gives resources back before the kernel takes them: thresholds, pressure, and which pod goes first.
+//!
+//! Owns: the decision and the manager. Upstream: `pkg/kubelet/eviction`, v1.36.
+
+pub mod threshold;

@@ -1,0 +1,289 @@
+//! Cases of the decision, named for what happened to the pod.
+
+use std::collections::HashMap;
+
+use k8s_openapi::api::core::v1::PodSpec;
+use runtime::api::{ContainerMetadata, NamespaceOptions, PodSandboxMetadata, PodSandboxStatus, SandboxState};
+
+use super::*;
+use crate::pod::label;
+
+#[derive(Default)]
+struct Probes {
+    liveness: HashMap<String, ProbeResult>,
+    startup: HashMap<String, ProbeResult>,
+}
+
+impl ProbeResults for Probes {
+    fn liveness(&self, id: &str) -> Option<ProbeResult> {
+        self.liveness.get(id).copied()
+    }
+    fn startup(&self, id: &str) -> Option<ProbeResult> {
+        self.startup.get(id).copied()
+    }
+}
+
+fn container(name: &str) -> Container {
+    Container { name: name.into(), image: Some("img".into()), ..Default::default() }
+}
+
+fn sidecar(name: &str) -> Container {
+    Container { restart_policy: Some("Always".into()), ..container(name) }
+}
+
+fn test_pod(policy: &str, init: Vec<Container>, containers: Vec<Container>) -> Pod {
+    Pod {
+        spec: Some(PodSpec {
+            restart_policy: Some(policy.into()),
+            init_containers: Some(init),
+            containers,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn sandbox(state: SandboxState) -> PodSandboxStatus {
+    PodSandboxStatus {
+        id: "s0".into(),
+        metadata: PodSandboxMetadata::default(),
+        state,
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        ips: vec!["10.0.0.1".into()],
+        namespaces: NamespaceOptions::default(),
+        labels: Default::default(),
+        annotations: Default::default(),
+        runtime_handler: String::new(),
+    }
+}
+
+fn status_of(name: &str, state: ContainerState, exit_code: i32) -> ContainerStatus {
+    let spec = container(name);
+    ContainerStatus {
+        id: format!("id-{name}"),
+        sandbox_id: "s0".into(),
+        metadata: ContainerMetadata { name: name.into(), attempt: 0 },
+        state,
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        started_at: None,
+        finished_at: None,
+        exit_code,
+        signal: None,
+        reason: String::new(),
+        message: String::new(),
+        image: String::new(),
+        image_id: String::new(),
+        image_ref: String::new(),
+        labels: Default::default(),
+        annotations: [(label::CONTAINER_HASH.to_owned(), format!("{:x}", pod::hash_container(&spec)))].into(),
+        log_path: Default::default(),
+        pid: None,
+        resources: Default::default(),
+        user: None,
+        stop_signal: String::new(),
+        mounts: vec![],
+    }
+}
+
+use ContainerState::{Exited, Running, Unknown};
+
+fn observed(containers: &[(&str, ContainerState, i32)]) -> PodStatus {
+    PodStatus {
+        sandboxes: vec![sandbox(SandboxState::Ready)],
+        containers: containers.iter().map(|(n, s, e)| status_of(n, *s, *e)).collect(),
+        ..Default::default()
+    }
+}
+
+#[derive(Default, Debug, PartialEq)]
+struct Expect<'a> {
+    kill_pod: bool,
+    create: bool,
+    init: Vec<usize>,
+    start: Vec<usize>,
+    kill: Vec<&'a str>,
+}
+
+#[track_caller]
+fn check(pod: &Pod, status: &PodStatus, probes: &Probes, expect: Expect<'_>) {
+    let got = compute_pod_actions(pod, status, probes);
+    let got = Expect {
+        kill_pod: got.kill_pod,
+        create: got.create_sandbox,
+        init: got.init_containers_to_start.clone(),
+        start: got.containers_to_start.clone(),
+        kill: expect
+            .kill
+            .iter()
+            .copied()
+            .filter(|n| got.containers_to_kill.iter().any(|k| k.name == *n))
+            .chain(
+                got.containers_to_kill
+                    .iter()
+                    .filter(|k| !expect.kill.contains(&k.name.as_str()))
+                    .map(|_| "unexpected"),
+            )
+            .collect(),
+    };
+    assert_eq!(got, expect);
+}
+
+#[test]
+fn a_new_pod_gets_a_sandbox_and_all_containers() {
+    let pod = test_pod("Always", vec![], vec![container("a"), container("b")]);
+    check(
+        &pod,
+        &PodStatus::default(),
+        &Probes::default(),
+        Expect { kill_pod: true, create: true, start: vec![0, 1], ..Default::default() },
+    );
+}
+
+#[test]
+fn a_new_pod_with_init_containers_starts_the_first() {
+    let pod = test_pod("Always", vec![container("i"), container("j")], vec![container("a")]);
+    check(
+        &pod,
+        &PodStatus::default(),
+        &Probes::default(),
+        Expect { kill_pod: true, create: true, init: vec![0], ..Default::default() },
+    );
+    check(&pod, &observed(&[]), &Probes::default(), Expect { init: vec![0], ..Default::default() });
+    check(&pod, &observed(&[("i", Running, 0)]), &Probes::default(), Expect::default());
+    check(&pod, &observed(&[("i", Exited, 0)]), &Probes::default(), Expect { init: vec![1], ..Default::default() });
+    check(
+        &pod,
+        &observed(&[("j", Exited, 0), ("i", Exited, 0)]),
+        &Probes::default(),
+        Expect { start: vec![0], ..Default::default() },
+    );
+    check(&pod, &observed(&[("i", Exited, 1)]), &Probes::default(), Expect { init: vec![0], ..Default::default() });
+}
+
+#[test]
+fn a_failed_init_container_ends_a_pod_that_never_restarts() {
+    let pod = test_pod("Never", vec![container("i")], vec![container("a")]);
+    check(&pod, &observed(&[("i", Exited, 1)]), &Probes::default(), Expect { kill_pod: true, ..Default::default() });
+}
+
+#[test]
+fn nothing_to_do_when_all_runs() {
+    let pod = test_pod("Always", vec![], vec![container("a")]);
+    check(&pod, &observed(&[("a", Running, 0)]), &Probes::default(), Expect::default());
+}
+
+#[test]
+fn restart_policies() {
+    for (policy, code, start) in [
+        ("Always", 0, true),
+        ("Always", 1, true),
+        ("OnFailure", 0, false),
+        ("OnFailure", 1, true),
+        ("Never", 0, false),
+        ("Never", 1, false),
+    ] {
+        let pod = test_pod(policy, vec![], vec![container("a")]);
+        let expect = Expect {
+            kill_pod: !start,
+            start: if start { vec![0] } else { vec![] },
+            ..Default::default()
+        };
+        check(&pod, &observed(&[("a", Exited, code)]), &Probes::default(), expect);
+    }
+}
+
+#[test]
+fn a_lost_sandbox_restarts_everything_unless_the_pod_is_done() {
+    let lost = |containers: &[(&str, ContainerState, i32)]| PodStatus {
+        sandboxes: vec![sandbox(SandboxState::NotReady)],
+        ..observed(containers)
+    };
+    let pod = test_pod("Always", vec![], vec![container("a")]);
+    check(
+        &pod,
+        &lost(&[("a", Exited, 0)]),
+        &Probes::default(),
+        Expect { kill_pod: true, create: true, start: vec![0], ..Default::default() },
+    );
+    let never = test_pod("Never", vec![], vec![container("a")]);
+    check(&never, &lost(&[("a", Exited, 0)]), &Probes::default(), Expect { kill_pod: true, ..Default::default() });
+    let on_failure = test_pod("OnFailure", vec![], vec![container("a"), container("b")]);
+    check(
+        &on_failure,
+        &lost(&[("a", Exited, 0), ("b", Exited, 1)]),
+        &Probes::default(),
+        Expect { kill_pod: true, create: true, start: vec![1], ..Default::default() },
+    );
+}
+
+#[test]
+fn a_failed_probe_kills_and_restarts() {
+    let pod = test_pod("Always", vec![], vec![container("a"), container("b")]);
+    let probes = Probes { liveness: [("id-a".to_owned(), ProbeResult::Failure)].into(), ..Default::default() };
+    check(
+        &pod,
+        &observed(&[("a", Running, 0), ("b", Running, 0)]),
+        &probes,
+        Expect { start: vec![0], kill: vec!["a"], ..Default::default() },
+    );
+}
+
+#[test]
+fn a_changed_image_kills_and_restarts() {
+    let mut changed = container("a");
+    changed.image = Some("other".into());
+    let pod = test_pod("Never", vec![], vec![changed]);
+    check(
+        &pod,
+        &observed(&[("a", Running, 0)]),
+        &Probes::default(),
+        Expect { start: vec![0], kill: vec!["a"], ..Default::default() },
+    );
+}
+
+#[test]
+fn sidecars_start_in_order_and_run_on() {
+    let pod = test_pod("Never", vec![sidecar("s"), container("i")], vec![container("a")]);
+    check(&pod, &observed(&[("s", Running, 0)]), &Probes::default(), Expect { init: vec![1], ..Default::default() });
+    check(
+        &pod,
+        &observed(&[("i", Exited, 0), ("s", Exited, 1)]),
+        &Probes::default(),
+        Expect { init: vec![0], start: vec![0], ..Default::default() },
+    );
+    // The main container is done: the sidecar must not keep the pod alive.
+    check(
+        &pod,
+        &observed(&[("a", Exited, 0), ("i", Exited, 0), ("s", Running, 0)]),
+        &Probes::default(),
+        Expect { kill_pod: true, ..Default::default() },
+    );
+}
+
+#[test]
+fn a_sidecar_with_a_startup_probe_holds_back_the_next() {
+    let mut s = sidecar("s");
+    s.startup_probe = Some(Default::default());
+    let pod = test_pod("Always", vec![s], vec![container("a")]);
+    check(&pod, &observed(&[("s", Running, 0)]), &Probes::default(), Expect::default());
+    let ok = Probes { startup: [("id-s".to_owned(), ProbeResult::Success)].into(), ..Default::default() };
+    check(&pod, &observed(&[("s", Running, 0)]), &ok, Expect { start: vec![0], ..Default::default() });
+    let failed = Probes { startup: [("id-s".to_owned(), ProbeResult::Failure)].into(), ..Default::default() };
+    check(
+        &pod,
+        &observed(&[("s", Running, 0)]),
+        &failed,
+        Expect { init: vec![0], kill: vec!["s"], ..Default::default() },
+    );
+}
+
+#[test]
+fn an_unknown_container_is_killed_before_it_is_started() {
+    let pod = test_pod("Never", vec![], vec![container("a")]);
+    check(
+        &pod,
+        &observed(&[("a", Unknown, 0)]),
+        &Probes::default(),
+        Expect { start: vec![0], kill: vec!["a"], ..Default::default() },
+    );
+}

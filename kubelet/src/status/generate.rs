@@ -1,0 +1,251 @@
+//! The whole status of a pod, from what is asked, what the runtime shows and what was said before.
+//!
+//! Owns: [`generate_api_pod_status`], pure. Upstream: `generateAPIPodStatus`, `convertStatusToAPIStatus` and
+//! the prober's `UpdatePodStatus`, v1.36.
+
+use std::collections::HashMap;
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus as ApiPodStatus,
+};
+
+use super::conditions::{self, KUBELET_CONDITIONS};
+use super::containers::{ContainerStatusInput, StartFailure, convert_to_api_container_statuses};
+use super::phase::get_phase;
+use crate::pod::{self, ContainerKind};
+use crate::pod_actions::ProbeResult;
+use crate::pod_status::PodStatus;
+
+/// What the prober knows of a container, by container id without scheme.
+pub trait ReadinessResults {
+    fn readiness(&self, container_id: &str) -> Option<ProbeResult>;
+    fn startup(&self, container_id: &str) -> Option<ProbeResult>;
+}
+
+/// A phase that some part of the kubelet decided over the containers' heads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForcedFailure {
+    pub reason: String,
+    pub message: String,
+    /// For `DisruptionTarget`: the reason of the condition.
+    pub disruption: Option<String>,
+}
+
+/// Everything the status is made from.
+pub struct GenerateInput<'a> {
+    pub pod: &'a Pod,
+    /// Termination messages are filled in already.
+    pub status: &'a PodStatus,
+    /// What the status manager wrote last; the API server's at first.
+    pub old: &'a ApiPodStatus,
+    /// Nothing of the pod will be started again.
+    pub pod_is_terminal: bool,
+    pub start_failures: &'a HashMap<String, StartFailure>,
+    pub probes: &'a dyn ReadinessResults,
+    /// The node's addresses, primary first.
+    pub host_ips: &'a [String],
+    pub qos_class: &'a str,
+    pub supports_rro: bool,
+    pub forced_failure: Option<&'a ForcedFailure>,
+}
+
+pub fn generate_api_pod_status(input: &GenerateInput<'_>) -> ApiPodStatus {
+    let pod = input.pod;
+    let mut status = ApiPodStatus {
+        qos_class: Some(input.qos_class.to_owned()),
+        observed_generation: pod.metadata.generation,
+        ..ApiPodStatus::default()
+    };
+    addresses(input, &mut status);
+
+    let of = ContainerStatusInput {
+        pod,
+        status: input.status,
+        start_failures: input.start_failures,
+        supports_rro: input.supports_rro,
+    };
+    let ephemeral: Vec<Container> =
+        pod::ephemeral_containers(pod).iter().map(pod::ephemeral_as_container).collect();
+    let convert = |specs: &[Container], old: &Option<Vec<ContainerStatus>>, kind| {
+        convert_to_api_container_statuses(&of, specs, old.as_deref().unwrap_or_default(), kind)
+    };
+    let mut regular = convert(pod::containers(pod), &input.old.container_statuses, ContainerKind::Regular);
+    let mut init = convert(pod::init_containers(pod), &input.old.init_container_statuses, ContainerKind::Init);
+    let ephemeral = convert(&ephemeral, &input.old.ephemeral_container_statuses, ContainerKind::Ephemeral);
+    apply_probes(input, &mut regular, &mut init);
+
+    let all: Vec<ContainerStatus> = regular.iter().chain(&init).cloned().collect();
+    let initialized = input.status.has_any_active_regular_container_started(pod);
+    let phase = decide_phase(input, get_phase(pod, &all, input.pod_is_terminal, initialized), &mut status);
+
+    status.conditions = Some(all_conditions(input, &all, &phase));
+    status.phase = Some(phase);
+    status.container_statuses = Some(regular);
+    status.init_container_statuses = (!init.is_empty()).then_some(init);
+    status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
+    keep_what_others_wrote(pod, &mut status);
+    status
+}
+
+/// Fields of the status that the scheduler, admission or a claim controller wrote.
+fn keep_what_others_wrote(pod: &Pod, status: &mut ApiPodStatus) {
+    if let Some(api) = &pod.status {
+        status.nominated_node_name = api.nominated_node_name.clone();
+        status.resource_claim_statuses = api.resource_claim_statuses.clone();
+        status.extended_resource_claim_status = api.extended_resource_claim_status.clone();
+    }
+}
+
+fn addresses(input: &GenerateInput<'_>, status: &mut ApiPodStatus) {
+    let mut ips: Vec<String> = input.status.ips().to_vec();
+    if let Some(host_ip) = input.host_ips.first() {
+        status.host_ip = Some(host_ip.clone());
+        status.host_ips = Some(input.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect());
+        if pod::is_host_network(input.pod) {
+            ips = input.host_ips.to_vec();
+        }
+        // The primary family is the node's.
+        let v6 = host_ip.contains(':');
+        ips.sort_by_key(|ip| ip.contains(':') != v6);
+    }
+    if ips.is_empty() {
+        // An ended pod keeps the addresses it had.
+        let old = input.old.pod_ips.iter().flatten().map(|p| p.ip.clone());
+        if input.pod_is_terminal || pod::is_terminal_phase(input.old.phase.as_deref().unwrap_or_default()) {
+            ips = old.collect();
+        }
+    }
+    if let Some(first) = ips.first() {
+        status.pod_ip = Some(first.clone());
+        status.pod_ips = Some(ips.into_iter().map(|ip| PodIP { ip }).collect());
+    }
+}
+
+fn apply_probes(input: &GenerateInput<'_>, regular: &mut [ContainerStatus], init: &mut [ContainerStatus]) {
+    for status in regular.iter_mut() {
+        let spec = pod::containers(input.pod).iter().find(|c| c.name == status.name);
+        let old = pod::container_status(input.old.container_statuses.as_deref().unwrap_or_default(), &status.name);
+        let started = is_started(input, spec, status, old);
+        status.started = Some(started);
+        status.ready = started && is_ready(input, spec, status, old);
+    }
+    for status in init.iter_mut() {
+        let spec = pod::init_containers(input.pod).iter().find(|c| c.name == status.name);
+        let old =
+            pod::container_status(input.old.init_container_statuses.as_deref().unwrap_or_default(), &status.name);
+        let started = is_started(input, spec, status, old);
+        status.started = Some(started);
+        if spec.is_some_and(pod::is_restartable_init) {
+            status.ready = started && is_ready(input, spec, status, old);
+        } else {
+            status.ready =
+                status.state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0);
+        }
+    }
+}
+
+fn is_running(status: &ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|s| s.running.is_some())
+}
+
+fn bare_id(status: &ContainerStatus) -> &str {
+    let id = status.container_id.as_deref().unwrap_or_default();
+    id.split_once("://").map_or(id, |(_, id)| id)
+}
+
+fn same_container(status: &ContainerStatus, old: Option<&ContainerStatus>) -> bool {
+    old.is_some_and(|o| o.container_id.is_some() && o.container_id == status.container_id)
+}
+
+fn is_started(
+    input: &GenerateInput<'_>,
+    spec: Option<&Container>,
+    status: &ContainerStatus,
+    old: Option<&ContainerStatus>,
+) -> bool {
+    if !is_running(status) {
+        return false;
+    }
+    if spec.is_none_or(|c| c.startup_probe.is_none()) {
+        return true;
+    }
+    match input.probes.startup(bare_id(status)) {
+        Some(result) => result == ProbeResult::Success,
+        // A restarted kubelet has not probed yet: what was said holds on.
+        None => same_container(status, old) && old.is_some_and(|o| o.started == Some(true)),
+    }
+}
+
+fn is_ready(
+    input: &GenerateInput<'_>,
+    spec: Option<&Container>,
+    status: &ContainerStatus,
+    old: Option<&ContainerStatus>,
+) -> bool {
+    if !is_running(status) {
+        return false;
+    }
+    if spec.is_none_or(|c| c.readiness_probe.is_none()) {
+        return true;
+    }
+    match input.probes.readiness(bare_id(status)) {
+        Some(result) => result == ProbeResult::Success,
+        None => same_container(status, old) && old.is_some_and(|o| o.ready),
+    }
+}
+
+fn decide_phase(input: &GenerateInput<'_>, computed: &str, status: &mut ApiPodStatus) -> String {
+    let mut phase = computed.to_owned();
+    let old_phase = input.old.phase.as_deref().unwrap_or_default();
+    let api = input.pod.status.as_ref();
+    let api_phase = pod::phase(input.pod);
+    if !pod::is_terminal_phase(&phase) {
+        if pod::is_terminal_phase(old_phase) {
+            phase = old_phase.to_owned();
+        } else if pod::is_terminal_phase(api_phase) {
+            phase = api_phase.to_owned();
+        }
+    }
+    if phase == old_phase {
+        status.reason = input.old.reason.clone().or_else(|| api.and_then(|s| s.reason.clone()));
+        status.message = input.old.message.clone().or_else(|| api.and_then(|s| s.message.clone()));
+    }
+    if let Some(forced) = input.forced_failure {
+        phase = "Failed".to_owned();
+        status.reason = Some(forced.reason.clone());
+        status.message = Some(forced.message.clone());
+    }
+    // What the API server calls ended stays ended.
+    if pod::is_terminal_phase(api_phase) && phase != api_phase {
+        phase = api_phase.to_owned();
+    }
+    phase
+}
+
+fn all_conditions(input: &GenerateInput<'_>, all: &[ContainerStatus], phase: &str) -> Vec<PodCondition> {
+    let pod = input.pod;
+    let mut list: Vec<PodCondition> = pod
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten())
+        .filter(|c| !KUBELET_CONDITIONS.contains(&c.type_.as_str()))
+        .cloned()
+        .collect();
+    let disruption = input
+        .forced_failure
+        .and_then(|f| f.disruption.as_deref().map(|reason| (reason, f)))
+        .map(|(reason, f)| conditions::condition(pod, "DisruptionTarget", true, Some(reason), Some(f.message.clone())))
+        .or_else(|| input.old.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget").cloned());
+    if let Some(disruption) = disruption {
+        list.retain(|c| c.type_ != "DisruptionTarget");
+        list.push(disruption);
+    }
+    let has_sandbox = !input.status.pod_sandbox_changed(pod).changed;
+    list.push(conditions::ready_to_start_containers(pod, has_sandbox));
+    list.push(conditions::initialized(pod, all, phase));
+    let ready = conditions::ready(pod, &list, all, phase);
+    list.push(ready);
+    list.push(conditions::containers_ready(pod, all, phase));
+    list.push(conditions::condition(pod, "PodScheduled", true, None, None));
+    list
+}

@@ -1,0 +1,540 @@
+//! Writes pod statuses to the API server, newest last, and deletes pods that ended.
+//!
+//! Owns: the last status of every pod, its version, times of transition, and the one task that patches.
+//! Never computes a status and never asks the runtime. A status is written again until the API server
+//! took it; it never goes back to an older version. Upstream: `pkg/kubelet/status/status_manager.go`, v1.36.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Map, Value, json};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::conditions::{self, KUBELET_CONDITIONS};
+use crate::pod;
+use crate::pod_manager::PodManager;
+
+/// How long to wait before a failed write is tried again; upstream's `syncPeriod`.
+const RETRY_PERIOD: Duration = Duration::from_secs(10);
+/// Writes at the same time.
+const MAX_PARALLEL_WRITES: usize = 8;
+
+/// May a pod still have running containers? The pod workers know.
+pub trait PodDeletionSafety: Send + Sync {
+    fn pod_could_have_running_containers(&self, uid: &str) -> bool;
+}
+
+struct Entry {
+    status: PodStatus,
+    /// Grows with every change.
+    version: u64,
+    /// The version the API server took.
+    written: u64,
+    name: String,
+    namespace: String,
+    /// The worker is through with the pod: its object may be deleted.
+    finished: bool,
+    deleted: bool,
+}
+
+/// Shared; `run` does the writing.
+pub struct StatusManager {
+    entries: Mutex<HashMap<String, Entry>>,
+    changed: Notify,
+    pods: Arc<PodManager>,
+    client: Option<kube::Client>,
+}
+
+fn now() -> Time {
+    let now = jiff::Timestamp::now();
+    Time(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now))
+}
+
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error("patch pod status: {0}")]
+    Api(#[from] kube::Error),
+    #[error("encode pod status: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+impl StatusManager {
+    /// Without a client nothing is written (a kubelet that runs alone).
+    pub fn new(pods: Arc<PodManager>, client: Option<kube::Client>) -> Self {
+        Self { entries: Mutex::default(), changed: Notify::new(), pods, client }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// What was set last, if anything was.
+    pub fn get_pod_status(&self, uid: &str) -> Option<PodStatus> {
+        self.lock().get(uid).map(|e| e.status.clone())
+    }
+
+    /// Sets the whole status. Returns whether anything changed.
+    pub fn set_pod_status(&self, pod: &Pod, status: PodStatus) -> bool {
+        self.update(pod, status, pod::is_deleted(pod), false)
+    }
+
+    /// Called as soon as a readiness probe changes its mind, before the pod's worker comes round.
+    pub fn set_container_readiness(&self, pod: &Pod, container_id: &str, ready: bool) {
+        self.change_container(pod, container_id, |c| {
+            let changed = c.ready != ready;
+            c.ready = ready;
+            changed
+        });
+    }
+
+    pub fn set_container_startup(&self, pod: &Pod, container_id: &str, started: bool) {
+        self.change_container(pod, container_id, |c| {
+            let changed = c.started != Some(started);
+            c.started = Some(started);
+            changed
+        });
+    }
+
+    fn change_container(&self, pod: &Pod, id: &str, change: impl Fn(&mut ContainerStatus) -> bool) {
+        let Some(mut status) = self.get_pod_status(pod::uid(pod)) else { return };
+        let mut changed = false;
+        let lists = [status.container_statuses.as_mut(), status.init_container_statuses.as_mut()];
+        for c in lists.into_iter().flatten().flatten() {
+            if c.container_id.as_deref().is_some_and(|c| c.ends_with(&format!("://{id}"))) {
+                changed |= change(c);
+            }
+        }
+        if !changed {
+            return;
+        }
+        let all: Vec<ContainerStatus> = status
+            .container_statuses
+            .iter()
+            .chain(status.init_container_statuses.iter())
+            .flatten()
+            .cloned()
+            .collect();
+        let phase = status.phase.clone().unwrap_or_default();
+        let mut list = status.conditions.take().unwrap_or_default();
+        let ready = conditions::ready(pod, &list, &all, &phase);
+        let fresh = [ready, conditions::containers_ready(pod, &all, &phase), conditions::initialized(pod, &all, &phase)];
+        for c in fresh {
+            match list.iter_mut().find(|o| o.type_ == c.type_) {
+                Some(slot) => *slot = PodCondition { last_transition_time: slot.last_transition_time.clone(), ..c },
+                None => list.push(c),
+            }
+        }
+        status.conditions = Some(list);
+        self.update(pod, status, false, false);
+    }
+
+    /// The pod is over: whatever has no known end is called failed, and the object may be deleted.
+    pub fn terminate_pod(&self, pod: &Pod) {
+        let cached = self.get_pod_status(pod::uid(pod));
+        let mut status = cached.or_else(|| pod.status.clone()).unwrap_or_default();
+        let lost = || ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                reason: Some("ContainerStatusUnknown".to_owned()),
+                message: Some("The container could not be located when the pod was terminated".to_owned()),
+                exit_code: 137,
+                ..ContainerStateTerminated::default()
+            }),
+            ..ContainerState::default()
+        };
+        let ended = |c: &ContainerStatus| c.state.as_ref().is_some_and(|s| s.terminated.is_some());
+        if has_pod_initialized(pod, &status) {
+            for c in status.container_statuses.iter_mut().flatten().filter(|c| !ended(c)) {
+                c.state = Some(lost());
+            }
+        }
+        let init = status.init_container_statuses.as_deref_mut().unwrap_or_default();
+        let last_started = init.iter().rposition(|c| {
+            c.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
+                || c.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+        });
+        let started = last_started.map_or(0, |i| i + 1);
+        for c in init.iter_mut().take(started).filter(|c| !ended(c)) {
+            c.state = Some(lost());
+        }
+        if !pod::is_static(pod) && !pod::is_terminal_phase(status.phase.as_deref().unwrap_or_default()) {
+            status.phase = Some("Failed".to_owned());
+        }
+        self.update(pod, status, true, true);
+    }
+
+    fn update(&self, pod: &Pod, mut status: PodStatus, force: bool, finished: bool) -> bool {
+        let uid = pod::uid(pod).to_owned();
+        let mut entries = self.lock();
+        let cached = entries.get(&uid);
+        let old = cached.map(|e| e.status.clone()).or_else(|| pod.status.clone()).unwrap_or_default();
+
+        if pod::is_terminal_phase(old.phase.as_deref().unwrap_or_default())
+            && !pod::is_terminal_phase(status.phase.as_deref().unwrap_or_default())
+        {
+            tracing::error!(pod = %pod::format(pod), "refused to move a pod out of a terminal phase");
+            return false;
+        }
+        set_transition_times(&mut status, &old);
+        if status.start_time.is_none() {
+            status.start_time = old.start_time.clone().or_else(|| Some(now()));
+        }
+        normalize(&mut status);
+        let mut before = old;
+        normalize(&mut before);
+        let is_new = cached.is_none();
+        let finished = finished || cached.is_some_and(|e| e.finished);
+        if !is_new && before == status && !force {
+            return false;
+        }
+        let entry = entries.entry(uid).or_insert_with(|| Entry {
+            status: PodStatus::default(),
+            version: 0,
+            written: 0,
+            name: pod::name(pod).to_owned(),
+            namespace: pod::namespace(pod).to_owned(),
+            finished: false,
+            deleted: false,
+        });
+        let changed = is_new || entry.status != status;
+        entry.status = status;
+        entry.version += 1;
+        entry.finished = finished;
+        drop(entries);
+        self.changed.notify_one();
+        changed
+    }
+
+    /// Forgets pods that no source names any longer.
+    pub fn remove_orphaned_statuses(&self, live: &BTreeSet<String>) {
+        self.lock().retain(|uid, _| live.contains(uid));
+    }
+
+    /// The pod as the API server now has it came in: what differs is written again.
+    pub fn reconcile(&self, pod: &Pod) {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(pod::uid(pod)) else { return };
+        let mut theirs = pod.status.clone().unwrap_or_default();
+        normalize(&mut theirs);
+        let merged = merge_pod_status(pod, &theirs, entry.status.clone(), false);
+        if merged != theirs || entry.finished {
+            entry.written = entry.written.min(entry.version - 1);
+            drop(entries);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Nudges the writer: something that a write waited for has happened.
+    pub fn wake(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Writes until `shutdown`. Every change is written at once; a failed write is tried again.
+    pub async fn run(self: Arc<Self>, safety: Arc<dyn PodDeletionSafety>, shutdown: CancellationToken) {
+        let Some(client) = self.client.clone() else { return };
+        loop {
+            let failed = self.sync_batch(&client, safety.as_ref()).await;
+            let retry = async {
+                if failed {
+                    tokio::time::sleep(RETRY_PERIOD).await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.changed.notified() => {}
+                () = retry => {}
+            }
+        }
+    }
+
+    /// One round over everything not written yet. Returns whether any write must be tried again.
+    async fn sync_batch(&self, client: &kube::Client, safety: &dyn PodDeletionSafety) -> bool {
+        let due: Vec<(String, u64)> = {
+            let entries = self.lock();
+            entries
+                .iter()
+                .filter(|(_, e)| !e.deleted && (e.written < e.version))
+                .map(|(uid, e)| (uid.clone(), e.version))
+                .collect()
+        };
+        use futures::StreamExt;
+        let outcomes: Vec<bool> = futures::stream::iter(due)
+            .map(|(uid, version)| async move {
+                match self.sync_pod(client, safety, &uid, version).await {
+                    Ok(()) => false,
+                    Err(error) => {
+                        tracing::warn!(%uid, %error, "failed to update status for pod");
+                        true
+                    }
+                }
+            })
+            .buffer_unordered(MAX_PARALLEL_WRITES)
+            .collect()
+            .await;
+        outcomes.into_iter().any(|failed| failed)
+    }
+
+    async fn sync_pod(
+        &self,
+        client: &kube::Client,
+        safety: &dyn PodDeletionSafety,
+        uid: &str,
+        version: u64,
+    ) -> Result<(), WriteError> {
+        let Some((status, finished, name, namespace)) = self
+            .lock()
+            .get(uid)
+            .map(|e| (e.status.clone(), e.finished, e.name.clone(), e.namespace.clone()))
+        else {
+            return Ok(());
+        };
+        let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+        // The copy the watch gave is the cheapest base; a conflict gets a fresh one.
+        let mut base = match self.pods.get_pod_by_uid(uid) {
+            Some(p) if pod::is_static(&p) => match self.pods.get_mirror_pod_by_pod(&p) {
+                Some(mirror) => mirror,
+                // Written when the mirror has come: `reconcile` sees to it.
+                None => return Ok(()),
+            },
+            Some(p) => p,
+            None => match api.get_opt(&name).await? {
+                Some(p) if p.metadata.uid.as_deref() == Some(uid) => Arc::new(p),
+                _ => {
+                    self.mark_written(uid, version, true);
+                    return Ok(());
+                }
+            },
+        };
+        let could_run = safety.pod_could_have_running_containers(uid);
+        for attempt in 0..5 {
+            let theirs = base.status.clone().unwrap_or_default();
+            let merged = merge_pod_status(&base, &theirs, status.clone(), could_run);
+            let patch = diff(&serde_json::to_value(&theirs)?, &serde_json::to_value(&merged)?);
+            let Some(patch) = patch else { break };
+            let body = json!({
+                "metadata": {
+                    "uid": base.metadata.uid,
+                    "resourceVersion": base.metadata.resource_version,
+                },
+                "status": patch,
+            });
+            match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&body)).await {
+                Ok(written) => {
+                    base = Arc::new(written);
+                    break;
+                }
+                Err(kube::Error::Api(e)) if e.code == 404 => {
+                    self.mark_written(uid, version, true);
+                    return Ok(());
+                }
+                Err(kube::Error::Api(e)) if e.code == 409 && attempt < 4 => match api.get_opt(&name).await? {
+                    Some(p) if p.metadata.uid == base.metadata.uid => base = Arc::new(p),
+                    _ => {
+                        self.mark_written(uid, version, true);
+                        return Ok(());
+                    }
+                },
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if finished && can_be_deleted(&base) {
+            let params = DeleteParams {
+                grace_period_seconds: Some(0),
+                preconditions: Some(Preconditions { uid: base.metadata.uid.clone(), resource_version: None }),
+                ..DeleteParams::default()
+            };
+            match api.delete(&name, &params).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => {}
+                Err(e) => return Err(e.into()),
+            }
+            tracing::debug!(pod = %pod::format(&base), "pod fully terminated and removed from the API server");
+            self.mark_written(uid, version, true);
+            return Ok(());
+        }
+        self.mark_written(uid, version, false);
+        Ok(())
+    }
+
+    fn mark_written(&self, uid: &str, version: u64, deleted: bool) {
+        if let Some(entry) = self.lock().get_mut(uid) {
+            entry.written = entry.written.max(version);
+            entry.deleted |= deleted;
+        }
+    }
+}
+
+/// Only a pod whose end the API server already shows is deleted, so that watchers see how it ended.
+fn can_be_deleted(pod: &Pod) -> bool {
+    pod::is_deleted(pod) && !pod::is_mirror(pod) && pod::is_terminal_phase(pod::phase(pod))
+}
+
+fn has_pod_initialized(pod: &Pod, status: &PodStatus) -> bool {
+    if pod::init_containers(pod).is_empty() {
+        return true;
+    }
+    let any = status.container_statuses.iter().flatten().any(|s| {
+        s.last_state.as_ref().is_some_and(|l| l.terminated.is_some())
+            || s.state.as_ref().is_none_or(|st| st.waiting.is_none())
+    });
+    if any {
+        return true;
+    }
+    let last = status.init_container_statuses.iter().flatten().last();
+    let spec = pod::init_containers(pod).last();
+    match (last, spec) {
+        (Some(last), Some(spec)) if pod::is_restartable_init(spec) => {
+            last.started == Some(true) && last.state.as_ref().is_some_and(|s| s.running.is_some())
+        }
+        (Some(last), _) => [&last.state, &last.last_state]
+            .into_iter()
+            .flatten()
+            .any(|s| s.terminated.as_ref().is_some_and(|t| t.exit_code == 0)),
+        _ => false,
+    }
+}
+
+/// A condition keeps its time as long as its status stays.
+fn set_transition_times(status: &mut PodStatus, old: &PodStatus) {
+    for c in status.conditions.iter_mut().flatten() {
+        let before = old.conditions.iter().flatten().find(|o| o.type_ == c.type_);
+        c.last_transition_time = match before {
+            Some(o) if o.status == c.status => o.last_transition_time.clone(),
+            _ => Some(now()),
+        };
+        if c.last_transition_time.is_none() {
+            c.last_transition_time = Some(now());
+        }
+    }
+}
+
+/// Order and resolution as the API server keeps them, so that equal statuses compare equal.
+fn normalize(status: &mut PodStatus) {
+    if let Some(list) = status.container_statuses.as_mut() {
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    for list in [
+        &mut status.container_statuses,
+        &mut status.init_container_statuses,
+        &mut status.ephemeral_container_statuses,
+    ] {
+        if list.as_ref().is_some_and(Vec::is_empty) {
+            *list = None;
+        }
+    }
+}
+
+/// What is written: the kubelet's fields over what others wrote; a terminal phase only when nothing runs.
+fn merge_pod_status(pod: &Pod, theirs: &PodStatus, mut ours: PodStatus, could_run: bool) -> PodStatus {
+    let terminal = |s: &PodStatus| pod::is_terminal_phase(s.phase.as_deref().unwrap_or_default());
+    let to_terminal = !terminal(theirs) && terminal(&ours);
+
+    let mut list: Vec<PodCondition> = theirs
+        .conditions
+        .iter()
+        .flatten()
+        .filter(|c| !KUBELET_CONDITIONS.contains(&c.type_.as_str()))
+        .cloned()
+        .collect();
+    for c in ours.conditions.take().into_iter().flatten() {
+        if KUBELET_CONDITIONS.contains(&c.type_.as_str()) {
+            list.push(c);
+        } else if c.type_ == "DisruptionTarget" && to_terminal && !could_run {
+            list.retain(|o| o.type_ != c.type_);
+            list.push(c);
+        }
+    }
+    ours.resource_claim_statuses = theirs.resource_claim_statuses.clone();
+    ours.extended_resource_claim_status = theirs.extended_resource_claim_status.clone();
+    ours.node_allocatable_resource_claim_statuses = theirs.node_allocatable_resource_claim_statuses.clone();
+    ours.nominated_node_name = theirs.nominated_node_name.clone();
+    if ours.start_time.is_none() {
+        ours.start_time = theirs.start_time.clone();
+    }
+    if to_terminal && could_run {
+        ours.phase = theirs.phase.clone();
+        ours.reason = theirs.reason.clone();
+        ours.message = theirs.message.clone();
+    }
+    if terminal(&ours) {
+        let reason = if ours.phase.as_deref() == Some("Failed") { "PodFailed" } else { "PodCompleted" };
+        for c in list.iter_mut().filter(|c| matches!(c.type_.as_str(), "Ready" | "ContainersReady")) {
+            if c.status == "True" {
+                let time = Some(now());
+                *c = PodCondition {
+                    last_transition_time: time,
+                    ..conditions::condition(pod, &c.type_.clone(), false, Some(reason), None)
+                };
+            }
+        }
+    }
+    ours.conditions = Some(list);
+    ours
+}
+
+/// The JSON merge patch that leads from `old` to `new`; `None` if they are equal.
+fn diff(old: &Value, new: &Value) -> Option<Value> {
+    match (old, new) {
+        (Value::Object(o), Value::Object(n)) => {
+            let mut patch = Map::new();
+            for (key, value) in n {
+                match o.get(key) {
+                    None => {
+                        patch.insert(key.clone(), value.clone());
+                    }
+                    Some(before) => {
+                        if let Some(change) = diff(before, value) {
+                            patch.insert(key.clone(), change);
+                        }
+                    }
+                }
+            }
+            for key in o.keys().filter(|k| !n.contains_key(*k)) {
+                patch.insert(key.clone(), Value::Null);
+            }
+            (!patch.is_empty()).then_some(Value::Object(patch))
+        }
+        _ => (old != new).then(|| new.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn diff_names_only_what_changed() {
+        let old = json!({"a": 1, "b": {"c": 2, "d": 3}, "e": [1]});
+        let new = json!({"a": 1, "b": {"c": 5}, "e": [1, 2]});
+        assert_eq!(diff(&old, &new), Some(json!({"b": {"c": 5, "d": null}, "e": [1, 2]})));
+        assert_eq!(diff(&old, &old), None);
+    }
+
+    #[test]
+    fn a_terminal_phase_waits_for_the_containers() {
+        let pod = Pod::default();
+        let theirs = PodStatus { phase: Some("Running".into()), ..Default::default() };
+        let ours = PodStatus { phase: Some("Succeeded".into()), ..Default::default() };
+        let merged = merge_pod_status(&pod, &theirs, ours.clone(), true);
+        assert_eq!(merged.phase.as_deref(), Some("Running"));
+        assert_eq!(merge_pod_status(&pod, &theirs, ours, false).phase.as_deref(), Some("Succeeded"));
+    }
+
+    #[test]
+    fn the_conditions_of_others_are_kept() {
+        let condition = |t: &str| PodCondition { type_: t.into(), status: "True".into(), ..Default::default() };
+        let theirs = PodStatus { conditions: Some(vec![condition("my/gate"), condition("Ready")]), ..Default::default() };
+        let ours = PodStatus { conditions: Some(vec![condition("Ready")]), ..Default::default() };
+        let merged = merge_pod_status(&Pod::default(), &theirs, ours, false);
+        let types: Vec<_> = merged.conditions.unwrap().into_iter().map(|c| c.type_).collect();
+        assert_eq!(types, ["my/gate", "Ready"]);
+    }
+}

@@ -1,0 +1,158 @@
+//! Phases and waiting reasons, by story.
+
+use std::collections::HashMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus as ApiPodStatus};
+use runtime::api::{ContainerState, ContainerStatus};
+
+use super::containers::StartFailure;
+use super::generate::{GenerateInput, ReadinessResults, generate_api_pod_status};
+use crate::pod_actions::ProbeResult;
+use crate::pod_status::PodStatus;
+
+#[derive(Default)]
+struct Probes(HashMap<String, ProbeResult>);
+
+impl ReadinessResults for Probes {
+    fn readiness(&self, id: &str) -> Option<ProbeResult> {
+        self.0.get(id).copied()
+    }
+    fn startup(&self, _: &str) -> Option<ProbeResult> {
+        None
+    }
+}
+
+fn pod(policy: &str, init: &[&str], names: &[&str]) -> Pod {
+    let make = |n: &&str| Container { name: (*n).into(), image: Some("img".into()), ..Default::default() };
+    Pod {
+        spec: Some(PodSpec {
+            restart_policy: Some(policy.into()),
+            containers: names.iter().map(make).collect(),
+            init_containers: Some(init.iter().map(make).collect()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn seen(name: &str, attempt: u32, state: ContainerState, exit_code: i32) -> ContainerStatus {
+    ContainerStatus {
+        id: format!("{name}{attempt}"),
+        sandbox_id: String::new(),
+        metadata: runtime::api::ContainerMetadata { name: name.into(), attempt },
+        state,
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        started_at: Some(jiff::Timestamp::UNIX_EPOCH),
+        finished_at: None,
+        exit_code,
+        signal: None,
+        reason: "Error".into(),
+        message: String::new(),
+        image: "img".into(),
+        image_id: "sha256:1".into(),
+        image_ref: String::new(),
+        labels: Default::default(),
+        annotations: Default::default(),
+        log_path: Default::default(),
+        pid: None,
+        resources: Default::default(),
+        user: None,
+        stop_signal: String::new(),
+        mounts: vec![],
+    }
+}
+
+fn generate(pod: &Pod, containers: Vec<ContainerStatus>, failures: &[(&str, &str)], terminal: bool) -> ApiPodStatus {
+    let failures = failures
+        .iter()
+        .map(|(n, r)| ((*n).to_owned(), StartFailure { reason: (*r).into(), message: "why".into() }))
+        .collect();
+    generate_api_pod_status(&GenerateInput {
+        pod,
+        status: &PodStatus { containers, ..Default::default() },
+        old: &ApiPodStatus::default(),
+        pod_is_terminal: terminal,
+        start_failures: &failures,
+        probes: &Probes::default(),
+        host_ips: &["10.1.0.1".to_owned()],
+        qos_class: "BestEffort",
+        supports_rro: true,
+        forced_failure: None,
+    })
+}
+
+use ContainerState::{Exited, Running};
+
+#[test]
+fn phases() {
+    let check = |policy, containers: Vec<ContainerStatus>, terminal, expect: &str| {
+        let status = generate(&pod(policy, &[], &["a"]), containers, &[], terminal);
+        assert_eq!(status.phase.as_deref(), Some(expect), "{policy}");
+    };
+    check("Always", vec![], false, "Pending");
+    check("Always", vec![seen("a", 0, Running, 0)], false, "Running");
+    check("Always", vec![seen("a", 0, Exited, 1)], false, "Running");
+    check("Never", vec![seen("a", 0, Exited, 1)], false, "Failed");
+    check("Never", vec![seen("a", 0, Exited, 0)], false, "Succeeded");
+    check("OnFailure", vec![seen("a", 0, Exited, 1)], false, "Running");
+    check("OnFailure", vec![seen("a", 0, Exited, 0)], false, "Succeeded");
+    check("Always", vec![seen("a", 0, Exited, 137)], true, "Failed");
+}
+
+#[test]
+fn a_crashed_container_waits_with_its_reason_and_remembers_its_end() {
+    let status = generate(
+        &pod("Always", &[], &["a"]),
+        vec![seen("a", 3, Exited, 2)],
+        &[("a", "CrashLoopBackOff")],
+        false,
+    );
+    let c = &status.container_statuses.unwrap()[0];
+    assert_eq!(c.restart_count, 3);
+    let waiting = c.state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("CrashLoopBackOff"));
+    assert_eq!(c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 2);
+}
+
+#[test]
+fn the_last_but_one_instance_is_the_last_state() {
+    let status = generate(
+        &pod("Always", &[], &["a"]),
+        vec![seen("a", 1, Running, 0), seen("a", 0, Exited, 7)],
+        &[],
+        false,
+    );
+    let c = &status.container_statuses.unwrap()[0];
+    assert!(c.ready);
+    assert_eq!(c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 7);
+}
+
+#[test]
+fn default_waiting_reasons() {
+    let reason = |status: ApiPodStatus| {
+        status.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap().reason.unwrap()
+    };
+    assert_eq!(reason(generate(&pod("Always", &[], &["a"]), vec![], &[], false)), "ContainerCreating");
+    assert_eq!(reason(generate(&pod("Always", &["i"], &["a"]), vec![], &[], false)), "PodInitializing");
+}
+
+#[test]
+fn a_failed_init_container_fails_a_pod_that_never_restarts() {
+    let status = generate(&pod("Never", &["i"], &["a"]), vec![seen("i", 0, Exited, 1)], &[], false);
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    let conditions = status.conditions.unwrap();
+    let initialized = conditions.iter().find(|c| c.type_ == "Initialized").unwrap();
+    assert_eq!(initialized.status, "False");
+    assert_eq!(initialized.message.as_deref(), Some("containers with incomplete status: [i]"));
+}
+
+#[test]
+fn a_readiness_probe_without_answer_is_not_ready() {
+    let mut p = pod("Always", &[], &["a"]);
+    p.spec.as_mut().unwrap().containers[0].readiness_probe = Some(Default::default());
+    let status = generate(&p, vec![seen("a", 0, Running, 0)], &[], false);
+    assert!(!status.container_statuses.unwrap()[0].ready);
+    let ready = status.conditions.unwrap().into_iter().find(|c| c.type_ == "Ready").unwrap();
+    assert_eq!(ready.reason.as_deref(), Some("ContainersNotReady"));
+    assert_eq!(ready.message.as_deref(), Some("containers with unready status: [a]"));
+}
