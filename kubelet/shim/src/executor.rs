@@ -1,0 +1,48 @@
+//! How libcontainer hands over to the container's first process: with our own last steps.
+
+use std::collections::HashMap;
+use std::os::fd::RawFd;
+
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+
+use crate::process::Prepared;
+
+#[derive(Clone)]
+pub struct ShimExecutor {
+    pub process: Prepared,
+    /// Close-on-exec: an `execve` that works closes it, one that fails writes why.
+    pub error_pipe: RawFd,
+}
+
+struct Pipe(RawFd);
+impl std::os::fd::AsRawFd for Pipe {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+impl Executor for ShimExecutor {
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        let error = self.process.become_it();
+        crate::process::report_and_exit(&Pipe(self.error_pipe), &error.to_string())
+    }
+
+    /// Runs before the container counts as created: a missing program fails the create.
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        self.process
+            .prepare_directory()
+            .and_then(|()| self.process.find_program())
+            .map(drop)
+            .map_err(|error| {
+                // libcontainer wraps the text; the pipe carries it as it is.
+                let _ = crate::sys::write(&Pipe(self.error_pipe), error.to_string().as_bytes());
+                ExecutorValidationError::ArgValidationError(error.to_string())
+            })
+    }
+
+    /// The environment goes to `execve` as it is; nothing of the shim's reaches it.
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+}

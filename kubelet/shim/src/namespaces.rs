@@ -1,0 +1,195 @@
+//! The sandbox's namespaces: made in a forked child, pinned by bind mounts, so that no process has
+//! to stand in for the pod. A shared PID namespace is the exception: it lives as long as its init,
+//! which is a fork of the shim that does nothing but reap.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use shim_protocol::{IdMap, ShimConfig};
+
+use crate::sys;
+
+/// Names in `/proc/<pid>/ns` and under `<state_dir>/ns`.
+const PINNED: [&str; 4] = ["user", "net", "ipc", "uts"];
+
+/// Makes and pins what the configuration asks for. Returns the PID of the pod's init, if it has one.
+pub fn create(config: &ShimConfig) -> Result<Option<i32>, String> {
+    let directory = config.state_dir.join("ns");
+    fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    let (ours, theirs) = sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
+    let child = sys::fork().map_err(|error| format!("fork: {error}"))?;
+    if child == 0 {
+        drop(ours);
+        sys::reset_signals();
+        let code = match inside(config, &theirs) {
+            Ok(()) => 0,
+            Err(error) => {
+                let _ = sys::write(&theirs, format!("e{error}").as_bytes());
+                1
+            }
+        };
+        sys::exit_now(code)
+    }
+    drop(theirs);
+    let result = outside(config, &directory, child, &ours);
+    drop(ours);
+    let _ = sys::kill(child, libc::SIGKILL);
+    let _ = sys::wait_for(child);
+    if let Err(error) = &result {
+        eprintln!("namespaces: {error}");
+        unpin(&directory);
+    }
+    result
+}
+
+/// The parent's half: `u` asks for the id maps, `p<pid>` tells the pod's init, `d` is done, `e` an error.
+fn outside(config: &ShimConfig, directory: &Path, child: i32, socket: &OwnedFd) -> Result<Option<i32>, String> {
+    let mut init = None;
+    loop {
+        let mut buffer = [0u8; 512];
+        let count = sys::read(socket, &mut buffer).map_err(|error| format!("read: {error}"))?;
+        let text = String::from_utf8_lossy(&buffer[..count]);
+        match text.as_bytes().first() {
+            Some(b'u') => {
+                let maps = config.namespaces.user.as_ref().ok_or("unasked user namespace")?;
+                write_map(child, "uid_map", &maps.uids)?;
+                write_map(child, "gid_map", &maps.gids)?;
+            }
+            Some(b'p') => init = Some(text[1..].parse::<i32>().map_err(|error| format!("pid: {error}"))?),
+            Some(b'd') => break,
+            Some(b'e') => return Err(text[1..].to_owned()),
+            _ => return Err("the namespaces' maker died".to_owned()),
+        }
+        sys::write(socket, b"k").map_err(|error| format!("write: {error}"))?;
+    }
+    let wanted = &config.namespaces;
+    let flags = [wanted.user.is_some(), wanted.net, wanted.ipc, wanted.uts];
+    for (name, _) in PINNED.iter().zip(flags).filter(|(_, wanted)| *wanted) {
+        pin(&format!("/proc/{child}/ns/{name}"), &directory.join(name))?;
+    }
+    if let Some(init) = init {
+        pin(&format!("/proc/{init}/ns/pid"), &directory.join("pid"))?;
+    }
+    Ok(init)
+}
+
+fn write_map(pid: i32, name: &str, maps: &[IdMap]) -> Result<(), String> {
+    let lines: String =
+        maps.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.length)).collect();
+    fs::write(format!("/proc/{pid}/{name}"), lines).map_err(|error| format!("{name}: {error}"))
+}
+
+fn pin(source: &str, target: &Path) -> Result<(), String> {
+    File::create(target).map_err(|error| format!("{}: {error}", target.display()))?;
+    sys::bind_mount(Path::new(source), target).map_err(|error| format!("pin {}: {error}", target.display()))
+}
+
+/// Takes every pin away.
+pub fn unpin(directory: &Path) {
+    for name in PINNED.iter().chain(&["pid"]) {
+        let path = directory.join(name);
+        if let Ok(c_path) = sys::path_to_c(&path) {
+            // SAFETY: the string lives through the call.
+            unsafe { libc::umount2(c_path.as_ptr(), libc::MNT_DETACH) };
+        }
+        let _ = fs::remove_file(&path);
+    }
+}
+
+/// The child's half: enters new namespaces and sets them up from inside.
+fn inside(config: &ShimConfig, socket: &OwnedFd) -> Result<(), String> {
+    let wanted = &config.namespaces;
+    if wanted.user.is_some() {
+        sys::unshare(libc::CLONE_NEWUSER).map_err(|error| format!("unshare user: {error}"))?;
+        ask(socket, "u")?;
+        // SAFETY: integers only.
+        unsafe {
+            sys::check(libc::setresgid(0, 0, 0)).map_err(|error| format!("setresgid: {error}"))?;
+            sys::check(libc::setresuid(0, 0, 0)).map_err(|error| format!("setresuid: {error}"))?;
+            // The change of ids made the process undumpable, and its /proc entries root's.
+            libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
+        }
+    }
+    for (name, wanted, flag) in [
+        ("net", wanted.net, libc::CLONE_NEWNET),
+        ("ipc", wanted.ipc, libc::CLONE_NEWIPC),
+        ("uts", wanted.uts, libc::CLONE_NEWUTS),
+        ("pid", wanted.pid, libc::CLONE_NEWPID),
+    ] {
+        if wanted {
+            sys::unshare(flag).map_err(|error| format!("unshare {name}: {error}"))?;
+        }
+    }
+    if wanted.uts && !config.hostname.is_empty() {
+        let name = config.hostname.as_bytes();
+        // SAFETY: the buffer is live and as long as stated.
+        sys::check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })
+            .map_err(|error| format!("set hostname {:?}: {error}", config.hostname))?;
+    }
+    if wanted.net {
+        raise_loopback().map_err(|error| format!("raise lo: {error}"))?;
+    }
+    for (name, value) in &config.sysctls {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(&path, value).map_err(|error| format!("set sysctl {name:?} to {value:?}: {error}"))?;
+    }
+    if wanted.pid {
+        // SAFETY: as fork: one thread, and no stack is given. CLONE_PARENT: the shim reaps it.
+        let pid = unsafe {
+            libc::syscall(libc::SYS_clone, libc::CLONE_PARENT | libc::SIGCHLD, 0, 0, 0, 0) as i32
+        };
+        match pid {
+            0 => run_init(),
+            pid if pid < 0 => return Err(format!("clone: {}", io::Error::last_os_error())),
+            pid => ask(socket, &format!("p{pid}"))?,
+        }
+    }
+    ask(socket, "d").or(Ok(()))
+}
+
+fn ask(socket: &OwnedFd, text: &str) -> Result<(), String> {
+    sys::write(socket, text.as_bytes()).map_err(|error| format!("write: {error}"))?;
+    let mut answer = [0u8; 1];
+    match sys::read(socket, &mut answer) {
+        Ok(1) => Ok(()),
+        Ok(_) => Err("the shim hung up".to_owned()),
+        Err(error) => Err(format!("read: {error}")),
+    }
+}
+
+fn raise_loopback() -> io::Result<()> {
+    // SAFETY: `request` lives through both calls and has the layout SIOC?IFFLAGS wants; the socket is
+    // closed by the process's end at the latest.
+    unsafe {
+        let socket = sys::check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        sys::check(libc::ioctl(socket, libc::SIOCGIFFLAGS, &mut request))?;
+        request.ifr_ifru.ifru_flags |= (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        sys::check(libc::ioctl(socket, libc::SIOCSIFFLAGS, &request))?;
+        libc::close(socket);
+    }
+    Ok(())
+}
+
+/// PID 1 of a pod whose containers share their PID namespace: reaps until the shim dies.
+fn run_init() -> ! {
+    // SAFETY: plain libc calls in a process of one thread; no memory but `set` is involved.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        libc::prctl(libc::PR_SET_NAME, c"gantry-init".as_ptr(), 0, 0, 0);
+        libc::setsid();
+        libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        loop {
+            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+            libc::sigwaitinfo(&set, std::ptr::null_mut());
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The last steps of a process before `execve`: identity, capabilities, seccomp.
+//!
+//! Runs in a forked child that already is in the container's namespaces, as their root with every
+//! capability. libcontainer's own last steps are not used (its config asks for root and all
+//! capabilities): its exec forgets the user namespace and seccomp, and its create compiles the
+//! profile each time. Here both take the same road, with a filter compiled once.
+//!
+//! Order, and why: stdio is chowned while root may; the keep-capabilities flag carries the
+//! permitted set over the change of ids; the filter is loaded while CAP_SYS_ADMIN is effective
+//! (without no_new_privs the kernel wants it) and after everything a strict profile could forbid
+//! except `capset` and `execve`.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use shim_protocol::ProcessSpec;
+
+use crate::sys::{check, exit_now};
+
+/// What `execvp` takes if the environment names none. Source: runc.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const LAST_CAPABILITY: u32 = 63;
+
+/// A process ready to run: everything that must be read before entering the container.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub spec: ProcessSpec,
+    filter: Vec<u8>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    #[error("exec: {0:?}: executable file not found in $PATH")]
+    NotInPath(String),
+    #[error("exec: {path:?}: {reason}")]
+    NotExecutable { path: String, reason: String },
+    #[error("{step}: {source}")]
+    Step { step: &'static str, #[source] source: io::Error },
+    #[error("chdir to cwd ({cwd:?}) set in config.json failed: {source}")]
+    WorkingDirectory { cwd: String, #[source] source: io::Error },
+    #[error("no command specified")]
+    NoCommand,
+    #[error("{0}: string with a NUL byte")]
+    Nul(&'static str),
+}
+
+fn step(step: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
+    move |source| ProcessError::Step { step, source }
+}
+
+impl Prepared {
+    /// Reads the filter; call it before leaving the host's mount namespace.
+    pub fn new(spec: ProcessSpec) -> Result<Self, ProcessError> {
+        let filter = match &spec.seccomp_bpf {
+            Some(path) => std::fs::read(path).map_err(step("read seccomp filter"))?,
+            None => Vec::new(),
+        };
+        Ok(Self { spec, filter })
+    }
+
+    /// The working directory, made if it is missing (as runc does). Call as root of the container.
+    pub fn prepare_directory(&self) -> Result<(), ProcessError> {
+        let cwd = self.cwd();
+        if !Path::new(cwd).exists() {
+            std::fs::create_dir_all(cwd)
+                .map_err(|source| ProcessError::WorkingDirectory { cwd: cwd.to_owned(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Looks the program up, as the container's root sees it. A missing program must be known before
+    /// the container counts as created.
+    pub fn find_program(&self) -> Result<PathBuf, ProcessError> {
+        let program = self.spec.args.first().ok_or(ProcessError::NoCommand)?;
+        if program.is_empty() {
+            return Err(ProcessError::NotInPath(String::new()));
+        }
+        if program.contains('/') {
+            let path = Path::new(self.cwd()).join(program);
+            return match executable(&path) {
+                Ok(()) => Ok(path),
+                Err(reason) => Err(ProcessError::NotExecutable { path: program.clone(), reason }),
+            };
+        }
+        let search = self
+            .spec
+            .env
+            .iter()
+            .rev()
+            .find_map(|entry| entry.strip_prefix("PATH="))
+            .unwrap_or(DEFAULT_PATH);
+        let mut denied = None;
+        for directory in search.split(':') {
+            let directory = if directory.is_empty() { "." } else { directory };
+            let path = Path::new(self.cwd()).join(directory).join(program);
+            match executable(&path) {
+                Ok(()) => return Ok(path),
+                Err(reason) if path.exists() => denied = denied.or(Some(reason)),
+                Err(_) => {}
+            }
+        }
+        match denied {
+            Some(reason) => Err(ProcessError::NotExecutable { path: program.clone(), reason }),
+            None => Err(ProcessError::NotInPath(program.clone())),
+        }
+    }
+
+    fn cwd(&self) -> &str {
+        if self.spec.cwd.is_empty() { "/" } else { &self.spec.cwd }
+    }
+
+    /// Becomes the process. Returns only to tell why it could not.
+    pub fn become_it(&self) -> ProcessError {
+        match self.try_become() {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    fn try_become(&self) -> Result<std::convert::Infallible, ProcessError> {
+        let spec = &self.spec;
+        let program = self.find_program()?;
+        let program = CString::new(program.into_os_string().into_encoded_bytes())
+            .map_err(|_| ProcessError::Nul("program"))?;
+        let to_c = |strings: &[String], what| {
+            strings
+                .iter()
+                .map(|text| CString::new(text.as_bytes()).map_err(|_| ProcessError::Nul(what)))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let args = to_c(&spec.args, "args")?;
+        let env = to_c(&spec.env, "env")?;
+        let pointers = |strings: &[CString]| {
+            strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+        };
+        let (arg_pointers, env_pointers) = (pointers(&args), pointers(&env));
+
+        chown_stdio(spec.uid).map_err(step("chown stdio"))?;
+        if let Some(profile) = &spec.apparmor_profile {
+            set_apparmor(profile).map_err(step("set AppArmor profile"))?;
+        }
+        let root_chdir = std::env::set_current_dir(self.cwd());
+        drop_bounding(spec.bounding).map_err(step("drop bounding capabilities"))?;
+        // SAFETY: prctl with integers only.
+        check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }).map_err(step("keep capabilities"))?;
+        set_ids(spec).map_err(step("set user and groups"))?;
+        // A directory only its user can enter (a volume with root squash): try again as the user.
+        if root_chdir.is_err() {
+            std::env::set_current_dir(self.cwd())
+                .map_err(|source| ProcessError::WorkingDirectory { cwd: spec.cwd.clone(), source })?;
+        }
+        if !spec.no_new_privileges {
+            let wide = spec.permitted | CAP_SYS_ADMIN;
+            if !self.filter.is_empty() {
+                set_capabilities(wide, wide, 0).map_err(step("raise capabilities"))?;
+                load_filter(&self.filter).map_err(step("load seccomp filter"))?;
+            }
+        }
+        set_capabilities(spec.permitted, spec.permitted, spec.inheritable)
+            .map_err(step("set capabilities"))?;
+        raise_ambient(spec.ambient).map_err(step("raise ambient capabilities"))?;
+        if spec.no_new_privileges {
+            // SAFETY: prctl with integers only.
+            check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
+                .map_err(step("set no_new_privs"))?;
+            if !self.filter.is_empty() {
+                load_filter(&self.filter).map_err(step("load seccomp filter"))?;
+            }
+        }
+        // SAFETY: all strings and both null-ended arrays outlive the call.
+        unsafe { libc::execve(program.as_ptr(), arg_pointers.as_ptr(), env_pointers.as_ptr()) };
+        let source = io::Error::last_os_error();
+        Err(ProcessError::NotExecutable {
+            path: spec.args[0].clone(),
+            reason: describe(&source),
+        })
+    }
+}
+
+fn executable(path: &Path) -> Result<(), String> {
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => format!("stat {}: no such file or directory", path.display()),
+        _ => describe(&error),
+    })?;
+    if metadata.is_dir() {
+        return Err("is a directory".to_owned());
+    }
+    if metadata.permissions().mode() & 0o111 == 0 {
+        return Err("permission denied".to_owned());
+    }
+    Ok(())
+}
+
+/// The words Go (and so runc) uses for the errors users know.
+fn describe(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => "no such file or directory".to_owned(),
+        Some(libc::EACCES) => "permission denied".to_owned(),
+        Some(libc::ENOEXEC) => "exec format error".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Pipes and terminals belong to the user, so that /dev/stdout can be opened again. /dev/null stays.
+fn chown_stdio(uid: u32) -> io::Result<()> {
+    for fd in 0..3 {
+        // SAFETY: `stat` is live; the descriptors are open stdio.
+        unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            if libc::fstat(fd, &mut stat) < 0 || stat.st_uid == uid {
+                continue;
+            }
+            if stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == libc::makedev(1, 3) {
+                continue;
+            }
+            if libc::fchown(fd, uid, u32::MAX) < 0 {
+                let error = io::Error::last_os_error();
+                // Inherited from outside the user namespace, or read-only: as runc, leave it.
+                if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM | libc::EROFS)) {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_apparmor(profile: &str) -> io::Result<()> {
+    let text = format!("exec {profile}");
+    std::fs::write("/proc/thread-self/attr/apparmor/exec", &text)
+        .or_else(|_| std::fs::write("/proc/thread-self/attr/exec", &text))
+}
+
+fn drop_bounding(keep: u64) -> io::Result<()> {
+    for number in (0..=LAST_CAPABILITY).filter(|number| keep & (1 << number) == 0) {
+        // SAFETY: prctl with integers only.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number as libc::c_ulong, 0, 0, 0) } < 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() == Some(libc::EINVAL) {
+                break; // past the kernel's last capability
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn set_ids(spec: &ProcessSpec) -> io::Result<()> {
+    // SAFETY: the slice is live and as long as stated; the rest are integers.
+    unsafe {
+        check(libc::setgroups(spec.additional_gids.len(), spec.additional_gids.as_ptr()))?;
+        check(libc::setresgid(spec.gid, spec.gid, spec.gid))?;
+        check(libc::setresuid(spec.uid, spec.uid, spec.uid))?;
+    }
+    Ok(())
+}
+
+fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    /// _LINUX_CAPABILITY_VERSION_3
+    const VERSION: u32 = 0x2008_0522;
+    let header = Header { version: VERSION, pid: 0 };
+    let data: [[u32; 3]; 2] = [
+        [effective as u32, permitted as u32, inheritable as u32],
+        [(effective >> 32) as u32, (permitted >> 32) as u32, (inheritable >> 32) as u32],
+    ];
+    // SAFETY: both have the layout capset(2) wants for version 3 and outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, &header, &data) as libc::c_int }).map(drop)
+}
+
+fn raise_ambient(set: u64) -> io::Result<()> {
+    for number in (0..=LAST_CAPABILITY).filter(|number| set & (1 << number) != 0) {
+        // SAFETY: prctl with integers only.
+        check(unsafe {
+            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, number as libc::c_ulong, 0, 0)
+        })?;
+    }
+    Ok(())
+}
+
+fn load_filter(bytes: &[u8]) -> io::Result<()> {
+    let count = bytes.len() / size_of::<libc::sock_filter>();
+    let mut instructions: Vec<libc::sock_filter> = Vec::with_capacity(count);
+    // SAFETY: the vector has room for `count` plain-data instructions, copied byte by byte.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            bytes.as_ptr(),
+            instructions.as_mut_ptr().cast(),
+            count * size_of::<libc::sock_filter>(),
+        );
+        instructions.set_len(count);
+    }
+    let program = libc::sock_fprog { len: count as u16, filter: instructions.as_mut_ptr() };
+    // SAFETY: `program` points to `count` live instructions; the kernel verifies them.
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) as libc::c_int
+    })
+    .map(drop)
+}
+
+/// Writes an error for the parent and ends the child.
+pub fn report_and_exit(pipe: &impl std::os::fd::AsRawFd, message: &str) -> ! {
+    let _ = crate::sys::write(pipe, message.as_bytes());
+    exit_now(255)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(args: &[&str], env: &[&str]) -> Result<PathBuf, String> {
+        Prepared::new(ProcessSpec {
+            args: args.iter().map(|s| s.to_string()).collect(),
+            env: env.iter().map(|s| s.to_string()).collect(),
+            ..Default::default()
+        })
+        .unwrap()
+        .find_program()
+        .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn programs_are_found_as_runc_finds_them() {
+        assert_eq!(find(&["sh"], &[]).unwrap().file_name().unwrap(), "sh");
+        assert_eq!(find(&["sh"], &["PATH=/nowhere"]).unwrap_err(), "exec: \"sh\": executable file not found in $PATH");
+        assert_eq!(find(&["/bin/sh"], &["PATH=/nowhere"]).unwrap(), PathBuf::from("/bin/sh"));
+        assert_eq!(
+            find(&["/no/such"], &[]).unwrap_err(),
+            "exec: \"/no/such\": stat /no/such: no such file or directory"
+        );
+        assert_eq!(find(&["/etc/passwd"], &[]).unwrap_err(), "exec: \"/etc/passwd\": permission denied");
+        assert_eq!(find(&["/etc"], &[]).unwrap_err(), "exec: \"/etc\": is a directory");
+        assert_eq!(find(&[], &[]).unwrap_err(), "no command specified");
+    }
+}
