@@ -1,18 +1,35 @@
 //! The pod network: addresses, links, routes, masquerading and host ports of a node's pods.
 //!
-//! Owns the bridge, the pods' veth pairs, the routes (or the VXLAN) to other nodes' pods, the address
-//! reservations on disk and the nft table `gantry-pods`. Where `/etc/cni/net.d` holds a configuration,
-//! the CNI plugins named there do a pod's part instead.
+//! Owns the pods' veth pairs, the routes (or the VXLAN) to other nodes' pods, the address reservations on disk and
+//! the nft tables `gantry-pods`. Where `/etc/cni/net.d` holds a configuration, the CNI plugins named there do all
+//! of this instead.
 //! Never talks to the API server (the kubelet feeds it) and never touches kube-proxy's table.
 //!
-//! The decision (what links, routes, addresses and nft objects there should be) is pure, in [`plan`];
-//! the doing is a thin shell that compares with what the kernel has and changes only the difference.
+//! Pods are routed, not bridged: each has a point-to-point veth pair, a /32 (or /128) address and a host route.
+//! So whatever a pod sends passes the node's routing and its nft hooks: translated answers find their way back
+//! without br_netfilter, a pod can reach itself through a Service, and a policy sees traffic within the node too.
+//!
+//! ```text
+//! pod eth0 10.244.1.5/32 ── default via 10.244.1.1 ──► veth (10.244.1.1/32) ─ node ─┬─ same link: via the node's address
+//!                                                                                  └─ else: VXLAN, one hop
+//! ```
+//!
+//! The decision (what routes, addresses, neighbours and nft objects there should be) is pure, in `plan.rs` and
+//! `rules.rs`; the doing is a thin shell that compares with what the kernel has and changes only the difference.
 
+mod bandwidth;
+mod cni;
 mod error;
+mod ipam;
+mod namespace;
+mod netlink;
+mod plan;
+mod pod_link;
+mod pod_network;
+mod rules;
+mod store;
 mod types;
 
 pub use error::NetworkError;
-pub use types::{Bandwidth, NetworkConfig, Peer, PortMapping, Protocol, SandboxNetwork};
-
-mod pod_network;
 pub use pod_network::PodNetwork;
+pub use types::{Bandwidth, NetworkConfig, Peer, PortMapping, Protocol, SandboxNetwork};

@@ -20,7 +20,6 @@ pub struct NetworkConfig {
     /// This node's name, for logs.
     pub node_name: String,
     /// The bridge's name (at most 15 bytes).
-    pub bridge: String,
     /// MTU of the pods' links. `None`: that of the link with the default route (less the VXLAN header where one is used).
     pub mtu: Option<u32>,
     /// The VXLAN network identifier and UDP port, for nodes that are not on the same link.
@@ -38,7 +37,6 @@ impl Default for NetworkConfig {
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             cluster_cidrs: Vec::new(),
             node_name: String::new(),
-            bridge: "gantry0".into(),
             mtu: None,
             vxlan_id: 4096,
             // As flannel's and upstream's kernels: 8472 is Linux's old default, 4789 the IANA's.

@@ -1,0 +1,615 @@
+//! The pod network on real links: every "node" is a network namespace, every "pod" another. Needs root.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use network::{
+    Bandwidth, NetworkConfig, NetworkError, Peer, PodNetwork, PortMapping, Protocol, SandboxNetwork,
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A pinned network namespace; unpinned when dropped.
+struct Namespace {
+    path: PathBuf,
+}
+
+impl Namespace {
+    fn new(what: &str) -> Self {
+        let dir = PathBuf::from("/run/gantry-nettest");
+        std::fs::create_dir_all(&dir).unwrap();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!(
+            "gantry-nettest-{}-{number}-{what}",
+            std::process::id()
+        ));
+        File::create(&path).unwrap();
+        let pin = path.clone();
+        std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let source = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
+            mount(
+                Some(source.as_str()),
+                &pin,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )
+            .unwrap();
+        })
+        .join()
+        .unwrap();
+        Self { path }
+    }
+
+    /// Runs the closure on a thread inside.
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let namespace = File::open(&self.path).unwrap();
+        std::thread::spawn(move || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+        .join()
+        .unwrap()
+    }
+
+    fn ip(&self, arguments: &str) -> String {
+        let output = Command::new("nsenter")
+            .arg(format!("--net={}", self.path.display()))
+            .arg("ip")
+            .args(arguments.split(' '))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "ip {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn nft(&self) -> String {
+        let net = format!("--net={}", self.path.display());
+        let output = Command::new("nsenter")
+            .args([&net, "nft", "-a", "list", "ruleset"])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Everything that the network may have made, with handles and indexes, so that a remade thing shows.
+    fn kernel_state(&self) -> String {
+        let all = [
+            "-o link",
+            "route show table all",
+            "-6 route show table all",
+            "-o addr",
+        ];
+        let listed: Vec<_> = all.iter().map(|arguments| self.ip(arguments)).collect();
+        listed.join("\n") + &self.nft()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A node: its namespace, and its part of the pod network.
+struct Node {
+    namespace: Namespace,
+    state: PathBuf,
+}
+
+impl Node {
+    fn new(name: &str) -> Self {
+        let namespace = Namespace::new(name);
+        namespace.ip("link set lo up");
+        let state = namespace.path.with_extension("state");
+        Self { namespace, state }
+    }
+
+    fn config(&self) -> NetworkConfig {
+        NetworkConfig {
+            state_dir: self.state.clone(),
+            cni_conf_dir: self.state.join("cni"),
+            node_name: "test".into(),
+            ..NetworkConfig::default()
+        }
+    }
+
+    /// Opens the network anew, as a kubelet that starts does, and does something with it.
+    fn with<T, F, Fut>(&self, work: F) -> T
+    where
+        T: Send + 'static,
+        F: FnOnce(PodNetwork) -> Fut + Send + 'static,
+        Fut: Future<Output = T>,
+    {
+        let config = self.config();
+        self.namespace.run(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async { work(PodNetwork::open(config).await.unwrap()).await })
+        })
+    }
+
+    fn setup(&self, sandbox: SandboxNetwork, ranges: &[&str]) -> Result<Vec<IpAddr>, NetworkError> {
+        let ranges: Vec<_> = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        self.with(|network| async move {
+            network.set_pod_cidrs(ranges).await?;
+            network.setup(&sandbox).await
+        })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.state);
+    }
+}
+
+fn sandbox(id: &str, pod: &Namespace) -> SandboxNetwork {
+    SandboxNetwork {
+        sandbox_id: id.into(),
+        namespace: "default".into(),
+        name: id.into(),
+        uid: format!("uid-{id}"),
+        netns: pod.path.clone(),
+        ..SandboxNetwork::default()
+    }
+}
+
+/// Serves one connection after another; each is told whom it looks like. Ends with the process.
+fn serve(pod: &Namespace, port: u16) {
+    pod.run(move || {
+        let listener = TcpListener::bind(("::", port)).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let from = stream.peer_addr().unwrap().ip().to_canonical();
+                let _ = write!(stream, "{from}");
+            }
+        });
+    });
+}
+
+/// Connects and returns how the server saw the source.
+fn ask(from: &Namespace, to: &str) -> Option<String> {
+    let to: SocketAddr = to.parse().unwrap();
+    from.run(move || {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).ok()?;
+        stream
+            .set_read_timeout(Some(Duration::from_secs(3)))
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    })
+}
+
+fn root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}
+
+const RANGES: [&str; 2] = ["10.244.1.0/24", "fd00:244:1::/64"];
+
+#[test]
+fn two_pods_of_one_node() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("node");
+    let (a, b) = (Namespace::new("a"), Namespace::new("b"));
+    let of_a = node.setup(sandbox("a", &a), &RANGES).unwrap();
+    assert_eq!(
+        of_a,
+        [
+            "10.244.1.2".parse::<IpAddr>().unwrap(),
+            "fd00:244:1::2".parse().unwrap()
+        ]
+    );
+    let of_b = node.setup(sandbox("b", &b), &RANGES).unwrap();
+    assert_eq!(of_b[0].to_string(), "10.244.1.3");
+    serve(&a, 8080);
+    serve(&b, 8080);
+    assert_eq!(ask(&b, "10.244.1.2:8080").as_deref(), Some("10.244.1.3"));
+    assert_eq!(
+        ask(&b, "[fd00:244:1::2]:8080").as_deref(),
+        Some("fd00:244:1::3")
+    );
+    assert_eq!(
+        ask(&node.namespace, "10.244.1.3:8080").as_deref(),
+        Some("10.244.1.1")
+    );
+    assert_eq!(ask(&a, "127.0.0.1:8080").as_deref(), Some("127.0.0.1"));
+
+    // A restart changes nothing, down to handles and indexes; a second setup gives the same answer.
+    let before = node.namespace.kernel_state();
+    let again = node.with({
+        let sandbox = sandbox("a", &a);
+        |network| async move {
+            assert!(network.ready().await.is_err());
+            network
+                .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
+                .await
+                .unwrap();
+            network.ready().await.unwrap();
+            network.reconcile(&["a".into(), "b".into()]).await.unwrap();
+            network.setup(&sandbox).await.unwrap()
+        }
+    });
+    assert_eq!(again, of_a);
+    assert_eq!(node.namespace.kernel_state(), before);
+
+    // What nobody claims goes; the rest works on. Twice is once.
+    node.with(|network| async move {
+        network
+            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
+            .await
+            .unwrap();
+        network.reconcile(&["b".into()]).await.unwrap();
+        assert_eq!(network.addresses("a").await, None);
+        assert!(network.addresses("b").await.is_some());
+        network.teardown("a").await.unwrap();
+    });
+    assert!(!a.ip("-o link").contains("eth0"));
+    assert_eq!(
+        ask(&node.namespace, "10.244.1.3:8080").as_deref(),
+        Some("10.244.1.1")
+    );
+    // An address rests before it is used again.
+    let c = Namespace::new("c");
+    assert_eq!(
+        node.setup(sandbox("c", &c), &RANGES).unwrap()[0].to_string(),
+        "10.244.1.4"
+    );
+    // A namespace that is gone is no obstacle.
+    drop(c);
+    node.with(|network| async move {
+        network.teardown("b").await.unwrap();
+        network.teardown("c").await.unwrap();
+    });
+    assert!(!node.namespace.ip("-o link").contains("veth"));
+    assert_eq!(
+        std::fs::read_dir(node.state.join("sandboxes"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn host_ports() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("node");
+    let outside = Namespace::new("outside");
+    connect(
+        &node.namespace,
+        "eth0",
+        "192.0.2.1/24",
+        &outside,
+        "eth0",
+        "192.0.2.9/24",
+    );
+    let (a, b) = (Namespace::new("a"), Namespace::new("b"));
+    let mapping = PortMapping {
+        protocol: Protocol::Tcp,
+        container_port: 80,
+        host_port: 8080,
+        host_ip: None,
+    };
+    let mut of_a = sandbox("a", &a);
+    of_a.port_mappings = vec![mapping.clone()];
+    of_a.bandwidth = Bandwidth {
+        ingress_bits_per_second: Some(100_000_000),
+        egress_bits_per_second: Some(100_000_000),
+    };
+    node.setup(of_a.clone(), &RANGES).unwrap();
+    node.setup(sandbox("b", &b), &RANGES).unwrap();
+    serve(&a, 80);
+    assert_eq!(
+        ask(&outside, "192.0.2.1:8080").as_deref(),
+        Some("192.0.2.9")
+    );
+    assert_eq!(ask(&b, "192.0.2.1:8080").as_deref(), Some("10.244.1.3"));
+    assert_eq!(
+        ask(&node.namespace, "192.0.2.1:8080").as_deref(),
+        Some("192.0.2.1")
+    );
+    assert!(ask(&node.namespace, "127.0.0.1:8080").is_some());
+    assert!(
+        ask(&a, "192.0.2.1:8080").is_some(),
+        "a pod reaches itself by its host port"
+    );
+    // Out of the cluster, as the node.
+    serve(&outside, 81);
+    assert_eq!(ask(&a, "192.0.2.9:81").as_deref(), Some("192.0.2.1"));
+
+    let mut taken = sandbox("c", &b);
+    taken.port_mappings = vec![mapping];
+    let error = node.setup(taken, &RANGES).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            NetworkError::HostPortConflict {
+                host_port: 8080,
+                ..
+            }
+        ),
+        "{error}"
+    );
+
+    let before = node.namespace.nft();
+    node.with(|network| async move {
+        network
+            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
+            .await
+            .unwrap();
+        network.reconcile(&["a".into(), "b".into()]).await.unwrap();
+    });
+    assert_eq!(node.namespace.nft(), before);
+    node.with(|network| async move {
+        network
+            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
+            .await
+            .unwrap();
+        network.teardown("a").await.unwrap();
+    });
+    assert_eq!(ask(&outside, "192.0.2.1:8080"), None);
+}
+
+/// A veth pair between two namespaces.
+fn connect(
+    one: &Namespace,
+    one_link: &str,
+    one_address: &str,
+    two: &Namespace,
+    two_link: &str,
+    two_address: &str,
+) {
+    one.ip(&format!(
+        "link add {one_link} type veth peer name {two_link} netns {}",
+        two.path.display()
+    ));
+    for (namespace, link, address) in [(one, one_link, one_address), (two, two_link, two_address)] {
+        namespace.ip(&format!("addr add {address} dev {link}"));
+        namespace.ip(&format!("link set {link} up"));
+    }
+}
+
+fn peer(address: &str, range: &str) -> Peer {
+    Peer {
+        node: "peer".into(),
+        internal_ip: address.parse().unwrap(),
+        pod_cidrs: vec![range.parse().unwrap()],
+    }
+}
+
+/// Pods of two nodes reach each other; returns the nodes' routes.
+fn two_nodes(one: &Node, one_address: &str, two: &Node, two_address: &str) -> (String, String) {
+    let (a, b) = (Namespace::new("a"), Namespace::new("b"));
+    for (node, other, own, range, pod, id) in [
+        (one, two_address, "10.244.1.0/24", "10.244.2.0/24", &a, "a"),
+        (two, one_address, "10.244.2.0/24", "10.244.1.0/24", &b, "b"),
+    ] {
+        let peers = vec![peer(other, range)];
+        let sandbox = sandbox(id, pod);
+        node.with(move |network| async move {
+            network
+                .set_pod_cidrs(vec![own.parse().unwrap()])
+                .await
+                .unwrap();
+            network.set_peers(peers.clone()).await.unwrap();
+            network.setup(&sandbox).await.unwrap();
+        });
+        let before = node.namespace.kernel_state();
+        let peers = vec![peer(other, range)];
+        node.with(move |network| async move {
+            network
+                .set_pod_cidrs(vec![own.parse().unwrap()])
+                .await
+                .unwrap();
+            network.set_peers(peers).await.unwrap();
+        });
+        // (The routes are gone for a moment in which the peers are not known; they are the same again.)
+        assert_eq!(
+            lines(&node.namespace.ip("route")),
+            lines(&before)
+                .into_iter()
+                .filter(|l| lines(&node.namespace.ip("route")).contains(l))
+                .collect::<Vec<_>>()
+        );
+    }
+    serve(&a, 80);
+    serve(&b, 80);
+    assert_eq!(ask(&a, "10.244.2.2:80").as_deref(), Some("10.244.1.2"));
+    assert_eq!(ask(&b, "10.244.1.2:80").as_deref(), Some("10.244.2.2"));
+    let routes = (one.namespace.ip("route"), two.namespace.ip("route"));
+    one.with(|network| async move {
+        network
+            .set_pod_cidrs(vec!["10.244.1.0/24".parse().unwrap()])
+            .await
+            .unwrap();
+        network.set_peers(Vec::new()).await.unwrap();
+        network.teardown("a").await.unwrap();
+    });
+    assert!(!one.namespace.ip("route").contains("10.244.2.0"));
+    assert!(!one.namespace.ip("-o link").contains("vxlan"));
+    routes
+}
+
+fn lines(text: &str) -> Vec<String> {
+    let mut lines: Vec<_> = text.lines().map(|line| line.trim().to_owned()).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn two_nodes_on_one_link() {
+    if !root() {
+        return;
+    }
+    let (one, two) = (Node::new("one"), Node::new("two"));
+    connect(
+        &one.namespace,
+        "eth0",
+        "192.0.2.1/24",
+        &two.namespace,
+        "eth0",
+        "192.0.2.2/24",
+    );
+    let (routes, _) = two_nodes(&one, "192.0.2.1", &two, "192.0.2.2");
+    assert!(routes.contains("10.244.2.0/24 via 192.0.2.2"), "{routes}");
+}
+
+#[test]
+fn two_nodes_behind_a_router() {
+    if !root() {
+        return;
+    }
+    let (one, two, router) = (Node::new("one"), Node::new("two"), Namespace::new("router"));
+    connect(
+        &one.namespace,
+        "eth0",
+        "192.0.2.1/24",
+        &router,
+        "eth0",
+        "192.0.2.254/24",
+    );
+    connect(
+        &two.namespace,
+        "eth0",
+        "198.51.100.1/24",
+        &router,
+        "eth1",
+        "198.51.100.254/24",
+    );
+    router.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+    one.namespace.ip("route add default via 192.0.2.254");
+    two.namespace.ip("route add default via 198.51.100.254");
+    let (routes, _) = two_nodes(&one, "192.0.2.1", &two, "198.51.100.1");
+    assert!(
+        routes.contains("10.244.2.0/24 via 10.244.2.0 dev gantry-vxlan"),
+        "{routes}"
+    );
+}
+
+#[test]
+fn cni_plugins_where_a_configuration_is() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("node");
+    let pod = Namespace::new("pod");
+    let (conf, bin) = (node.state.join("cni"), node.state.join("bin"));
+    std::fs::create_dir_all(&conf).unwrap();
+    std::fs::create_dir_all(&bin).unwrap();
+    // Two plugins that note what they are told; the first gives an address, the second passes the result on.
+    let log = node.state.join("log");
+    let note = format!(
+        "#!/bin/sh\ninput=$(cat)\necho \"$0 $CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_ARGS $input\" >> {}\n",
+        log.display()
+    );
+    let first = format!(
+        "{note}[ $CNI_COMMAND = DEL ] || echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.1.2.3/24\"}}]}}'\n"
+    );
+    let second = format!(
+        "{note}[ $CNI_COMMAND = DEL ] || echo \"$input\" | sed 's/.*\"prevResult\":\\({{.*}}\\),\"run.*/\\1/'\n"
+    );
+    write_program(&bin.join("first"), &first);
+    write_program(&bin.join("second"), &second);
+    std::fs::write(conf.join("05-broken.conf"), "{").unwrap();
+    std::fs::write(
+        conf.join("10-test.conflist"),
+        r#"{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"first"},{"type":"second","capabilities":{"portMappings":true}}]}"#,
+    )
+    .unwrap();
+    let mut wanted = sandbox("s", &pod);
+    wanted.port_mappings = vec![PortMapping {
+        protocol: Protocol::Udp,
+        container_port: 53,
+        host_port: 5353,
+        host_ip: None,
+    }];
+    let mut config = node.config();
+    config.cni_bin_dirs = vec![bin.clone()];
+    let run =
+        |work: fn(PodNetwork, SandboxNetwork) -> futures::future::LocalBoxFuture<'static, ()>| {
+            let (config, wanted) = (config.clone(), wanted.clone());
+            node.namespace.run(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                runtime.block_on(async {
+                    work(PodNetwork::open(config).await.unwrap(), wanted).await
+                });
+            });
+        };
+    run(|network, wanted| {
+        Box::pin(async move {
+            network.ready().await.unwrap();
+            let addresses = network.setup(&wanted).await.unwrap();
+            assert_eq!(addresses, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
+        })
+    });
+    // The configuration is gone; DEL goes by what was kept.
+    std::fs::remove_dir_all(&conf).unwrap();
+    run(|network, _| {
+        Box::pin(async move {
+            assert!(network.addresses("s").await.is_some());
+            network.reconcile(&[]).await.unwrap();
+            network.teardown("s").await.unwrap();
+        })
+    });
+    let log = std::fs::read_to_string(log).unwrap();
+    let calls: Vec<_> = log.lines().collect();
+    let order: Vec<_> = calls
+        .iter()
+        .map(|call| {
+            call.split(' ')
+                .take(2)
+                .map(|w| w.rsplit('/').next().unwrap())
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
+        .collect();
+    assert_eq!(
+        order,
+        ["first ADD", "second ADD", "second DEL", "first DEL"]
+    );
+    assert!(
+        calls[1].contains(r#""hostPort":5353"#) && !calls[0].contains("hostPort"),
+        "{log}"
+    );
+    assert!(calls.iter().all(|call| call.contains("K8S_POD_NAME=s;")));
+    assert!(
+        calls[1..]
+            .iter()
+            .all(|call| call.contains(r#""prevResult""#)),
+        "{log}"
+    );
+}
+
+fn write_program(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
