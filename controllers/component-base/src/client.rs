@@ -43,7 +43,9 @@ pub enum ClientError {
         source: Box<KubeconfigError>,
     },
     /// Not inside a Pod, and no kubeconfig.
-    #[error("unable to load in-cluster configuration, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must be defined: {0}")]
+    #[error(
+        "unable to load in-cluster configuration, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must be defined: {0}"
+    )]
     InCluster(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// `--master` is no URL.
     #[error("invalid API server address {0:?}")]
@@ -68,7 +70,10 @@ impl ClientConfig {
 
     /// The same cluster under another user agent, with its own rate limit bucket.
     pub fn with_component(&self, component: &str) -> Self {
-        Self { component: component.to_string(), ..self.clone() }
+        Self {
+            component: component.to_string(),
+            ..self.clone()
+        }
     }
 
     /// The kube configuration: address, CA, credentials, user agent.
@@ -79,17 +84,28 @@ impl ClientConfig {
         install_crypto_provider();
         let mut config = match (&self.kubeconfig, &self.master) {
             (Some(path), _) => {
-                let wrap = |source| ClientError::Kubeconfig { path: path.clone(), source: Box::new(source) };
+                let wrap = |source| ClientError::Kubeconfig {
+                    path: path.clone(),
+                    source: Box::new(source),
+                };
                 let kubeconfig = Kubeconfig::read_from(path).map_err(wrap)?;
-                kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrap)?
+                kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                    .await
+                    .map_err(wrap)?
             }
-            (None, Some(master)) => {
-                kube::Config::new(master.parse().map_err(|_| ClientError::Master(master.clone()))?)
+            (None, Some(master)) => kube::Config::new(
+                master
+                    .parse()
+                    .map_err(|_| ClientError::Master(master.clone()))?,
+            ),
+            (None, None) => {
+                kube::Config::incluster().map_err(|e| ClientError::InCluster(Box::new(e)))?
             }
-            (None, None) => kube::Config::incluster().map_err(|e| ClientError::InCluster(Box::new(e)))?,
         };
         if let Some(master) = &self.master {
-            config.cluster_url = master.parse().map_err(|_| ClientError::Master(master.clone()))?;
+            config.cluster_url = master
+                .parse()
+                .map_err(|_| ClientError::Master(master.clone()))?;
         }
         if let Some(token_file) = &self.token_file {
             config.auth_info = kube::config::AuthInfo {
@@ -116,11 +132,42 @@ impl ClientConfig {
     /// # Errors
     /// When TLS or proxy settings cannot be used.
     pub fn build_from(&self, config: kube::Config) -> Result<kube::Client, ClientError> {
+        self.build_with(config, None)
+    }
+
+    /// A client whose bearer token is read anew for every request: for credentials that are refreshed in the process.
+    ///
+    /// # Errors
+    /// When TLS or proxy settings cannot be used.
+    pub fn build_with_token(
+        &self,
+        mut config: kube::Config,
+        token: BearerToken,
+    ) -> Result<kube::Client, ClientError> {
+        config.auth_info = kube::config::AuthInfo::default();
+        self.build_with(config, Some(token))
+    }
+
+    fn build_with(
+        &self,
+        config: kube::Config,
+        token: Option<BearerToken>,
+    ) -> Result<kube::Client, ClientError> {
         install_crypto_provider();
-        let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
-        let limiter = (self.qps > 0.0).then(|| Arc::new(TokenBucket::new(f64::from(self.qps), self.burst.max(1))));
-        let layer = ObserveLayer { limiter, host: host.into() };
-        let builder = ClientBuilder::try_from(config).map_err(|e| ClientError::Build(Box::new(e)))?;
+        let host = config
+            .cluster_url
+            .authority()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let limiter = (self.qps > 0.0)
+            .then(|| Arc::new(TokenBucket::new(f64::from(self.qps), self.burst.max(1))));
+        let layer = ObserveLayer {
+            limiter,
+            host: host.into(),
+            token,
+        };
+        let builder =
+            ClientBuilder::try_from(config).map_err(|e| ClientError::Build(Box::new(e)))?;
         Ok(builder.with_layer(&layer).build())
     }
 }
@@ -142,7 +189,11 @@ pub struct TokenBucket {
 impl TokenBucket {
     /// A full bucket.
     pub fn new(qps: f64, burst: u32) -> Self {
-        Self { qps, burst: f64::from(burst), state: Mutex::new((f64::from(burst), Instant::now())) }
+        Self {
+            qps,
+            burst: f64::from(burst),
+            state: Mutex::new((f64::from(burst), Instant::now())),
+        }
     }
 
     /// Takes a token, waiting for it if need be.
@@ -180,12 +231,32 @@ impl TokenBucket {
 struct ObserveLayer {
     limiter: Option<Arc<TokenBucket>>,
     host: Arc<str>,
+    token: Option<BearerToken>,
+}
+
+/// A bearer token that its owner replaces; clones share it.
+#[derive(Clone, Default)]
+pub struct BearerToken {
+    header: Arc<arc_swap::ArcSwapOption<HeaderValue>>,
+}
+
+impl BearerToken {
+    /// Replaces the token. A token that cannot stand in a header is ignored.
+    pub fn set(&self, token: &str) {
+        if let Ok(mut header) = HeaderValue::from_str(&format!("Bearer {token}")) {
+            header.set_sensitive(true);
+            self.header.store(Some(Arc::new(header)));
+        }
+    }
 }
 
 impl<S> tower::Layer<S> for ObserveLayer {
     type Service = Observe<S>;
     fn layer(&self, inner: S) -> Observe<S> {
-        Observe { inner, layer: self.clone() }
+        Observe {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -210,7 +281,17 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Some(header) = self
+            .layer
+            .token
+            .as_ref()
+            .and_then(|token| token.header.load_full())
+        {
+            request
+                .headers_mut()
+                .insert(http::header::AUTHORIZATION, (*header).clone());
+        }
         let method = request.method().clone();
         let layer = self.layer.clone();
         // The inner future does nothing before it is polled, so the limit holds.
@@ -225,7 +306,12 @@ where
                 Ok(response) => response.status().as_str().to_string(),
                 Err(_) => "<error>".to_string(),
             };
-            crate::metrics::observe_rest_client(&code, method.as_str(), &layer.host, start.elapsed());
+            crate::metrics::observe_rest_client(
+                &code,
+                method.as_str(),
+                &layer.host,
+                start.elapsed(),
+            );
             result
         })
     }
@@ -265,7 +351,7 @@ pub fn is_namespace_terminating(error: &kube::Error) -> bool {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn bucket_lets_a_burst_through() {
         let bucket = TokenBucket::new(10.0, 3);
         for _ in 0..3 {

@@ -23,7 +23,11 @@ enum Kind {
 impl Clock {
     /// The machine's clock.
     pub fn real() -> Self {
-        Self { kind: Kind::Real { start: Instant::now() } }
+        Self {
+            kind: Kind::Real {
+                start: Instant::now(),
+            },
+        }
     }
 
     /// Wall clock time. May step.
@@ -68,12 +72,18 @@ pub struct FakeClock {
 impl FakeClock {
     /// A clock that stands at `start`.
     pub fn new(start: Timestamp) -> Self {
-        Self { start, offset: Arc::default(), moved: Arc::new(watch::Sender::new(Duration::ZERO)) }
+        Self {
+            start,
+            offset: Arc::default(),
+            moved: Arc::new(watch::Sender::new(Duration::ZERO)),
+        }
     }
 
     /// The handle that code under test holds.
     pub fn clock(&self) -> Clock {
-        Clock { kind: Kind::Fake(self.clone()) }
+        Clock {
+            kind: Kind::Fake(self.clone()),
+        }
     }
 
     /// Moves the clock forward and wakes sleepers whose time came.
@@ -88,7 +98,8 @@ impl FakeClock {
     }
 
     fn now(&self) -> Timestamp {
-        self.start + jiff::SignedDuration::try_from(self.elapsed()).unwrap_or(jiff::SignedDuration::MAX)
+        self.start
+            + jiff::SignedDuration::try_from(self.elapsed()).unwrap_or(jiff::SignedDuration::MAX)
     }
 
     async fn sleep(&self, duration: Duration) {

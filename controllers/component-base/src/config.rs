@@ -28,7 +28,9 @@ pub enum ConfigError {
         message: String,
     },
     /// It is of another kind or version.
-    #[error("failed to load config file {path}: no kind {kind:?} is registered for version {api_version:?}")]
+    #[error(
+        "failed to load config file {path}: no kind {kind:?} is registered for version {api_version:?}"
+    )]
     Kind {
         /// The file.
         path: PathBuf,
@@ -58,8 +60,10 @@ pub fn load_strict<T>(path: &Path, api_version: &str, kind: &str) -> Result<T, C
 where
     T: DeserializeOwned + serde::Serialize,
 {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_path_buf(),
+        source,
+    })?;
     decode_strict(path, &text, api_version, kind)
 }
 
@@ -67,20 +71,41 @@ where
 ///
 /// # Errors
 /// See [`ConfigError`].
-pub fn decode_strict<T>(path: &Path, text: &str, api_version: &str, kind: &str) -> Result<T, ConfigError>
+pub fn decode_strict<T>(
+    path: &Path,
+    text: &str,
+    api_version: &str,
+    kind: &str,
+) -> Result<T, ConfigError>
 where
     T: DeserializeOwned + serde::Serialize,
 {
-    let mut value: Value = serde_saphyr::from_str(text)
-        .map_err(|e| ConfigError::Syntax { path: path.to_path_buf(), message: e.to_string() })?;
-    let read = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_string();
+    let mut value: Value = serde_saphyr::from_str(text).map_err(|e| ConfigError::Syntax {
+        path: path.to_path_buf(),
+        message: e.to_string(),
+    })?;
+    let read = |field: &str| {
+        value
+            .get(field)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_string()
+    };
     let (found_version, found_kind) = (read("apiVersion"), read("kind"));
     if found_version != api_version || found_kind != kind {
-        return Err(ConfigError::Kind { path: path.to_path_buf(), api_version: found_version, kind: found_kind });
+        return Err(ConfigError::Kind {
+            path: path.to_path_buf(),
+            api_version: found_version,
+            kind: found_kind,
+        });
     }
     strip_nulls(&mut value);
-    let fields = |errors| ConfigError::Fields { path: path.to_path_buf(), errors };
-    let typed: T = serde_json::from_value(value.clone()).map_err(|e| fields(vec![e.to_string()]))?;
+    let fields = |errors| ConfigError::Fields {
+        path: path.to_path_buf(),
+        errors,
+    };
+    let typed: T =
+        serde_json::from_value(value.clone()).map_err(|e| fields(vec![e.to_string()]))?;
     if let Some(object) = value.as_object_mut() {
         object.remove("apiVersion");
         object.remove("kind");
@@ -88,7 +113,11 @@ where
     let kept = serde_json::to_value(&typed).map_err(|e| fields(vec![e.to_string()]))?;
     let mut errors = Vec::new();
     unknown_fields("", &value, &kept, &mut errors);
-    if errors.is_empty() { Ok(typed) } else { Err(fields(errors)) }
+    if errors.is_empty() {
+        Ok(typed)
+    } else {
+        Err(fields(errors))
+    }
 }
 
 /// A null says the same as nothing, as in Go.
@@ -118,7 +147,11 @@ fn unknown_fields(path: &str, given: &Value, kept: &Value, errors: &mut Vec<Stri
     match (given, kept) {
         (Value::Object(given), Value::Object(kept)) => {
             for (name, value) in given {
-                let child = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                let child = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
                 match kept.get(name) {
                     Some(kept) => unknown_fields(&child, value, kept, errors),
                     None if is_empty(value) => {}
@@ -178,22 +211,40 @@ pub enum FieldError {
 
 impl FieldError {
     /// An invalid value.
-    pub fn invalid(path: impl Into<String>, value: impl serde::Serialize, detail: impl Into<String>) -> Self {
+    pub fn invalid(
+        path: impl Into<String>,
+        value: impl serde::Serialize,
+        detail: impl Into<String>,
+    ) -> Self {
         let value = serde_json::to_string(&value).unwrap_or_default();
-        Self::Invalid { path: path.into(), value, detail: detail.into() }
+        Self::Invalid {
+            path: path.into(),
+            value,
+            detail: detail.into(),
+        }
     }
     /// A missing value.
     pub fn required(path: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::Required { path: path.into(), detail: detail.into() }
+        Self::Required {
+            path: path.into(),
+            detail: detail.into(),
+        }
     }
     /// A value that may not be there.
     pub fn forbidden(path: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::Forbidden { path: path.into(), detail: detail.into() }
+        Self::Forbidden {
+            path: path.into(),
+            detail: detail.into(),
+        }
     }
     /// A word that is not allowed.
     pub fn not_supported(path: impl Into<String>, value: &str, supported: &[&str]) -> Self {
         let supported = supported.iter().map(ToString::to_string).collect();
-        Self::NotSupported { path: path.into(), value: format!("{value:?}"), supported }
+        Self::NotSupported {
+            path: path.into(),
+            value: format!("{value:?}"),
+            supported,
+        }
     }
 }
 
@@ -201,7 +252,13 @@ impl FieldError {
 pub fn aggregate(errors: &[FieldError]) -> String {
     match errors {
         [one] => one.to_string(),
-        many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        many => format!(
+            "[{}]",
+            many.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
     }
 }
 
@@ -217,7 +274,10 @@ mod tests {
     }
     impl Default for Sample {
         fn default() -> Self {
-            Self { max_pods: 110, nested: Nested::default() }
+            Self {
+                max_pods: 110,
+                nested: Nested::default(),
+            }
         }
     }
     #[derive(serde::Serialize, serde::Deserialize, Debug, Default)]
@@ -235,9 +295,17 @@ mod tests {
     #[test]
     fn strict() {
         assert_eq!(check("").unwrap().max_pods, 110);
-        assert_eq!(check("maxPods: 5\nnested: {list: [{on: true}]}").unwrap().max_pods, 5);
+        assert_eq!(
+            check("maxPods: 5\nnested: {list: [{on: true}]}")
+                .unwrap()
+                .max_pods,
+            5
+        );
         let error = check("maxPodz: 5\nnested: {list: [{off: true}]}").unwrap_err();
-        assert!(error.contains("unknown field \"maxPodz\", unknown field \"nested.list[0].off\""), "{error}");
+        assert!(
+            error.contains("unknown field \"maxPodz\", unknown field \"nested.list[0].off\""),
+            "{error}"
+        );
         assert!(decode_strict::<Sample>(Path::new("f"), "kind: Other", "x/v1", "Sample").is_err());
     }
 }

@@ -52,12 +52,16 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
     let mut total_nanos: f64 = 0.0;
     let mut whole_nanos: u128 = 0;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(rest.len());
+        let digits = rest
+            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+            .unwrap_or(rest.len());
         let (number, after) = rest.split_at(digits);
         if number.is_empty() || number == "." {
             return Err(invalid());
         }
-        let unit_len = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let unit_len = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
         let (unit, next) = after.split_at(unit_len);
         let scale: u64 = match unit {
             "" => return Err(DurationError::MissingUnit(text.to_string())),
@@ -67,7 +71,12 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
             "s" => 1_000_000_000,
             "m" => 60 * 1_000_000_000,
             "h" => 3_600 * 1_000_000_000,
-            other => return Err(DurationError::UnknownUnit { unit: other.to_string(), text: text.to_string() }),
+            other => {
+                return Err(DurationError::UnknownUnit {
+                    unit: other.to_string(),
+                    text: text.to_string(),
+                });
+            }
         };
         match number.parse::<u64>() {
             Ok(n) => whole_nanos += u128::from(n) * u128::from(scale),

@@ -82,17 +82,22 @@ impl Recorder {
     /// Writes `core/v1` events as `component` (`kubelet`, `deployment-controller`) on `host` (empty but for per-node components).
     pub fn core_v1(client: Client, component: &str, host: &str, shutdown: &Shutdown) -> Self {
         let (sender, mut receiver) = mpsc::channel(MAX_QUEUED);
-        let (component, host, shutdown) = (component.to_string(), host.to_string(), shutdown.clone());
+        let (component, host, shutdown) =
+            (component.to_string(), host.to_string(), shutdown.clone());
         tokio::spawn(async move {
             let mut correlator = core_v1::Correlator::default();
             while let Some(Some((now, event))) = shutdown.run_until(receiver.recv()).await {
                 let event = core_v1::make_event(event, &component, &host, now);
                 if let Some(write) = correlator.correlate(event, now) {
-                    shutdown.run_until(with_retries(|| write_core(&client, &write))).await;
+                    shutdown
+                        .run_until(with_retries(|| write_core(&client, &write)))
+                        .await;
                 }
             }
         });
-        Self { sink: Sink::Queue(sender) }
+        Self {
+            sink: Sink::Queue(sender),
+        }
     }
 
     /// Writes `events.k8s.io/v1` events as `controller` (`default-scheduler`), instance `controller-hostname`.
@@ -114,26 +119,44 @@ impl Recorder {
                     _ = tick.tick() => series.sweep(Timestamp::now()),
                 };
                 for write in writes {
-                    shutdown.run_until(with_retries(|| write_v1(&client, &write))).await;
+                    shutdown
+                        .run_until(with_retries(|| write_v1(&client, &write)))
+                        .await;
                 }
             }
         });
-        Self { sink: Sink::Queue(sender) }
+        Self {
+            sink: Sink::Queue(sender),
+        }
     }
 
     /// A recorder whose events a test reads.
     pub fn fake() -> (Self, mpsc::UnboundedReceiver<RecordedEvent>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { sink: Sink::Fake(sender) }, receiver)
+        (
+            Self {
+                sink: Sink::Fake(sender),
+            },
+            receiver,
+        )
     }
 
     /// A recorder that drops everything.
     pub fn discard() -> Self {
-        Self { sink: Sink::Discard }
+        Self {
+            sink: Sink::Discard,
+        }
     }
 
     /// Records an event. `action` matters to events.k8s.io alone; pass the reason or an empty text otherwise.
-    pub fn event(&self, regarding: &ObjectReference, event_type: EventType, reason: &str, action: &str, message: impl Into<String>) {
+    pub fn event(
+        &self,
+        regarding: &ObjectReference,
+        event_type: EventType,
+        reason: &str,
+        action: &str,
+        message: impl Into<String>,
+    ) {
         self.record(RecordedEvent {
             regarding: regarding.clone(),
             related: None,
@@ -148,7 +171,11 @@ impl Recorder {
     /// Records an event with everything an event may carry.
     pub fn record(&self, event: RecordedEvent) {
         tracing::debug!(
-            object = format!("{}/{}", event.regarding.namespace.as_deref().unwrap_or(""), event.regarding.name.as_deref().unwrap_or("")),
+            object = format!(
+                "{}/{}",
+                event.regarding.namespace.as_deref().unwrap_or(""),
+                event.regarding.name.as_deref().unwrap_or("")
+            ),
             kind = event.regarding.kind.as_deref().unwrap_or(""),
             event_type = event.event_type.as_str(),
             reason = event.reason,
@@ -184,15 +211,25 @@ pub fn object_reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRefe
 
 /// This machine's host name.
 pub fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|h| h.trim().to_string()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|h| h.trim().to_string())
+        .unwrap_or_default()
 }
 
 fn event_name(regarding: &ObjectReference, now: Timestamp) -> String {
-    format!("{}.{:x}", regarding.name.as_deref().unwrap_or_default(), now.as_nanosecond())
+    format!(
+        "{}.{:x}",
+        regarding.name.as_deref().unwrap_or_default(),
+        now.as_nanosecond()
+    )
 }
 
 fn event_namespace(regarding: &ObjectReference) -> String {
-    regarding.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_string())
+    regarding
+        .namespace
+        .clone()
+        .filter(|n| !n.is_empty())
+        .unwrap_or_else(|| "default".to_string())
 }
 
 /// What correlation decided: an event to create, or a change to one that is there.
@@ -211,7 +248,10 @@ where
     for attempt in 1..=MAX_TRIES {
         let Err(error) = write().await else { return };
         match crate::client::api_status(&error) {
-            Some(status) if status.is_already_exists() || crate::client::is_namespace_terminating(&error) => {
+            Some(status)
+                if status.is_already_exists()
+                    || crate::client::is_namespace_terminating(&error) =>
+            {
                 tracing::debug!(%error, "Server rejected event (will not retry!)");
                 return;
             }
@@ -219,7 +259,9 @@ where
                 tracing::warn!(%error, "Server rejected event (will not retry!)");
                 return;
             }
-            _ if attempt == MAX_TRIES => tracing::warn!(%error, "Unable to write event (retry limit exceeded!)"),
+            _ if attempt == MAX_TRIES => {
+                tracing::warn!(%error, "Unable to write event (retry limit exceeded!)")
+            }
             _ => {
                 tracing::debug!(%error, "Unable to write event (may retry after sleeping)");
                 tokio::time::sleep(RETRY_PAUSE.mul_f64(1.0 + rand::random_range(0.0..0.25))).await;
@@ -231,21 +273,39 @@ where
 async fn write_core(client: &Client, write: &Write<Event>) -> Result<(), kube::Error> {
     let api: Api<Event> = Api::namespaced(client.clone(), &write.namespace);
     if let Some(patch) = &write.patch {
-        match api.patch(&write.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        match api
+            .patch(
+                &write.name,
+                &PatchParams::default(),
+                &Patch::Strategic(patch),
+            )
+            .await
+        {
             Err(error) if crate::client::is_not_found(&error) => {}
             result => return result.map(drop),
         }
     }
-    api.create(&PostParams::default(), &write.event).await.map(drop)
+    api.create(&PostParams::default(), &write.event)
+        .await
+        .map(drop)
 }
 
 async fn write_v1(client: &Client, write: &Write<EventV1>) -> Result<(), kube::Error> {
     let api: Api<EventV1> = Api::namespaced(client.clone(), &write.namespace);
     if let Some(patch) = &write.patch {
-        match api.patch(&write.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        match api
+            .patch(
+                &write.name,
+                &PatchParams::default(),
+                &Patch::Strategic(patch),
+            )
+            .await
+        {
             Err(error) if crate::client::is_not_found(&error) => {}
             result => return result.map(drop),
         }
     }
-    api.create(&PostParams::default(), &write.event).await.map(drop)
+    api.create(&PostParams::default(), &write.event)
+        .await
+        .map(drop)
 }

@@ -32,7 +32,9 @@ pub struct Feature {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FeatureError {
     /// The value is not a boolean.
-    #[error("invalid value of {name}={value}, err: strconv.ParseBool: parsing {value:?}: invalid syntax")]
+    #[error(
+        "invalid value of {name}={value}, err: strconv.ParseBool: parsing {value:?}: invalid syntax"
+    )]
     NotBoolean {
         /// The feature.
         name: String,
@@ -61,7 +63,10 @@ pub struct FeatureGates {
 impl FeatureGates {
     /// Gates that know `known` and stand at their defaults.
     pub fn new(known: &'static [Feature]) -> Self {
-        Self { known, set: BTreeMap::new() }
+        Self {
+            known,
+            set: BTreeMap::new(),
+        }
     }
 
     /// Applies `--feature-gates` or a file's `featureGates`. `AllAlpha` and `AllBeta` are understood.
@@ -73,19 +78,29 @@ impl FeatureGates {
     /// A value that is no boolean, or a locked feature.
     pub fn set(&mut self, settings: &BTreeMap<String, String>) -> Result<(), FeatureError> {
         for (name, value) in settings {
-            let on = crate::flags::parse_bool(value)
-                .ok_or_else(|| FeatureError::NotBoolean { name: name.clone(), value: value.clone() })?;
+            // Component prefix of emulation versions, `kube:Name=true`.
+            let name = &name.strip_prefix("kube:").unwrap_or(name).to_string();
+            let on = crate::flags::parse_bool(value).ok_or_else(|| FeatureError::NotBoolean {
+                name: name.clone(),
+                value: value.clone(),
+            })?;
             match name.as_str() {
                 "AllAlpha" => self.set_stage(Stage::Alpha, on, settings),
                 "AllBeta" => self.set_stage(Stage::Beta, on, settings),
                 _ => match self.known.iter().find(|f| f.name == name) {
                     Some(f) if f.stage == Stage::Ga && on != f.default => {
-                        return Err(FeatureError::Locked { name: name.clone(), value: on, locked: f.default });
+                        return Err(FeatureError::Locked {
+                            name: name.clone(),
+                            value: on,
+                            locked: f.default,
+                        });
                     }
                     Some(_) => {
                         self.set.insert(name.clone(), on);
                     }
-                    None => tracing::warn!(feature = name, value = on, "Unknown feature gate, ignored"),
+                    None => {
+                        tracing::warn!(feature = name, value = on, "Unknown feature gate, ignored")
+                    }
                 },
             }
         }
@@ -93,7 +108,11 @@ impl FeatureGates {
     }
 
     fn set_stage(&mut self, stage: Stage, on: bool, explicit: &BTreeMap<String, String>) {
-        for feature in self.known.iter().filter(|f| f.stage == stage && !explicit.contains_key(f.name)) {
+        for feature in self
+            .known
+            .iter()
+            .filter(|f| f.stage == stage && !explicit.contains_key(f.name))
+        {
             self.set.insert(feature.name.to_string(), on);
         }
     }
@@ -125,8 +144,16 @@ mod tests {
     use super::*;
 
     const KNOWN: &[Feature] = &[
-        Feature { name: "New", default: false, stage: Stage::Alpha },
-        Feature { name: "Old", default: true, stage: Stage::Ga },
+        Feature {
+            name: "New",
+            default: false,
+            stage: Stage::Alpha,
+        },
+        Feature {
+            name: "Old",
+            default: true,
+            stage: Stage::Ga,
+        },
     ];
 
     #[test]
@@ -137,6 +164,8 @@ mod tests {
         assert!(gates.enabled("New"));
         assert!(gates.set(&[("Old".into(), "false".into())].into()).is_err());
         assert!(gates.set(&[("New".into(), "maybe".into())].into()).is_err());
-        gates.set(&[("Unheard".into(), "true".into())].into()).unwrap();
+        gates
+            .set(&[("Unheard".into(), "true".into())].into())
+            .unwrap();
     }
 }

@@ -96,13 +96,28 @@ pub struct FlagSet {
 impl FlagSet {
     /// A set that knows `--help`/`-h`, `--version`, `-v` and the logging flags.
     pub fn new(binary: &'static str, about: &'static str) -> Self {
-        let mut set = Self { binary, about, flags: BTreeMap::new(), shorthands: HashMap::new() };
+        let mut set = Self {
+            binary,
+            about,
+            flags: BTreeMap::new(),
+            shorthands: HashMap::new(),
+        };
         set.int("v", 0, "number for the log level verbosity");
-        set.string("logging-format", "text", "Sets the log format. Permitted formats: \"json\", \"text\".");
-        set.map("feature-gates", "A set of key=value pairs that describe feature gates for alpha/experimental features.");
+        set.string(
+            "logging-format",
+            "text",
+            "Sets the log format. Permitted formats: \"json\", \"text\".",
+        );
+        set.map(
+            "feature-gates",
+            "A set of key=value pairs that describe feature gates for alpha/experimental features.",
+        );
         set.unused(&[
             ("vmodule", Value::String(String::new())),
-            ("log-flush-frequency", Value::Duration(Duration::from_secs(5))),
+            (
+                "log-flush-frequency",
+                Value::Duration(Duration::from_secs(5)),
+            ),
             ("log-text-split-stream", Value::Bool(false)),
             ("log-json-split-stream", Value::Bool(false)),
             ("log-text-info-buffer-size", Value::String("0".into())),
@@ -114,7 +129,14 @@ impl FlagSet {
     }
 
     fn add(&mut self, name: &'static str, default: Value, help: &'static str) {
-        self.flags.insert(name, Flag { default, help, used: true });
+        self.flags.insert(
+            name,
+            Flag {
+                default,
+                help,
+                used: true,
+            },
+        );
     }
     /// A boolean.
     pub fn bool(&mut self, name: &'static str, default: bool, help: &'static str) {
@@ -138,7 +160,11 @@ impl FlagSet {
     }
     /// A comma-separated list, repeatable.
     pub fn list(&mut self, name: &'static str, default: &[&str], help: &'static str) {
-        self.add(name, Value::List(default.iter().map(ToString::to_string).collect()), help);
+        self.add(
+            name,
+            Value::List(default.iter().map(ToString::to_string).collect()),
+            help,
+        );
     }
     /// `key=value` pairs, comma-separated, repeatable.
     pub fn map(&mut self, name: &'static str, help: &'static str) {
@@ -151,7 +177,14 @@ impl FlagSet {
     /// Flags upstream knows and this build does not act on; the value only carries the kind and default.
     pub fn unused(&mut self, flags: &[(&'static str, Value)]) {
         for (name, default) in flags {
-            self.flags.insert(name, Flag { default: default.clone(), help: "(accepted, not used)", used: false });
+            self.flags.insert(
+                name,
+                Flag {
+                    default: default.clone(),
+                    help: "(accepted, not used)",
+                    used: false,
+                },
+            );
         }
     }
 
@@ -172,7 +205,11 @@ impl FlagSet {
                     None | Some("true" | "raw") => return Err(FlagError::Version),
                     Some("false") => continue,
                     Some(v) => {
-                        return Err(invalid("version", v, format!("strconv.ParseBool: parsing {v:?}: invalid syntax")));
+                        return Err(invalid(
+                            "version",
+                            v,
+                            format!("strconv.ParseBool: parsing {v:?}: invalid syntax"),
+                        ));
                     }
                 }
             }
@@ -188,8 +225,16 @@ impl FlagSet {
             values.insert(key, set_value(key, &flag.default, before, &text)?);
         }
         let flags = Flags {
-            defaults: self.flags.iter().map(|(name, flag)| (*name, flag.default.clone())).collect(),
-            unused: values.keys().filter(|name| !self.flags[**name].used).map(ToString::to_string).collect(),
+            defaults: self
+                .flags
+                .iter()
+                .map(|(name, flag)| (*name, flag.default.clone()))
+                .collect(),
+            unused: values
+                .keys()
+                .filter(|name| !self.flags[**name].used)
+                .map(ToString::to_string)
+                .collect(),
             values,
         };
         Ok(flags)
@@ -197,7 +242,10 @@ impl FlagSet {
 
     /// `(name, inline value)` of one word.
     fn name_of(&self, arg: &str) -> Result<(String, Option<String>), FlagError> {
-        let argument = || FlagError::Argument { binary: self.binary.to_string(), argument: arg.to_string() };
+        let argument = || FlagError::Argument {
+            binary: self.binary.to_string(),
+            argument: arg.to_string(),
+        };
         if let Some(long) = arg.strip_prefix("--") {
             let (name, value) = match long.split_once('=') {
                 Some((name, value)) => (name, Some(value.to_string())),
@@ -208,7 +256,9 @@ impl FlagSet {
             }
             return Ok((name.replace('_', "-"), value));
         }
-        let Some(short) = arg.strip_prefix('-').filter(|s| !s.is_empty()) else { return Err(argument()) };
+        let Some(short) = arg.strip_prefix('-').filter(|s| !s.is_empty()) else {
+            return Err(argument());
+        };
         let letter = short.chars().next().expect("not empty, just checked");
         let rest = &short[letter.len_utf8()..];
         let value = (!rest.is_empty()).then(|| rest.strip_prefix('=').unwrap_or(rest).to_string());
@@ -221,10 +271,17 @@ impl FlagSet {
 
     /// The text of `--help`.
     pub fn usage(&self) -> String {
-        let mut text = format!("{}\n\nUsage:\n  {} [flags]\n\nFlags:\n", self.about, self.binary);
+        let mut text = format!(
+            "{}\n\nUsage:\n  {} [flags]\n\nFlags:\n",
+            self.about, self.binary
+        );
         for (name, flag) in &self.flags {
             let dashes = if name.len() == 1 { "-" } else { "--" };
-            text += &format!("      {dashes}{name} {}\n            {}\n", flag.default.kind(), flag.help);
+            text += &format!(
+                "      {dashes}{name} {}\n            {}\n",
+                flag.default.kind(),
+                flag.help
+            );
         }
         text + "  -h, --help\n            help\n      --version\n            Print version information and quit\n"
     }
@@ -251,7 +308,11 @@ impl FlagSet {
 }
 
 fn invalid(flag: &str, value: &str, reason: impl ToString) -> FlagError {
-    FlagError::Invalid { flag: flag.to_string(), value: value.to_string(), reason: reason.to_string() }
+    FlagError::Invalid {
+        flag: flag.to_string(),
+        value: value.to_string(),
+        reason: reason.to_string(),
+    }
 }
 
 /// Go's `strconv.ParseBool`.
@@ -263,28 +324,48 @@ pub fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-fn set_value(flag: &str, default: &Value, before: Option<Value>, text: &str) -> Result<Value, FlagError> {
+fn set_value(
+    flag: &str,
+    default: &Value,
+    before: Option<Value>,
+    text: &str,
+) -> Result<Value, FlagError> {
     Ok(match default {
-        Value::Bool(_) => Value::Bool(
-            parse_bool(text)
-                .ok_or_else(|| invalid(flag, text, format!("strconv.ParseBool: parsing {text:?}: invalid syntax")))?,
-        ),
+        Value::Bool(_) => Value::Bool(parse_bool(text).ok_or_else(|| {
+            invalid(
+                flag,
+                text,
+                format!("strconv.ParseBool: parsing {text:?}: invalid syntax"),
+            )
+        })?),
         Value::String(_) => Value::String(text.to_string()),
-        Value::Int(_) => Value::Int(
-            text.parse()
-                .map_err(|_| invalid(flag, text, format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?,
-        ),
-        Value::Float(_) => Value::Float(
-            text.parse()
-                .map_err(|_| invalid(flag, text, format!("strconv.ParseFloat: parsing {text:?}: invalid syntax")))?,
-        ),
-        Value::Duration(_) => Value::Duration(duration::parse(text).map_err(|e| invalid(flag, text, e))?),
+        Value::Int(_) => Value::Int(text.parse().map_err(|_| {
+            invalid(
+                flag,
+                text,
+                format!("strconv.ParseInt: parsing {text:?}: invalid syntax"),
+            )
+        })?),
+        Value::Float(_) => Value::Float(text.parse().map_err(|_| {
+            invalid(
+                flag,
+                text,
+                format!("strconv.ParseFloat: parsing {text:?}: invalid syntax"),
+            )
+        })?),
+        Value::Duration(_) => {
+            Value::Duration(duration::parse(text).map_err(|e| invalid(flag, text, e))?)
+        }
         Value::List(_) => {
             let mut list = match before {
                 Some(Value::List(list)) => list,
                 _ => Vec::new(),
             };
-            list.extend(text.split(',').filter(|item| !item.is_empty()).map(ToString::to_string));
+            list.extend(
+                text.split(',')
+                    .filter(|item| !item.is_empty())
+                    .map(ToString::to_string),
+            );
             Value::List(list)
         }
         Value::Map(_) => {
@@ -292,10 +373,14 @@ fn set_value(flag: &str, default: &Value, before: Option<Value>, text: &str) -> 
                 Some(Value::Map(map)) => map,
                 _ => BTreeMap::new(),
             };
-            for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
-                let (key, value) = pair
-                    .split_once('=')
-                    .ok_or_else(|| invalid(flag, text, format!("malformed pair, expect string=string")))?;
+            for pair in text
+                .split(',')
+                .map(str::trim)
+                .filter(|pair| !pair.is_empty())
+            {
+                let (key, value) = pair.split_once('=').ok_or_else(|| {
+                    invalid(flag, text, format!("malformed pair, expect string=string"))
+                })?;
                 map.insert(key.trim().to_string(), value.trim().to_string());
             }
             Value::Map(map)
@@ -382,16 +467,24 @@ impl Flags {
     /// An unknown logging format.
     pub fn init_logs(&self) -> Result<(), FlagError> {
         let format = self.string("logging-format");
-        let parsed = format.parse().map_err(|e| invalid("logging-format", format, e))?;
+        let parsed = format
+            .parse()
+            .map_err(|e| invalid("logging-format", format, e))?;
         crate::logs::init(u32::try_from(self.int("v")).unwrap_or(0), parsed);
         for name in &self.unused {
-            tracing::warn!(flag = format!("--{name}"), "The flag is accepted and not used by this build");
+            tracing::warn!(
+                flag = format!("--{name}"),
+                "The flag is accepted and not used by this build"
+            );
         }
         Ok(())
     }
     /// Every flag with its value, for `/flagz`.
     pub fn all(&self) -> BTreeMap<&'static str, &Value> {
-        self.defaults.iter().map(|(name, default)| (*name, self.values.get(name).unwrap_or(default))).collect()
+        self.defaults
+            .iter()
+            .map(|(name, default)| (*name, self.values.get(name).unwrap_or(default)))
+            .collect()
     }
 }
 
@@ -410,14 +503,25 @@ mod tests {
         set
     }
     fn parse(args: &[&str]) -> Result<Flags, String> {
-        set().parse(args.iter().map(ToString::to_string)).map_err(|e| e.to_string())
+        set()
+            .parse(args.iter().map(ToString::to_string))
+            .map_err(|e| e.to_string())
     }
 
     #[test]
     fn reads_what_pflag_reads() {
         let flags = parse(&[
-            "--leader-elect=false", "--port", "7", "--period=1m", "--controllers=a,b", "--controllers", "-c",
-            "--labels=x=1,y=2", "-v", "4", "--old=1",
+            "--leader-elect=false",
+            "--port",
+            "7",
+            "--period=1m",
+            "--controllers=a,b",
+            "--controllers",
+            "-c",
+            "--labels=x=1,y=2",
+            "-v",
+            "4",
+            "--old=1",
         ])
         .unwrap();
         assert!(!flags.bool("leader-elect"));
@@ -436,9 +540,18 @@ mod tests {
         for (args, expect) in [
             (&["--nope"][..], "unknown flag: --nope"),
             (&["--port"], "flag needs an argument: --port"),
-            (&["--port=x"], "invalid argument \"x\" for \"--port\" flag: strconv.ParseInt: parsing \"x\": invalid syntax"),
-            (&["--period=5"], "invalid argument \"5\" for \"--period\" flag: time: missing unit in duration \"5\""),
-            (&["word"], "\"kube-test\" does not take any arguments, got [\"word\"]"),
+            (
+                &["--port=x"],
+                "invalid argument \"x\" for \"--port\" flag: strconv.ParseInt: parsing \"x\": invalid syntax",
+            ),
+            (
+                &["--period=5"],
+                "invalid argument \"5\" for \"--period\" flag: time: missing unit in duration \"5\"",
+            ),
+            (
+                &["word"],
+                "\"kube-test\" does not take any arguments, got [\"word\"]",
+            ),
             (&["--version"], "version requested"),
             (&["-h"], "help requested"),
         ] {

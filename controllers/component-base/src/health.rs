@@ -38,8 +38,16 @@ impl Health {
     }
 
     /// Adds or replaces a check.
-    pub fn add(&self, name: &str, kind: Kind, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
-        let mut checks = self.checks.write().expect("no panic while the lock is held");
+    pub fn add(
+        &self,
+        name: &str,
+        kind: Kind,
+        check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) {
+        let mut checks = self
+            .checks
+            .write()
+            .expect("no panic while the lock is held");
         checks.retain(|(n, _, _)| n != name);
         checks.push((name.to_string(), kind, Arc::new(check)));
     }
@@ -50,8 +58,14 @@ impl Health {
         for page in ["healthz", "livez", "readyz"] {
             let (all, one) = (self.clone(), self.clone());
             router = router
-                .route(&format!("/{page}"), get(move |RawQuery(query): RawQuery| async move { all.page(page, query) }))
-                .route(&format!("/{page}/{{*name}}"), get(move |Path(name): Path<String>| async move { one.single(&name) }));
+                .route(
+                    &format!("/{page}"),
+                    get(move |RawQuery(query): RawQuery| async move { all.page(page, query) }),
+                )
+                .route(
+                    &format!("/{page}/{{*name}}"),
+                    get(move |Path(name): Path<String>| async move { one.single(&name) }),
+                );
         }
         router
     }
@@ -64,15 +78,29 @@ impl Health {
         };
         let checks: Vec<_> = {
             let checks = self.checks.read().expect("no panic while the lock is held");
-            checks.iter().filter(|(_, kind, _)| wanted(*kind)).cloned().collect()
+            checks
+                .iter()
+                .filter(|(_, kind, _)| wanted(*kind))
+                .cloned()
+                .collect()
         };
-        checks.into_iter().map(|(name, _, check)| (name, check())).collect()
+        checks
+            .into_iter()
+            .map(|(name, _, check)| (name, check()))
+            .collect()
     }
 
     fn page(&self, page: &str, query: Option<String>) -> Response {
         let query = query.unwrap_or_default();
-        let pairs: Vec<(&str, &str)> = query.split('&').map(|p| p.split_once('=').unwrap_or((p, ""))).collect();
-        let excluded: Vec<&str> = pairs.iter().filter(|(k, _)| *k == "exclude").map(|(_, v)| *v).collect();
+        let pairs: Vec<(&str, &str)> = query
+            .split('&')
+            .map(|p| p.split_once('=').unwrap_or((p, "")))
+            .collect();
+        let excluded: Vec<&str> = pairs
+            .iter()
+            .filter(|(k, _)| *k == "exclude")
+            .map(|(_, v)| *v)
+            .collect();
         let verbose = pairs.iter().any(|(k, _)| *k == "verbose");
         let mut text = String::new();
         let mut failed = Vec::new();
@@ -91,21 +119,34 @@ impl Health {
             }
         }
         if !failed.is_empty() {
-            return (StatusCode::INTERNAL_SERVER_ERROR, format!("{text}{page} check failed\n")).into_response();
+            return (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("{text}{page} check failed\n"),
+            )
+                .into_response();
         }
-        if verbose { format!("{text}{page} check passed\n").into_response() } else { "ok".into_response() }
+        if verbose {
+            format!("{text}{page} check passed\n").into_response()
+        } else {
+            "ok".into_response()
+        }
     }
 
     fn single(&self, name: &str) -> Response {
         let check = {
             let checks = self.checks.read().expect("no panic while the lock is held");
-            checks.iter().find(|(n, _, _)| n == name).map(|(_, _, check)| check.clone())
+            checks
+                .iter()
+                .find(|(n, _, _)| n == name)
+                .map(|(_, _, check)| check.clone())
         };
         match check.map(|check| check()) {
             Some(Ok(())) => "ok".into_response(),
-            Some(Err(reason)) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {reason}\n")).into_response()
-            }
+            Some(Err(reason)) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("internal server error: {reason}\n"),
+            )
+                .into_response(),
             None => StatusCode::NOT_FOUND.into_response(),
         }
     }
@@ -120,11 +161,22 @@ mod tests {
         let health = Health::new();
         health.add("leader", Kind::Live, || Err("lost".into()));
         health.add("synced", Kind::Ready, || Ok(()));
-        let names = |page: &str| health.run(page).into_iter().map(|(n, _)| n).collect::<Vec<_>>();
+        let names = |page: &str| {
+            health
+                .run(page)
+                .into_iter()
+                .map(|(n, _)| n)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names("healthz"), ["ping", "leader"]);
         assert_eq!(names("readyz"), ["ping", "synced"]);
         assert_eq!(health.page("healthz", None).status(), 500);
-        assert_eq!(health.page("healthz", Some("exclude=leader".into())).status(), 200);
+        assert_eq!(
+            health
+                .page("healthz", Some("exclude=leader".into()))
+                .status(),
+            200
+        );
         assert_eq!(health.page("readyz", Some("verbose".into())).status(), 200);
     }
 }

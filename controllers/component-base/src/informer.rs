@@ -41,12 +41,18 @@ pub struct ObjectKey {
 impl ObjectKey {
     /// A key; an empty namespace means a cluster object.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
     /// The key of an object.
     pub fn of<K: Resource>(object: &K) -> Self {
         let meta = object.meta();
-        Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
     }
 }
 
@@ -108,7 +114,13 @@ struct FactoryInner {
 impl Factory {
     /// A factory whose informers end with `shutdown`.
     pub fn new(client: Client, shutdown: Shutdown) -> Self {
-        Self { inner: Arc::new(FactoryInner { client, shutdown, informers: Mutex::default() }) }
+        Self {
+            inner: Arc::new(FactoryInner {
+                client,
+                shutdown,
+                informers: Mutex::default(),
+            }),
+        }
     }
 
     /// The client the informers use.
@@ -122,7 +134,11 @@ impl Factory {
         K: Object + DeserializeOwned + Resource<DynamicType = ()>,
     {
         self.cached(String::new(), &options, || {
-            Informer::start(Api::all(self.inner.client.clone()), &options, &self.inner.shutdown)
+            Informer::start(
+                Api::all(self.inner.client.clone()),
+                &options,
+                &self.inner.shutdown,
+            )
         })
     }
 
@@ -132,28 +148,61 @@ impl Factory {
         K: Object + DeserializeOwned + Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
         self.cached(namespace.to_string(), &options, || {
-            Informer::start(Api::namespaced(self.inner.client.clone(), namespace), &options, &self.inner.shutdown)
+            Informer::start(
+                Api::namespaced(self.inner.client.clone(), namespace),
+                &options,
+                &self.inner.shutdown,
+            )
         })
     }
 
     /// An informer over the metadata alone of a resource found by discovery.
-    pub fn metadata(&self, resource: &ApiResource, options: InformerOptions) -> Informer<PartialObjectMeta<DynamicObject>> {
+    pub fn metadata(
+        &self,
+        resource: &ApiResource,
+        options: InformerOptions,
+    ) -> Informer<PartialObjectMeta<DynamicObject>> {
         self.cached(metadata_id(resource), &options, || {
-            let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(self.inner.client.clone(), resource);
+            let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(
+                self.inner.client.clone(),
+                resource,
+            );
             Informer::start(api, &options, &self.inner.shutdown)
         })
     }
 
     /// Forgets the metadata informer of a resource (its CRD is gone); it ends when the last handle is dropped.
     pub fn forget_metadata(&self, resource: &ApiResource, options: &InformerOptions) {
-        let key = (TypeId::of::<PartialObjectMeta<DynamicObject>>(), metadata_id(resource), options.clone());
-        self.inner.informers.lock().expect("no panic while the lock is held").remove(&key);
+        let key = (
+            TypeId::of::<PartialObjectMeta<DynamicObject>>(),
+            metadata_id(resource),
+            options.clone(),
+        );
+        self.inner
+            .informers
+            .lock()
+            .expect("no panic while the lock is held")
+            .remove(&key);
     }
 
-    fn cached<K: Object>(&self, id: String, options: &InformerOptions, make: impl FnOnce() -> Informer<K>) -> Informer<K> {
-        let mut informers = self.inner.informers.lock().expect("no panic while the lock is held");
-        let entry = informers.entry((TypeId::of::<K>(), id, options.clone())).or_insert_with(|| Box::new(make()));
-        entry.downcast_ref::<Informer<K>>().expect("stored under its own type id").clone()
+    fn cached<K: Object>(
+        &self,
+        id: String,
+        options: &InformerOptions,
+        make: impl FnOnce() -> Informer<K>,
+    ) -> Informer<K> {
+        let mut informers = self
+            .inner
+            .informers
+            .lock()
+            .expect("no panic while the lock is held");
+        let entry = informers
+            .entry((TypeId::of::<K>(), id, options.clone()))
+            .or_insert_with(|| Box::new(make()));
+        entry
+            .downcast_ref::<Informer<K>>()
+            .expect("stored under its own type id")
+            .clone()
     }
 }
 
@@ -167,7 +216,11 @@ pub struct Informer<K: Object> {
 
 impl<K: Object> Clone for Informer<K> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), synced: self.synced.clone(), _guard: self._guard.clone() }
+        Self {
+            store: self.store.clone(),
+            synced: self.synced.clone(),
+            _guard: self._guard.clone(),
+        }
     }
 }
 
@@ -206,7 +259,11 @@ impl<K: Object> Informer<K> {
             }
             task_store.close();
         });
-        Self { store, synced, _guard: guard }
+        Self {
+            store,
+            synced,
+            _guard: guard,
+        }
     }
 
     /// The object, if the cache has it.
@@ -240,7 +297,11 @@ impl<K: Object> Informer<K> {
     }
 
     /// Adds an index under a name of its own; adding it twice keeps the first. `keys` gives the values an object is found by.
-    pub fn add_index(&self, name: &'static str, keys: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) {
+    pub fn add_index(
+        &self,
+        name: &'static str,
+        keys: impl Fn(&K) -> Vec<String> + Send + Sync + 'static,
+    ) {
         self.store.add_index(name, Box::new(keys));
     }
 
@@ -266,7 +327,10 @@ impl<K: Object> Informer<K> {
 }
 
 fn metadata_id(resource: &ApiResource) -> String {
-    format!("{}/{}/{}", resource.group, resource.version, resource.plural)
+    format!(
+        "{}/{}/{}",
+        resource.group, resource.version, resource.plural
+    )
 }
 
 #[cfg(test)]

@@ -132,7 +132,11 @@ pub struct Leadership {
 impl Leadership {
     /// A process that needs no election leads always.
     pub fn always() -> Self {
-        Self { state: Arc::new(Mutex::new(Some(Duration::MAX))), clock: Clock::real(), renew_deadline: Duration::ZERO }
+        Self {
+            state: Arc::new(Mutex::new(Some(Duration::MAX))),
+            clock: Clock::real(),
+            renew_deadline: Duration::ZERO,
+        }
     }
     /// Whether this process leads by what it knows now: it renewed within the renew deadline.
     pub fn is_leading(&self) -> bool {
@@ -169,11 +173,18 @@ impl LeaderElector {
     ///
     /// # Errors
     /// A configuration that cannot work.
-    pub fn new(client: Client, config: LeaderElectionConfig, recorder: Recorder) -> Result<Self, LeaderElectionError> {
+    pub fn new(
+        client: Client,
+        config: LeaderElectionConfig,
+        recorder: Recorder,
+    ) -> Result<Self, LeaderElectionError> {
         config.validate()?;
         let clock = Clock::real();
-        let leadership =
-            Leadership { state: Arc::default(), clock: clock.clone(), renew_deadline: config.renew_deadline };
+        let leadership = Leadership {
+            state: Arc::default(),
+            clock: clock.clone(),
+            renew_deadline: config.renew_deadline,
+        };
         crate::metrics::leader_status(&config.name, false);
         Ok(Self {
             api: Api::namespaced(client, &config.namespace),
@@ -194,7 +205,9 @@ impl LeaderElector {
     /// Adds the `leaderElection` watchdog to the health checks.
     pub fn add_health_check(&self, health: &Health) {
         let (leadership, duration) = (self.leadership.clone(), self.config.lease_duration);
-        health.add("leaderElection", Kind::Live, move || leadership.check(duration));
+        health.add("leaderElection", Kind::Live, move || {
+            leadership.check(duration)
+        });
     }
 
     /// Waits for the lease, then runs `lead` with a token that ends with shutdown or with the lease, and renews meanwhile.
@@ -243,15 +256,24 @@ impl LeaderElector {
     }
 
     async fn acquire(&mut self, shutdown: &Shutdown) -> bool {
-        tracing::info!(lock = self.describe(), "Attempting to acquire leader lease...");
+        tracing::info!(
+            lock = self.describe(),
+            "Attempting to acquire leader lease..."
+        );
         loop {
             let deadline = self.config.renew_deadline;
-            match shutdown.run_until(tokio::time::timeout(deadline, self.try_acquire_or_renew())).await {
+            match shutdown
+                .run_until(tokio::time::timeout(deadline, self.try_acquire_or_renew()))
+                .await
+            {
                 None => return false,
                 Some(Ok(true)) => break,
                 Some(_) => {}
             }
-            let pause = self.config.retry_period.mul_f64(1.0 + rand::random_range(0.0..JITTER));
+            let pause = self
+                .config
+                .retry_period
+                .mul_f64(1.0 + rand::random_range(0.0..JITTER));
             if shutdown.run_until(self.clock.sleep(pause)).await.is_none() {
                 return false;
             }
@@ -268,7 +290,10 @@ impl LeaderElector {
         loop {
             let left = deadline.saturating_sub(self.clock.monotonic());
             if left.is_zero() {
-                tracing::info!(lock = self.describe(), "Failed to renew lease: timed out waiting for the condition");
+                tracing::info!(
+                    lock = self.describe(),
+                    "Failed to renew lease: timed out waiting for the condition"
+                );
                 return false;
             }
             if let Ok(true) = tokio::time::timeout(left, self.try_acquire_or_renew()).await {
@@ -293,13 +318,18 @@ impl LeaderElector {
         }
         let holder = self.observed.spec.holder_identity.clone();
         if self.reported != holder {
-            tracing::info!(lease = self.describe(), leader = holder.as_deref().unwrap_or(""), "New leader elected");
+            tracing::info!(
+                lease = self.describe(),
+                leader = holder.as_deref().unwrap_or(""),
+                "New leader elected"
+            );
             self.reported = holder;
         }
     }
 
     fn is_lease_valid(&self, now: Duration) -> bool {
-        let seconds = u64::try_from(self.observed.spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0);
+        let seconds =
+            u64::try_from(self.observed.spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0);
         self.observed.at + Duration::from_secs(seconds) > now
     }
 
@@ -321,13 +351,21 @@ impl LeaderElector {
 
     async fn write_record(&mut self, now: Duration) -> Result<bool, kube::Error> {
         if self.is_leader() && self.is_lease_valid(now) {
-            let spec = self.record(self.observed.spec.acquire_time.clone(), self.observed.spec.lease_transitions);
-            match self.update(spec, self.observed.resource_version.clone()).await {
+            let spec = self.record(
+                self.observed.spec.acquire_time.clone(),
+                self.observed.spec.lease_transitions,
+            );
+            match self
+                .update(spec, self.observed.resource_version.clone())
+                .await
+            {
                 Ok(lease) => {
                     self.observe(&lease, now);
                     return Ok(true);
                 }
-                Err(error) => tracing::debug!(%error, "Failed to update lease optimistically, falling back to slow path"),
+                Err(error) => {
+                    tracing::debug!(%error, "Failed to update lease optimistically, falling back to slow path")
+                }
             }
         }
         let Some(lease) = self.api.get_opt(&self.config.name).await? else {
@@ -344,15 +382,29 @@ impl LeaderElector {
             return Ok(true);
         };
         self.observe(&lease, now);
-        let held = self.observed.spec.holder_identity.as_ref().is_some_and(|h| !h.is_empty());
+        let held = self
+            .observed
+            .spec
+            .holder_identity
+            .as_ref()
+            .is_some_and(|h| !h.is_empty());
         if held && self.is_lease_valid(now) && !self.is_leader() {
-            tracing::debug!(holder = self.observed.spec.holder_identity, "Lease is held by and has not yet expired");
+            tracing::debug!(
+                holder = self.observed.spec.holder_identity,
+                "Lease is held by and has not yet expired"
+            );
             return Ok(false);
         }
         let spec = if self.is_leader() {
-            self.record(self.observed.spec.acquire_time.clone(), self.observed.spec.lease_transitions)
+            self.record(
+                self.observed.spec.acquire_time.clone(),
+                self.observed.spec.lease_transitions,
+            )
         } else {
-            self.record(None, Some(self.observed.spec.lease_transitions.unwrap_or(0) + 1))
+            self.record(
+                None,
+                Some(self.observed.spec.lease_transitions.unwrap_or(0) + 1),
+            )
         };
         let lease = self.update(spec, lease.metadata.resource_version).await?;
         self.observe(&lease, now);
@@ -363,7 +415,9 @@ impl LeaderElector {
         let now = MicroTime(Timestamp::now());
         LeaseSpec {
             holder_identity: Some(self.config.identity.clone()),
-            lease_duration_seconds: Some(i32::try_from(self.config.lease_duration.as_secs()).unwrap_or(i32::MAX)),
+            lease_duration_seconds: Some(
+                i32::try_from(self.config.lease_duration.as_secs()).unwrap_or(i32::MAX),
+            ),
             acquire_time: Some(acquired.unwrap_or_else(|| now.clone())),
             renew_time: Some(now),
             lease_transitions: transitions,
@@ -371,7 +425,11 @@ impl LeaderElector {
         }
     }
 
-    async fn update(&self, spec: LeaseSpec, resource_version: Option<String>) -> Result<Lease, kube::Error> {
+    async fn update(
+        &self,
+        spec: LeaseSpec,
+        resource_version: Option<String>,
+    ) -> Result<Lease, kube::Error> {
         let lease = Lease {
             metadata: ObjectMeta {
                 name: Some(self.config.name.clone()),
@@ -381,7 +439,9 @@ impl LeaderElector {
             },
             spec: Some(spec),
         };
-        self.api.replace(&self.config.name, &PostParams::default(), &lease).await
+        self.api
+            .replace(&self.config.name, &PostParams::default(), &lease)
+            .await
     }
 
     /// Empties the lease, so that the next candidate need not wait.
@@ -397,7 +457,9 @@ impl LeaderElector {
         let update = self.update(spec, self.observed.resource_version.clone());
         match tokio::time::timeout(self.config.renew_deadline, update).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(lock = self.describe(), %error, "Failed to release lease"),
+            Ok(Err(error)) => {
+                tracing::warn!(lock = self.describe(), %error, "Failed to release lease")
+            }
             Err(_) => tracing::warn!(lock = self.describe(), "Failed to release lease in time"),
         }
     }
@@ -412,7 +474,13 @@ impl LeaderElector {
             spec: None,
         };
         let message = format!("{} {what}", self.config.identity);
-        self.recorder.event(&object_reference(&lease), EventType::Normal, "LeaderElection", "LeaderElection", message);
+        self.recorder.event(
+            &object_reference(&lease),
+            EventType::Normal,
+            "LeaderElection",
+            "LeaderElection",
+            message,
+        );
     }
 }
 
@@ -424,9 +492,15 @@ mod tests {
     fn times_must_fit() {
         let good = LeaderElectionConfig::new("x");
         assert_eq!(good.validate(), Ok(()));
-        let short = LeaderElectionConfig { lease_duration: Duration::from_secs(10), ..good.clone() };
+        let short = LeaderElectionConfig {
+            lease_duration: Duration::from_secs(10),
+            ..good.clone()
+        };
         assert_eq!(short.validate(), Err(LeaderElectionError::LeaseDuration));
-        let slow = LeaderElectionConfig { retry_period: Duration::from_secs(9), ..good };
+        let slow = LeaderElectionConfig {
+            retry_period: Duration::from_secs(9),
+            ..good
+        };
         assert_eq!(slow.validate(), Err(LeaderElectionError::RenewDeadline));
     }
 }

@@ -16,6 +16,7 @@ pub mod informer;
 pub mod leader_election;
 pub mod logs;
 pub mod metrics;
+pub mod options;
 pub mod serving;
 pub mod shutdown;
 pub mod tls;

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{Encoder, GaugeVec, HistogramVec, IntCounterVec, Opts, TextEncoder, register_gauge_vec};
+use prometheus::{
+    Encoder, GaugeVec, HistogramVec, IntCounterVec, Opts, TextEncoder, register_gauge_vec,
+};
 use prometheus::{histogram_opts, opts, register_histogram_vec, register_int_counter_vec};
 
 /// What a scrape returns as content type.
@@ -17,7 +19,10 @@ const PROVEN: &str = "the name is registered only here";
 
 static REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     register_int_counter_vec!(
-        opts!("rest_client_requests_total", "Number of HTTP requests, partitioned by status code, method, and host."),
+        opts!(
+            "rest_client_requests_total",
+            "Number of HTTP requests, partitioned by status code, method, and host."
+        ),
         &["code", "method", "host"]
     )
     .expect(PROVEN)
@@ -27,7 +32,9 @@ static REQUEST_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
         histogram_opts!(
             "rest_client_request_duration_seconds",
             "Request latency in seconds. Broken down by verb, and host.",
-            vec![0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0]
+            vec![
+                0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0
+            ]
         ),
         &["verb", "host"]
     )
@@ -45,7 +52,10 @@ static LEADER: LazyLock<GaugeVec> = LazyLock::new(|| {
 });
 static FEATURES: LazyLock<GaugeVec> = LazyLock::new(|| {
     register_gauge_vec!(
-        opts!("kubernetes_feature_enabled", "This metric records the data about the stage and enablement of a k8s feature."),
+        opts!(
+            "kubernetes_feature_enabled",
+            "This metric records the data about the stage and enablement of a k8s feature."
+        ),
         &["name", "stage"]
     )
     .expect(PROVEN)
@@ -67,7 +77,17 @@ pub fn init() {
     ONCE.call_once(|| {
         let platform = format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH);
         BUILD
-            .with_label_values(&["1", "36", crate::version::GIT_VERSION, "", "clean", "", "", "rustc", &platform])
+            .with_label_values(&[
+                "1",
+                "36",
+                crate::version::GIT_VERSION,
+                "",
+                "clean",
+                "",
+                "",
+                "rustc",
+                &platform,
+            ])
             .set(1.0);
         // Refused only if a second one is registered; this runs once.
         let _ = prometheus::register(Box::new(ProcessCollector::new()));
@@ -96,20 +116,27 @@ pub fn router() -> axum::Router {
 
 /// Upstream's `ExponentialBuckets`.
 pub fn exponential_buckets(start: f64, factor: f64, count: usize) -> Vec<f64> {
-    prometheus::exponential_buckets(start, factor, count).expect("positive start, factor above one, at least one bucket")
+    prometheus::exponential_buckets(start, factor, count)
+        .expect("positive start, factor above one, at least one bucket")
 }
 
 pub(crate) fn observe_rest_client(code: &str, method: &str, host: &str, took: Duration) {
     REQUESTS.with_label_values(&[code, method, host]).inc();
-    REQUEST_SECONDS.with_label_values(&[method, host]).observe(took.as_secs_f64());
+    REQUEST_SECONDS
+        .with_label_values(&[method, host])
+        .observe(took.as_secs_f64());
 }
 
 pub(crate) fn leader_status(name: &str, leading: bool) {
-    LEADER.with_label_values(&[name]).set(f64::from(u8::from(leading)));
+    LEADER
+        .with_label_values(&[name])
+        .set(f64::from(u8::from(leading)));
 }
 
 pub(crate) fn feature_enabled(name: &str, stage: &str, on: bool) {
-    FEATURES.with_label_values(&[name, stage]).set(f64::from(u8::from(on)));
+    FEATURES
+        .with_label_values(&[name, stage])
+        .set(f64::from(u8::from(on)));
 }
 
 /// `process_*`, read from /proc when scraped.
@@ -118,37 +145,78 @@ struct ProcessCollector {
 }
 
 const PROCESS: &[(&str, &str, MetricType)] = &[
-    ("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.", MetricType::COUNTER),
-    ("process_max_fds", "Maximum number of open file descriptors.", MetricType::GAUGE),
-    ("process_open_fds", "Number of open file descriptors.", MetricType::GAUGE),
-    ("process_resident_memory_bytes", "Resident memory size in bytes.", MetricType::GAUGE),
-    ("process_start_time_seconds", "Start time of the process since unix epoch in seconds.", MetricType::GAUGE),
-    ("process_virtual_memory_bytes", "Virtual memory size in bytes.", MetricType::GAUGE),
+    (
+        "process_cpu_seconds_total",
+        "Total user and system CPU time spent in seconds.",
+        MetricType::COUNTER,
+    ),
+    (
+        "process_max_fds",
+        "Maximum number of open file descriptors.",
+        MetricType::GAUGE,
+    ),
+    (
+        "process_open_fds",
+        "Number of open file descriptors.",
+        MetricType::GAUGE,
+    ),
+    (
+        "process_resident_memory_bytes",
+        "Resident memory size in bytes.",
+        MetricType::GAUGE,
+    ),
+    (
+        "process_start_time_seconds",
+        "Start time of the process since unix epoch in seconds.",
+        MetricType::GAUGE,
+    ),
+    (
+        "process_virtual_memory_bytes",
+        "Virtual memory size in bytes.",
+        MetricType::GAUGE,
+    ),
 ];
 
 impl ProcessCollector {
     fn new() -> Self {
         let desc = |(name, help, _): &(&str, &str, MetricType)| {
-            Opts::new(*name, *help).variable_labels(Vec::new()).try_into_desc()
+            Opts::new(*name, *help)
+                .variable_labels(Vec::new())
+                .try_into_desc()
         };
-        Self { descs: PROCESS.iter().filter_map(desc).collect() }
+        Self {
+            descs: PROCESS.iter().filter_map(desc).collect(),
+        }
     }
 
     fn read() -> Option<[f64; 6]> {
         let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
         // Fields after the name, which stands in parentheses and may hold anything.
-        let fields: Vec<f64> = stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(|f| f.parse().unwrap_or(0.0)).collect();
+        let fields: Vec<f64> = stat
+            .rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .skip(1)
+            .map(|f| f.parse().unwrap_or(0.0))
+            .collect();
         const TICKS: f64 = 100.0; // USER_HZ, fixed in Linux' ABI
         const PAGE: f64 = 4096.0;
         let boot = std::fs::read_to_string("/proc/stat").ok()?;
-        let boot: f64 = boot.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()?;
+        let boot: f64 = boot
+            .lines()
+            .find_map(|l| l.strip_prefix("btime "))?
+            .trim()
+            .parse()
+            .ok()?;
         let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
         let max_fds = limits
             .lines()
             .find_map(|l| l.strip_prefix("Max open files"))
             .and_then(|l| l.split_whitespace().next()?.parse().ok())
             .unwrap_or(f64::INFINITY);
-        let open_fds = std::fs::read_dir("/proc/self/fd").map(Iterator::count).unwrap_or(0) as f64;
+        let open_fds = std::fs::read_dir("/proc/self/fd")
+            .map(Iterator::count)
+            .unwrap_or(0) as f64;
         Some([
             (fields.get(10)? + fields.get(11)?) / TICKS,
             max_fds,
@@ -175,7 +243,9 @@ impl Collector for ProcessCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let Some(values) = Self::read() else { return Vec::new() };
+        let Some(values) = Self::read() else {
+            return Vec::new();
+        };
         let family = |((name, help, kind), value): (&(&str, &str, MetricType), f64)| {
             let mut metric = Metric::from_label(Vec::<LabelPair>::new());
             if *kind == MetricType::COUNTER {
@@ -204,7 +274,11 @@ mod tests {
     fn process_metrics_are_there() {
         super::init();
         let text = super::text();
-        for name in ["process_resident_memory_bytes", "process_cpu_seconds_total", "kubernetes_build_info"] {
+        for name in [
+            "process_resident_memory_bytes",
+            "process_cpu_seconds_total",
+            "kubernetes_build_info",
+        ] {
             assert!(text.contains(name), "{name} in {text}");
         }
     }

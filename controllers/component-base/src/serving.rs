@@ -60,7 +60,9 @@ pub struct Peer {
 /// # Errors
 /// When the address is taken or not ours.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServingError> {
-    TcpListener::bind(address).await.map_err(|source| ServingError::Listen { address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServingError::Listen { address, source })
 }
 
 /// A server with TLS whose every request passes `access`.
@@ -77,7 +79,9 @@ impl SecureServer {
     /// Serves until shutdown, then lets open requests end for a short time.
     pub async fn serve(self, router: Router, shutdown: Shutdown) {
         let access = Arc::new(self.access);
-        let router = router.layer(axum::middleware::from_fn(move |request, next| access::check(access.clone(), request, next)));
+        let router = router.layer(axum::middleware::from_fn(move |request, next| {
+            access::check(access.clone(), request, next)
+        }));
         accept(self.listener, Some(self.tls), router, shutdown).await;
     }
 }
@@ -91,7 +95,9 @@ async fn accept(listener: TcpListener, tls: Option<ServerTls>, router: Router, s
     let tracker = tokio_util::task::TaskTracker::new();
     let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Some(Ok(slot)) = shutdown.run_until(slots.clone().acquire_owned()).await else { break };
+        let Some(Ok(slot)) = shutdown.run_until(slots.clone().acquire_owned()).await else {
+            break;
+        };
         let (stream, address) = match shutdown.run_until(listener.accept()).await {
             None => break,
             Some(Ok(accepted)) => accepted,
@@ -114,17 +120,50 @@ async fn accept(listener: TcpListener, tls: Option<ServerTls>, router: Router, s
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await;
 }
 
-async fn connection(stream: TcpStream, address: SocketAddr, tls: Option<ServerTls>, router: Router, shutdown: Shutdown) {
+async fn connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<ServerTls>,
+    router: Router,
+    shutdown: Shutdown,
+) {
     // Small replies matter more here than packets saved.
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        return serve_stream(stream, Peer { address, certificate: None }, router, shutdown).await;
+        return serve_stream(
+            stream,
+            Peer {
+                address,
+                certificate: None,
+            },
+            router,
+            shutdown,
+        )
+        .await;
     };
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls.current()).accept(stream)).await {
+    match tokio::time::timeout(
+        HANDSHAKE_TIMEOUT,
+        TlsAcceptor::from(tls.current()).accept(stream),
+    )
+    .await
+    {
         Ok(Ok(stream)) => {
-            let certificate =
-                stream.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(|c| UserInfo::from_certificate(c));
-            serve_stream(stream, Peer { address, certificate }, router, shutdown).await;
+            let certificate = stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .and_then(|c| c.first())
+                .and_then(|c| UserInfo::from_certificate(c));
+            serve_stream(
+                stream,
+                Peer {
+                    address,
+                    certificate,
+                },
+                router,
+                shutdown,
+            )
+            .await;
         }
         Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake error"),
         Err(_) => tracing::debug!(%address, "TLS handshake timed out"),

@@ -41,7 +41,9 @@ impl Shutdown {
 
     /// A token that ends with this one, and can be triggered alone.
     pub fn child(&self) -> Self {
-        Self { token: self.token.child_token() }
+        Self {
+            token: self.token.child_token(),
+        }
     }
 
     /// Ends everything that watches this token.

@@ -112,10 +112,20 @@ impl ServerTls {
             (Some(cert), Some(key)) => (read(cert)?, read(key)?),
             _ => self_signed_in(&options)?,
         };
-        let state = State { cert_pem, key_pem, client_ca };
+        let state = State {
+            cert_pem,
+            key_pem,
+            client_ca,
+        };
         let config = server_config(&options, &state)?;
-        let inner = Inner { options, current: ArcSwap::from_pointee(config), state: Mutex::new(state) };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner {
+            options,
+            current: ArcSwap::from_pointee(config),
+            state: Mutex::new(state),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The configuration for the next connection.
@@ -143,11 +153,20 @@ impl ServerTls {
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) -> Result<(), TlsError> {
-        let mut state = self.inner.state.lock().expect("no panic while the lock is held");
-        let mut next =
-            State { cert_pem: state.cert_pem.clone(), key_pem: state.key_pem.clone(), client_ca: state.client_ca.clone() };
+        let mut state = self
+            .inner
+            .state
+            .lock()
+            .expect("no panic while the lock is held");
+        let mut next = State {
+            cert_pem: state.cert_pem.clone(),
+            key_pem: state.key_pem.clone(),
+            client_ca: state.client_ca.clone(),
+        };
         change(&mut next);
-        self.inner.current.store(Arc::new(server_config(&self.inner.options, &next)?));
+        self.inner
+            .current
+            .store(Arc::new(server_config(&self.inner.options, &next)?));
         *state = next;
         Ok(())
     }
@@ -156,13 +175,23 @@ impl ServerTls {
     ///
     /// # Errors
     /// When the kernel gives no watch.
-    pub fn watch_files(&self, client_ca_file: Option<PathBuf>, shutdown: &Shutdown) -> Result<(), TlsError> {
-        let files: Vec<PathBuf> = [&self.inner.options.cert_file, &self.inner.options.key_file, &client_ca_file]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
-        let Some(mut changes) = watch_files(&files)? else { return Ok(()) };
+    pub fn watch_files(
+        &self,
+        client_ca_file: Option<PathBuf>,
+        shutdown: &Shutdown,
+    ) -> Result<(), TlsError> {
+        let files: Vec<PathBuf> = [
+            &self.inner.options.cert_file,
+            &self.inner.options.key_file,
+            &client_ca_file,
+        ]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
+        let Some(mut changes) = watch_files(&files)? else {
+            return Ok(());
+        };
         let (tls, shutdown) = (self.clone(), shutdown.clone());
         tokio::spawn(async move {
             while let Some(Some(())) = shutdown.run_until(changes.recv()).await {
@@ -175,7 +204,9 @@ impl ServerTls {
     }
 
     fn reload(&self, client_ca_file: Option<&Path>) -> Result<(), TlsError> {
-        if let (Some(cert), Some(key)) = (&self.inner.options.cert_file, &self.inner.options.key_file) {
+        if let (Some(cert), Some(key)) =
+            (&self.inner.options.cert_file, &self.inner.options.key_file)
+        {
             self.set_certificate(read(cert)?, read(key)?)?;
         }
         if let Some(file) = client_ca_file {
@@ -193,17 +224,30 @@ pub fn watch_files(files: &[PathBuf]) -> Result<Option<tokio::sync::mpsc::Receiv
     if files.is_empty() {
         return Ok(None);
     }
-    let inotify = Inotify::init().map_err(|source| TlsError::Watch { path: files[0].clone(), source })?;
+    let inotify = Inotify::init().map_err(|source| TlsError::Watch {
+        path: files[0].clone(),
+        source,
+    })?;
     for file in files {
         // The directory, since editors, kubelet volumes and certificate managers replace files rather than write them.
-        let directory = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE | WatchMask::DELETE;
+        let directory = file
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let mask =
+            WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE | WatchMask::DELETE;
         inotify
             .watches()
             .add(directory, mask)
-            .map_err(|source| TlsError::Watch { path: directory.to_path_buf(), source })?;
+            .map_err(|source| TlsError::Watch {
+                path: directory.to_path_buf(),
+                source,
+            })?;
     }
-    let watch = |source| TlsError::Watch { path: files[0].clone(), source };
+    let watch = |source| TlsError::Watch {
+        path: files[0].clone(),
+        source,
+    };
     let mut stream = inotify.into_event_stream([0u8; 4096]).map_err(watch)?;
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
@@ -222,7 +266,10 @@ pub fn watch_files(files: &[PathBuf]) -> Result<Option<tokio::sync::mpsc::Receiv
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| TlsError::File { path: path.to_path_buf(), source })
+    std::fs::read(path).map_err(|source| TlsError::File {
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 /// The certificates of a PEM text.
@@ -230,10 +277,18 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 /// # Errors
 /// When there is none, or it is damaged; `what` names the source in the error.
 pub fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let error = |message: String| TlsError::Pem { what: what.to_string(), message };
-    let list: Vec<_> =
-        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|e| error(e.to_string()))?;
-    if list.is_empty() { Err(error("no certificate found".into())) } else { Ok(list) }
+    let error = |message: String| TlsError::Pem {
+        what: what.to_string(),
+        message,
+    };
+    let list: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|e| error(e.to_string()))?;
+    if list.is_empty() {
+        Err(error("no certificate found".into()))
+    } else {
+        Ok(list)
+    }
 }
 
 /// The private key of a PEM text.
@@ -241,7 +296,10 @@ pub fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static
 /// # Errors
 /// When there is none, or it is damaged.
 pub fn private_key(what: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|e| TlsError::Pem { what: what.to_string(), message: e.to_string() })
+    PrivateKeyDer::from_pem_slice(pem).map_err(|e| TlsError::Pem {
+        what: what.to_string(),
+        message: e.to_string(),
+    })
 }
 
 fn server_config(options: &TlsOptions, state: &State) -> Result<ServerConfig, TlsError> {
@@ -252,25 +310,44 @@ fn server_config(options: &TlsOptions, state: &State) -> Result<ServerConfig, Tl
             // Go leaves "_SHA256" off for the CHACHA20 suites in older names.
             let wanted = name.trim_end_matches("_SHA256");
             let suite = provider.cipher_suites.iter().find(|s| {
-                format!("{:?}", s.suite()).replace("TLS13_", "TLS_").trim_end_matches("_SHA256") == wanted
+                format!("{:?}", s.suite())
+                    .replace("TLS13_", "TLS_")
+                    .trim_end_matches("_SHA256")
+                    == wanted
             });
             match suite {
                 Some(suite) => suites.push(*suite),
-                None => tracing::warn!(suite = name, "The cipher suite is not offered by this build, left out"),
+                None => tracing::warn!(
+                    suite = name,
+                    "The cipher suite is not offered by this build, left out"
+                ),
             }
         }
         // TLS 1.3 suites cannot be chosen, as in Go.
-        suites.extend(provider.cipher_suites.iter().filter(|s| s.tls13().is_some()).copied());
+        suites.extend(
+            provider
+                .cipher_suites
+                .iter()
+                .filter(|s| s.tls13().is_some())
+                .copied(),
+        );
         provider.cipher_suites = suites;
     }
-    const TLS12_UP: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+    const TLS12_UP: &[&SupportedProtocolVersion] =
+        &[&rustls::version::TLS13, &rustls::version::TLS12];
     let versions = match options.min_version.as_str() {
         "" | "VersionTLS12" | "VersionTLS10" | "VersionTLS11" => TLS12_UP,
         "VersionTLS13" => &TLS12_UP[..1],
-        other => return Err(TlsError::Unsupported { setting: "--tls-min-version", value: other.to_string() }),
+        other => {
+            return Err(TlsError::Unsupported {
+                setting: "--tls-min-version",
+                value: other.to_string(),
+            });
+        }
     };
     let provider = Arc::new(provider);
-    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
+    let builder =
+        ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
     let builder = match &state.client_ca {
         None => builder.with_no_client_auth(),
         Some(pem) => {
@@ -279,7 +356,8 @@ fn server_config(options: &TlsOptions, state: &State) -> Result<ServerConfig, Tl
                 roots.add(certificate)?;
             }
             // DIFFERS: a client certificate that does not verify ends the handshake; upstream answers 401.
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated();
             builder.with_client_cert_verifier(verifier.build()?)
         }
     };
@@ -290,7 +368,9 @@ fn server_config(options: &TlsOptions, state: &State) -> Result<ServerConfig, Tl
 }
 
 fn self_signed_in(options: &TlsOptions) -> Result<(Vec<u8>, Vec<u8>), TlsError> {
-    let Some(directory) = &options.cert_dir else { return generate_self_signed(&options.names) };
+    let Some(directory) = &options.cert_dir else {
+        return generate_self_signed(&options.names);
+    };
     let cert_file = directory.join(format!("{}.crt", options.pair_name));
     let key_file = directory.join(format!("{}.key", options.pair_name));
     if cert_file.exists() && key_file.exists() {
@@ -300,12 +380,26 @@ fn self_signed_in(options: &TlsOptions) -> Result<(Vec<u8>, Vec<u8>), TlsError> 
     let write = |path: &Path, data: &[u8], mode: u32| -> Result<(), TlsError> {
         use std::io::Write as _;
         use std::os::unix::fs::OpenOptionsExt as _;
-        let wrap = |source| TlsError::File { path: path.to_path_buf(), source };
+        let wrap = |source| TlsError::File {
+            path: path.to_path_buf(),
+            source,
+        };
         let mut open = std::fs::OpenOptions::new();
-        let mut file = open.write(true).create(true).truncate(true).mode(mode).open(path).map_err(wrap)?;
-        file.write_all(data).and_then(|()| file.sync_all()).map_err(wrap)
+        let mut file = open
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(path)
+            .map_err(wrap)?;
+        file.write_all(data)
+            .and_then(|()| file.sync_all())
+            .map_err(wrap)
     };
-    std::fs::create_dir_all(directory).map_err(|source| TlsError::File { path: directory.clone(), source })?;
+    std::fs::create_dir_all(directory).map_err(|source| TlsError::File {
+        path: directory.clone(),
+        source,
+    })?;
     write(&key_file, &key, 0o600)?;
     write(&cert_file, &cert, 0o644)?;
     Ok((cert, key))
@@ -316,39 +410,69 @@ fn self_signed_in(options: &TlsOptions) -> Result<(Vec<u8>, Vec<u8>), TlsError> 
 /// # Errors
 /// When a name is no valid one.
 pub fn generate_self_signed(names: &[String]) -> Result<(Vec<u8>, Vec<u8>), TlsError> {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+        KeyPair, KeyUsagePurpose,
+    };
     let host = names.first().cloned().unwrap_or_else(|| "localhost".into());
     let (start, end) = validity();
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::new(Vec::<String>::new())?;
-    ca.distinguished_name.push(DnType::CommonName, format!("{host}-ca@{}", jiff::Timestamp::now().as_second()));
+    ca.distinguished_name.push(
+        DnType::CommonName,
+        format!("{host}-ca@{}", jiff::Timestamp::now().as_second()),
+    );
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    ca.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyEncipherment,
+    ];
     (ca.not_before, ca.not_after) = (start, end);
     let ca_cert = ca.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca, ca_key);
 
     let key = KeyPair::generate()?;
     // CertificateParams::new tells addresses from names.
-    let names = if names.is_empty() { vec![host.clone()] } else { names.to_vec() };
+    let names = if names.is_empty() {
+        vec![host.clone()]
+    } else {
+        names.to_vec()
+    };
     let mut params = CertificateParams::new(names)?;
-    params.distinguished_name.push(DnType::CommonName, format!("{host}@{}", jiff::Timestamp::now().as_second()));
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.distinguished_name.push(
+        DnType::CommonName,
+        format!("{host}@{}", jiff::Timestamp::now().as_second()),
+    );
+    params.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyEncipherment,
+    ];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     (params.not_before, params.not_after) = (start, end);
     let cert = params.signed_by(&key, &issuer)?;
-    Ok(((cert.pem() + &ca_cert.pem()).into_bytes(), key.serialize_pem().into_bytes()))
+    Ok((
+        (cert.pem() + &ca_cert.pem()).into_bytes(),
+        key.serialize_pem().into_bytes(),
+    ))
 }
 
 /// An hour ago (for clocks that differ) to a year from now.
 fn validity() -> (time::OffsetDateTime, time::OffsetDateTime) {
     let now = time::OffsetDateTime::now_utc();
-    (now - time::Duration::hours(1), now + time::Duration::days(365))
+    (
+        now - time::Duration::hours(1),
+        now + time::Duration::days(365),
+    )
 }
 
 /// The names a component's self-signed certificate carries: its host name, `localhost`, and the address it binds to.
 pub fn default_names(bind: IpAddr) -> Vec<String> {
-    let mut names = vec![crate::events::hostname(), "localhost".to_string(), "127.0.0.1".to_string()];
+    let mut names = vec![
+        crate::events::hostname(),
+        "localhost".to_string(),
+        "127.0.0.1".to_string(),
+    ];
     if !bind.is_unspecified() && !bind.is_loopback() {
         names.push(bind.to_string());
     }
@@ -362,12 +486,21 @@ mod tests {
 
     #[test]
     fn self_signed_serves() {
-        let options = TlsOptions { names: default_names([127, 0, 0, 1].into()), ..TlsOptions::default() };
+        let options = TlsOptions {
+            names: default_names([127, 0, 0, 1].into()),
+            ..TlsOptions::default()
+        };
         let tls = ServerTls::new(options, None).unwrap();
         let (cert, _) = generate_self_signed(&["localhost".into()]).unwrap();
         tls.set_client_ca(Some(cert)).unwrap();
         assert!(tls.set_client_ca(Some(b"none".to_vec())).is_err());
-        let old = TlsOptions { min_version: "VersionTLS9".into(), ..TlsOptions::default() };
-        assert!(matches!(ServerTls::new(old, None), Err(TlsError::Unsupported { .. })));
+        let old = TlsOptions {
+            min_version: "VersionTLS9".into(),
+            ..TlsOptions::default()
+        };
+        assert!(matches!(
+            ServerTls::new(old, None),
+            Err(TlsError::Unsupported { .. })
+        ));
     }
 }

@@ -17,7 +17,10 @@ pub fn user_agent(component: &str) -> String {
         "aarch64" => "arm64",
         other => other,
     };
-    format!("{component}/{GIT_VERSION} ({}/{arch}) gantry", std::env::consts::OS)
+    format!(
+        "{component}/{GIT_VERSION} ({}/{arch}) gantry",
+        std::env::consts::OS
+    )
 }
 
 #[cfg(test)]

@@ -48,11 +48,19 @@ pub struct Watches {
 impl Watches {
     /// No watches yet; they end with `shutdown`.
     pub fn new(shutdown: Shutdown) -> Self {
-        Self { shutdown, tasks: JoinSet::new(), synced: Vec::new() }
+        Self {
+            shutdown,
+            tasks: JoinSet::new(),
+            synced: Vec::new(),
+        }
     }
 
     /// Calls `handler` for every event of `informer`; the controller starts after it has synced. Handlers must not block.
-    pub fn on<K: Object>(&mut self, informer: &Informer<K>, mut handler: impl FnMut(InformerEvent<K>) + Send + 'static) {
+    pub fn on<K: Object>(
+        &mut self,
+        informer: &Informer<K>,
+        mut handler: impl FnMut(InformerEvent<K>) + Send + 'static,
+    ) {
         self.wait_for(informer);
         let mut receiver = informer.subscribe();
         let shutdown = self.shutdown.clone();
@@ -66,13 +74,17 @@ impl Watches {
     /// Reads from `informer` without handling its events; the controller starts after it has synced.
     pub fn wait_for<K: Object>(&mut self, informer: &Informer<K>) {
         let informer = informer.clone();
-        self.synced.push(async move { informer.wait_for_sync().await }.boxed());
+        self.synced
+            .push(async move { informer.wait_for_sync().await }.boxed());
     }
 
     /// Waits until every informer has its first list; `false` when told to end before.
     pub async fn wait_for_sync(&mut self) -> bool {
         let all = futures::future::join_all(std::mem::take(&mut self.synced));
-        self.shutdown.run_until(all).await.is_some_and(|synced| synced.into_iter().all(|s| s))
+        self.shutdown
+            .run_until(all)
+            .await
+            .is_some_and(|synced| synced.into_iter().all(|s| s))
     }
 }
 
@@ -101,7 +113,9 @@ pub async fn run_controller<C: Controller>(
 
 async fn work<C: Controller>(controller: Arc<C>, queue: WorkQueue<C::Key>) {
     while let Some(key) = queue.get().await {
-        let result = std::panic::AssertUnwindSafe(controller.reconcile(&key)).catch_unwind().await;
+        let result = std::panic::AssertUnwindSafe(controller.reconcile(&key))
+            .catch_unwind()
+            .await;
         match result {
             Ok(Ok(again)) => {
                 queue.forget(&key);
@@ -116,7 +130,12 @@ async fn work<C: Controller>(controller: Arc<C>, queue: WorkQueue<C::Key>) {
     }
 }
 
-fn retry<C: Controller>(controller: &C, queue: &WorkQueue<C::Key>, key: &C::Key, error: &dyn Display) {
+fn retry<C: Controller>(
+    controller: &C,
+    queue: &WorkQueue<C::Key>,
+    key: &C::Key,
+    error: &dyn Display,
+) {
     let failures = queue.num_requeues(key);
     if controller.max_retries().is_some_and(|max| failures >= max) {
         tracing::error!(controller = controller.name(), %key, %error, "Dropping out of the queue after too many retries");

@@ -31,7 +31,11 @@ pub struct Target {
 impl Target {
     /// An object of a kind of k8s-openapi.
     pub fn of<K: kube::Resource<DynamicType = ()>>(namespace: &str, name: &str) -> Self {
-        Self { resource: Resource::of::<K>(), key: ObjectKey::new(namespace, name), subresource: "" }
+        Self {
+            resource: Resource::of::<K>(),
+            key: ObjectKey::new(namespace, name),
+            subresource: "",
+        }
     }
     /// A subresource of it.
     pub fn subresource(mut self, subresource: &'static str) -> Self {
@@ -102,26 +106,55 @@ pub enum Action {
 impl Action {
     /// Creates an object.
     pub fn create<K: kube::Resource<DynamicType = ()> + Serialize>(object: &K) -> Self {
-        Self::Create { target: target_of(object, ""), object: to_value(object) }
+        Self::Create {
+            target: target_of(object, ""),
+            object: to_value(object),
+        }
     }
     /// Replaces an object.
     pub fn update<K: kube::Resource<DynamicType = ()> + Serialize>(object: &K) -> Self {
-        Self::Update { target: target_of(object, ""), object: to_value(object) }
+        Self::Update {
+            target: target_of(object, ""),
+            object: to_value(object),
+        }
     }
     /// Replaces an object's status.
     pub fn update_status<K: kube::Resource<DynamicType = ()> + Serialize>(object: &K) -> Self {
-        Self::Update { target: target_of(object, "status"), object: to_value(object) }
+        Self::Update {
+            target: target_of(object, "status"),
+            object: to_value(object),
+        }
     }
     /// Merges a JSON merge patch into an object.
-    pub fn merge_patch<K: kube::Resource<DynamicType = ()>>(namespace: &str, name: &str, patch: Value) -> Self {
-        Self::Patch { target: Target::of::<K>(namespace, name), kind: PatchKind::Merge, patch }
+    pub fn merge_patch<K: kube::Resource<DynamicType = ()>>(
+        namespace: &str,
+        name: &str,
+        patch: Value,
+    ) -> Self {
+        Self::Patch {
+            target: Target::of::<K>(namespace, name),
+            kind: PatchKind::Merge,
+            patch,
+        }
     }
     /// Merges a strategic merge patch into an object.
-    pub fn strategic_patch<K: kube::Resource<DynamicType = ()>>(namespace: &str, name: &str, patch: Value) -> Self {
-        Self::Patch { target: Target::of::<K>(namespace, name), kind: PatchKind::Strategic, patch }
+    pub fn strategic_patch<K: kube::Resource<DynamicType = ()>>(
+        namespace: &str,
+        name: &str,
+        patch: Value,
+    ) -> Self {
+        Self::Patch {
+            target: Target::of::<K>(namespace, name),
+            kind: PatchKind::Strategic,
+            patch,
+        }
     }
     /// Merges a strategic merge patch into an object's status.
-    pub fn status_patch<K: kube::Resource<DynamicType = ()>>(namespace: &str, name: &str, patch: Value) -> Self {
+    pub fn status_patch<K: kube::Resource<DynamicType = ()>>(
+        namespace: &str,
+        name: &str,
+        patch: Value,
+    ) -> Self {
         Self::Patch {
             target: Target::of::<K>(namespace, name).subresource("status"),
             kind: PatchKind::Strategic,
@@ -129,8 +162,15 @@ impl Action {
         }
     }
     /// Deletes an object.
-    pub fn delete<K: kube::Resource<DynamicType = ()>>(namespace: &str, name: &str, options: DeleteOptions) -> Self {
-        Self::Delete { target: Target::of::<K>(namespace, name), options }
+    pub fn delete<K: kube::Resource<DynamicType = ()>>(
+        namespace: &str,
+        name: &str,
+        options: DeleteOptions,
+    ) -> Self {
+        Self::Delete {
+            target: Target::of::<K>(namespace, name),
+            options,
+        }
     }
     /// Records an event about an object.
     pub fn event<K: kube::Resource<DynamicType = ()>>(
@@ -140,7 +180,12 @@ impl Action {
         message: impl Into<String>,
     ) -> Self {
         let regarding = Box::new(component_base::events::object_reference(object));
-        Self::Event { regarding, event_type, reason, message: message.into() }
+        Self::Event {
+            regarding,
+            event_type,
+            reason,
+            message: message.into(),
+        }
     }
 }
 
@@ -173,7 +218,11 @@ fn to_value<K: Serialize>(object: &K) -> Value {
 }
 
 fn target_of<K: kube::Resource<DynamicType = ()>>(object: &K, subresource: &'static str) -> Target {
-    Target { resource: Resource::of::<K>(), key: ObjectKey::of(object), subresource }
+    Target {
+        resource: Resource::of::<K>(),
+        key: ObjectKey::of(object),
+        subresource,
+    }
 }
 
 /// Carries out actions for one controller; cheap to clone.
@@ -187,7 +236,11 @@ pub struct Executor {
 impl Executor {
     /// An executor that writes through `transport` while `leadership` holds.
     pub fn new(transport: Arc<dyn Transport>, leadership: Leadership, recorder: Recorder) -> Self {
-        Self { transport, leadership, recorder }
+        Self {
+            transport,
+            leadership,
+            recorder,
+        }
     }
 
     /// The recorder of the controller.
@@ -201,13 +254,23 @@ impl Executor {
     /// What the server said, or [`ApiError::NotLeading`]. Deleting what is gone already is no error.
     pub async fn execute(&self, action: &Action) -> Result<Value, ApiError> {
         let (verb, target, body) = match action {
-            Action::Event { regarding, event_type, reason, message } => {
-                self.recorder.event(regarding, *event_type, reason, reason, message.clone());
+            Action::Event {
+                regarding,
+                event_type,
+                reason,
+                message,
+            } => {
+                self.recorder
+                    .event(regarding, *event_type, reason, reason, message.clone());
                 return Ok(Value::Null);
             }
             Action::Create { target, object } => (Verb::Create, target, object.clone()),
             Action::Update { target, object } => (Verb::Update, target, object.clone()),
-            Action::Patch { target, kind, patch } => (Verb::Patch(*kind), target, patch.clone()),
+            Action::Patch {
+                target,
+                kind,
+                patch,
+            } => (Verb::Patch(*kind), target, patch.clone()),
             Action::Delete { target, options } => (Verb::Delete, target, delete_body(options)),
         };
         match self.send(verb, target, Vec::new(), body).await {
@@ -243,7 +306,10 @@ impl Executor {
         let mut batch = 1;
         while results.len() < actions.len() {
             let end = actions.len().min(results.len() + batch);
-            let tried = futures::future::join_all(actions[results.len()..end].iter().map(|a| self.execute(a))).await;
+            let tried = futures::future::join_all(
+                actions[results.len()..end].iter().map(|a| self.execute(a)),
+            )
+            .await;
             let failed = tried.iter().any(Result::is_err);
             results.extend(tried);
             if failed {
@@ -295,7 +361,15 @@ impl Executor {
     where
         K: kube::Resource<DynamicType = ()> + DeserializeOwned,
     {
-        match self.send(Verb::Get, &Target::of::<K>(namespace, name), Vec::new(), Value::Null).await {
+        match self
+            .send(
+                Verb::Get,
+                &Target::of::<K>(namespace, name),
+                Vec::new(),
+                Value::Null,
+            )
+            .await
+        {
             Ok(value) => decode(value).map(Some),
             Err(ApiError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
@@ -306,16 +380,31 @@ impl Executor {
     ///
     /// # Errors
     /// See [`ApiError`].
-    pub async fn list<K>(&self, namespace: &str, label_selector: &str, field_selector: &str) -> Result<Vec<K>, ApiError>
+    pub async fn list<K>(
+        &self,
+        namespace: &str,
+        label_selector: &str,
+        field_selector: &str,
+    ) -> Result<Vec<K>, ApiError>
     where
         K: kube::Resource<DynamicType = ()> + DeserializeOwned,
     {
-        let query = [("labelSelector", label_selector), ("fieldSelector", field_selector)]
-            .into_iter()
-            .filter(|(_, selector)| !selector.is_empty())
-            .map(|(name, selector)| (name, selector.to_string()))
-            .collect();
-        let mut list = self.send(Verb::List, &Target::of::<K>(namespace, ""), query, Value::Null).await?;
+        let query = [
+            ("labelSelector", label_selector),
+            ("fieldSelector", field_selector),
+        ]
+        .into_iter()
+        .filter(|(_, selector)| !selector.is_empty())
+        .map(|(name, selector)| (name, selector.to_string()))
+        .collect();
+        let mut list = self
+            .send(
+                Verb::List,
+                &Target::of::<K>(namespace, ""),
+                query,
+                Value::Null,
+            )
+            .await?;
         match list["items"].take() {
             Value::Array(items) => items.into_iter().map(decode).collect(),
             _ => Ok(Vec::new()),
@@ -326,7 +415,13 @@ impl Executor {
     ///
     /// # Errors
     /// See [`ApiError`].
-    pub async fn send(&self, verb: Verb, target: &Target, query: Vec<(&'static str, String)>, body: Value) -> Result<Value, ApiError> {
+    pub async fn send(
+        &self,
+        verb: Verb,
+        target: &Target,
+        query: Vec<(&'static str, String)>,
+        body: Value,
+    ) -> Result<Value, ApiError> {
         if !matches!(verb, Verb::Get | Verb::List) && !self.leadership.is_leading() {
             return Err(ApiError::NotLeading);
         }
@@ -376,7 +471,13 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     fn namespace(name: &str) -> Namespace {
-        Namespace { metadata: ObjectMeta { name: Some(name.into()), ..Default::default() }, ..Default::default() }
+        Namespace {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                ..Default::default()
+            },
+            ..Default::default()
+        }
     }
 
     #[tokio::test]
@@ -385,18 +486,52 @@ mod tests {
         let executor = api.executor();
         let made = executor.create(&namespace("a")).await.unwrap();
         assert!(made.metadata.uid.is_some());
-        assert!(executor.create(&namespace("a")).await.unwrap_err().is_already_exists());
+        assert!(
+            executor
+                .create(&namespace("a"))
+                .await
+                .unwrap_err()
+                .is_already_exists()
+        );
         let changed = executor.update(&made).await.unwrap();
         assert!(executor.update(&made).await.unwrap_err().is_conflict());
-        assert_ne!(changed.metadata.resource_version, made.metadata.resource_version);
-        let wrong = DeleteOptions { uid: Some("other".into()), ..Default::default() };
-        assert!(executor.execute(&Action::delete::<Namespace>("", "a", wrong)).await.unwrap_err().is_conflict());
-        executor.execute(&Action::delete::<Namespace>("", "a", DeleteOptions::default())).await.unwrap();
-        executor.execute(&Action::delete::<Namespace>("", "a", DeleteOptions::default())).await.unwrap();
+        assert_ne!(
+            changed.metadata.resource_version,
+            made.metadata.resource_version
+        );
+        let wrong = DeleteOptions {
+            uid: Some("other".into()),
+            ..Default::default()
+        };
+        assert!(
+            executor
+                .execute(&Action::delete::<Namespace>("", "a", wrong))
+                .await
+                .unwrap_err()
+                .is_conflict()
+        );
+        executor
+            .execute(&Action::delete::<Namespace>(
+                "",
+                "a",
+                DeleteOptions::default(),
+            ))
+            .await
+            .unwrap();
+        executor
+            .execute(&Action::delete::<Namespace>(
+                "",
+                "a",
+                DeleteOptions::default(),
+            ))
+            .await
+            .unwrap();
         assert_eq!(executor.get::<Namespace>("", "a").await.unwrap(), None);
 
         api.fail(|r| r.name == "n2", ApiError::Forbidden("quota".into()));
-        let actions: Vec<Action> = (0..7).map(|i| Action::create(&namespace(&format!("n{i}")))).collect();
+        let actions: Vec<Action> = (0..7)
+            .map(|i| Action::create(&namespace(&format!("n{i}"))))
+            .collect();
         let results = executor.slow_start_batch(&actions).await;
         assert_eq!(results.len(), 3);
         assert_eq!(results.iter().filter(|r| r.is_err()).count(), 1);

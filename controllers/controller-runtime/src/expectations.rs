@@ -33,29 +33,55 @@ pub struct Expectations {
 impl Expectations {
     /// None yet.
     pub fn new(clock: Clock) -> Self {
-        Self { entries: Mutex::default(), clock }
+        Self {
+            entries: Mutex::default(),
+            clock,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ObjectKey, Expectation>> {
-        self.entries.lock().expect("no panic while the lock is held")
+        self.entries
+            .lock()
+            .expect("no panic while the lock is held")
     }
 
     /// Expects creations and nothing else of this key; set before the writes.
     pub fn expect_creations(&self, key: &ObjectKey, count: usize) {
         let creations = i64::try_from(count).unwrap_or(i64::MAX);
-        self.lock().insert(key.clone(), Expectation { creations, since: self.clock.monotonic(), ..Expectation::default() });
+        self.lock().insert(
+            key.clone(),
+            Expectation {
+                creations,
+                since: self.clock.monotonic(),
+                ..Expectation::default()
+            },
+        );
     }
 
     /// Expects deletions that are counted, not told apart.
     pub fn expect_deletions(&self, key: &ObjectKey, count: usize) {
         let deletions = i64::try_from(count).unwrap_or(i64::MAX);
-        self.lock().insert(key.clone(), Expectation { deletions, since: self.clock.monotonic(), ..Expectation::default() });
+        self.lock().insert(
+            key.clone(),
+            Expectation {
+                deletions,
+                since: self.clock.monotonic(),
+                ..Expectation::default()
+            },
+        );
     }
 
     /// Expects the deletion of these objects; an object that is updated twice while it goes is counted once.
     pub fn expect_deleted_uids(&self, key: &ObjectKey, uids: impl IntoIterator<Item = String>) {
         let deleted_uids = uids.into_iter().collect();
-        self.lock().insert(key.clone(), Expectation { deleted_uids, since: self.clock.monotonic(), ..Expectation::default() });
+        self.lock().insert(
+            key.clone(),
+            Expectation {
+                deleted_uids,
+                since: self.clock.monotonic(),
+                ..Expectation::default()
+            },
+        );
     }
 
     /// A creation was seen, or will never come because its write failed.
@@ -81,7 +107,10 @@ impl Expectations {
 
     /// The UIDs whose deletion is expected.
     pub fn deleted_uids(&self, key: &ObjectKey) -> HashSet<String> {
-        self.lock().get(key).map(|e| e.deleted_uids.clone()).unwrap_or_default()
+        self.lock()
+            .get(key)
+            .map(|e| e.deleted_uids.clone())
+            .unwrap_or_default()
     }
 
     /// Whether the controller may act on this key: all was seen, or nothing is expected, or it was too long ago.

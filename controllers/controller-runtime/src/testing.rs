@@ -38,7 +38,11 @@ impl FakeApi {
 
     /// An executor that writes here and always leads.
     pub fn executor(&self) -> Executor {
-        Executor::new(Arc::new(self.clone()), Leadership::always(), Recorder::discard())
+        Executor::new(
+            Arc::new(self.clone()),
+            Leadership::always(),
+            Recorder::discard(),
+        )
     }
 
     /// An executor whose events a test reads.
@@ -47,7 +51,11 @@ impl FakeApi {
     }
 
     /// From now on, requests that match fail with `error` and change nothing.
-    pub fn fail(&self, matcher: impl Fn(&Request) -> bool + Send + Sync + 'static, error: ApiError) {
+    pub fn fail(
+        &self,
+        matcher: impl Fn(&Request) -> bool + Send + Sync + 'static,
+        error: ApiError,
+    ) {
         self.lock().failures.push((Box::new(matcher), error));
     }
 
@@ -59,31 +67,53 @@ impl FakeApi {
     /// Puts an object in, as it is.
     pub fn insert<K: kube::Resource<DynamicType = ()> + Serialize>(&self, object: &K) {
         let meta = object.meta();
-        let key = (Resource::of::<K>(), meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+        let key = (
+            Resource::of::<K>(),
+            meta.namespace.clone().unwrap_or_default(),
+            meta.name.clone().unwrap_or_default(),
+        );
         let value = serde_json::to_value(object).expect("API types have string keys and serialize");
         self.lock().objects.insert(key, value);
     }
 
     /// An object, if it is there.
-    pub fn get<K: kube::Resource<DynamicType = ()> + DeserializeOwned>(&self, namespace: &str, name: &str) -> Option<K> {
+    pub fn get<K: kube::Resource<DynamicType = ()> + DeserializeOwned>(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Option<K> {
         let key = (Resource::of::<K>(), namespace.to_string(), name.to_string());
         let value = self.lock().objects.get(&key).cloned()?;
-        Some(serde_json::from_value(value).expect("what was stored as this kind reads as this kind"))
+        Some(
+            serde_json::from_value(value).expect("what was stored as this kind reads as this kind"),
+        )
     }
 
     /// All objects of a kind.
     pub fn list<K: kube::Resource<DynamicType = ()> + DeserializeOwned>(&self) -> Vec<K> {
         let resource = Resource::of::<K>();
-        let values: Vec<Value> =
-            self.lock().objects.iter().filter(|((r, _, _), _)| *r == resource).map(|(_, v)| v.clone()).collect();
-        let read = |value| serde_json::from_value(value).expect("what was stored as this kind reads as this kind");
+        let values: Vec<Value> = self
+            .lock()
+            .objects
+            .iter()
+            .filter(|((r, _, _), _)| *r == resource)
+            .map(|(_, v)| v.clone())
+            .collect();
+        let read = |value| {
+            serde_json::from_value(value).expect("what was stored as this kind reads as this kind")
+        };
         values.into_iter().map(read).collect()
     }
 
     /// Every write so far, also those that failed.
     pub fn writes(&self) -> Vec<Request> {
         let is_write = |r: &&Request| !matches!(r.verb, Verb::Get | Verb::List);
-        self.lock().requests.iter().filter(is_write).cloned().collect()
+        self.lock()
+            .requests
+            .iter()
+            .filter(is_write)
+            .cloned()
+            .collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -106,7 +136,11 @@ impl Transport for FakeApi {
 impl State {
     fn answer(&mut self, request: Request) -> Result<Value, ApiError> {
         let what = format!("{} \"{}\"", request.resource.plural, request.name);
-        let key = (request.resource.clone(), request.namespace.clone(), request.name.clone());
+        let key = (
+            request.resource.clone(),
+            request.namespace.clone(),
+            request.name.clone(),
+        );
         let not_found = || ApiError::NotFound(format!("{what} not found"));
         match request.verb {
             Verb::Get => self.objects.get(&key).cloned().ok_or_else(not_found),
@@ -115,7 +149,8 @@ impl State {
                     .objects
                     .iter()
                     .filter(|((r, ns, _), _)| {
-                        *r == request.resource && (request.namespace.is_empty() || *ns == request.namespace)
+                        *r == request.resource
+                            && (request.namespace.is_empty() || *ns == request.namespace)
                     })
                     .map(|(_, v)| v.clone())
                     .collect();
@@ -127,7 +162,9 @@ impl State {
                 let old = self.objects.get(&key).ok_or_else(not_found)?;
                 let sent = &request.body["metadata"]["resourceVersion"];
                 if !sent.is_null() && *sent != old["metadata"]["resourceVersion"] {
-                    return Err(ApiError::Conflict(format!("Operation cannot be fulfilled on {what}")));
+                    return Err(ApiError::Conflict(format!(
+                        "Operation cannot be fulfilled on {what}"
+                    )));
                 }
                 let mut new = request.body;
                 if request.subresource == "status" {
@@ -148,12 +185,15 @@ impl State {
                 let old = self.objects.get(&key).ok_or_else(not_found)?;
                 let wanted = &request.body["preconditions"]["uid"];
                 if !wanted.is_null() && *wanted != old["metadata"]["uid"] {
-                    return Err(ApiError::Conflict(format!("Precondition failed: UID in precondition for {what}")));
+                    return Err(ApiError::Conflict(format!(
+                        "Precondition failed: UID in precondition for {what}"
+                    )));
                 }
                 Ok(self.objects.remove(&key).unwrap_or_default())
             }
             Verb::DeleteCollection => {
-                self.objects.retain(|(r, ns, _), _| *r != request.resource || *ns != request.namespace);
+                self.objects
+                    .retain(|(r, ns, _), _| *r != request.resource || *ns != request.namespace);
                 Ok(Value::Null)
             }
         }
@@ -164,11 +204,20 @@ impl State {
         self.version += 1;
         let mut name = request.name;
         if name.is_empty() {
-            name = format!("{}{:05}", object["metadata"]["generateName"].as_str().unwrap_or_default(), self.version);
+            name = format!(
+                "{}{:05}",
+                object["metadata"]["generateName"]
+                    .as_str()
+                    .unwrap_or_default(),
+                self.version
+            );
         }
         let key = (request.resource.clone(), request.namespace, name.clone());
         if self.objects.contains_key(&key) {
-            return Err(ApiError::AlreadyExists(format!("{} \"{name}\" already exists", request.resource.plural)));
+            return Err(ApiError::AlreadyExists(format!(
+                "{} \"{name}\" already exists",
+                request.resource.plural
+            )));
         }
         object["metadata"]["name"] = json!(name);
         object["metadata"]["uid"] = json!(format!("uid-{}", self.version));

@@ -25,12 +25,21 @@ pub struct Resource {
 impl Resource {
     /// The resource of a type of k8s-openapi.
     pub fn of<K: kube::Resource<DynamicType = ()>>() -> Self {
-        Self { group: K::group(&()), version: K::version(&()), kind: K::kind(&()), plural: K::plural(&()) }
+        Self {
+            group: K::group(&()),
+            version: K::version(&()),
+            kind: K::kind(&()),
+            plural: K::plural(&()),
+        }
     }
 
     /// The value of `apiVersion`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_string()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 }
 
@@ -184,7 +193,11 @@ impl From<kube::Error> for ApiError {
                 message,
                 retry_after_seconds: status.details.as_ref().map_or(0, |d| d.retry_after_seconds),
             },
-            (code, reason) => Self::Server { code, reason: reason.to_string(), message },
+            (code, reason) => Self::Server {
+                code,
+                reason: reason.to_string(),
+                message,
+            },
         }
     }
 }
@@ -214,7 +227,11 @@ impl ApiTransport {
 #[async_trait]
 impl Transport for ApiTransport {
     async fn send(&self, request: Request) -> Result<Value, ApiError> {
-        let body = if request.body.is_null() { Vec::new() } else { request.body.to_string().into_bytes() };
+        let body = if request.body.is_null() {
+            Vec::new()
+        } else {
+            request.body.to_string().into_bytes()
+        };
         let content_type = match request.verb {
             Verb::Patch(PatchKind::Merge) => "application/merge-patch+json",
             Verb::Patch(PatchKind::Strategic) => "application/strategic-merge-patch+json",
@@ -245,21 +262,32 @@ fn path(request: &Request) -> String {
     }
     path += &format!("/{}", resource.plural);
     // Creating an object has no name in its path, creating a subresource (token, binding, eviction) has.
-    if !request.name.is_empty() && (request.verb != Verb::Create || !request.subresource.is_empty()) {
+    if !request.name.is_empty() && (request.verb != Verb::Create || !request.subresource.is_empty())
+    {
         path += &format!("/{}", request.name);
     }
     if !request.subresource.is_empty() {
         path += &format!("/{}", request.subresource);
     }
-    let query: Vec<String> = request.query.iter().map(|(key, value)| format!("{key}={}", escape(value))).collect();
-    if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
+    let query: Vec<String> = request
+        .query
+        .iter()
+        .map(|(key, value)| format!("{key}={}", escape(value)))
+        .collect();
+    if query.is_empty() {
+        path
+    } else {
+        format!("{path}?{}", query.join("&"))
+    }
 }
 
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => escaped.push(byte as char),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                escaped.push(byte as char)
+            }
             other => escaped += &format!("%{other:02X}"),
         }
     }
@@ -282,8 +310,19 @@ mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
     use k8s_openapi::api::core::v1::Pod;
 
-    fn check(verb: Verb, resource: Resource, namespace: &str, name: &str, subresource: &'static str, expect: &str) {
-        let query = if verb == Verb::List { vec![("labelSelector", "a=b,c".to_string())] } else { Vec::new() };
+    fn check(
+        verb: Verb,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &'static str,
+        expect: &str,
+    ) {
+        let query = if verb == Verb::List {
+            vec![("labelSelector", "a=b,c".to_string())]
+        } else {
+            Vec::new()
+        };
         let request = Request {
             verb,
             resource,
@@ -299,10 +338,45 @@ mod tests {
     #[test]
     fn paths() {
         let (pod, deployment) = (Resource::of::<Pod>, Resource::of::<Deployment>);
-        check(Verb::Get, pod(), "ns", "a", "", "/api/v1/namespaces/ns/pods/a");
-        check(Verb::Create, pod(), "ns", "a", "", "/api/v1/namespaces/ns/pods");
-        check(Verb::Create, pod(), "ns", "a", "binding", "/api/v1/namespaces/ns/pods/a/binding");
-        check(Verb::Update, deployment(), "ns", "d", "status", "/apis/apps/v1/namespaces/ns/deployments/d/status");
-        check(Verb::List, pod(), "", "", "", "/api/v1/pods?labelSelector=a%3Db%2Cc");
+        check(
+            Verb::Get,
+            pod(),
+            "ns",
+            "a",
+            "",
+            "/api/v1/namespaces/ns/pods/a",
+        );
+        check(
+            Verb::Create,
+            pod(),
+            "ns",
+            "a",
+            "",
+            "/api/v1/namespaces/ns/pods",
+        );
+        check(
+            Verb::Create,
+            pod(),
+            "ns",
+            "a",
+            "binding",
+            "/api/v1/namespaces/ns/pods/a/binding",
+        );
+        check(
+            Verb::Update,
+            deployment(),
+            "ns",
+            "d",
+            "status",
+            "/apis/apps/v1/namespaces/ns/deployments/d/status",
+        );
+        check(
+            Verb::List,
+            pod(),
+            "",
+            "",
+            "",
+            "/api/v1/pods?labelSelector=a%3Db%2Cc",
+        );
     }
 }

@@ -35,7 +35,12 @@ pub struct RateLimit {
 
 impl Default for RateLimit {
     fn default() -> Self {
-        Self { base: Duration::from_millis(5), max: Duration::from_secs(1000), qps: 10.0, burst: 100 }
+        Self {
+            base: Duration::from_millis(5),
+            max: Duration::from_secs(1000),
+            qps: 10.0,
+            burst: 100,
+        }
     }
 }
 
@@ -46,7 +51,9 @@ pub struct WorkQueue<K = super::ObjectKey> {
 
 impl<K> Clone for WorkQueue<K> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self {
+            shared: self.shared.clone(),
+        }
     }
 }
 
@@ -177,7 +184,11 @@ impl<K: Key> WorkQueue<K> {
                     let now = self.shared.clock.monotonic();
                     state.dirty.remove(&key);
                     state.processing.insert(key.clone(), now);
-                    let waited = state.added_at.remove(&key).map(|at| now.saturating_sub(at)).unwrap_or_default();
+                    let waited = state
+                        .added_at
+                        .remove(&key)
+                        .map(|at| now.saturating_sub(at))
+                        .unwrap_or_default();
                     self.shared.metrics.got(waited, state.queue.len());
                     if !state.queue.is_empty() {
                         self.shared.ready.notify_one();
@@ -199,7 +210,10 @@ impl<K: Key> WorkQueue<K> {
             let mut state = self.lock();
             let now = self.shared.clock.monotonic();
             if let Some(since) = state.processing.remove(key) {
-                self.shared.metrics.work.observe(now.saturating_sub(since).as_secs_f64());
+                self.shared
+                    .metrics
+                    .work
+                    .observe(now.saturating_sub(since).as_secs_f64());
             }
             if !state.dirty.contains(key) {
                 return;
@@ -264,7 +278,11 @@ impl<K: Key> State<K> {
 fn exponential(limit: RateLimit, failures: u32) -> Duration {
     let factor = 2f64.powi(i32::try_from(failures.min(1000)).unwrap_or(1000));
     let seconds = limit.base.as_secs_f64() * factor;
-    if seconds >= limit.max.as_secs_f64() { limit.max } else { Duration::from_secs_f64(seconds) }
+    if seconds >= limit.max.as_secs_f64() {
+        limit.max
+    } else {
+        Duration::from_secs_f64(seconds)
+    }
 }
 
 /// Moves keys whose time came into the queue; ends with the queue.
@@ -311,7 +329,10 @@ mod tests {
 
     fn queue() -> (WorkQueue<u32>, FakeClock) {
         let fake = FakeClock::new(jiff::Timestamp::UNIX_EPOCH);
-        (WorkQueue::with("test", RateLimit::default(), fake.clock()), fake)
+        (
+            WorkQueue::with("test", RateLimit::default(), fake.clock()),
+            fake,
+        )
     }
 
     #[tokio::test]
@@ -347,9 +368,18 @@ mod tests {
         assert_eq!(queue.len(), 0);
         clock.advance(Duration::from_secs(10));
         assert_eq!(queue.get().await, Some(2));
-        assert_eq!(exponential(RateLimit::default(), 0), Duration::from_millis(5));
-        assert_eq!(exponential(RateLimit::default(), 3), Duration::from_millis(40));
-        assert_eq!(exponential(RateLimit::default(), 60), Duration::from_secs(1000));
+        assert_eq!(
+            exponential(RateLimit::default(), 0),
+            Duration::from_millis(5)
+        );
+        assert_eq!(
+            exponential(RateLimit::default(), 3),
+            Duration::from_millis(40)
+        );
+        assert_eq!(
+            exponential(RateLimit::default(), 60),
+            Duration::from_secs(1000)
+        );
         queue.add_rate_limited(3);
         assert_eq!(queue.num_requeues(&3), 1);
         queue.forget(&3);
@@ -362,8 +392,14 @@ mod tests {
         let mut state = queue.lock();
         let limit = RateLimit::default();
         for _ in 0..100 {
-            assert_eq!(state.take_token(limit, Duration::from_secs(5)), Duration::ZERO);
+            assert_eq!(
+                state.take_token(limit, Duration::from_secs(5)),
+                Duration::ZERO
+            );
         }
-        assert_eq!(state.take_token(limit, Duration::from_secs(5)), Duration::from_millis(100));
+        assert_eq!(
+            state.take_token(limit, Duration::from_secs(5)),
+            Duration::from_millis(100)
+        );
     }
 }

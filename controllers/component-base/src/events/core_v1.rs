@@ -17,7 +17,12 @@ const AGGREGATE_INTERVAL_SECONDS: i64 = 600;
 const SPAM_BURST: f64 = 25.0;
 const SPAM_QPS: f64 = 1.0 / 300.0;
 
-pub(super) fn make_event(event: RecordedEvent, component: &str, host: &str, now: Timestamp) -> Event {
+pub(super) fn make_event(
+    event: RecordedEvent,
+    component: &str,
+    host: &str,
+    now: Timestamp,
+) -> Event {
     let optional = |text: &str| Some(text.to_string()).filter(|t| !t.is_empty());
     Event {
         metadata: ObjectMeta {
@@ -33,7 +38,10 @@ pub(super) fn make_event(event: RecordedEvent, component: &str, host: &str, now:
         last_timestamp: Some(Time(now)),
         count: Some(1),
         type_: Some(event.event_type.as_str().to_string()),
-        source: Some(EventSource { component: optional(component), host: optional(host) }),
+        source: Some(EventSource {
+            component: optional(component),
+            host: optional(host),
+        }),
         reporting_component: optional(component),
         reporting_instance: optional(host),
         ..Event::default()
@@ -68,7 +76,10 @@ struct Lru<K, V> {
 
 impl<K, V> Default for Lru<K, V> {
     fn default() -> Self {
-        Self { entries: HashMap::new(), tick: 0 }
+        Self {
+            entries: HashMap::new(),
+            tick: 0,
+        }
     }
 }
 
@@ -76,7 +87,11 @@ impl<K: Clone + Eq + std::hash::Hash, V> Lru<K, V> {
     fn entry(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
         self.tick += 1;
         if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(&key) {
-            let oldest = self.entries.iter().min_by_key(|(_, (tick, _))| *tick).map(|(key, _)| key.clone());
+            let oldest = self
+                .entries
+                .iter()
+                .min_by_key(|(_, (tick, _))| *tick)
+                .map(|(key, _)| key.clone());
             oldest.map(|key| self.entries.remove(&key));
         }
         let entry = self.entries.entry(key).or_insert_with(|| (0, make()));
@@ -113,7 +128,10 @@ impl Correlator {
             reason: event.reason.clone(),
         };
         let message = event.message.clone().unwrap_or_default();
-        let aggregate = self.aggregates.entry(key.clone(), || Aggregate { messages: HashSet::new(), last: now });
+        let aggregate = self.aggregates.entry(key.clone(), || Aggregate {
+            messages: HashSet::new(),
+            last: now,
+        });
         if now.as_second() - aggregate.last.as_second() > AGGREGATE_INTERVAL_SECONDS {
             aggregate.messages.clear();
         }
@@ -127,7 +145,9 @@ impl Correlator {
             event.message = Some(format!("(combined from similar events): {message}"));
         }
 
-        let observation = self.observations.entry((key, (!combined).then_some(message)), || None);
+        let observation = self
+            .observations
+            .entry((key, (!combined).then_some(message)), || None);
         let mut patch = None;
         if let Some(seen) = observation.as_mut() {
             seen.count += 1;
@@ -145,7 +165,9 @@ impl Correlator {
             });
         }
 
-        let (tokens, last) = self.spam.entry(object_key(&event.involved_object), || (SPAM_BURST, now));
+        let (tokens, last) = self
+            .spam
+            .entry(object_key(&event.involved_object), || (SPAM_BURST, now));
         let passed = now.duration_since(*last).as_secs_f64().max(0.0);
         *tokens = (*tokens + passed * SPAM_QPS).min(SPAM_BURST);
         *last = now;
@@ -169,7 +191,11 @@ mod tests {
 
     fn event(name: &str, message: &str, now: Timestamp) -> Event {
         let recorded = RecordedEvent {
-            regarding: ObjectReference { name: Some(name.into()), namespace: Some("ns".into()), ..Default::default() },
+            regarding: ObjectReference {
+                name: Some(name.into()),
+                namespace: Some("ns".into()),
+                ..Default::default()
+            },
             related: None,
             event_type: EventType::Normal,
             reason: "Test".into(),
@@ -192,14 +218,28 @@ mod tests {
 
         let mut combined = 0;
         for index in 0..12 {
-            let write = correlator.correlate(event("b", &format!("message {index}"), now), now).unwrap();
-            combined += u32::from(write.event.message.unwrap().starts_with("(combined from similar events)"));
+            let write = correlator
+                .correlate(event("b", &format!("message {index}"), now), now)
+                .unwrap();
+            combined += u32::from(
+                write
+                    .event
+                    .message
+                    .unwrap()
+                    .starts_with("(combined from similar events)"),
+            );
         }
         assert_eq!(combined, 3);
 
-        let written = (0..40).filter(|_| correlator.correlate(event("c", "x", now), now).is_some()).count();
+        let written = (0..40)
+            .filter(|_| correlator.correlate(event("c", "x", now), now).is_some())
+            .count();
         assert_eq!(written, 25);
         let later = Timestamp::from_second(1_000 + 301).unwrap();
-        assert!(correlator.correlate(event("c", "x", later), later).is_some());
+        assert!(
+            correlator
+                .correlate(event("c", "x", later), later)
+                .is_some()
+        );
     }
 }

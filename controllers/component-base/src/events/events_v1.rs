@@ -19,7 +19,12 @@ const REFRESH_SECONDS: i64 = 30 * 60;
 /// Series held at once; further events are written one by one.
 const MAX_SERIES: usize = 8192;
 
-pub(super) fn make_event(event: RecordedEvent, controller: &str, instance: &str, now: Timestamp) -> Event {
+pub(super) fn make_event(
+    event: RecordedEvent,
+    controller: &str,
+    instance: &str,
+    now: Timestamp,
+) -> Event {
     Event {
         metadata: ObjectMeta {
             name: Some(event_name(&event.regarding, now)),
@@ -40,13 +45,33 @@ pub(super) fn make_event(event: RecordedEvent, controller: &str, instance: &str,
     }
 }
 
-type Key = (Option<String>, Option<String>, Option<String>, String, String);
+type Key = (
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    String,
+    String,
+);
 
 fn key(event: &Event) -> Key {
     let text = |reference: &Option<ObjectReference>| {
-        reference.as_ref().map(|r| format!("{:?}", (&r.kind, &r.namespace, &r.name, &r.uid, &r.field_path))).unwrap_or_default()
+        reference
+            .as_ref()
+            .map(|r| {
+                format!(
+                    "{:?}",
+                    (&r.kind, &r.namespace, &r.name, &r.uid, &r.field_path)
+                )
+            })
+            .unwrap_or_default()
     };
-    (event.type_.clone(), event.action.clone(), event.reason.clone(), text(&event.regarding), text(&event.related))
+    (
+        event.type_.clone(),
+        event.action.clone(),
+        event.reason.clone(),
+        text(&event.regarding),
+        text(&event.related),
+    )
 }
 
 struct Entry {
@@ -75,7 +100,12 @@ impl Series {
             entry.written = now;
             return vec![entry.write()];
         }
-        let entry = Entry { event, started: now, series: None, written: now };
+        let entry = Entry {
+            event,
+            started: now,
+            series: None,
+            written: now,
+        };
         let write = entry.write();
         if self.entries.len() < MAX_SERIES {
             self.entries.insert(key, entry);
@@ -109,7 +139,10 @@ impl Entry {
     fn write(&self) -> Write<Event> {
         let mut event = self.event.clone();
         let patch = self.series.map(|(count, last)| {
-            let series = EventSeries { count, last_observed_time: MicroTime(last) };
+            let series = EventSeries {
+                count,
+                last_observed_time: MicroTime(last),
+            };
             event.series = Some(series.clone());
             json!({ "series": series })
         });
@@ -132,7 +165,10 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let make = |second| {
             let recorded = RecordedEvent {
-                regarding: ObjectReference { name: Some("pod".into()), ..Default::default() },
+                regarding: ObjectReference {
+                    name: Some("pod".into()),
+                    ..Default::default()
+                },
                 related: None,
                 event_type: EventType::Warning,
                 reason: "FailedScheduling".into(),
@@ -140,7 +176,12 @@ mod tests {
                 message: "no".into(),
                 annotations: Default::default(),
             };
-            make_event(recorded, "default-scheduler", "default-scheduler-host", at(second))
+            make_event(
+                recorded,
+                "default-scheduler",
+                "default-scheduler-host",
+                at(second),
+            )
         };
         let mut series = Series::default();
         assert!(series.record(make(0), at(0))[0].patch.is_none());

@@ -34,7 +34,9 @@ impl<K> InformerEvent<K> {
     /// The newest state the event carries.
     pub fn object(&self) -> &Arc<K> {
         match self {
-            Self::Added(object) | Self::Deleted(object) | Self::Updated { new: object, .. } => object,
+            Self::Added(object) | Self::Deleted(object) | Self::Updated { new: object, .. } => {
+                object
+            }
         }
     }
 }
@@ -55,8 +57,16 @@ pub(super) struct Queue<K> {
 
 impl<K: Object> Queue<K> {
     pub(super) fn new() -> Self {
-        let inner = Inner { base: 0, slots: VecDeque::new(), last: HashMap::new(), closed: false };
-        Self { inner: Mutex::new(inner), notify: Notify::new() }
+        let inner = Inner {
+            base: 0,
+            slots: VecDeque::new(),
+            last: HashMap::new(),
+            closed: false,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            notify: Notify::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<K>> {
@@ -91,11 +101,18 @@ impl<K: Object> Inner<K> {
             let index = usize::try_from(number - self.base).expect("slots fit in memory");
             if let Some((_, pending)) = self.slots[index].as_mut() {
                 let merged = match (&*pending, &event) {
-                    (InformerEvent::Added(_), InformerEvent::Updated { new, .. }) => Some(InformerEvent::Added(new.clone())),
-                    (InformerEvent::Updated { old, .. }, InformerEvent::Updated { new, .. }) => {
-                        Some(InformerEvent::Updated { old: old.clone(), new: new.clone() })
+                    (InformerEvent::Added(_), InformerEvent::Updated { new, .. }) => {
+                        Some(InformerEvent::Added(new.clone()))
                     }
-                    (InformerEvent::Updated { .. }, InformerEvent::Deleted(last)) => Some(InformerEvent::Deleted(last.clone())),
+                    (InformerEvent::Updated { old, .. }, InformerEvent::Updated { new, .. }) => {
+                        Some(InformerEvent::Updated {
+                            old: old.clone(),
+                            new: new.clone(),
+                        })
+                    }
+                    (InformerEvent::Updated { .. }, InformerEvent::Deleted(last)) => {
+                        Some(InformerEvent::Deleted(last.clone()))
+                    }
                     _ => None,
                 };
                 if let Some(merged) = merged {
@@ -104,7 +121,8 @@ impl<K: Object> Inner<K> {
                 }
             }
         }
-        self.last.insert(key.clone(), self.base + self.slots.len() as u64);
+        self.last
+            .insert(key.clone(), self.base + self.slots.len() as u64);
         self.slots.push_back(Some((key.clone(), event)));
     }
 
@@ -126,7 +144,9 @@ impl<K: Object> Inner<K> {
     fn compact(&mut self) {
         let mut added: HashMap<ObjectKey, usize> = HashMap::new();
         for index in 0..self.slots.len() {
-            let Some((key, event)) = &self.slots[index] else { continue };
+            let Some((key, event)) = &self.slots[index] else {
+                continue;
+            };
             match event {
                 InformerEvent::Added(_) => {
                     added.insert(key.clone(), index);
@@ -175,6 +195,8 @@ impl<K: Object> Receiver<K> {
 
     /// The events as a stream.
     pub fn into_stream(self) -> impl futures::Stream<Item = InformerEvent<K>> {
-        futures::stream::unfold(self, |mut receiver| async move { receiver.recv().await.map(|event| (event, receiver)) })
+        futures::stream::unfold(self, |mut receiver| async move {
+            receiver.recv().await.map(|event| (event, receiver))
+        })
     }
 }

@@ -65,7 +65,12 @@ impl<K: Object> Store<K> {
             }
             Event::InitDone => {
                 if let Some(seen) = inner.relist.take() {
-                    let gone: Vec<ObjectKey> = inner.objects.keys().filter(|key| !seen.contains(key)).cloned().collect();
+                    let gone: Vec<ObjectKey> = inner
+                        .objects
+                        .keys()
+                        .filter(|key| !seen.contains(key))
+                        .cloned()
+                        .collect();
                     for key in gone {
                         inner.remove(&key, None);
                     }
@@ -90,7 +95,10 @@ impl<K: Object> Store<K> {
     pub(super) fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let inner = self.read();
         let keys = inner.namespaces.get(namespace);
-        keys.into_iter().flatten().filter_map(|key| inner.objects.get(key).cloned()).collect()
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| inner.objects.get(key).cloned())
+            .collect()
     }
 
     pub(super) fn add_index(&self, name: &'static str, keys: IndexFn<K>) {
@@ -99,7 +107,10 @@ impl<K: Object> Store<K> {
         if inner.indexes.contains_key(name) {
             return;
         }
-        let mut index = Index { keys, entries: HashMap::new() };
+        let mut index = Index {
+            keys,
+            entries: HashMap::new(),
+        };
         for (key, object) in &inner.objects {
             index.add(key, object);
         }
@@ -107,8 +118,14 @@ impl<K: Object> Store<K> {
     }
     pub(super) fn by_index(&self, name: &str, value: &str) -> Vec<Arc<K>> {
         let inner = self.read();
-        let keys = inner.indexes.get(name).and_then(|index| index.entries.get(value));
-        keys.into_iter().flatten().filter_map(|key| inner.objects.get(key).cloned()).collect()
+        let keys = inner
+            .indexes
+            .get(name)
+            .and_then(|index| index.entries.get(value));
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| inner.objects.get(key).cloned())
+            .collect()
     }
 
     pub(super) fn subscribe(&self) -> Receiver<K> {
@@ -128,7 +145,11 @@ impl<K: Object> Store<K> {
     pub(super) fn close(&self) {
         let mut inner = self.write();
         inner.closed = true;
-        inner.subscribers.iter().filter_map(Weak::upgrade).for_each(|queue| queue.close());
+        inner
+            .subscribers
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|queue| queue.close());
     }
 }
 
@@ -156,7 +177,9 @@ impl<K: Object> Inner<K> {
         object.meta_mut().managed_fields = None;
         let old = self.objects.get(&key).cloned();
         if let Some(old) = &old {
-            if old.meta().resource_version.is_some() && old.meta().resource_version == object.meta().resource_version {
+            if old.meta().resource_version.is_some()
+                && old.meta().resource_version == object.meta().resource_version
+            {
                 return;
             }
             if old.meta().uid != object.meta().uid {
@@ -166,7 +189,10 @@ impl<K: Object> Inner<K> {
         }
         let new = Arc::new(object);
         self.objects.insert(key.clone(), new.clone());
-        self.namespaces.entry(key.namespace.clone()).or_default().insert(key.clone());
+        self.namespaces
+            .entry(key.namespace.clone())
+            .or_default()
+            .insert(key.clone());
         for index in self.indexes.values_mut() {
             if let Some(old) = &old {
                 index.remove(&key, old);
@@ -182,7 +208,9 @@ impl<K: Object> Inner<K> {
 
     /// `last` is the final state, if the server sent one.
     fn remove(&mut self, key: &ObjectKey, last: Option<K>) {
-        let Some(old) = self.objects.remove(key) else { return };
+        let Some(old) = self.objects.remove(key) else {
+            return;
+        };
         if let Some(keys) = self.namespaces.get_mut(&key.namespace) {
             keys.remove(key);
             if keys.is_empty() {
@@ -203,12 +231,13 @@ impl<K: Object> Inner<K> {
     }
 
     fn publish(&mut self, key: &ObjectKey, event: InformerEvent<K>) {
-        self.subscribers.retain(|subscriber| match subscriber.upgrade() {
-            Some(queue) => {
-                queue.push(key, event.clone());
-                true
-            }
-            None => false,
-        });
+        self.subscribers
+            .retain(|subscriber| match subscriber.upgrade() {
+                Some(queue) => {
+                    queue.push(key, event.clone());
+                    true
+                }
+                None => false,
+            });
     }
 }

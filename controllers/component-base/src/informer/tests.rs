@@ -28,7 +28,11 @@ fn check(events: Vec<Event<ConfigMap>>, expect: &[&str]) {
     let mut seen = Vec::new();
     while let Some(event) = receiver.try_recv() {
         let text = |o: &ConfigMap| {
-            format!("{}@{}", o.metadata.name.as_ref().unwrap(), o.metadata.resource_version.as_ref().unwrap())
+            format!(
+                "{}@{}",
+                o.metadata.name.as_ref().unwrap(),
+                o.metadata.resource_version.as_ref().unwrap()
+            )
         };
         seen.push(match event {
             InformerEvent::Added(o) => format!("+{}", text(&o)),
@@ -41,13 +45,35 @@ fn check(events: Vec<Event<ConfigMap>>, expect: &[&str]) {
 
 #[test]
 fn unread_events_merge() {
-    check(vec![Event::Apply(object("a", "1", 1)), Event::Apply(object("a", "1", 2))], &["+a@2"]);
-    check(vec![Event::Apply(object("a", "1", 1)), Event::Delete(object("a", "1", 2))], &["+a@1", "-a@2"]);
     check(
-        vec![Event::Apply(object("a", "1", 1)), Event::Apply(object("a", "2", 2)), Event::Apply(object("a", "2", 3))],
+        vec![
+            Event::Apply(object("a", "1", 1)),
+            Event::Apply(object("a", "1", 2)),
+        ],
+        &["+a@2"],
+    );
+    check(
+        vec![
+            Event::Apply(object("a", "1", 1)),
+            Event::Delete(object("a", "1", 2)),
+        ],
+        &["+a@1", "-a@2"],
+    );
+    check(
+        vec![
+            Event::Apply(object("a", "1", 1)),
+            Event::Apply(object("a", "2", 2)),
+            Event::Apply(object("a", "2", 3)),
+        ],
         &["+a@1", "-a@1", "+a@3"],
     );
-    check(vec![Event::Apply(object("a", "1", 1)), Event::Apply(object("a", "1", 1))], &["+a@1"]);
+    check(
+        vec![
+            Event::Apply(object("a", "1", 1)),
+            Event::Apply(object("a", "1", 1)),
+        ],
+        &["+a@1"],
+    );
 }
 
 #[test]
@@ -75,15 +101,27 @@ async fn late_subscribers_and_indexes() {
         Ok(Event::InitApply(object("b", "2", 2))),
         Ok(Event::InitDone),
     ];
-    let informer = Informer::from_stream(stream::iter(events).chain(stream::pending()), "ConfigMap".into(), &shutdown);
-    informer.add_index("version", |o: &ConfigMap| vec![o.metadata.resource_version.clone().unwrap()]);
+    let informer = Informer::from_stream(
+        stream::iter(events).chain(stream::pending()),
+        "ConfigMap".into(),
+        &shutdown,
+    );
+    informer.add_index("version", |o: &ConfigMap| {
+        vec![o.metadata.resource_version.clone().unwrap()]
+    });
     assert!(informer.wait_for_sync().await);
     assert_eq!(informer.by_index("version", "2").len(), 1);
     assert_eq!(informer.list_namespace("ns").len(), 2);
     assert!(informer.get("ns", "a").is_some() && informer.get("", "a").is_none());
     let mut receiver = informer.subscribe();
-    assert!(matches!(receiver.recv().await, Some(InformerEvent::Added(_))));
-    assert!(matches!(receiver.recv().await, Some(InformerEvent::Added(_))));
+    assert!(matches!(
+        receiver.recv().await,
+        Some(InformerEvent::Added(_))
+    ));
+    assert!(matches!(
+        receiver.recv().await,
+        Some(InformerEvent::Added(_))
+    ));
     shutdown.trigger();
     assert!(receiver.recv().await.is_none());
 }

@@ -27,15 +27,26 @@ struct Cache<K, V> {
 
 impl<K: Eq + Hash, V: Clone> Cache<K, V> {
     fn new() -> Self {
-        Self { entries: Mutex::new(HashMap::new()) }
+        Self {
+            entries: Mutex::new(HashMap::new()),
+        }
     }
     fn get(&self, key: &K) -> Option<V> {
-        let entries = self.entries.lock().expect("no panic while the lock is held");
-        entries.get(key).filter(|(until, _)| *until > Instant::now()).map(|(_, value)| value.clone())
+        let entries = self
+            .entries
+            .lock()
+            .expect("no panic while the lock is held");
+        entries
+            .get(key)
+            .filter(|(until, _)| *until > Instant::now())
+            .map(|(_, value)| value.clone())
     }
     fn put(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();
-        let mut entries = self.entries.lock().expect("no panic while the lock is held");
+        let mut entries = self
+            .entries
+            .lock()
+            .expect("no panic while the lock is held");
         if entries.len() >= MAX_CACHED {
             entries.retain(|_, (until, _)| *until > now);
             if entries.len() >= MAX_CACHED {
@@ -57,7 +68,12 @@ pub struct DelegatedAuthentication {
 impl DelegatedAuthentication {
     /// `ttl` is `--authentication-token-webhook-cache-ttl`: 10 s for control plane components, 2 min for the kubelet.
     pub fn new(client: Client, ttl: Duration) -> Self {
-        Self { api: Api::all(client), audiences: None, ttl, cache: Cache::new() }
+        Self {
+            api: Api::all(client),
+            audiences: None,
+            ttl,
+            cache: Cache::new(),
+        }
     }
 
     /// The user of a token; `None` when the token is not good or nobody could be asked.
@@ -67,10 +83,14 @@ impl DelegatedAuthentication {
             return known;
         }
         let review = TokenReview {
-            spec: TokenReviewSpec { token: key.clone(), audiences: self.audiences.clone() },
+            spec: TokenReviewSpec {
+                token: key.clone(),
+                audiences: self.audiences.clone(),
+            },
             ..TokenReview::default()
         };
-        let answer = tokio::time::timeout(TIMEOUT, self.api.create(&PostParams::default(), &review)).await;
+        let answer =
+            tokio::time::timeout(TIMEOUT, self.api.create(&PostParams::default(), &review)).await;
         let status = match answer {
             Ok(Ok(review)) => review.status?,
             Ok(Err(error)) => {
@@ -82,12 +102,15 @@ impl DelegatedAuthentication {
                 return None;
             }
         };
-        let user = status.user.filter(|_| status.authenticated == Some(true)).map(|user| UserInfo {
-            username: user.username.unwrap_or_default(),
-            uid: user.uid.unwrap_or_default(),
-            groups: user.groups.unwrap_or_default(),
-            extra: user.extra.unwrap_or_default(),
-        });
+        let user = status
+            .user
+            .filter(|_| status.authenticated == Some(true))
+            .map(|user| UserInfo {
+                username: user.username.unwrap_or_default(),
+                uid: user.uid.unwrap_or_default(),
+                groups: user.groups.unwrap_or_default(),
+                extra: user.extra.unwrap_or_default(),
+            });
         self.cache.put(key, user.clone(), self.ttl);
         user
     }
@@ -104,7 +127,12 @@ pub struct DelegatedAuthorization {
 impl DelegatedAuthorization {
     /// Times to live: 10 s and 10 s for control plane components, 5 min and 30 s for the kubelet.
     pub fn new(client: Client, allow_ttl: Duration, deny_ttl: Duration) -> Self {
-        Self { api: Api::all(client), allow_ttl, deny_ttl, cache: Cache::new() }
+        Self {
+            api: Api::all(client),
+            allow_ttl,
+            deny_ttl,
+            cache: Cache::new(),
+        }
     }
 
     /// Whether a user may; the error is the reason for people.
@@ -116,17 +144,35 @@ impl DelegatedAuthorization {
         if let Some(known) = self.cache.get(&key) {
             return known;
         }
-        let review = SubjectAccessReview { spec: spec(user, attributes), ..SubjectAccessReview::default() };
-        let status = match tokio::time::timeout(TIMEOUT, self.api.create(&PostParams::default(), &review)).await {
-            Ok(Ok(review)) => review.status.unwrap_or_default(),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "SubjectAccessReview failed");
-                return Err("authorization could not be checked".into());
-            }
-            Err(_) => return Err("authorization check timed out".into()),
+        let review = SubjectAccessReview {
+            spec: spec(user, attributes),
+            ..SubjectAccessReview::default()
         };
-        let answer = if status.allowed { Ok(()) } else { Err(status.reason.unwrap_or_default()) };
-        self.cache.put(key, answer.clone(), if answer.is_ok() { self.allow_ttl } else { self.deny_ttl });
+        let status =
+            match tokio::time::timeout(TIMEOUT, self.api.create(&PostParams::default(), &review))
+                .await
+            {
+                Ok(Ok(review)) => review.status.unwrap_or_default(),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "SubjectAccessReview failed");
+                    return Err("authorization could not be checked".into());
+                }
+                Err(_) => return Err("authorization check timed out".into()),
+            };
+        let answer = if status.allowed {
+            Ok(())
+        } else {
+            Err(status.reason.unwrap_or_default())
+        };
+        self.cache.put(
+            key,
+            answer.clone(),
+            if answer.is_ok() {
+                self.allow_ttl
+            } else {
+                self.deny_ttl
+            },
+        );
         answer
     }
 }
@@ -142,9 +188,20 @@ fn spec(user: &UserInfo, attributes: &Attributes) -> SubjectAccessReviewSpec {
     };
     match attributes {
         Attributes::NonResource { verb, path } => {
-            spec.non_resource_attributes = Some(NonResourceAttributes { path: some(path), verb: some(verb) });
+            spec.non_resource_attributes = Some(NonResourceAttributes {
+                path: some(path),
+                verb: some(verb),
+            });
         }
-        Attributes::Resource { verb, group, version, resource, subresource, namespace, name } => {
+        Attributes::Resource {
+            verb,
+            group,
+            version,
+            resource,
+            subresource,
+            namespace,
+            name,
+        } => {
             spec.resource_attributes = Some(ResourceAttributes {
                 verb: some(verb),
                 group: some(group),

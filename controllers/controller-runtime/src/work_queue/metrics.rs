@@ -5,19 +5,35 @@ use std::time::Duration;
 
 use component_base::metrics::exponential_buckets;
 use prometheus::{Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramVec};
-use prometheus::{histogram_opts, register_counter_vec, register_gauge_vec, register_histogram_vec};
+use prometheus::{
+    histogram_opts, register_counter_vec, register_gauge_vec, register_histogram_vec,
+};
 
 const PROVEN: &str = "the name is registered only here";
 
 static DEPTH: LazyLock<GaugeVec> = LazyLock::new(|| {
-    register_gauge_vec!("workqueue_depth", "Current depth of workqueue by workqueue", &["name"]).expect(PROVEN)
+    register_gauge_vec!(
+        "workqueue_depth",
+        "Current depth of workqueue by workqueue",
+        &["name"]
+    )
+    .expect(PROVEN)
 });
 static ADDS: LazyLock<CounterVec> = LazyLock::new(|| {
-    register_counter_vec!("workqueue_adds_total", "Total number of adds handled by workqueue", &["name"]).expect(PROVEN)
+    register_counter_vec!(
+        "workqueue_adds_total",
+        "Total number of adds handled by workqueue",
+        &["name"]
+    )
+    .expect(PROVEN)
 });
 static RETRIES: LazyLock<CounterVec> = LazyLock::new(|| {
-    register_counter_vec!("workqueue_retries_total", "Total number of retries handled by workqueue", &["name"])
-        .expect(PROVEN)
+    register_counter_vec!(
+        "workqueue_retries_total",
+        "Total number of retries handled by workqueue",
+        &["name"]
+    )
+    .expect(PROVEN)
 });
 static QUEUE: LazyLock<HistogramVec> = LazyLock::new(|| {
     register_histogram_vec!(
