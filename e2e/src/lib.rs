@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod conformance;
 pub mod debian;
 pub mod forward;
 pub mod images;

@@ -108,9 +108,10 @@ fn exec_it_is_a_real_terminal_that_resizes() -> Result<()> {
         Ok(screen.text().contains("44 132"))
     })?;
     // Interrupts reach the foreground program, not kubectl.
-    terminal.write_all(b"sleep 100; echo interrupted=$?\n")?;
+    terminal.write_all(b"sleep 100\n")?;
     std::thread::sleep(Duration::from_millis(500));
     terminal.write_all(&[3])?;
+    terminal.write_all(b"echo interrupted=$?\n")?;
     screen.wait_for("interrupted=130")?;
     terminal.write_all(b"exit 5\n")?;
     let mut child = child;
@@ -226,9 +227,14 @@ fn port_forward_carries_connections() -> Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         stream.write_all(b"GET / HTTP/1.0\r\nHost: web\r\n\r\n")?;
+        // Read up to the page, not to the end: kubectl may reset the connection once nginx closed it.
         let mut page = String::new();
-        stream.read_to_string(&mut page)?;
-        ensure!(page.contains("Welcome to nginx!"), "port-forward gave {page:?}");
+        let mut buffer = [0; 4096];
+        while !page.contains("Welcome to nginx!") {
+            let n = stream.read(&mut buffer)?;
+            ensure!(n > 0, "port-forward ended after {page:?}");
+            page.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
     }
     ns.delete()
 }
