@@ -66,12 +66,14 @@ impl PodNetwork {
                     .is_some_and(|link| link.alias == alias),
             };
         }
+        let peers = store.peers();
+        let (resolved, _) = resolve(&netlink, &peers).await?;
         let state = State {
             records,
             last_reserved: store.last_reserved(),
             pod_cidrs: Vec::new(),
-            peers: Vec::new(),
-            resolved: Vec::new(),
+            peers,
+            resolved,
         };
         let nft = Arc::new(NftProgram::new());
         let node = Node {
@@ -114,28 +116,12 @@ impl PodNetwork {
     /// # Errors
     /// After all that could be done was done: the first peer to which there is no way.
     pub async fn set_peers(&self, peers: Vec<Peer>) -> Result<(), NetworkError> {
-        let mut resolved = Vec::with_capacity(peers.len());
-        let mut no_way = Vec::new();
-        for peer in &peers {
-            let way = match self.inner.netlink.way(peer.internal_ip).await? {
-                Some(way) => way,
-                None => {
-                    no_way.push(NetworkError::Peer {
-                        node: peer.node.clone(),
-                        address: peer.internal_ip,
-                        reason: "the kernel has no route".into(),
-                    });
-                    Way::Tunnel
-                }
-            };
-            resolved.push(ResolvedPeer {
-                internal_ip: peer.internal_ip,
-                pod_cidrs: peer.pod_cidrs.clone(),
-                way,
-            });
-        }
+        let (resolved, no_way) = resolve(&self.inner.netlink, &peers).await?;
         {
             let mut state = self.inner.state.lock().await;
+            if state.peers != peers {
+                self.inner.store.write_peers(&peers)?;
+            }
             state.peers = peers;
             state.resolved = resolved;
         }
@@ -543,6 +529,33 @@ impl PodNetwork {
         };
         lock.lock_owned().await
     }
+}
+
+/// Asks the kernel for the way to each peer. A peer without one is given the tunnel, which may work later.
+async fn resolve(
+    netlink: &Netlink,
+    peers: &[Peer],
+) -> Result<(Vec<ResolvedPeer>, Vec<NetworkError>), NetworkError> {
+    let mut resolved = Vec::with_capacity(peers.len());
+    let mut no_way = Vec::new();
+    for peer in peers {
+        let way = netlink.way(peer.internal_ip).await?;
+        if way.is_none() {
+            let reason = "the kernel has no route".into();
+            no_way.push(NetworkError::Peer {
+                node: peer.node.clone(),
+                address: peer.internal_ip,
+                reason,
+            });
+        }
+        let (internal_ip, pod_cidrs) = (peer.internal_ip, peer.pod_cidrs.clone());
+        resolved.push(ResolvedPeer {
+            internal_ip,
+            pod_cidrs,
+            way: way.unwrap_or(Way::Tunnel),
+        });
+    }
+    Ok((resolved, no_way))
 }
 
 async fn blocking(

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bandwidth, NetworkError, PortMapping, SandboxNetwork};
+use crate::{Bandwidth, NetworkError, Peer, PortMapping, SandboxNetwork};
 
 const VERSION: u32 = 1;
 
@@ -82,6 +82,7 @@ impl SandboxRecord {
 pub struct Store {
     sandboxes: PathBuf,
     last_reserved: PathBuf,
+    peers: PathBuf,
 }
 
 impl Store {
@@ -90,6 +91,7 @@ impl Store {
         let store = Self {
             sandboxes: state_dir.join("sandboxes"),
             last_reserved: state_dir.join("last-reserved.json"),
+            peers: state_dir.join("peers.json"),
         };
         let context = |path: &Path| format!("open {}", path.display());
         std::fs::create_dir_all(&store.sandboxes)
@@ -156,6 +158,18 @@ impl Store {
         let pairs: Vec<_> = last.iter().collect();
         let text = serde_json::to_vec(&pairs).expect("addresses can be written");
         write_atomically(&self.last_reserved, &text, false)
+    }
+
+    /// The peers as last told: a restart must not take the routes to them away until they are told again.
+    pub fn peers(&self) -> Vec<Peer> {
+        let text = std::fs::read(&self.peers).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    pub fn write_peers(&self, peers: &[Peer]) -> Result<(), NetworkError> {
+        let text =
+            serde_json::to_vec(peers).expect("a peer has no map with keys that are not strings");
+        write_atomically(&self.peers, &text, false)
     }
 
     fn path(&self, sandbox_id: &str) -> PathBuf {

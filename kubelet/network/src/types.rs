@@ -47,7 +47,8 @@ impl Default for NetworkConfig {
 }
 
 /// Another node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Peer {
     pub node: String,
     /// The node's InternalIP of the family that carries pod traffic.
