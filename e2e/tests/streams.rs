@@ -216,7 +216,9 @@ fn port_forward_carries_connections() -> Result<()> {
     command.env("KUBECONFIG", cluster.layout.admin_kubeconfig()).args(["-n", &ns.name, "port-forward", "pod/web", ":80"]);
     let mut child = Ended(command.stdout(Stdio::piped()).spawn()?);
     let mut line = String::new();
-    BufReader::new(child.0.stdout.take().context("stdout is piped")?).read_line(&mut line)?;
+    // Held to the end: kubectl writes a line a connection and would die of a closed pipe.
+    let mut said = BufReader::new(child.0.stdout.take().context("stdout is piped")?);
+    said.read_line(&mut line)?;
     let port: u16 = line
         .split("127.0.0.1:")
         .nth(1)
