@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::{Cluster, Component, Options};
 use crate::programs::Outputs;
 use crate::step::Steps;
-use crate::{conformance, forward, images, test_run, tidy};
+use crate::{bench, conformance, forward, images, test_run, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo e2e", about = "Brings a Gantry cluster up on this machine, tests it, measures it")]
@@ -53,6 +53,8 @@ enum Verb {
     Test(test_run::TestOptions),
     /// Runs upstream's conformance suite, or a part of it.
     Conformance(conformance::ConformanceOptions),
+    /// Measures ours and upstream's side by side.
+    Bench(bench::BenchOptions),
     /// Builds the images of images.toml.
     Images,
     /// Holds the crates' dependencies to the plan of the house.
@@ -103,6 +105,7 @@ pub fn run() -> Result<ExitCode> {
         Verb::Restart { component } => Cluster::open(&cli.name)?.restart(&component)?,
         Verb::Test(options) => return test_run::run(&options),
         Verb::Conformance(options) => return conformance::run(&options),
+        Verb::Bench(options) => bench::run(&options)?,
         Verb::Images => {
             let outputs = Outputs::find();
             images::build(&Steps::new(outputs.logs())?, &outputs)?;

@@ -4,6 +4,7 @@
 //! stopping etcd, kube-apiserver and the components. It is a client like any other and depends on
 //! no crate of Gantry: the judge must not know the defendant.
 
+pub mod bench;
 pub mod cli;
 pub mod cluster;
 pub mod conformance;
