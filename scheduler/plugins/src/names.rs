@@ -1,0 +1,32 @@
+//! The plugins' names, as configuration, metrics and statuses carry them.
+
+/// Binds by the API.
+pub const DEFAULT_BINDER: &str = "DefaultBinder";
+/// Makes room by ending pods of lower priority.
+pub const DEFAULT_PREEMPTION: &str = "DefaultPreemption";
+/// Prefers nodes that have the images.
+pub const IMAGE_LOCALITY: &str = "ImageLocality";
+/// Near to, or far from, other pods.
+pub const INTER_POD_AFFINITY: &str = "InterPodAffinity";
+/// Node selectors and node affinity.
+pub const NODE_AFFINITY: &str = "NodeAffinity";
+/// Features a pod needs of its kubelet.
+pub const NODE_DECLARED_FEATURES: &str = "NodeDeclaredFeatures";
+/// A pod that names its node.
+pub const NODE_NAME: &str = "NodeName";
+/// Host ports.
+pub const NODE_PORTS: &str = "NodePorts";
+/// CPU and memory used in proportion.
+pub const NODE_RESOURCES_BALANCED_ALLOCATION: &str = "NodeResourcesBalancedAllocation";
+/// Enough of every resource.
+pub const NODE_RESOURCES_FIT: &str = "NodeResourcesFit";
+/// Cordoned nodes.
+pub const NODE_UNSCHEDULABLE: &str = "NodeUnschedulable";
+/// Pods spread over zones and nodes.
+pub const POD_TOPOLOGY_SPREAD: &str = "PodTopologySpread";
+/// The order of the queue.
+pub const PRIORITY_SORT: &str = "PrioritySort";
+/// Pods held back by gates.
+pub const SCHEDULING_GATES: &str = "SchedulingGates";
+/// Taints and tolerations.
+pub const TAINT_TOLERATION: &str = "TaintToleration";

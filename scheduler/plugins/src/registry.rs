@@ -1,0 +1,60 @@
+//! The one list of the plugins in tree, in the order of the default profile.
+
+use framework::Registration;
+
+use crate::*;
+
+/// All of them. The order is that of upstream's default `multiPoint` list, which is the order in which filters run.
+pub fn in_tree() -> Vec<Registration> {
+    let line = |name, default_weight, factory| Registration {
+        name,
+        default_weight,
+        default_enabled: true,
+        factory,
+    };
+    vec![
+        line(names::SCHEDULING_GATES, 0, scheduling_gates::new),
+        line(names::PRIORITY_SORT, 0, priority_sort::new),
+        line(names::NODE_UNSCHEDULABLE, 0, node_unschedulable::new),
+        line(names::NODE_NAME, 0, node_name::new),
+        line(names::TAINT_TOLERATION, 3, taint_toleration::new),
+        line(names::NODE_AFFINITY, 2, node_affinity::new),
+        line(names::NODE_PORTS, 0, node_ports::new),
+        line(names::NODE_RESOURCES_FIT, 1, node_resources_fit::new),
+        line(names::POD_TOPOLOGY_SPREAD, 2, pod_topology_spread::new),
+        line(names::INTER_POD_AFFINITY, 2, inter_pod_affinity::new),
+        line(names::DEFAULT_PREEMPTION, 0, default_preemption::new),
+        line(
+            names::NODE_RESOURCES_BALANCED_ALLOCATION,
+            1,
+            balanced_allocation::new,
+        ),
+        line(names::IMAGE_LOCALITY, 1, image_locality::new),
+        line(names::DEFAULT_BINDER, 0, default_binder::new),
+        line(
+            names::NODE_DECLARED_FEATURES,
+            0,
+            node_declared_features::new,
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_plugin_is_made_under_its_name() {
+        for line in in_tree() {
+            let plugin =
+                (line.factory)(None, crate::testing::handle()).expect("defaults are valid");
+            assert_eq!(plugin.name(), line.name);
+            assert_eq!(
+                line.default_weight > 0,
+                plugin.as_score().is_some(),
+                "{}",
+                line.name
+            );
+        }
+    }
+}
