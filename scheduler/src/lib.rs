@@ -1,1 +1,15 @@
-//! 
+//! kube-scheduler: gives pods their nodes.
+//!
+//! [`event_handlers`] feed the cache and the queue; [`schedule_one`] pops a pod and asks [`decide`] for a node; [`binding_cycle`] binds in a task of its own; [`failure`]
+//! takes a pod back. [`runtime`] runs the plugins, [`profile`] puts them together from [`config`].
+#![forbid(unsafe_code)]
+
+pub mod binding_cycle;
+pub mod config;
+pub mod decide;
+pub mod failure;
+pub mod metrics;
+pub mod profile;
+pub mod runtime;
+pub mod schedule_one;
+pub mod scheduler;

@@ -1,0 +1,149 @@
+//! [`WaitingPods`]: pods that Permit plugins made wait.
+//!
+//! Upstream: pkg/scheduler/framework/runtime/waiting_pods_map.go, v1.36.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use framework::{Code, PodInfo, Status, WaitingPod};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+struct State {
+    pending: HashMap<&'static str, (Instant, Duration)>,
+    decided: Option<Status>,
+}
+
+/// One waiting pod.
+pub struct Waiting {
+    pod: Arc<PodInfo>,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn decide(&self, status: Status) -> bool {
+        let mut state = self.lock();
+        let first = state.decided.is_none();
+        if first {
+            state.decided = Some(status);
+            self.changed.notify_one();
+        }
+        first
+    }
+
+    async fn decided(&self) -> Status {
+        loop {
+            let next = {
+                let state = self.lock();
+                if let Some(status) = &state.decided {
+                    return status.clone();
+                }
+                state.pending.iter().map(|(plugin, (deadline, timeout))| (*deadline, *timeout, *plugin)).min()
+            };
+            let Some((deadline, timeout, plugin)) = next else { return Status::success() };
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep_until(deadline) => {
+                    self.reject(plugin, &format!("rejected due to timeout after waiting {timeout:?} at plugin {plugin}"));
+                }
+            }
+        }
+    }
+}
+
+impl WaitingPod for Waiting {
+    fn pod(&self) -> &Arc<PodInfo> {
+        &self.pod
+    }
+    fn pending_plugins(&self) -> Vec<&'static str> {
+        self.lock().pending.keys().copied().collect()
+    }
+    fn allow(&self, plugin: &'static str) {
+        let all = {
+            let mut state = self.lock();
+            state.pending.remove(plugin);
+            state.pending.is_empty()
+        };
+        if all {
+            self.decide(Status::success());
+        }
+    }
+    fn reject(&self, plugin: &'static str, message: &str) -> bool {
+        self.decide(Status::unschedulable(message).by(plugin))
+    }
+    fn preempt(&self, plugin: &'static str, message: &str) -> bool {
+        self.decide(Status::new(Code::Error, message).by(plugin))
+    }
+}
+
+/// All of them, by UID.
+#[derive(Default)]
+pub struct WaitingPods {
+    pods: Mutex<HashMap<Arc<str>, Arc<Waiting>>>,
+}
+
+impl WaitingPods {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Waiting>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pod waits for these plugins, for these times at most.
+    pub fn add(&self, pod: Arc<PodInfo>, waits: Vec<(&'static str, Duration)>) {
+        let now = Instant::now();
+        let pending = waits.into_iter().map(|(plugin, timeout)| (plugin, (now + timeout, timeout))).collect();
+        let uid = Arc::clone(&pod.uid);
+        let waiting = Waiting { pod, state: Mutex::new(State { pending, decided: None }), changed: Notify::new() };
+        self.lock().insert(uid, Arc::new(waiting));
+    }
+
+    /// One by UID.
+    pub fn get(&self, uid: &str) -> Option<Arc<Waiting>> {
+        self.lock().get(uid).cloned()
+    }
+
+    /// Every one.
+    pub fn list(&self) -> Vec<Arc<Waiting>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Waits for the decision on a pod; `None` when it does not wait.
+    pub async fn wait(&self, uid: &str) -> Option<Status> {
+        let waiting = self.get(uid)?;
+        let status = waiting.decided().await;
+        self.lock().remove(uid);
+        Some(status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn all_must_allow_one_may_reject_and_time_runs_out() {
+        let pods = WaitingPods::default();
+        let add = |name: &str| {
+            let pod = framework::testing::make_pod(name).uid(name).info();
+            pods.add(pod, vec![("A", Duration::from_secs(5)), ("B", Duration::from_secs(9))]);
+            pods.get(name).expect("added")
+        };
+        let pod = add("allowed");
+        pod.allow("A");
+        assert_eq!(pod.pending_plugins(), ["B"]);
+        pod.allow("B");
+        assert!(!pod.reject("A", "too late"));
+        assert_eq!(pods.wait("allowed").await, Some(Status::success()));
+        add("rejected").reject("B", "no");
+        assert_eq!(pods.wait("rejected").await, Some(Status::unschedulable("no").by("B")));
+        add("late");
+        let status = pods.wait("late").await.expect("waits");
+        assert_eq!((status.code(), status.plugin()), (Code::Unschedulable, "A"));
+        assert!(pods.wait("late").await.is_none());
+    }
+}
