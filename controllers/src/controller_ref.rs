@@ -60,9 +60,17 @@ impl<K> Claim<K> {
 }
 
 /// Sorts `objects` by what `owner` has to do with them. An owner that is being deleted adopts and releases nothing.
-pub fn claim<K: Resource>(owner: &ObjectMeta, selector: &Selector, objects: impl IntoIterator<Item = Arc<K>>) -> Claim<K> {
+pub fn claim<K: Resource>(
+    owner: &ObjectMeta,
+    selector: &Selector,
+    objects: impl IntoIterator<Item = Arc<K>>,
+) -> Claim<K> {
     let deleting = owner.deletion_timestamp.is_some();
-    let mut claim = Claim { owned: Vec::new(), adopt: Vec::new(), release: Vec::new() };
+    let mut claim = Claim {
+        owned: Vec::new(),
+        adopt: Vec::new(),
+        release: Vec::new(),
+    };
     for object in objects {
         let meta = object.meta();
         let selected = selector.matches(&meta.labels);
@@ -72,7 +80,10 @@ pub fn claim<K: Resource>(owner: &ObjectMeta, selector: &Selector, objects: impl
             Some(_) if !deleting => claim.release.push(object),
             Some(_) => {}
             None => {
-                let adoptable = selected && !deleting && meta.deletion_timestamp.is_none() && meta.namespace == owner.namespace;
+                let adoptable = selected
+                    && !deleting
+                    && meta.deletion_timestamp.is_none()
+                    && meta.namespace == owner.namespace;
                 if adoptable {
                     claim.adopt.push(object);
                 }
@@ -121,15 +132,25 @@ mod tests {
             ]
         };
         let selector = Selector::from_labels(&[("app".to_owned(), "a".to_owned())].into());
-        let mut owner = ObjectMeta { uid: Some("me".to_owned()), namespace: Some("n".to_owned()), ..Default::default() };
-        let names = |objects: &[Arc<Pod>]| objects.iter().map(|o| o.metadata.name.clone().unwrap()).collect::<Vec<_>>();
+        let mut owner = ObjectMeta {
+            uid: Some("me".to_owned()),
+            namespace: Some("n".to_owned()),
+            ..Default::default()
+        };
+        let names = |objects: &[Arc<Pod>]| {
+            objects
+                .iter()
+                .map(|o| o.metadata.name.clone().unwrap())
+                .collect::<Vec<_>>()
+        };
 
         let claimed = claim(&owner, &selector, objects());
         assert_eq!(names(&claimed.owned), ["mine", "mine-going"]);
         assert_eq!(names(&claimed.adopt), ["orphan"]);
         assert_eq!(names(&claimed.release), ["strayed"]);
 
-        owner.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+        owner.deletion_timestamp =
+            Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
         let claimed = claim(&owner, &selector, objects());
         assert_eq!(names(&claimed.owned), ["mine", "mine-going"]);
         assert!(claimed.is_settled());

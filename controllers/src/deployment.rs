@@ -23,6 +23,7 @@ pub mod sync;
 #[cfg(test)]
 mod tests;
 
+pub use controller::start;
 pub use sync::{Action, Notice, Observed, Plan, sync};
 
 /// Condition types and reasons, and reasons of events, as users and kubectl know them.

@@ -1,1 +1,19 @@
-//! 
+//! kube-controller-manager: the control loops of a cluster in one process, one of which leads at a time.
+//!
+//! `options` reads the command line, `registry` is the one list of controllers, `context` is what a controller is built from, and each
+//! controller is a module of the same shape (`NAME.rs` + `NAME/{sync,controller,tests}.rs`). Upstream: cmd/kube-controller-manager, v1.36.
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod context;
+pub mod options;
+pub mod registry;
+
+// shared by controllers
+pub mod controller_ref;
+
+// the controllers, by name
+pub mod deployment;
+pub mod replicaset;
+pub mod root_ca_certificate_publisher;
+pub mod serviceaccount;

@@ -12,6 +12,7 @@ pub mod sync;
 #[cfg(test)]
 mod tests;
 
+pub use controller::start;
 pub use sync::{Observed, Plan, sync};
 
 /// Of the condition `ReplicaFailure` and of events.

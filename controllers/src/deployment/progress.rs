@@ -10,7 +10,13 @@ use super::reason;
 use super::replica_sets::*;
 use super::sync::Pass;
 
-pub(super) fn new_condition(type_: &str, status: &str, reason: &str, message: String, now: &Time) -> DeploymentCondition {
+pub(super) fn new_condition(
+    type_: &str,
+    status: &str,
+    reason: &str,
+    message: String,
+    now: &Time,
+) -> DeploymentCondition {
     DeploymentCondition {
         type_: type_.to_owned(),
         status: status.to_owned(),
@@ -22,7 +28,10 @@ pub(super) fn new_condition(type_: &str, status: &str, reason: &str, message: St
 }
 
 /// Replaces the condition of this type unless status and reason are the same; the transition time stays with the status.
-pub(super) fn set_deployment_condition(conditions: &mut Vec<DeploymentCondition>, mut condition: DeploymentCondition) {
+pub(super) fn set_deployment_condition(
+    conditions: &mut Vec<DeploymentCondition>,
+    mut condition: DeploymentCondition,
+) {
     if let Some(current) = conditions.iter().find(|c| c.type_ == condition.type_)
         && current.status == condition.status
     {
@@ -47,12 +56,29 @@ fn calculate_status(pass: &Pass<'_>) -> DeploymentStatus {
     let mut conditions = current.conditions.unwrap_or_default();
     let has_minimum = available >= desired_replicas(pass.observed) - max_unavailable(pass.observed);
     let condition = if has_minimum {
-        ("True", reason::MINIMUM_REPLICAS_AVAILABLE, "Deployment has minimum availability.")
+        (
+            "True",
+            reason::MINIMUM_REPLICAS_AVAILABLE,
+            "Deployment has minimum availability.",
+        )
     } else {
-        ("False", reason::MINIMUM_REPLICAS_UNAVAILABLE, "Deployment does not have minimum availability.")
+        (
+            "False",
+            reason::MINIMUM_REPLICAS_UNAVAILABLE,
+            "Deployment does not have minimum availability.",
+        )
     };
     let (status, why, message) = condition;
-    set_deployment_condition(&mut conditions, new_condition(reason::AVAILABLE, status, why, message.to_owned(), &pass.now));
+    set_deployment_condition(
+        &mut conditions,
+        new_condition(
+            reason::AVAILABLE,
+            status,
+            why,
+            message.to_owned(),
+            &pass.now,
+        ),
+    );
     DeploymentStatus {
         observed_generation: pass.observed.metadata.generation.filter(|g| *g != 0),
         replicas: count(pass.all().map(actual).sum()),
@@ -75,16 +101,33 @@ pub(super) fn check_paused_conditions(pass: &mut Pass<'_>) {
     if progress_deadline_seconds(pass.observed).is_none() {
         return;
     }
-    let why = pass.condition(reason::PROGRESSING).and_then(|c| c.reason.clone());
+    let why = pass
+        .condition(reason::PROGRESSING)
+        .and_then(|c| c.reason.clone());
     if why.as_deref() == Some(reason::TIMED_OUT) {
         return;
     }
-    let paused = pass.observed.spec.as_ref().and_then(|s| s.paused).unwrap_or(false);
+    let paused = pass
+        .observed
+        .spec
+        .as_ref()
+        .and_then(|s| s.paused)
+        .unwrap_or(false);
     let reported = why.as_deref() == Some(reason::PAUSED);
     if paused && !reported {
-        pass.set_condition(reason::PROGRESSING, "Unknown", reason::PAUSED, "Deployment is paused".to_owned());
+        pass.set_condition(
+            reason::PROGRESSING,
+            "Unknown",
+            reason::PAUSED,
+            "Deployment is paused".to_owned(),
+        );
     } else if !paused && reported {
-        pass.set_condition(reason::PROGRESSING, "Unknown", reason::RESUMED, "Deployment is resumed".to_owned());
+        pass.set_condition(
+            reason::PROGRESSING,
+            "Unknown",
+            reason::RESUMED,
+            "Deployment is resumed".to_owned(),
+        );
     }
 }
 
@@ -100,7 +143,10 @@ fn deployment_complete(deployment: &Deployment, status: &DeploymentStatus) -> bo
 
 /// By the status that is written already: history is only cut once everyone can see that the rollout is over.
 pub(super) fn is_complete_now(pass: &Pass<'_>) -> bool {
-    pass.observed.status.as_ref().is_some_and(|status| deployment_complete(pass.observed, status))
+    pass.observed
+        .status
+        .as_ref()
+        .is_some_and(|status| deployment_complete(pass.observed, status))
 }
 
 /// New pods came, became ready or available, or old ones went.
@@ -114,7 +160,11 @@ fn deployment_progressing(old: &DeploymentStatus, new: &DeploymentStatus) -> boo
 }
 
 fn find<'a>(status: &'a DeploymentStatus, type_: &str) -> Option<&'a DeploymentCondition> {
-    status.conditions.as_ref()?.iter().find(|c| c.type_ == type_)
+    status
+        .conditions
+        .as_ref()?
+        .iter()
+        .find(|c| c.type_ == type_)
 }
 
 fn has_reason(condition: Option<&DeploymentCondition>, reason: &str) -> bool {
@@ -124,11 +174,14 @@ fn has_reason(condition: Option<&DeploymentCondition>, reason: &str) -> bool {
 /// When the last progress that was recorded is too old.
 fn deadline(condition: &DeploymentCondition, seconds: i32) -> Option<jiff::Timestamp> {
     let from = condition.last_update_time.as_ref()?.0;
-    from.saturating_add(SignedDuration::from_secs(seconds.into())).ok()
+    from.saturating_add(SignedDuration::from_secs(seconds.into()))
+        .ok()
 }
 
 fn deployment_timed_out(pass: &Pass<'_>, status: &DeploymentStatus, seconds: i32) -> bool {
-    let Some(condition) = find(status, reason::PROGRESSING) else { return false };
+    let Some(condition) = find(status, reason::PROGRESSING) else {
+        return false;
+    };
     match condition.reason.as_deref() {
         // A finished rollout has no deadline; the next one starts a new condition.
         Some(reason::NEW_RS_AVAILABLE) => false,
@@ -146,7 +199,8 @@ pub(super) fn sync_rollout_status(pass: &mut Pass<'_>) {
         conditions.retain(|c| c.type_ != reason::PROGRESSING);
     }
     let current = pass.condition(reason::PROGRESSING).cloned();
-    let is_complete = status.replicas == status.updated_replicas && has_reason(current.as_ref(), reason::NEW_RS_AVAILABLE);
+    let is_complete = status.replicas == status.updated_replicas
+        && has_reason(current.as_ref(), reason::NEW_RS_AVAILABLE);
     if let Some(seconds) = seconds
         && !is_complete
     {
@@ -165,17 +219,38 @@ pub(super) fn sync_rollout_status(pass: &mut Pass<'_>) {
     }
 }
 
-fn estimate_progress(pass: &Pass<'_>, status: &mut DeploymentStatus, current: Option<&DeploymentCondition>, seconds: i32) {
+fn estimate_progress(
+    pass: &Pass<'_>,
+    status: &mut DeploymentStatus,
+    current: Option<&DeploymentCondition>,
+    seconds: i32,
+) {
     let subject = match pass.new_rs() {
-        Some(rs) => format!("ReplicaSet {:?}", rs.metadata.name.as_deref().unwrap_or_default()),
-        None => format!("Deployment {:?}", pass.observed.metadata.name.as_deref().unwrap_or_default()),
+        Some(rs) => format!(
+            "ReplicaSet {:?}",
+            rs.metadata.name.as_deref().unwrap_or_default()
+        ),
+        None => format!(
+            "Deployment {:?}",
+            pass.observed.metadata.name.as_deref().unwrap_or_default()
+        ),
     };
     let old = pass.observed.status.clone().unwrap_or_default();
     let condition = |status: &str, why: &str, what: &str| {
-        new_condition(reason::PROGRESSING, status, why, format!("{subject} {what}"), &pass.now)
+        new_condition(
+            reason::PROGRESSING,
+            status,
+            why,
+            format!("{subject} {what}"),
+            &pass.now,
+        )
     };
     if deployment_complete(pass.observed, status) {
-        let condition = condition("True", reason::NEW_RS_AVAILABLE, "has successfully progressed.");
+        let condition = condition(
+            "True",
+            reason::NEW_RS_AVAILABLE,
+            "has successfully progressed.",
+        );
         set_deployment_condition(status.conditions.get_or_insert_default(), condition);
     } else if deployment_progressing(&old, status) {
         let mut condition = condition("True", reason::REPLICA_SET_UPDATED, "is progressing.");
@@ -195,7 +270,14 @@ fn estimate_progress(pass: &Pass<'_>, status: &mut DeploymentStatus, current: Op
 /// A ReplicaSet that cannot make its pods, the new one first.
 fn replica_failure(pass: &Pass<'_>) -> Option<DeploymentCondition> {
     let of = |rs: &ReplicaSet| {
-        let failure = rs.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == reason::REPLICA_FAILURE)?.clone();
+        let failure = rs
+            .status
+            .as_ref()?
+            .conditions
+            .as_ref()?
+            .iter()
+            .find(|c| c.type_ == reason::REPLICA_FAILURE)?
+            .clone();
         Some(DeploymentCondition {
             type_: failure.type_,
             status: failure.status,
@@ -205,14 +287,17 @@ fn replica_failure(pass: &Pass<'_>) -> Option<DeploymentCondition> {
             last_transition_time: failure.last_transition_time,
         })
     };
-    pass.new_rs().and_then(of).or_else(|| pass.all().find_map(of))
+    pass.new_rs()
+        .and_then(of)
+        .or_else(|| pass.all().find_map(of))
 }
 
 /// When to look whether the deadline has passed; `None`: nothing to wait for.
 fn requeue_stuck_deployment(pass: &Pass<'_>, seconds: i32) -> Option<Duration> {
     let status = pass.observed.status.as_ref()?;
     let condition = find(status, reason::PROGRESSING)?;
-    if deployment_complete(pass.observed, status) || has_reason(Some(condition), reason::TIMED_OUT) {
+    if deployment_complete(pass.observed, status) || has_reason(Some(condition), reason::TIMED_OUT)
+    {
         return None;
     }
     let left = deadline(condition, seconds)?.duration_since(pass.now.0);

@@ -31,5 +31,7 @@ pub(super) fn rollout_recreate(pass: &mut Pass<'_>, pods: &[Arc<Pod>]) {
 fn old_pods_running(pass: &Pass<'_>, pods: &[Arc<Pod>]) -> bool {
     let new_uid = pass.new_rs().and_then(|rs| rs.metadata.uid.as_deref());
     pass.old().into_iter().any(|i| actual(&pass.sets[i].rs) > 0)
-        || pods.iter().any(|pod| (new_uid.is_none() || controller_uid(&pod.metadata) != new_uid) && !is_terminal(pod))
+        || pods.iter().any(|pod| {
+            (new_uid.is_none() || controller_uid(&pod.metadata) != new_uid) && !is_terminal(pod)
+        })
 }

@@ -17,7 +17,11 @@ pub fn replicas(rs: &ReplicaSet) -> i32 {
 }
 
 pub fn desired_replicas(deployment: &Deployment) -> i32 {
-    deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+    deployment
+        .spec
+        .as_ref()
+        .and_then(|s| s.replicas)
+        .unwrap_or(1)
 }
 
 pub fn actual(rs: &ReplicaSet) -> i32 {
@@ -25,11 +29,17 @@ pub fn actual(rs: &ReplicaSet) -> i32 {
 }
 
 pub fn available(rs: &ReplicaSet) -> i32 {
-    rs.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0)
+    rs.status
+        .as_ref()
+        .and_then(|s| s.available_replicas)
+        .unwrap_or(0)
 }
 
 pub fn ready(rs: &ReplicaSet) -> i32 {
-    rs.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0)
+    rs.status
+        .as_ref()
+        .and_then(|s| s.ready_replicas)
+        .unwrap_or(0)
 }
 
 /// The sum over all; `None` as long as one that a controller has seen does not tell.
@@ -37,7 +47,10 @@ pub fn terminating<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> Option
     let mut total = 0;
     for rs in sets {
         let status = rs.status.as_ref();
-        match (status.and_then(|s| s.terminating_replicas), status.and_then(|s| s.observed_generation).unwrap_or(0)) {
+        match (
+            status.and_then(|s| s.terminating_replicas),
+            status.and_then(|s| s.observed_generation).unwrap_or(0),
+        ) {
             (Some(count), _) => total += count,
             (None, 0) => {}
             (None, _) => return None,
@@ -51,12 +64,20 @@ pub fn is_rolling_update(deployment: &Deployment) -> bool {
 }
 
 pub fn strategy_type(deployment: &Deployment) -> &str {
-    deployment.spec.as_ref().and_then(|s| s.strategy.as_ref()?.type_.as_deref()).unwrap_or("RollingUpdate")
+    deployment
+        .spec
+        .as_ref()
+        .and_then(|s| s.strategy.as_ref()?.type_.as_deref())
+        .unwrap_or("RollingUpdate")
 }
 
 /// How many pods may be above the desired number.
 pub fn max_surge(deployment: &Deployment) -> i32 {
-    if is_rolling_update(deployment) { resolve_fenceposts(deployment).0 } else { 0 }
+    if is_rolling_update(deployment) {
+        resolve_fenceposts(deployment).0
+    } else {
+        0
+    }
 }
 
 /// How many of the desired pods may be unavailable.
@@ -71,22 +92,41 @@ pub fn max_unavailable(deployment: &Deployment) -> i32 {
 /// Surge rounds up and unavailability down; if both come to nothing, one pod may be unavailable, or no rollout could
 /// ever move. Not a number nor a percentage (validation lets none through) counts as 0.
 fn resolve_fenceposts(deployment: &Deployment) -> (i32, i32) {
-    let rolling = deployment.spec.as_ref().and_then(|s| s.strategy.as_ref()?.rolling_update.as_ref());
+    let rolling = deployment
+        .spec
+        .as_ref()
+        .and_then(|s| s.strategy.as_ref()?.rolling_update.as_ref());
     let desired = desired_replicas(deployment);
-    let resolve = |value: Option<&IntOrString>, round_up| value.map_or(0, |v| scaled_value(v, desired, round_up).unwrap_or(0));
+    let resolve = |value: Option<&IntOrString>, round_up| {
+        value.map_or(0, |v| scaled_value(v, desired, round_up).unwrap_or(0))
+    };
     // Without `rollingUpdate` at all the API server's defaults apply: 25 % each.
     let quarter = IntOrString::String("25%".to_owned());
     let (surge, unavailable) = match rolling {
-        Some(rolling) => (resolve(rolling.max_surge.as_ref(), true), resolve(rolling.max_unavailable.as_ref(), false)),
-        None => (resolve(Some(&quarter), true), resolve(Some(&quarter), false)),
+        Some(rolling) => (
+            resolve(rolling.max_surge.as_ref(), true),
+            resolve(rolling.max_unavailable.as_ref(), false),
+        ),
+        None => (
+            resolve(Some(&quarter), true),
+            resolve(Some(&quarter), false),
+        ),
     };
-    if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
+    if surge == 0 && unavailable == 0 {
+        (0, 1)
+    } else {
+        (surge, unavailable)
+    }
 }
 
 /// Equal but for the hash label: hashes change with versions and between implementations.
 pub fn equal_ignore_hash(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
     let labels = |t: &PodTemplateSpec| -> BTreeMap<String, String> {
-        let mut labels = t.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
+        let mut labels = t
+            .metadata
+            .as_ref()
+            .and_then(|m| m.labels.clone())
+            .unwrap_or_default();
         labels.remove(POD_TEMPLATE_HASH);
         labels
     };
@@ -105,24 +145,41 @@ pub fn template(rs: &ReplicaSet) -> Option<&PodTemplateSpec> {
 
 /// Older first; of the same age by name.
 pub fn by_creation(a: &ReplicaSet, b: &ReplicaSet) -> Ordering {
-    let key = |rs: &ReplicaSet| (rs.metadata.creation_timestamp.as_ref().map(|t| t.0), rs.metadata.name.clone());
+    let key = |rs: &ReplicaSet| {
+        (
+            rs.metadata.creation_timestamp.as_ref().map(|t| t.0),
+            rs.metadata.name.clone(),
+        )
+    };
     key(a).cmp(&key(b))
 }
 
 pub fn by_size_older(a: &ReplicaSet, b: &ReplicaSet) -> Ordering {
-    replicas(b).cmp(&replicas(a)).then_with(|| by_creation(a, b))
+    replicas(b)
+        .cmp(&replicas(a))
+        .then_with(|| by_creation(a, b))
 }
 
 pub fn by_size_newer(a: &ReplicaSet, b: &ReplicaSet) -> Ordering {
-    replicas(b).cmp(&replicas(a)).then_with(|| by_creation(b, a))
+    replicas(b)
+        .cmp(&replicas(a))
+        .then_with(|| by_creation(b, a))
 }
 
 /// `None` or `i32::MAX`: no deadline.
 pub fn progress_deadline_seconds(deployment: &Deployment) -> Option<i32> {
-    deployment.spec.as_ref().and_then(|s| s.progress_deadline_seconds).filter(|s| *s != i32::MAX)
+    deployment
+        .spec
+        .as_ref()
+        .and_then(|s| s.progress_deadline_seconds)
+        .filter(|s| *s != i32::MAX)
 }
 
 /// `None` or `i32::MAX`: keep all.
 pub fn revision_history_limit(deployment: &Deployment) -> Option<i32> {
-    deployment.spec.as_ref().and_then(|s| s.revision_history_limit).filter(|l| *l != i32::MAX)
+    deployment
+        .spec
+        .as_ref()
+        .and_then(|s| s.revision_history_limit)
+        .filter(|l| *l != i32::MAX)
 }

@@ -18,11 +18,23 @@ const MAX_REVISION_HISTORY_CHARS: usize = 2000;
 
 /// Annotations of a Deployment or ReplicaSet that are never copied to the other.
 fn is_skipped(key: &str) -> bool {
-    [LAST_APPLIED_CONFIG, REVISION, REVISION_HISTORY, DESIRED_REPLICAS, MAX_REPLICAS, DEPRECATED_ROLLBACK_TO].contains(&key)
+    [
+        LAST_APPLIED_CONFIG,
+        REVISION,
+        REVISION_HISTORY,
+        DESIRED_REPLICAS,
+        MAX_REPLICAS,
+        DEPRECATED_ROLLBACK_TO,
+    ]
+    .contains(&key)
 }
 
 fn annotation<'a>(rs: &'a ReplicaSet, key: &str) -> Option<&'a str> {
-    rs.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+    rs.metadata
+        .annotations
+        .as_ref()?
+        .get(key)
+        .map(String::as_str)
 }
 
 /// `None` if the annotation is no number; 0 without one.
@@ -31,7 +43,11 @@ pub fn revision(rs: &ReplicaSet) -> Option<i64> {
 }
 
 pub fn max_revision<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i64 {
-    sets.into_iter().filter_map(revision).max().unwrap_or(0).max(0)
+    sets.into_iter()
+        .filter_map(revision)
+        .max()
+        .unwrap_or(0)
+        .max(0)
 }
 
 /// The second highest.
@@ -49,9 +65,20 @@ pub fn last_revision<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i64 
 
 /// Copies the Deployment's annotations and moves the revision up, keeping the old one in the history.
 /// `exists`: the ReplicaSet is not about to be created.
-pub fn set_new_replica_set_annotations(deployment: &Deployment, rs: &mut ReplicaSet, new_revision: i64, exists: bool) {
+pub fn set_new_replica_set_annotations(
+    deployment: &Deployment,
+    rs: &mut ReplicaSet,
+    new_revision: i64,
+    exists: bool,
+) {
     let annotations = rs.metadata.annotations.get_or_insert_default();
-    for (key, value) in deployment.metadata.annotations.iter().flatten().filter(|(k, _)| !is_skipped(k)) {
+    for (key, value) in deployment
+        .metadata
+        .annotations
+        .iter()
+        .flatten()
+        .filter(|(k, _)| !is_skipped(k))
+    {
         annotations.insert(key.clone(), value.clone());
     }
     let old = annotations.get(REVISION).cloned();
@@ -73,13 +100,21 @@ pub fn set_new_replica_set_annotations(deployment: &Deployment, rs: &mut Replica
     if !exists {
         set_replicas_annotations(deployment, rs);
     }
-    if rs.metadata.annotations.as_ref().is_some_and(BTreeMap::is_empty) {
+    if rs
+        .metadata
+        .annotations
+        .as_ref()
+        .is_some_and(BTreeMap::is_empty)
+    {
         rs.metadata.annotations = None;
     }
 }
 
 fn append_history(annotations: &mut BTreeMap<String, String>, old: &str) {
-    let history = annotations.get(REVISION_HISTORY).cloned().unwrap_or_default();
+    let history = annotations
+        .get(REVISION_HISTORY)
+        .cloned()
+        .unwrap_or_default();
     if history.is_empty() {
         annotations.insert(REVISION_HISTORY.to_owned(), old.to_owned());
         return;
@@ -100,7 +135,10 @@ pub fn set_replicas_annotations(deployment: &Deployment, rs: &mut ReplicaSet) ->
     let desired = desired_replicas(deployment);
     let annotations = rs.metadata.annotations.get_or_insert_default();
     let mut changed = false;
-    for (key, value) in [(DESIRED_REPLICAS, desired), (MAX_REPLICAS, desired + max_surge(deployment))] {
+    for (key, value) in [
+        (DESIRED_REPLICAS, desired),
+        (MAX_REPLICAS, desired + max_surge(deployment)),
+    ] {
         let value = value.to_string();
         changed |= annotations.insert(key.to_owned(), value.clone()) != Some(value);
     }
@@ -109,20 +147,36 @@ pub fn set_replicas_annotations(deployment: &Deployment, rs: &mut ReplicaSet) ->
 
 /// `None` without the annotation, or if it is no count.
 pub fn desired_replicas_annotation(rs: &ReplicaSet) -> Option<i32> {
-    annotation(rs, DESIRED_REPLICAS)?.parse().ok().filter(|n| *n >= 0)
+    annotation(rs, DESIRED_REPLICAS)?
+        .parse()
+        .ok()
+        .filter(|n| *n >= 0)
 }
 
 pub fn max_replicas_annotation(rs: &ReplicaSet) -> Option<i32> {
-    annotation(rs, MAX_REPLICAS)?.parse().ok().filter(|n| *n >= 0)
+    annotation(rs, MAX_REPLICAS)?
+        .parse()
+        .ok()
+        .filter(|n| *n >= 0)
 }
 
 pub fn set_deployment_revision(deployment: &mut Deployment, revision: &str) {
-    deployment.metadata.annotations.get_or_insert_default().insert(REVISION.to_owned(), revision.to_owned());
+    deployment
+        .metadata
+        .annotations
+        .get_or_insert_default()
+        .insert(REVISION.to_owned(), revision.to_owned());
 }
 
 /// The revision that a rollback of the removed beta APIs asks for; 0: the last one.
 pub fn rollback_to(deployment: &Deployment) -> Option<i64> {
-    deployment.metadata.annotations.as_ref()?.get(DEPRECATED_ROLLBACK_TO)?.parse().ok()
+    deployment
+        .metadata
+        .annotations
+        .as_ref()?
+        .get(DEPRECATED_ROLLBACK_TO)?
+        .parse()
+        .ok()
 }
 
 pub fn clear_rollback_to(deployment: &mut Deployment) {
@@ -135,7 +189,13 @@ pub fn clear_rollback_to(deployment: &mut Deployment) {
 pub fn set_deployment_annotations_to(deployment: &mut Deployment, rs: &ReplicaSet) {
     let annotations = deployment.metadata.annotations.get_or_insert_default();
     annotations.retain(|key, _| is_skipped(key));
-    for (key, value) in rs.metadata.annotations.iter().flatten().filter(|(k, _)| !is_skipped(k)) {
+    for (key, value) in rs
+        .metadata
+        .annotations
+        .iter()
+        .flatten()
+        .filter(|(k, _)| !is_skipped(k))
+    {
         annotations.insert(key.clone(), value.clone());
     }
 }

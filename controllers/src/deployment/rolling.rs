@@ -6,18 +6,28 @@ use super::sync::{Pass, cleanup_deployment};
 
 pub(super) fn rollout_rolling(pass: &mut Pass<'_>) {
     let new = pass.ensure_new_replica_set();
-    if !reconcile_new_replica_set(pass, new) && !reconcile_old_replica_sets(pass, new) && progress::is_complete_now(pass) {
+    if !reconcile_new_replica_set(pass, new)
+        && !reconcile_old_replica_sets(pass, new)
+        && progress::is_complete_now(pass)
+    {
         cleanup_deployment(pass);
     }
     progress::sync_rollout_status(pass);
 }
 
 fn reconcile_new_replica_set(pass: &mut Pass<'_>, new: usize) -> bool {
-    let (size, desired) = (replicas(&pass.sets[new].rs), desired_replicas(pass.observed));
+    let (size, desired) = (
+        replicas(&pass.sets[new].rs),
+        desired_replicas(pass.observed),
+    );
     if size == desired {
         return false;
     }
-    let target = if size > desired { desired } else { new_rs_new_replicas(pass, new) };
+    let target = if size > desired {
+        desired
+    } else {
+        new_rs_new_replicas(pass, new)
+    };
     pass.scale_replica_set(new, target, false)
 }
 
@@ -29,7 +39,11 @@ pub(super) fn new_rs_new_replicas(pass: &Pass<'_>, new: usize) -> i32 {
     }
     let size = replicas(&pass.sets[new].rs);
     let room = desired + max_surge(pass.observed) - pass.replica_count();
-    if room <= 0 { size } else { size + room.min(desired - size) }
+    if room <= 0 {
+        size
+    } else {
+        size + room.min(desired - size)
+    }
 }
 
 /// Scales old ReplicaSets down: first replicas that are not available anyway, then as far as availability allows.

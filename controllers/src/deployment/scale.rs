@@ -36,17 +36,31 @@ fn find_active_or_latest(pass: &Pass<'_>) -> Option<usize> {
 fn is_saturated(pass: &Pass<'_>) -> bool {
     let desired = desired_replicas(pass.observed);
     pass.new_rs().is_some_and(|rs| {
-        replicas(rs) == desired && desired_replicas_annotation(rs) == Some(desired) && available(rs) == desired
+        replicas(rs) == desired
+            && desired_replicas_annotation(rs) == Some(desired)
+            && available(rs) == desired
     })
 }
 
 fn scale_proportionally(pass: &mut Pass<'_>) {
     let desired = desired_replicas(pass.observed);
-    let allowed = if desired > 0 { desired + max_surge(pass.observed) } else { 0 };
+    let allowed = if desired > 0 {
+        desired + max_surge(pass.observed)
+    } else {
+        0
+    };
     let mut active = pass.active((0..pass.sets.len()).collect());
-    let to_add = allowed - active.iter().map(|i| replicas(&pass.sets[*i].rs)).sum::<i32>();
+    let to_add = allowed
+        - active
+            .iter()
+            .map(|i| replicas(&pass.sets[*i].rs))
+            .sum::<i32>();
     // The largest first; of the same size the newer grows first and the older shrinks first.
-    let order = if to_add > 0 { by_size_newer } else { by_size_older };
+    let order = if to_add > 0 {
+        by_size_newer
+    } else {
+        by_size_older
+    };
     active.sort_by(|a, b| order(&pass.sets[*a].rs, &pass.sets[*b].rs));
 
     let mut added = 0;
@@ -81,7 +95,13 @@ fn replica_set_fraction(pass: &Pass<'_>, index: usize) -> i32 {
     let before = max_replicas_annotation(rs)
         .filter(|n| *n != 0)
         // Someone took the annotation away: the current size is the best guess.
-        .unwrap_or_else(|| pass.observed.status.as_ref().and_then(|s| s.replicas).unwrap_or(0));
+        .unwrap_or_else(|| {
+            pass.observed
+                .status
+                .as_ref()
+                .and_then(|s| s.replicas)
+                .unwrap_or(0)
+        });
     if before == 0 {
         return 0;
     }

@@ -43,13 +43,25 @@ pub struct Notice {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// If it exists already: [`resolve_name_conflict`]; if it fails: [`record_create_failure`].
-    CreateReplicaSet { replica_set: Box<ReplicaSet>, notice: Option<Notice> },
-    UpdateReplicaSet { replica_set: Box<ReplicaSet>, notice: Option<Notice> },
-    DeleteReplicaSet { replica_set: Arc<ReplicaSet> },
+    CreateReplicaSet {
+        replica_set: Box<ReplicaSet>,
+        notice: Option<Notice>,
+    },
+    UpdateReplicaSet {
+        replica_set: Box<ReplicaSet>,
+        notice: Option<Notice>,
+    },
+    DeleteReplicaSet {
+        replica_set: Arc<ReplicaSet>,
+    },
     /// Status and the revision annotation; the API server takes both by the status subresource.
-    UpdateStatus { deployment: Box<Deployment> },
+    UpdateStatus {
+        deployment: Box<Deployment>,
+    },
     /// Only to roll back.
-    UpdateDeployment { deployment: Box<Deployment> },
+    UpdateDeployment {
+        deployment: Box<Deployment>,
+    },
     Event(Notice),
 }
 
@@ -121,12 +133,19 @@ pub(super) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn new(deployment: &'a Deployment, observed: &Observed, now: Timestamp) -> Self {
-        let draft = |rs: &Arc<ReplicaSet>| Draft { observed: Some(rs.clone()), rs: (**rs).clone(), notice: None, delete: false };
+        let draft = |rs: &Arc<ReplicaSet>| Draft {
+            observed: Some(rs.clone()),
+            rs: (**rs).clone(),
+            notice: None,
+            delete: false,
+        };
         let mut sets: Vec<Draft> = observed.replica_sets.iter().map(draft).collect();
         sets.sort_by(|a, b| by_creation(&a.rs, &b.rs));
         let wanted = deployment.spec.as_ref().map(|s| &s.template);
         // After an upgrade more than one may have the template: the oldest is it, always the same.
-        let new = sets.iter().position(|s| matches!((template(&s.rs), wanted), (Some(a), Some(b)) if equal_ignore_hash(a, b)));
+        let new = sets.iter().position(
+            |s| matches!((template(&s.rs), wanted), (Some(a), Some(b)) if equal_ignore_hash(a, b)),
+        );
         Self {
             observed: deployment,
             deployment: deployment.clone(),
@@ -149,12 +168,17 @@ impl<'a> Pass<'a> {
 
     /// Indexes of the others, oldest first.
     pub fn old(&self) -> Vec<usize> {
-        (0..self.sets.len()).filter(|i| Some(*i) != self.new).collect()
+        (0..self.sets.len())
+            .filter(|i| Some(*i) != self.new)
+            .collect()
     }
 
     /// Those of `indexes` that shall have pods.
     pub fn active(&self, indexes: Vec<usize>) -> Vec<usize> {
-        indexes.into_iter().filter(|i| replicas(&self.sets[*i].rs) > 0).collect()
+        indexes
+            .into_iter()
+            .filter(|i| replicas(&self.sets[*i].rs) > 0)
+            .collect()
     }
 
     pub fn replica_count(&self) -> i32 {
@@ -169,7 +193,11 @@ impl<'a> Pass<'a> {
     pub fn sync_revision(&mut self) {
         let Some(new) = self.new else { return };
         let next = self.next_revision();
-        let min_ready_seconds = self.observed.spec.as_ref().and_then(|s| s.min_ready_seconds);
+        let min_ready_seconds = self
+            .observed
+            .spec
+            .as_ref()
+            .and_then(|s| s.min_ready_seconds);
         let rs = &mut self.sets[new].rs;
         set_new_replica_set_annotations(self.observed, rs, next, true);
         if let Some(spec) = &mut rs.spec
@@ -178,9 +206,17 @@ impl<'a> Pass<'a> {
             spec.min_ready_seconds = min_ready_seconds;
         }
         let name = rs.metadata.name.clone().unwrap_or_default();
-        let revision = rs.metadata.annotations.as_ref().and_then(|a| a.get(revision::REVISION)).cloned().unwrap_or_default();
+        let revision = rs
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|a| a.get(revision::REVISION))
+            .cloned()
+            .unwrap_or_default();
         revision::set_deployment_revision(&mut self.deployment, &revision);
-        if progress_deadline_seconds(self.observed).is_some() && self.condition(reason::PROGRESSING).is_none() {
+        if progress_deadline_seconds(self.observed).is_some()
+            && self.condition(reason::PROGRESSING).is_none()
+        {
             let message = format!("Found new replica set {name:?}");
             self.set_condition(reason::PROGRESSING, "True", reason::FOUND_NEW_RS, message);
         }
@@ -195,7 +231,12 @@ impl<'a> Pass<'a> {
         let next = self.next_revision();
         let rs = new_replica_set(self.observed);
         let name = rs.metadata.name.clone().unwrap_or_default();
-        self.sets.push(Draft { observed: None, rs, notice: None, delete: false });
+        self.sets.push(Draft {
+            observed: None,
+            rs,
+            notice: None,
+            delete: false,
+        });
         let new = self.sets.len() - 1;
         self.new = Some(new);
         let size = rolling::new_rs_new_replicas(self, new);
@@ -210,7 +251,12 @@ impl<'a> Pass<'a> {
         revision::set_deployment_revision(&mut self.deployment, &next.to_string());
         if progress_deadline_seconds(self.observed).is_some() {
             let message = format!("Created new replica set {name:?}");
-            self.set_condition(reason::PROGRESSING, "True", reason::NEW_REPLICA_SET, message);
+            self.set_condition(
+                reason::PROGRESSING,
+                "True",
+                reason::NEW_REPLICA_SET,
+                message,
+            );
         }
         new
     }
@@ -234,12 +280,24 @@ impl<'a> Pass<'a> {
             return false;
         }
         let from = draft.observed.as_deref().map_or(0, replicas);
-        draft.notice = (from != size).then(|| scaled(draft.rs.metadata.name.as_deref().unwrap_or_default(), from, size));
+        draft.notice = (from != size).then(|| {
+            scaled(
+                draft.rs.metadata.name.as_deref().unwrap_or_default(),
+                from,
+                size,
+            )
+        });
         true
     }
 
     pub fn condition(&self, type_: &str) -> Option<&DeploymentCondition> {
-        self.deployment.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == type_)
+        self.deployment
+            .status
+            .as_ref()?
+            .conditions
+            .as_ref()?
+            .iter()
+            .find(|c| c.type_ == type_)
     }
 
     pub fn set_condition(&mut self, type_: &str, status: &str, reason: &str, message: String) {
@@ -252,9 +310,13 @@ impl<'a> Pass<'a> {
         self.events.push(Notice {
             warning: true,
             reason: reason::SELECTING_ALL,
-            message: "This deployment is selecting all pods. A non-empty selector is required.".to_owned(),
+            message: "This deployment is selecting all pods. A non-empty selector is required."
+                .to_owned(),
         });
-        self.deployment.status.get_or_insert_default().observed_generation = self.observed.metadata.generation;
+        self.deployment
+            .status
+            .get_or_insert_default()
+            .observed_generation = self.observed.metadata.generation;
     }
 
     /// Differences become writes.
@@ -262,10 +324,18 @@ impl<'a> Pass<'a> {
         let mut actions = Vec::new();
         for draft in self.sets {
             match draft.observed {
-                None => actions.push(Action::CreateReplicaSet { replica_set: Box::new(draft.rs), notice: draft.notice }),
-                Some(observed) if draft.delete => actions.push(Action::DeleteReplicaSet { replica_set: observed }),
+                None => actions.push(Action::CreateReplicaSet {
+                    replica_set: Box::new(draft.rs),
+                    notice: draft.notice,
+                }),
+                Some(observed) if draft.delete => actions.push(Action::DeleteReplicaSet {
+                    replica_set: observed,
+                }),
                 Some(observed) if *observed != draft.rs => {
-                    actions.push(Action::UpdateReplicaSet { replica_set: Box::new(draft.rs), notice: draft.notice });
+                    actions.push(Action::UpdateReplicaSet {
+                        replica_set: Box::new(draft.rs),
+                        notice: draft.notice,
+                    });
                 }
                 Some(_) => {}
             }
@@ -273,33 +343,57 @@ impl<'a> Pass<'a> {
         // A new ReplicaSet first: it may meet a name conflict, and then nothing else may happen.
         actions.sort_by_key(|a| !matches!(a, Action::CreateReplicaSet { .. }));
         if self.write_spec {
-            actions.push(Action::UpdateDeployment { deployment: Box::new(self.deployment) });
+            actions.push(Action::UpdateDeployment {
+                deployment: Box::new(self.deployment),
+            });
         } else if *self.observed != self.deployment {
-            actions.push(Action::UpdateStatus { deployment: Box::new(self.deployment) });
+            actions.push(Action::UpdateStatus {
+                deployment: Box::new(self.deployment),
+            });
         }
         actions.extend(self.events.into_iter().map(Action::Event));
-        Plan { actions, requeue_after: self.requeue_after }
+        Plan {
+            actions,
+            requeue_after: self.requeue_after,
+        }
     }
 }
 
 fn scaled(name: &str, from: i32, to: i32) -> Notice {
     let direction = if from < to { "up" } else { "down" };
-    Notice { warning: false, reason: reason::SCALING_REPLICA_SET, message: format!("Scaled {direction} replica set {name} from {from} to {to}") }
+    Notice {
+        warning: false,
+        reason: reason::SCALING_REPLICA_SET,
+        message: format!("Scaled {direction} replica set {name} from {from} to {to}"),
+    }
 }
 
 /// The ReplicaSet of the Deployment's template: its name, labels and selector carry the template's hash.
 fn new_replica_set(deployment: &Deployment) -> ReplicaSet {
     let spec = deployment.spec.clone().unwrap_or_default();
-    let hash = template_hash(&spec.template, deployment.status.as_ref().and_then(|s| s.collision_count));
+    let hash = template_hash(
+        &spec.template,
+        deployment.status.as_ref().and_then(|s| s.collision_count),
+    );
     let mut template = spec.template;
-    let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
+    let labels = template
+        .metadata
+        .get_or_insert_default()
+        .labels
+        .get_or_insert_default();
     labels.insert(POD_TEMPLATE_HASH.to_owned(), hash.clone());
     let labels = labels.clone();
     let mut selector = spec.selector;
-    selector.match_labels.get_or_insert_default().insert(POD_TEMPLATE_HASH.to_owned(), hash.clone());
+    selector
+        .match_labels
+        .get_or_insert_default()
+        .insert(POD_TEMPLATE_HASH.to_owned(), hash.clone());
     ReplicaSet {
         metadata: ObjectMeta {
-            name: Some(generate_replica_set_name(deployment.metadata.name.as_deref().unwrap_or_default(), &hash)),
+            name: Some(generate_replica_set_name(
+                deployment.metadata.name.as_deref().unwrap_or_default(),
+                &hash,
+            )),
             namespace: deployment.metadata.namespace.clone(),
             owner_references: Some(vec![new_controller_ref::<Deployment>(&deployment.metadata)]),
             labels: Some(labels),
@@ -332,28 +426,49 @@ fn generate_replica_set_name(deployment: &str, hash: &str) -> String {
 /// cache), else write a higher collision count, which gives another name.
 pub fn resolve_name_conflict(deployment: &Deployment, existing: &ReplicaSet) -> Option<Action> {
     let spec = deployment.spec.as_ref()?;
-    let is_ours = component_helpers::owner_ref::is_controlled_by(&existing.metadata, deployment.metadata.uid.as_deref().unwrap_or_default());
+    let is_ours = component_helpers::owner_ref::is_controlled_by(
+        &existing.metadata,
+        deployment.metadata.uid.as_deref().unwrap_or_default(),
+    );
     if is_ours && template(existing).is_some_and(|t| equal_ignore_hash(t, &spec.template)) {
         return None;
     }
     let mut deployment = deployment.clone();
     let status = deployment.status.get_or_insert_default();
     status.collision_count = Some(status.collision_count.unwrap_or(0).saturating_add(1));
-    Some(Action::UpdateStatus { deployment: Box::new(deployment) })
+    Some(Action::UpdateStatus {
+        deployment: Box::new(deployment),
+    })
 }
 
 /// What users get to see when the new ReplicaSet could not be created.
-pub fn record_create_failure(deployment: &Deployment, replica_set: &str, error: &str, now: Timestamp) -> Vec<Action> {
+pub fn record_create_failure(
+    deployment: &Deployment,
+    replica_set: &str,
+    error: &str,
+    now: Timestamp,
+) -> Vec<Action> {
     let message = format!("Failed to create new replica set {replica_set:?}: {error}");
     let mut actions = Vec::new();
     if progress_deadline_seconds(deployment).is_some() {
         let mut pass = Pass::new(deployment, &Observed::default(), now);
-        pass.set_condition(reason::PROGRESSING, "False", reason::FAILED_RS_CREATE, message.clone());
+        pass.set_condition(
+            reason::PROGRESSING,
+            "False",
+            reason::FAILED_RS_CREATE,
+            message.clone(),
+        );
         if pass.deployment != *deployment {
-            actions.push(Action::UpdateStatus { deployment: Box::new(pass.deployment) });
+            actions.push(Action::UpdateStatus {
+                deployment: Box::new(pass.deployment),
+            });
         }
     }
-    actions.push(Action::Event(Notice { warning: true, reason: reason::FAILED_RS_CREATE, message }));
+    actions.push(Action::Event(Notice {
+        warning: true,
+        reason: reason::FAILED_RS_CREATE,
+        message,
+    }));
     actions
 }
 
@@ -368,46 +483,93 @@ fn is_scaling_event(pass: &Pass<'_>) -> bool {
 
 /// Deletes the oldest revisions beyond `revisionHistoryLimit`, those without pods.
 pub(super) fn cleanup_deployment(pass: &mut Pass<'_>) {
-    let Some(limit) = revision_history_limit(pass.observed) else { return };
+    let Some(limit) = revision_history_limit(pass.observed) else {
+        return;
+    };
     let alive = |rs: &ReplicaSet| rs.metadata.deletion_timestamp.is_none();
-    let mut cleanable: Vec<usize> = pass.old().into_iter().filter(|i| alive(&pass.sets[*i].rs)).collect();
-    let excess = cleanable.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
+    let mut cleanable: Vec<usize> = pass
+        .old()
+        .into_iter()
+        .filter(|i| alive(&pass.sets[*i].rs))
+        .collect();
+    let excess = cleanable
+        .len()
+        .saturating_sub(usize::try_from(limit).unwrap_or(0));
     // Oldest first among equals: `old` is sorted by age and this sort is stable.
     cleanable.sort_by_key(|i| revision::revision(&pass.sets[*i].rs).unwrap_or(0));
     for index in cleanable.into_iter().take(excess) {
         let rs = &pass.sets[index].rs;
-        let observed_generation = rs.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0);
-        let busy = actual(rs) != 0 || replicas(rs) != 0 || rs.metadata.generation.unwrap_or(0) > observed_generation;
+        let observed_generation = rs
+            .status
+            .as_ref()
+            .and_then(|s| s.observed_generation)
+            .unwrap_or(0);
+        let busy = actual(rs) != 0
+            || replicas(rs) != 0
+            || rs.metadata.generation.unwrap_or(0) > observed_generation;
         pass.sets[index].delete = !busy;
     }
 }
 
 /// Copies the template of the asked revision into the Deployment; the next pass rolls it out.
 fn rollback(pass: &mut Pass<'_>, revision: i64) {
-    let warn = |pass: &mut Pass<'_>, reason, message: String| pass.events.push(Notice { warning: true, reason, message });
+    let warn = |pass: &mut Pass<'_>, reason, message: String| {
+        pass.events.push(Notice {
+            warning: true,
+            reason,
+            message,
+        })
+    };
     pass.sync_revision();
     pass.write_spec = true;
     revision::clear_rollback_to(&mut pass.deployment);
     let name = pass.observed.metadata.name.clone().unwrap_or_default();
-    let wanted = if revision == 0 { revision::last_revision(pass.all()) } else { revision };
+    let wanted = if revision == 0 {
+        revision::last_revision(pass.all())
+    } else {
+        revision
+    };
     if wanted == 0 {
-        return warn(pass, reason::ROLLBACK_REVISION_NOT_FOUND, "Unable to find last revision.".to_owned());
+        return warn(
+            pass,
+            reason::ROLLBACK_REVISION_NOT_FOUND,
+            "Unable to find last revision.".to_owned(),
+        );
     }
-    let Some(index) = (0..pass.sets.len()).find(|i| revision::revision(&pass.sets[*i].rs) == Some(wanted)) else {
-        return warn(pass, reason::ROLLBACK_REVISION_NOT_FOUND, "Unable to find the revision to rollback to.".to_owned());
+    let Some(index) =
+        (0..pass.sets.len()).find(|i| revision::revision(&pass.sets[*i].rs) == Some(wanted))
+    else {
+        return warn(
+            pass,
+            reason::ROLLBACK_REVISION_NOT_FOUND,
+            "Unable to find the revision to rollback to.".to_owned(),
+        );
     };
     let rs = pass.sets[index].rs.clone();
-    let (Some(target), Some(spec)) = (template(&rs), pass.deployment.spec.as_mut()) else { return };
+    let (Some(target), Some(spec)) = (template(&rs), pass.deployment.spec.as_mut()) else {
+        return;
+    };
     if equal_ignore_hash(target, &spec.template) {
-        let message = format!("The rollback revision contains the same template as current deployment {name:?}");
+        let message = format!(
+            "The rollback revision contains the same template as current deployment {name:?}"
+        );
         return warn(pass, reason::ROLLBACK_TEMPLATE_UNCHANGED, message);
     }
     spec.template = target.clone();
-    if let Some(labels) = spec.template.metadata.as_mut().and_then(|m| m.labels.as_mut()) {
+    if let Some(labels) = spec
+        .template
+        .metadata
+        .as_mut()
+        .and_then(|m| m.labels.as_mut())
+    {
         labels.remove(POD_TEMPLATE_HASH);
     }
     revision::set_deployment_annotations_to(&mut pass.deployment, &rs);
     revision::clear_rollback_to(&mut pass.deployment);
     let message = format!("Rolled back deployment {name:?} to revision {wanted}");
-    pass.events.push(Notice { warning: false, reason: reason::ROLLBACK_DONE, message });
+    pass.events.push(Notice {
+        warning: false,
+        reason: reason::ROLLBACK_DONE,
+        message,
+    });
 }

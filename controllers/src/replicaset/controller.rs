@@ -13,14 +13,48 @@ use component_helpers::owner_ref::{get_controller_of, new_controller_ref};
 use component_helpers::pod::{is_active, is_pod_ready, is_terminal, is_terminating, uid};
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
 use controller_runtime::expectations::Expectations;
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue};
+use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::reason;
 use super::sync::{self, Observed, Outcome, Plan};
-use crate::controller_ref::{adopt_patch, claim, controlled_by, index_by_controller, orphans, release_patch};
+use crate::context::{ControllerContext, Running, StartError};
+use crate::controller_ref::{
+    adopt_patch, claim, controlled_by, index_by_controller, orphans, release_patch,
+};
+
+/// Starts the controller under its own account.
+///
+/// # Errors
+/// When it has no client.
+pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
+    let executor = context
+        .executor("replicaset-controller", "replicaset-controller")
+        .await?;
+    let workers = context
+        .options
+        .concurrent_syncs
+        .get("replicaset")
+        .copied()
+        .unwrap_or(5);
+    let (controller, queue, watches) = ReplicaSetController::new(
+        &context.informers,
+        executor,
+        Clock::real(),
+        &context.shutdown,
+    );
+    Ok(run_controller(
+        controller,
+        queue,
+        watches,
+        workers,
+        context.shutdown.clone(),
+    )
+    .boxed())
+}
 
 /// Why one pass failed; a retry may help.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +64,11 @@ pub enum ReplicaSetError {
     #[error("replicaset {0} is being deleted, it adopts nothing")]
     Deleting(ObjectKey),
     #[error("original ReplicaSet {key} is gone: got uid {found:?}, wanted {wanted:?}")]
-    Replaced { key: ObjectKey, found: String, wanted: String },
+    Replaced {
+        key: ObjectKey,
+        found: String,
+        wanted: String,
+    },
 }
 
 /// Reconciles ReplicaSets by key.
@@ -44,7 +82,12 @@ pub struct ReplicaSetController {
 
 impl ReplicaSetController {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
-    pub fn new(factory: &Factory, executor: Executor, clock: Clock, shutdown: &Shutdown) -> (Arc<Self>, WorkQueue, Watches) {
+    pub fn new(
+        factory: &Factory,
+        executor: Executor,
+        clock: Clock,
+        shutdown: &Shutdown,
+    ) -> (Arc<Self>, WorkQueue, Watches) {
         let controller = Arc::new(Self {
             replica_sets: factory.informer(InformerOptions::default()),
             pods: factory.informer(InformerOptions::default()),
@@ -57,7 +100,9 @@ impl ReplicaSetController {
         let queue = WorkQueue::new("replicaset");
         let mut watches = Watches::new(shutdown.clone());
         let (handler, keys) = (controller.clone(), queue.clone());
-        watches.on(&controller.replica_sets, move |event| handler.on_replica_set(&keys, &event));
+        watches.on(&controller.replica_sets, move |event| {
+            handler.on_replica_set(&keys, &event)
+        });
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.pods, move |event| handler.on_pod(&keys, &event));
         (controller, queue, watches)
@@ -68,7 +113,9 @@ impl ReplicaSetController {
         match event {
             InformerEvent::Deleted(_) => self.expectations.delete(&key),
             // Deleted and created again between two looks: what was expected of the old one will never come.
-            InformerEvent::Updated { old, new } if old.metadata.uid != new.metadata.uid => self.expectations.delete(&key),
+            InformerEvent::Updated { old, new } if old.metadata.uid != new.metadata.uid => {
+                self.expectations.delete(&key)
+            }
             InformerEvent::Added(_) | InformerEvent::Updated { .. } => {}
         }
         queue.add(key);
@@ -101,9 +148,13 @@ impl ReplicaSetController {
             }
             return;
         }
-        let (old_owner, owner) = (get_controller_of(&old.metadata), get_controller_of(&new.metadata));
+        let (old_owner, owner) = (
+            get_controller_of(&old.metadata),
+            get_controller_of(&new.metadata),
+        );
         if old_owner != owner
-            && let Some(key) = old_owner.and_then(|owner| self.resolve_controller_ref(&old.metadata, owner))
+            && let Some(key) =
+                old_owner.and_then(|owner| self.resolve_controller_ref(&old.metadata, owner))
         {
             queue.add(key);
         }
@@ -113,36 +164,57 @@ impl ReplicaSetController {
             }
             return;
         };
-        let Some(key) = self.resolve_controller_ref(&new.metadata, owner) else { return };
-        let min_ready = self.replica_sets.get_key(&key).map_or(0, |rs| sync::min_ready_seconds(&rs));
+        let Some(key) = self.resolve_controller_ref(&new.metadata, owner) else {
+            return;
+        };
+        let min_ready = self
+            .replica_sets
+            .get_key(&key)
+            .map_or(0, |rs| sync::min_ready_seconds(&rs));
         if !is_pod_ready(old) && is_pod_ready(new) && min_ready > 0 {
-            queue.add_after(key.clone(), Duration::from_secs(u64::try_from(min_ready).unwrap_or(0)));
+            queue.add_after(
+                key.clone(),
+                Duration::from_secs(u64::try_from(min_ready).unwrap_or(0)),
+            );
         }
         queue.add(key);
     }
 
     fn on_pod_gone(&self, queue: &WorkQueue, pod: &Pod) {
         let owner = get_controller_of(&pod.metadata);
-        if let Some(key) = owner.and_then(|owner| self.resolve_controller_ref(&pod.metadata, owner)) {
+        if let Some(key) = owner.and_then(|owner| self.resolve_controller_ref(&pod.metadata, owner))
+        {
             self.expectations.deleted_uid_observed(&key, uid(pod));
             queue.add(key);
         }
     }
 
     /// The ReplicaSet of this reference, if it is still the same one.
-    fn resolve_controller_ref(&self, meta: &ObjectMeta, owner: &OwnerReference) -> Option<ObjectKey> {
+    fn resolve_controller_ref(
+        &self,
+        meta: &ObjectMeta,
+        owner: &OwnerReference,
+    ) -> Option<ObjectKey> {
         if owner.kind != "ReplicaSet" {
             return None;
         }
-        let key = ObjectKey::new(meta.namespace.as_deref().unwrap_or_default(), owner.name.as_str());
+        let key = ObjectKey::new(
+            meta.namespace.as_deref().unwrap_or_default(),
+            owner.name.as_str(),
+        );
         let rs = self.replica_sets.get_key(&key)?;
         (rs.metadata.uid.as_ref() == Some(&owner.uid)).then_some(key)
     }
 
     /// An orphan: whoever selects it may want to adopt it.
     fn enqueue_matching(&self, queue: &WorkQueue, meta: &ObjectMeta) {
-        let Some(labels) = meta.labels.as_ref().filter(|l| !l.is_empty()) else { return };
-        for rs in self.replica_sets.list_namespace(meta.namespace.as_deref().unwrap_or_default()) {
+        let Some(labels) = meta.labels.as_ref().filter(|l| !l.is_empty()) else {
+            return;
+        };
+        for rs in self
+            .replica_sets
+            .list_namespace(meta.namespace.as_deref().unwrap_or_default())
+        {
             if selector(&rs).is_ok_and(|s| !s.is_everything() && s.matches(labels)) {
                 queue.add(ObjectKey::of(&*rs));
             }
@@ -150,9 +222,16 @@ impl ReplicaSetController {
     }
 
     /// Adopts and releases active pods. `None` if something changed: the watch brings the ReplicaSet back.
-    async fn claim(&self, key: &ObjectKey, rs: &ReplicaSet, selector: &Selector) -> Result<Option<Vec<Arc<Pod>>>, ReplicaSetError> {
+    async fn claim(
+        &self,
+        key: &ObjectKey,
+        rs: &ReplicaSet,
+        selector: &Selector,
+    ) -> Result<Option<Vec<Arc<Pod>>>, ReplicaSetError> {
         let owner_uid = rs.metadata.uid.as_deref().unwrap_or_default();
-        let candidates = controlled_by(&self.pods, owner_uid).into_iter().chain(orphans(&self.pods, &key.namespace));
+        let candidates = controlled_by(&self.pods, owner_uid)
+            .into_iter()
+            .chain(orphans(&self.pods, &key.namespace));
         let claim = claim(&rs.metadata, selector, candidates.filter(|p| is_active(p)));
         if claim.is_settled() {
             return Ok(Some(claim.owned));
@@ -161,11 +240,21 @@ impl ReplicaSetController {
             self.recheck(key, owner_uid).await?;
         }
         let owner = new_controller_ref::<ReplicaSet>(&rs.metadata);
-        let adopt = claim.adopt.iter().map(|pod| (pod, adopt_patch(&owner, uid(pod))));
-        let release = claim.release.iter().map(|pod| (pod, release_patch(owner_uid, uid(pod))));
+        let adopt = claim
+            .adopt
+            .iter()
+            .map(|pod| (pod, adopt_patch(&owner, uid(pod))));
+        let release = claim
+            .release
+            .iter()
+            .map(|pod| (pod, release_patch(owner_uid, uid(pod))));
         for (pod, patch) in adopt.chain(release) {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
-            match self.executor.execute(&Action::strategic_patch::<Pod>(&key.namespace, name, patch)).await {
+            match self
+                .executor
+                .execute(&Action::strategic_patch::<Pod>(&key.namespace, name, patch))
+                .await
+            {
                 // Gone, or a namesake by now.
                 Ok(_) | Err(ApiError::NotFound(_) | ApiError::Invalid(_)) => {}
                 Err(error) => return Err(error.into()),
@@ -176,10 +265,20 @@ impl ReplicaSetController {
 
     /// Past the cache: a ReplicaSet that is being deleted must not adopt what the garbage collector is about to orphan.
     async fn recheck(&self, key: &ObjectKey, uid: &str) -> Result<(), ReplicaSetError> {
-        let fresh = self.executor.get::<ReplicaSet>(&key.namespace, &key.name).await?;
-        let found = fresh.as_ref().and_then(|rs| rs.metadata.uid.clone()).unwrap_or_default();
+        let fresh = self
+            .executor
+            .get::<ReplicaSet>(&key.namespace, &key.name)
+            .await?;
+        let found = fresh
+            .as_ref()
+            .and_then(|rs| rs.metadata.uid.clone())
+            .unwrap_or_default();
         if found != uid {
-            return Err(ReplicaSetError::Replaced { key: key.clone(), found, wanted: uid.to_owned() });
+            return Err(ReplicaSetError::Replaced {
+                key: key.clone(),
+                found,
+                wanted: uid.to_owned(),
+            });
         }
         match fresh.is_some_and(|rs| rs.metadata.deletion_timestamp.is_some()) {
             true => Err(ReplicaSetError::Deleting(key.clone())),
@@ -187,23 +286,46 @@ impl ReplicaSetController {
         }
     }
 
-    fn observe(&self, rs: &ReplicaSet, selector: &Selector, active: Vec<Arc<Pod>>, expectations_met: bool) -> Observed {
+    fn observe(
+        &self,
+        rs: &ReplicaSet,
+        selector: &Selector,
+        active: Vec<Arc<Pod>>,
+        expectations_met: bool,
+    ) -> Observed {
         let controlled = controlled_by(&self.pods, rs.metadata.uid.as_deref().unwrap_or_default());
         let terminating = controlled
             .into_iter()
-            .filter(|p| is_terminating(p) && !is_terminal(p) && selector.matches(&p.metadata.labels))
+            .filter(|p| {
+                is_terminating(p) && !is_terminal(p) && selector.matches(&p.metadata.labels)
+            })
             .collect();
         let want = rs.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
         // Only deleting some of them needs to know their neighbours.
-        let related = if usize::try_from(want).unwrap_or(0) < active.len() { self.related(rs) } else { Vec::new() };
-        Observed { active, terminating, related, expectations_met }
+        let related = if usize::try_from(want).unwrap_or(0) < active.len() {
+            self.related(rs)
+        } else {
+            Vec::new()
+        };
+        Observed {
+            active,
+            terminating,
+            related,
+            expectations_met,
+        }
     }
 
     /// The pods of all ReplicaSets with the same owner.
     fn related(&self, rs: &ReplicaSet) -> Vec<Arc<Pod>> {
-        let Some(owner) = get_controller_of(&rs.metadata) else { return Vec::new() };
+        let Some(owner) = get_controller_of(&rs.metadata) else {
+            return Vec::new();
+        };
         let siblings = controlled_by(&self.replica_sets, &owner.uid);
-        siblings.iter().filter_map(|s| s.metadata.uid.as_deref()).flat_map(|uid| controlled_by(&self.pods, uid)).collect()
+        siblings
+            .iter()
+            .filter_map(|s| s.metadata.uid.as_deref())
+            .flat_map(|uid| controlled_by(&self.pods, uid))
+            .collect()
     }
 
     async fn carry_out(&self, key: &ObjectKey, rs: &ReplicaSet, plan: Plan) -> Option<ApiError> {
@@ -216,7 +338,12 @@ impl ReplicaSetController {
         }
     }
 
-    async fn create_pods(&self, key: &ObjectKey, rs: &ReplicaSet, count: usize) -> Option<ApiError> {
+    async fn create_pods(
+        &self,
+        key: &ObjectKey,
+        rs: &ReplicaSet,
+        count: usize,
+    ) -> Option<ApiError> {
         let pod = sync::pod_from_template(rs);
         let actions = vec![Action::create(&pod); count];
         self.expectations.expect_creations(key, count);
@@ -228,12 +355,24 @@ impl ReplicaSetController {
                 Ok(pod) => {
                     created += 1;
                     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-                    self.record(rs, EventType::Normal, reason::SUCCESSFUL_CREATE, format!("Created pod: {name}")).await;
+                    self.record(
+                        rs,
+                        EventType::Normal,
+                        reason::SUCCESSFUL_CREATE,
+                        format!("Created pod: {name}"),
+                    )
+                    .await;
                 }
                 // Nothing can be created there any more, and nobody wants to hear of it.
                 Err(ApiError::NamespaceTerminating(_)) => {}
                 Err(error) => {
-                    self.record(rs, EventType::Warning, reason::FAILED_CREATE, format!("Error creating: {error}")).await;
+                    self.record(
+                        rs,
+                        EventType::Warning,
+                        reason::FAILED_CREATE,
+                        format!("Error creating: {error}"),
+                    )
+                    .await;
                     first_error.get_or_insert(error);
                 }
             }
@@ -245,26 +384,57 @@ impl ReplicaSetController {
         first_error
     }
 
-    async fn delete_pods(&self, key: &ObjectKey, rs: &ReplicaSet, pods: &[Arc<Pod>]) -> Option<ApiError> {
-        self.expectations.expect_deleted_uids(key, pods.iter().map(|p| uid(p).to_owned()));
+    async fn delete_pods(
+        &self,
+        key: &ObjectKey,
+        rs: &ReplicaSet,
+        pods: &[Arc<Pod>],
+    ) -> Option<ApiError> {
+        self.expectations
+            .expect_deleted_uids(key, pods.iter().map(|p| uid(p).to_owned()));
         let deletions = pods.iter().map(|pod| async move {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
-            let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
-            (pod, name, self.executor.execute(&Action::delete::<Pod>(&key.namespace, name, options)).await)
+            let options = DeleteOptions {
+                uid: pod.metadata.uid.clone(),
+                ..DeleteOptions::default()
+            };
+            (
+                pod,
+                name,
+                self.executor
+                    .execute(&Action::delete::<Pod>(&key.namespace, name, options))
+                    .await,
+            )
         });
         let mut first_error = None;
         for (pod, name, result) in futures::future::join_all(deletions).await {
             match result {
                 // Null: it was gone already, so no event of ours will come.
-                Ok(answer) if answer.is_null() => self.expectations.deleted_uid_observed(key, uid(pod)),
-                Ok(_) => self.record(rs, EventType::Normal, reason::SUCCESSFUL_DELETE, format!("Deleted pod: {name}")).await,
+                Ok(answer) if answer.is_null() => {
+                    self.expectations.deleted_uid_observed(key, uid(pod))
+                }
+                Ok(_) => {
+                    self.record(
+                        rs,
+                        EventType::Normal,
+                        reason::SUCCESSFUL_DELETE,
+                        format!("Deleted pod: {name}"),
+                    )
+                    .await
+                }
                 Err(error) => {
                     self.expectations.deleted_uid_observed(key, uid(pod));
                     // A namesake: ours is gone.
                     if error.is_conflict() {
                         continue;
                     }
-                    self.record(rs, EventType::Warning, reason::FAILED_DELETE, format!("Error deleting: {error}")).await;
+                    self.record(
+                        rs,
+                        EventType::Warning,
+                        reason::FAILED_DELETE,
+                        format!("Error deleting: {error}"),
+                    )
+                    .await;
                     first_error.get_or_insert(error);
                 }
             }
@@ -272,12 +442,27 @@ impl ReplicaSetController {
         first_error
     }
 
-    async fn record(&self, rs: &ReplicaSet, event_type: EventType, reason: &'static str, message: String) {
+    async fn record(
+        &self,
+        rs: &ReplicaSet,
+        event_type: EventType,
+        reason: &'static str,
+        message: String,
+    ) {
         // Recording only queues; it has no failure that anyone could act on.
-        let _ = self.executor.execute(&Action::event(rs, event_type, reason, message)).await;
+        let _ = self
+            .executor
+            .execute(&Action::event(rs, event_type, reason, message))
+            .await;
     }
 
-    async fn update_status(&self, rs: &ReplicaSet, observed: &Observed, outcome: &Outcome, now: jiff::Timestamp) -> Result<(), ApiError> {
+    async fn update_status(
+        &self,
+        rs: &ReplicaSet,
+        observed: &Observed,
+        outcome: &Outcome,
+        now: jiff::Timestamp,
+    ) -> Result<(), ApiError> {
         let status = sync::calculate_status(rs, observed, outcome, now);
         if rs.status.as_ref() == Some(&status) {
             return Ok(());
@@ -288,7 +473,10 @@ impl ReplicaSetController {
             Ok(_) => Ok(()),
             Err(error) if error.is_conflict() => {
                 // Once more on a fresh copy, with the generation that was acted on, as upstream.
-                let (namespace, name) = (rs.metadata.namespace.as_deref().unwrap_or_default(), rs.metadata.name.as_deref().unwrap_or_default());
+                let (namespace, name) = (
+                    rs.metadata.namespace.as_deref().unwrap_or_default(),
+                    rs.metadata.name.as_deref().unwrap_or_default(),
+                );
                 match self.executor.get::<ReplicaSet>(namespace, name).await? {
                     Some(mut fresh) if fresh.metadata.uid == rs.metadata.uid => {
                         fresh.status = Some(status);
@@ -334,12 +522,16 @@ impl Controller for ReplicaSetController {
                 return Ok(None);
             }
         };
-        let Some(active) = self.claim(key, &rs, &selector).await? else { return Ok(None) };
+        let Some(active) = self.claim(key, &rs, &selector).await? else {
+            return Ok(None);
+        };
         let observed = self.observe(&rs, &selector, active, expectations_met);
         let now = self.clock.now();
         let plan = sync::sync(&rs, &observed, now);
         let error = self.carry_out(key, &rs, plan).await;
-        let outcome = Outcome { error: error.as_ref().map(ApiError::to_string) };
+        let outcome = Outcome {
+            error: error.as_ref().map(ApiError::to_string),
+        };
         self.update_status(&rs, &observed, &outcome, now).await?;
         match error {
             Some(error) => Err(error.into()),

@@ -4,7 +4,9 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use component_helpers::pod::{annotation, condition, get_condition, is_active, is_pod_ready, node_name, phase, uid};
+use component_helpers::pod::{
+    annotation, condition, get_condition, is_active, is_pod_ready, node_name, phase, uid,
+};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
@@ -13,13 +15,25 @@ pub const POD_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost"
 
 /// The first `count` of `pods` to delete. `related`: all pods of the same application; of those that share a node with
 /// many, some go first.
-pub fn pods_to_delete(mut pods: Vec<Arc<Pod>>, related: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<Arc<Pod>> {
+pub fn pods_to_delete(
+    mut pods: Vec<Arc<Pod>>,
+    related: &[Arc<Pod>],
+    count: usize,
+    now: Timestamp,
+) -> Vec<Arc<Pod>> {
     if count < pods.len() {
         let mut on_node: HashMap<&str, usize> = HashMap::new();
         for pod in related.iter().filter(|p| is_active(p)) {
-            *on_node.entry(node_name(pod).unwrap_or_default()).or_default() += 1;
+            *on_node
+                .entry(node_name(pod).unwrap_or_default())
+                .or_default() += 1;
         }
-        let rank = |pod: &Pod| on_node.get(node_name(pod).unwrap_or_default()).copied().unwrap_or(0);
+        let rank = |pod: &Pod| {
+            on_node
+                .get(node_name(pod).unwrap_or_default())
+                .copied()
+                .unwrap_or(0)
+        };
         pods.sort_by(|a, b| compare(a, rank(a), b, rank(b), now));
     }
     pods.truncate(count);
@@ -34,7 +48,13 @@ fn compare(a: &Pod, rank_a: usize, b: &Pod, rank_b: usize, now: Timestamp) -> Or
         .then_with(|| is_pod_ready(a).cmp(&is_pod_ready(b)))
         .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
         .then_with(|| rank_b.cmp(&rank_a))
-        .then_with(|| if is_pod_ready(a) { by_age(ready_time(a), ready_time(b), a, b, now) } else { Ordering::Equal })
+        .then_with(|| {
+            if is_pod_ready(a) {
+                by_age(ready_time(a), ready_time(b), a, b, now)
+            } else {
+                Ordering::Equal
+            }
+        })
         .then_with(|| restarts(b).cmp(&restarts(a)))
         .then_with(|| by_age(created(a), created(b), a, b, now))
 }
@@ -58,7 +78,9 @@ fn deletion_cost(pod: &Pod) -> i32 {
 }
 
 fn ready_time(pod: &Pod) -> Option<Timestamp> {
-    get_condition(pod, condition::READY).and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0)
+    get_condition(pod, condition::READY)
+        .and_then(|c| c.last_transition_time.as_ref())
+        .map(|t| t.0)
 }
 
 fn created(pod: &Pod) -> Option<Timestamp> {
@@ -67,31 +89,62 @@ fn created(pod: &Pod) -> Option<Timestamp> {
 
 /// Younger first, but ages of the same power of two count as the same (and then the UID decides), so that deletion is
 /// not always of the newest. Unknown is youngest.
-fn by_age(time_a: Option<Timestamp>, time_b: Option<Timestamp>, a: &Pod, b: &Pod, now: Timestamp) -> Ordering {
+fn by_age(
+    time_a: Option<Timestamp>,
+    time_b: Option<Timestamp>,
+    a: &Pod,
+    b: &Pod,
+    now: Timestamp,
+) -> Ordering {
     match (time_a, time_b) {
         (a, b) if a == b => Ordering::Equal,
         (None, _) => Ordering::Less,
         (_, None) => Ordering::Greater,
-        (Some(time_a), Some(time_b)) => {
-            logarithm(time_a, now).cmp(&logarithm(time_b, now)).then_with(|| uid(a).cmp(uid(b)))
-        }
+        (Some(time_a), Some(time_b)) => logarithm(time_a, now)
+            .cmp(&logarithm(time_b, now))
+            .then_with(|| uid(a).cmp(uid(b))),
     }
 }
 
 /// Of the age in nanoseconds; negative ages come first.
 fn logarithm(time: Timestamp, now: Timestamp) -> i64 {
     let age = now.as_nanosecond() - time.as_nanosecond();
-    if age < 0 { i64::MIN } else { i64::from(age.checked_ilog2().unwrap_or(0)) }
+    if age < 0 {
+        i64::MIN
+    } else {
+        i64::from(age.checked_ilog2().unwrap_or(0))
+    }
 }
 
 /// The most restarts of a regular container, then of a sidecar.
 fn restarts(pod: &Pod) -> (i32, i32) {
-    let Some(status) = &pod.status else { return (0, 0) };
-    let regular = status.container_statuses.iter().flatten().map(|s| s.restart_count).max().unwrap_or(0);
-    let init = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten());
-    let sidecars: Vec<&str> = init.filter(|c| c.restart_policy.as_deref() == Some("Always")).map(|c| c.name.as_str()).collect();
-    let of_sidecars = status.init_container_statuses.iter().flatten().filter(|s| sidecars.contains(&s.name.as_str()));
-    (regular, of_sidecars.map(|s| s.restart_count).max().unwrap_or(0))
+    let Some(status) = &pod.status else {
+        return (0, 0);
+    };
+    let regular = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .map(|s| s.restart_count)
+        .max()
+        .unwrap_or(0);
+    let init = pod
+        .spec
+        .iter()
+        .flat_map(|s| s.init_containers.iter().flatten());
+    let sidecars: Vec<&str> = init
+        .filter(|c| c.restart_policy.as_deref() == Some("Always"))
+        .map(|c| c.name.as_str())
+        .collect();
+    let of_sidecars = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .filter(|s| sidecars.contains(&s.name.as_str()));
+    (
+        regular,
+        of_sidecars.map(|s| s.restart_count).max().unwrap_or(0),
+    )
 }
 
 #[cfg(test)]
@@ -121,7 +174,10 @@ mod tests {
             "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": at(age)}]},
         });
         for (key, fields) in more.as_object().unwrap() {
-            value[key].as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            value[key]
+                .as_object_mut()
+                .unwrap()
+                .extend(fields.as_object().unwrap().clone());
         }
         pod(name, value)
     }
@@ -132,9 +188,17 @@ mod tests {
         let count = pods.len();
         for mut pods in [pods, reversed] {
             // All of them in order: one more that always survives makes the sort happen.
-            pods.push(ready("survivor", "far", 1 << 40 >> 20, json!({"metadata": {"annotations": {POD_DELETION_COST: "2147483647"}}})));
+            pods.push(ready(
+                "survivor",
+                "far",
+                1 << 40 >> 20,
+                json!({"metadata": {"annotations": {POD_DELETION_COST: "2147483647"}}}),
+            ));
             let order = pods_to_delete(pods, related, count, Timestamp::from_second(NOW).unwrap());
-            let names: Vec<_> = order.iter().map(|p| p.metadata.name.clone().unwrap()).collect();
+            let names: Vec<_> = order
+                .iter()
+                .map(|p| p.metadata.name.clone().unwrap())
+                .collect();
             assert_eq!(names, expect);
         }
     }
@@ -142,34 +206,103 @@ mod tests {
     #[test]
     fn rules_in_their_order() {
         let unassigned = pod("unassigned", json!({"status": {"phase": "Pending"}}));
-        let pending = pod("pending", json!({"spec": {"nodeName": "n", "containers": []}, "status": {"phase": "Pending"}}));
-        let unknown = pod("unknown", json!({"spec": {"nodeName": "n", "containers": []}, "status": {"phase": "Unknown"}}));
-        let unready = pod("unready", json!({"spec": {"nodeName": "n", "containers": []}, "status": {"phase": "Running"}}));
-        let cheap = ready("cheap", "n", 4000, json!({"metadata": {"annotations": {POD_DELETION_COST: "-5"}}}));
+        let pending = pod(
+            "pending",
+            json!({"spec": {"nodeName": "n", "containers": []}, "status": {"phase": "Pending"}}),
+        );
+        let unknown = pod(
+            "unknown",
+            json!({"spec": {"nodeName": "n", "containers": []}, "status": {"phase": "Unknown"}}),
+        );
+        let unready = pod(
+            "unready",
+            json!({"spec": {"nodeName": "n", "containers": []}, "status": {"phase": "Running"}}),
+        );
+        let cheap = ready(
+            "cheap",
+            "n",
+            4000,
+            json!({"metadata": {"annotations": {POD_DELETION_COST: "-5"}}}),
+        );
         let usual = ready("usual", "n", 4000, json!({}));
-        let dear = ready("dear", "n", 1, json!({"metadata": {"annotations": {POD_DELETION_COST: "7"}}}));
+        let dear = ready(
+            "dear",
+            "n",
+            1,
+            json!({"metadata": {"annotations": {POD_DELETION_COST: "7"}}}),
+        );
         check(
             vec![dear, usual, cheap, unready, unknown, pending, unassigned],
             &[],
-            &["unassigned", "pending", "unknown", "unready", "cheap", "usual", "dear"],
+            &[
+                "unassigned",
+                "pending",
+                "unknown",
+                "unready",
+                "cheap",
+                "usual",
+                "dear",
+            ],
         );
     }
 
     #[test]
     fn crowded_nodes_younger_pods_and_restarts() {
-        let crowd: Vec<_> = (0..3).map(|i| ready(&format!("r{i}"), "crowded", 10, json!({}))).collect();
-        check(vec![ready("b", "calm", 10, json!({})), ready("a", "crowded", 5000, json!({}))], &crowd, &["a", "b"]);
-        check(vec![ready("old", "n", 5000, json!({})), ready("young", "n", 10, json!({}))], &[], &["young", "old"]);
+        let crowd: Vec<_> = (0..3)
+            .map(|i| ready(&format!("r{i}"), "crowded", 10, json!({})))
+            .collect();
+        check(
+            vec![
+                ready("b", "calm", 10, json!({})),
+                ready("a", "crowded", 5000, json!({})),
+            ],
+            &crowd,
+            &["a", "b"],
+        );
+        check(
+            vec![
+                ready("old", "n", 5000, json!({})),
+                ready("young", "n", 10, json!({})),
+            ],
+            &[],
+            &["young", "old"],
+        );
         // Nearly the same age: the UID decides, whichever is older.
-        check(vec![ready("y", "n", 1100, json!({})), ready("x", "n", 1900, json!({}))], &[], &["x", "y"]);
+        check(
+            vec![
+                ready("y", "n", 1100, json!({})),
+                ready("x", "n", 1900, json!({})),
+            ],
+            &[],
+            &["x", "y"],
+        );
         let failing = json!({"status": {"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 4}]}});
-        check(vec![ready("fine", "n", 10, json!({})), ready("restarting", "n", 10, failing)], &[], &["restarting", "fine"]);
+        check(
+            vec![
+                ready("fine", "n", 10, json!({})),
+                ready("restarting", "n", 10, failing),
+            ],
+            &[],
+            &["restarting", "fine"],
+        );
     }
 
     #[test]
     fn costs_that_are_no_numbers_count_as_zero() {
-        for (text, cost) in [("5", 5), ("-5", -5), ("0", 0), ("+5", 0), ("05", 0), ("x", 0), ("99999999999", 0), ("-0", 0)] {
-            let pod = pod("p", json!({"metadata": {"annotations": {POD_DELETION_COST: text}}}));
+        for (text, cost) in [
+            ("5", 5),
+            ("-5", -5),
+            ("0", 0),
+            ("+5", 0),
+            ("05", 0),
+            ("x", 0),
+            ("99999999999", 0),
+            ("-0", 0),
+        ] {
+            let pod = pod(
+                "p",
+                json!({"metadata": {"annotations": {POD_DELETION_COST: text}}}),
+            );
             assert_eq!(deletion_cost(&pod), cost, "{text}");
         }
     }

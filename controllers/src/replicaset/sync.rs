@@ -48,10 +48,16 @@ pub fn sync(rs: &ReplicaSet, observed: &Observed, now: Timestamp) -> Plan {
     }
     let (have, want) = (observed.active.len(), desired(rs));
     if have < want {
-        return Plan { create: (want - have).min(BURST_REPLICAS), delete: Vec::new() };
+        return Plan {
+            create: (want - have).min(BURST_REPLICAS),
+            delete: Vec::new(),
+        };
     }
     let excess = (have - want).min(BURST_REPLICAS);
-    Plan { create: 0, delete: pods_to_delete(observed.active.clone(), &observed.related, excess, now) }
+    Plan {
+        create: 0,
+        delete: pods_to_delete(observed.active.clone(), &observed.related, excess, now),
+    }
 }
 
 fn desired(rs: &ReplicaSet) -> usize {
@@ -59,12 +65,19 @@ fn desired(rs: &ReplicaSet) -> usize {
 }
 
 pub fn min_ready_seconds(rs: &ReplicaSet) -> i32 {
-    rs.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
+    rs.spec
+        .as_ref()
+        .and_then(|s| s.min_ready_seconds)
+        .unwrap_or(0)
 }
 
 /// A pod of the template, to be created with a generated name.
 pub fn pod_from_template(rs: &ReplicaSet) -> Pod {
-    let template = rs.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
+    let template = rs
+        .spec
+        .as_ref()
+        .and_then(|s| s.template.clone())
+        .unwrap_or_default();
     let of_template = template.metadata.unwrap_or_default();
     let name = rs.metadata.name.as_deref().unwrap_or_default();
     Pod {
@@ -84,7 +97,11 @@ pub fn pod_from_template(rs: &ReplicaSet) -> Pod {
 
 /// The name and a dash; without the dash where that would be no valid name. The API server cuts it to fit.
 fn pods_prefix(name: &str) -> String {
-    if name.len() < MAX_NAME_LENGTH { format!("{name}-") } else { name.to_owned() }
+    if name.len() < MAX_NAME_LENGTH {
+        format!("{name}-")
+    } else {
+        name.to_owned()
+    }
 }
 
 /// What came of the plan.
@@ -95,13 +112,28 @@ pub struct Outcome {
 }
 
 /// The status by what is observed now; pods just created do not count before they are seen.
-pub fn calculate_status(rs: &ReplicaSet, observed: &Observed, outcome: &Outcome, now: Timestamp) -> ReplicaSetStatus {
+pub fn calculate_status(
+    rs: &ReplicaSet,
+    observed: &Observed,
+    outcome: &Outcome,
+    now: Timestamp,
+) -> ReplicaSetStatus {
     let nonzero = |n: usize| i32::try_from(n).ok().filter(|n| *n != 0);
     let count = |test: &dyn Fn(&Pod) -> bool| observed.active.iter().filter(|p| test(p)).count();
-    let labels = rs.spec.as_ref().and_then(|s| s.template.as_ref()?.metadata.as_ref()?.labels.clone()).unwrap_or_default();
+    let labels = rs
+        .spec
+        .as_ref()
+        .and_then(|s| s.template.as_ref()?.metadata.as_ref()?.labels.clone())
+        .unwrap_or_default();
     let min_ready = min_ready_seconds(rs);
     let old = rs.status.clone().unwrap_or_default();
-    let conditions = conditions(rs, old.conditions.unwrap_or_default(), observed.active.len(), outcome, now);
+    let conditions = conditions(
+        rs,
+        old.conditions.unwrap_or_default(),
+        observed.active.len(),
+        outcome,
+        now,
+    );
     ReplicaSetStatus {
         replicas: i32::try_from(observed.active.len()).unwrap_or(i32::MAX),
         fully_labeled_replicas: nonzero(count(&|p| is_subset(&labels, &p.metadata.labels))),
@@ -120,15 +152,26 @@ fn conditions(
     outcome: &Outcome,
     now: Timestamp,
 ) -> Vec<ReplicaSetCondition> {
-    let reported = conditions.iter().any(|c| c.type_ == reason::REPLICA_FAILURE);
+    let reported = conditions
+        .iter()
+        .any(|c| c.type_ == reason::REPLICA_FAILURE);
     match &outcome.error {
         None => conditions.retain(|c| c.type_ != reason::REPLICA_FAILURE),
         Some(error) if !reported => conditions.push(ReplicaSetCondition {
             type_: reason::REPLICA_FAILURE.to_owned(),
             status: "True".to_owned(),
-            reason: Some(if have < desired(rs) { reason::FAILED_CREATE } else { reason::FAILED_DELETE }.to_owned()),
+            reason: Some(
+                if have < desired(rs) {
+                    reason::FAILED_CREATE
+                } else {
+                    reason::FAILED_DELETE
+                }
+                .to_owned(),
+            ),
             message: Some(error.clone()),
-            last_transition_time: Some(Time(Timestamp::from_second(now.as_second()).unwrap_or(now))),
+            last_transition_time: Some(Time(
+                Timestamp::from_second(now.as_second()).unwrap_or(now),
+            )),
         }),
         Some(_) => {}
     }
@@ -136,11 +179,19 @@ fn conditions(
 }
 
 /// When the next ready pod becomes available; `None`: there is none to wait for.
-pub fn next_availability_check(rs: &ReplicaSet, observed: &Observed, now: Timestamp) -> Option<Duration> {
+pub fn next_availability_check(
+    rs: &ReplicaSet,
+    observed: &Observed,
+    now: Timestamp,
+) -> Option<Duration> {
     let min_ready = min_ready_seconds(rs);
     if min_ready <= 0 {
         return None;
     }
-    let times = observed.active.iter().filter_map(|p| available_at(p, min_ready)).filter(|at| *at > now);
+    let times = observed
+        .active
+        .iter()
+        .filter_map(|p| available_at(p, min_ready))
+        .filter(|at| *at > now);
     Duration::try_from(times.min()?.duration_since(now)).ok()
 }

@@ -22,7 +22,10 @@ fn replica_set(replicas: i32, more: Value) -> ReplicaSet {
         }},
     });
     for (key, fields) in more.as_object().unwrap() {
-        value[key].as_object_mut().map(|v| v.extend(fields.as_object().unwrap().clone())).unwrap_or_else(|| value[key] = fields.clone());
+        value[key]
+            .as_object_mut()
+            .map(|v| v.extend(fields.as_object().unwrap().clone()))
+            .unwrap_or_else(|| value[key] = fields.clone());
     }
     serde_json::from_value(value).unwrap()
 }
@@ -42,7 +45,9 @@ fn pod(name: &str, ready_for: Option<i64>, labels: Value) -> Arc<Pod> {
 }
 
 fn pods(count: usize) -> Vec<Arc<Pod>> {
-    (0..count).map(|i| pod(&format!("p{i}"), Some(100), json!({"app": "a"}))).collect()
+    (0..count)
+        .map(|i| pod(&format!("p{i}"), Some(100), json!({"app": "a"})))
+        .collect()
 }
 
 #[test]
@@ -58,11 +63,23 @@ fn creates_what_is_missing_and_deletes_what_is_too_much() {
         (2000, 0, true, false, 500, 0),
         (0, 700, true, false, 0, 500),
     ] {
-        let more = if deleting { json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}) } else { json!({}) };
+        let more = if deleting {
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+        } else {
+            json!({})
+        };
         let rs = replica_set(want, more);
-        let observed = Observed { active: pods(have), expectations_met: met, ..Observed::default() };
+        let observed = Observed {
+            active: pods(have),
+            expectations_met: met,
+            ..Observed::default()
+        };
         let plan = sync(&rs, &observed, now());
-        assert_eq!((plan.create, plan.delete.len()), (create, delete), "want {want} have {have} met {met} deleting {deleting}");
+        assert_eq!(
+            (plan.create, plan.delete.len()),
+            (create, delete),
+            "want {want} have {have} met {met} deleting {deleting}"
+        );
     }
 }
 
@@ -70,11 +87,32 @@ fn creates_what_is_missing_and_deletes_what_is_too_much() {
 fn pods_are_made_from_the_template() {
     let pod = pod_from_template(&replica_set(1, json!({})));
     let meta = &pod.metadata;
-    assert_eq!((meta.generate_name.as_deref(), meta.namespace.as_deref(), meta.name.as_deref()), (Some("rs-"), Some("ns"), None));
-    assert_eq!(serde_json::to_value(&meta.labels).unwrap(), json!({"app": "a", "extra": "x"}));
-    assert_eq!(serde_json::to_value(&meta.annotations).unwrap(), json!({"n": "1"}));
+    assert_eq!(
+        (
+            meta.generate_name.as_deref(),
+            meta.namespace.as_deref(),
+            meta.name.as_deref()
+        ),
+        (Some("rs-"), Some("ns"), None)
+    );
+    assert_eq!(
+        serde_json::to_value(&meta.labels).unwrap(),
+        json!({"app": "a", "extra": "x"})
+    );
+    assert_eq!(
+        serde_json::to_value(&meta.annotations).unwrap(),
+        json!({"n": "1"})
+    );
     let owner = &meta.owner_references.as_ref().unwrap()[0];
-    assert_eq!((owner.kind.as_str(), owner.uid.as_str(), owner.controller, owner.block_owner_deletion), ("ReplicaSet", "rs", Some(true), Some(true)));
+    assert_eq!(
+        (
+            owner.kind.as_str(),
+            owner.uid.as_str(),
+            owner.controller,
+            owner.block_owner_deletion
+        ),
+        ("ReplicaSet", "rs", Some(true), Some(true))
+    );
 }
 
 #[test]
@@ -94,25 +132,59 @@ fn status_counts() {
         serde_json::to_value(&status).unwrap(),
         json!({"replicas": 3, "fullyLabeledReplicas": 2, "readyReplicas": 2, "availableReplicas": 1, "terminatingReplicas": 2, "observedGeneration": 2})
     );
-    assert_eq!(next_availability_check(&rs, &observed, now()), Some(Duration::from_secs(20)));
-    assert_eq!(next_availability_check(&replica_set(4, json!({})), &observed, now()), None);
-    let empty = calculate_status(&replica_set(0, json!({})), &Observed::default(), &Outcome::default(), now());
-    assert_eq!(serde_json::to_value(&empty).unwrap(), json!({"replicas": 0, "terminatingReplicas": 0, "observedGeneration": 2}));
+    assert_eq!(
+        next_availability_check(&rs, &observed, now()),
+        Some(Duration::from_secs(20))
+    );
+    assert_eq!(
+        next_availability_check(&replica_set(4, json!({})), &observed, now()),
+        None
+    );
+    let empty = calculate_status(
+        &replica_set(0, json!({})),
+        &Observed::default(),
+        &Outcome::default(),
+        now(),
+    );
+    assert_eq!(
+        serde_json::to_value(&empty).unwrap(),
+        json!({"replicas": 0, "terminatingReplicas": 0, "observedGeneration": 2})
+    );
 }
 
 #[test]
 fn failures_are_a_condition_while_they_last() {
     let mut rs = replica_set(2, json!({}));
-    let failed = Outcome { error: Some("quota".to_owned()) };
+    let failed = Outcome {
+        error: Some("quota".to_owned()),
+    };
     for (have, reason) in [(1, "FailedCreate"), (3, "FailedDelete")] {
-        let observed = Observed { active: pods(have), ..Observed::default() };
+        let observed = Observed {
+            active: pods(have),
+            ..Observed::default()
+        };
         let status = calculate_status(&rs, &observed, &failed, now());
         let condition = &status.conditions.as_ref().unwrap()[0];
-        assert_eq!((condition.reason.as_deref(), condition.message.as_deref()), (Some(reason), Some("quota")));
+        assert_eq!(
+            (condition.reason.as_deref(), condition.message.as_deref()),
+            (Some(reason), Some("quota"))
+        );
     }
-    let observed = Observed { active: pods(1), ..Observed::default() };
+    let observed = Observed {
+        active: pods(1),
+        ..Observed::default()
+    };
     rs.status = Some(calculate_status(&rs, &observed, &failed, now()));
-    let other = Outcome { error: Some("other".to_owned()) };
-    assert_eq!(Some(&calculate_status(&rs, &observed, &other, now())), rs.status.as_ref(), "no write per failure");
-    assert_eq!(calculate_status(&rs, &observed, &Outcome::default(), now()).conditions, None);
+    let other = Outcome {
+        error: Some("other".to_owned()),
+    };
+    assert_eq!(
+        Some(&calculate_status(&rs, &observed, &other, now())),
+        rs.status.as_ref(),
+        "no write per failure"
+    );
+    assert_eq!(
+        calculate_status(&rs, &observed, &Outcome::default(), now()).conditions,
+        None
+    );
 }

@@ -1,0 +1,232 @@
+//! The life of the process: flags, health and metrics pages, leader election, the controllers, the end.
+//!
+//! Upstream: cmd/kube-controller-manager/app/controllermanager.go, v1.36. A process that loses its lease exits with code 1.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use component_base::client::ClientConfig;
+use component_base::events::Recorder;
+use component_base::features::{Feature, FeatureGates, Stage};
+use component_base::flags::Flags;
+use component_base::health::{Health, Kind};
+use component_base::informer::Factory;
+use component_base::leader_election::{LeaderElector, Leadership, Outcome};
+use component_base::metrics;
+use component_base::options::{LeaderElectionOptions, ServingOptions};
+use component_base::shutdown::Shutdown;
+use tokio::task::JoinSet;
+
+use crate::context::{ControllerContext, Running};
+use crate::options::{COMPONENT, Options, flag_set};
+use crate::registry::{CONTROLLERS, is_enabled};
+
+/// Gates that controllers here look at.
+const FEATURES: &[Feature] = &[Feature {
+    name: "SeparateTaintEvictionController",
+    default: true,
+    stage: Stage::Ga,
+}];
+
+/// Runs the process; returns its exit code.
+pub fn main() -> i32 {
+    let flags = flag_set().parse_or_exit();
+    if let Err(error) = flags.init_logs() {
+        eprintln!("Error: {error}");
+        return 1;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("Error: starting the runtime: {error}");
+            return 1;
+        }
+    };
+    let code = match runtime.block_on(run(flags)) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            1
+        }
+    };
+    // Tasks that hang in a request must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+async fn run(flags: Flags) -> anyhow::Result<()> {
+    let serving = ServingOptions::from_flags(&flags, COMPONENT)?;
+    let election = LeaderElectionOptions::from_flags(&flags)?;
+    let options = Arc::new(Options::from_flags(&flags)?);
+    let mut features = FeatureGates::new(FEATURES);
+    features.set(&options.feature_gates)?;
+    tracing::info!(version = component_base::version::GIT_VERSION, "Starting");
+
+    let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
+    let health = Health::new();
+    metrics::init();
+    features.record_metrics();
+
+    let client = options.client.build().await?;
+    let root_ca = root_ca(&options).await?;
+    serving
+        .serve(pages(&health, &flags), shutdown.clone())
+        .await?;
+
+    let features = Arc::new(features);
+    let context = |leadership: Leadership, shutdown: Shutdown| {
+        let informers = Factory::new(client.clone(), shutdown.clone());
+        let (options, features) = (options.clone(), features.clone());
+        ControllerContext::new(
+            options,
+            features,
+            informers,
+            leadership,
+            health.clone(),
+            shutdown,
+            root_ca.clone(),
+        )
+    };
+    if !election.enabled {
+        return run_controllers(context(Leadership::always(), shutdown.clone())).await;
+    }
+    let own = ClientConfig {
+        qps: 0.0,
+        ..options.client.with_component("leader-election")
+    };
+    let lease_client = own.build().await?;
+    let recorder = Recorder::core_v1(lease_client.clone(), COMPONENT, "", &shutdown);
+    let elector = LeaderElector::new(lease_client, election.config, recorder)?;
+    elector.add_health_check(&health);
+    let leadership = elector.leadership();
+    let (sender, failed) = tokio::sync::oneshot::channel();
+    let outcome = elector
+        .run(&shutdown, |leading| {
+            let work = run_controllers(context(leadership, leading));
+            async move {
+                // The receiver is awaited below.
+                let _ = sender.send(work.await);
+            }
+        })
+        .await;
+    match outcome {
+        Outcome::Lost => anyhow::bail!("leaderelection lost"),
+        Outcome::Shutdown | Outcome::Finished => failed.await.unwrap_or(Ok(())),
+    }
+}
+
+/// `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`, `/flagz`.
+fn pages(health: &Health, flags: &Flags) -> axum::Router {
+    let text: String = flags
+        .all()
+        .iter()
+        .map(|(name, value)| format!("{name}={value:?}\n"))
+        .collect();
+    let configz = serde_json::json!({ "kubecontrollermanager.config.k8s.io": {
+        "apiVersion": "kubecontrollermanager.config.k8s.io/v1alpha1", "kind": "KubeControllerManagerConfiguration",
+        "Generic": { "Controllers": flags.list("controllers"), "Port": flags.int("secure-port") },
+    }});
+    axum::Router::new()
+        .route("/flagz", axum::routing::get(move || async move { text }))
+        .route(
+            "/configz",
+            axum::routing::get(move || async move { axum::Json(configz) }),
+        )
+        .merge(health.router())
+        .merge(metrics::router())
+}
+
+/// The CA bundle workloads verify the API server with.
+async fn root_ca(options: &Options) -> anyhow::Result<Option<Vec<u8>>> {
+    if let Some(path) = &options.root_ca_file {
+        let pem = std::fs::read(path)
+            .with_context(|| format!("error reading root-ca-file at {}", path.display()))?;
+        component_base::tls::certificates("root-ca-file", &pem)?;
+        return Ok(Some(pem));
+    }
+    let config = options.client.load().await?;
+    let from_file = config
+        .root_cert_file
+        .as_ref()
+        .and_then(|path| std::fs::read(path).ok());
+    Ok(from_file.or_else(|| config.root_cert.map(|certs| to_pem(&certs).into_bytes())))
+}
+
+fn to_pem(certificates: &[Vec<u8>]) -> String {
+    use base64::Engine as _;
+    let mut text = String::new();
+    for der in certificates {
+        text += "-----BEGIN CERTIFICATE-----\n";
+        let encoded = base64::engine::general_purpose::STANDARD.encode(der);
+        for line in encoded.as_bytes().chunks(64) {
+            text += &String::from_utf8_lossy(line);
+            text.push('\n');
+        }
+        text += "-----END CERTIFICATE-----\n";
+    }
+    text
+}
+
+/// Builds the controllers that are wanted, then runs them until shutdown.
+async fn run_controllers(context: ControllerContext) -> anyhow::Result<()> {
+    let missing: Vec<&str> = CONTROLLERS
+        .iter()
+        .filter(|d| d.constructor.is_none() && is_enabled(d, &context.options.controllers))
+        .map(|d| d.name)
+        .collect();
+    if !missing.is_empty() {
+        tracing::warn!(
+            controllers = missing.join(","),
+            "These controllers are not built yet and do not run"
+        );
+    }
+    let mut running: Vec<(&'static str, Running)> = Vec::new();
+    for descriptor in CONTROLLERS {
+        if !is_enabled(descriptor, &context.options.controllers) {
+            tracing::debug!(controller = descriptor.name, "Controller is disabled");
+            continue;
+        }
+        let Some(constructor) = descriptor.constructor else {
+            continue;
+        };
+        let built = tokio::select! {
+            built = constructor(context.clone()) => built,
+            () = context.shutdown.triggered() => return Ok(()),
+        };
+        running.push((
+            descriptor.name,
+            built.with_context(|| format!("starting controller {}", descriptor.name))?,
+        ));
+    }
+    let mut tasks = JoinSet::new();
+    for (name, controller) in running {
+        tracing::debug!(controller = name, "Controller starting");
+        let task = tasks.spawn(controller);
+        context.health.add(name, Kind::Always, move || {
+            if task.is_finished() {
+                Err("the controller has ended".into())
+            } else {
+                Ok(())
+            }
+        });
+        if !context.options.controller_start_interval.is_zero() {
+            let pause = tokio::time::sleep(context.options.controller_start_interval);
+            if context.shutdown.run_until(pause).await.is_none() {
+                break;
+            }
+        }
+    }
+    context.shutdown.triggered().await;
+    let all = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(context.options.controller_shutdown_timeout, all)
+        .await
+        .is_err()
+    {
+        anyhow::bail!("controller shutdown timeout reached");
+    }
+    Ok(())
+}

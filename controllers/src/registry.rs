@@ -1,0 +1,265 @@
+//! The one list of controllers: name, alias from before names were canonical, whether it is on by default, and how it starts.
+//!
+//! A controller without a constructor is known and not built yet: `*` leaves it out and the log says so once, asking for it by name is
+//! an error. Upstream: cmd/kube-controller-manager/{names,app/controller_descriptor.go}, v1.36.
+
+use component_base::clock::Clock;
+use component_base::config::FieldError;
+use controller_runtime::run_controller;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
+use crate::context::{ControllerContext, Running, StartError};
+
+/// Builds a controller; the future it returns runs it until shutdown.
+pub type Constructor = fn(ControllerContext) -> BoxFuture<'static, Result<Running, StartError>>;
+
+/// One controller.
+#[derive(Clone, Copy)]
+pub struct Descriptor {
+    /// The canonical name.
+    pub name: &'static str,
+    /// The old name, empty if it never had one.
+    pub alias: &'static str,
+    /// Whether `*` means it.
+    pub on_by_default: bool,
+    /// `None` when it is not built yet.
+    pub constructor: Option<Constructor>,
+}
+
+const fn built(name: &'static str, alias: &'static str, constructor: Constructor) -> Descriptor {
+    Descriptor {
+        name,
+        alias,
+        on_by_default: true,
+        constructor: Some(constructor),
+    }
+}
+
+const fn missing(name: &'static str, alias: &'static str) -> Descriptor {
+    Descriptor {
+        name,
+        alias,
+        on_by_default: true,
+        constructor: None,
+    }
+}
+
+const fn missing_off(name: &'static str, alias: &'static str) -> Descriptor {
+    Descriptor {
+        name,
+        alias,
+        on_by_default: false,
+        constructor: None,
+    }
+}
+
+/// Every controller upstream has, in the order they start.
+pub const CONTROLLERS: &[Descriptor] = &[
+    // built
+    built("serviceaccount-controller", "serviceaccount", |c| {
+        crate::serviceaccount::start(c).boxed()
+    }),
+    built(
+        "root-ca-certificate-publisher-controller",
+        "root-ca-cert-publisher",
+        |c| crate::root_ca_certificate_publisher::start(c).boxed(),
+    ),
+    built("replicaset-controller", "replicaset", |c| {
+        async move {
+            let executor = c
+                .executor("replicaset-controller", "replicaset-controller")
+                .await?;
+            let (controller, queue, watches) =
+                crate::replicaset::controller::ReplicaSetController::new(
+                    &c.informers,
+                    executor,
+                    Clock::real(),
+                    &c.shutdown,
+                );
+            let workers = c.options.workers("replicaset");
+            Ok(run_controller(controller, queue, watches, workers, c.shutdown).boxed())
+        }
+        .boxed()
+    }),
+    built("deployment-controller", "deployment", |c| {
+        async move {
+            let executor = c
+                .executor("deployment-controller", "deployment-controller")
+                .await?;
+            let (controller, queue, watches) =
+                crate::deployment::controller::DeploymentController::new(
+                    &c.informers,
+                    executor,
+                    Clock::real(),
+                    &c.shutdown,
+                );
+            let workers = c.options.workers("deployment");
+            Ok(run_controller(controller, queue, watches, workers, c.shutdown).boxed())
+        }
+        .boxed()
+    }),
+    // not built yet
+    missing("certificatesigningrequest-signing-controller", "csrsigning"),
+    missing(
+        "certificatesigningrequest-approving-controller",
+        "csrapproving",
+    ),
+    missing("node-ipam-controller", "nodeipam"),
+    missing("node-lifecycle-controller", "nodelifecycle"),
+    missing("taint-eviction-controller", ""),
+    missing("pod-garbage-collector-controller", "podgc"),
+    missing("namespace-controller", "namespace"),
+    missing("garbage-collector-controller", "garbagecollector"),
+    missing("endpointslice-controller", "endpointslice"),
+    missing("certificatesigningrequest-cleaner-controller", "csrcleaner"),
+    missing(
+        "clusterrole-aggregation-controller",
+        "clusterrole-aggregation",
+    ),
+    missing("cronjob-controller", "cronjob"),
+    missing("daemonset-controller", "daemonset"),
+    missing("disruption-controller", "disruption"),
+    missing("endpoints-controller", "endpoint"),
+    missing(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring",
+    ),
+    missing("ephemeral-volume-controller", "ephemeral-volume"),
+    missing(
+        "horizontal-pod-autoscaler-controller",
+        "horizontalpodautoscaling",
+    ),
+    missing("job-controller", "job"),
+    missing(
+        "legacy-serviceaccount-token-cleaner-controller",
+        "legacy-service-account-token-cleaner",
+    ),
+    missing("persistentvolume-attach-detach-controller", "attachdetach"),
+    missing(
+        "persistentvolume-binder-controller",
+        "persistentvolume-binder",
+    ),
+    missing(
+        "persistentvolume-expander-controller",
+        "persistentvolume-expander",
+    ),
+    missing("persistentvolume-protection-controller", "pv-protection"),
+    missing(
+        "persistentvolumeclaim-protection-controller",
+        "pvc-protection",
+    ),
+    missing("replicationcontroller-controller", "replicationcontroller"),
+    missing("resourceclaim-controller", "resource-claim-controller"),
+    missing("resourcequota-controller", "resourcequota"),
+    missing("service-cidr-controller", ""),
+    missing("serviceaccount-token-controller", "serviceaccount-token"),
+    missing("statefulset-controller", "statefulset"),
+    missing("storage-version-migrator-controller", "svm"),
+    missing("ttl-after-finished-controller", "ttl-after-finished"),
+    missing("ttl-controller", "ttl"),
+    missing("validatingadmissionpolicy-status-controller", ""),
+    missing("volumeattributesclass-protection-controller", ""),
+    missing("device-taint-eviction-controller", ""),
+    // off by default, behind a feature gate upstream has off, or of a cloud provider
+    missing_off("bootstrap-signer-controller", "bootstrapsigner"),
+    missing_off("token-cleaner-controller", "tokencleaner"),
+    missing_off("selinux-warning-controller", ""),
+    missing_off(
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+        "",
+    ),
+    missing_off("podcertificaterequest-cleaner-controller", ""),
+    missing_off("podgroup-protection-controller", ""),
+    missing_off("resourcepoolstatusrequest-controller", ""),
+    missing_off(
+        "storageversion-garbage-collector-controller",
+        "storage-version-gc",
+    ),
+    missing_off("cloud-node-lifecycle-controller", "cloud-node-lifecycle"),
+    missing_off("node-route-controller", "route"),
+    missing_off("service-lb-controller", "service"),
+];
+
+/// The controller of a canonical name or an alias.
+pub fn find(name: &str) -> Option<&'static Descriptor> {
+    CONTROLLERS
+        .iter()
+        .find(|d| d.name == name || (!d.alias.is_empty() && d.alias == name))
+}
+
+/// What is wrong with `--controllers`: unknown names, and names of what is not built yet.
+pub fn validate(selection: &[String]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for item in selection.iter().filter(|item| *item != "*") {
+        let (name, asked_for) = match item.strip_prefix('-') {
+            Some(name) => (name, false),
+            None => (item.as_str(), true),
+        };
+        match find(name) {
+            None => errors.push(FieldError::invalid(
+                "controllers",
+                name,
+                "not in the list of known controllers",
+            )),
+            Some(d) if asked_for && d.constructor.is_none() => {
+                errors.push(FieldError::invalid(
+                    "controllers",
+                    name,
+                    "the controller is known but not built yet",
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    errors
+}
+
+/// Whether `--controllers` wants a controller: its own entry first, then `*`.
+pub fn is_enabled(descriptor: &Descriptor, selection: &[String]) -> bool {
+    let mut star = false;
+    for item in selection {
+        match item.strip_prefix('-') {
+            Some(name) if find(name).is_some_and(|d| d.name == descriptor.name) => return false,
+            Some(_) => {}
+            None if item == "*" => star = true,
+            None if find(item).is_some_and(|d| d.name == descriptor.name) => return true,
+            None => {}
+        }
+    }
+    star && descriptor.on_by_default
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selection() {
+        let list = |items: &[&str]| items.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (account, signer) = (
+            find("serviceaccount").unwrap(),
+            find("bootstrapsigner").unwrap(),
+        );
+        assert_eq!(account.name, "serviceaccount-controller");
+        assert!(is_enabled(account, &list(&["*"])) && !is_enabled(signer, &list(&["*"])));
+        assert!(!is_enabled(account, &list(&["*", "-serviceaccount"])));
+        assert!(is_enabled(account, &list(&["serviceaccount-controller"])));
+        assert!(!is_enabled(account, &list(&["root-ca-cert-publisher"])));
+        assert!(validate(&list(&["*", "-daemonset", "serviceaccount"])).is_empty());
+        assert_eq!(validate(&list(&["daemonset", "nobody"])).len(), 2);
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = CONTROLLERS
+            .iter()
+            .flat_map(|d| [d.name, d.alias])
+            .filter(|n| !n.is_empty())
+            .collect();
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        assert_eq!(before, names.len());
+    }
+}
