@@ -1,0 +1,126 @@
+//! The kubelet's own metrics, under upstream's names.
+//!
+//! Owns: their registration in the process's registry. Upstream: `pkg/kubelet/metrics`, `pkg/kubelet/prober`, v1.36.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use component_base::metrics::exponential_buckets;
+use k8s_openapi::api::core::v1::Pod;
+use prometheus::{
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, histogram_opts, opts, register_histogram,
+    register_histogram_vec, register_int_counter, register_int_counter_vec, register_int_gauge, register_int_gauge_vec,
+};
+
+use crate::pod;
+use crate::pod_actions::ProbeResult;
+use crate::prober::ProbeType;
+
+const ONCE: &str = "the name is registered only here";
+
+macro_rules! metric {
+    ($name:ident: $type:ty = $make:expr) => {
+        pub static $name: LazyLock<$type> = LazyLock::new(|| $make.expect(ONCE));
+    };
+}
+
+metric!(RUNNING_PODS: IntGauge = register_int_gauge!("kubelet_running_pods", "Number of pods that have a running pod sandbox"));
+metric!(RUNNING_CONTAINERS: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_running_containers", "Number of containers currently running"), &["container_state"]));
+metric!(DESIRED_PODS: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_desired_pods", "The number of pods the kubelet is being instructed to run."), &["static"]));
+metric!(ACTIVE_PODS: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_active_pods", "The number of pods the kubelet considers active and which are being considered when admitting new pods."), &["static"]));
+metric!(NODE_NAME: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_node_name", "The node's name. The count is always 1."), &["node"]));
+metric!(STARTED_PODS: IntCounter = register_int_counter!("kubelet_started_pods_total", "Cumulative number of pods started"));
+metric!(STARTED_PODS_ERRORS: IntCounter = register_int_counter!("kubelet_started_pods_errors_total", "Cumulative number of errors when starting pods"));
+metric!(STARTED_CONTAINERS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_started_containers_total", "Cumulative number of containers started"), &["container_type"]));
+metric!(STARTED_CONTAINERS_ERRORS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_started_containers_errors_total", "Cumulative number of errors when starting containers"), &["container_type", "code"]));
+metric!(EVICTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_evictions", "Cumulative number of pod evictions by eviction signal"), &["eviction_signal"]));
+metric!(ADMISSION_REJECTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_admission_rejections_total", "Cumulative number pod admission rejections by the Kubelet."), &["reason"]));
+metric!(MIRROR_PODS_CREATED: IntCounter = register_int_counter!("kubelet_mirror_pods", "Number of mirror pods created"));
+metric!(PLEG_EVENTS: IntCounter = register_int_counter!("kubelet_pleg_discard_events", "The number of discard events in PLEG."));
+metric!(PLEG_LAST_SEEN: IntGauge = register_int_gauge!("kubelet_pleg_last_seen_seconds", "Timestamp in seconds when PLEG was last seen active."));
+metric!(PLEG_RELIST: Histogram = register_histogram!(histogram_opts!("kubelet_pleg_relist_duration_seconds", "Duration in seconds for relisting pods in PLEG.")));
+metric!(POD_WORKER_DURATION: HistogramVec = register_histogram_vec!(histogram_opts!("kubelet_pod_worker_duration_seconds", "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync"), &["operation_type"]));
+metric!(POD_START_DURATION: Histogram = register_histogram!(histogram_opts!(
+    "kubelet_pod_start_duration_seconds",
+    "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
+    vec![0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0]
+)));
+metric!(POD_START_SLI_DURATION: Histogram = register_histogram!(histogram_opts!(
+    "kubelet_pod_start_sli_duration_seconds",
+    "Duration in seconds to start a pod, excluding time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch",
+    vec![0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0]
+)));
+metric!(IMAGE_PULL_DURATION: HistogramVec = register_histogram_vec!(
+    histogram_opts!("kubelet_image_pull_duration_seconds", "Duration in seconds to pull an image.", vec![1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0]),
+    &["image_size_in_bytes"]
+));
+metric!(RUNTIME_OPERATIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_runtime_operations_total", "Cumulative number of runtime operations by operation type."), &["operation_type"]));
+metric!(RUNTIME_OPERATIONS_ERRORS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_runtime_operations_errors_total", "Cumulative number of runtime operation errors by operation type."), &["operation_type"]));
+metric!(RUNTIME_OPERATIONS_DURATION: HistogramVec = register_histogram_vec!(
+    histogram_opts!("kubelet_runtime_operations_duration_seconds", "Duration in seconds of runtime operations. Broken down by operation type.", exponential_buckets(0.005, 2.5, 14)),
+    &["operation_type"]
+));
+metric!(RESTARTED_PODS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_restarted_pods_total", "Number of pods that have been restarted because they were deleted and recreated with the same UID while the kubelet was watching them"), &["static"]));
+metric!(ORPHANED_RUNTIME_PODS: IntCounter = register_int_counter!("kubelet_orphaned_runtime_pods_total", "Number of pods that have been detected in the container runtime without being already known to the pod worker."));
+metric!(WORKING_PODS: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_working_pods", "Number of pods the kubelet is actually running, broken down by lifecycle phase, whether the pod is desired, orphaned, or runtime only (also orphaned), and whether the pod is static."), &["lifecycle", "config", "static"]));
+metric!(PROBE_RESULTS: IntCounterVec = register_int_counter_vec!(opts!("prober_probe_total", "Cumulative number of a liveness, readiness or startup probe for a container by result."), &["probe_type", "result", "container", "pod", "namespace", "pod_uid"]));
+metric!(PROBE_DURATION: HistogramVec = register_histogram_vec!(histogram_opts!("prober_probe_duration_seconds", "Duration in seconds for a probe response."), &["probe_type", "container", "pod", "namespace"]));
+metric!(CERTIFICATE_EXPIRATION: IntGauge = register_int_gauge!("kubelet_certificate_manager_client_ttl_seconds", "Gauge of the TTL (time-to-live) of the Kubelet's client certificate."));
+
+/// Makes the metrics that are worth a zero appear at once.
+pub fn init(node_name: &str) {
+    component_base::metrics::init();
+    NODE_NAME.with_label_values(&[node_name]).set(1);
+    for metric in [&*STARTED_PODS, &*STARTED_PODS_ERRORS, &*ORPHANED_RUNTIME_PODS] {
+        metric.inc_by(0);
+    }
+    LazyLock::force(&RUNNING_PODS);
+    LazyLock::force(&RUNNING_CONTAINERS);
+    LazyLock::force(&POD_START_DURATION);
+    LazyLock::force(&POD_START_SLI_DURATION);
+    LazyLock::force(&PLEG_RELIST);
+    LazyLock::force(&IMAGE_PULL_DURATION);
+    LazyLock::force(&EVICTIONS);
+}
+
+pub(crate) fn observe_probe(probe_type: ProbeType, pod: &Pod, container: &str, result: ProbeResult, took: Duration) {
+    let result = match result {
+        ProbeResult::Success => "successful",
+        ProbeResult::Failure => "failed",
+        ProbeResult::Unknown => "unknown",
+    };
+    let (name, namespace, uid) = (pod::name(pod), pod::namespace(pod), pod::uid(pod));
+    PROBE_RESULTS.with_label_values(&[probe_type.as_str(), result, container, name, namespace, uid]).inc();
+    PROBE_DURATION.with_label_values(&[probe_type.as_str(), container, name, namespace]).observe(took.as_secs_f64());
+}
+
+/// Series of a pod that is gone would stay for ever.
+pub(crate) fn forget_probes(pod: &Pod, container: &str) {
+    let (name, namespace, uid) = (pod::name(pod), pod::namespace(pod), pod::uid(pod));
+    for probe_type in [ProbeType::Liveness, ProbeType::Readiness, ProbeType::Startup] {
+        for result in ["successful", "failed", "unknown"] {
+            // Not every series was ever made.
+            let _ = PROBE_RESULTS.remove_label_values(&[probe_type.as_str(), result, container, name, namespace, uid]);
+        }
+        let _ = PROBE_DURATION.remove_label_values(&[probe_type.as_str(), container, name, namespace]);
+    }
+}
+
+pub(crate) fn observe_image_pull(size_bytes: u64, took: Duration) {
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+    let bucket = match size_bytes {
+        0 => "N/A",
+        n if n <= 10 * MIB => "0-10MB",
+        n if n <= 100 * MIB => "10MB-100MB",
+        n if n <= 500 * MIB => "100MB-500MB",
+        n if n <= GIB => "500MB-1GB",
+        n if n <= 5 * GIB => "1GB-5GB",
+        n if n <= 10 * GIB => "5GB-10GB",
+        n if n <= 20 * GIB => "10GB-20GB",
+        n if n <= 50 * GIB => "20GB-50GB",
+        n if n <= 100 * GIB => "50GB-100GB",
+        _ => "GT100GB",
+    };
+    IMAGE_PULL_DURATION.with_label_values(&[bucket]).observe(took.as_secs_f64());
+}

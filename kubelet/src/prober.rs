@@ -1,0 +1,215 @@
+//! Probes: is a container alive, started, ready?
+//!
+//! Owns: one task a probe, their results, and the events about failures. Decides nothing about containers: results go to
+//! the sync loop. Upstream: `pkg/kubelet/prober`, v1.36.
+//!
+//! ```text
+//! add_pod -> worker per probe --(initial delay, period, thresholds)--> Results -> broadcast of changes
+//! ```
+
+pub mod grpc;
+pub mod http;
+pub mod results;
+mod run;
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use runtime::api::Runtime;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::events::KubeletRecorder;
+use crate::pod;
+use crate::pod_actions::{ProbeResult, ProbeResults};
+use crate::status::generate::ReadinessResults;
+use crate::status::manager::StatusManager;
+use results::Results;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProbeType {
+    Liveness,
+    Readiness,
+    Startup,
+}
+
+impl ProbeType {
+    /// As events and metrics name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProbeType::Liveness => "Liveness",
+            ProbeType::Readiness => "Readiness",
+            ProbeType::Startup => "Startup",
+        }
+    }
+
+    fn spec(self, container: &Container) -> Option<&Probe> {
+        match self {
+            ProbeType::Liveness => container.liveness_probe.as_ref(),
+            ProbeType::Readiness => container.readiness_probe.as_ref(),
+            ProbeType::Startup => container.startup_probe.as_ref(),
+        }
+    }
+
+    /// What holds before the first answer.
+    fn initial_value(self) -> ProbeResult {
+        match self {
+            ProbeType::Liveness => ProbeResult::Success,
+            ProbeType::Readiness => ProbeResult::Failure,
+            ProbeType::Startup => ProbeResult::Unknown,
+        }
+    }
+}
+
+/// A result that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeUpdate {
+    pub probe_type: ProbeType,
+    pub pod_uid: String,
+    pub container_id: String,
+    pub result: ProbeResult,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    pod_uid: String,
+    container: String,
+    probe_type: ProbeType,
+}
+
+struct Worker {
+    stop: CancellationToken,
+    /// Probe now: a startup probe has just passed.
+    trigger: Arc<Notify>,
+}
+
+/// Shared; workers end with `shutdown` or with their pod.
+pub struct ProbeManager {
+    results: Arc<Results>,
+    workers: Mutex<HashMap<Key, Worker>>,
+    context: Arc<run::Context>,
+    started: Instant,
+    shutdown: CancellationToken,
+}
+
+impl ProbeManager {
+    /// `updates`: every result that changed, for the sync loop.
+    pub fn new(
+        runtime: Arc<dyn Runtime>,
+        status: Arc<StatusManager>,
+        recorder: KubeletRecorder,
+        updates: mpsc::UnboundedSender<ProbeUpdate>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            results: Arc::new(Results::new(updates)),
+            workers: Mutex::default(),
+            context: Arc::new(run::Context { runtime, status, recorder }),
+            started: Instant::now(),
+            shutdown,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Worker>> {
+        self.workers.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Starts what is not running yet. Idempotent.
+    pub fn add_pod(self: &Arc<Self>, pod: &Arc<Pod>) {
+        let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_restartable_init(c));
+        for container in sidecars.chain(pod::containers(pod)) {
+            for probe_type in [ProbeType::Startup, ProbeType::Readiness, ProbeType::Liveness] {
+                let Some(spec) = probe_type.spec(container) else { continue };
+                let key = Key {
+                    pod_uid: pod::uid(pod).to_owned(),
+                    container: container.name.clone(),
+                    probe_type,
+                };
+                let mut workers = self.lock();
+                if workers.contains_key(&key) {
+                    continue;
+                }
+                let worker = Worker { stop: self.shutdown.child_token(), trigger: Arc::default() };
+                let task = worker::Worker {
+                    pod: pod.clone(),
+                    container: container.clone(),
+                    spec: spec.clone(),
+                    probe_type,
+                    results: self.results.clone(),
+                    context: self.context.clone(),
+                    trigger: worker.trigger.clone(),
+                    stop: worker.stop.clone(),
+                    kubelet_started: self.started,
+                };
+                workers.insert(key.clone(), worker);
+                drop(workers);
+                let manager = self.clone();
+                tokio::spawn(async move {
+                    task.run().await;
+                    manager.lock().remove(&key);
+                });
+            }
+        }
+    }
+
+    /// The pod is ending: it must not be restarted any more, but may still become unready.
+    pub fn stop_liveness_and_startup(&self, pod: &Pod) {
+        self.stop(pod::uid(pod), |t| t != ProbeType::Readiness);
+    }
+
+    pub fn remove_pod(&self, pod_uid: &str) {
+        self.stop(pod_uid, |_| true);
+    }
+
+    fn stop(&self, pod_uid: &str, which: impl Fn(ProbeType) -> bool) {
+        for (key, worker) in self.lock().iter() {
+            if key.pod_uid == pod_uid && which(key.probe_type) {
+                worker.stop.cancel();
+            }
+        }
+    }
+
+    /// Ends the probes of pods that are no longer wanted.
+    pub fn cleanup_pods(&self, live: &std::collections::BTreeSet<String>) {
+        for (key, worker) in self.lock().iter() {
+            if !live.contains(&key.pod_uid) {
+                worker.stop.cancel();
+            }
+        }
+    }
+
+    /// A container has started for good: its other probes begin at once, not at their next turn.
+    pub fn trigger_after_startup(&self, pod_uid: &str) {
+        for (key, worker) in self.lock().iter() {
+            if key.pod_uid == pod_uid && key.probe_type != ProbeType::Startup {
+                worker.trigger.notify_one();
+            }
+        }
+    }
+
+    pub fn results(&self) -> &Results {
+        &self.results
+    }
+}
+
+impl ProbeResults for ProbeManager {
+    fn liveness(&self, container_id: &str) -> Option<ProbeResult> {
+        self.results.get(ProbeType::Liveness, container_id)
+    }
+    fn startup(&self, container_id: &str) -> Option<ProbeResult> {
+        self.results.get(ProbeType::Startup, container_id)
+    }
+}
+
+impl ReadinessResults for ProbeManager {
+    fn readiness(&self, container_id: &str) -> Option<ProbeResult> {
+        self.results.get(ProbeType::Readiness, container_id)
+    }
+    fn startup(&self, container_id: &str) -> Option<ProbeResult> {
+        self.results.get(ProbeType::Startup, container_id)
+    }
+}

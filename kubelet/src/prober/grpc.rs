@@ -1,0 +1,127 @@
+//! The gRPC health check, over HTTP/2 without TLS.
+//!
+//! Owns: `grpc.health.v1.Health/Check`, encoded by hand: one string out, one number back. Upstream: `pkg/probe/grpc`, v1.36.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+/// Why the service is not called healthy.
+#[derive(Debug, thiserror::Error)]
+pub enum GrpcError {
+    #[error("timeout: failed to connect service {address:?} within {}: {reason}", component_base::duration::format(*.timeout))]
+    Connect { address: String, timeout: Duration, reason: String },
+    #[error("timeout: health rpc did not complete within {}", component_base::duration::format(*.0))]
+    Timeout(Duration),
+    #[error("error: health rpc failed: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("error: health rpc failed: {0}")]
+    Request(#[from] ::http::Error),
+    #[error("error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {0}")]
+    Unimplemented(String),
+    #[error("error: health rpc failed with status {code}: {message}")]
+    Status { code: u32, message: String },
+    #[error("service unhealthy (responded with {0:?})")]
+    Unhealthy(&'static str),
+}
+
+/// gRPC's code for a method nobody serves.
+const UNIMPLEMENTED: u32 = 12;
+
+fn encode(service: &str) -> Bytes {
+    let mut message = BytesMut::new();
+    if !service.is_empty() {
+        message.put_u8(0x0a); // field 1, length-delimited
+        let mut len = service.len();
+        while len >= 0x80 {
+            message.put_u8((len as u8 & 0x7f) | 0x80);
+            len >>= 7;
+        }
+        message.put_u8(len as u8);
+        message.put_slice(service.as_bytes());
+    }
+    let mut frame = BytesMut::new();
+    frame.put_u8(0); // not compressed
+    frame.put_u32(u32::try_from(message.len()).unwrap_or(0));
+    frame.extend_from_slice(&message);
+    frame.freeze()
+}
+
+/// The status of a HealthCheckResponse; zero (UNKNOWN) where the field is left out.
+fn decode(frame: &[u8]) -> u8 {
+    match frame.get(5..) {
+        Some([0x08, status, ..]) => *status,
+        _ => 0,
+    }
+}
+
+/// # Errors
+/// Everything but SERVING; the text is the probe's output.
+pub async fn check(host: &str, port: u16, service: &str, timeout: Duration) -> Result<(), GrpcError> {
+    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let deadline = tokio::time::Instant::now() + timeout;
+    let stream = match tokio::time::timeout_at(deadline, TcpStream::connect(address.as_str())).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(e)) => return Err(GrpcError::Connect { address, timeout, reason: super::http::plain_io_error(&e) }),
+        Err(_) => return Err(GrpcError::Connect { address, timeout, reason: "context deadline exceeded".into() }),
+    };
+    match tokio::time::timeout_at(deadline, call(stream, &address, service)).await {
+        Ok(result) => result,
+        Err(_) => Err(GrpcError::Timeout(timeout)),
+    }
+}
+
+async fn call(stream: TcpStream, address: &str, service: &str) -> Result<(), GrpcError> {
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let request = ::http::Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", "kube-probe/1.36")
+        .body(Full::new(encode(service)))?;
+    let response = sender.send_request(request).await;
+    let result = match response {
+        Ok(response) => read(response).await,
+        Err(e) => Err(e.into()),
+    };
+    driver.abort();
+    result
+}
+
+async fn read(response: ::http::Response<hyper::body::Incoming>) -> Result<(), GrpcError> {
+    let header = |map: &::http::HeaderMap, name: &str| map.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let (parts, body) = response.into_parts();
+    let collected = body.collect().await?;
+    let trailers = collected.trailers().cloned().unwrap_or_default();
+    let find = |name: &str| header(&trailers, name).or_else(|| header(&parts.headers, name));
+    let code: u32 = find("grpc-status").and_then(|v| v.parse().ok()).unwrap_or(if parts.status.is_success() { 0 } else { 2 });
+    let message = find("grpc-message").unwrap_or_default();
+    match code {
+        0 => {}
+        UNIMPLEMENTED => return Err(GrpcError::Unimplemented(message)),
+        code => return Err(GrpcError::Status { code, message }),
+    }
+    match decode(&collected.to_bytes()) {
+        1 => Ok(()),
+        2 => Err(GrpcError::Unhealthy("NOT_SERVING")),
+        3 => Err(GrpcError::Unhealthy("SERVICE_UNKNOWN")),
+        _ => Err(GrpcError::Unhealthy("UNKNOWN")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames() {
+        assert_eq!(&encode("")[..], [0, 0, 0, 0, 0]);
+        assert_eq!(&encode("ab")[..], [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
+        assert_eq!(decode(&[0, 0, 0, 0, 2, 0x08, 1]), 1);
+        assert_eq!(decode(&[0, 0, 0, 0, 0]), 0);
+    }
+}
