@@ -57,7 +57,14 @@ pub async fn run(mut cycle: BindingCycle) {
 }
 
 async fn binding_cycle(cycle: &mut BindingCycle) -> Status {
-    let BindingCycle { scheduler, framework, queued, node_name, state, start } = cycle;
+    let BindingCycle {
+        scheduler,
+        framework,
+        queued,
+        node_name,
+        state,
+        start,
+    } = cycle;
     let pod = Arc::clone(&queued.pod);
     let pre_flight = framework.run_pre_bind_pre_flights(state, &pod, node_name);
     if pre_flight.is_error() || pre_flight.is_rejected() {
@@ -67,7 +74,12 @@ async fn binding_cycle(cycle: &mut BindingCycle) -> Status {
     if pre_flight.is_success() || will_wait {
         // Others shall see where the pod is going, should the way there take long.
         let nominating = NominatingInfo::Override(node_name.to_string());
-        if let Err(error) = scheduler.shared.api().patch_pod_status(&pod.pod, None, nominating).await {
+        if let Err(error) = scheduler
+            .shared
+            .api()
+            .patch_pod_status(&pod.pod, None, nominating)
+            .await
+        {
             tracing::error!(pod = pod.name(), namespace = pod.namespace(), %error, "Failed to update the nominated node name in the binding cycle");
         }
     }
@@ -100,7 +112,13 @@ async fn binding_cycle(cycle: &mut BindingCycle) -> Status {
     Status::success()
 }
 
-fn bound(scheduler: &Scheduler, framework: &Framework, queued: &QueuedPodInfo, node_name: &str, start: Instant) {
+fn bound(
+    scheduler: &Scheduler,
+    framework: &Framework,
+    queued: &QueuedPodInfo,
+    node_name: &str,
+    start: Instant,
+) {
     let pod = &queued.pod;
     scheduler.shared.record(EventRecord {
         regarding: Arc::clone(&pod.pod),
@@ -108,14 +126,29 @@ fn bound(scheduler: &Scheduler, framework: &Framework, queued: &QueuedPodInfo, n
         warning: false,
         reason: "Scheduled",
         action: "Binding",
-        note: format!("Successfully assigned {}/{} to {node_name}", pod.namespace(), pod.name()),
+        note: format!(
+            "Successfully assigned {}/{} to {node_name}",
+            pod.namespace(),
+            pod.name()
+        ),
     });
-    tracing::info!(pod = pod.name(), namespace = pod.namespace(), node = node_name, "Successfully bound pod to node");
+    tracing::info!(
+        pod = pod.name(),
+        namespace = pod.namespace(),
+        node = node_name,
+        "Successfully bound pod to node"
+    );
     metrics::observe_attempt("scheduled", framework.profile_name(), start.elapsed());
     metrics::POD_SCHEDULING_ATTEMPTS.observe(f64::from(queued.attempts));
     if let Some(first) = queued.initial_attempt_timestamp {
-        let attempts = if queued.attempts >= 15 { "15+".to_owned() } else { queued.attempts.to_string() };
-        metrics::POD_SCHEDULING_SLI_DURATION.with_label_values(&[&attempts]).observe(first.elapsed().as_secs_f64());
+        let attempts = if queued.attempts >= 15 {
+            "15+".to_owned()
+        } else {
+            queued.attempts.to_string()
+        };
+        metrics::POD_SCHEDULING_SLI_DURATION
+            .with_label_values(&[&attempts])
+            .observe(first.elapsed().as_secs_f64());
     }
     if queued.was_flushed_from_unschedulable {
         metrics::POD_SCHEDULED_AFTER_FLUSH.inc();
@@ -123,19 +156,38 @@ fn bound(scheduler: &Scheduler, framework: &Framework, queued: &QueuedPodInfo, n
 }
 
 fn handle_binding_cycle_error(cycle: BindingCycle, status: Status) {
-    let BindingCycle { scheduler, framework, queued, node_name, mut state, start } = cycle;
+    let BindingCycle {
+        scheduler,
+        framework,
+        queued,
+        node_name,
+        mut state,
+        start,
+    } = cycle;
     let pod = Arc::clone(&queued.pod);
     let forgotten = unreserve_and_forget(&scheduler, &framework, &mut state, &pod, &node_name);
     let rejected = status.is_rejected();
     let tell = |pre_check: Option<&dyn Fn(&PodInfo) -> bool>| {
         let old = Some(EventObject::Pod(Arc::clone(&pod.pod)));
-        scheduler.queue.move_all_to_active_or_backoff_queue(ClusterEvent::ASSIGNED_POD_DELETE, old, None, pre_check);
+        scheduler.queue.move_all_to_active_or_backoff_queue(
+            ClusterEvent::ASSIGNED_POD_DELETE,
+            old,
+            None,
+            pre_check,
+        );
     };
     if forgotten && !rejected {
         tell(None);
     }
     let clear = NominatingInfo::Override(String::new());
-    handle_scheduling_failure(&scheduler, &framework, queued, Failure::on_node(status, &node_name), &clear, start);
+    handle_scheduling_failure(
+        &scheduler,
+        &framework,
+        queued,
+        Failure::on_node(status, &node_name),
+        &clear,
+        start,
+    );
     if forgotten && rejected {
         // The pod itself gains nothing by its own retreat.
         tell(Some(&|other: &PodInfo| other.uid != pod.uid));

@@ -237,42 +237,82 @@ pub fn default_profiles(config: &mut KubeSchedulerConfiguration) {
         config.profiles.push(KubeSchedulerProfile::default());
     }
     if let [profile] = &mut config.profiles[..] {
-        profile.scheduler_name.get_or_insert_with(|| DEFAULT_SCHEDULER_NAME.to_owned());
+        profile
+            .scheduler_name
+            .get_or_insert_with(|| DEFAULT_SCHEDULER_NAME.to_owned());
     }
 }
 
 /// Every problem, with its field path.
 pub fn validate(config: &KubeSchedulerConfiguration) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let mut invalid = |path: &str, value: serde_json::Value, detail: &str| errors.push(FieldError::invalid(path, value, detail));
+    let mut invalid = |path: &str, value: serde_json::Value, detail: &str| {
+        errors.push(FieldError::invalid(path, value, detail))
+    };
     if config.parallelism <= 0 {
-        invalid("parallelism", config.parallelism.into(), "should be an integer value greater than zero");
+        invalid(
+            "parallelism",
+            config.parallelism.into(),
+            "should be an integer value greater than zero",
+        );
     }
     if !(0..=100).contains(&config.percentage_of_nodes_to_score) {
-        invalid("percentageOfNodesToScore", config.percentage_of_nodes_to_score.into(), "not in valid range [0-100]");
+        invalid(
+            "percentageOfNodesToScore",
+            config.percentage_of_nodes_to_score.into(),
+            "not in valid range [0-100]",
+        );
     }
     if config.pod_initial_backoff_seconds <= 0 {
-        invalid("podInitialBackoffSeconds", config.pod_initial_backoff_seconds.into(), "must be greater than 0");
+        invalid(
+            "podInitialBackoffSeconds",
+            config.pod_initial_backoff_seconds.into(),
+            "must be greater than 0",
+        );
     }
     if config.pod_max_backoff_seconds < config.pod_initial_backoff_seconds {
-        invalid("podMaxBackoffSeconds", config.pod_max_backoff_seconds.into(), "must be greater than or equal to PodInitialBackoffSeconds");
+        invalid(
+            "podMaxBackoffSeconds",
+            config.pod_max_backoff_seconds.into(),
+            "must be greater than or equal to PodInitialBackoffSeconds",
+        );
     }
     if config.leader_election.leader_elect && config.leader_election.resource_lock != "leases" {
-        invalid("leaderElection.resourceLock", config.leader_election.resource_lock.clone().into(), "resourceLock value must be \"leases\"");
+        invalid(
+            "leaderElection.resourceLock",
+            config.leader_election.resource_lock.clone().into(),
+            "resourceLock value must be \"leases\"",
+        );
     }
     if !config.extenders.is_empty() {
-        errors.push(FieldError::forbidden("extenders", "extenders are not supported yet"));
+        errors.push(FieldError::forbidden(
+            "extenders",
+            "extenders are not supported yet",
+        ));
     }
     let mut names = BTreeSet::new();
     for (i, profile) in config.profiles.iter().enumerate() {
         let path = format!("profiles[{i}]");
         match profile.scheduler_name.as_deref() {
-            None | Some("") => errors.push(FieldError::required(format!("{path}.schedulerName"), "")),
-            Some(name) if !names.insert(name) => errors.push(FieldError::invalid(format!("{path}.schedulerName"), name, "Duplicate value")),
+            None | Some("") => {
+                errors.push(FieldError::required(format!("{path}.schedulerName"), ""))
+            }
+            Some(name) if !names.insert(name) => errors.push(FieldError::invalid(
+                format!("{path}.schedulerName"),
+                name,
+                "Duplicate value",
+            )),
             Some(_) => {}
         }
-        if let Some(percentage) = profile.percentage_of_nodes_to_score.filter(|p| !(0..=100).contains(p)) {
-            errors.push(FieldError::invalid(format!("{path}.percentageOfNodesToScore"), percentage, "not in valid range [0-100]"));
+        if let Some(percentage) = profile
+            .percentage_of_nodes_to_score
+            .filter(|p| !(0..=100).contains(p))
+        {
+            errors.push(FieldError::invalid(
+                format!("{path}.percentageOfNodesToScore"),
+                percentage,
+                "not in valid range [0-100]",
+            ));
         }
         validate_profile(&path, profile, &mut errors);
     }
@@ -284,7 +324,10 @@ fn validate_profile(path: &str, profile: &KubeSchedulerProfile, errors: &mut Vec
         for (j, plugin) in set.enabled.iter().enumerate() {
             if NOT_BUILT.contains(&plugin.name.as_str()) {
                 let field = format!("{path}.plugins.{set_name}.enabled[{j}]");
-                errors.push(FieldError::forbidden(field, format!("plugin {:?} is not supported yet", plugin.name)));
+                errors.push(FieldError::forbidden(
+                    field,
+                    format!("plugin {:?} is not supported yet", plugin.name),
+                ));
             }
         }
     }
@@ -292,15 +335,35 @@ fn validate_profile(path: &str, profile: &KubeSchedulerProfile, errors: &mut Vec
     for (j, config) in profile.plugin_config.iter().enumerate() {
         let field = format!("{path}.pluginConfig[{j}]");
         if !seen.insert(&config.name) {
-            errors.push(FieldError::invalid(&field, &config.name, format!("repeated config for plugin {}", config.name)));
+            errors.push(FieldError::invalid(
+                &field,
+                &config.name,
+                format!("repeated config for plugin {}", config.name),
+            ));
         }
         let args = &config.args;
         let expect = format!("{}Args", config.name);
-        if let Some(kind) = args.get("kind").and_then(|k| k.as_str()).filter(|kind| *kind != expect) {
-            errors.push(FieldError::invalid(format!("{field}.args.kind"), kind, format!("should be {expect:?}")));
+        if let Some(kind) = args
+            .get("kind")
+            .and_then(|k| k.as_str())
+            .filter(|kind| *kind != expect)
+        {
+            errors.push(FieldError::invalid(
+                format!("{field}.args.kind"),
+                kind,
+                format!("should be {expect:?}"),
+            ));
         }
-        if let Some(version) = args.get("apiVersion").and_then(|v| v.as_str()).filter(|version| *version != API_VERSION) {
-            errors.push(FieldError::invalid(format!("{field}.args.apiVersion"), version, format!("should be {API_VERSION:?}")));
+        if let Some(version) = args
+            .get("apiVersion")
+            .and_then(|v| v.as_str())
+            .filter(|version| *version != API_VERSION)
+        {
+            errors.push(FieldError::invalid(
+                format!("{field}.args.apiVersion"),
+                version,
+                format!("should be {API_VERSION:?}"),
+            ));
         }
     }
 }
@@ -321,17 +384,27 @@ mod tests {
     #[test]
     fn defaults() {
         let config = decode("clientConnection: {kubeconfig: /etc/kubernetes/scheduler.conf}\nleaderElection: {leaderElect: false}").expect("valid");
-        assert_eq!(config.profiles[0].scheduler_name.as_deref(), Some("default-scheduler"));
-        assert!(!config.leader_election.leader_elect && config.leader_election.resource_name == "kube-scheduler");
+        assert_eq!(
+            config.profiles[0].scheduler_name.as_deref(),
+            Some("default-scheduler")
+        );
+        assert!(
+            !config.leader_election.leader_elect
+                && config.leader_election.resource_name == "kube-scheduler"
+        );
         assert_eq!(config.client_connection.qps, 50.0);
         assert!(validate(&config).is_empty());
     }
 
     #[test]
     fn what_is_unknown_or_wrong_is_named() {
-        let error = decode("profiels: []").expect_err("unknown").to_string();
+        let error = decode("profiels: [{schedulerName: a}]")
+            .expect_err("unknown")
+            .to_string();
         assert!(error.contains("profiels"), "{error}");
-        let error = decode("profiles: [{plugins: {score: {enabeld: [{name: x}]}}}]").expect_err("unknown").to_string();
+        let error = decode("profiles: [{plugins: {score: {enabeld: [{name: x}]}}}]")
+            .expect_err("unknown")
+            .to_string();
         assert!(error.contains("enabeld"), "{error}");
         let config = decode(
             "parallelism: 0\npodMaxBackoffSeconds: 0\nextenders: [{urlPrefix: x}]\nprofiles: [{schedulerName: a}, {schedulerName: a}, {plugins: {filter: {enabled: [{name: VolumeBinding}]}}}]",
@@ -346,7 +419,10 @@ mod tests {
             "profiles[2].schedulerName",
             "profiles[2].plugins.filter.enabled[0]",
         ] {
-            assert!(errors.iter().any(|e| e.starts_with(&format!("{field}:"))), "{field}: {errors:?}");
+            assert!(
+                errors.iter().any(|e| e.starts_with(&format!("{field}:"))),
+                "{field}: {errors:?}"
+            );
         }
     }
 }

@@ -81,21 +81,40 @@ pub struct Decider {
 impl Decider {
     /// A decider without memories.
     pub fn new(seed: u64) -> Self {
-        Decider { entries: HashMap::new(), seed, decisions: 0, key: Vec::new(), inputs: Vec::new(), cluster_wide: Vec::new() }
+        Decider {
+            entries: HashMap::new(),
+            seed,
+            decisions: 0,
+            key: Vec::new(),
+            inputs: Vec::new(),
+            cluster_wide: Vec::new(),
+        }
     }
 
     /// Chooses a node of `snapshot` for `pod`.
     ///
     /// # Errors
     /// When none fits, or a plugin fails.
-    pub fn decide(&mut self, framework: &Framework, snapshot: &Snapshot, pod: &Arc<PodInfo>, nominator: &Nominator) -> Result<Chosen, NotChosen> {
+    pub fn decide(
+        &mut self,
+        framework: &Framework,
+        snapshot: &Snapshot,
+        pod: &Arc<PodInfo>,
+        nominator: &Nominator,
+    ) -> Result<Chosen, NotChosen> {
         if snapshot.num_nodes() == 0 {
             return Err(NotChosen::NoNodes);
         }
         self.decisions += 1;
         let random = splitmix64(self.seed ^ self.decisions.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let nominated = relevant_nominations(nominator, snapshot, pod);
-        let request = Request { framework, snapshot, pod, random, nominated };
+        let request = Request {
+            framework,
+            snapshot,
+            pod,
+            random,
+            nominated,
+        };
         if self.sign(framework, snapshot, pod) {
             if let Some(entry) = self.entry(&request)? {
                 return entry.choose(&request);
@@ -111,7 +130,9 @@ impl Decider {
         self.cluster_wide.clear();
         let mut fragments = Fragments::NONE;
         for judge in framework.judges() {
-            let Some(sign) = judge.plugin.sign(pod, snapshot) else { return false };
+            let Some(sign) = judge.plugin.sign(pod, snapshot) else {
+                return false;
+            };
             fragments |= sign.fragments;
             self.inputs.push(sign.inputs);
             self.cluster_wide.push(sign.scope == Scope::Cluster);
@@ -124,7 +145,10 @@ impl Decider {
     /// The entry of the signature just computed, up to date. `None`: this pod cannot have one.
     fn entry(&mut self, request: &Request<'_>) -> Result<Option<&mut Entry>, NotChosen> {
         let start = Instant::now();
-        let known = self.entries.get_mut(&self.key[..]).filter(|entry| entry.inputs == self.inputs);
+        let known = self
+            .entries
+            .get_mut(&self.key[..])
+            .filter(|entry| entry.inputs == self.inputs);
         let current = match known {
             Some(entry) => entry.update(request).map_err(NotChosen::Error),
             None => Ok(false),
@@ -132,20 +156,41 @@ impl Decider {
         if !matches!(current, Ok(true)) {
             self.entries.remove(&self.key[..]);
             current?;
-            let Some(entry) = Entry::build(request, &self.inputs, &self.cluster_wide).map_err(NotChosen::Error)? else { return Ok(None) };
+            let Some(entry) = Entry::build(request, &self.inputs, &self.cluster_wide)
+                .map_err(NotChosen::Error)?
+            else {
+                return Ok(None);
+            };
             self.make_room(request.snapshot.columns().len());
-            self.entries.insert(self.key.clone().into_boxed_slice(), entry);
+            self.entries
+                .insert(self.key.clone().into_boxed_slice(), entry);
         }
-        metrics::observe_extension_point("Filter", Code::Success.as_str(), request.framework.profile_name(), start.elapsed());
-        let entry = self.entries.get_mut(&self.key[..]).expect("it was there or was just put there");
+        metrics::observe_extension_point(
+            "Filter",
+            Code::Success.as_str(),
+            request.framework.profile_name(),
+            start.elapsed(),
+        );
+        let entry = self
+            .entries
+            .get_mut(&self.key[..])
+            .expect("it was there or was just put there");
         entry.last_used = self.decisions;
         Ok(Some(entry))
     }
 
     fn make_room(&mut self, nodes: usize) {
-        let limit = (SIGNATURES_BYTES / (BYTES_PER_NODE * nodes.max(1))).clamp(MIN_SIGNATURES, MAX_SIGNATURES);
+        let limit = (SIGNATURES_BYTES / (BYTES_PER_NODE * nodes.max(1)))
+            .clamp(MIN_SIGNATURES, MAX_SIGNATURES);
         while self.entries.len() >= limit {
-            let Some(oldest) = self.entries.iter().min_by_key(|(_, entry)| entry.last_used).map(|(key, _)| key.clone()) else { return };
+            let Some(oldest) = self
+                .entries
+                .iter()
+                .min_by_key(|(_, entry)| entry.last_used)
+                .map(|(key, _)| key.clone())
+            else {
+                return;
+            };
             self.entries.remove(&oldest);
         }
     }
@@ -163,8 +208,17 @@ struct Request<'a> {
 
 impl Request<'_> {
     /// Feasible nodes where the pod would take the room of nominated pods, and why not.
-    fn excluded_by_nominations(&self, feasible: &NodeSet, state: Option<&CycleState>) -> Result<Vec<(NodeIndex, Status)>, NotChosen> {
-        let nodes: Vec<NodeIndex> = self.nominated.iter().copied().filter(|node| feasible.contains(*node)).collect();
+    fn excluded_by_nominations(
+        &self,
+        feasible: &NodeSet,
+        state: Option<&CycleState>,
+    ) -> Result<Vec<(NodeIndex, Status)>, NotChosen> {
+        let nodes: Vec<NodeIndex> = self
+            .nominated
+            .iter()
+            .copied()
+            .filter(|node| feasible.contains(*node))
+            .collect();
         if nodes.is_empty() {
             return Ok(Vec::new());
         }
@@ -172,7 +226,9 @@ impl Request<'_> {
         let state = match state {
             Some(state) => state,
             None => {
-                let (_, status, _) = self.framework.run_pre_filter_plugins(&mut fresh, self.pod, self.snapshot);
+                let (_, status, _) =
+                    self.framework
+                        .run_pre_filter_plugins(&mut fresh, self.pod, self.snapshot);
                 if status.is_error() {
                     return Err(NotChosen::Error(status));
                 }
@@ -181,8 +237,12 @@ impl Request<'_> {
         };
         let mut excluded = Vec::new();
         for node in nodes {
-            let Some(info) = self.snapshot.node(node) else { continue };
-            let status = self.framework.run_filter_plugins_with_nominated_pods(state, self.pod, info);
+            let Some(info) = self.snapshot.node(node) else {
+                continue;
+            };
+            let status = self
+                .framework
+                .run_filter_plugins_with_nominated_pods(state, self.pod, info);
             if status.is_error() {
                 return Err(NotChosen::Error(status));
             }
@@ -196,12 +256,26 @@ impl Request<'_> {
     /// The node the pod itself is nominated to, when it is feasible: it is taken without looking at others.
     fn own_nomination(&self, feasible: &NodeSet) -> Option<NodeIndex> {
         let name = self.pod.nominated_node_name();
-        if name.is_empty() { None } else { self.snapshot.index(name).filter(|node| feasible.contains(*node)) }
+        if name.is_empty() {
+            None
+        } else {
+            self.snapshot
+                .index(name)
+                .filter(|node| feasible.contains(*node))
+        }
     }
 
     fn chosen(&self, node: NodeIndex, judged: usize, feasible: usize, state: CycleState) -> Chosen {
-        let node_name = self.snapshot.node(node).map_or_else(|| "".into(), |info| Arc::clone(info.name()));
-        Chosen { node_name, evaluated_nodes: judged, feasible_nodes: feasible, state }
+        let node_name = self
+            .snapshot
+            .node(node)
+            .map_or_else(|| "".into(), |info| Arc::clone(info.name()));
+        Chosen {
+            node_name,
+            evaluated_nodes: judged,
+            feasible_nodes: feasible,
+            state,
+        }
     }
 
     fn no_fit(&self, verdicts: Verdicts, excluded: Vec<(NodeIndex, Status)>) -> NotChosen {
@@ -213,49 +287,79 @@ impl Request<'_> {
         for (node, status) in excluded {
             diagnosis.add_plugin_status(&status);
             if let Some(info) = self.snapshot.node(node) {
-                diagnosis.node_to_status.set(Arc::clone(info.name()), status);
+                diagnosis
+                    .node_to_status
+                    .set(Arc::clone(info.name()), status);
             }
         }
-        NotChosen::NoFit(Box::new(FitError { num_all_nodes: self.snapshot.num_nodes(), diagnosis }))
+        NotChosen::NoFit(Box::new(FitError {
+            num_all_nodes: self.snapshot.num_nodes(),
+            diagnosis,
+        }))
     }
 }
 
 /// Runs everything, keeps nothing.
 fn from_scratch(request: &Request<'_>) -> Result<Chosen, NotChosen> {
-    let Request { framework, snapshot, pod, .. } = *request;
+    let Request {
+        framework,
+        snapshot,
+        pod,
+        ..
+    } = *request;
     let mut state = CycleState::new();
     let (result, status, narrowing) = framework.run_pre_filter_plugins(&mut state, pod, snapshot);
     if status.is_error() {
         return Err(NotChosen::Error(status));
     }
     if !status.is_success() {
-        let mut diagnosis = Diagnosis { pre_filter_msg: status.message(), unschedulable_plugins: narrowing, ..Diagnosis::default() };
+        let mut diagnosis = Diagnosis {
+            pre_filter_msg: status.message(),
+            unschedulable_plugins: narrowing,
+            ..Diagnosis::default()
+        };
         diagnosis.add_plugin_status(&status);
         diagnosis.node_to_status.set_absent_nodes_status(status);
-        return Err(NotChosen::NoFit(Box::new(FitError { num_all_nodes: snapshot.num_nodes(), diagnosis })));
+        return Err(NotChosen::NoFit(Box::new(FitError {
+            num_all_nodes: snapshot.num_nodes(),
+            diagnosis,
+        })));
     }
     let nodes: NodeSet = match &result.node_names {
-        Some(names) => names.iter().filter_map(|name| snapshot.index(name)).collect(),
+        Some(names) => names
+            .iter()
+            .filter_map(|name| snapshot.index(name))
+            .collect(),
         None => snapshot.columns().live().clone(),
     };
     let start = Instant::now();
     let mut verdicts = Verdicts::new(nodes, snapshot.columns().len());
     for judge in framework.judges().iter().filter(|judge| judge.filter) {
         if !state.skip_filter_plugins().contains(judge.plugin.name()) {
-            filter_all(&*judge.plugin, &state, pod, snapshot, &mut verdicts).map_err(NotChosen::Error)?;
+            filter_all(&*judge.plugin, &state, pod, snapshot, &mut verdicts)
+                .map_err(NotChosen::Error)?;
         }
     }
-    metrics::observe_extension_point("Filter", Code::Success.as_str(), framework.profile_name(), start.elapsed());
+    metrics::observe_extension_point(
+        "Filter",
+        Code::Success.as_str(),
+        framework.profile_name(),
+        start.elapsed(),
+    );
     let excluded = request.excluded_by_nominations(verdicts.feasible(), Some(&state))?;
     let mut feasible = verdicts.feasible().clone();
-    excluded.iter().for_each(|(node, _)| _ = feasible.remove(*node));
+    excluded
+        .iter()
+        .for_each(|(node, _)| _ = feasible.remove(*node));
     if feasible.is_empty() {
         let mut error = request.no_fit(verdicts, excluded);
         if let NotChosen::NoFit(fit) = &mut error {
             let names: Vec<&str> = narrowing.iter().copied().collect();
             if !result.all_nodes() {
                 let reason = format!("node(s) didn't satisfy plugin(s) [{}]", names.join(" "));
-                fit.diagnosis.node_to_status.set_absent_nodes_status(Status::unresolvable(reason));
+                fit.diagnosis
+                    .node_to_status
+                    .set_absent_nodes_status(Status::unresolvable(reason));
             }
             fit.diagnosis.unschedulable_plugins.extend(narrowing);
         }
@@ -271,15 +375,25 @@ fn from_scratch(request: &Request<'_>) -> Result<Chosen, NotChosen> {
 }
 
 /// Runs one Filter over all feasible nodes, by its column form where it has one.
-fn filter_all(plugin: &dyn Plugin, state: &CycleState, pod: &Arc<PodInfo>, snapshot: &Snapshot, verdicts: &mut Verdicts) -> Result<(), Status> {
-    let Some(filter) = plugin.as_filter() else { return Ok(()) };
+fn filter_all(
+    plugin: &dyn Plugin,
+    state: &CycleState,
+    pod: &Arc<PodInfo>,
+    snapshot: &Snapshot,
+    verdicts: &mut Verdicts,
+) -> Result<(), Status> {
+    let Some(filter) = plugin.as_filter() else {
+        return Ok(());
+    };
     verdicts.set_plugin(plugin.name());
     if filter.filter_all(state, pod, snapshot, verdicts) {
         return Ok(());
     }
     let nodes: Vec<NodeIndex> = verdicts.feasible().iter().collect();
     for index in nodes {
-        let Some(node) = snapshot.node(index) else { continue };
+        let Some(node) = snapshot.node(index) else {
+            continue;
+        };
         let status = filter.filter(state, pod, node);
         if status.is_success() {
             continue;
@@ -295,14 +409,25 @@ fn filter_all(plugin: &dyn Plugin, state: &CycleState, pod: &Arc<PodInfo>, snaps
 }
 
 /// Runs one Score over `nodes` into `raw`, by its column form where it has one.
-fn raw_scores(plugin: &dyn Plugin, state: &CycleState, pod: &Arc<PodInfo>, snapshot: &Snapshot, nodes: &NodeSet, raw: &mut [i64]) -> Result<(), Status> {
-    let Some(score) = plugin.as_score() else { return Ok(()) };
+fn raw_scores(
+    plugin: &dyn Plugin,
+    state: &CycleState,
+    pod: &Arc<PodInfo>,
+    snapshot: &Snapshot,
+    nodes: &NodeSet,
+    raw: &mut [i64],
+) -> Result<(), Status> {
+    let Some(score) = plugin.as_score() else {
+        return Ok(());
+    };
     if score.score_all(state, pod, snapshot, nodes, raw) {
         return Ok(());
     }
     for index in nodes.iter() {
         if let Some(node) = snapshot.node(index) {
-            raw[index as usize] = score.score(state, pod, node).map_err(|status| failed_score(plugin.name(), &status))?;
+            raw[index as usize] = score
+                .score(state, pod, node)
+                .map_err(|status| failed_score(plugin.name(), &status))?;
         }
     }
     Ok(())
@@ -313,41 +438,78 @@ fn failed_score(plugin: &'static str, status: &Status) -> Status {
 }
 
 /// Runs PreScore, Score and NormalizeScore over `nodes`; the weighted sums by index.
-fn score_all(request: &Request<'_>, state: &mut CycleState, nodes: &NodeSet) -> Result<Vec<i64>, Status> {
-    let Request { framework, snapshot, pod, .. } = *request;
+fn score_all(
+    request: &Request<'_>,
+    state: &mut CycleState,
+    nodes: &NodeSet,
+) -> Result<Vec<i64>, Status> {
+    let Request {
+        framework,
+        snapshot,
+        pod,
+        ..
+    } = *request;
     let start = Instant::now();
     let len = snapshot.columns().len();
     let (mut totals, mut raw) = (vec![0i64; len], vec![0i64; len]);
     for judge in framework.judges() {
         let Some(weight) = judge.score else { continue };
-        let (plugin, Some(score)) = (&*judge.plugin, judge.plugin.as_score()) else { continue };
+        let (plugin, Some(score)) = (&*judge.plugin, judge.plugin.as_score()) else {
+            continue;
+        };
         if let (true, Some(pre_score)) = (judge.pre_score, plugin.as_pre_score()) {
             let status = pre_score.pre_score(state, pod, snapshot, nodes);
             if status.is_skip() {
                 continue;
             }
             if !status.is_success() {
-                return Err(Status::error(format!("running PreScore plugin {:?}: {status}", plugin.name())).by(plugin.name()));
+                return Err(Status::error(format!(
+                    "running PreScore plugin {:?}: {status}",
+                    plugin.name()
+                ))
+                .by(plugin.name()));
             }
         }
         raw_scores(plugin, state, pod, snapshot, nodes, &mut raw)?;
         match score.normalize() {
-            Normalize::Already => nodes.iter().for_each(|n| totals[n as usize] += weight * raw[n as usize]),
+            Normalize::Already => nodes
+                .iter()
+                .for_each(|n| totals[n as usize] += weight * raw[n as usize]),
             Normalize::ByMax { reverse } => {
-                let max = nodes.iter().map(|n| raw[n as usize]).max().unwrap_or(0).max(0);
-                nodes.iter().for_each(|n| totals[n as usize] += weight * Normalize::by_max(raw[n as usize], max, reverse));
+                let max = nodes
+                    .iter()
+                    .map(|n| raw[n as usize])
+                    .max()
+                    .unwrap_or(0)
+                    .max(0);
+                nodes.iter().for_each(|n| {
+                    totals[n as usize] += weight * Normalize::by_max(raw[n as usize], max, reverse)
+                });
             }
             Normalize::Custom => {
-                let mut scores: Vec<NodeScore> = nodes.iter().map(|node| NodeScore { node, score: raw[node as usize] }).collect();
+                let mut scores: Vec<NodeScore> = nodes
+                    .iter()
+                    .map(|node| NodeScore {
+                        node,
+                        score: raw[node as usize],
+                    })
+                    .collect();
                 let status = score.normalize_score(state, pod, snapshot, &mut scores);
                 if !status.is_success() {
                     return Err(failed_score(plugin.name(), &status));
                 }
-                scores.iter().for_each(|s| totals[s.node as usize] += weight * s.score);
+                scores
+                    .iter()
+                    .for_each(|s| totals[s.node as usize] += weight * s.score);
             }
         }
     }
-    metrics::observe_extension_point("Score", Code::Success.as_str(), framework.profile_name(), start.elapsed());
+    metrics::observe_extension_point(
+        "Score",
+        Code::Success.as_str(),
+        framework.profile_name(),
+        start.elapsed(),
+    );
     Ok(totals)
 }
 
@@ -362,16 +524,28 @@ fn best(nodes: &NodeSet, totals: &[i64], random: u64) -> Option<NodeIndex> {
             ties += 1;
         }
     }
-    nodes.iter().filter(|node| totals[*node as usize] == top).nth((random % ties.max(1)) as usize)
+    nodes
+        .iter()
+        .filter(|node| totals[*node as usize] == top)
+        .nth((random % ties.max(1)) as usize)
 }
 
-fn relevant_nominations(nominator: &Nominator, snapshot: &Snapshot, pod: &PodInfo) -> Vec<NodeIndex> {
+fn relevant_nominations(
+    nominator: &Nominator,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+) -> Vec<NodeIndex> {
     if nominator.is_empty() {
         return Vec::new();
     }
     let counts = |other: &Arc<PodInfo>| other.priority >= pod.priority && other.uid != pod.uid;
-    let nodes = nominator.nodes().into_iter().filter(|(_, pods)| pods.iter().any(counts));
-    nodes.filter_map(|(name, _)| snapshot.index(&name)).collect()
+    let nodes = nominator
+        .nodes()
+        .into_iter()
+        .filter(|(_, pods)| pods.iter().any(counts));
+    nodes
+        .filter_map(|(name, _)| snapshot.index(&name))
+        .collect()
 }
 
 /// Mixes a counter into a number that looks random (the finalizer of SplitMix64).

@@ -38,7 +38,13 @@ impl Failure {
         diagnosis.add_plugin_status(&status);
         let code = status.code();
         diagnosis.node_to_status.set(node_name, status);
-        Failure::Fit(code, Box::new(FitError { num_all_nodes: 1, diagnosis }))
+        Failure::Fit(
+            code,
+            Box::new(FitError {
+                num_all_nodes: 1,
+                diagnosis,
+            }),
+        )
     }
 
     fn is_rejected(&self) -> bool {
@@ -66,7 +72,11 @@ pub fn handle_scheduling_failure(
     nominating: &NominatingInfo,
     start: Instant,
 ) {
-    let (reason, result) = if failure.is_rejected() { ("Unschedulable", "unschedulable") } else { ("SchedulerError", "error") };
+    let (reason, result) = if failure.is_rejected() {
+        ("Unschedulable", "unschedulable")
+    } else {
+        ("SchedulerError", "error")
+    };
     metrics::observe_attempt(result, framework.profile_name(), start.elapsed());
     let message = failure.message();
     queued.unschedulable_plugins.clear();
@@ -74,15 +84,35 @@ pub fn handle_scheduling_failure(
     queued.gating_plugin = None;
     let pod = Arc::clone(&queued.pod);
     match &failure {
-        Failure::NoNodes => tracing::info!(pod = pod.name(), namespace = pod.namespace(), "Unable to schedule pod; no nodes are registered to the cluster; waiting"),
+        Failure::NoNodes => tracing::info!(
+            pod = pod.name(),
+            namespace = pod.namespace(),
+            "Unable to schedule pod; no nodes are registered to the cluster; waiting"
+        ),
         Failure::Fit(_, fit) => {
-            queued.unschedulable_plugins.clone_from(&fit.diagnosis.unschedulable_plugins);
-            queued.pending_plugins.clone_from(&fit.diagnosis.pending_plugins);
-            tracing::info!(pod = pod.name(), namespace = pod.namespace(), err = message, "Unable to schedule pod; no fit; waiting");
+            queued
+                .unschedulable_plugins
+                .clone_from(&fit.diagnosis.unschedulable_plugins);
+            queued
+                .pending_plugins
+                .clone_from(&fit.diagnosis.pending_plugins);
+            tracing::info!(
+                pod = pod.name(),
+                namespace = pod.namespace(),
+                err = message,
+                "Unable to schedule pod; no fit; waiting"
+            );
         }
-        Failure::Status(_) => tracing::error!(pod = pod.name(), namespace = pod.namespace(), err = message, "Error scheduling pod; retrying"),
+        Failure::Status(_) => tracing::error!(
+            pod = pod.name(),
+            namespace = pod.namespace(),
+            err = message,
+            "Error scheduling pod; retrying"
+        ),
     }
-    let Some(pod) = requeue(scheduler, queued, nominating) else { return };
+    let Some(pod) = requeue(scheduler, queued, nominating) else {
+        return;
+    };
     scheduler.shared.record(EventRecord {
         regarding: Arc::clone(&pod.pod),
         related: None,
@@ -108,21 +138,42 @@ pub fn handle_scheduling_failure(
 }
 
 /// Puts the pod, in its newest form, back into the queue; `None` when it was replaced by another of the same name.
-fn requeue(scheduler: &Scheduler, mut queued: Box<QueuedPodInfo>, nominating: &NominatingInfo) -> Option<Arc<PodInfo>> {
+fn requeue(
+    scheduler: &Scheduler,
+    mut queued: Box<QueuedPodInfo>,
+    nominating: &NominatingInfo,
+) -> Option<Arc<PodInfo>> {
     let uid = Arc::clone(&queued.pod.uid);
     let mut pod = Arc::clone(&queued.pod);
     match scheduler.shared.listers().pod(pod.namespace(), pod.name()) {
         None => {
-            tracing::info!(pod = pod.name(), namespace = pod.namespace(), "Pod doesn't exist in informer cache");
+            tracing::info!(
+                pod = pod.name(),
+                namespace = pod.namespace(),
+                "Pod doesn't exist in informer cache"
+            );
             scheduler.queue.done(&uid);
         }
         Some(cached) if cached.metadata.uid.as_deref() != Some(&*uid) => {
-            tracing::info!(pod = pod.name(), namespace = pod.namespace(), "Pod was recreated while handling scheduling failure. Skip requeueing and status updates.");
+            tracing::info!(
+                pod = pod.name(),
+                namespace = pod.namespace(),
+                "Pod was recreated while handling scheduling failure. Skip requeueing and status updates."
+            );
             scheduler.queue.done(&uid);
             return None;
         }
-        Some(cached) if framework::pod_info::spec(&cached).node_name.as_deref().is_some_and(|node| !node.is_empty()) => {
-            tracing::info!(pod = pod.name(), namespace = pod.namespace(), "Pod has been assigned to node. Abort adding it back to queue.");
+        Some(cached)
+            if framework::pod_info::spec(&cached)
+                .node_name
+                .as_deref()
+                .is_some_and(|node| !node.is_empty()) =>
+        {
+            tracing::info!(
+                pod = pod.name(),
+                namespace = pod.namespace(),
+                "Pod has been assigned to node. Abort adding it back to queue."
+            );
             scheduler.queue.done(&uid);
         }
         Some(cached) => {
@@ -164,6 +215,8 @@ mod tests {
     fn a_rejection_on_the_node_reads_as_a_fit_error() {
         let failure = Failure::on_node(Status::unschedulable("no room").by("Permit"), "n");
         assert_eq!(failure.message(), "0/1 nodes are available: 1 no room.");
-        assert!(failure.is_rejected() && !Failure::on_node(Status::error("boom"), "n").is_rejected());
+        assert!(
+            failure.is_rejected() && !Failure::on_node(Status::error("boom"), "n").is_rejected()
+        );
     }
 }

@@ -1,14 +1,20 @@
 //! kube-scheduler: gives pods their nodes.
 //!
 //! [`event_handlers`] feed the cache and the queue; [`schedule_one`] pops a pod and asks [`decide`] for a node; [`binding_cycle`] binds in a task of its own; [`failure`]
-//! takes a pod back. [`runtime`] runs the plugins, [`profile`] puts them together from [`config`].
+//! takes a pod back. [`runtime`] runs the plugins, [`profile`] puts them together from [`config`]; [`app`] is the process.
 #![forbid(unsafe_code)]
 
+pub mod api_writer;
+pub mod app;
+pub mod bench;
 pub mod binding_cycle;
 pub mod config;
 pub mod decide;
+pub mod event_handlers;
 pub mod failure;
+pub mod listers;
 pub mod metrics;
+pub mod options;
 pub mod profile;
 pub mod runtime;
 pub mod schedule_one;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The kube-scheduler binary.
+
+fn main() {
+    std::process::exit(kube_scheduler::app::main());
+}

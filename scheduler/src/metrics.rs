@@ -10,8 +10,9 @@ use backend::{Cache, SchedulingQueue};
 use component_base::metrics::exponential_buckets;
 use prometheus::core::{Collector, Desc};
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, opts, proto::MetricFamily,
-    register_histogram, register_histogram_vec, register_int_counter, register_int_counter_vec, register_int_gauge_vec,
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, opts,
+    proto::MetricFamily, register_histogram, register_histogram_vec, register_int_counter,
+    register_int_counter_vec, register_int_gauge_vec,
 };
 
 macro_rules! metric {
@@ -129,13 +130,19 @@ metric! {
 
 /// Counts an attempt and its duration.
 pub fn observe_attempt(result: &str, profile: &str, duration: Duration) {
-    SCHEDULE_ATTEMPTS.with_label_values(&[result, profile]).inc();
-    SCHEDULING_ATTEMPT_DURATION.with_label_values(&[result, profile]).observe(duration.as_secs_f64());
+    SCHEDULE_ATTEMPTS
+        .with_label_values(&[result, profile])
+        .inc();
+    SCHEDULING_ATTEMPT_DURATION
+        .with_label_values(&[result, profile])
+        .observe(duration.as_secs_f64());
 }
 
 /// Observes an extension point.
 pub fn observe_extension_point(point: &str, status: &str, profile: &str, duration: Duration) {
-    FRAMEWORK_EXTENSION_POINT_DURATION.with_label_values(&[point, status, profile]).observe(duration.as_secs_f64());
+    FRAMEWORK_EXTENSION_POINT_DURATION
+        .with_label_values(&[point, status, profile])
+        .observe(duration.as_secs_f64());
 }
 
 /// Gauges that are read from the queue and the cache when somebody asks.
@@ -152,7 +159,9 @@ pub struct StateCollector {
 impl StateCollector {
     /// Registers the collector; `profile` labels `unschedulable_pods` (pods of all profiles are under the first one's name).
     pub fn register(queue: Arc<SchedulingQueue>, cache: Arc<Cache>, profile: &str) {
-        let vec = |name: &str, help: &str, labels: &[&str]| GaugeVec::new(Opts::new(name, help), labels).expect("names and labels are valid");
+        let vec = |name: &str, help: &str, labels: &[&str]| {
+            GaugeVec::new(Opts::new(name, help), labels).expect("names and labels are valid")
+        };
         let collector = StateCollector {
             queue,
             cache,
@@ -161,9 +170,16 @@ impl StateCollector {
                 "Number of pending pods, by the queue type. 'active' means number of pods in activeQ; 'backoff' means number of pods in backoffQ; 'unschedulable' means number of pods in unschedulablePods that the scheduler attempted to schedule and failed; 'gated' is the number of unschedulable pods that the scheduler never attempted to schedule because they are gated.",
                 &["queue"],
             ),
-            inflight_events: Gauge::with_opts(opts!("scheduler_inflight_events", "Number of events currently tracked in the scheduling queue."))
-                .expect("name is valid"),
-            cache_size: vec("scheduler_cache_size", "Number of nodes, pods, and assumed (bound) pods in the scheduler cache.", &["type"]),
+            inflight_events: Gauge::with_opts(opts!(
+                "scheduler_inflight_events",
+                "Number of events currently tracked in the scheduling queue."
+            ))
+            .expect("name is valid"),
+            cache_size: vec(
+                "scheduler_cache_size",
+                "Number of nodes, pods, and assumed (bound) pods in the scheduler cache.",
+                &["type"],
+            ),
             unschedulable_pods: vec(
                 "scheduler_unschedulable_pods",
                 "The number of unschedulable pods broken down by plugin name. A pod will increment the gauge for all plugins that caused it to not schedule and so this metric have meaning only when broken down by plugin.",
@@ -179,26 +195,52 @@ impl StateCollector {
 
 impl Collector for StateCollector {
     fn desc(&self) -> Vec<&Desc> {
-        let collectors: [&dyn Collector; 4] = [&self.pending_pods, &self.inflight_events, &self.cache_size, &self.unschedulable_pods];
+        let collectors: [&dyn Collector; 4] = [
+            &self.pending_pods,
+            &self.inflight_events,
+            &self.cache_size,
+            &self.unschedulable_pods,
+        ];
         collectors.into_iter().flat_map(Collector::desc).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         let counts = self.queue.counts();
-        let queues = [("active", counts.active), ("backoff", counts.backoff), ("unschedulable", counts.unschedulable), ("gated", counts.gated)];
+        let queues = [
+            ("active", counts.active),
+            ("backoff", counts.backoff),
+            ("unschedulable", counts.unschedulable),
+            ("gated", counts.gated),
+        ];
         for (queue, pods) in queues {
-            self.pending_pods.with_label_values(&[queue]).set(pods as f64);
+            self.pending_pods
+                .with_label_values(&[queue])
+                .set(pods as f64);
         }
         self.inflight_events.set(counts.in_flight_events as f64);
         let cache = self.cache.counts();
-        for (kind, count) in [("nodes", cache.nodes), ("pods", cache.pods), ("assumed_pods", cache.assumed_pods)] {
+        for (kind, count) in [
+            ("nodes", cache.nodes),
+            ("pods", cache.pods),
+            ("assumed_pods", cache.assumed_pods),
+        ] {
             self.cache_size.with_label_values(&[kind]).set(count as f64);
         }
         for (plugin, pods) in self.queue.rejected_by() {
-            self.unschedulable_pods.with_label_values(&[plugin, &self.profile]).set(pods as f64);
+            self.unschedulable_pods
+                .with_label_values(&[plugin, &self.profile])
+                .set(pods as f64);
         }
-        let collectors: [&dyn Collector; 4] = [&self.pending_pods, &self.inflight_events, &self.cache_size, &self.unschedulable_pods];
-        collectors.into_iter().flat_map(Collector::collect).collect()
+        let collectors: [&dyn Collector; 4] = [
+            &self.pending_pods,
+            &self.inflight_events,
+            &self.cache_size,
+            &self.unschedulable_pods,
+        ];
+        collectors
+            .into_iter()
+            .flat_map(Collector::collect)
+            .collect()
     }
 }
 

@@ -44,7 +44,9 @@ pub enum ProfileError {
         point: &'static str,
     },
     /// Not exactly one queue sort plugin.
-    #[error("initializing profile {profile:?}: exactly one queue sort plugin required, got {count}")]
+    #[error(
+        "initializing profile {profile:?}: exactly one queue sort plugin required, got {count}"
+    )]
     QueueSort {
         /// The profile.
         profile: String,
@@ -68,7 +70,9 @@ pub enum ProfileError {
         profile: String,
     },
     /// A weight is below zero, or so large that the total may overflow.
-    #[error("initializing profile {profile:?}: score plugin {plugin:?} has an invalid weight {weight}")]
+    #[error(
+        "initializing profile {profile:?}: score plugin {plugin:?} has an invalid weight {weight}"
+    )]
     Weight {
         /// The profile.
         profile: String,
@@ -100,17 +104,36 @@ struct Builder<'a> {
 ///
 /// # Errors
 /// See [`ProfileError`]; the configuration has to change.
-pub fn new_framework(profile: &KubeSchedulerProfile, registry: &[Registration], shared: Arc<Shared>) -> Result<Arc<Framework>, ProfileError> {
+pub fn new_framework(
+    profile: &KubeSchedulerProfile,
+    registry: &[Registration],
+    shared: Arc<Shared>,
+) -> Result<Arc<Framework>, ProfileError> {
     let name = profile.scheduler_name.as_deref().unwrap_or_default();
     let handle = FrameworkHandle::new(name, Arc::clone(&shared));
-    let args = profile.plugin_config.iter().map(|c| (c.name.as_str(), &c.args)).collect();
-    let mut builder = Builder { profile: name, registry, args, handle: Arc::clone(&handle), made: HashMap::new() };
+    let args = profile
+        .plugin_config
+        .iter()
+        .map(|c| (c.name.as_str(), &c.args))
+        .collect();
+    let mut builder = Builder {
+        profile: name,
+        registry,
+        args,
+        handle: Arc::clone(&handle),
+        made: HashMap::new(),
+    };
     let points = builder.points(profile.plugins.as_ref().unwrap_or(&Plugins::default()))?;
     if points.queue_sort.len() != 1 {
-        return Err(ProfileError::QueueSort { profile: name.to_owned(), count: points.queue_sort.len() });
+        return Err(ProfileError::QueueSort {
+            profile: name.to_owned(),
+            count: points.queue_sort.len(),
+        });
     }
     if points.bind.is_empty() {
-        return Err(ProfileError::NoBind { profile: name.to_owned() });
+        return Err(ProfileError::NoBind {
+            profile: name.to_owned(),
+        });
     }
     Ok(Framework::new(name, points, shared, &handle))
 }
@@ -118,27 +141,50 @@ pub fn new_framework(profile: &KubeSchedulerProfile, registry: &[Registration], 
 impl Builder<'_> {
     fn points(&mut self, plugins: &Plugins) -> Result<Points, ProfileError> {
         let multi_point = self.multi_point(&plugins.multi_point)?;
-        let mut list = |point: &'static str, set: &PluginSet, implements: fn(&dyn Plugin) -> bool| {
-            Ok(self.point(point, set, &multi_point, implements)?.into_iter().map(|(plugin, _)| plugin).collect())
-        };
+        let mut list =
+            |point: &'static str, set: &PluginSet, implements: fn(&dyn Plugin) -> bool| {
+                Ok(self
+                    .point(point, set, &multi_point, implements)?
+                    .into_iter()
+                    .map(|(plugin, _)| plugin)
+                    .collect())
+            };
         let mut points = Points {
-            pre_enqueue: list("PreEnqueue", &plugins.pre_enqueue, |p| p.as_pre_enqueue().is_some())?,
-            queue_sort: list("QueueSort", &plugins.queue_sort, |p| p.as_queue_sort().is_some())?,
-            pre_filter: list("PreFilter", &plugins.pre_filter, |p| p.as_pre_filter().is_some())?,
+            pre_enqueue: list("PreEnqueue", &plugins.pre_enqueue, |p| {
+                p.as_pre_enqueue().is_some()
+            })?,
+            queue_sort: list("QueueSort", &plugins.queue_sort, |p| {
+                p.as_queue_sort().is_some()
+            })?,
+            pre_filter: list("PreFilter", &plugins.pre_filter, |p| {
+                p.as_pre_filter().is_some()
+            })?,
             filter: list("Filter", &plugins.filter, |p| p.as_filter().is_some())?,
-            post_filter: list("PostFilter", &plugins.post_filter, |p| p.as_post_filter().is_some())?,
-            pre_score: list("PreScore", &plugins.pre_score, |p| p.as_pre_score().is_some())?,
+            post_filter: list("PostFilter", &plugins.post_filter, |p| {
+                p.as_post_filter().is_some()
+            })?,
+            pre_score: list("PreScore", &plugins.pre_score, |p| {
+                p.as_pre_score().is_some()
+            })?,
             reserve: list("Reserve", &plugins.reserve, |p| p.as_reserve().is_some())?,
             permit: list("Permit", &plugins.permit, |p| p.as_permit().is_some())?,
             pre_bind: list("PreBind", &plugins.pre_bind, |p| p.as_pre_bind().is_some())?,
             bind: list("Bind", &plugins.bind, |p| p.as_bind().is_some())?,
-            post_bind: list("PostBind", &plugins.post_bind, |p| p.as_post_bind().is_some())?,
+            post_bind: list("PostBind", &plugins.post_bind, |p| {
+                p.as_post_bind().is_some()
+            })?,
             score: Vec::new(),
         };
-        let score = self.point("Score", &plugins.score, &multi_point, |p| p.as_score().is_some())?;
+        let score = self.point("Score", &plugins.score, &multi_point, |p| {
+            p.as_score().is_some()
+        })?;
         for (plugin, weight) in score {
             if !(1..=i64::from(i32::MAX)).contains(&weight) {
-                return Err(ProfileError::Weight { profile: self.profile.to_owned(), plugin: plugin.name().to_owned(), weight });
+                return Err(ProfileError::Weight {
+                    profile: self.profile.to_owned(),
+                    plugin: plugin.name().to_owned(),
+                    weight,
+                });
             }
             points.score.push((plugin, weight));
         }
@@ -146,21 +192,46 @@ impl Builder<'_> {
     }
 
     /// The defaults as changed by the profile's `multiPoint`: a default that is named again keeps its place and takes the new weight.
-    fn multi_point(&mut self, set: &PluginSet) -> Result<Vec<(Arc<dyn Plugin>, i64)>, ProfileError> {
+    fn multi_point(
+        &mut self,
+        set: &PluginSet,
+    ) -> Result<Vec<(Arc<dyn Plugin>, i64)>, ProfileError> {
         let disabled = |name: &str| set.disabled.iter().any(|d| d.name == name || d.name == "*");
         let mut wanted: Vec<(String, i64)> = Vec::new();
-        for line in self.registry.iter().filter(|line| line.default_enabled && !disabled(line.name)) {
-            let custom = set.enabled.iter().find(|p| p.name == line.name).and_then(|p| p.weight).filter(|w| *w != 0);
-            wanted.push((line.name.to_owned(), custom.map_or(line.default_weight, i64::from)));
+        for line in self
+            .registry
+            .iter()
+            .filter(|line| line.default_enabled && !disabled(line.name))
+        {
+            let custom = set
+                .enabled
+                .iter()
+                .find(|p| p.name == line.name)
+                .and_then(|p| p.weight)
+                .filter(|w| *w != 0);
+            wanted.push((
+                line.name.to_owned(),
+                custom.map_or(line.default_weight, i64::from),
+            ));
         }
         for plugin in &set.enabled {
             if wanted.iter().any(|(name, _)| *name == plugin.name) {
                 continue;
             }
-            let default = self.registry.iter().find(|line| line.name == plugin.name).map_or(0, |line| line.default_weight);
-            wanted.push((plugin.name.clone(), plugin.weight.filter(|w| *w != 0).map_or(default, i64::from)));
+            let default = self
+                .registry
+                .iter()
+                .find(|line| line.name == plugin.name)
+                .map_or(0, |line| line.default_weight);
+            wanted.push((
+                plugin.name.clone(),
+                plugin.weight.filter(|w| *w != 0).map_or(default, i64::from),
+            ));
         }
-        wanted.into_iter().map(|(name, weight)| Ok((self.plugin(&name)?, weight))).collect()
+        wanted
+            .into_iter()
+            .map(|(name, weight)| Ok((self.plugin(&name)?, weight)))
+            .collect()
     }
 
     /// The plugins at one point: those named there that override or precede, then the rest of `multiPoint`, then others named there.
@@ -177,19 +248,38 @@ impl Builder<'_> {
             let made = self.plugin(&plugin.name)?;
             let (profile, name) = (self.profile.to_owned(), plugin.name.clone());
             if !implements(&*made) {
-                return Err(ProfileError::NotAtPoint { profile, plugin: name, point });
+                return Err(ProfileError::NotAtPoint {
+                    profile,
+                    plugin: name,
+                    point,
+                });
             }
             if named.iter().any(|(p, _)| p.name() == made.name()) {
-                return Err(ProfileError::Repeated { profile, plugin: name, point });
+                return Err(ProfileError::Repeated {
+                    profile,
+                    plugin: name,
+                    point,
+                });
             }
-            let default = self.registry.iter().find(|line| line.name == plugin.name).map_or(1, |line| line.default_weight.max(1));
-            named.push((made, plugin.weight.filter(|w| *w != 0).map_or(default, i64::from)));
+            let default = self
+                .registry
+                .iter()
+                .find(|line| line.name == plugin.name)
+                .map_or(1, |line| line.default_weight.max(1));
+            named.push((
+                made,
+                plugin.weight.filter(|w| *w != 0).map_or(default, i64::from),
+            ));
         }
         let is_multi = |name: &str| multi_point.iter().any(|(p, _)| p.name() == name);
-        let (mut result, others): (Vec<_>, Vec<_>) = named.iter().cloned().partition(|(p, _)| is_multi(p.name()));
+        let (mut result, others): (Vec<_>, Vec<_>) =
+            named.iter().cloned().partition(|(p, _)| is_multi(p.name()));
         for (plugin, weight) in multi_point {
             let name = plugin.name();
-            if implements(&**plugin) && !disabled(name) && !named.iter().any(|(p, _)| p.name() == name) {
+            if implements(&**plugin)
+                && !disabled(name)
+                && !named.iter().any(|(p, _)| p.name() == name)
+            {
                 result.push((Arc::clone(plugin), if *weight == 0 { 1 } else { *weight }));
             }
         }
@@ -202,11 +292,17 @@ impl Builder<'_> {
             return Ok(Arc::clone(plugin));
         }
         let Some(line) = self.registry.iter().find(|line| line.name == name) else {
-            return Err(ProfileError::UnknownPlugin { profile: self.profile.to_owned(), plugin: name.to_owned() });
+            return Err(ProfileError::UnknownPlugin {
+                profile: self.profile.to_owned(),
+                plugin: name.to_owned(),
+            });
         };
         let args = self.args.get(name).copied().filter(|args| !args.is_null());
         let handle: Arc<dyn Handle> = self.handle.clone();
-        let plugin = (line.factory)(args, handle).map_err(|source| ProfileError::Plugin { profile: self.profile.to_owned(), source })?;
+        let plugin = (line.factory)(args, handle).map_err(|source| ProfileError::Plugin {
+            profile: self.profile.to_owned(),
+            source,
+        })?;
         self.made.insert(name.to_owned(), Arc::clone(&plugin));
         Ok(plugin)
     }
@@ -214,5 +310,8 @@ impl Builder<'_> {
 
 /// Says once what of the default profile is not there.
 pub fn log_absent_defaults() {
-    tracing::info!(plugins = NOT_BUILT[..5].join(","), "Default plugins that are not built yet are absent; pods that need them wait");
+    tracing::info!(
+        plugins = NOT_BUILT[..5].join(","),
+        "Default plugins that are not built yet are absent; pods that need them wait"
+    );
 }

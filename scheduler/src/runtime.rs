@@ -14,7 +14,7 @@ use crate::metrics;
 mod handle;
 mod waiting_pods;
 
-pub use handle::{FrameworkHandle, Shared};
+pub use handle::{FrameworkHandle, RecordFn, Shared};
 pub use waiting_pods::WaitingPods;
 
 /// A plugin that has a say in choosing a node, and at which points it is enabled.
@@ -70,8 +70,18 @@ pub struct Framework {
 
 impl Framework {
     /// Puts the plugins to work; `handle` is the one they were made with.
-    pub fn new(profile_name: &str, points: Points, shared: Arc<Shared>, handle: &FrameworkHandle) -> Arc<Self> {
-        let framework = Arc::new(Framework { profile_name: profile_name.to_owned(), judges: judges(&points), points, shared });
+    pub fn new(
+        profile_name: &str,
+        points: Points,
+        shared: Arc<Shared>,
+        handle: &FrameworkHandle,
+    ) -> Arc<Self> {
+        let framework = Arc::new(Framework {
+            profile_name: profile_name.to_owned(),
+            judges: judges(&points),
+            points,
+            shared,
+        });
         handle.set_framework(Arc::downgrade(&framework));
         framework
     }
@@ -99,19 +109,41 @@ impl Framework {
     fn timed<T>(&self, point: &str, run: impl FnOnce() -> T, status: impl FnOnce(&T) -> Code) -> T {
         let start = Instant::now();
         let result = run();
-        metrics::observe_extension_point(point, status(&result).as_str(), &self.profile_name, start.elapsed());
+        metrics::observe_extension_point(
+            point,
+            status(&result).as_str(),
+            &self.profile_name,
+            start.elapsed(),
+        );
         result
     }
 
     /// Runs every PreFilter. The set names the plugins that rejected the pod or narrowed the nodes.
-    pub fn run_pre_filter_plugins(&self, state: &mut CycleState, pod: &Arc<PodInfo>, snapshot: &Snapshot) -> (PreFilterResult, Status, BTreeSet<&'static str>) {
-        self.timed("PreFilter", || self.pre_filter(state, pod, snapshot), |(_, status, _)| status.code())
+    pub fn run_pre_filter_plugins(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        snapshot: &Snapshot,
+    ) -> (PreFilterResult, Status, BTreeSet<&'static str>) {
+        self.timed(
+            "PreFilter",
+            || self.pre_filter(state, pod, snapshot),
+            |(_, status, _)| status.code(),
+        )
     }
 
-    fn pre_filter(&self, state: &mut CycleState, pod: &Arc<PodInfo>, snapshot: &Snapshot) -> (PreFilterResult, Status, BTreeSet<&'static str>) {
-        let (mut result, mut narrowing, mut skip) = (PreFilterResult::default(), BTreeSet::new(), BTreeSet::new());
+    fn pre_filter(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        snapshot: &Snapshot,
+    ) -> (PreFilterResult, Status, BTreeSet<&'static str>) {
+        let (mut result, mut narrowing, mut skip) =
+            (PreFilterResult::default(), BTreeSet::new(), BTreeSet::new());
         for plugin in &self.points.pre_filter {
-            let (name, Some(pre_filter)) = (plugin.name(), plugin.as_pre_filter()) else { continue };
+            let (name, Some(pre_filter)) = (plugin.name(), plugin.as_pre_filter()) else {
+                continue;
+            };
             let (narrowed, status) = pre_filter.pre_filter(state, pod, snapshot);
             if status.is_skip() {
                 skip.insert(name);
@@ -121,7 +153,11 @@ impl Framework {
                 return (result, status.by(name), [name].into());
             }
             if !status.is_success() {
-                return (result, Status::error(format!("running PreFilter plugin {name:?}: {status}")).by(name), BTreeSet::new());
+                return (
+                    result,
+                    Status::error(format!("running PreFilter plugin {name:?}: {status}")).by(name),
+                    BTreeSet::new(),
+                );
             }
             if !narrowed.all_nodes() {
                 narrowing.insert(name);
@@ -132,7 +168,10 @@ impl Framework {
                 let reason = if narrowing.len() == 1 {
                     format!("node(s) didn't satisfy plugin {}", names[0])
                 } else {
-                    format!("node(s) didn't satisfy plugin(s) [{}] simultaneously", names.join(" "))
+                    format!(
+                        "node(s) didn't satisfy plugin(s) [{}] simultaneously",
+                        names.join(" ")
+                    )
                 };
                 return (result, Status::unresolvable(reason), narrowing);
             }
@@ -142,12 +181,19 @@ impl Framework {
     }
 
     /// Runs every Filter on one node; the first rejection counts.
-    pub fn run_filter_plugins(&self, state: &CycleState, pod: &Arc<PodInfo>, node: &NodeInfo) -> Status {
+    pub fn run_filter_plugins(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status {
         for plugin in &self.points.filter {
             if state.skip_filter_plugins().contains(plugin.name()) {
                 continue;
             }
-            let Some(filter) = plugin.as_filter() else { continue };
+            let Some(filter) = plugin.as_filter() else {
+                continue;
+            };
             let status = filter.filter(state, pod, node);
             if !status.is_success() {
                 return checked_filter_status(plugin.name(), status);
@@ -158,9 +204,17 @@ impl Framework {
 
     /// Runs every Filter on one node as if the pods nominated to it, of equal or higher priority, were there; and, if there are such, again without them:
     /// the pod must fit both ways, since the nominated pods may never come.
-    pub fn run_filter_plugins_with_nominated_pods(&self, state: &CycleState, pod: &Arc<PodInfo>, node: &NodeInfo) -> Status {
+    pub fn run_filter_plugins_with_nominated_pods(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status {
         let nominated = self.shared.nominated_pods_for_node(node.name());
-        let nominated: Vec<_> = nominated.into_iter().filter(|p| p.priority >= pod.priority && p.uid != pod.uid).collect();
+        let nominated: Vec<_> = nominated
+            .into_iter()
+            .filter(|p| p.priority >= pod.priority && p.uid != pod.uid)
+            .collect();
         if !nominated.is_empty() {
             let (mut state, mut node) = (state.clone(), node.clone());
             for other in &nominated {
@@ -179,24 +233,51 @@ impl Framework {
     }
 
     /// Runs the PreFilter extensions for a pod that is tried out on a node.
-    pub fn run_pre_filter_extension_add_pod(&self, state: &mut CycleState, pod: &Arc<PodInfo>, to_add: &Arc<PodInfo>, node: &NodeInfo) -> Status {
-        self.extensions(state, "AddPod", |extensions, state| extensions.add_pod(state, pod, to_add, node))
+    pub fn run_pre_filter_extension_add_pod(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        to_add: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status {
+        self.extensions(state, "AddPod", |extensions, state| {
+            extensions.add_pod(state, pod, to_add, node)
+        })
     }
 
     /// Runs the PreFilter extensions for a pod that is thought away from a node.
-    pub fn run_pre_filter_extension_remove_pod(&self, state: &mut CycleState, pod: &Arc<PodInfo>, to_remove: &Arc<PodInfo>, node: &NodeInfo) -> Status {
-        self.extensions(state, "RemovePod", |extensions, state| extensions.remove_pod(state, pod, to_remove, node))
+    pub fn run_pre_filter_extension_remove_pod(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        to_remove: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status {
+        self.extensions(state, "RemovePod", |extensions, state| {
+            extensions.remove_pod(state, pod, to_remove, node)
+        })
     }
 
-    fn extensions(&self, state: &mut CycleState, what: &str, mut run: impl FnMut(&dyn PreFilterExtensions, &mut CycleState) -> Status) -> Status {
+    fn extensions(
+        &self,
+        state: &mut CycleState,
+        what: &str,
+        mut run: impl FnMut(&dyn PreFilterExtensions, &mut CycleState) -> Status,
+    ) -> Status {
         for plugin in &self.points.pre_filter {
             if state.skip_filter_plugins().contains(plugin.name()) {
                 continue;
             }
-            let Some(extensions) = plugin.as_pre_filter().and_then(|p| p.extensions()) else { continue };
+            let Some(extensions) = plugin.as_pre_filter().and_then(|p| p.extensions()) else {
+                continue;
+            };
             let status = run(extensions, state);
             if !status.is_success() {
-                return Status::error(format!("running {what} on PreFilter plugin {:?}: {status}", plugin.name())).by(plugin.name());
+                return Status::error(format!(
+                    "running {what} on PreFilter plugin {:?}: {status}",
+                    plugin.name()
+                ))
+                .by(plugin.name());
             }
         }
         Status::success()
@@ -210,13 +291,25 @@ impl Framework {
         snapshot: &Snapshot,
         statuses: &NodeToStatus,
     ) -> (Option<NominatingInfo>, Status) {
-        self.timed("PostFilter", || self.post_filter(state, pod, snapshot, statuses), |(_, status)| status.code())
+        self.timed(
+            "PostFilter",
+            || self.post_filter(state, pod, snapshot, statuses),
+            |(_, status)| status.code(),
+        )
     }
 
-    fn post_filter(&self, state: &mut CycleState, pod: &Arc<PodInfo>, snapshot: &Snapshot, statuses: &NodeToStatus) -> (Option<NominatingInfo>, Status) {
+    fn post_filter(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        snapshot: &Snapshot,
+        statuses: &NodeToStatus,
+    ) -> (Option<NominatingInfo>, Status) {
         let (mut nominating, mut reasons, mut rejector) = (None, Vec::new(), "");
         for plugin in &self.points.post_filter {
-            let Some(post_filter) = plugin.as_post_filter() else { continue };
+            let Some(post_filter) = plugin.as_post_filter() else {
+                continue;
+            };
             let (result, status) = post_filter.post_filter(state, pod, snapshot, statuses);
             if status.is_success() {
                 return (result, status);
@@ -235,30 +328,53 @@ impl Framework {
                 rejector = plugin.name();
             }
         }
-        (nominating, Status::with_reasons(Code::Unschedulable, reasons).by(rejector))
+        (
+            nominating,
+            Status::with_reasons(Code::Unschedulable, reasons).by(rejector),
+        )
     }
 
     /// Runs every Reserve; the caller undoes all when one fails.
-    pub fn run_reserve_plugins_reserve(&self, state: &mut CycleState, pod: &Arc<PodInfo>, node_name: &str) -> Status {
+    pub fn run_reserve_plugins_reserve(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        node_name: &str,
+    ) -> Status {
         let run = || {
             for plugin in &self.points.reserve {
-                let Some(reserve) = plugin.as_reserve() else { continue };
+                let Some(reserve) = plugin.as_reserve() else {
+                    continue;
+                };
                 let status = reserve.reserve(state, pod, node_name);
                 if !status.is_success() {
                     return if status.is_rejected() {
                         status.by(plugin.name())
                     } else {
-                        Status::error(format!("running Reserve plugin {:?}: {status}", plugin.name())).by(plugin.name())
+                        Status::error(format!(
+                            "running Reserve plugin {:?}: {status}",
+                            plugin.name()
+                        ))
+                        .by(plugin.name())
                     };
                 }
             }
             Status::success()
         };
-        if self.points.reserve.is_empty() { Status::success() } else { self.timed("Reserve", run, Status::code) }
+        if self.points.reserve.is_empty() {
+            Status::success()
+        } else {
+            self.timed("Reserve", run, Status::code)
+        }
     }
 
     /// Runs every Unreserve, last first.
-    pub fn run_reserve_plugins_unreserve(&self, state: &mut CycleState, pod: &Arc<PodInfo>, node_name: &str) {
+    pub fn run_reserve_plugins_unreserve(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        node_name: &str,
+    ) {
         for plugin in self.points.reserve.iter().rev() {
             if let Some(reserve) = plugin.as_reserve() {
                 reserve.unreserve(state, pod, node_name);
@@ -267,10 +383,17 @@ impl Framework {
     }
 
     /// Runs every Permit. `Wait` means the pod was put among the waiting pods.
-    pub fn run_permit_plugins(&self, state: &mut CycleState, pod: &Arc<PodInfo>, node_name: &str) -> Status {
+    pub fn run_permit_plugins(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        node_name: &str,
+    ) -> Status {
         let mut waits: Vec<(&'static str, Duration)> = Vec::new();
         for plugin in &self.points.permit {
-            let (name, Some(permit)) = (plugin.name(), plugin.as_permit()) else { continue };
+            let (name, Some(permit)) = (plugin.name(), plugin.as_permit()) else {
+                continue;
+            };
             let (status, timeout) = permit.permit(state, pod, node_name);
             if status.is_wait() {
                 waits.push((name, timeout.min(MAX_PERMIT_TIMEOUT)));
@@ -284,14 +407,24 @@ impl Framework {
             return Status::success();
         }
         self.shared.waiting_pods().add(Arc::clone(pod), waits);
-        Status::new(Code::Wait, format!("one or more plugins asked to wait and no plugin rejected pod {:?}", pod.name()))
+        Status::new(
+            Code::Wait,
+            format!(
+                "one or more plugins asked to wait and no plugin rejected pod {:?}",
+                pod.name()
+            ),
+        )
     }
 
     /// Waits until every Permit plugin has allowed the pod or one has rejected it.
     pub async fn wait_on_permit(&self, pod: &PodInfo) -> Status {
         let start = Instant::now();
-        let Some(status) = self.shared.waiting_pods().wait(&pod.uid).await else { return Status::success() };
-        metrics::PERMIT_WAIT_DURATION.with_label_values(&[status.code().as_str()]).observe(start.elapsed().as_secs_f64());
+        let Some(status) = self.shared.waiting_pods().wait(&pod.uid).await else {
+            return Status::success();
+        };
+        metrics::PERMIT_WAIT_DURATION
+            .with_label_values(&[status.code().as_str()])
+            .observe(start.elapsed().as_secs_f64());
         if status.is_success() || status.is_rejected() {
             return status;
         }
@@ -299,47 +432,85 @@ impl Framework {
     }
 
     /// Asks PreBind plugins what they will do. `Skip`: nothing.
-    pub fn run_pre_bind_pre_flights(&self, state: &mut CycleState, pod: &Arc<PodInfo>, node_name: &str) -> Status {
+    pub fn run_pre_bind_pre_flights(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        node_name: &str,
+    ) -> Status {
         let mut skip = BTreeSet::new();
         for plugin in &self.points.pre_bind {
-            let Some(pre_bind) = plugin.as_pre_bind() else { continue };
+            let Some(pre_bind) = plugin.as_pre_bind() else {
+                continue;
+            };
             let (_, status) = pre_bind.pre_bind_pre_flight(state, pod, node_name);
             if status.is_skip() {
                 skip.insert(plugin.name());
             } else if !status.is_success() {
-                return Status::error(format!("running PreBindPreFlight {:?}: {status}", plugin.name())).by(plugin.name());
+                return Status::error(format!(
+                    "running PreBindPreFlight {:?}: {status}",
+                    plugin.name()
+                ))
+                .by(plugin.name());
             }
         }
         let all_skip = skip.len() == self.points.pre_bind.len();
         state.set_skip_pre_bind_plugins(skip);
-        if all_skip { Status::skip() } else { Status::success() }
+        if all_skip {
+            Status::skip()
+        } else {
+            Status::success()
+        }
     }
 
     /// Runs every PreBind in order.
-    pub async fn run_pre_bind_plugins(&self, state: &CycleState, pod: &Arc<PodInfo>, node_name: &str) -> Status {
+    pub async fn run_pre_bind_plugins(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        node_name: &str,
+    ) -> Status {
         let start = Instant::now();
         let mut status = Status::success();
         for plugin in &self.points.pre_bind {
-            let (name, Some(pre_bind)) = (plugin.name(), plugin.as_pre_bind()) else { continue };
+            let (name, Some(pre_bind)) = (plugin.name(), plugin.as_pre_bind()) else {
+                continue;
+            };
             if state.skip_pre_bind_plugins().contains(name) {
                 continue;
             }
             let answer = pre_bind.pre_bind(state, pod, node_name).await;
             if !answer.is_success() {
-                status = if answer.is_rejected() { answer.by(name) } else { Status::error(format!("running PreBind plugin {name:?}: {answer}")).by(name) };
+                status = if answer.is_rejected() {
+                    answer.by(name)
+                } else {
+                    Status::error(format!("running PreBind plugin {name:?}: {answer}")).by(name)
+                };
                 break;
             }
         }
-        metrics::observe_extension_point("PreBind", status.code().as_str(), &self.profile_name, start.elapsed());
+        metrics::observe_extension_point(
+            "PreBind",
+            status.code().as_str(),
+            &self.profile_name,
+            start.elapsed(),
+        );
         status
     }
 
     /// Runs Bind plugins until one takes the pod.
-    pub async fn run_bind_plugins(&self, state: &CycleState, pod: &Arc<PodInfo>, node_name: &str) -> Status {
+    pub async fn run_bind_plugins(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        node_name: &str,
+    ) -> Status {
         let start = Instant::now();
         let mut status = Status::error("no Bind plugin took the pod");
         for plugin in &self.points.bind {
-            let (name, Some(bind)) = (plugin.name(), plugin.as_bind()) else { continue };
+            let (name, Some(bind)) = (plugin.name(), plugin.as_bind()) else {
+                continue;
+            };
             let answer = bind.bind(state, pod, node_name).await;
             if answer.is_skip() {
                 continue;
@@ -353,7 +524,12 @@ impl Framework {
             };
             break;
         }
-        metrics::observe_extension_point("Bind", status.code().as_str(), &self.profile_name, start.elapsed());
+        metrics::observe_extension_point(
+            "Bind",
+            status.code().as_str(),
+            &self.profile_name,
+            start.elapsed(),
+        );
         status
     }
 
@@ -372,13 +548,24 @@ pub const MAX_PERMIT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// A Filter may only reject or fail; anything else is a fault of the plugin.
 pub(crate) fn checked_filter_status(plugin: &'static str, status: Status) -> Status {
-    if status.is_rejected() { status.by(plugin) } else { Status::error(format!("running {plugin:?} filter plugin: {status}")).by(plugin) }
+    if status.is_rejected() {
+        status.by(plugin)
+    } else {
+        Status::error(format!("running {plugin:?} filter plugin: {status}")).by(plugin)
+    }
 }
 
 fn judges(points: &Points) -> Vec<Judge> {
-    let all = points.filter.iter().chain(&points.pre_filter).chain(points.score.iter().map(|(plugin, _)| plugin)).chain(&points.pre_score);
+    let all = points
+        .filter
+        .iter()
+        .chain(&points.pre_filter)
+        .chain(points.score.iter().map(|(plugin, _)| plugin))
+        .chain(&points.pre_score);
     let mut judges: Vec<Judge> = Vec::new();
-    let has = |list: &[Arc<dyn Plugin>], plugin: &Arc<dyn Plugin>| list.iter().any(|p| p.name() == plugin.name());
+    let has = |list: &[Arc<dyn Plugin>], plugin: &Arc<dyn Plugin>| {
+        list.iter().any(|p| p.name() == plugin.name())
+    };
     for plugin in all {
         if judges.iter().any(|j| j.plugin.name() == plugin.name()) {
             continue;
@@ -387,7 +574,11 @@ fn judges(points: &Points) -> Vec<Judge> {
             pre_filter: has(&points.pre_filter, plugin),
             filter: has(&points.filter, plugin),
             pre_score: has(&points.pre_score, plugin),
-            score: points.score.iter().find(|(p, _)| p.name() == plugin.name()).map(|(_, weight)| *weight),
+            score: points
+                .score
+                .iter()
+                .find(|(p, _)| p.name() == plugin.name())
+                .map(|(_, weight)| *weight),
             plugin: Arc::clone(plugin),
         });
     }

@@ -27,7 +27,12 @@ pub struct SchedulingLoop {
 impl SchedulingLoop {
     /// `seed` settles ties: the same seed and the same history give the same placement.
     pub fn new(scheduler: Arc<Scheduler>, seed: u64) -> Self {
-        SchedulingLoop { scheduler, snapshot: Snapshot::new(), deciders: HashMap::new(), seed }
+        SchedulingLoop {
+            scheduler,
+            snapshot: Snapshot::new(),
+            deciders: HashMap::new(),
+            seed,
+        }
     }
 
     /// Schedules until the queue is closed.
@@ -43,7 +48,11 @@ impl SchedulingLoop {
         let scheduler = Arc::clone(&self.scheduler);
         let pod = Arc::clone(&queued.pod);
         let Some(framework) = scheduler.framework_for_pod(&pod).cloned() else {
-            tracing::error!(pod = pod.name(), namespace = pod.namespace(), "profile not found for the pod's schedulerName");
+            tracing::error!(
+                pod = pod.name(),
+                namespace = pod.namespace(),
+                "profile not found for the pod's schedulerName"
+            );
             scheduler.queue.done(&pod.uid);
             return;
         };
@@ -55,32 +64,83 @@ impl SchedulingLoop {
         scheduler.cache.update_snapshot(&mut self.snapshot);
         let chosen = self.scheduling_algorithm(&framework, &pod);
         metrics::SCHEDULING_ALGORITHM_DURATION.observe(start.elapsed().as_secs_f64());
-        let Chosen { node_name, evaluated_nodes, feasible_nodes, mut state } = match chosen {
+        let Chosen {
+            node_name,
+            evaluated_nodes,
+            feasible_nodes,
+            mut state,
+        } = match chosen {
             Ok(chosen) => chosen,
             Err((failure, nominating)) => {
-                handle_scheduling_failure(&scheduler, &framework, queued, failure, &nominating, start);
+                handle_scheduling_failure(
+                    &scheduler,
+                    &framework,
+                    queued,
+                    failure,
+                    &nominating,
+                    start,
+                );
                 return;
             }
         };
         let status = assume_and_reserve(&scheduler, &framework, &mut state, &pod, &node_name);
         if !status.is_success() {
             let failure = Failure::on_node(status, &node_name);
-            handle_scheduling_failure(&scheduler, &framework, queued, failure, &NominatingInfo::Override(String::new()), start);
+            handle_scheduling_failure(
+                &scheduler,
+                &framework,
+                queued,
+                failure,
+                &NominatingInfo::Override(String::new()),
+                start,
+            );
             return;
         }
-        tracing::debug!(pod = pod.name(), namespace = pod.namespace(), node = &*node_name, evaluated_nodes, feasible_nodes, "Node chosen");
-        let cycle = BindingCycle { scheduler: Arc::clone(&scheduler), framework, queued, node_name, state, start };
+        tracing::debug!(
+            pod = pod.name(),
+            namespace = pod.namespace(),
+            node = &*node_name,
+            evaluated_nodes,
+            feasible_nodes,
+            "Node chosen"
+        );
+        let cycle = BindingCycle {
+            scheduler: Arc::clone(&scheduler),
+            framework,
+            queued,
+            node_name,
+            state,
+            start,
+        };
         scheduler.shared.tasks().spawn(binding_cycle::run(cycle));
     }
 
-    fn scheduling_algorithm(&mut self, framework: &Arc<Framework>, pod: &Arc<PodInfo>) -> Result<Chosen, (Failure, NominatingInfo)> {
+    fn scheduling_algorithm(
+        &mut self,
+        framework: &Arc<Framework>,
+        pod: &Arc<PodInfo>,
+    ) -> Result<Chosen, (Failure, NominatingInfo)> {
         let clear = || NominatingInfo::Override(String::new());
         if let Some((plugin, reason)) = not_supported(pod) {
-            return Err((Failure::Fit(Code::UnschedulableAndUnresolvable, Box::new(unsupported(plugin, reason, self.snapshot.num_nodes()))), clear()));
+            return Err((
+                Failure::Fit(
+                    Code::UnschedulableAndUnresolvable,
+                    Box::new(unsupported(plugin, reason, self.snapshot.num_nodes())),
+                ),
+                clear(),
+            ));
         }
         let seed = self.seed;
-        let decider = self.deciders.entry(framework.profile_name().to_owned()).or_insert_with(|| Decider::new(seed));
-        match decider.decide(framework, &self.snapshot, pod, self.scheduler.queue.nominator()) {
+        let decider = self
+            .deciders
+            .entry(framework.profile_name().to_owned())
+            .or_insert_with(|| Decider::new(seed));
+        match decider.decide(
+            framework,
+            &self.snapshot,
+            pod,
+            self.scheduler.queue.nominator(),
+        ) {
             Ok(chosen) => Ok(chosen),
             Err(NotChosen::NoNodes) => Err((Failure::NoNodes, clear())),
             Err(NotChosen::Error(status)) => Err((Failure::Status(status), clear())),
@@ -89,19 +149,35 @@ impl SchedulingLoop {
     }
 
     /// No node fits: PostFilter (preemption) may make room.
-    fn post_filter(&self, framework: &Arc<Framework>, pod: &Arc<PodInfo>, mut fit: Box<FitError>) -> (Failure, NominatingInfo) {
+    fn post_filter(
+        &self,
+        framework: &Arc<Framework>,
+        pod: &Arc<PodInfo>,
+        mut fit: Box<FitError>,
+    ) -> (Failure, NominatingInfo) {
         if framework.points().post_filter.is_empty() {
-            return (Failure::Fit(Code::Unschedulable, fit), NominatingInfo::Override(String::new()));
+            return (
+                Failure::Fit(Code::Unschedulable, fit),
+                NominatingInfo::Override(String::new()),
+            );
         }
         // What was kept for the signature has no state for plugins that look at the whole cluster; preemption needs all of it.
         let mut state = CycleState::new();
         let _ = framework.run_pre_filter_plugins(&mut state, pod, &self.snapshot);
-        let (nominating, status) = framework.run_post_filter_plugins(&mut state, pod, &self.snapshot, &fit.diagnosis.node_to_status);
+        let (nominating, status) = framework.run_post_filter_plugins(
+            &mut state,
+            pod,
+            &self.snapshot,
+            &fit.diagnosis.node_to_status,
+        );
         if status.is_error() {
             tracing::error!(pod = pod.name(), namespace = pod.namespace(), %status, "Status after running PostFilter plugins for pod");
         }
         fit.diagnosis.post_filter_msg = status.message();
-        (Failure::Fit(Code::Unschedulable, fit), nominating.unwrap_or_default())
+        (
+            Failure::Fit(Code::Unschedulable, fit),
+            nominating.unwrap_or_default(),
+        )
     }
 }
 
@@ -113,7 +189,11 @@ fn skip_pod_schedule(scheduler: &Scheduler, pod: &Arc<PodInfo>) -> bool {
             warning: true,
             reason: "FailedScheduling",
             action: "Scheduling",
-            note: format!("skip schedule deleting pod: {}/{}", pod.namespace(), pod.name()),
+            note: format!(
+                "skip schedule deleting pod: {}/{}",
+                pod.namespace(),
+                pod.name()
+            ),
         });
         return true;
     }
@@ -122,7 +202,13 @@ fn skip_pod_schedule(scheduler: &Scheduler, pod: &Arc<PodInfo>) -> bool {
 }
 
 /// Counts the pod to its node and runs Reserve and Permit. On failure all is undone.
-fn assume_and_reserve(scheduler: &Scheduler, framework: &Framework, state: &mut CycleState, pod: &Arc<PodInfo>, node_name: &str) -> Status {
+fn assume_and_reserve(
+    scheduler: &Scheduler,
+    framework: &Framework,
+    state: &mut CycleState,
+    pod: &Arc<PodInfo>,
+    node_name: &str,
+) -> Status {
     if let Err(error) = scheduler.cache.assume_pod(Arc::clone(pod), node_name) {
         tracing::error!(%error, "Scheduler cache AssumePod failed");
         return Status::error(error);
@@ -142,7 +228,13 @@ fn assume_and_reserve(scheduler: &Scheduler, framework: &Framework, state: &mut 
 }
 
 /// Undoes Reserve and the assumption.
-pub(crate) fn unreserve_and_forget(scheduler: &Scheduler, framework: &Framework, state: &mut CycleState, pod: &Arc<PodInfo>, node_name: &str) -> bool {
+pub(crate) fn unreserve_and_forget(
+    scheduler: &Scheduler,
+    framework: &Framework,
+    state: &mut CycleState,
+    pod: &Arc<PodInfo>,
+    node_name: &str,
+) -> bool {
     framework.run_reserve_plugins_unreserve(state, pod, node_name);
     match scheduler.cache.forget_pod(pod) {
         Ok(()) => true,
@@ -156,16 +248,38 @@ pub(crate) fn unreserve_and_forget(scheduler: &Scheduler, framework: &Framework,
 /// What a pod needs that no plugin here can give: such a pod waits, and is never bound blindly.
 fn not_supported(pod: &PodInfo) -> Option<(&'static str, &'static str)> {
     let spec = pod.spec();
-    if spec.volumes.iter().flatten().any(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some()) {
-        return Some(("VolumeBinding", "pods with PersistentVolumeClaims are not supported yet"));
+    if spec
+        .volumes
+        .iter()
+        .flatten()
+        .any(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some())
+    {
+        return Some((
+            "VolumeBinding",
+            "pods with PersistentVolumeClaims are not supported yet",
+        ));
     }
-    if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
-        return Some(("DynamicResources", "pods with resource claims are not supported yet"));
+    if spec
+        .resource_claims
+        .as_ref()
+        .is_some_and(|claims| !claims.is_empty())
+    {
+        return Some((
+            "DynamicResources",
+            "pods with resource claims are not supported yet",
+        ));
     }
     None
 }
 
 fn unsupported(plugin: &'static str, reason: &str, num_all_nodes: usize) -> FitError {
-    let diagnosis = Diagnosis { pre_filter_msg: reason.to_owned(), unschedulable_plugins: [plugin].into(), ..Diagnosis::default() };
-    FitError { num_all_nodes, diagnosis }
+    let diagnosis = Diagnosis {
+        pre_filter_msg: reason.to_owned(),
+        unschedulable_plugins: [plugin].into(),
+        ..Diagnosis::default()
+    };
+    FitError {
+        num_all_nodes,
+        diagnosis,
+    }
 }

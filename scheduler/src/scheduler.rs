@@ -48,25 +48,44 @@ impl Scheduler {
                 None => sort = Some(Arc::clone(found)),
                 Some(first) if first.name() != found.name() => {
                     let profile = framework.profile_name().to_owned();
-                    return Err(ProfileError::DifferentQueueSort { profile, found: found.name(), first: first.name() });
+                    return Err(ProfileError::DifferentQueueSort {
+                        profile,
+                        found: found.name(),
+                        first: first.name(),
+                    });
                 }
                 Some(_) => {}
             }
             profiles.insert(framework.profile_name().to_owned(), framework);
         }
         let Some(sort) = sort else {
-            return Err(ProfileError::QueueSort { profile: String::new(), count: 0 });
+            return Err(ProfileError::QueueSort {
+                profile: String::new(),
+                count: 0,
+            });
         };
         let mut queue = QueueConfig::new(sort);
         let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         queue.pod_initial_backoff = seconds(config.pod_initial_backoff_seconds);
         queue.pod_max_backoff = seconds(config.pod_max_backoff_seconds);
         queue.pod_max_in_unschedulable_pods_duration = pod_max_in_unschedulable_pods_duration;
-        queue.profiles = profiles.iter().map(|(name, framework)| (name.clone(), queueing(framework))).collect();
-        queue.incoming = Arc::new(|queue, event| metrics::QUEUE_INCOMING_PODS.with_label_values(&[queue, event]).inc());
+        queue.profiles = profiles
+            .iter()
+            .map(|(name, framework)| (name.clone(), queueing(framework)))
+            .collect();
+        queue.incoming = Arc::new(|queue, event| {
+            metrics::QUEUE_INCOMING_PODS
+                .with_label_values(&[queue, event])
+                .inc()
+        });
         let queue = Arc::new(SchedulingQueue::new(queue));
         shared.set_queue(Arc::clone(&queue));
-        Ok(Arc::new(Scheduler { cache: Arc::new(Cache::new()), queue, profiles, shared }))
+        Ok(Arc::new(Scheduler {
+            cache: Arc::new(Cache::new()),
+            queue,
+            profiles,
+            shared,
+        }))
     }
 
     /// The profile of a pod; `None` when another scheduler is meant.
@@ -81,14 +100,25 @@ impl Scheduler {
 }
 
 fn scheduler_name(pod: &k8s_openapi::api::core::v1::Pod) -> &str {
-    let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
-    name.filter(|name| !name.is_empty()).unwrap_or(DEFAULT_SCHEDULER_NAME)
+    let name = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.scheduler_name.as_deref());
+    name.filter(|name| !name.is_empty())
+        .unwrap_or(DEFAULT_SCHEDULER_NAME)
 }
 
 /// PreEnqueue plugins, and the events each plugin wants to hear for pods it rejected. A plugin that rejects pods and names no events hears all.
 fn queueing(framework: &Framework) -> ProfileQueueing {
     let points = framework.points();
-    let rejecting = [&points.pre_enqueue, &points.pre_filter, &points.filter, &points.reserve, &points.permit, &points.pre_bind];
+    let rejecting = [
+        &points.pre_enqueue,
+        &points.pre_filter,
+        &points.filter,
+        &points.reserve,
+        &points.permit,
+        &points.pre_bind,
+    ];
     let mut hints = Vec::new();
     let mut seen = std::collections::BTreeSet::new();
     for plugin in rejecting.into_iter().flatten() {
@@ -96,12 +126,25 @@ fn queueing(framework: &Framework) -> ProfileQueueing {
             continue;
         }
         match plugin.as_enqueue_extensions() {
-            Some(extensions) => hints.extend(extensions.events_to_register().into_iter().map(|hint| (plugin.name(), hint))),
+            Some(extensions) => hints.extend(
+                extensions
+                    .events_to_register()
+                    .into_iter()
+                    .map(|hint| (plugin.name(), hint)),
+            ),
             None => {
-                let all = |resource| (plugin.name(), ClusterEventWithHint::always(resource, framework::ActionType::ALL));
+                let all = |resource| {
+                    (
+                        plugin.name(),
+                        ClusterEventWithHint::always(resource, framework::ActionType::ALL),
+                    )
+                };
                 hints.extend([EventResource::Pod, EventResource::Node].map(all));
             }
         }
     }
-    ProfileQueueing { pre_enqueue: points.pre_enqueue.clone(), hints }
+    ProfileQueueing {
+        pre_enqueue: points.pre_enqueue.clone(),
+        hints,
+    }
 }

@@ -29,7 +29,9 @@ struct ByMax {
 
 impl ByMax {
     fn largest(&self) -> i64 {
-        self.counts.last_key_value().map_or(0, |(raw, _)| (*raw).max(0))
+        self.counts
+            .last_key_value()
+            .map_or(0, |(raw, _)| (*raw).max(0))
     }
 
     fn add(&mut self, raw: i64) {
@@ -72,16 +74,34 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Judges all nodes. `None`: results for this pod cannot be kept (PreFilter rejects it or names nodes, or a plugin lacks the needed form).
-    pub(super) fn build(request: &Request<'_>, inputs: &[u64], cluster_wide: &[bool]) -> Result<Option<Self>, Status> {
-        let Request { framework, snapshot, pod, .. } = *request;
+    pub(super) fn build(
+        request: &Request<'_>,
+        inputs: &[u64],
+        cluster_wide: &[bool],
+    ) -> Result<Option<Self>, Status> {
+        let Request {
+            framework,
+            snapshot,
+            pod,
+            ..
+        } = *request;
         let judges = || framework.judges().iter().zip(cluster_wide.iter().copied());
         let mut views = Vec::new();
         for (judge, _) in judges().filter(|(_, wide)| *wide) {
-            let Some(incremental) = judge.plugin.incremental(pod, snapshot) else { return Ok(None) };
-            views.push(View { name: judge.plugin.name(), filter: judge.filter, weight: judge.score, incremental });
+            let Some(incremental) = judge.plugin.incremental(pod, snapshot) else {
+                return Ok(None);
+            };
+            views.push(View {
+                name: judge.plugin.name(),
+                filter: judge.filter,
+                weight: judge.score,
+                incremental,
+            });
         }
         let mut state = CycleState::new();
-        let Some(filters) = pre_filter(framework, cluster_wide, &mut state, pod, snapshot) else { return Ok(None) };
+        let Some(filters) = pre_filter(framework, cluster_wide, &mut state, pod, snapshot) else {
+            return Ok(None);
+        };
         let len = snapshot.columns().len();
         let mut verdicts = Verdicts::new(snapshot.columns().live().clone(), len);
         for plugin in &filters {
@@ -89,27 +109,52 @@ impl Entry {
         }
         let mut scorers = Vec::new();
         for (judge, _) in judges().filter(|(_, wide)| !*wide) {
-            let (Some(weight), Some(score)) = (judge.score, judge.plugin.as_score()) else { continue };
+            let (Some(weight), Some(score)) = (judge.score, judge.plugin.as_score()) else {
+                continue;
+            };
             if let (true, Some(pre_score)) = (judge.pre_score, judge.plugin.as_pre_score()) {
                 let status = pre_score.pre_score(&mut state, pod, snapshot, verdicts.feasible());
                 if status.is_skip() {
                     continue;
                 }
                 if !status.is_success() {
-                    return Err(Status::error(format!("running PreScore plugin {:?}: {status}", judge.plugin.name())).by(judge.plugin.name()));
+                    return Err(Status::error(format!(
+                        "running PreScore plugin {:?}: {status}",
+                        judge.plugin.name()
+                    ))
+                    .by(judge.plugin.name()));
                 }
             }
             let by_max = match score.normalize() {
                 Normalize::Already => None,
-                Normalize::ByMax { reverse } => Some(ByMax { reverse, counts: BTreeMap::new(), max: 0 }),
+                Normalize::ByMax { reverse } => Some(ByMax {
+                    reverse,
+                    counts: BTreeMap::new(),
+                    max: 0,
+                }),
                 Normalize::Custom => return Ok(None),
             };
-            scorers.push(Scorer { plugin: Arc::clone(&judge.plugin), weight, by_max, raw: vec![0; len] });
+            scorers.push(Scorer {
+                plugin: Arc::clone(&judge.plugin),
+                weight,
+                by_max,
+                raw: vec![0; len],
+            });
         }
         for scorer in &mut scorers {
-            raw_scores(&*scorer.plugin, &state, pod, snapshot, verdicts.feasible(), &mut scorer.raw)?;
+            raw_scores(
+                &*scorer.plugin,
+                &state,
+                pod,
+                snapshot,
+                verdicts.feasible(),
+                &mut scorer.raw,
+            )?;
             if let Some(by_max) = &mut scorer.by_max {
-                verdicts.feasible().iter().for_each(|node| by_max.add(scorer.raw[node as usize]));
+                verdicts
+                    .feasible()
+                    .iter()
+                    .for_each(|node| by_max.add(scorer.raw[node as usize]));
             }
         }
         let mut entry = Entry {
@@ -138,18 +183,26 @@ impl Entry {
         }
         let mut changed = std::mem::take(&mut self.changed);
         changed.clear();
-        if !snapshot.changes_since(self.version, |node| changed.push(node)) || changed.len() > 16 + snapshot.num_nodes() / 4 {
+        if !snapshot.changes_since(self.version, |node| changed.push(node))
+            || changed.len() > 16 + snapshot.num_nodes() / 4
+        {
             return Ok(false);
         }
         let len = snapshot.columns().len();
         if self.totals.len() < len {
             self.totals.resize(len, 0);
-            self.scorers.iter_mut().for_each(|scorer| scorer.raw.resize(len, 0));
+            self.scorers
+                .iter_mut()
+                .for_each(|scorer| scorer.raw.resize(len, 0));
         }
         for &node in &changed {
             self.judge_again(node, pod, snapshot)?;
         }
-        if self.scorers.iter().any(|s| s.by_max.as_ref().is_some_and(|b| b.largest() != b.max)) {
+        if self
+            .scorers
+            .iter()
+            .any(|s| s.by_max.as_ref().is_some_and(|b| b.largest() != b.max))
+        {
             self.total_all();
         } else {
             for &node in &changed {
@@ -158,7 +211,8 @@ impl Entry {
                     self.totals[node as usize] = self.total(node);
                 }
                 if self.views.is_empty() {
-                    self.ranking.set(node, feasible.then(|| self.totals[node as usize]));
+                    self.ranking
+                        .set(node, feasible.then(|| self.totals[node as usize]));
                 }
             }
         }
@@ -170,7 +224,12 @@ impl Entry {
         Ok(true)
     }
 
-    fn judge_again(&mut self, node: NodeIndex, pod: &Arc<PodInfo>, snapshot: &Snapshot) -> Result<(), Status> {
+    fn judge_again(
+        &mut self,
+        node: NodeIndex,
+        pod: &Arc<PodInfo>,
+        snapshot: &Snapshot,
+    ) -> Result<(), Status> {
         let i = node as usize;
         if self.verdicts.feasible().contains(node) {
             for scorer in &mut self.scorers {
@@ -183,7 +242,9 @@ impl Entry {
         self.verdicts.reset(node, info.is_some());
         let Some(info) = info else { return Ok(()) };
         for plugin in &self.filters {
-            let Some(filter) = plugin.as_filter() else { continue };
+            let Some(filter) = plugin.as_filter() else {
+                continue;
+            };
             let status = filter.filter(&self.state, pod, info);
             if status.is_success() {
                 continue;
@@ -197,8 +258,12 @@ impl Entry {
             return Ok(());
         }
         for scorer in &mut self.scorers {
-            let Some(score) = scorer.plugin.as_score() else { continue };
-            scorer.raw[i] = score.score(&self.state, pod, info).map_err(|status| failed_score(scorer.plugin.name(), &status))?;
+            let Some(score) = scorer.plugin.as_score() else {
+                continue;
+            };
+            scorer.raw[i] = score
+                .score(&self.state, pod, info)
+                .map_err(|status| failed_score(scorer.plugin.name(), &status))?;
             if let Some(by_max) = &mut scorer.by_max {
                 by_max.add(scorer.raw[i]);
             }
@@ -209,7 +274,11 @@ impl Entry {
     fn total(&self, node: NodeIndex) -> i64 {
         let score = |scorer: &Scorer| {
             let raw = scorer.raw[node as usize];
-            scorer.weight * scorer.by_max.as_ref().map_or(raw, |b| Normalize::by_max(raw, b.max, b.reverse))
+            scorer.weight
+                * scorer
+                    .by_max
+                    .as_ref()
+                    .map_or(raw, |b| Normalize::by_max(raw, b.max, b.reverse))
         };
         self.scorers.iter().map(score).sum()
     }
@@ -228,7 +297,11 @@ impl Entry {
 
     /// The best node for the pod of `request`, which has this entry's signature.
     pub(super) fn choose(&mut self, request: &Request<'_>) -> Result<Chosen, NotChosen> {
-        if self.views.is_empty() { self.choose_ranked(request) } else { self.choose_viewed(request) }
+        if self.views.is_empty() {
+            self.choose_ranked(request)
+        } else {
+            self.choose_viewed(request)
+        }
     }
 
     fn choose_ranked(&mut self, request: &Request<'_>) -> Result<Chosen, NotChosen> {
@@ -237,11 +310,22 @@ impl Entry {
         if feasible.len() == excluded.len() {
             return Err(request.no_fit(self.verdicts.clone(), excluded));
         }
-        let own = request.own_nomination(feasible).filter(|node| excluded.iter().all(|(excluded, _)| excluded != node));
-        excluded.iter().for_each(|(node, _)| self.ranking.set(*node, None));
-        let node = own.or_else(|| self.ranking.pick(request.random)).expect("some feasible node is not excluded");
-        excluded.iter().for_each(|(node, _)| self.ranking.set(*node, Some(self.totals[*node as usize])));
-        let (judged, feasible) = (self.verdicts.judged().len(), self.verdicts.feasible().len() - excluded.len());
+        let own = request
+            .own_nomination(feasible)
+            .filter(|node| excluded.iter().all(|(excluded, _)| excluded != node));
+        excluded
+            .iter()
+            .for_each(|(node, _)| self.ranking.set(*node, None));
+        let node = own
+            .or_else(|| self.ranking.pick(request.random))
+            .expect("some feasible node is not excluded");
+        excluded
+            .iter()
+            .for_each(|(node, _)| self.ranking.set(*node, Some(self.totals[*node as usize])));
+        let (judged, feasible) = (
+            self.verdicts.judged().len(),
+            self.verdicts.feasible().len() - excluded.len(),
+        );
         Ok(request.chosen(node, judged, feasible, self.state.clone()))
     }
 
@@ -254,7 +338,9 @@ impl Entry {
         }
         let excluded = request.excluded_by_nominations(verdicts.feasible(), None)?;
         let mut feasible = verdicts.feasible().clone();
-        excluded.iter().for_each(|(node, _)| _ = feasible.remove(*node));
+        excluded
+            .iter()
+            .for_each(|(node, _)| _ = feasible.remove(*node));
         if feasible.is_empty() {
             return Err(request.no_fit(verdicts, excluded));
         }
@@ -265,8 +351,15 @@ impl Entry {
         // Fewer nodes are feasible than without the views, so the largest raw scores may differ, and with them the totals.
         let mut totals = self.totals.clone();
         for scorer in &self.scorers {
-            let Some(by_max) = &scorer.by_max else { continue };
-            let max = feasible.iter().map(|node| scorer.raw[node as usize]).max().unwrap_or(0).max(0);
+            let Some(by_max) = &scorer.by_max else {
+                continue;
+            };
+            let max = feasible
+                .iter()
+                .map(|node| scorer.raw[node as usize])
+                .max()
+                .unwrap_or(0)
+                .max(0);
             if max != by_max.max {
                 for node in feasible.iter() {
                     let raw = scorer.raw[node as usize];
@@ -278,8 +371,13 @@ impl Entry {
         self.scores.resize(totals.len(), 0);
         for view in &mut self.views {
             let Some(weight) = view.weight else { continue };
-            if view.incremental.score_all(snapshot, &feasible, &mut self.scores) {
-                feasible.iter().for_each(|node| totals[node as usize] += weight * self.scores[node as usize]);
+            if view
+                .incremental
+                .score_all(snapshot, &feasible, &mut self.scores)
+            {
+                feasible
+                    .iter()
+                    .for_each(|node| totals[node as usize] += weight * self.scores[node as usize]);
             }
         }
         let node = best(&feasible, &totals, request.random).expect("feasible is not empty");

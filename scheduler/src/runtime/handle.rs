@@ -27,7 +27,13 @@ pub struct Shared {
 
 impl Shared {
     /// `end` stops what plugins have spawned.
-    pub fn new(listers: Arc<dyn Listers>, api: Arc<dyn ApiWriter>, record: RecordFn, tasks: tokio::runtime::Handle, end: CancellationToken) -> Arc<Self> {
+    pub fn new(
+        listers: Arc<dyn Listers>,
+        api: Arc<dyn ApiWriter>,
+        record: RecordFn,
+        tasks: tokio::runtime::Handle,
+        end: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Shared {
             listers,
             api,
@@ -48,7 +54,9 @@ impl Shared {
 
     /// Pods nominated to a node.
     pub fn nominated_pods_for_node(&self, node_name: &str) -> Vec<Arc<PodInfo>> {
-        self.queue.get().map_or_else(Vec::new, |queue| queue.nominator().pods_for_node(node_name))
+        self.queue
+            .get()
+            .map_or_else(Vec::new, |queue| queue.nominator().pods_for_node(node_name))
     }
 
     /// Pods that Permit plugins made wait.
@@ -79,13 +87,20 @@ impl Shared {
     /// A pod enters PreBind; its binding ends when the token is cancelled.
     pub fn start_pre_bind(&self, uid: &Arc<str>) -> CancellationToken {
         let token = CancellationToken::new();
-        self.in_pre_bind.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(uid), token.clone());
+        self.in_pre_bind
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(Arc::clone(uid), token.clone());
         token
     }
 
     /// A pod leaves PreBind; false when it was cancelled.
     pub fn end_pre_bind(&self, uid: &str) -> bool {
-        let token = self.in_pre_bind.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        let token = self
+            .in_pre_bind
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(uid);
         token.is_none_or(|token| !token.is_cancelled())
     }
 }
@@ -100,7 +115,11 @@ pub struct FrameworkHandle {
 impl FrameworkHandle {
     /// A handle for the plugins of a profile, before its framework is there.
     pub fn new(profile_name: &str, shared: Arc<Shared>) -> Arc<Self> {
-        Arc::new(FrameworkHandle { profile_name: profile_name.to_owned(), shared, framework: OnceLock::new() })
+        Arc::new(FrameworkHandle {
+            profile_name: profile_name.to_owned(),
+            shared,
+            framework: OnceLock::new(),
+        })
     }
 
     pub(super) fn set_framework(&self, framework: WeakFramework) {
@@ -142,17 +161,48 @@ impl Handle for FrameworkHandle {
             }
         });
     }
-    fn run_pre_filter_extension_add_pod(&self, state: &mut CycleState, pod: &Arc<PodInfo>, to_add: &Arc<PodInfo>, node: &NodeInfo) -> Status {
-        self.with(|f| f.run_pre_filter_extension_add_pod(state, pod, to_add, node), gone)
+    fn run_pre_filter_extension_add_pod(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        to_add: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status {
+        self.with(
+            |f| f.run_pre_filter_extension_add_pod(state, pod, to_add, node),
+            gone,
+        )
     }
-    fn run_pre_filter_extension_remove_pod(&self, state: &mut CycleState, pod: &Arc<PodInfo>, to_remove: &Arc<PodInfo>, node: &NodeInfo) -> Status {
-        self.with(|f| f.run_pre_filter_extension_remove_pod(state, pod, to_remove, node), gone)
+    fn run_pre_filter_extension_remove_pod(
+        &self,
+        state: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        to_remove: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status {
+        self.with(
+            |f| f.run_pre_filter_extension_remove_pod(state, pod, to_remove, node),
+            gone,
+        )
     }
-    fn run_filter_plugins(&self, state: &CycleState, pod: &Arc<PodInfo>, node: &NodeInfo) -> Status {
+    fn run_filter_plugins(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status {
         self.with(|f| f.run_filter_plugins(state, pod, node), gone)
     }
-    fn run_filter_plugins_with_nominated_pods(&self, state: &CycleState, pod: &Arc<PodInfo>, node: &NodeInfo) -> Status {
-        self.with(|f| f.run_filter_plugins_with_nominated_pods(state, pod, node), gone)
+    fn run_filter_plugins_with_nominated_pods(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        node: &NodeInfo,
+    ) -> Status {
+        self.with(
+            |f| f.run_filter_plugins_with_nominated_pods(state, pod, node),
+            gone,
+        )
     }
     fn nominated_pods_for_node(&self, node_name: &str) -> Vec<Arc<PodInfo>> {
         self.shared.nominated_pods_for_node(node_name)
@@ -164,21 +214,40 @@ impl Handle for FrameworkHandle {
     }
     fn delete_nominated_pod_if_exists(&self, pod: &Pod) {
         if let Some(queue) = self.shared.queue.get() {
-            queue.nominator().delete(pod.metadata.uid.as_deref().unwrap_or_default());
+            queue
+                .nominator()
+                .delete(pod.metadata.uid.as_deref().unwrap_or_default());
         }
     }
     fn waiting_pod(&self, uid: &str) -> Option<Arc<dyn WaitingPod>> {
-        self.shared.waiting_pods.get(uid).map(|pod| pod as Arc<dyn WaitingPod>)
+        self.shared
+            .waiting_pods
+            .get(uid)
+            .map(|pod| pod as Arc<dyn WaitingPod>)
     }
     fn waiting_pods(&self) -> Vec<Arc<dyn WaitingPod>> {
-        self.shared.waiting_pods.list().into_iter().map(|pod| pod as Arc<dyn WaitingPod>).collect()
+        self.shared
+            .waiting_pods
+            .list()
+            .into_iter()
+            .map(|pod| pod as Arc<dyn WaitingPod>)
+            .collect()
     }
     fn reject_waiting_pod(&self, uid: &str) -> bool {
-        self.shared.waiting_pods.get(uid).is_some_and(|pod| pod.reject("", "removed"))
+        self.shared
+            .waiting_pods
+            .get(uid)
+            .is_some_and(|pod| pod.reject("", "removed"))
     }
     fn cancel_pod_in_pre_bind(&self, uid: &str, reason: &str) -> bool {
-        let pods = self.shared.in_pre_bind.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(token) = pods.get(uid) else { return false };
+        let pods = self
+            .shared
+            .in_pre_bind
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(token) = pods.get(uid) else {
+            return false;
+        };
         tracing::info!(uid, reason, "binding cancelled");
         token.cancel();
         true

@@ -44,9 +44,15 @@ impl Waiting {
                 if let Some(status) = &state.decided {
                     return status.clone();
                 }
-                state.pending.iter().map(|(plugin, (deadline, timeout))| (*deadline, *timeout, *plugin)).min()
+                state
+                    .pending
+                    .iter()
+                    .map(|(plugin, (deadline, timeout))| (*deadline, *timeout, *plugin))
+                    .min()
             };
-            let Some((deadline, timeout, plugin)) = next else { return Status::success() };
+            let Some((deadline, timeout, plugin)) = next else {
+                return Status::success();
+            };
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = tokio::time::sleep_until(deadline) => {
@@ -96,9 +102,19 @@ impl WaitingPods {
     /// A pod waits for these plugins, for these times at most.
     pub fn add(&self, pod: Arc<PodInfo>, waits: Vec<(&'static str, Duration)>) {
         let now = Instant::now();
-        let pending = waits.into_iter().map(|(plugin, timeout)| (plugin, (now + timeout, timeout))).collect();
+        let pending = waits
+            .into_iter()
+            .map(|(plugin, timeout)| (plugin, (now + timeout, timeout)))
+            .collect();
         let uid = Arc::clone(&pod.uid);
-        let waiting = Waiting { pod, state: Mutex::new(State { pending, decided: None }), changed: Notify::new() };
+        let waiting = Waiting {
+            pod,
+            state: Mutex::new(State {
+                pending,
+                decided: None,
+            }),
+            changed: Notify::new(),
+        };
         self.lock().insert(uid, Arc::new(waiting));
     }
 
@@ -130,7 +146,10 @@ mod tests {
         let pods = WaitingPods::default();
         let add = |name: &str| {
             let pod = framework::testing::make_pod(name).uid(name).info();
-            pods.add(pod, vec![("A", Duration::from_secs(5)), ("B", Duration::from_secs(9))]);
+            pods.add(
+                pod,
+                vec![("A", Duration::from_secs(5)), ("B", Duration::from_secs(9))],
+            );
             pods.get(name).expect("added")
         };
         let pod = add("allowed");
@@ -140,7 +159,10 @@ mod tests {
         assert!(!pod.reject("A", "too late"));
         assert_eq!(pods.wait("allowed").await, Some(Status::success()));
         add("rejected").reject("B", "no");
-        assert_eq!(pods.wait("rejected").await, Some(Status::unschedulable("no").by("B")));
+        assert_eq!(
+            pods.wait("rejected").await,
+            Some(Status::unschedulable("no").by("B"))
+        );
         add("late");
         let status = pods.wait("late").await.expect("waits");
         assert_eq!((status.code(), status.plugin()), (Code::Unschedulable, "A"));

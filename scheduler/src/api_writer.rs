@@ -1,0 +1,302 @@
+//! [`KubeWriter`]: the scheduler's writes to the API server.
+//!
+//! Status writes of one pod go out one after the other, and of several that wait only the newest is sent: an old verdict never overwrites a newer one.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use component_base::client::{api_status, is_conflict, is_not_found};
+use framework::{ApiWriteError, ApiWriter, BoxFuture, NominatingInfo};
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+/// Requests under way at once; others wait. The client's rate limit comes on top.
+const MAX_REQUESTS: usize = 256;
+
+#[derive(Clone)]
+struct StatusPatch {
+    namespace: String,
+    name: String,
+    uid: String,
+    condition: Option<PodCondition>,
+    nominated_node_name: Option<String>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    newest: HashMap<String, StatusPatch>,
+    under_way: HashSet<String>,
+}
+
+/// See the module.
+pub struct KubeWriter {
+    client: Client,
+    requests: Arc<Semaphore>,
+    waiting: Mutex<Waiting>,
+}
+
+impl KubeWriter {
+    /// Writes by `client`.
+    pub fn new(client: Client) -> Self {
+        KubeWriter {
+            client,
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            waiting: Mutex::default(),
+        }
+    }
+
+    fn api(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    async fn slot(&self) -> Result<tokio::sync::OwnedSemaphorePermit, ApiWriteError> {
+        Arc::clone(&self.requests)
+            .acquire_owned()
+            .await
+            .map_err(|_| ApiWriteError::Failed("the scheduler is ending".to_owned()))
+    }
+
+    async fn send(&self, patch: &StatusPatch) -> Result<(), ApiWriteError> {
+        let _slot = self.slot().await?;
+        let mut status = serde_json::Map::new();
+        if let Some(condition) = &patch.condition {
+            status.insert("conditions".into(), json!([condition]));
+            status.insert(
+                "$setElementOrder/conditions".into(),
+                json!([{"type": condition.type_}]),
+            );
+        }
+        if let Some(node) = &patch.nominated_node_name {
+            status.insert(
+                "nominatedNodeName".into(),
+                if node.is_empty() {
+                    json!(null)
+                } else {
+                    json!(node)
+                },
+            );
+        }
+        // The UID keeps a pod of the same name that came later from being written to.
+        let body = json!({"metadata": {"uid": patch.uid}, "status": status});
+        let api = self.api(&patch.namespace);
+        api.patch_status(
+            &patch.name,
+            &PatchParams::default(),
+            &Patch::Strategic(body),
+        )
+        .await
+        .map(|_| ())
+        .map_err(write_error)
+    }
+}
+
+impl ApiWriter for KubeWriter {
+    fn bind<'a>(
+        &'a self,
+        pod: &'a Pod,
+        node_name: &'a str,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
+        Box::pin(async move {
+            let _slot = self.slot().await?;
+            let (namespace, name) = (
+                pod.metadata.namespace.as_deref().unwrap_or_default(),
+                pod.metadata.name.as_deref().unwrap_or_default(),
+            );
+            let binding = json!({
+                "apiVersion": "v1", "kind": "Binding",
+                "metadata": {"namespace": namespace, "name": name, "uid": pod.metadata.uid},
+                "target": {"apiVersion": "v1", "kind": "Node", "name": node_name},
+            });
+            let request = http::Request::post(format!(
+                "/api/v1/namespaces/{namespace}/pods/{name}/binding"
+            ))
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(binding.to_string().into_bytes())
+            .map_err(|error| ApiWriteError::Failed(error.to_string()))?;
+            self.client
+                .request_text(request)
+                .await
+                .map(|_| ())
+                .map_err(write_error)
+        })
+    }
+
+    fn delete_pod<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<(), ApiWriteError>> {
+        Box::pin(async move {
+            let _slot = self.slot().await?;
+            let api = self.api(pod.metadata.namespace.as_deref().unwrap_or_default());
+            let preconditions = Some(Preconditions {
+                uid: pod.metadata.uid.clone(),
+                resource_version: None,
+            });
+            let params = DeleteParams {
+                preconditions,
+                ..DeleteParams::default()
+            };
+            api.delete(pod.metadata.name.as_deref().unwrap_or_default(), &params)
+                .await
+                .map(|_| ())
+                .map_err(write_error)
+        })
+    }
+
+    fn patch_pod_status<'a>(
+        &'a self,
+        pod: &'a Pod,
+        condition: Option<PodCondition>,
+        nominating: NominatingInfo,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
+        Box::pin(async move {
+            let Some(patch) = status_patch(pod, condition, nominating) else {
+                return Ok(());
+            };
+            let uid = patch.uid.clone();
+            {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let merged = match waiting.newest.remove(&uid) {
+                    Some(older) => StatusPatch {
+                        condition: patch.condition.or(older.condition),
+                        nominated_node_name: patch
+                            .nominated_node_name
+                            .or(older.nominated_node_name),
+                        ..older
+                    },
+                    None => patch,
+                };
+                waiting.newest.insert(uid.clone(), merged);
+                if !waiting.under_way.insert(uid.clone()) {
+                    // Whoever is writing this pod's status sends ours next.
+                    return Ok(());
+                }
+            }
+            let mut result = Ok(());
+            loop {
+                let next = {
+                    let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                    let next = waiting.newest.remove(&uid);
+                    if next.is_none() {
+                        waiting.under_way.remove(&uid);
+                    }
+                    next
+                };
+                let Some(patch) = next else { return result };
+                result = self.send(&patch).await;
+            }
+        })
+    }
+}
+
+/// What has to change; `None` for nothing.
+fn status_patch(
+    pod: &Pod,
+    condition: Option<PodCondition>,
+    nominating: NominatingInfo,
+) -> Option<StatusPatch> {
+    let status = pod.status.as_ref();
+    let known = |type_: &str| {
+        status
+            .and_then(|s| s.conditions.as_ref())?
+            .iter()
+            .find(|c| c.type_ == type_)
+    };
+    let condition = condition.and_then(|mut condition| {
+        let old = known(&condition.type_);
+        if let Some(old) = old.filter(|old| old.status == condition.status) {
+            condition
+                .last_transition_time
+                .clone_from(&old.last_transition_time);
+            if old.reason == condition.reason
+                && old.message == condition.message
+                && old.observed_generation == condition.observed_generation
+            {
+                return None;
+            }
+        }
+        condition
+            .last_transition_time
+            .get_or_insert_with(|| Time(k8s_openapi::jiff::Timestamp::now()));
+        Some(condition)
+    });
+    let now = status
+        .and_then(|s| s.nominated_node_name.as_deref())
+        .unwrap_or_default();
+    let nominated_node_name = match nominating {
+        NominatingInfo::Override(node) if node != now => Some(node),
+        _ => None,
+    };
+    if condition.is_none() && nominated_node_name.is_none() {
+        return None;
+    }
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let (namespace, name, uid) = (
+        text(&pod.metadata.namespace),
+        text(&pod.metadata.name),
+        text(&pod.metadata.uid),
+    );
+    Some(StatusPatch {
+        namespace,
+        name,
+        uid,
+        condition,
+        nominated_node_name,
+    })
+}
+
+fn write_error(error: kube::Error) -> ApiWriteError {
+    let text =
+        api_status(&error).map_or_else(|| error.to_string(), |status| status.message.clone());
+    if is_not_found(&error) {
+        ApiWriteError::NotFound(text)
+    } else if is_conflict(&error) {
+        ApiWriteError::Conflict(text)
+    } else {
+        ApiWriteError::Failed(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use framework::testing::make_pod;
+
+    use super::*;
+
+    fn unschedulable(message: &str) -> Option<PodCondition> {
+        Some(PodCondition {
+            type_: "PodScheduled".into(),
+            status: "False".into(),
+            reason: Some("Unschedulable".into()),
+            message: Some(message.into()),
+            ..PodCondition::default()
+        })
+    }
+
+    #[test]
+    fn only_what_differs_is_written() {
+        let pod = make_pod("p").nominated_node_name("n").build();
+        let over = |node: &str| NominatingInfo::Override(node.into());
+        assert!(status_patch(&pod, None, NominatingInfo::Noop).is_none());
+        assert!(status_patch(&pod, None, over("n")).is_none());
+        assert_eq!(
+            status_patch(&pod, None, over("")).and_then(|p| p.nominated_node_name),
+            Some(String::new())
+        );
+        let first = status_patch(&pod, unschedulable("no room"), NominatingInfo::Noop)
+            .expect("new")
+            .condition
+            .expect("new");
+        assert!(first.last_transition_time.is_some());
+        let pod = make_pod("p")
+            .with(|pod| pod.status.get_or_insert_default().conditions = Some(vec![first.clone()]))
+            .build();
+        assert!(status_patch(&pod, unschedulable("no room"), NominatingInfo::Noop).is_none());
+        let second = status_patch(&pod, unschedulable("still none"), NominatingInfo::Noop)
+            .expect("text differs")
+            .condition
+            .expect("kept");
+        assert_eq!(second.last_transition_time, first.last_transition_time);
+    }
+}

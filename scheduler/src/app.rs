@@ -1,0 +1,310 @@
+//! The life of the process: options, pages, informers, leader election, the scheduling thread, the end.
+//!
+//! Upstream: cmd/kube-scheduler/app/server.go, v1.36. A process that loses its lease exits with code 1.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use backend::queue::BACKOFF_ORDERING_WINDOW;
+use component_base::client::ClientConfig;
+use component_base::events::{EventType, RecordedEvent, Recorder, object_reference};
+use component_base::flags::Flags;
+use component_base::health::{Health, Kind};
+use component_base::informer::Factory;
+use component_base::leader_election::{LeaderElector, Outcome};
+use component_base::shutdown::Shutdown;
+use framework::EventRecord;
+use kube::Client;
+
+use crate::api_writer::KubeWriter;
+use crate::config::{API_VERSION, DEFAULT_SCHEDULER_NAME, KIND};
+use crate::event_handlers::EventHandlers;
+use crate::listers::{InformerListers, Informers, Revisions};
+use crate::metrics;
+use crate::options::{COMPONENT, Options, flag_set};
+use crate::profile::log_absent_defaults;
+use crate::runtime::{RecordFn, Shared};
+use crate::schedule_one::SchedulingLoop;
+use crate::scheduler::Scheduler;
+
+/// How often pods that have waited too long are looked for (upstream's 30 s).
+const FLUSH_UNSCHEDULABLE_PERIOD: Duration = Duration::from_secs(30);
+
+/// Runs the process; returns its exit code.
+pub fn main() -> i32 {
+    let flags = flag_set().parse_or_exit();
+    if let Err(error) = flags.init_logs() {
+        eprintln!("Error: {error}");
+        return 1;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("Error: starting the runtime: {error}");
+            return 1;
+        }
+    };
+    let code = match runtime.block_on(run(flags)) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            1
+        }
+    };
+    // Tasks that hang in a request must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+async fn run(flags: Flags) -> anyhow::Result<()> {
+    let options = Options::from_flags(&flags)?;
+    if let Some(path) = &options.write_config_to {
+        return write_config(&options, path);
+    }
+    tracing::info!(
+        version = component_base::version::GIT_VERSION,
+        "Starting Kubernetes Scheduler"
+    );
+    let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
+    let health = Health::new();
+    component_base::metrics::init();
+    metrics::init();
+    options.features.record_metrics();
+
+    let client = options.client.build().await?;
+    let factory = Factory::new(client.clone(), shutdown.child());
+    let informers = Informers::start(&factory);
+    let parts = Parts::new(&options, &informers, client, &shutdown).await?;
+    let synced = informers.clone();
+    health.add("sched-handler-sync", Kind::Ready, move || {
+        if synced.has_synced() {
+            Ok(())
+        } else {
+            Err("waiting for handlers to sync".into())
+        }
+    });
+
+    let Options {
+        serving,
+        election,
+        client: client_config,
+        config,
+        ..
+    } = options;
+    let configz = serde_json::to_value(&config).context("encoding the configuration")?;
+    let Some(election) = election else {
+        serving
+            .serve(pages(&health, &flags, configz), shutdown.clone())
+            .await?;
+        return parts.schedule(shutdown).await;
+    };
+    let own = ClientConfig {
+        qps: 0.0,
+        ..client_config.with_component("leader-election")
+    };
+    let lease_client = own.build().await?;
+    let recorder = Recorder::events_v1(lease_client.clone(), DEFAULT_SCHEDULER_NAME, &shutdown);
+    let elector = LeaderElector::new(lease_client, election, recorder)?;
+    elector.add_health_check(&health);
+    serving
+        .serve(pages(&health, &flags, configz), shutdown.clone())
+        .await?;
+    let (sender, failed) = tokio::sync::oneshot::channel();
+    let outcome = elector
+        .run(&shutdown, |leading| async move {
+            // The receiver is awaited below.
+            let _ = sender.send(parts.schedule(leading).await);
+        })
+        .await;
+    match outcome {
+        Outcome::Lost => anyhow::bail!("leaderelection lost"),
+        Outcome::Shutdown | Outcome::Finished => failed.await.unwrap_or(Ok(())),
+    }
+}
+
+/// All that scheduling needs, before it may begin.
+struct Parts {
+    scheduler: Arc<Scheduler>,
+    informers: Informers,
+    revisions: Arc<Revisions>,
+    seed: u64,
+}
+
+impl Parts {
+    async fn new(
+        options: &Options,
+        informers: &Informers,
+        client: Client,
+        shutdown: &Shutdown,
+    ) -> anyhow::Result<Self> {
+        let revisions = Arc::new(Revisions::default());
+        let listers = Arc::new(InformerListers::new(
+            informers.clone(),
+            Arc::clone(&revisions),
+        ));
+        // Events have a rate limit of their own.
+        let events = options.client.build().await?;
+        let names = options
+            .config
+            .profiles
+            .iter()
+            .filter_map(|profile| profile.scheduler_name.clone());
+        let record = record_fn(
+            names
+                .map(|name| {
+                    (
+                        name.clone(),
+                        Recorder::events_v1(events.clone(), &name, shutdown),
+                    )
+                })
+                .collect(),
+        );
+        let tasks = tokio::runtime::Handle::current();
+        let shared = Shared::new(
+            listers,
+            Arc::new(KubeWriter::new(client)),
+            record,
+            tasks,
+            shutdown.token().clone(),
+        );
+        let registry = plugins::registry::in_tree();
+        let scheduler = Scheduler::new(
+            &options.config,
+            &registry,
+            shared,
+            options.pod_max_in_unschedulable_pods_duration,
+        )?;
+        log_absent_defaults();
+        let first = options.config.profiles[0]
+            .scheduler_name
+            .as_deref()
+            .unwrap_or(DEFAULT_SCHEDULER_NAME);
+        metrics::StateCollector::register(
+            Arc::clone(&scheduler.queue),
+            Arc::clone(&scheduler.cache),
+            first,
+        );
+        let seed = options.placement_seed.unwrap_or_else(rand::random);
+        Ok(Parts {
+            scheduler,
+            informers: informers.clone(),
+            revisions,
+            seed,
+        })
+    }
+
+    /// Schedules until shutdown.
+    async fn schedule(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let Parts {
+            scheduler,
+            informers,
+            revisions,
+            seed,
+        } = self;
+        if shutdown.run_until(informers.wait_for_sync()).await != Some(true) {
+            return Ok(());
+        }
+        let mut handlers = EventHandlers::new(Arc::clone(&scheduler), &informers, revisions);
+        handlers.handle_initial();
+        tokio::spawn(handlers.run(shutdown.clone()));
+        tokio::spawn(flush(Arc::clone(&scheduler), shutdown.clone()));
+        let mut scheduling = SchedulingLoop::new(Arc::clone(&scheduler), seed);
+        let thread = std::thread::Builder::new()
+            .name("scheduling".to_owned())
+            .spawn(move || scheduling.run())
+            .context("starting the scheduling thread")?;
+        let (sender, mut ended) = tokio::sync::oneshot::channel();
+        let waiter = tokio::task::spawn_blocking(move || {
+            // Whoever waits may be gone already.
+            let _ = sender.send(thread.join().is_ok());
+        });
+        let healthy = tokio::select! {
+            () = shutdown.triggered() => {
+                scheduler.queue.close();
+                (&mut ended).await
+            }
+            healthy = &mut ended => healthy,
+        };
+        waiter.await.context("joining the scheduling thread")?;
+        if healthy == Ok(true) {
+            Ok(())
+        } else {
+            anyhow::bail!("the scheduling thread ended with a panic")
+        }
+    }
+}
+
+/// Moves pods on whose time has come.
+async fn flush(scheduler: Arc<Scheduler>, shutdown: Shutdown) {
+    let mut backoff = tokio::time::interval(BACKOFF_ORDERING_WINDOW);
+    let mut unschedulable = tokio::time::interval(FLUSH_UNSCHEDULABLE_PERIOD);
+    loop {
+        tokio::select! {
+            () = shutdown.triggered() => return,
+            _ = backoff.tick() => scheduler.queue.flush_backoff_queue_completed(),
+            _ = unschedulable.tick() => scheduler.queue.flush_unschedulable_pods_leftover(),
+        }
+    }
+}
+
+/// Records in the name of the pod's profile.
+fn record_fn(recorders: HashMap<String, Recorder>) -> RecordFn {
+    Arc::new(move |event: EventRecord| {
+        let name = framework::pod_info::spec(&event.regarding)
+            .scheduler_name
+            .as_deref()
+            .unwrap_or(DEFAULT_SCHEDULER_NAME);
+        let Some(recorder) = recorders.get(name) else {
+            return;
+        };
+        recorder.record(RecordedEvent {
+            regarding: object_reference(&*event.regarding),
+            related: event.related.as_deref().map(object_reference),
+            event_type: if event.warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
+            reason: event.reason.to_owned(),
+            action: event.action.to_owned(),
+            message: event.note,
+            annotations: Default::default(),
+        });
+    })
+}
+
+/// `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`, `/flagz`.
+fn pages(health: &Health, flags: &Flags, config: serde_json::Value) -> axum::Router {
+    let text: String = flags
+        .all()
+        .iter()
+        .map(|(name, value)| format!("{name}={value:?}\n"))
+        .collect();
+    let configz = serde_json::json!({ "kubescheduler.config.k8s.io": config });
+    axum::Router::new()
+        .route("/flagz", axum::routing::get(move || async move { text }))
+        .route(
+            "/configz",
+            axum::routing::get(move || async move { axum::Json(configz) }),
+        )
+        .merge(health.router())
+        .merge(component_base::metrics::router())
+}
+
+fn write_config(options: &Options, path: &std::path::Path) -> anyhow::Result<()> {
+    let mut value = serde_json::to_value(&options.config).context("encoding the configuration")?;
+    if let Some(object) = value.as_object_mut() {
+        object.insert("apiVersion".to_owned(), API_VERSION.into());
+        object.insert("kind".to_owned(), KIND.into());
+    }
+    // JSON is YAML, too.
+    let text = serde_json::to_string_pretty(&value).context("encoding the configuration")?;
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    tracing::info!(component = COMPONENT, path = %path.display(), "Wrote configuration");
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! What is kept for a signature must lead to the very node that judging everything anew would choose, whatever happens to the cluster.
+
+use std::sync::Arc;
+
+use backend::Cache;
+use framework::testing::{PodBuilder, make_node, make_pod, selector};
+use framework::*;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::bench::{CountingWriter, NoObjects};
+use crate::config::{KubeSchedulerConfiguration, default_profiles};
+use crate::runtime::Shared;
+use crate::scheduler::{POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION, Scheduler};
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        splitmix64(self.0) % n
+    }
+}
+
+fn scheduler() -> Arc<Scheduler> {
+    let mut config = KubeSchedulerConfiguration::default();
+    default_profiles(&mut config);
+    let tasks = tokio::runtime::Handle::current();
+    let shared = Shared::new(
+        Arc::new(NoObjects::default()),
+        Arc::new(CountingWriter::default()),
+        Arc::new(|_| {}),
+        tasks,
+        CancellationToken::new(),
+    );
+    Scheduler::new(
+        &config,
+        &plugins::registry::in_tree(),
+        shared,
+        POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION,
+    )
+    .expect("defaults are valid")
+}
+
+fn pod(kind: u64, serial: usize) -> PodBuilder {
+    let app = |pod: PodBuilder, app: &str| pod.label("app", app);
+    let pod = make_pod(&format!("pod-{serial}"));
+    let small: &[(&str, &str)] = &[("cpu", "500m"), ("memory", "1Gi")];
+    match kind {
+        0 => app(pod, "a").req(small),
+        1 => app(pod, "b").req(&[("cpu", "2"), ("memory", "1Gi")]),
+        2 => app(pod, "a")
+            .req(small)
+            .toleration("dedicated", "Exists", "", ""),
+        3 => app(pod, "a")
+            .req(small)
+            .preferred_node_affinity(10, "disk", &["ssd"])
+            .preferred_node_affinity(3, "disk", &["hdd"]),
+        4 => app(pod, "spread").req(small).spread(
+            1,
+            "topology.kubernetes.io/zone",
+            "DoNotSchedule",
+            selector(&[("app", "spread")]),
+        ),
+        5 => app(pod, "soft").req(small).spread(
+            1,
+            "kubernetes.io/hostname",
+            "ScheduleAnyway",
+            selector(&[("app", "soft")]),
+        ),
+        6 => app(pod, "alone")
+            .req(small)
+            .pod_anti_affinity("kubernetes.io/hostname", selector(&[("app", "alone")])),
+        7 => app(pod, "near").req(small).preferred_pod_affinity(
+            5,
+            "topology.kubernetes.io/zone",
+            selector(&[("app", "a")]),
+        ),
+        8 => app(pod, "port").req(small).host_port("", "", 8080),
+        9 => app(pod, "named")
+            .req(small)
+            .node_name_affinity(&["node-3", "node-5"]),
+        _ => app(pod, "zone")
+            .req(small)
+            .node_affinity_in("topology.kubernetes.io/zone", &["z1"]),
+    }
+}
+
+fn node(i: u64, random: &mut Random) -> Arc<k8s_openapi::api::core::v1::Node> {
+    let mut node = make_node(&format!("node-{i}"))
+        .zone(&format!("z{}", i % 3))
+        .capacity(&[("cpu", "8"), ("memory", "32Gi"), ("pods", "20")]);
+    if random.below(5) == 0 {
+        node = node.taint(
+            "dedicated",
+            "x",
+            if random.below(2) == 0 {
+                "NoSchedule"
+            } else {
+                "PreferNoSchedule"
+            },
+        );
+    }
+    node = match random.below(3) {
+        0 => node.label("disk", "ssd"),
+        1 => node.label("disk", "hdd"),
+        _ => node,
+    };
+    node.unschedulable(random.below(12) == 0).build()
+}
+
+/// Compares the choice by signature with the choice from scratch.
+fn check(
+    decider: &mut Decider,
+    scheduler: &Scheduler,
+    snapshot: &Snapshot,
+    pod: &Arc<PodInfo>,
+) -> Option<Arc<str>> {
+    let framework = &scheduler.profiles["default-scheduler"];
+    let nominator = scheduler.queue.nominator();
+    let random =
+        splitmix64(decider.seed ^ (decider.decisions + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let nominated = relevant_nominations(nominator, snapshot, pod);
+    let kept = decider.decide(framework, snapshot, pod, nominator);
+    let fresh = from_scratch(&Request {
+        framework,
+        snapshot,
+        pod,
+        random,
+        nominated,
+    });
+    match (kept, fresh) {
+        (Ok(kept), Ok(fresh)) => {
+            assert_eq!(
+                (&kept.node_name, kept.feasible_nodes),
+                (&fresh.node_name, fresh.feasible_nodes),
+                "{:?}",
+                pod.labels()
+            );
+            Some(kept.node_name)
+        }
+        (Err(NotChosen::NoFit(kept)), Err(NotChosen::NoFit(fresh))) => {
+            assert_eq!(kept.message(), fresh.message());
+            assert_eq!(
+                kept.diagnosis.unschedulable_plugins,
+                fresh.diagnosis.unschedulable_plugins
+            );
+            None
+        }
+        (kept, fresh) => panic!("by signature: {kept:?}\nfrom scratch: {fresh:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_agrees_with_judging_anew() {
+    for seed in 0..12 {
+        let mut random = Random(seed);
+        let scheduler = scheduler();
+        let cache = Cache::new();
+        let (mut snapshot, mut decider) = (Snapshot::new(), Decider::new(seed));
+        for i in 0..12 {
+            cache.add_node(node(i, &mut random));
+        }
+        let mut placed: Vec<Arc<PodInfo>> = Vec::new();
+        let mut chosen = 0;
+        for serial in 0..300 {
+            match random.below(10) {
+                0 => cache.update_node(node(random.below(14), &mut random)),
+                1 => _ = cache.remove_node(&format!("node-{}", random.below(14))),
+                2 if !placed.is_empty() => {
+                    let gone = placed.swap_remove(random.below(placed.len() as u64) as usize);
+                    cache.remove_pod(&gone.uid).expect("placed");
+                }
+                3 => {
+                    scheduler.queue.nominator().delete("nominated");
+                    let nominated = pod(1, serial).uid("nominated").priority(10).info();
+                    let node = format!("node-{}", random.below(14));
+                    scheduler
+                        .queue
+                        .nominator()
+                        .add(&nominated, &NominatingInfo::Override(node));
+                }
+                _ => {}
+            }
+            cache.update_snapshot(&mut snapshot);
+            if snapshot.num_nodes() == 0 {
+                continue;
+            }
+            let info = pod(random.below(11), serial).info();
+            if let Some(node) = check(&mut decider, &scheduler, &snapshot, &info) {
+                chosen += 1;
+                if random.below(4) != 0 {
+                    cache.assume_pod(Arc::clone(&info), &node).expect("new");
+                    placed.push(info);
+                }
+            }
+        }
+        assert!(chosen > 100, "only {chosen} pods were placed");
+    }
+}
+
+#[tokio::test]
+async fn the_same_seed_and_history_give_the_same_placement() {
+    let place = |seed| {
+        let scheduler = scheduler();
+        let (mut snapshot, mut decider) = (Snapshot::new(), Decider::new(seed));
+        for i in 0..30 {
+            scheduler.cache.add_node(
+                make_node(&format!("node-{i}"))
+                    .capacity(&[("cpu", "8"), ("memory", "32Gi")])
+                    .build(),
+            );
+        }
+        let mut nodes = Vec::new();
+        for serial in 0..40 {
+            scheduler.cache.update_snapshot(&mut snapshot);
+            let info = pod(0, serial).info();
+            let chosen = decider
+                .decide(
+                    &scheduler.profiles["default-scheduler"],
+                    &snapshot,
+                    &info,
+                    scheduler.queue.nominator(),
+                )
+                .expect("fits");
+            scheduler
+                .cache
+                .assume_pod(info, &chosen.node_name)
+                .expect("new");
+            nodes.push(chosen.node_name);
+        }
+        nodes
+    };
+    assert_eq!(place(1), place(1));
+    assert_ne!(place(1), place(2));
+}
+
+#[tokio::test]
+async fn says_why_nothing_fits_in_upstreams_words() {
+    let scheduler = scheduler();
+    let mut snapshot = Snapshot::new();
+    scheduler
+        .cache
+        .add_node(make_node("full").capacity(&[("cpu", "1")]).build());
+    scheduler.cache.add_node(
+        make_node("tainted")
+            .capacity(&[("cpu", "8")])
+            .taint("k", "v", "NoSchedule")
+            .build(),
+    );
+    scheduler.cache.update_snapshot(&mut snapshot);
+    let mut decider = Decider::new(1);
+    let info = make_pod("p").req(&[("cpu", "2")]).info();
+    let framework = &scheduler.profiles["default-scheduler"];
+    let error = decider
+        .decide(framework, &snapshot, &info, scheduler.queue.nominator())
+        .expect_err("does not fit");
+    let NotChosen::NoFit(fit) = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(
+        fit.message(),
+        "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s)."
+    );
+}

@@ -1,0 +1,302 @@
+//! What the informers tell goes into the cache and the queue.
+//!
+//! One task handles the events of all kinds, so that a pod never reaches the cache before what was told earlier. Upstream: pkg/scheduler/eventhandlers.go, v1.36.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use component_base::informer::{InformerEvent, Receiver};
+use component_base::shutdown::Shutdown;
+use framework::event::{node_scheduling_properties_change, pod_scheduling_properties_change};
+use framework::*;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+
+use crate::listers::{Informers, Revisions};
+use crate::metrics;
+use crate::scheduler::Scheduler;
+
+/// Feeds the cache and the queue.
+pub struct EventHandlers {
+    scheduler: Arc<Scheduler>,
+    revisions: Arc<Revisions>,
+    pods: Receiver<Pod>,
+    nodes: Receiver<Node>,
+    namespaces: Receiver<Namespace>,
+    services: Receiver<Service>,
+}
+
+impl EventHandlers {
+    /// Subscribes.
+    pub fn new(
+        scheduler: Arc<Scheduler>,
+        informers: &Informers,
+        revisions: Arc<Revisions>,
+    ) -> Self {
+        EventHandlers {
+            scheduler,
+            revisions,
+            pods: informers.pods.subscribe(),
+            nodes: informers.nodes.subscribe(),
+            namespaces: informers.namespaces.subscribe(),
+            services: informers.services.subscribe(),
+        }
+    }
+
+    /// Takes in all that is there already: to be called after the informers have synced and before the first pod is scheduled.
+    pub fn handle_initial(&mut self) {
+        while let Some(event) = self.nodes.try_recv() {
+            handle_node(&self.scheduler, event);
+        }
+        while let Some(event) = self.pods.try_recv() {
+            handle_pod(&self.scheduler, event);
+        }
+    }
+
+    /// Handles events until shutdown.
+    pub async fn run(mut self, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.triggered() => return,
+                Some(event) = self.nodes.recv() => handle_node(&self.scheduler, event),
+                Some(event) = self.pods.recv() => handle_pod(&self.scheduler, event),
+                Some(_) = self.namespaces.recv() => { self.revisions.namespaces.fetch_add(1, Ordering::AcqRel); }
+                Some(_) = self.services.recv() => { self.revisions.services.fetch_add(1, Ordering::AcqRel); }
+                else => return,
+            }
+        }
+    }
+}
+
+fn observe(event: &ClusterEvent, start: Instant) {
+    metrics::EVENT_HANDLING_DURATION
+        .with_label_values(&[&event.label()])
+        .observe(start.elapsed().as_secs_f64());
+}
+
+fn node_object(node: &Arc<Node>) -> Option<EventObject> {
+    Some(EventObject::Node(Arc::clone(node)))
+}
+
+fn pod_object(pod: &Arc<Pod>) -> Option<EventObject> {
+    Some(EventObject::Pod(Arc::clone(pod)))
+}
+
+fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
+    let start = Instant::now();
+    let (cache, queue) = (&scheduler.cache, &scheduler.queue);
+    match event {
+        InformerEvent::Added(node) => {
+            let event = ClusterEvent::new(EventResource::Node, ActionType::ADD);
+            cache.add_node(Arc::clone(&node));
+            queue.move_all_to_active_or_backoff_queue(event, None, node_object(&node), None);
+            observe(&event, start);
+        }
+        InformerEvent::Updated { old, new } => {
+            let events = node_scheduling_properties_change(&new, &old);
+            // Heartbeats and the like change nothing that plugins look at, but for images.
+            let images = |node: &Node| node.status.as_ref().and_then(|s| s.images.clone());
+            let unschedulable = |node: &Node| {
+                node.spec
+                    .as_ref()
+                    .and_then(|s| s.unschedulable)
+                    .unwrap_or(false)
+            };
+            if !events.is_empty()
+                || unschedulable(&old) != unschedulable(&new)
+                || images(&old) != images(&new)
+            {
+                cache.update_node(Arc::clone(&new));
+            }
+            for event in events {
+                queue.move_all_to_active_or_backoff_queue(
+                    event,
+                    node_object(&old),
+                    node_object(&new),
+                    None,
+                );
+                observe(&event, start);
+            }
+        }
+        InformerEvent::Deleted(node) => {
+            let event = ClusterEvent::new(EventResource::Node, ActionType::DELETE);
+            queue.move_all_to_active_or_backoff_queue(event, node_object(&node), None, None);
+            if let Err(error) = cache.remove_node(node.metadata.name.as_deref().unwrap_or_default())
+            {
+                tracing::error!(%error, "Scheduler cache RemoveNode failed");
+            }
+            observe(&event, start);
+        }
+    }
+}
+
+fn handle_pod(scheduler: &Scheduler, event: InformerEvent<Pod>) {
+    match event {
+        InformerEvent::Added(pod) => add_pod(scheduler, &pod),
+        InformerEvent::Updated { old, new } if old.metadata.uid != new.metadata.uid => {
+            delete_pod(scheduler, &old);
+            add_pod(scheduler, &new);
+        }
+        InformerEvent::Updated { old, new } => update_pod(scheduler, &old, &new),
+        InformerEvent::Deleted(pod) => delete_pod(scheduler, &pod),
+    }
+}
+
+fn assigned(pod: &Pod) -> bool {
+    framework::pod_info::spec(pod)
+        .node_name
+        .as_deref()
+        .is_some_and(|node| !node.is_empty())
+}
+
+fn uid(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn info(pod: &Arc<Pod>) -> Option<Arc<PodInfo>> {
+    match PodInfo::new(Arc::clone(pod)) {
+        Ok(info) => Some(Arc::new(info)),
+        Err(error) => {
+            tracing::error!(%error, "the pod cannot be scheduled or counted");
+            None
+        }
+    }
+}
+
+fn add_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
+    let start = Instant::now();
+    if assigned(pod) {
+        add_assigned_pod_to_cache(scheduler, pod, start);
+    } else if scheduler.responsible_for_pod(pod)
+        && let Some(info) = info(pod)
+    {
+        scheduler.queue.add(info);
+        observe(&ClusterEvent::UNSCHEDULED_POD_ADD, start);
+    }
+}
+
+fn add_assigned_pod_to_cache(scheduler: &Scheduler, pod: &Arc<Pod>, start: Instant) {
+    let Some(info) = info(pod) else { return };
+    scheduler.cache.add_pod(info);
+    scheduler.queue.move_all_to_active_or_backoff_queue(
+        ClusterEvent::ASSIGNED_POD_ADD,
+        None,
+        pod_object(pod),
+        None,
+    );
+    observe(&ClusterEvent::ASSIGNED_POD_ADD, start);
+}
+
+fn update_pod(scheduler: &Scheduler, old: &Arc<Pod>, new: &Arc<Pod>) {
+    let start = Instant::now();
+    if assigned(old) {
+        let known = scheduler.cache.get_pod(uid(new));
+        let newest = known.map_or_else(
+            || PodInfo::new(Arc::clone(new)),
+            |known| known.with_updated_pod(Arc::clone(new)),
+        );
+        match newest {
+            Ok(info) => {
+                if let Err(error) = scheduler.cache.update_pod(Arc::new(info)) {
+                    tracing::error!(%error, "Scheduler cache UpdatePod failed");
+                }
+            }
+            Err(error) => tracing::error!(%error, "the pod cannot be counted"),
+        }
+        for event in pod_scheduling_properties_change(new, old) {
+            scheduler.queue.move_all_to_active_or_backoff_queue(
+                event,
+                pod_object(old),
+                pod_object(new),
+                None,
+            );
+            observe(&event, start);
+        }
+    } else if assigned(new) {
+        add_assigned_pod_to_cache(scheduler, new, start);
+        scheduler.queue.delete(uid(old));
+    } else if scheduler.responsible_for_pod(old)
+        && old.metadata.resource_version != new.metadata.resource_version
+    {
+        update_pod_in_scheduling_queue(scheduler, old, new, start);
+    }
+}
+
+fn update_pod_in_scheduling_queue(
+    scheduler: &Scheduler,
+    old: &Arc<Pod>,
+    new: &Arc<Pod>,
+    start: Instant,
+) {
+    if scheduler.cache.is_assumed_pod(uid(new)) {
+        if new.metadata.deletion_timestamp.is_some() && old.metadata.deletion_timestamp.is_none() {
+            handle_assumed_pod_deletion(scheduler, new);
+        }
+        return;
+    }
+    let (Some(old_info), Some(new_info)) = (info(old), info(new)) else {
+        return;
+    };
+    scheduler.queue.update(&old_info, new_info.clone());
+    let old_node = old_info.nominated_node_name();
+    if !old_node.is_empty() && old_node != new_info.nominated_node_name() {
+        room_for_lower(scheduler, old, old_info.priority);
+    }
+    observe(&ClusterEvent::UNSCHEDULED_POD_UPDATE, start);
+}
+
+/// A nomination is gone: pods of no higher priority may use the room.
+fn room_for_lower(scheduler: &Scheduler, pod: &Arc<Pod>, priority: i32) {
+    let check = |other: &PodInfo| other.priority <= priority;
+    scheduler.queue.move_all_to_active_or_backoff_queue(
+        ClusterEvent::ASSIGNED_POD_DELETE,
+        pod_object(pod),
+        None,
+        Some(&check),
+    );
+}
+
+fn handle_assumed_pod_deletion(scheduler: &Scheduler, pod: &Arc<Pod>) {
+    let Some(assumed) = scheduler.cache.get_pod(uid(pod)) else {
+        return;
+    };
+    let waiting = scheduler.shared.waiting_pods().get(uid(pod));
+    // A waiting pod's binding task forgets it; of one further on, Bind will fail.
+    let rejected = waiting.is_some_and(|waiting| WaitingPod::reject(&*waiting, "", "removed"));
+    if !rejected && let Err(error) = scheduler.cache.forget_pod(&assumed) {
+        tracing::warn!(%error, "Scheduler cache ForgetPod failed");
+    }
+    scheduler.queue.move_all_to_active_or_backoff_queue(
+        ClusterEvent::ASSIGNED_POD_DELETE,
+        pod_object(pod),
+        None,
+        None,
+    );
+}
+
+fn delete_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
+    let start = Instant::now();
+    if assigned(pod) {
+        if let Err(error) = scheduler.cache.remove_pod(uid(pod)) {
+            tracing::error!(%error, "Scheduler cache RemovePod failed");
+        }
+        scheduler.queue.move_all_to_active_or_backoff_queue(
+            ClusterEvent::ASSIGNED_POD_DELETE,
+            pod_object(pod),
+            None,
+            None,
+        );
+        observe(&ClusterEvent::ASSIGNED_POD_DELETE, start);
+    } else if scheduler.responsible_for_pod(pod) {
+        scheduler.queue.delete(uid(pod));
+        if scheduler.cache.is_assumed_pod(uid(pod)) {
+            handle_assumed_pod_deletion(scheduler, pod);
+        } else if let Some(info) = info(pod)
+            && !info.nominated_node_name().is_empty()
+        {
+            room_for_lower(scheduler, pod, info.priority);
+        }
+        observe(&ClusterEvent::UNSCHEDULED_POD_DELETE, start);
+    }
+}

@@ -1,0 +1,148 @@
+//! [`InformerListers`]: plugins' cached reads, from the process's informers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use component_base::informer::{Factory, Informer, InformerOptions};
+use framework::Listers;
+use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ReplicationController, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+/// The kinds the scheduler watches.
+#[derive(Clone)]
+pub struct Informers {
+    /// Pods that have not ended.
+    pub pods: Informer<Pod>,
+    /// Nodes.
+    pub nodes: Informer<Node>,
+    /// Namespaces, for namespace selectors.
+    pub namespaces: Informer<Namespace>,
+    /// Services, for default spreading.
+    pub services: Informer<Service>,
+    /// For default spreading.
+    pub replication_controllers: Informer<ReplicationController>,
+    /// For default spreading.
+    pub replica_sets: Informer<ReplicaSet>,
+    /// For default spreading.
+    pub stateful_sets: Informer<StatefulSet>,
+    /// For preemption.
+    pub pod_disruption_budgets: Informer<PodDisruptionBudget>,
+}
+
+impl Informers {
+    /// Starts watching.
+    pub fn start(factory: &Factory) -> Self {
+        let all = InformerOptions::default;
+        Informers {
+            pods: factory.informer(all().fields("status.phase!=Succeeded,status.phase!=Failed")),
+            nodes: factory.informer(all()),
+            namespaces: factory.informer(all()),
+            services: factory.informer(all()),
+            replication_controllers: factory.informer(all()),
+            replica_sets: factory.informer(all()),
+            stateful_sets: factory.informer(all()),
+            pod_disruption_budgets: factory.informer(all()),
+        }
+    }
+
+    /// Waits until all have listed once; false when the process ends before.
+    pub async fn wait_for_sync(&self) -> bool {
+        let waits = tokio::join!(
+            self.pods.wait_for_sync(),
+            self.nodes.wait_for_sync(),
+            self.namespaces.wait_for_sync(),
+            self.services.wait_for_sync(),
+            self.replication_controllers.wait_for_sync(),
+            self.replica_sets.wait_for_sync(),
+            self.stateful_sets.wait_for_sync(),
+            self.pod_disruption_budgets.wait_for_sync(),
+        );
+        waits.0 && waits.1 && waits.2 && waits.3 && waits.4 && waits.5 && waits.6 && waits.7
+    }
+
+    /// Have all listed once?
+    pub fn has_synced(&self) -> bool {
+        self.pods.has_synced()
+            && self.nodes.has_synced()
+            && self.namespaces.has_synced()
+            && self.services.has_synced()
+            && self.replication_controllers.has_synced()
+            && self.replica_sets.has_synced()
+            && self.stateful_sets.has_synced()
+            && self.pod_disruption_budgets.has_synced()
+    }
+}
+
+/// Counts changes of kinds whose revision plugins ask for.
+#[derive(Default)]
+pub struct Revisions {
+    /// Namespaces.
+    pub namespaces: AtomicU64,
+    /// Services.
+    pub services: AtomicU64,
+}
+
+/// See the module.
+pub struct InformerListers {
+    informers: Informers,
+    revisions: Arc<Revisions>,
+}
+
+impl InformerListers {
+    /// Reads from `informers`; whoever handles their events counts in `revisions`.
+    pub fn new(informers: Informers, revisions: Arc<Revisions>) -> Self {
+        InformerListers {
+            informers,
+            revisions,
+        }
+    }
+}
+
+impl Listers for InformerListers {
+    fn namespace_labels(&self, namespace: &str) -> Arc<BTreeMap<String, String>> {
+        let object = self.informers.namespaces.get("", namespace);
+        Arc::new(
+            object
+                .and_then(|n| n.metadata.labels.clone())
+                .unwrap_or_default(),
+        )
+    }
+    fn namespaces(&self) -> Vec<String> {
+        self.informers
+            .namespaces
+            .list()
+            .iter()
+            .filter_map(|n| n.metadata.name.clone())
+            .collect()
+    }
+    fn namespaces_revision(&self) -> u64 {
+        self.revisions.namespaces.load(Ordering::Acquire)
+    }
+    fn pod_disruption_budgets(&self) -> Vec<Arc<PodDisruptionBudget>> {
+        self.informers.pod_disruption_budgets.list()
+    }
+    fn services(&self, namespace: &str) -> Vec<Arc<Service>> {
+        self.informers.services.list_namespace(namespace)
+    }
+    fn services_revision(&self) -> u64 {
+        self.revisions.services.load(Ordering::Acquire)
+    }
+    fn replication_controller(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Arc<ReplicationController>> {
+        self.informers.replication_controllers.get(namespace, name)
+    }
+    fn replica_set(&self, namespace: &str, name: &str) -> Option<Arc<ReplicaSet>> {
+        self.informers.replica_sets.get(namespace, name)
+    }
+    fn stateful_set(&self, namespace: &str, name: &str) -> Option<Arc<StatefulSet>> {
+        self.informers.stateful_sets.get(namespace, name)
+    }
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.informers.pods.get(namespace, name)
+    }
+}

@@ -1,0 +1,288 @@
+//! The command line of kube-scheduler, laid over its configuration file.
+//!
+//! Leader election flags override the file; the deprecated client flags count only without a file.
+//! Upstream: cmd/kube-scheduler/app/options, v1.36.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use component_base::client::ClientConfig;
+use component_base::config::{ConfigError, FieldError, aggregate};
+use component_base::duration;
+use component_base::features::{Feature, FeatureError, FeatureGates, Stage};
+use component_base::flags::{FlagSet, Flags, Value};
+use component_base::leader_election::{LeaderElectionConfig, LeaderElectionError};
+use component_base::options::{
+    LeaderElectionOptions, OptionsError, ServingOptions, add_client_flags,
+};
+
+use crate::config::{self, KubeSchedulerConfiguration};
+use crate::scheduler::POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION;
+
+/// The component's name: user agent, lease, certificate pair.
+pub const COMPONENT: &str = "kube-scheduler";
+/// `--secure-port`.
+const PORT: u16 = 10259;
+
+/// Gates of what is built here.
+const FEATURES: &[Feature] = &[
+    Feature {
+        name: "SchedulerQueueingHints",
+        default: true,
+        stage: Stage::Ga,
+    },
+    Feature {
+        name: "SchedulerPopFromBackoffQ",
+        default: true,
+        stage: Stage::Beta,
+    },
+    Feature {
+        name: "SchedulerAsyncPreemption",
+        default: true,
+        stage: Stage::Beta,
+    },
+    Feature {
+        name: "OpportunisticBatching",
+        default: true,
+        stage: Stage::Beta,
+    },
+    Feature {
+        name: "NominatedNodeNameForExpectation",
+        default: true,
+        stage: Stage::Beta,
+    },
+    Feature {
+        name: "NodeDeclaredFeatures",
+        default: true,
+        stage: Stage::Beta,
+    },
+];
+
+/// Everything that was asked for.
+pub struct Options {
+    /// The configuration, flags laid over it, valid.
+    pub config: KubeSchedulerConfiguration,
+    /// `--bind-address`, `--secure-port`, …
+    pub serving: ServingOptions,
+    /// The lease; `None` without an election.
+    pub election: Option<LeaderElectionConfig>,
+    /// How to reach the API server.
+    pub client: ClientConfig,
+    /// `--pod-max-in-unschedulable-pods-duration`.
+    pub pod_max_in_unschedulable_pods_duration: Duration,
+    /// `--feature-gates`.
+    pub features: FeatureGates,
+    /// `--placement-seed`.
+    pub placement_seed: Option<u64>,
+    /// `--write-config-to`.
+    pub write_config_to: Option<PathBuf>,
+}
+
+/// Why a command line or configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidOptions {
+    /// The file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Values that are wrong, all of them.
+    #[error("{}", aggregate(.0))]
+    Fields(Vec<FieldError>),
+    /// Serving.
+    #[error(transparent)]
+    Shared(#[from] OptionsError),
+    /// Times that do not fit.
+    #[error("leaderElection: {0}")]
+    LeaderElection(#[from] LeaderElectionError),
+    /// Feature gates.
+    #[error(transparent)]
+    Feature(#[from] FeatureError),
+}
+
+/// Every flag.
+pub fn flag_set() -> FlagSet {
+    let mut flags = FlagSet::new(
+        COMPONENT,
+        "The Kubernetes scheduler is a control plane process which assigns Pods to Nodes. It determines which Nodes are valid placements for each Pod \
+         according to constraints and available resources, ranks each valid Node and binds the Pod to a suitable Node.",
+    );
+    flags.string("config", "", "The path to the configuration file.");
+    flags.string(
+        "write-config-to",
+        "",
+        "If set, write the configuration values to this file and exit.",
+    );
+    flags.duration(
+        "pod-max-in-unschedulable-pods-duration",
+        POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION,
+        "DEPRECATED: the maximum time a pod can stay in unschedulablePods.",
+    );
+    // DIFFERS: upstream breaks ties at random and has no such flag.
+    flags.int("placement-seed", 0, "Seed that settles which of equally good nodes is taken; the same seed and history give the same placement. 0: a new one each start.");
+    flags.unused(&[
+        ("profiling", Value::Bool(true)),
+        ("contention-profiling", Value::Bool(true)),
+    ]);
+    ServingOptions::add_flags(&mut flags, PORT);
+    LeaderElectionOptions::add_flags(&mut flags, COMPONENT);
+    add_client_flags(&mut flags, 50.0, 100);
+    flags
+}
+
+impl Options {
+    /// Reads the flags, and the file they name.
+    ///
+    /// # Errors
+    /// See [`InvalidOptions`].
+    pub fn from_flags(flags: &Flags) -> Result<Self, InvalidOptions> {
+        let mut config = match flags.optional("config") {
+            Some(path) => config::load(path.as_ref())?,
+            None => from_deprecated_flags(flags),
+        };
+        config::default_profiles(&mut config);
+        apply_leader_election(flags, &mut config);
+        let mut errors = config::validate(&config);
+        let election = leader_election(&config, &mut errors);
+        if !errors.is_empty() {
+            return Err(InvalidOptions::Fields(errors));
+        }
+        if let Some(election) = &election {
+            election.validate()?;
+        }
+        let mut features = FeatureGates::new(FEATURES);
+        features.set(flags.map("feature-gates"))?;
+        let connection = &config.client_connection;
+        Ok(Options {
+            serving: ServingOptions::from_flags(flags, COMPONENT)?,
+            election,
+            client: ClientConfig {
+                kubeconfig: Some(&connection.kubeconfig)
+                    .filter(|path| !path.is_empty())
+                    .map(PathBuf::from),
+                master: flags.optional("master").map(ToString::to_string),
+                qps: connection.qps,
+                burst: u32::try_from(connection.burst).unwrap_or(1),
+                ..ClientConfig::new(COMPONENT)
+            },
+            pod_max_in_unschedulable_pods_duration: flags
+                .duration("pod-max-in-unschedulable-pods-duration"),
+            features,
+            placement_seed: u64::try_from(flags.int("placement-seed"))
+                .ok()
+                .filter(|seed| *seed != 0),
+            write_config_to: flags.optional("write-config-to").map(PathBuf::from),
+            config,
+        })
+    }
+}
+
+fn from_deprecated_flags(flags: &Flags) -> KubeSchedulerConfiguration {
+    let mut config = KubeSchedulerConfiguration::default();
+    config.client_connection.kubeconfig = flags.string("kubeconfig").to_owned();
+    config.client_connection.qps = flags.float("kube-api-qps") as f32;
+    config.client_connection.burst = i32::try_from(flags.int("kube-api-burst")).unwrap_or(i32::MAX);
+    config
+}
+
+fn apply_leader_election(flags: &Flags, config: &mut KubeSchedulerConfiguration) {
+    let election = &mut config.leader_election;
+    if flags.changed("leader-elect") {
+        election.leader_elect = flags.bool("leader-elect");
+    }
+    for (flag, field) in [
+        ("leader-elect-lease-duration", &mut election.lease_duration),
+        ("leader-elect-renew-deadline", &mut election.renew_deadline),
+        ("leader-elect-retry-period", &mut election.retry_period),
+    ] {
+        if flags.changed(flag) {
+            *field = duration::format(flags.duration(flag));
+        }
+    }
+    for (flag, field) in [
+        ("leader-elect-resource-lock", &mut election.resource_lock),
+        ("leader-elect-resource-name", &mut election.resource_name),
+        (
+            "leader-elect-resource-namespace",
+            &mut election.resource_namespace,
+        ),
+    ] {
+        if flags.changed(flag) {
+            *field = flags.string(flag).to_owned();
+        }
+    }
+}
+
+fn leader_election(
+    config: &KubeSchedulerConfiguration,
+    errors: &mut Vec<FieldError>,
+) -> Option<LeaderElectionConfig> {
+    let election = &config.leader_election;
+    if !election.leader_elect {
+        return None;
+    }
+    let mut parse = |field: &str, text: &str| {
+        duration::parse(text).unwrap_or_else(|error| {
+            errors.push(FieldError::invalid(
+                format!("leaderElection.{field}"),
+                text,
+                error.to_string(),
+            ));
+            Duration::from_secs(1)
+        })
+    };
+    Some(LeaderElectionConfig {
+        namespace: election.resource_namespace.clone(),
+        lease_duration: parse("leaseDuration", &election.lease_duration),
+        renew_deadline: parse("renewDeadline", &election.renew_deadline),
+        retry_period: parse("retryPeriod", &election.retry_period),
+        ..LeaderElectionConfig::new(&election.resource_name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options, InvalidOptions> {
+        let flags = flag_set()
+            .parse(args.iter().map(ToString::to_string))
+            .expect("known flags");
+        Options::from_flags(&flags)
+    }
+
+    #[test]
+    fn kubeadms_launch_line() {
+        let options = parse(&[
+            "--authentication-kubeconfig=/etc/kubernetes/scheduler.conf",
+            "--authorization-kubeconfig=/etc/kubernetes/scheduler.conf",
+            "--bind-address=127.0.0.1",
+            "--kubeconfig=/etc/kubernetes/scheduler.conf",
+            "--leader-elect=true",
+        ])
+        .unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(
+            options.client.kubeconfig.as_deref(),
+            Some("/etc/kubernetes/scheduler.conf".as_ref())
+        );
+        assert_eq!(
+            options.election.map(|e| e.name).as_deref(),
+            Some("kube-scheduler")
+        );
+        assert_eq!(options.config.profiles.len(), 1);
+    }
+
+    #[test]
+    fn flags_override_the_files_election() {
+        let directory =
+            std::env::temp_dir().join(format!("scheduler-options-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("temporary directory");
+        let path = directory.join("config.yaml");
+        let text = "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nleaderElection: {leaderElect: true, resourceName: mine}\n";
+        std::fs::write(&path, text).expect("written");
+        let config = format!("--config={}", path.display());
+        let options = parse(&[&config]).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(options.election.map(|e| e.name).as_deref(), Some("mine"));
+        let options = parse(&[&config, "--leader-elect=false"]).unwrap_or_else(|e| panic!("{e}"));
+        assert!(options.election.is_none());
+        std::fs::remove_dir_all(&directory).expect("removed");
+    }
+}
