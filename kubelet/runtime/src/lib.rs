@@ -8,5 +8,7 @@
 
 pub mod api;
 pub mod fake;
+pub mod linux;
+pub mod spec;
 
 pub use api::*;

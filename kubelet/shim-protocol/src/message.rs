@@ -97,6 +97,9 @@ pub struct ContainerStart {
     /// Rules for cgroup v2, where libcontainer was built without its own; first match from the end wins.
     #[serde(default)]
     pub devices: Vec<DeviceRule>,
+    /// Mount points inside the container that must not receive later mounts of the host.
+    #[serde(default)]
+    pub private_mounts: Vec<String>,
 }
 
 /// One line of the device cgroup. `None` matches every number.
@@ -130,6 +133,8 @@ pub enum Request {
     /// `Attached`, with the container's stdin (or its terminal) if `stdin` or `terminal`; then by
     /// `Exited` when the container is gone.
     Attach { container: String, stdin: bool, stdout: bool, stderr: bool },
+    /// Closes the container's stdin for good: the first attached client is done (`stdinOnce`).
+    CloseStdin { container: String },
     ReopenLog { container: String },
     /// Forgets a container that has exited or never started.
     Remove { container: String },

@@ -102,11 +102,18 @@ fn create(
     process: Prepared,
     errors: &OwnedFd,
 ) -> Result<Created, String> {
+    if let Some(score) = start.process.oom_score_adj {
+        crate::process::set_oom_score_adj(score)?;
+    }
     let terminal = start.process.terminal;
     let mut builder = ContainerBuilder::new(start.id.clone(), SyscallType::default())
         .with_root_path(root)
         .map_err(|error| chain(&error))?
-        .with_executor(ShimExecutor { process, error_pipe: errors.as_raw_fd() });
+        .with_executor(ShimExecutor {
+            process,
+            private_mounts: start.private_mounts.clone(),
+            error_pipe: errors.as_raw_fd(),
+        });
     let mut console = None;
     if terminal {
         // Bound by a relative name: a socket's name has 107 bytes, the state directory may be longer.

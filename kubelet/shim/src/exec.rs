@@ -68,8 +68,7 @@ fn helper(
     // SAFETY: prctl with integers only.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
     if let Some(score) = process.spec.oom_score_adj {
-        std::fs::write("/proc/self/oom_score_adj", score.to_string())
-            .map_err(|error| format!("set oom_score_adj {score}: {error}"))?;
+        crate::process::set_oom_score_adj(score)?;
     }
     let pid_namespace = foreign_namespace(init, "pid")?;
     let mut namespaces = Vec::new();

@@ -6,11 +6,12 @@ use std::os::fd::RawFd;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 
-use crate::process::Prepared;
+use crate::process::{Prepared, ProcessError};
 
 #[derive(Clone)]
 pub struct ShimExecutor {
     pub process: Prepared,
+    pub private_mounts: Vec<String>,
     /// Close-on-exec: an `execve` that works closes it, one that fails writes why.
     pub error_pipe: RawFd,
 }
@@ -22,6 +23,17 @@ impl std::os::fd::AsRawFd for Pipe {
     }
 }
 
+impl ShimExecutor {
+    /// libcontainer knows one propagation for all mounts; those that want less lose it here.
+    fn make_mounts_private(&self) -> Result<(), ProcessError> {
+        for path in &self.private_mounts {
+            crate::sys::make_private(std::path::Path::new(path))
+                .map_err(|source| ProcessError::Step { step: "make mount private", source })?;
+        }
+        Ok(())
+    }
+}
+
 impl Executor for ShimExecutor {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
         let error = self.process.become_it();
@@ -30,8 +42,8 @@ impl Executor for ShimExecutor {
 
     /// Runs before the container counts as created: a missing program fails the create.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        self.process
-            .prepare_directory()
+        self.make_mounts_private()
+            .and_then(|()| self.process.prepare_directory())
             .and_then(|()| self.process.find_program())
             .map(drop)
             .map_err(|error| {

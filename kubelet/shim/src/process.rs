@@ -306,6 +306,19 @@ fn load_filter(bytes: &[u8]) -> io::Result<()> {
     .map(drop)
 }
 
+/// Sets the own score, inherited by what is started. A value the machine does not let us set (lower
+/// than our own without CAP_SYS_RESOURCE) is left at the lowest possible.
+pub fn set_oom_score_adj(score: i32) -> Result<(), String> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    match std::fs::write(FILE, score.to_string()) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            eprintln!("oom_score_adj {score} is not permitted; it stays as it is");
+            Ok(())
+        }
+        result => result.map_err(|error| format!("set oom_score_adj {score}: {error}")),
+    }
+}
+
 /// Writes an error for the parent and ends the child.
 pub fn report_and_exit(pipe: &impl std::os::fd::AsRawFd, message: &str) -> ! {
     let _ = crate::sys::write(pipe, message.as_bytes());

@@ -133,6 +133,13 @@ impl Server {
                 self.attach(client, &container, stdin, [stdout, stderr], fds);
                 None
             }
+            Request::CloseStdin { container } => Some(match self.container(&container) {
+                None => not_found(&container),
+                Some(container) => {
+                    container.stdin = None;
+                    Response::Ok
+                }
+            }),
             Request::ReopenLog { container } => Some(match self.container(&container) {
                 None => not_found(&container),
                 Some(container) => match container.log.reopen() {

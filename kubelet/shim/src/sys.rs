@@ -178,6 +178,22 @@ pub fn bind_mount(source: &Path, target: &Path) -> io::Result<()> {
     .map(drop)
 }
 
+/// Cuts the mount and those below it off from the host's later mounts.
+pub fn make_private(target: &Path) -> io::Result<()> {
+    let target = path_to_c(target)?;
+    // SAFETY: the string lives through the call; a change of propagation takes nothing else.
+    check(unsafe {
+        libc::mount(
+            std::ptr::null(),
+            target.as_ptr(),
+            std::ptr::null(),
+            libc::MS_PRIVATE | libc::MS_REC,
+            std::ptr::null(),
+        )
+    })
+    .map(drop)
+}
+
 /// Writes by a temporary name and a rename, synced: a crash leaves the old file or the new one.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write;

@@ -1,0 +1,92 @@
+//! The image verbs: the image store's words in the runtime's.
+
+use images::{Auth, Image, ImageStore, ImageStoreError, PullError};
+
+use crate::api::*;
+use crate::spec::ImageFacts;
+
+pub async fn pull(store: &ImageStore, image: &str, auths: &[ImageAuth]) -> Result<String, RuntimeError> {
+    let auths: Vec<Auth> = auths
+        .iter()
+        .map(|auth| Auth {
+            username: auth.username.clone(),
+            password: auth.password.clone(),
+            identity_token: auth.identity_token.clone(),
+            registry_token: auth.registry_token.clone(),
+        })
+        .collect();
+    store.pull(image, &auths).await.map(|pulled| pulled.id).map_err(|error| pull_error(error).into())
+}
+
+fn pull_error(error: PullError) -> ImageError {
+    let reason = error.to_string();
+    match error {
+        PullError::InvalidName { image, .. } => ImageError::InvalidImageName { image, reason },
+        PullError::Unavailable { image, .. } => ImageError::RegistryUnavailable { image, reason },
+        PullError::Verification { image, .. } => ImageError::Verification { image, reason },
+        PullError::Refused { image, reason } => ImageError::Pull { image, reason },
+        PullError::NoMatchingPlatform { image, .. } | PullError::Unpack { image, .. } | PullError::Store { image, .. } => {
+            ImageError::Pull { image, reason }
+        }
+    }
+}
+
+pub fn store_error(error: ImageStoreError) -> RuntimeError {
+    match error {
+        ImageStoreError::NotFound { image } => ImageError::NotFound { image }.into(),
+        ImageStoreError::Invalid { field, value, reason } => RuntimeError::Invalid { field, value, reason },
+        ImageStoreError::Io { context, source } => RuntimeError::Io { context, source },
+        other => RuntimeError::Io { context: "image store".to_owned(), source: std::io::Error::other(other) },
+    }
+}
+
+pub async fn status(store: &ImageStore, image: &str) -> Result<Option<ImageStatus>, RuntimeError> {
+    Ok(store.status(image).await.map_err(store_error)?.map(|image| describe(&image)))
+}
+
+pub async fn list(store: &ImageStore) -> Result<Vec<ImageStatus>, RuntimeError> {
+    Ok(store.list().await.map_err(store_error)?.iter().map(describe).collect())
+}
+
+pub async fn remove(store: &ImageStore, image: &str) -> Result<(), RuntimeError> {
+    match store.remove(image).await {
+        Ok(()) | Err(ImageStoreError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(store_error(error)),
+    }
+}
+
+pub async fn fs_info(store: &ImageStore) -> Result<FsUsage, RuntimeError> {
+    let usage = store.usage().await.map_err(store_error)?;
+    Ok(FsUsage { mountpoint: usage.mountpoint, used_bytes: usage.used_bytes, inodes_used: usage.inodes_used })
+}
+
+fn describe(image: &Image) -> ImageStatus {
+    let user = facts(image).user;
+    let user = user.split(':').next().unwrap_or_default();
+    let uid = user.parse().ok();
+    ImageStatus {
+        id: image.id.clone(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size_bytes: image.size_bytes,
+        uid,
+        username: (uid.is_none() && !user.is_empty()).then(|| user.to_owned()),
+        pinned: image.pinned,
+    }
+}
+
+/// What a container's spec needs of the image's config.
+pub fn facts(image: &Image) -> ImageFacts {
+    let Some(config) = image.config.config() else { return ImageFacts::default() };
+    ImageFacts {
+        user: config.user().clone().unwrap_or_default(),
+        entrypoint: config.entrypoint().clone().unwrap_or_default(),
+        cmd: config.cmd().clone().unwrap_or_default(),
+        env: config.env().clone().unwrap_or_default(),
+        working_dir: config.working_dir().clone().unwrap_or_default(),
+    }
+}
+
+pub fn stop_signal(image: &Image) -> Option<String> {
+    image.config.config().as_ref()?.stop_signal().clone().filter(|signal| !signal.is_empty())
+}

@@ -1,0 +1,244 @@
+//! Mounts on the host's side: overlay roots, tmpfs, idmapped views, and taking them apart again.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// mount(2) takes one page of options.
+const MAX_OPTION_BYTES: usize = 4095;
+
+fn check(result: libc::c_long) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+fn to_c(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "path with a NUL byte"))
+}
+
+/// An overlay on `target`: writable with `upper` and `work`, read-only without. `lower` is topmost first.
+pub fn overlay(target: &Path, lower: &[PathBuf], writable: Option<(&Path, &Path)>) -> io::Result<()> {
+    match overlay_by_descriptor(target, lower, writable) {
+        // Kernels before 6.7 do not know `lowerdir+`.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)) => {
+            overlay_by_options(target, lower, writable)
+        }
+        result => result,
+    }?;
+    // Nothing that is mounted inside may travel to the host.
+    mount(None::<&str>, target, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>).map_err(io::Error::from)
+}
+
+fn overlay_by_descriptor(target: &Path, lower: &[PathBuf], writable: Option<(&Path, &Path)>) -> io::Result<()> {
+    let set = |context: &OwnedFd, key: &std::ffi::CStr, value: &Path| -> io::Result<()> {
+        let value = to_c(value)?;
+        // SAFETY: both strings live through the call.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                context.as_raw_fd(),
+                FSCONFIG_SET_STRING,
+                key.as_ptr(),
+                value.as_ptr(),
+                0,
+            )
+        })
+        .map(drop)
+    };
+    // SAFETY: the string is static; each descriptor that is returned is new and ours; the last call
+    // passes two live strings.
+    unsafe {
+        let context =
+            OwnedFd::from_raw_fd(check(libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), FSOPEN_CLOEXEC))?);
+        set(&context, c"source", Path::new("overlay"))?;
+        for directory in lower {
+            set(&context, c"lowerdir+", directory)?;
+        }
+        if let Some((upper, work)) = writable {
+            set(&context, c"upperdir", upper)?;
+            set(&context, c"workdir", work)?;
+        }
+        let null = std::ptr::null::<libc::c_char>();
+        check(libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, 0))?;
+        let attributes = if writable.is_none() { libc::MOUNT_ATTR_RDONLY } else { 0 };
+        let mounted = OwnedFd::from_raw_fd(check(libc::syscall(
+            libc::SYS_fsmount,
+            context.as_raw_fd(),
+            FSMOUNT_CLOEXEC,
+            attributes,
+        ))?);
+        move_mount(&mounted, target)
+    }
+}
+
+fn overlay_by_options(target: &Path, lower: &[PathBuf], writable: Option<(&Path, &Path)>) -> io::Result<()> {
+    let join: Vec<_> = lower.iter().map(|path| path.to_string_lossy().replace(':', "\\:")).collect();
+    let mut options = format!("lowerdir={}", join.join(":"));
+    if let Some((upper, work)) = writable {
+        options.push_str(&format!(",upperdir={},workdir={}", upper.display(), work.display()));
+    }
+    if options.len() > MAX_OPTION_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("an image of {} layers needs a kernel of 6.7 or newer", lower.len()),
+        ));
+    }
+    let flags = if writable.is_none() { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+    mount(Some("overlay"), target, Some("overlay"), flags, Some(options.as_str())).map_err(io::Error::from)
+}
+
+// linux/mount.h
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
+fn move_mount(mounted: &OwnedFd, target: &Path) -> io::Result<()> {
+    let target = to_c(target)?;
+    // SAFETY: both strings live through the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mounted.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+/// A view of `source` at `target` in which ids are mapped as in the user namespace: what is 0 on disk
+/// is 0 inside.
+pub fn idmapped(source: &Path, target: &Path, user_namespace: &File) -> io::Result<()> {
+    #[repr(C)]
+    struct MountAttributes {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let source = to_c(source)?;
+    // SAFETY: strings and attributes live through their calls; the descriptor is new and ours.
+    unsafe {
+        let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+        let tree = OwnedFd::from_raw_fd(check(libc::syscall(
+            libc::SYS_open_tree,
+            libc::AT_FDCWD,
+            source.as_ptr(),
+            flags,
+        ))?);
+        let attributes = MountAttributes {
+            set: MOUNT_ATTR_IDMAP,
+            clear: 0,
+            propagation: 0,
+            user_namespace: user_namespace.as_raw_fd() as u64,
+        };
+        check(libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &attributes,
+            size_of::<MountAttributes>(),
+        ))?;
+        move_mount(&tree, target)
+    }
+}
+
+pub fn tmpfs(target: &Path, options: &str) -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("shm"), target, Some("tmpfs"), flags, Some(options)).map_err(io::Error::from)
+}
+
+/// Takes a mount away; one that is not there is fine.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    match umount2(target, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes away every mount at or below `directory`, the last mounted first.
+pub fn unmount_below(directory: &Path) -> io::Result<()> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mut points: Vec<PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(unescape)
+        .filter(|point| point.starts_with(directory))
+        .collect();
+    points.reverse();
+    let mut result = Ok(());
+    for point in points {
+        if let Err(error) = unmount(&point) {
+            result = Err(error);
+        }
+    }
+    result
+}
+
+/// mountinfo writes space, tab, newline and backslash in octal.
+fn unescape(text: &str) -> PathBuf {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\').and_then(|digits| {
+            u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
+        });
+        match octal {
+            Some(byte) => {
+                out.push(byte);
+                at += 4;
+            }
+            None => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsStr::from_bytes(&out))
+}
+
+/// Opens a file below `root`, whose links cannot lead out of it.
+pub fn open_in_root(root: &Path, path: &str, flags: libc::c_int) -> io::Result<File> {
+    let directory = File::open(root)?;
+    let path = to_c(Path::new(path))?;
+    #[repr(C)]
+    struct OpenHow {
+        flags: u64,
+        mode: u64,
+        resolve: u64,
+    }
+    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: 0, resolve: libc::RESOLVE_IN_ROOT };
+    // SAFETY: string and `how` live through the call; the descriptor is new and ours.
+    unsafe {
+        Ok(File::from_raw_fd(check(libc::syscall(
+            libc::SYS_openat2,
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            &how,
+            size_of::<OpenHow>(),
+        ))?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        assert_eq!(unescape(r"/a\040b\134c"), PathBuf::from(r"/a b\c"));
+        assert_eq!(unescape("/plain"), PathBuf::from("/plain"));
+    }
+}

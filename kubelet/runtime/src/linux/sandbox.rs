@@ -1,0 +1,357 @@
+//! Pod sandboxes: namespaces, cgroup, shim, network.
+//!
+//! ```text
+//! Creating --set up--> Ready --stop, or the shim dies--> Stopped --remove--> (gone)
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use network::{Bandwidth, SandboxNetwork};
+use shim_protocol::{CONFIG_NAME, IdMap, NamespaceConfig, Request, ShimConfig, UserMappings};
+
+use super::record::{RECORD_VERSION, Sandbox, SandboxPhase, SandboxRecord};
+use super::shim::{self, ShimCallError};
+use super::{Inner, blocking, container, io, layout, machine, mount, watch};
+use crate::api::*;
+
+/// Docker's and containerd's size of /dev/shm.
+const SHM_BYTES: u64 = 64 << 20;
+
+const INGRESS_ANNOTATION: &str = "kubernetes.io/ingress-bandwidth";
+const EGRESS_ANNOTATION: &str = "kubernetes.io/egress-bandwidth";
+
+pub async fn run(inner: &Arc<Inner>, config: &PodSandboxConfig) -> Result<String, RuntimeError> {
+    if !config.runtime_handler.is_empty() && !inner.config.handlers.contains(&config.runtime_handler) {
+        return Err(failed(config, format!("no runtime for {:?} is configured", config.runtime_handler)));
+    }
+    let bandwidth = bandwidth(&config.annotations)?;
+    let id = machine::new_id().map_err(io("read random bytes"))?;
+    let record = SandboxRecord {
+        version: RECORD_VERSION,
+        id: id.clone(),
+        config: config.clone(),
+        created_at: jiff::Timestamp::now(),
+        ips: Vec::new(),
+        phase: SandboxPhase::Creating,
+    };
+    let sandbox = Sandbox::new(record.clone());
+    inner.sandboxes().insert(id.clone(), sandbox.clone());
+    match set_up(inner, &sandbox, record, bandwidth).await {
+        Ok(()) => {
+            inner.emit(RuntimeEvent::SandboxReady {
+                sandbox_id: id.clone(),
+                pod_uid: config.metadata.uid.clone(),
+            });
+            Ok(id)
+        }
+        Err(error) => {
+            sandbox.begin_stop();
+            take_down(inner, &sandbox).await;
+            forget(inner, &id);
+            Err(error)
+        }
+    }
+}
+
+fn failed(config: &PodSandboxConfig, reason: impl Into<String>) -> RuntimeError {
+    RuntimeError::Sandbox { name: config.metadata.name.clone(), reason: reason.into() }
+}
+
+async fn set_up(
+    inner: &Arc<Inner>,
+    sandbox: &Arc<Sandbox>,
+    mut record: SandboxRecord,
+    bandwidth: Bandwidth,
+) -> Result<(), RuntimeError> {
+    let config = record.config.clone();
+    let id = record.id.clone();
+    let preparation = {
+        let (inner, record) = (inner.clone(), record.clone());
+        blocking(move || prepare(&inner, &record))
+    };
+    preparation.await?;
+    let state_dir = inner.layout.sandbox_state(&id);
+    inner
+        .shim
+        .run(&["serve".as_ref(), state_dir.as_os_str()])
+        .await
+        .map_err(|error| failed(&config, error.to_string()))?;
+    if config.namespaces.network != NamespaceMode::Node {
+        let network = SandboxNetwork {
+            sandbox_id: id.clone(),
+            namespace: config.metadata.namespace.clone(),
+            name: config.metadata.name.clone(),
+            uid: config.metadata.uid.clone(),
+            netns: inner.layout.namespaces(&id).join("net"),
+            port_mappings: port_mappings(&config.port_mappings)?,
+            bandwidth,
+        };
+        let ips = inner
+            .network
+            .setup(&network)
+            .await
+            .map_err(|error| RuntimeError::Network { id: id.clone(), source: Box::new(error) })?;
+        record.ips = ips.iter().map(ToString::to_string).collect();
+    }
+    record.phase = SandboxPhase::Ready;
+    layout::write_record(&inner.layout.sandbox_record(&id), &record).map_err(io("write the sandbox's record"))?;
+    *sandbox.record() = record;
+    watch::begin(inner, sandbox).await.map_err(|error| failed(&config, error.to_string()))
+}
+
+/// Directories, files, mounts and the shim's configuration.
+fn prepare(inner: &Inner, record: &SandboxRecord) -> Result<(), RuntimeError> {
+    let (id, config) = (&record.id, &record.config);
+    let state_dir = inner.layout.sandbox_state(id);
+    for directory in [inner.layout.sandbox(id), state_dir.clone(), config.log_directory.clone()] {
+        if !directory.as_os_str().is_empty() {
+            std::fs::create_dir_all(&directory).map_err(io(format!("create {}", directory.display())))?;
+        }
+    }
+    layout::write_record(&inner.layout.sandbox_record(id), record).map_err(io("write the sandbox's record"))?;
+    inner
+        .cgroups
+        .ensure(Path::new(&config.cgroup_parent))
+        .map_err(io(format!("create cgroup {:?}", config.cgroup_parent)))?;
+    if config.namespaces.ipc != NamespaceMode::Node {
+        let shm = state_dir.join("shm");
+        std::fs::create_dir_all(&shm).map_err(io("create shm"))?;
+        let size = config.shm_size_bytes.filter(|size| *size > 0).unwrap_or(SHM_BYTES);
+        mount::tmpfs(&shm, &format!("mode=1777,size={size}")).map_err(io("mount shm"))?;
+    }
+    let resolv_conf = match &config.dns {
+        Some(dns) if *dns != DnsConfig::default() => resolv_conf(dns),
+        _ => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    };
+    write_file(&state_dir.join("resolv.conf"), &resolv_conf)?;
+    write_file(&state_dir.join("hostname"), &format!("{}\n", config.hostname))?;
+    let shim_config = shim_config(inner, record);
+    layout::write_record(&state_dir.join(CONFIG_NAME), &shim_config).map_err(io("write the shim's configuration"))
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), RuntimeError> {
+    std::fs::write(path, text).map_err(io(format!("write {}", path.display())))
+}
+
+fn shim_config(inner: &Inner, record: &SandboxRecord) -> ShimConfig {
+    let config = &record.config;
+    let maps = |maps: &[IdMapping]| -> Vec<IdMap> {
+        maps.iter()
+            .map(|map| IdMap { container_id: map.container_id, host_id: map.host_id, length: map.length })
+            .collect()
+    };
+    let own_network = config.namespaces.network != NamespaceMode::Node;
+    ShimConfig {
+        version: shim_protocol::VERSION,
+        sandbox_id: record.id.clone(),
+        pod_uid: config.metadata.uid.clone(),
+        state_dir: inner.layout.sandbox_state(&record.id),
+        lock_path: inner.layout.pod_lock(&config.metadata.uid),
+        namespaces: NamespaceConfig {
+            net: own_network,
+            ipc: config.namespaces.ipc != NamespaceMode::Node,
+            uts: own_network,
+            pid: config.namespaces.pid == NamespaceMode::Pod,
+            user: config
+                .namespaces
+                .user
+                .as_ref()
+                .map(|user| UserMappings { uids: maps(&user.uids), gids: maps(&user.gids) }),
+        },
+        hostname: if own_network { config.hostname.clone() } else { String::new() },
+        sysctls: config.sysctls.clone(),
+        shim_cgroup: inner.config.shim_cgroup.clone(),
+    }
+}
+
+fn resolv_conf(dns: &DnsConfig) -> String {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    text
+}
+
+fn port_mappings(mappings: &[PortMapping]) -> Result<Vec<network::PortMapping>, RuntimeError> {
+    mappings
+        .iter()
+        .filter(|mapping| mapping.host_port > 0)
+        .map(|mapping| {
+            let host_ip = match mapping.host_ip.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| RuntimeError::Invalid {
+                    field: "hostIP",
+                    value: text.to_owned(),
+                    reason: "not an IP address".to_owned(),
+                })?),
+            };
+            Ok(network::PortMapping {
+                protocol: match mapping.protocol {
+                    Protocol::Tcp => network::Protocol::Tcp,
+                    Protocol::Udp => network::Protocol::Udp,
+                    Protocol::Sctp => network::Protocol::Sctp,
+                },
+                container_port: mapping.container_port,
+                host_port: mapping.host_port,
+                host_ip,
+            })
+        })
+        .collect()
+}
+
+fn bandwidth(annotations: &Annotations) -> Result<Bandwidth, RuntimeError> {
+    let read = |name: &'static str| -> Result<Option<u64>, RuntimeError> {
+        let Some(text) = annotations.get(name) else { return Ok(None) };
+        parse_bits(text).map(Some).ok_or_else(|| RuntimeError::Invalid {
+            field: name,
+            value: text.clone(),
+            reason: "not a quantity of bits per second".to_owned(),
+        })
+    };
+    Ok(Bandwidth {
+        ingress_bits_per_second: read(INGRESS_ANNOTATION)?,
+        egress_bits_per_second: read(EGRESS_ANNOTATION)?,
+    })
+}
+
+/// A whole Kubernetes quantity: digits with an SI or binary suffix.
+fn parse_bits(text: &str) -> Option<u64> {
+    let at = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let factor = match &text[at..] {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return None,
+    };
+    text[..at].parse::<u64>().ok()?.checked_mul(factor)
+}
+
+pub fn set_phase(inner: &Inner, sandbox: &Sandbox, phase: SandboxPhase) {
+    let record = {
+        let mut record = sandbox.record();
+        record.phase = phase;
+        record.clone()
+    };
+    if let Err(error) = layout::write_record(&inner.layout.sandbox_record(&record.id), &record) {
+        tracing::warn!(sandbox = %record.id, %error, "cannot write a sandbox's record");
+    }
+}
+
+pub async fn stop(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
+    let sandbox = match inner.sandbox(id) {
+        Ok(sandbox) => sandbox,
+        Err(_) => return Ok(()),
+    };
+    sandbox.begin_stop();
+    let problems = take_down(inner, &sandbox).await;
+    watch::settle(inner, id);
+    set_phase(inner, &sandbox, SandboxPhase::Stopped);
+    match problems.into_iter().next() {
+        None => Ok(()),
+        Some(problem) => Err(problem),
+    }
+}
+
+pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
+    let Ok(sandbox) = inner.sandbox(id) else { return Ok(()) };
+    stop(inner, id).await?;
+    for container in inner.containers_of(id) {
+        let container_id = container.record().id.clone();
+        container::remove(inner, &container_id).await?;
+    }
+    let lock = inner.layout.pod_lock(&sandbox.record().config.metadata.uid);
+    let shares_lock = {
+        let uid = sandbox.record().config.metadata.uid.clone();
+        inner.sandboxes().values().any(|other| {
+            let other = other.record();
+            other.id != id && other.config.metadata.uid == uid
+        })
+    };
+    if !shares_lock {
+        let _ = std::fs::remove_file(lock);
+    }
+    forget(inner, id);
+    Ok(())
+}
+
+/// Drops the sandbox from memory and disk.
+pub fn forget(inner: &Inner, id: &str) {
+    for directory in [inner.layout.sandbox(id), inner.layout.sandbox_state(id)] {
+        if let Err(error) = layout::remove_tree(&directory) {
+            tracing::warn!(path = %directory.display(), %error, "cannot remove a sandbox's directory");
+        }
+    }
+    inner.sandboxes().remove(id);
+}
+
+/// Ends everything of the sandbox that lives in the kernel. Goes on past errors and returns them all;
+/// can be repeated.
+pub async fn take_down(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) -> Vec<RuntimeError> {
+    let (id, has_network) = {
+        let record = sandbox.record();
+        (record.id.clone(), record.config.namespaces.network != NamespaceMode::Node)
+    };
+    let mut problems = Vec::new();
+    let state_dir = inner.layout.sandbox_state(&id);
+    // The exits must be known before the shim goes: the watch hears them first.
+    match shim::call(&state_dir, &Request::Shutdown).await {
+        Ok(_) | Err(ShimCallError::Connect { .. } | ShimCallError::HungUp) => {}
+        Err(error) => problems.push(RuntimeError::Shim { id: id.clone(), reason: error.to_string() }),
+    }
+    if has_network && let Err(error) = inner.network.teardown(&id).await {
+        problems.push(RuntimeError::Network { id: id.clone(), source: Box::new(error) });
+    }
+    let cgroups: Vec<PathBuf> =
+        inner.containers_of(&id).iter().map(|container| container.record().cgroup_path.clone()).collect();
+    let worker = inner.clone();
+    let result = blocking(move || {
+        for path in &cgroups {
+            worker.cgroups.kill(path);
+            if let Err(error) = worker.cgroups.remove(path) {
+                tracing::debug!(path = %path.display(), %error, "cannot remove a cgroup yet");
+            }
+        }
+        mount::unmount_below(&state_dir).map_err(io(format!("unmount below {}", state_dir.display())))
+    })
+    .await;
+    problems.extend(result.err());
+    for problem in &problems {
+        tracing::warn!(sandbox = %id, %problem, "taking a sandbox down");
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bandwidths_are_quantities() {
+        for (text, expected) in [("10M", Some(10_000_000)), ("1Ki", Some(1024)), ("7", Some(7)), ("1.5M", None), ("M", None)] {
+            assert_eq!(parse_bits(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn resolv_conf_has_the_order_of_containerd() {
+        let dns = DnsConfig {
+            servers: vec!["10.0.0.10".into()],
+            searches: vec!["a".into(), "b".into()],
+            options: vec!["ndots:5".into()],
+        };
+        assert_eq!(resolv_conf(&dns), "search a b\nnameserver 10.0.0.10\noptions ndots:5\n");
+    }
+}

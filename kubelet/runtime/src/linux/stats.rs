@@ -1,0 +1,158 @@
+//! Usage of containers and sandboxes, from cgroups, network namespaces and writable layers.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::session::in_namespace;
+use super::{Inner, blocking};
+use crate::api::*;
+
+/// How old a count of a writable layer may be. Source: containerd's snapshot sync period.
+const LAYER_PERIOD: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug)]
+pub struct LayerUsage {
+    counted_at: Instant,
+    bytes: u64,
+    inodes: u64,
+}
+
+impl Inner {
+    pub(super) fn forget_layer(&self, id: &str) {
+        self.layer_usage.lock().expect("no holder panics").remove(id);
+    }
+
+    fn layer(&self, id: &str) -> LayerUsage {
+        let known = self.layer_usage.lock().expect("no holder panics").get(id).copied();
+        if let Some(known) = known.filter(|known| known.counted_at.elapsed() < LAYER_PERIOD) {
+            return known;
+        }
+        let (bytes, inodes) = disk_usage(&self.layout.container(id).join("upper"));
+        let usage = LayerUsage { counted_at: Instant::now(), bytes, inodes };
+        self.layer_usage.lock().expect("no holder panics").insert(id.to_owned(), usage);
+        usage
+    }
+
+    fn container_stats(&self, id: &str) -> Option<ContainerStats> {
+        let container = self.container(id).ok()?;
+        container.pid()?;
+        let record = container.record().clone();
+        // One that ended meanwhile has no usage.
+        let usage = self.cgroups.usage(&record.cgroup_path).ok()?;
+        let layer = self.layer(id);
+        Some(ContainerStats {
+            id: id.to_owned(),
+            sandbox_id: record.sandbox_id,
+            name: record.config.metadata.name,
+            timestamp: jiff::Timestamp::now(),
+            cpu_usage_core_nanoseconds: usage.cpu_nanoseconds,
+            memory_usage_bytes: usage.memory_bytes,
+            memory_working_set_bytes: usage.memory_working_set_bytes,
+            memory_rss_bytes: usage.memory_rss_bytes,
+            page_faults: usage.page_faults,
+            major_page_faults: usage.major_page_faults,
+            writable_layer_used_bytes: layer.bytes,
+            writable_layer_inodes_used: layer.inodes,
+        })
+    }
+}
+
+/// (bytes, inodes) of a tree, each inode once.
+fn disk_usage(root: &Path) -> (u64, u64) {
+    let (mut bytes, mut inodes) = (0, 0);
+    let mut linked = std::collections::HashSet::new();
+    let mut stack = vec![root.to_owned()];
+    while let Some(directory) = stack.pop() {
+        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+        for entry in entries.flatten() {
+            let Ok(data) = entry.metadata() else { continue };
+            if data.nlink() > 1 && !data.is_dir() && !linked.insert(data.ino()) {
+                continue;
+            }
+            bytes += data.blocks() * 512;
+            inodes += 1;
+            if data.is_dir() {
+                stack.push(entry.path());
+            }
+        }
+    }
+    (bytes, inodes)
+}
+
+pub async fn containers(inner: &Arc<Inner>) -> Result<Vec<ContainerStats>, RuntimeError> {
+    let ids: Vec<String> = inner.containers().keys().cloned().collect();
+    let worker = inner.clone();
+    blocking(move || Ok(ids.iter().filter_map(|id| worker.container_stats(id)).collect())).await
+}
+
+pub async fn sandboxes(inner: &Arc<Inner>) -> Result<Vec<PodSandboxStats>, RuntimeError> {
+    let all = containers(inner).await?;
+    let worker = inner.clone();
+    blocking(move || {
+        let ready: Vec<_> = worker
+            .sandboxes()
+            .values()
+            .map(|sandbox| sandbox.status())
+            .filter(|status| status.state == SandboxState::Ready)
+            .collect();
+        Ok(ready
+            .into_iter()
+            .map(|status| {
+                let containers: Vec<_> = all.iter().filter(|stats| stats.sandbox_id == status.id).cloned().collect();
+                let process_count = worker
+                    .containers_of(&status.id)
+                    .iter()
+                    .filter_map(|container| {
+                        let path = container.record().cgroup_path.clone();
+                        worker.cgroups.usage(&path).ok().map(|usage| usage.processes)
+                    })
+                    .sum();
+                let mut stats = PodSandboxStats {
+                    id: status.id.clone(),
+                    process_count,
+                    containers,
+                    ..PodSandboxStats::default()
+                };
+                if status.namespaces.network != NamespaceMode::Node {
+                    let namespace = worker.layout.namespaces(&status.id).join("net");
+                    let table = in_namespace(Some(namespace), || std::fs::read_to_string("/proc/thread-self/net/dev"));
+                    count_network(&mut stats, &table.unwrap_or_default());
+                }
+                stats
+            })
+            .collect())
+    })
+    .await
+}
+
+/// Sums every interface but lo of a `/proc/net/dev`.
+fn count_network(stats: &mut PodSandboxStats, table: &str) {
+    for line in table.lines() {
+        let Some((name, rest)) = line.split_once(':') else { continue };
+        if name.trim() == "lo" {
+            continue;
+        }
+        let fields: Vec<u64> = rest.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+        if let [rx_bytes, _, rx_errors, _, _, _, _, _, tx_bytes, _, tx_errors, ..] = fields[..] {
+            stats.rx_bytes += rx_bytes;
+            stats.rx_errors += rx_errors;
+            stats.tx_bytes += tx_bytes;
+            stats.tx_errors += tx_errors;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_counts_leave_lo_out() {
+        let table = "Inter-|   Receive  |  Transmit\n face |bytes packets errs\n    lo: 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9\n  eth0: 100 2 3 0 0 0 0 0 200 5 6 0 0 0 0 0\n";
+        let mut stats = PodSandboxStats::default();
+        count_network(&mut stats, table);
+        assert_eq!((stats.rx_bytes, stats.rx_errors, stats.tx_bytes, stats.tx_errors), (100, 3, 200, 6));
+    }
+}
