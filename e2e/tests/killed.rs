@@ -112,7 +112,7 @@ fn kube_proxy_killed_keeps_connections() -> Result<()> {
     ns.apply(&busybox_pod(
         "client",
         "node-1",
-        "until nslookup server >/dev/null 2>&1; do sleep 0.2; done; (for i in $(seq 1 30); do echo $i; sleep 0.5; done) | nc server 7000",
+        "until nslookup -type=a server.killed-proxy.svc.cluster.local. >/dev/null 2>&1; do sleep 0.2; done; (for i in $(seq 1 30); do echo $i; sleep 0.5; done) | nc server 7000",
     ))?;
     ns.wait_ready("pod/client", 60)?;
     wait_until("the connection", Duration::from_secs(20), || Ok(ns.kubectl(&["logs", "client"])?.contains("echo 2")))?;
@@ -143,8 +143,10 @@ fn kill_leader(cluster: &Cluster, component: &str) -> Result<String> {
     let leader = [component.to_owned(), format!("{component}-1")]
         .into_iter()
         .find(|name| {
-            std::fs::read_to_string(cluster.layout.log(name))
-                .is_ok_and(|log| log.lines().rev().any(|line| line.contains("successfully acquired lease") || line.contains("became leader")))
+            cluster
+                .process(name)
+                .and_then(|process| process.log_since_start(&cluster.layout))
+                .is_ok_and(|log| log.lines().rev().any(|line| line.to_lowercase().contains("successfully acquired lease")))
                 && cluster.process(name).is_ok_and(e2e::cluster::process::Process::is_running)
         })
         .with_context(|| format!("no replica of {component} says it leads"))?;

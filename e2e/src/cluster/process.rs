@@ -57,6 +57,8 @@ pub struct Process {
     pub program: Program,
     pub pid: u32,
     pub start_time: u64,
+    /// Where its own part of the log begins, in bytes: a restarted program appends.
+    pub log_start: u64,
 }
 
 impl Process {
@@ -71,6 +73,7 @@ impl Process {
             .append(true)
             .open(layout.log(&program.name))
             .with_context(|| format!("open the log of {}", program.name))?;
+        let log_start = log.metadata()?.len();
         let group = format!("{}/daemons", layout.cgroup());
         let (executable, arguments) = program.argv.split_first().context("a program has a name")?;
         let mut command = program.place.command(executable);
@@ -94,11 +97,21 @@ impl Process {
         let child = command.spawn().with_context(|| format!("start {}", program.name))?;
         let pid = child.id();
         let start_time = start_time(pid).with_context(|| format!("{} ended at once", program.name))?;
-        Ok(Self { program, pid, start_time })
+        Ok(Self { program, pid, start_time, log_start })
     }
 
     pub fn is_running(&self) -> bool {
         start_time(self.pid) == Some(self.start_time)
+    }
+
+    /// What it has logged since it was started.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn log_since_start(&self, layout: &Layout) -> Result<String> {
+        let log = fs::read(layout.log(&self.program.name))?;
+        let start = usize::try_from(self.log_start)?.min(log.len());
+        Ok(String::from_utf8_lossy(&log[start..]).into_owned())
     }
 
     /// # Errors
