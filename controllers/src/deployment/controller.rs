@@ -35,12 +35,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context
         .executor("deployment-controller", "deployment-controller")
         .await?;
-    let workers = context
-        .options
-        .concurrent_syncs
-        .get("deployment")
-        .copied()
-        .unwrap_or(5);
+    let workers = context.options.workers("deployment");
     let (controller, queue, watches) = DeploymentController::new(
         &context.informers,
         executor,

@@ -34,12 +34,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context
         .executor("replicaset-controller", "replicaset-controller")
         .await?;
-    let workers = context
-        .options
-        .concurrent_syncs
-        .get("replicaset")
-        .copied()
-        .unwrap_or(5);
+    let workers = context.options.workers("replicaset");
     let (controller, queue, watches) = ReplicaSetController::new(
         &context.informers,
         executor,
