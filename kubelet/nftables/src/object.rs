@@ -229,11 +229,14 @@ impl Table {
                 {
                     missing.insert(format!("@{set}"));
                 }
-                if let Some(chain) = statement.target()
-                    && !self.chains.contains_key(chain)
-                {
-                    missing.insert(chain.to_owned());
-                }
+                let unknown = |chain: &&str| !self.chains.contains_key(*chain);
+                missing.extend(
+                    statement
+                        .targets()
+                        .into_iter()
+                        .filter(unknown)
+                        .map(str::to_owned),
+                );
             }
         }
         for data in self.sets.values().flat_map(|s| s.elements.values()) {

@@ -76,6 +76,11 @@ pub enum Statement {
         fields: Vec<Field>,
         map: Arc<str>,
     },
+    /// A verdict map of the rule's own.
+    Verdicts {
+        fields: Vec<Field>,
+        verdicts: Vec<(Key, Verdict)>,
+    },
     Verdict(Verdict),
     /// Drops with an ICMP "port unreachable". Only in input, forward and output.
     Reject,
@@ -163,11 +168,15 @@ impl Statement {
         }
     }
 
-    /// The chain it leads to.
-    pub fn target(&self) -> Option<&str> {
+    /// The chains it leads to.
+    pub fn targets(&self) -> Vec<&str> {
         match self {
-            Self::Verdict(verdict) => verdict.target(),
-            _ => None,
+            Self::Verdict(verdict) => verdict.target().into_iter().collect(),
+            Self::Verdicts { verdicts, .. } => verdicts
+                .iter()
+                .filter_map(|(_, verdict)| verdict.target())
+                .collect(),
+            _ => Vec::new(),
         }
     }
 
@@ -214,6 +223,16 @@ impl Statement {
             Self::VerdictMap { fields, map } => {
                 write_fields(fields, family, out);
                 write!(out, " vmap @{map}").expect(INFALLIBLE);
+            }
+            Self::Verdicts { fields, verdicts } => {
+                write_fields(fields, family, out);
+                out.push_str(" vmap { ");
+                for (i, (key, verdict)) in verdicts.iter().enumerate() {
+                    out.push_str(if i == 0 { "" } else { ", " });
+                    write_key(key, out);
+                    write!(out, " : {verdict}").expect(INFALLIBLE);
+                }
+                out.push_str(" }");
             }
             Self::Verdict(verdict) => write!(out, "{verdict}").expect(INFALLIBLE),
             Self::Reject => out.push_str("reject"),

@@ -314,6 +314,16 @@ impl<'a> Tracer<'a> {
                     }
                     true
                 }
+                Statement::Verdicts { fields, verdicts } => {
+                    let key = self.key(fields, state);
+                    if let Some((_, verdict)) = verdicts.iter().find(|(held, _)| *held == key) {
+                        match self.verdict(table, verdict, state, depth) {
+                            Step::Continue => {}
+                            end => return end,
+                        }
+                    }
+                    true
+                }
                 Statement::Verdict(verdict) => match self.verdict(table, verdict, state, depth) {
                     Step::Continue => true,
                     end => return end,

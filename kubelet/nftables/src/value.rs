@@ -126,6 +126,7 @@ pub enum Value {
     Protocol(Protocol),
     Port(u16),
     Number(u32),
+    /// An interface's name; in rules, a trailing `*` stands for any ending.
     Name(Arc<str>),
 }
 
@@ -143,6 +144,9 @@ impl Value {
     pub(crate) fn holds(&self, value: &Value) -> bool {
         match (self, value) {
             (Self::Net(net), Self::Address(address)) => net.contains(address),
+            (Self::Name(held), Self::Name(name)) if held.ends_with('*') => {
+                name.starts_with(held.trim_end_matches('*'))
+            }
             _ => self == value,
         }
     }

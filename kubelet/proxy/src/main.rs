@@ -1,1 +1,7 @@
-fn main() {}
+//! The `kube-proxy` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kube_proxy::server::main()
+}

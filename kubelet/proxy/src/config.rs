@@ -1,0 +1,569 @@
+//! `KubeProxyConfiguration` of `kubeproxy.config.k8s.io/v1alpha1`: fields, defaults, validation.
+//!
+//! Upstream: staging/src/k8s.io/kube-proxy/config/v1alpha1, pkg/proxy/apis/config.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use component_base::config::{ConfigError, FieldError, load_strict};
+use component_base::duration::GoDuration;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+pub const KIND: &str = "KubeProxyConfiguration";
+
+/// Upstream: ports.ProxyHealthzPort and ports.ProxyStatusPort.
+const HEALTHZ_PORT: u16 = 10_256;
+const METRICS_PORT: u16 = 10_249;
+
+fn seconds(seconds: u64) -> GoDuration {
+    GoDuration(Duration::from_secs(seconds))
+}
+
+/// The whole configuration. `Default` is what an empty file means.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KubeProxyConfiguration {
+    pub feature_gates: BTreeMap<String, bool>,
+    pub client_connection: ClientConnection,
+    /// Taken as it is: verbosity and format are what we act on.
+    pub logging: Logging,
+    pub hostname_override: String,
+    pub bind_address: String,
+    pub healthz_bind_address: String,
+    pub metrics_bind_address: String,
+    pub bind_address_hard_fail: bool,
+    pub enable_profiling: bool,
+    pub show_hidden_metrics_for_version: String,
+    pub mode: String,
+    pub iptables: IpTables,
+    pub ipvs: Ipvs,
+    pub nftables: NfTables,
+    pub winkernel: WinKernel,
+    pub detect_local_mode: String,
+    pub detect_local: DetectLocal,
+    #[serde(rename = "clusterCIDR")]
+    pub cluster_cidr: String,
+    pub node_port_addresses: Vec<String>,
+    pub oom_score_adj: Option<i32>,
+    pub conntrack: ConntrackConfiguration,
+    pub config_sync_period: GoDuration,
+    pub port_range: String,
+    pub windows_run_as_service: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientConnection {
+    pub kubeconfig: String,
+    pub accept_content_types: String,
+    pub content_type: String,
+    pub qps: f32,
+    pub burst: i32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Logging {
+    pub format: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flush_frequency: Option<serde_json::Value>,
+    pub verbosity: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmodule: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<serde_json::Value>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IpTables {
+    pub masquerade_bit: Option<i32>,
+    pub masquerade_all: bool,
+    pub localhost_node_ports: Option<bool>,
+    pub sync_period: GoDuration,
+    pub min_sync_period: GoDuration,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ipvs {
+    pub sync_period: GoDuration,
+    pub min_sync_period: GoDuration,
+    pub scheduler: String,
+    #[serde(rename = "excludeCIDRs")]
+    pub exclude_cidrs: Vec<String>,
+    #[serde(rename = "strictARP")]
+    pub strict_arp: bool,
+    pub tcp_timeout: GoDuration,
+    pub tcp_fin_timeout: GoDuration,
+    pub udp_timeout: GoDuration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NfTables {
+    pub masquerade_bit: Option<i32>,
+    pub masquerade_all: bool,
+    pub sync_period: GoDuration,
+    pub min_sync_period: GoDuration,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WinKernel {
+    pub network_name: String,
+    pub source_vip: String,
+    #[serde(rename = "enableDSR")]
+    pub enable_dsr: bool,
+    pub root_hns_endpoint_name: String,
+    pub forward_health_check_vip: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DetectLocal {
+    pub bridge_interface: String,
+    pub interface_name_prefix: String,
+}
+
+/// Zero leaves the kernel's setting as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConntrackConfiguration {
+    pub max_per_core: Option<i32>,
+    pub min: Option<i32>,
+    pub tcp_established_timeout: Option<GoDuration>,
+    pub tcp_close_wait_timeout: Option<GoDuration>,
+    pub tcp_be_liberal: bool,
+    pub udp_timeout: GoDuration,
+    pub udp_stream_timeout: GoDuration,
+}
+
+impl Default for KubeProxyConfiguration {
+    fn default() -> Self {
+        let mut config = Self {
+            feature_gates: BTreeMap::new(),
+            client_connection: ClientConnection::default(),
+            logging: Logging::default(),
+            hostname_override: String::new(),
+            bind_address: String::new(),
+            healthz_bind_address: String::new(),
+            metrics_bind_address: String::new(),
+            bind_address_hard_fail: false,
+            enable_profiling: false,
+            show_hidden_metrics_for_version: String::new(),
+            mode: String::new(),
+            iptables: IpTables::default(),
+            ipvs: Ipvs {
+                sync_period: seconds(30),
+                ..Ipvs::default()
+            },
+            nftables: NfTables::default(),
+            winkernel: WinKernel::default(),
+            detect_local_mode: String::new(),
+            detect_local: DetectLocal::default(),
+            cluster_cidr: String::new(),
+            node_port_addresses: Vec::new(),
+            oom_score_adj: None,
+            conntrack: ConntrackConfiguration::default(),
+            config_sync_period: seconds(15 * 60),
+            port_range: String::new(),
+            windows_run_as_service: false,
+        };
+        config.set_defaults();
+        config
+    }
+}
+
+impl Default for ClientConnection {
+    fn default() -> Self {
+        Self {
+            kubeconfig: String::new(),
+            accept_content_types: String::new(),
+            content_type: "application/vnd.kubernetes.protobuf".into(),
+            qps: 5.0,
+            burst: 10,
+        }
+    }
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self {
+            format: "text".into(),
+            flush_frequency: None,
+            verbosity: 0,
+            vmodule: None,
+            options: None,
+        }
+    }
+}
+
+impl Default for IpTables {
+    fn default() -> Self {
+        Self {
+            masquerade_bit: Some(14),
+            masquerade_all: false,
+            localhost_node_ports: Some(true),
+            sync_period: seconds(30),
+            min_sync_period: seconds(1),
+        }
+    }
+}
+
+impl Default for NfTables {
+    fn default() -> Self {
+        Self {
+            masquerade_bit: Some(14),
+            masquerade_all: false,
+            sync_period: seconds(30),
+            min_sync_period: seconds(1),
+        }
+    }
+}
+
+impl Default for ConntrackConfiguration {
+    fn default() -> Self {
+        Self {
+            max_per_core: Some(32 * 1024),
+            min: Some(128 * 1024),
+            tcp_established_timeout: Some(seconds(24 * 3600)),
+            tcp_close_wait_timeout: Some(seconds(3600)),
+            tcp_be_liberal: false,
+            udp_timeout: GoDuration::default(),
+            udp_stream_timeout: GoDuration::default(),
+        }
+    }
+}
+
+impl KubeProxyConfiguration {
+    /// Reads a file, strictly, and fills in what it leaves out.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = load_strict(path, API_VERSION, KIND)?;
+        config.set_defaults();
+        Ok(config)
+    }
+
+    /// Empty means default, as in upstream's SetDefaults_KubeProxyConfiguration.
+    pub(crate) fn set_defaults(&mut self) {
+        if self.bind_address.is_empty() {
+            self.bind_address = "0.0.0.0".into();
+        }
+        let v6 = self
+            .bind_address
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.is_ipv6());
+        let (any, loopback) = if v6 {
+            ("[::]", "[::1]")
+        } else {
+            ("0.0.0.0", "127.0.0.1")
+        };
+        let complete = |address: &mut String, host: &str, port: u16| {
+            if address.is_empty() {
+                *address = format!("{host}:{port}");
+            } else if let Ok(ip) = address.trim_matches(['[', ']']).parse::<IpAddr>() {
+                *address = SocketAddr::new(ip, port).to_string();
+            }
+        };
+        complete(&mut self.healthz_bind_address, any, HEALTHZ_PORT);
+        complete(&mut self.metrics_bind_address, loopback, METRICS_PORT);
+        self.oom_score_adj.get_or_insert(-999);
+        for (period, default) in [
+            (&mut self.iptables.sync_period, 30),
+            (&mut self.iptables.min_sync_period, 1),
+            (&mut self.ipvs.sync_period, 30),
+            (&mut self.nftables.sync_period, 30),
+            (&mut self.nftables.min_sync_period, 1),
+            (&mut self.config_sync_period, 15 * 60),
+        ] {
+            if period.0.is_zero() {
+                *period = seconds(default);
+            }
+        }
+        self.nftables.masquerade_bit.get_or_insert(14);
+        self.iptables.masquerade_bit.get_or_insert(14);
+        self.iptables.localhost_node_ports.get_or_insert(true);
+        let conntrack = ConntrackConfiguration::default();
+        self.conntrack.max_per_core = self.conntrack.max_per_core.or(conntrack.max_per_core);
+        self.conntrack.min = self.conntrack.min.or(conntrack.min);
+        let established = self
+            .conntrack
+            .tcp_established_timeout
+            .or(conntrack.tcp_established_timeout);
+        self.conntrack.tcp_established_timeout = established;
+        let close_wait = self
+            .conntrack
+            .tcp_close_wait_timeout
+            .or(conntrack.tcp_close_wait_timeout);
+        self.conntrack.tcp_close_wait_timeout = close_wait;
+        let client = ClientConnection::default();
+        if self.client_connection.qps == 0.0 {
+            self.client_connection.qps = client.qps;
+        }
+        if self.client_connection.burst == 0 {
+            self.client_connection.burst = client.burst;
+        }
+        if self.client_connection.content_type.is_empty() {
+            self.client_connection.content_type = client.content_type;
+        }
+    }
+
+    /// Settings of the mode that was asked for: another mode's bits and periods mean the same here.
+    pub fn masquerade_mark(&self) -> u32 {
+        let bit = if self.is_nftables() {
+            self.nftables.masquerade_bit
+        } else {
+            self.iptables.masquerade_bit
+        };
+        bit.and_then(|bit| u32::try_from(bit).ok())
+            .and_then(|bit| 1u32.checked_shl(bit))
+            .unwrap_or(1 << 14)
+    }
+
+    pub fn masquerade_all(&self) -> bool {
+        if self.is_nftables() {
+            self.nftables.masquerade_all
+        } else {
+            self.iptables.masquerade_all
+        }
+    }
+
+    pub fn sync_period(&self) -> Duration {
+        match self.mode.as_str() {
+            "ipvs" => self.ipvs.sync_period.0,
+            "nftables" => self.nftables.sync_period.0,
+            _ => self.iptables.sync_period.0,
+        }
+    }
+
+    pub fn min_sync_period(&self) -> Duration {
+        match self.mode.as_str() {
+            "ipvs" => self.ipvs.min_sync_period.0,
+            "nftables" => self.nftables.min_sync_period.0,
+            _ => self.iptables.min_sync_period.0,
+        }
+    }
+
+    /// The mode is ours, not one that we stand in for.
+    pub fn is_nftables(&self) -> bool {
+        self.mode == "nftables"
+    }
+
+    /// The ranges of `clusterCIDR`, which holds one or, for dual stack, two.
+    pub fn cluster_cidrs(&self) -> Vec<IpNet> {
+        self.cluster_cidr
+            .split(',')
+            .filter_map(|text| text.trim().parse().ok())
+            .collect()
+    }
+
+    /// Every error at once.
+    pub fn validate(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let path = |field: &str| format!("{KIND}.{field}");
+        let mut check = |ok: bool, field: &str, value: serde_json::Value, detail: &str| {
+            if !ok {
+                errors.push(FieldError::invalid(path(field), value, detail));
+            }
+        };
+        let bit = |bit: Option<i32>| bit.is_none_or(|bit| (0..=31).contains(&bit));
+        const BIT: &str = "must be within the range [0, 31]";
+        check(
+            bit(self.iptables.masquerade_bit),
+            "iptables.masqueradeBit",
+            self.iptables.masquerade_bit.into(),
+            BIT,
+        );
+        check(
+            bit(self.nftables.masquerade_bit),
+            "nftables.masqueradeBit",
+            self.nftables.masquerade_bit.into(),
+            BIT,
+        );
+        let score = self.oom_score_adj.unwrap_or(0);
+        let range = "must be within the range [-1000, 1000]";
+        check(
+            (-1000..=1000).contains(&score),
+            "oomScoreAdj",
+            score.into(),
+            range,
+        );
+        const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
+        for (field, value) in [
+            ("conntrack.maxPerCore", self.conntrack.max_per_core),
+            ("conntrack.min", self.conntrack.min),
+            ("clientConnection.burst", Some(self.client_connection.burst)),
+        ] {
+            check(
+                value.is_none_or(|value| value >= 0),
+                field,
+                value.into(),
+                NOT_NEGATIVE,
+            );
+        }
+        let modes = ["", "iptables", "ipvs", "nftables"];
+        let detail = "must be iptables, ipvs, nftables or blank";
+        check(
+            modes.contains(&self.mode.as_str()),
+            "mode",
+            self.mode.as_str().into(),
+            detail,
+        );
+        let (min, period) = (self.min_sync_period(), self.sync_period());
+        let value = serde_json::to_value(GoDuration(period)).unwrap_or_default();
+        check(
+            min <= period,
+            "syncPeriod",
+            value,
+            "must be greater than or equal to minSyncPeriod",
+        );
+        let ip = self.bind_address.parse::<IpAddr>().is_ok();
+        let detail = "not a valid textual representation of an IP address";
+        check(ip, "bindAddress", self.bind_address.as_str().into(), detail);
+        for (field, address) in [
+            ("healthzBindAddress", &self.healthz_bind_address),
+            ("metricsBindAddress", &self.metrics_bind_address),
+        ] {
+            let fits = address
+                .parse::<SocketAddr>()
+                .is_ok_and(|address| address.port() != 0);
+            check(fits, field, address.as_str().into(), "must be IP:port");
+        }
+        for (i, text) in self.node_port_addresses.iter().enumerate() {
+            let field = format!("nodePortAddresses[{i}]");
+            if text == "primary" {
+                let alone = self.node_port_addresses.len() == 1;
+                check(
+                    alone,
+                    &field,
+                    text.as_str().into(),
+                    "can't use both 'primary' and CIDRs",
+                );
+                break;
+            }
+            check(
+                text.parse::<IpNet>().is_ok(),
+                &field,
+                text.as_str().into(),
+                "must be a valid CIDR",
+            );
+        }
+        let cidrs: Vec<_> = self
+            .cluster_cidr
+            .split(',')
+            .filter(|text| !text.is_empty())
+            .collect();
+        let fits = cidrs
+            .iter()
+            .all(|text| text.trim().parse::<IpNet>().is_ok())
+            && cidrs.len() <= 2;
+        let detail = "must be a CIDR, or two of different families";
+        check(
+            fits,
+            "clusterCIDR",
+            self.cluster_cidr.as_str().into(),
+            detail,
+        );
+        let local = [
+            "",
+            "ClusterCIDR",
+            "NodeCIDR",
+            "BridgeInterface",
+            "InterfaceNamePrefix",
+        ];
+        if !local.contains(&self.detect_local_mode.as_str()) {
+            errors.push(FieldError::not_supported(
+                path("detectLocalMode"),
+                &self.detect_local_mode,
+                &local[1..],
+            ));
+        }
+        let needs = |field: &str, name: &str, given: &str| -> Option<FieldError> {
+            let missing = self.detect_local_mode == name && (given.is_empty() || given.len() > 15);
+            missing.then(|| {
+                let detail =
+                    format!("detectLocalMode {name} needs the name of a link, of at most 15 bytes");
+                FieldError::invalid(path(field), given, detail)
+            })
+        };
+        errors.extend(needs(
+            "detectLocal.bridgeInterface",
+            "BridgeInterface",
+            &self.detect_local.bridge_interface,
+        ));
+        let prefix = &self.detect_local.interface_name_prefix;
+        errors.extend(needs(
+            "detectLocal.interfaceNamePrefix",
+            "InterfaceNamePrefix",
+            prefix,
+        ));
+        errors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<KubeProxyConfiguration, ConfigError> {
+        let text = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{text}");
+        let mut config: KubeProxyConfiguration =
+            component_base::config::decode_strict(Path::new("test"), &text, API_VERSION, KIND)?;
+        config.set_defaults();
+        Ok(config)
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let config = load("").unwrap();
+        assert_eq!(config, KubeProxyConfiguration::default());
+        assert!(config.validate().is_empty(), "{:?}", config.validate());
+        assert_eq!(config.metrics_bind_address, "127.0.0.1:10249");
+        assert_eq!(config.masquerade_mark(), 0x4000);
+    }
+
+    /// What kubeadm writes: every field, most of them empty.
+    #[test]
+    fn kubeadms_file() {
+        let config = load(
+            "bindAddress: 0.0.0.0\nbindAddressHardFail: false\nclientConnection:\n  acceptContentTypes: \"\"\n  burst: 0\n  \
+             contentType: \"\"\n  kubeconfig: /var/lib/kube-proxy/kubeconfig.conf\n  qps: 0\nclusterCIDR: 10.244.0.0/16\n\
+             configSyncPeriod: 0s\nconntrack:\n  maxPerCore: null\n  min: null\n  tcpBeLiberal: false\n  \
+             tcpCloseWaitTimeout: null\n  tcpEstablishedTimeout: null\n  udpStreamTimeout: 0s\n  udpTimeout: 0s\n\
+             detectLocal:\n  bridgeInterface: \"\"\n  interfaceNamePrefix: \"\"\ndetectLocalMode: \"\"\n\
+             enableProfiling: false\nhealthzBindAddress: \"\"\nhostnameOverride: \"\"\niptables:\n  \
+             localhostNodePorts: null\n  masqueradeAll: false\n  masqueradeBit: null\n  minSyncPeriod: 0s\n  \
+             syncPeriod: 0s\nipvs:\n  excludeCIDRs: null\n  minSyncPeriod: 0s\n  scheduler: \"\"\n  strictARP: false\n  \
+             syncPeriod: 0s\n  tcpFinTimeout: 0s\n  tcpTimeout: 0s\n  udpTimeout: 0s\nlogging:\n  flushFrequency: 0\n  \
+             options:\n    json:\n      infoBufferSize: \"0\"\n    text:\n      infoBufferSize: \"0\"\n  verbosity: 0\n\
+             metricsBindAddress: \"\"\nmode: \"\"\nnftables:\n  masqueradeAll: false\n  masqueradeBit: null\n  \
+             minSyncPeriod: 0s\n  syncPeriod: 0s\nnodePortAddresses: null\noomScoreAdj: null\nportRange: \"\"\n\
+             showHiddenMetricsForVersion: \"\"\nwinkernel:\n  enableDSR: false\n  forwardHealthCheckVip: false\n",
+        );
+        let config = config.unwrap();
+        assert!(config.validate().is_empty(), "{:?}", config.validate());
+        assert_eq!(config.conntrack, ConntrackConfiguration::default());
+        assert_eq!(config.sync_period(), Duration::from_secs(30));
+        let config = load("clusterCIDR: 10.244.0.0/16\nconntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s}\nmode: iptables\n").unwrap();
+        assert!(config.validate().is_empty());
+        assert_eq!(config.conntrack.max_per_core, Some(0));
+        assert_eq!(config.cluster_cidrs().len(), 1);
+    }
+
+    #[test]
+    fn all_errors_at_once() {
+        let config = load("mode: userspace\nnodePortAddresses: [primary, 10.0.0.0/8]\ndetectLocalMode: X\noomScoreAdj: 5000").unwrap();
+        let errors: Vec<_> = config.validate().iter().map(ToString::to_string).collect();
+        assert_eq!(errors.len(), 4, "{errors:?}");
+        assert!(
+            load("nodePortAddress: []\nmod: x")
+                .unwrap_err()
+                .to_string()
+                .contains("mod")
+        );
+    }
+}
