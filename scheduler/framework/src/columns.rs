@@ -30,17 +30,19 @@ impl ResourceColumn {
 /// One label key over all nodes.
 #[derive(Clone, Debug, Default)]
 pub struct LabelColumn {
-    /// The id of each node's value; 0 where the node has no such label.
+    /// The id of each node's value; 0 where the node has no such label. Empty when no node has it.
     pub ids: Vec<u32>,
     /// The value of each id; `values[0]` is empty and means absent.
     pub values: Vec<Arc<str>>,
     /// How many live nodes have each id.
     pub nodes: Vec<u32>,
     lookup: HashMap<Arc<str>, u32>,
+    /// Ids whose value no node has any more, to be given to the next new value.
+    free: Vec<u32>,
 }
 
 impl LabelColumn {
-    /// The id of `value`; `None` when no node ever had it.
+    /// The id of `value`; `None` when no node has it.
     pub fn id(&self, value: &str) -> Option<u32> {
         self.lookup.get(value).copied()
     }
@@ -54,19 +56,40 @@ impl LabelColumn {
             self.nodes[0] += (node as usize + 1 - self.ids.len()) as u32;
             self.ids.resize(node as usize + 1, 0);
         }
-        let id = value.map_or(0, |value| match self.lookup.get(value) {
-            Some(&id) => id,
-            None => {
-                let (id, value): (u32, Arc<str>) = (self.values.len() as u32, value.into());
-                self.lookup.insert(Arc::clone(&value), id);
-                self.values.push(value);
-                self.nodes.push(0);
+        let id = value.map_or(0, |value| self.intern(value));
+        let old = std::mem::replace(&mut self.ids[node as usize], id);
+        self.nodes[id as usize] += 1;
+        self.nodes[old as usize] -= 1;
+        if old != 0 && self.nodes[old as usize] == 0 {
+            self.lookup.remove(&self.values[old as usize]);
+            self.free.push(old);
+        }
+    }
+
+    fn intern(&mut self, value: &str) -> u32 {
+        if let Some(&id) = self.lookup.get(value) {
+            return id;
+        }
+        let value: Arc<str> = value.into();
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.values[id as usize] = Arc::clone(&value);
                 id
             }
-        });
-        let old = std::mem::replace(&mut self.ids[node as usize], id);
-        self.nodes[old as usize] -= 1;
-        self.nodes[id as usize] += 1;
+            None => {
+                self.values.push(Arc::clone(&value));
+                self.nodes.push(0);
+                (self.values.len() - 1) as u32
+            }
+        };
+        self.lookup.insert(value, id);
+        id
+    }
+
+    /// Is the row of `node` what it would be made for `value`?
+    fn has(&self, node: NodeIndex, value: Option<&str>) -> bool {
+        let row = self.ids.get(node as usize);
+        row.is_some_and(|&id| (id != 0).then(|| &*self.values[id as usize]) == value)
     }
 }
 
@@ -109,7 +132,10 @@ pub struct NodeColumns {
     taint_sets: Vec<Arc<[Taint]>>,
     taint_lookup: HashMap<String, u32>,
     images: HashMap<String, ImageColumn>,
+    /// Only of labels that some node has: pods may ask for any key, and what they ask for must not fill the memory.
     labels: Mutex<HashMap<String, Arc<LabelColumn>>>,
+    /// How many nodes have each label.
+    label_keys: HashMap<String, u32>,
 }
 
 impl NodeColumns {
@@ -170,6 +196,9 @@ impl NodeColumns {
             return Arc::clone(column);
         }
         let mut column = LabelColumn::default();
+        if !self.label_keys.contains_key(key) {
+            return Arc::new(column);
+        }
         for (index, node) in nodes.iter().enumerate() {
             let value = node.as_ref().and_then(|n| n.labels().get(key));
             column.set(index as NodeIndex, value.map(String::as_str));
@@ -212,7 +241,25 @@ impl NodeColumns {
             .unwrap_or_else(PoisonError::into_inner);
         for (key, column) in labels.iter_mut() {
             let value = new.and_then(|n| n.labels().get(key)).map(String::as_str);
-            Arc::make_mut(column).set(index, value);
+            // A column that a view holds is copied when it changes: so only when it does.
+            if !column.has(index, value) {
+                Arc::make_mut(column).set(index, value);
+            }
+        }
+        for key in new.into_iter().flat_map(|n| n.labels().keys()) {
+            match self.label_keys.get_mut(key) {
+                Some(nodes) => *nodes += 1,
+                None => _ = self.label_keys.insert(key.clone(), 1),
+            }
+        }
+        for key in old.into_iter().flat_map(|n| n.labels().keys()) {
+            if let Some(nodes) = self.label_keys.get_mut(key) {
+                *nodes -= 1;
+                if *nodes == 0 {
+                    self.label_keys.remove(key);
+                    labels.remove(key);
+                }
+            }
         }
     }
 
@@ -307,5 +354,49 @@ impl NodeColumns {
             image.size = size;
             image.nodes.insert(index);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{make_node, snapshot};
+
+    #[test]
+    fn label_columns_follow_the_nodes() {
+        let mut snapshot = snapshot(
+            ["a", "b"].map(|name| make_node(name).zone(name).build()),
+            [],
+        );
+        let zone = "topology.kubernetes.io/zone";
+        let column = snapshot.label_column(zone);
+        let (a, b) = (
+            column.id("a").expect("has a"),
+            column.id("b").expect("has b"),
+        );
+        assert_eq!(column.nodes[a as usize] + column.nodes[b as usize], 2);
+
+        // A value that is gone gives its id to the next one.
+        let before = std::sync::Arc::clone(&column);
+        snapshot.set_node(std::sync::Arc::new(make_node("a").zone("c").info([])));
+        let column = snapshot.label_column(zone);
+        assert_eq!(
+            (column.id("a"), column.id("b"), column.values.len()),
+            (None, Some(b), 4)
+        );
+        snapshot.set_node(std::sync::Arc::new(make_node("b").zone("d").info([])));
+        assert_eq!(snapshot.label_column(zone).values.len(), 4);
+        assert_eq!(
+            before.id("a"),
+            Some(a),
+            "who holds a column keeps it as it was"
+        );
+
+        // What is not on any node costs nothing.
+        assert!(snapshot.label_column("nobody/has-it").ids.is_empty());
+        snapshot.remove_node("a");
+        snapshot.remove_node("b");
+        assert!(snapshot.label_column(zone).ids.is_empty());
+        snapshot.set_node(std::sync::Arc::new(make_node("e").zone("e").info([])));
+        assert!(snapshot.label_column(zone).id("e").is_some());
     }
 }
