@@ -13,7 +13,9 @@ pub mod registry;
 pub mod controller_ref;
 
 // the controllers, by name
+pub mod certificatesigningrequest;
 pub mod deployment;
+pub mod endpointslice;
 pub mod replicaset;
 pub mod root_ca_certificate_publisher;
 pub mod serviceaccount;

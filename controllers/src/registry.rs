@@ -3,9 +3,7 @@
 //! A controller without a constructor is known and not built yet: `*` leaves it out and the log says so once, asking for it by name is
 //! an error. Upstream: cmd/kube-controller-manager/{names,app/controller_descriptor.go}, v1.36.
 
-use component_base::clock::Clock;
 use component_base::config::FieldError;
-use controller_runtime::run_controller;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
@@ -66,52 +64,31 @@ pub const CONTROLLERS: &[Descriptor] = &[
         |c| crate::root_ca_certificate_publisher::start(c).boxed(),
     ),
     built("replicaset-controller", "replicaset", |c| {
-        async move {
-            let executor = c
-                .executor("replicaset-controller", "replicaset-controller")
-                .await?;
-            let (controller, queue, watches) =
-                crate::replicaset::controller::ReplicaSetController::new(
-                    &c.informers,
-                    executor,
-                    Clock::real(),
-                    &c.shutdown,
-                );
-            let workers = c.options.workers("replicaset");
-            Ok(run_controller(controller, queue, watches, workers, c.shutdown).boxed())
-        }
-        .boxed()
+        crate::replicaset::start(c).boxed()
     }),
     built("deployment-controller", "deployment", |c| {
-        async move {
-            let executor = c
-                .executor("deployment-controller", "deployment-controller")
-                .await?;
-            let (controller, queue, watches) =
-                crate::deployment::controller::DeploymentController::new(
-                    &c.informers,
-                    executor,
-                    Clock::real(),
-                    &c.shutdown,
-                );
-            let workers = c.options.workers("deployment");
-            Ok(run_controller(controller, queue, watches, workers, c.shutdown).boxed())
-        }
-        .boxed()
+        crate::deployment::start(c).boxed()
     }),
-    // not built yet
-    missing("certificatesigningrequest-signing-controller", "csrsigning"),
-    missing(
+    built("endpointslice-controller", "endpointslice", |c| {
+        crate::endpointslice::start(c).boxed()
+    }),
+    built(
+        "certificatesigningrequest-signing-controller",
+        "csrsigning",
+        |c| crate::certificatesigningrequest::start_signing(c).boxed(),
+    ),
+    built(
         "certificatesigningrequest-approving-controller",
         "csrapproving",
+        |c| crate::certificatesigningrequest::start_approving(c).boxed(),
     ),
+    // not built yet
     missing("node-ipam-controller", "nodeipam"),
     missing("node-lifecycle-controller", "nodelifecycle"),
     missing("taint-eviction-controller", ""),
     missing("pod-garbage-collector-controller", "podgc"),
     missing("namespace-controller", "namespace"),
     missing("garbage-collector-controller", "garbagecollector"),
-    missing("endpointslice-controller", "endpointslice"),
     missing("certificatesigningrequest-cleaner-controller", "csrcleaner"),
     missing(
         "clusterrole-aggregation-controller",

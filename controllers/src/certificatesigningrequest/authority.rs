@@ -1,0 +1,433 @@
+//! A CA on disk, and what it makes of a request: subject, key and names of the request, usages and lifetime of the policy.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine as _;
+use component_base::tls::{self, TlsError};
+use jiff::Timestamp;
+use rustls::SignatureScheme;
+use rustls::sign::SigningKey;
+use x509_parser::extensions::ParsedExtension;
+
+use super::der;
+use super::request::Request;
+use crate::options::CaFiles;
+
+/// Certificates are valid from this long ago, for clocks that differ.
+const BACKDATE: Duration = Duration::from_secs(5 * 60);
+/// A certificate shorter than this gets its whole time after now.
+const SHORT: Duration = Duration::from_secs(8 * 3600);
+/// The shortest lifetime anybody gets.
+const MIN_DURATION: Duration = Duration::from_secs(10 * 60);
+
+/// Why a CA cannot be used or does not sign.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AuthorityError {
+    #[error("error reading CA file {path}: {source}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("CA certificate {path} cannot be parsed: {message}")]
+    Parse { path: PathBuf, message: String },
+    #[error("CA certificate {0} and its key do not match")]
+    Mismatch(PathBuf),
+    #[error("expected one certificate in {0}")]
+    Several(PathBuf),
+    #[error("CA key: {0}")]
+    Key(#[from] rustls::Error),
+    #[error("the CA key's kind is not supported")]
+    Algorithm,
+    #[error("the signer has expired: NotAfter={0}")]
+    Expired(Timestamp),
+    #[error("unrecognized usage values: [{0}]")]
+    Usages(String),
+}
+
+/// A CA.
+pub(super) struct Authority {
+    /// DER of the subject, the issuer of what it signs.
+    name: Vec<u8>,
+    key_identifier: Option<Vec<u8>>,
+    not_after: Timestamp,
+    key: std::sync::Arc<dyn SigningKey>,
+    scheme: SignatureScheme,
+    signature_algorithm: Vec<u8>,
+}
+
+const SCHEMES: &[(SignatureScheme, &[u64], bool)] = &[
+    // The flag: parameters are an explicit NULL.
+    (
+        SignatureScheme::RSA_PKCS1_SHA256,
+        &[1, 2, 840, 113549, 1, 1, 11],
+        true,
+    ),
+    (
+        SignatureScheme::ECDSA_NISTP256_SHA256,
+        &[1, 2, 840, 10045, 4, 3, 2],
+        false,
+    ),
+    (
+        SignatureScheme::ECDSA_NISTP384_SHA384,
+        &[1, 2, 840, 10045, 4, 3, 3],
+        false,
+    ),
+    (SignatureScheme::ED25519, &[1, 3, 101, 112], false),
+];
+
+impl Authority {
+    /// Reads a CA and checks that certificate and key belong together.
+    pub(super) fn load(files: &CaFiles) -> Result<Self, AuthorityError> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|source| AuthorityError::Read {
+                path: path.clone(),
+                source,
+            })
+        };
+        let (cert_pem, key_pem) = (read(&files.cert_file)?, read(&files.key_file)?);
+        let chain = tls::certificates(&files.cert_file.display().to_string(), &cert_pem)?;
+        let [certificate] = chain.as_slice() else {
+            return Err(AuthorityError::Several(files.cert_file.clone()));
+        };
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|e| {
+            AuthorityError::Parse {
+                path: files.cert_file.clone(),
+                message: e.to_string(),
+            }
+        })?;
+        let key = tls::private_key(&files.key_file.display().to_string(), &key_pem)?;
+        let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
+        if key
+            .public_key()
+            .is_some_and(|public| *public != *parsed.public_key().raw)
+        {
+            return Err(AuthorityError::Mismatch(files.cert_file.clone()));
+        }
+        let schemes: Vec<SignatureScheme> = SCHEMES.iter().map(|(scheme, _, _)| *scheme).collect();
+        let scheme = key
+            .choose_scheme(&schemes)
+            .ok_or(AuthorityError::Algorithm)?
+            .scheme();
+        let (_, id, null) = SCHEMES
+            .iter()
+            .find(|(known, _, _)| *known == scheme)
+            .ok_or(AuthorityError::Algorithm)?;
+        let mut algorithm = vec![der::oid(id)];
+        if *null {
+            algorithm.push(vec![0x05, 0x00]);
+        }
+        let key_identifier = parsed
+            .extensions()
+            .iter()
+            .find_map(|e| match e.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+                _ => None,
+            });
+        Ok(Self {
+            name: parsed.subject().as_raw().to_vec(),
+            key_identifier,
+            not_after: Timestamp::from_second(parsed.validity().not_after.timestamp())
+                .unwrap_or(Timestamp::MAX),
+            key,
+            scheme,
+            signature_algorithm: der::sequence(&algorithm),
+        })
+    }
+
+    /// A certificate (PEM) for a request.
+    pub(super) fn sign(
+        &self,
+        request: &Request,
+        usages: &[String],
+        lifetime: Duration,
+        now: Timestamp,
+        serial: [u8; 16],
+    ) -> Result<String, AuthorityError> {
+        let (not_before, not_after) = self.validity(lifetime, now)?;
+        let tbs = der::sequence(&[
+            der::tlv(0xa0, &der::integer(&[2])),
+            der::integer(&serial),
+            self.signature_algorithm.clone(),
+            self.name.clone(),
+            der::sequence(&[der::time(not_before), der::time(not_after)]),
+            request.subject.clone(),
+            request.public_key_info.clone(),
+            der::tlv(0xa3, &der::sequence(&self.extensions(request, usages)?)),
+        ]);
+        let signer = self
+            .key
+            .choose_scheme(&[self.scheme])
+            .ok_or(AuthorityError::Algorithm)?;
+        let signature = signer.sign(&tbs)?;
+        let certificate = der::sequence(&[
+            tbs,
+            self.signature_algorithm.clone(),
+            der::bit_string(&signature),
+        ]);
+        let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+        let encoded = base64::engine::general_purpose::STANDARD.encode(certificate);
+        for line in encoded.as_bytes().chunks(64) {
+            pem += &String::from_utf8_lossy(line);
+            pem.push('\n');
+        }
+        Ok(pem + "-----END CERTIFICATE-----\n")
+    }
+
+    fn validity(
+        &self,
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> Result<(Timestamp, Timestamp), AuthorityError> {
+        let seconds = |d: Duration| {
+            jiff::SignedDuration::from_secs(i64::try_from(d.as_secs()).unwrap_or(i64::MAX / 4))
+        };
+        let not_before = now - seconds(BACKDATE);
+        let end = if lifetime < SHORT {
+            now + seconds(lifetime)
+        } else {
+            now + seconds(lifetime) - seconds(BACKDATE)
+        };
+        if now >= self.not_after {
+            return Err(AuthorityError::Expired(self.not_after));
+        }
+        Ok((not_before, end.min(self.not_after)))
+    }
+
+    fn extensions(
+        &self,
+        request: &Request,
+        usages: &[String],
+    ) -> Result<Vec<Vec<u8>>, AuthorityError> {
+        let (key_usages, extended) = key_usages(usages)?;
+        let mut extensions = Vec::new();
+        if !key_usages.is_empty() {
+            extensions.push(der::extension(
+                &[2, 5, 29, 15],
+                true,
+                &der::named_bits(&key_usages),
+            ));
+        }
+        if !extended.is_empty() {
+            let ids: Vec<Vec<u8>> = extended.iter().map(|id| der::oid(id)).collect();
+            extensions.push(der::extension(&[2, 5, 29, 37], false, &der::sequence(&ids)));
+        }
+        // Basic constraints: not a CA.
+        extensions.push(der::extension(&[2, 5, 29, 19], true, &der::sequence(&[])));
+        if let Some(id) = &self.key_identifier {
+            extensions.push(der::extension(
+                &[2, 5, 29, 35],
+                false,
+                &der::sequence(&[der::tlv(0x80, id)]),
+            ));
+        }
+        let mut names = Vec::new();
+        names.extend(
+            request
+                .dns_names
+                .iter()
+                .map(|n| der::tlv(0x82, n.as_bytes())),
+        );
+        names.extend(request.emails.iter().map(|n| der::tlv(0x81, n.as_bytes())));
+        names.extend(request.ip_addresses.iter().map(|ip| match ip {
+            std::net::IpAddr::V4(ip) => der::tlv(0x87, &ip.octets()),
+            std::net::IpAddr::V6(ip) => der::tlv(0x87, &ip.octets()),
+        }));
+        names.extend(request.uris.iter().map(|n| der::tlv(0x86, n.as_bytes())));
+        if !names.is_empty() {
+            // RFC 5280: critical when the subject is empty.
+            let critical = request.subject == der::sequence(&[]);
+            extensions.push(der::extension(
+                &[2, 5, 29, 17],
+                critical,
+                &der::sequence(&names),
+            ));
+        }
+        Ok(extensions)
+    }
+}
+
+/// The lifetime a request gets: what it asks for, within bounds.
+pub(super) fn duration(expiration_seconds: Option<i32>, max: Duration) -> Duration {
+    let Some(seconds) = expiration_seconds else {
+        return max;
+    };
+    let asked = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    if asked > max {
+        max
+    } else {
+        asked.max(MIN_DURATION)
+    }
+}
+
+/// Bits of the key usage extension, and identifiers of the extended one.
+fn key_usages(usages: &[String]) -> Result<(Vec<usize>, Vec<&'static [u64]>), AuthorityError> {
+    let (mut bits, mut extended, mut unknown) =
+        (Vec::new(), Vec::<&'static [u64]>::new(), Vec::new());
+    let mut sorted: Vec<&String> = usages.iter().collect();
+    sorted.sort();
+    for usage in sorted {
+        let bit = match usage.as_str() {
+            "signing" | "digital signature" => Some(0),
+            "content commitment" => Some(1),
+            "key encipherment" => Some(2),
+            "data encipherment" => Some(3),
+            "key agreement" => Some(4),
+            "cert sign" => Some(5),
+            "crl sign" => Some(6),
+            "encipher only" => Some(7),
+            "decipher only" => Some(8),
+            _ => None,
+        };
+        if let Some(bit) = bit {
+            bits.push(bit);
+            continue;
+        }
+        let id: &'static [u64] = match usage.as_str() {
+            "any" => &[2, 5, 29, 37, 0],
+            "server auth" => &[1, 3, 6, 1, 5, 5, 7, 3, 1],
+            "client auth" => &[1, 3, 6, 1, 5, 5, 7, 3, 2],
+            "code signing" => &[1, 3, 6, 1, 5, 5, 7, 3, 3],
+            "email protection" | "s/mime" => &[1, 3, 6, 1, 5, 5, 7, 3, 4],
+            "ipsec end system" => &[1, 3, 6, 1, 5, 5, 7, 3, 5],
+            "ipsec tunnel" => &[1, 3, 6, 1, 5, 5, 7, 3, 6],
+            "ipsec user" => &[1, 3, 6, 1, 5, 5, 7, 3, 7],
+            "timestamping" => &[1, 3, 6, 1, 5, 5, 7, 3, 8],
+            "ocsp signing" => &[1, 3, 6, 1, 5, 5, 7, 3, 9],
+            "microsoft sgc" => &[1, 3, 6, 1, 4, 1, 311, 10, 3, 3],
+            "netscape sgc" => &[2, 16, 840, 1, 113730, 4, 1],
+            other => {
+                unknown.push(other.to_string());
+                continue;
+            }
+        };
+        if !extended.contains(&id) {
+            extended.push(id);
+        }
+    }
+    if unknown.is_empty() {
+        Ok((bits, extended))
+    } else {
+        Err(AuthorityError::Usages(unknown.join(" ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair};
+
+    fn ca(directory: &std::path::Path) -> (CaFiles, Vec<u8>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "test-ca");
+        let cert = params.self_signed(&key).unwrap();
+        let files = CaFiles {
+            cert_file: directory.join("ca.crt"),
+            key_file: directory.join("ca.key"),
+        };
+        std::fs::write(&files.cert_file, cert.pem()).unwrap();
+        std::fs::write(&files.key_file, key.serialize_pem()).unwrap();
+        (files, cert.der().to_vec())
+    }
+
+    #[test]
+    fn signs_what_verifies() {
+        let directory = tempfile::tempdir().unwrap();
+        let (files, ca_der) = ca(directory.path());
+        let authority = Authority::load(&files).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["a.example".to_string()]).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "system:node:a");
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "system:nodes");
+        let request = Request::parse(
+            params
+                .serialize_request(&key)
+                .unwrap()
+                .pem()
+                .unwrap()
+                .as_bytes(),
+        )
+        .unwrap();
+        let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+        let usages = ["digital signature".to_string(), "client auth".to_string()];
+        let pem = authority
+            .sign(
+                &request,
+                &usages,
+                Duration::from_secs(3600),
+                now,
+                [0x81; 16],
+            )
+            .unwrap();
+        let der = tls::certificates("signed", pem.as_bytes())
+            .unwrap()
+            .remove(0);
+        let (rest, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        assert!(rest.is_empty());
+        let (_, ca) = x509_parser::parse_x509_certificate(&ca_der).unwrap();
+        parsed.verify_signature(Some(ca.public_key())).unwrap();
+        assert_eq!(parsed.subject().as_raw(), request.subject.as_slice());
+        assert_eq!(parsed.issuer(), ca.subject());
+        assert_eq!(
+            parsed.validity().not_after.timestamp(),
+            now.as_second() + 3600
+        );
+        assert_eq!(
+            parsed.validity().not_before.timestamp(),
+            now.as_second() - 300
+        );
+        assert!(!parsed.is_ca());
+        assert!(
+            parsed
+                .extended_key_usage()
+                .unwrap()
+                .unwrap()
+                .value
+                .client_auth
+        );
+        assert!(
+            parsed
+                .key_usage()
+                .unwrap()
+                .unwrap()
+                .value
+                .digital_signature()
+        );
+        assert_eq!(
+            parsed
+                .subject_alternative_name()
+                .unwrap()
+                .unwrap()
+                .value
+                .general_names
+                .len(),
+            1
+        );
+        assert!(
+            authority
+                .sign(&request, &["sing".into()], SHORT, now, [1; 16])
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn lifetimes() {
+        let year = Duration::from_secs(365 * 24 * 3600);
+        assert_eq!(duration(None, year), year);
+        assert_eq!(duration(Some(60), year), MIN_DURATION);
+        assert_eq!(duration(Some(3600), year), Duration::from_secs(3600));
+        assert_eq!(duration(Some(i32::MAX), year), year);
+    }
+}
