@@ -25,7 +25,11 @@ pub enum RuntimeError {
     #[error("container {id} is not running (state: {state:?})")]
     NotRunning { id: String, state: ContainerState },
     #[error("invalid {field}: {value:?}: {reason}")]
-    Invalid { field: &'static str, value: String, reason: String },
+    Invalid {
+        field: &'static str,
+        value: String,
+        reason: String,
+    },
     /// Creating the container failed for a reason in its configuration. Upstream: `CreateContainerError`.
     #[error("failed to create containerd task: {0}")]
     Create(String),
@@ -35,7 +39,11 @@ pub enum RuntimeError {
     #[error("failed to set up pod sandbox {name:?}: {reason}")]
     Sandbox { name: String, reason: String },
     #[error("failed to set up network for sandbox {id:?}: {source}")]
-    Network { id: String, #[source] source: Box<dyn std::error::Error + Send + Sync> },
+    Network {
+        id: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error("{what} timed out after {after:?}")]
@@ -43,7 +51,11 @@ pub enum RuntimeError {
     #[error("shim of pod sandbox {id}: {reason}")]
     Shim { id: String, reason: String },
     #[error("{context}: {source}")]
-    Io { context: String, #[source] source: std::io::Error },
+    Io {
+        context: String,
+        #[source]
+        source: std::io::Error,
+    },
     /// The provider does not offer this.
     #[error("{0} is not supported by this runtime")]
     Unsupported(&'static str),
@@ -376,11 +388,26 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeEvent {
-    ContainerStarted { sandbox_id: String, pod_uid: String, container_id: String },
-    ContainerExited { sandbox_id: String, pod_uid: String, container_id: String, exit_code: i32 },
-    SandboxReady { sandbox_id: String, pod_uid: String },
+    ContainerStarted {
+        sandbox_id: String,
+        pod_uid: String,
+        container_id: String,
+    },
+    ContainerExited {
+        sandbox_id: String,
+        pod_uid: String,
+        container_id: String,
+        exit_code: i32,
+    },
+    SandboxReady {
+        sandbox_id: String,
+        pod_uid: String,
+    },
     /// The sandbox (its shim, its namespaces) went away unasked.
-    SandboxNotReady { sandbox_id: String, pod_uid: String },
+    SandboxNotReady {
+        sandbox_id: String,
+        pod_uid: String,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -479,7 +506,11 @@ pub trait Runtime: Send + Sync + 'static {
     ) -> Result<String, RuntimeError>;
     async fn start_container(&self, container_id: &str) -> Result<(), RuntimeError>;
     /// Stop signal, then SIGKILL after `timeout` (zero: at once). Returns when the container has exited.
-    async fn stop_container(&self, container_id: &str, timeout: Duration) -> Result<(), RuntimeError>;
+    async fn stop_container(
+        &self,
+        container_id: &str,
+        timeout: Duration,
+    ) -> Result<(), RuntimeError>;
     async fn remove_container(&self, container_id: &str) -> Result<(), RuntimeError>;
     async fn container_status(&self, container_id: &str) -> Result<ContainerStatus, RuntimeError>;
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError>;
@@ -502,9 +533,17 @@ pub trait Runtime: Send + Sync + 'static {
         command: &[String],
         options: &StreamOptions,
     ) -> Result<Session, RuntimeError>;
-    async fn attach(&self, container_id: &str, options: &StreamOptions) -> Result<Session, RuntimeError>;
+    async fn attach(
+        &self,
+        container_id: &str,
+        options: &StreamOptions,
+    ) -> Result<Session, RuntimeError>;
     /// Connects to `port` on localhost inside the sandbox's network namespace.
-    async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<Box<dyn Duplex>, RuntimeError>;
+    async fn port_forward(
+        &self,
+        sandbox_id: &str,
+        port: u16,
+    ) -> Result<Box<dyn Duplex>, RuntimeError>;
 
     async fn list_container_stats(&self) -> Result<Vec<ContainerStats>, RuntimeError>;
     async fn list_pod_sandbox_stats(&self) -> Result<Vec<PodSandboxStats>, RuntimeError>;

@@ -30,7 +30,8 @@ pub enum Behaviour {
 }
 
 type BehaviourFn = dyn Fn(&PodSandboxConfig, &ContainerConfig) -> Behaviour + Send + Sync;
-type ExecFn = dyn Fn(&ContainerConfig, &[String]) -> Result<ExecSyncResponse, RuntimeError> + Send + Sync;
+type ExecFn =
+    dyn Fn(&ContainerConfig, &[String]) -> Result<ExecSyncResponse, RuntimeError> + Send + Sync;
 
 struct Sandbox {
     config: PodSandboxConfig,
@@ -140,7 +141,9 @@ impl FakeRuntime {
         }
         let event = {
             let mut state = self.lock();
-            let Some(sandbox) = state.sandboxes.get_mut(sandbox_id) else { return };
+            let Some(sandbox) = state.sandboxes.get_mut(sandbox_id) else {
+                return;
+            };
             sandbox.status.state = SandboxState::NotReady;
             RuntimeEvent::SandboxNotReady {
                 sandbox_id: sandbox_id.to_owned(),
@@ -184,7 +187,10 @@ impl FakeRuntime {
         }
         state.calls.push(format!("{verb} {argument}"));
         if state.broken.contains(verb) {
-            return Err(RuntimeError::Shim { id: argument.to_owned(), reason: format!("{verb} is broken") });
+            return Err(RuntimeError::Shim {
+                id: argument.to_owned(),
+                reason: format!("{verb} is broken"),
+            });
         }
         Ok(())
     }
@@ -206,7 +212,9 @@ impl FakeRuntime {
     fn finish(&self, container_id: &str, exit_code: i32, reason: &str) {
         let event = {
             let mut state = self.lock();
-            let Some(container) = state.containers.get_mut(container_id) else { return };
+            let Some(container) = state.containers.get_mut(container_id) else {
+                return;
+            };
             if container.status.state == ContainerState::Exited {
                 return;
             }
@@ -244,10 +252,13 @@ impl FakeRuntime {
 
     fn running(&self, container_id: &str) -> Result<ContainerConfig, RuntimeError> {
         let state = self.lock();
-        let container = state
-            .containers
-            .get(container_id)
-            .ok_or_else(|| RuntimeError::ContainerNotFound { id: container_id.to_owned() })?;
+        let container =
+            state
+                .containers
+                .get(container_id)
+                .ok_or_else(|| RuntimeError::ContainerNotFound {
+                    id: container_id.to_owned(),
+                })?;
         if container.status.state != ContainerState::Running {
             return Err(RuntimeError::NotRunning {
                 id: container_id.to_owned(),
@@ -257,7 +268,11 @@ impl FakeRuntime {
         Ok(container.config.clone())
     }
 
-    fn answer(&self, config: &ContainerConfig, command: &[String]) -> Result<ExecSyncResponse, RuntimeError> {
+    fn answer(
+        &self,
+        config: &ContainerConfig,
+        command: &[String],
+    ) -> Result<ExecSyncResponse, RuntimeError> {
         let answer = self.exec.lock().expect("no holder panics").clone();
         answer(config, command)
     }
@@ -274,7 +289,10 @@ fn sandbox_not_found(id: &str) -> RuntimeError {
 #[async_trait]
 impl Runtime for FakeRuntime {
     fn version(&self) -> (String, String) {
-        ("gantry-fake".to_owned(), env!("CARGO_PKG_VERSION").to_owned())
+        (
+            "gantry-fake".to_owned(),
+            env!("CARGO_PKG_VERSION").to_owned(),
+        )
     }
 
     async fn status(&self) -> Result<RuntimeStatus, RuntimeError> {
@@ -303,7 +321,8 @@ impl Runtime for FakeRuntime {
         let id = {
             let mut state = self.lock();
             if state.sandboxes.values().any(|s| {
-                s.config.metadata.uid == config.metadata.uid && s.status.state == SandboxState::Ready
+                s.config.metadata.uid == config.metadata.uid
+                    && s.status.state == SandboxState::Ready
             }) {
                 return Err(RuntimeError::Sandbox {
                     name: config.metadata.name.clone(),
@@ -320,13 +339,23 @@ impl Runtime for FakeRuntime {
                 metadata: config.metadata.clone(),
                 state: SandboxState::Ready,
                 created_at: jiff::Timestamp::now(),
-                ips: if host { Vec::new() } else { vec![ip.to_string()] },
+                ips: if host {
+                    Vec::new()
+                } else {
+                    vec![ip.to_string()]
+                },
                 namespaces: config.namespaces.clone(),
                 labels: config.labels.clone(),
                 annotations: config.annotations.clone(),
                 runtime_handler: config.runtime_handler.clone(),
             };
-            state.sandboxes.insert(id.clone(), Sandbox { config: config.clone(), status });
+            state.sandboxes.insert(
+                id.clone(),
+                Sandbox {
+                    config: config.clone(),
+                    status,
+                },
+            );
             id
         };
         self.emit(RuntimeEvent::SandboxReady {
@@ -351,18 +380,29 @@ impl Runtime for FakeRuntime {
         self.enter("remove_pod_sandbox", sandbox_id)?;
         self.stop_pod_sandbox(sandbox_id).await?;
         let mut state = self.lock();
-        state.containers.retain(|_, c| c.status.sandbox_id != sandbox_id);
+        state
+            .containers
+            .retain(|_, c| c.status.sandbox_id != sandbox_id);
         state.sandboxes.remove(sandbox_id);
         Ok(())
     }
 
     async fn pod_sandbox_status(&self, sandbox_id: &str) -> Result<PodSandboxStatus, RuntimeError> {
         let state = self.lock();
-        state.sandboxes.get(sandbox_id).map(|s| s.status.clone()).ok_or_else(|| sandbox_not_found(sandbox_id))
+        state
+            .sandboxes
+            .get(sandbox_id)
+            .map(|s| s.status.clone())
+            .ok_or_else(|| sandbox_not_found(sandbox_id))
     }
 
     async fn list_pod_sandboxes(&self) -> Result<Vec<PodSandboxStatus>, RuntimeError> {
-        Ok(self.lock().sandboxes.values().map(|s| s.status.clone()).collect())
+        Ok(self
+            .lock()
+            .sandboxes
+            .values()
+            .map(|s| s.status.clone())
+            .collect())
     }
 
     async fn create_container(
@@ -373,7 +413,10 @@ impl Runtime for FakeRuntime {
         self.enter("create_container", &config.metadata.name)?;
         let decide = self.behaviour.lock().expect("no holder panics").clone();
         let mut state = self.lock();
-        let sandbox = state.sandboxes.get(sandbox_id).ok_or_else(|| sandbox_not_found(sandbox_id))?;
+        let sandbox = state
+            .sandboxes
+            .get(sandbox_id)
+            .ok_or_else(|| sandbox_not_found(sandbox_id))?;
         let behaviour = decide(&sandbox.config, config);
         if let Behaviour::CreateError(message) = behaviour {
             return Err(RuntimeError::Create(message));
@@ -384,7 +427,9 @@ impl Runtime for FakeRuntime {
             .values()
             .find(|i| i.id == config.image || i.repo_tags.contains(&config.image))
             .cloned()
-            .ok_or_else(|| ImageError::NotFound { image: config.image.clone() })?;
+            .ok_or_else(|| ImageError::NotFound {
+                image: config.image.clone(),
+            })?;
         state.next_id += 1;
         let id = format!("{:064x}", state.next_id);
         let status = ContainerStatus {
@@ -408,10 +453,18 @@ impl Runtime for FakeRuntime {
             pid: None,
             resources: config.resources.clone(),
             user: Some((config.security.run_as_user.unwrap_or(0), 0, Vec::new())),
-            stop_signal: config.stop_signal.clone().unwrap_or_else(|| "SIGTERM".to_owned()),
+            stop_signal: config
+                .stop_signal
+                .clone()
+                .unwrap_or_else(|| "SIGTERM".to_owned()),
             mounts: config.mounts.clone(),
         };
-        let container = Container { config: config.clone(), behaviour, status, waiters: Vec::new() };
+        let container = Container {
+            config: config.clone(),
+            behaviour,
+            status,
+            waiters: Vec::new(),
+        };
         state.containers.insert(id.clone(), container);
         Ok(id)
     }
@@ -420,8 +473,10 @@ impl Runtime for FakeRuntime {
         self.enter("start_container", container_id)?;
         let (behaviour, event) = {
             let mut state = self.lock();
-            let container =
-                state.containers.get_mut(container_id).ok_or_else(|| container_not_found(container_id))?;
+            let container = state
+                .containers
+                .get_mut(container_id)
+                .ok_or_else(|| container_not_found(container_id))?;
             if container.status.state != ContainerState::Created {
                 return Err(RuntimeError::Start(format!(
                     "container {container_id} is in state {:?}",
@@ -435,8 +490,11 @@ impl Runtime for FakeRuntime {
                 container.status.pid = Some(1);
             }
             let sandbox_id = container.status.sandbox_id.clone();
-            let pod_uid =
-                state.sandboxes.get(&sandbox_id).map(|s| s.config.metadata.uid.clone()).unwrap_or_default();
+            let pod_uid = state
+                .sandboxes
+                .get(&sandbox_id)
+                .map(|s| s.config.metadata.uid.clone())
+                .unwrap_or_default();
             let event = RuntimeEvent::ContainerStarted {
                 sandbox_id,
                 pod_uid,
@@ -464,21 +522,30 @@ impl Runtime for FakeRuntime {
         }
     }
 
-    async fn stop_container(&self, container_id: &str, timeout: Duration) -> Result<(), RuntimeError> {
+    async fn stop_container(
+        &self,
+        container_id: &str,
+        timeout: Duration,
+    ) -> Result<(), RuntimeError> {
         self.enter("stop_container", container_id)?;
         let waits = {
             let state = self.lock();
             match state.containers.get(container_id) {
                 None => return Ok(()),
                 Some(c) => {
-                    c.behaviour == Behaviour::IgnoreStop && c.status.state == ContainerState::Running
+                    c.behaviour == Behaviour::IgnoreStop
+                        && c.status.state == ContainerState::Running
                 }
             }
         };
         if waits && !timeout.is_zero() {
             tokio::time::sleep(timeout).await;
         }
-        self.finish(container_id, if waits || timeout.is_zero() { 137 } else { 143 }, "");
+        self.finish(
+            container_id,
+            if waits || timeout.is_zero() { 137 } else { 143 },
+            "",
+        );
         Ok(())
     }
 
@@ -499,7 +566,12 @@ impl Runtime for FakeRuntime {
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        Ok(self.lock().containers.values().map(|c| c.status.clone()).collect())
+        Ok(self
+            .lock()
+            .containers
+            .values()
+            .map(|c| c.status.clone())
+            .collect())
     }
 
     async fn update_container_resources(
@@ -509,8 +581,10 @@ impl Runtime for FakeRuntime {
     ) -> Result<(), RuntimeError> {
         self.enter("update_container_resources", container_id)?;
         let mut state = self.lock();
-        let container =
-            state.containers.get_mut(container_id).ok_or_else(|| container_not_found(container_id))?;
+        let container = state
+            .containers
+            .get_mut(container_id)
+            .ok_or_else(|| container_not_found(container_id))?;
         container.status.resources = resources.clone();
         Ok(())
     }
@@ -544,7 +618,9 @@ impl Runtime for FakeRuntime {
         let _ = exit.send(Ok(response.exit_code));
         Ok(Session {
             stdin: options.stdin.then(|| Box::new(tokio::io::sink()) as Writer),
-            stdout: options.stdout.then(|| Box::new(std::io::Cursor::new(response.stdout)) as Reader),
+            stdout: options
+                .stdout
+                .then(|| Box::new(std::io::Cursor::new(response.stdout)) as Reader),
             stderr: (options.stderr && !options.tty)
                 .then(|| Box::new(std::io::Cursor::new(response.stderr)) as Reader),
             resize: options.tty.then(|| mpsc::channel(1).0),
@@ -552,7 +628,11 @@ impl Runtime for FakeRuntime {
         })
     }
 
-    async fn attach(&self, container_id: &str, options: &StreamOptions) -> Result<Session, RuntimeError> {
+    async fn attach(
+        &self,
+        container_id: &str,
+        options: &StreamOptions,
+    ) -> Result<Session, RuntimeError> {
         self.enter("attach", container_id)?;
         self.running(container_id)?;
         let (exit, receiver) = oneshot::channel();
@@ -561,18 +641,29 @@ impl Runtime for FakeRuntime {
             container.waiters.push(waiter);
         }
         tokio::spawn(async move {
-            let _ = exit.send(exited.await.map_err(|_| RuntimeError::Unsupported("attach to a removed container")));
+            let _ = exit.send(
+                exited
+                    .await
+                    .map_err(|_| RuntimeError::Unsupported("attach to a removed container")),
+            );
         });
         Ok(Session {
             stdin: options.stdin.then(|| Box::new(tokio::io::sink()) as Writer),
-            stdout: options.stdout.then(|| Box::new(tokio::io::empty()) as Reader),
-            stderr: (options.stderr && !options.tty).then(|| Box::new(tokio::io::empty()) as Reader),
+            stdout: options
+                .stdout
+                .then(|| Box::new(tokio::io::empty()) as Reader),
+            stderr: (options.stderr && !options.tty)
+                .then(|| Box::new(tokio::io::empty()) as Reader),
             resize: options.tty.then(|| mpsc::channel(1).0),
             exit: receiver,
         })
     }
 
-    async fn port_forward(&self, sandbox_id: &str, _port: u16) -> Result<Box<dyn Duplex>, RuntimeError> {
+    async fn port_forward(
+        &self,
+        sandbox_id: &str,
+        _port: u16,
+    ) -> Result<Box<dyn Duplex>, RuntimeError> {
         self.enter("port_forward", sandbox_id)?;
         Err(RuntimeError::Unsupported("port forwarding"))
     }
@@ -601,7 +692,11 @@ impl Runtime for FakeRuntime {
             .keys()
             .map(|id| PodSandboxStats {
                 id: id.clone(),
-                containers: containers.iter().filter(|c| c.sandbox_id == *id).cloned().collect(),
+                containers: containers
+                    .iter()
+                    .filter(|c| c.sandbox_id == *id)
+                    .cloned()
+                    .collect(),
                 ..PodSandboxStats::default()
             })
             .collect())
@@ -618,13 +713,16 @@ impl Runtime for FakeRuntime {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         let id = format!("sha256:{hash:064x}");
-        state.images.entry(image.to_owned()).or_insert_with(|| ImageStatus {
-            id: id.clone(),
-            repo_tags: vec![image.to_owned()],
-            repo_digests: vec![format!("{}@{id}", image.split('@').next().unwrap_or(image))],
-            size_bytes: 1 << 20,
-            ..ImageStatus::default()
-        });
+        state
+            .images
+            .entry(image.to_owned())
+            .or_insert_with(|| ImageStatus {
+                id: id.clone(),
+                repo_tags: vec![image.to_owned()],
+                repo_digests: vec![format!("{}@{id}", image.split('@').next().unwrap_or(image))],
+                size_bytes: 1 << 20,
+                ..ImageStatus::default()
+            });
         Ok(id)
     }
 
@@ -633,7 +731,13 @@ impl Runtime for FakeRuntime {
         Ok(state
             .images
             .values()
-            .find(|i| i.id == image || i.repo_tags.iter().chain(&i.repo_digests).any(|name| name == image))
+            .find(|i| {
+                i.id == image
+                    || i.repo_tags
+                        .iter()
+                        .chain(&i.repo_digests)
+                        .any(|name| name == image)
+            })
             .cloned())
     }
 
@@ -643,7 +747,9 @@ impl Runtime for FakeRuntime {
 
     async fn remove_image(&self, image: &str) -> Result<(), RuntimeError> {
         self.enter("remove_image", image)?;
-        self.lock().images.retain(|name, status| name != image && status.id != image);
+        self.lock()
+            .images
+            .retain(|name, status| name != image && status.id != image);
         Ok(())
     }
 
@@ -659,17 +765,25 @@ impl Runtime for FakeRuntime {
 
 fn copy_image_error(error: &ImageError) -> ImageError {
     match error {
-        ImageError::InvalidImageName { image, reason } => {
-            ImageError::InvalidImageName { image: image.clone(), reason: reason.clone() }
-        }
-        ImageError::Pull { image, reason } => ImageError::Pull { image: image.clone(), reason: reason.clone() },
-        ImageError::RegistryUnavailable { image, reason } => {
-            ImageError::RegistryUnavailable { image: image.clone(), reason: reason.clone() }
-        }
-        ImageError::Verification { image, reason } => {
-            ImageError::Verification { image: image.clone(), reason: reason.clone() }
-        }
-        ImageError::NotFound { image } => ImageError::NotFound { image: image.clone() },
+        ImageError::InvalidImageName { image, reason } => ImageError::InvalidImageName {
+            image: image.clone(),
+            reason: reason.clone(),
+        },
+        ImageError::Pull { image, reason } => ImageError::Pull {
+            image: image.clone(),
+            reason: reason.clone(),
+        },
+        ImageError::RegistryUnavailable { image, reason } => ImageError::RegistryUnavailable {
+            image: image.clone(),
+            reason: reason.clone(),
+        },
+        ImageError::Verification { image, reason } => ImageError::Verification {
+            image: image.clone(),
+            reason: reason.clone(),
+        },
+        ImageError::NotFound { image } => ImageError::NotFound {
+            image: image.clone(),
+        },
     }
 }
 
@@ -680,12 +794,19 @@ mod tests {
     async fn container(fake: &FakeRuntime, name: &str) -> (String, String) {
         let image = fake.pull_image("busybox", &[]).await.unwrap();
         let sandbox = PodSandboxConfig {
-            metadata: PodSandboxMetadata { name: "pod".into(), uid: "uid".into(), ..Default::default() },
+            metadata: PodSandboxMetadata {
+                name: "pod".into(),
+                uid: "uid".into(),
+                ..Default::default()
+            },
             ..Default::default()
         };
         let sandbox = fake.run_pod_sandbox(&sandbox).await.unwrap();
         let config = ContainerConfig {
-            metadata: ContainerMetadata { name: name.into(), attempt: 0 },
+            metadata: ContainerMetadata {
+                name: name.into(),
+                attempt: 0,
+            },
             image,
             ..Default::default()
         };
@@ -699,14 +820,29 @@ mod tests {
         let mut events = fake.events();
         let (sandbox, id) = container(&fake, "main").await;
         fake.start_container(&id).await.unwrap();
-        assert_eq!(fake.container_status(&id).await.unwrap().state, ContainerState::Running);
-        assert_eq!(fake.find_container("uid", "main").as_deref(), Some(id.as_str()));
+        assert_eq!(
+            fake.container_status(&id).await.unwrap().state,
+            ContainerState::Running
+        );
+        assert_eq!(
+            fake.find_container("uid", "main").as_deref(),
+            Some(id.as_str())
+        );
         fake.exit(&id, 3);
         let status = fake.container_status(&id).await.unwrap();
         assert_eq!((status.exit_code, status.reason.as_str()), (3, "Error"));
-        assert!(matches!(events.recv().await.unwrap(), RuntimeEvent::SandboxReady { .. }));
-        assert!(matches!(events.recv().await.unwrap(), RuntimeEvent::ContainerStarted { .. }));
-        assert!(matches!(events.recv().await.unwrap(), RuntimeEvent::ContainerExited { exit_code: 3, .. }));
+        assert!(matches!(
+            events.recv().await.unwrap(),
+            RuntimeEvent::SandboxReady { .. }
+        ));
+        assert!(matches!(
+            events.recv().await.unwrap(),
+            RuntimeEvent::ContainerStarted { .. }
+        ));
+        assert!(matches!(
+            events.recv().await.unwrap(),
+            RuntimeEvent::ContainerExited { exit_code: 3, .. }
+        ));
         fake.remove_pod_sandbox(&sandbox).await.unwrap();
         assert!(fake.container_status(&id).await.is_err());
     }
@@ -718,6 +854,9 @@ mod tests {
         let (_, id) = container(&fake, "main").await;
         assert!(fake.start_container(&id).await.is_err());
         let status = fake.container_status(&id).await.unwrap();
-        assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+        assert_eq!(
+            (status.exit_code, status.reason.as_str()),
+            (128, "StartError")
+        );
     }
 }

@@ -114,7 +114,10 @@ impl LinuxRuntime {
         if config.cgroup_driver == CgroupDriver::Systemd {
             return Err(RuntimeError::Unsupported("the systemd cgroup driver"));
         }
-        let layout = Layout { root: config.root_dir.clone(), state: config.state_dir.clone() };
+        let layout = Layout {
+            root: config.root_dir.clone(),
+            state: config.state_dir.clone(),
+        };
         for directory in [
             layout.sandboxes(),
             layout.containers(),
@@ -131,7 +134,8 @@ impl LinuxRuntime {
                 .map_err(io("find the running program"))?
                 .with_file_name("gantry-shim"),
         };
-        let shim = ShimProgram::load(&shim_path).map_err(io(format!("load {}", shim_path.display())))?;
+        let shim =
+            ShimProgram::load(&shim_path).map_err(io(format!("load {}", shim_path.display())))?;
         let inner = Arc::new(Inner {
             config,
             layout,
@@ -169,15 +173,25 @@ impl Inner {
     }
 
     fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, RuntimeError> {
-        self.sandboxes().get(id).cloned().ok_or_else(|| RuntimeError::SandboxNotFound { id: id.to_owned() })
+        self.sandboxes()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| RuntimeError::SandboxNotFound { id: id.to_owned() })
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>, RuntimeError> {
-        self.containers().get(id).cloned().ok_or_else(|| RuntimeError::ContainerNotFound { id: id.to_owned() })
+        self.containers()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| RuntimeError::ContainerNotFound { id: id.to_owned() })
     }
 
     fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {
-        self.containers().values().filter(|container| container.record().sandbox_id == sandbox).cloned().collect()
+        self.containers()
+            .values()
+            .filter(|container| container.record().sandbox_id == sandbox)
+            .cloned()
+            .collect()
     }
 
     fn emit(&self, event: RuntimeEvent) {
@@ -201,7 +215,10 @@ fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> RuntimeError
 
 fn shim_error(sandbox: &str) -> impl FnOnce(ShimCallError) -> RuntimeError {
     let id = sandbox.to_owned();
-    move |error| RuntimeError::Shim { id, reason: error.to_string() }
+    move |error| RuntimeError::Shim {
+        id,
+        reason: error.to_string(),
+    }
 }
 
 /// Runs what blocks off the async threads.
@@ -252,10 +269,14 @@ impl Runtime for LinuxRuntime {
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        self.inner.network.set_pod_cidrs(parsed).await.map_err(|error| RuntimeError::Network {
-            id: String::new(),
-            source: Box::new(error),
-        })
+        self.inner
+            .network
+            .set_pod_cidrs(parsed)
+            .await
+            .map_err(|error| RuntimeError::Network {
+                id: String::new(),
+                source: Box::new(error),
+            })
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
@@ -275,11 +296,18 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn pod_sandbox_status(&self, sandbox_id: &str) -> Result<PodSandboxStatus, RuntimeError> {
-        self.inner.sandbox(sandbox_id).map(|sandbox| sandbox.status())
+        self.inner
+            .sandbox(sandbox_id)
+            .map(|sandbox| sandbox.status())
     }
 
     async fn list_pod_sandboxes(&self) -> Result<Vec<PodSandboxStatus>, RuntimeError> {
-        Ok(self.inner.sandboxes().values().map(|sandbox| sandbox.status()).collect())
+        Ok(self
+            .inner
+            .sandboxes()
+            .values()
+            .map(|sandbox| sandbox.status())
+            .collect())
     }
 
     async fn create_container(
@@ -294,7 +322,11 @@ impl Runtime for LinuxRuntime {
         container::start(&self.inner, container_id).await
     }
 
-    async fn stop_container(&self, container_id: &str, timeout: Duration) -> Result<(), RuntimeError> {
+    async fn stop_container(
+        &self,
+        container_id: &str,
+        timeout: Duration,
+    ) -> Result<(), RuntimeError> {
         container::stop(&self.inner, container_id, timeout).await
     }
 
@@ -303,11 +335,18 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn container_status(&self, container_id: &str) -> Result<ContainerStatus, RuntimeError> {
-        self.inner.container(container_id).map(|container| container.status())
+        self.inner
+            .container(container_id)
+            .map(|container| container.status())
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        Ok(self.inner.containers().values().map(|container| container.status()).collect())
+        Ok(self
+            .inner
+            .containers()
+            .values()
+            .map(|container| container.status())
+            .collect())
     }
 
     async fn update_container_resources(
@@ -340,11 +379,19 @@ impl Runtime for LinuxRuntime {
         session::exec(&self.inner, container_id, command, options).await
     }
 
-    async fn attach(&self, container_id: &str, options: &StreamOptions) -> Result<Session, RuntimeError> {
+    async fn attach(
+        &self,
+        container_id: &str,
+        options: &StreamOptions,
+    ) -> Result<Session, RuntimeError> {
         session::attach(&self.inner, container_id, options).await
     }
 
-    async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<Box<dyn Duplex>, RuntimeError> {
+    async fn port_forward(
+        &self,
+        sandbox_id: &str,
+        port: u16,
+    ) -> Result<Box<dyn Duplex>, RuntimeError> {
         session::port_forward(&self.inner, sandbox_id, port).await
     }
 

@@ -104,14 +104,14 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 /// Character devices every container may use; the numbers are the kernel's.
 const DEFAULT_DEVICES: [(Option<u32>, Option<u32>, &str); 9] = [
     (None, None, "m"),
-    (Some(1), Some(3), "rwm"),   // null
-    (Some(1), Some(8), "rwm"),   // random
-    (Some(1), Some(7), "rwm"),   // full
-    (Some(5), Some(0), "rwm"),   // tty
-    (Some(1), Some(5), "rwm"),   // zero
-    (Some(1), Some(9), "rwm"),   // urandom
-    (Some(136), None, "rwm"),    // pts
-    (Some(5), Some(2), "rwm"),   // ptmx
+    (Some(1), Some(3), "rwm"), // null
+    (Some(1), Some(8), "rwm"), // random
+    (Some(1), Some(7), "rwm"), // full
+    (Some(5), Some(0), "rwm"), // tty
+    (Some(1), Some(5), "rwm"), // zero
+    (Some(1), Some(9), "rwm"), // urandom
+    (Some(136), None, "rwm"),  // pts
+    (Some(5), Some(2), "rwm"), // ptmx
 ];
 
 /// Builds the spec.
@@ -135,7 +135,12 @@ pub fn container_spec(
         if facts.unified_cgroups {
             readonly_paths.push("/sys/fs/cgroup".to_owned());
         }
-        readonly_paths.extend(facts.v1_controllers.iter().map(|name| format!("/sys/fs/cgroup/{name}")));
+        readonly_paths.extend(
+            facts
+                .v1_controllers
+                .iter()
+                .map(|name| format!("/sys/fs/cgroup/{name}")),
+        );
     }
     let all = capability::names(facts.available_capabilities);
     let mut resources = resources(&config.resources, facts);
@@ -194,7 +199,13 @@ pub fn container_spec(
         "mounts": mounts,
         "linux": linux,
     });
-    Ok(ContainerSpec { oci, process, device_rules, private_mounts, shared_pid })
+    Ok(ContainerSpec {
+        oci,
+        process,
+        device_rules,
+        private_mounts,
+        shared_pid,
+    })
 }
 
 fn process_spec(
@@ -205,7 +216,11 @@ fn process_spec(
 ) -> Result<ProcessSpec, SpecError> {
     let security = &config.security;
     let args: Vec<String> = if config.command.is_empty() {
-        let args = if config.args.is_empty() { &image.cmd } else { &config.args };
+        let args = if config.args.is_empty() {
+            &image.cmd
+        } else {
+            &config.args
+        };
         image.entrypoint.iter().chain(args).cloned().collect()
     } else {
         config.command.iter().chain(&config.args).cloned().collect()
@@ -250,7 +265,10 @@ fn environment(
     let mut env: Vec<String> = vec![DEFAULT_PATH.to_owned()];
     let mut set = |entry: String| {
         let name = entry.split('=').next().unwrap_or_default().to_owned();
-        match env.iter_mut().find(|old| old.split('=').next() == Some(name.as_str())) {
+        match env
+            .iter_mut()
+            .find(|old| old.split('=').next() == Some(name.as_str()))
+        {
             Some(old) => *old = entry,
             None => env.push(entry),
         }
@@ -262,7 +280,11 @@ fn environment(
         set(format!("HOSTNAME={}", sandbox.hostname));
     }
     image.env.iter().cloned().for_each(&mut set);
-    config.envs.iter().map(|(name, value)| format!("{name}={value}")).for_each(&mut set);
+    config
+        .envs
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .for_each(&mut set);
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
         env.push(format!("HOME={}", user.home));
     }
@@ -275,18 +297,31 @@ pub fn capabilities(security: &SecurityContext, available: u64) -> Result<u64, S
         return Ok(available);
     }
     let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
-    let bit = |name: &String| capability::bit(name).ok_or_else(|| SpecError::UnknownCapability(name.clone()));
-    let mut set = capability::DEFAULT.iter().filter_map(|name| capability::bit(name)).fold(0, |set, bit| set | bit);
+    let bit = |name: &String| {
+        capability::bit(name).ok_or_else(|| SpecError::UnknownCapability(name.clone()))
+    };
+    let mut set = capability::DEFAULT
+        .iter()
+        .filter_map(|name| capability::bit(name))
+        .fold(0, |set, bit| set | bit);
     if security.add_capabilities.iter().any(is_all) {
         set = capability::ALL;
     }
     if security.drop_capabilities.iter().any(is_all) {
         set = 0;
     }
-    for name in security.add_capabilities.iter().filter(|name| !is_all(name)) {
+    for name in security
+        .add_capabilities
+        .iter()
+        .filter(|name| !is_all(name))
+    {
         set |= bit(name)?;
     }
-    for name in security.drop_capabilities.iter().filter(|name| !is_all(name)) {
+    for name in security
+        .drop_capabilities
+        .iter()
+        .filter(|name| !is_all(name))
+    {
         set &= !bit(name)?;
     }
     Ok(set & available)
@@ -305,13 +340,20 @@ fn device_rules(privileged: bool, facts: &Facts) -> Vec<DeviceRule> {
     }
     let mut rules = vec![rule(false, 'a', None, None, "rwm")];
     rules.push(rule(true, 'b', None, None, "m"));
-    rules.extend(DEFAULT_DEVICES.iter().map(|(major, minor, access)| rule(true, 'c', *major, *minor, access)));
     rules.extend(
-        facts
-            .devices
+        DEFAULT_DEVICES
             .iter()
-            .map(|device| rule(true, device.kind, Some(device.major), Some(device.minor), &device.access)),
+            .map(|(major, minor, access)| rule(true, 'c', *major, *minor, access)),
     );
+    rules.extend(facts.devices.iter().map(|device| {
+        rule(
+            true,
+            device.kind,
+            Some(device.major),
+            Some(device.minor),
+            &device.access,
+        )
+    }));
     rules
 }
 
@@ -321,7 +363,8 @@ fn namespaces(
     facts: &Facts,
 ) -> Result<(Value, bool), SpecError> {
     let wanted = &config.security.namespaces;
-    let pinned = |kind: &str, name: &str| json!({ "type": kind, "path": facts.namespace_dir.join(name) });
+    let pinned =
+        |kind: &str, name: &str| json!({ "type": kind, "path": facts.namespace_dir.join(name) });
     let mut list = vec![json!({ "type": "mount" })];
     if wanted.network != NamespaceMode::Node {
         list.push(pinned("network", "net"));
@@ -339,7 +382,10 @@ fn namespaces(
         NamespaceMode::Pod => list.push(pinned("pid", "pid")),
         NamespaceMode::Node => {}
         NamespaceMode::Target => {
-            let path = facts.target_pid_namespace.as_ref().ok_or(SpecError::NoTarget)?;
+            let path = facts
+                .target_pid_namespace
+                .as_ref()
+                .ok_or(SpecError::NoTarget)?;
             list.push(json!({ "type": "pid", "path": path }));
         }
     }
@@ -350,21 +396,46 @@ fn namespaces(
 }
 
 /// (the spec's mounts, destinations to make private, root propagation)
-fn mounts(config: &ContainerConfig, facts: &Facts) -> Result<(Vec<Value>, Vec<String>, &'static str), SpecError> {
+fn mounts(
+    config: &ContainerConfig,
+    facts: &Facts,
+) -> Result<(Vec<Value>, Vec<String>, &'static str), SpecError> {
     let security = &config.security;
     let rw = if security.privileged { "rw" } else { "ro" };
-    let mount = |destination: &str, kind: &str, options: &[&str]| {
-        json!({ "destination": destination, "type": kind, "source": kind, "options": options })
-    };
+    let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
     let mut list = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", rw]),
-        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", rw]),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", rw],
+        ),
     ];
-    let taken = |path: &str| config.mounts.iter().any(|mount| clean(&mount.container_path) == path);
+    let taken = |path: &str| {
+        config
+            .mounts
+            .iter()
+            .any(|mount| clean(&mount.container_path) == path)
+    };
     let own_rw = if security.readonly_rootfs { "ro" } else { "rw" };
     for (destination, source, options) in [
         ("/dev/shm", &facts.shm_path, ["rbind", "rw"]),
@@ -377,14 +448,30 @@ fn mounts(config: &ContainerConfig, facts: &Facts) -> Result<(Vec<Value>, Vec<St
             }));
         }
     }
-    let mut asked: Vec<(&Mount, &PathBuf)> = config.mounts.iter().zip(&facts.mount_sources).collect();
-    if let Some((relative, _)) = asked.iter().find(|(mount, _)| !mount.container_path.starts_with('/')) {
+    let mut asked: Vec<(&Mount, &PathBuf)> =
+        config.mounts.iter().zip(&facts.mount_sources).collect();
+    if let Some((relative, _)) = asked
+        .iter()
+        .find(|(mount, _)| !mount.container_path.starts_with('/'))
+    {
         return Err(SpecError::RelativeMount(relative.container_path.clone()));
     }
     // A mount below another one comes after it; equals keep their order.
-    asked.sort_by_key(|(mount, _)| Path::new(&clean(&mount.container_path)).components().count());
-    let wants = |propagation| config.mounts.iter().any(|mount| mount.propagation == propagation);
-    let root = match (wants(MountPropagation::Bidirectional), wants(MountPropagation::HostToContainer)) {
+    asked.sort_by_key(|(mount, _)| {
+        Path::new(&clean(&mount.container_path))
+            .components()
+            .count()
+    });
+    let wants = |propagation| {
+        config
+            .mounts
+            .iter()
+            .any(|mount| mount.propagation == propagation)
+    };
+    let root = match (
+        wants(MountPropagation::Bidirectional),
+        wants(MountPropagation::HostToContainer),
+    ) {
         (true, _) => "shared",
         (false, true) => "slave",
         (false, false) => "private",
@@ -409,7 +496,10 @@ fn mounts(config: &ContainerConfig, facts: &Facts) -> Result<(Vec<Value>, Vec<St
 
 /// Without double and trailing slashes.
 fn clean(path: &str) -> String {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let parts: Vec<&str> = path
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+        .collect();
     format!("/{}", parts.join("/"))
 }
 
@@ -430,7 +520,10 @@ pub fn resources(resources: &Resources, facts: &Facts) -> Value {
     let mut memory = json!({});
     if let Some(limit) = resources.memory_limit_bytes.filter(|limit| *limit > 0) {
         memory["limit"] = json!(limit);
-        if let Some(swap) = resources.memory_swap_limit_bytes.filter(|swap| *swap > 0 && facts.swap_accounting) {
+        if let Some(swap) = resources
+            .memory_swap_limit_bytes
+            .filter(|swap| *swap > 0 && facts.swap_accounting)
+        {
             memory["swap"] = json!(swap);
         }
     }

@@ -122,22 +122,47 @@ pub enum Request {
     /// Answered by `Started` or `Error`.
     Start(Box<ContainerStart>),
     /// Signals a container's first process, or with `all` every process in its cgroup.
-    Kill { container: String, signal: i32, #[serde(default)] all: bool },
+    Kill {
+        container: String,
+        signal: i32,
+        #[serde(default)]
+        all: bool,
+    },
     /// Carries as many descriptors as there are `true`s, in the order stdin, stdout, stderr; with a
     /// terminal none. Answered by `ExecStarted` (with the terminal's master, if any) and later by
     /// `ExecExited`, or by `Error`.
-    Exec { container: String, process: Box<ProcessSpec>, stdin: bool, stdout: bool, stderr: bool },
+    Exec {
+        container: String,
+        process: Box<ProcessSpec>,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
     /// Signals an exec by the PID that `ExecStarted` told.
-    KillExec { pid: i32, signal: i32 },
+    KillExec {
+        pid: i32,
+        signal: i32,
+    },
     /// Carries a descriptor to write to for stdout and one for stderr, if asked for. Answered by
     /// `Attached`, with the container's stdin (or its terminal) if `stdin` or `terminal`; then by
     /// `Exited` when the container is gone.
-    Attach { container: String, stdin: bool, stdout: bool, stderr: bool },
+    Attach {
+        container: String,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
     /// Closes the container's stdin for good: the first attached client is done (`stdinOnce`).
-    CloseStdin { container: String },
-    ReopenLog { container: String },
+    CloseStdin {
+        container: String,
+    },
+    ReopenLog {
+        container: String,
+    },
     /// Forgets a container that has exited or never started.
-    Remove { container: String },
+    Remove {
+        container: String,
+    },
     /// Kills everything, answers `Ok`, and ends.
     Shutdown,
     #[serde(other)]
@@ -150,10 +175,19 @@ pub enum Response {
     Ok,
     Error(ShimError),
     State(ShimState),
-    Started { pid: i32, started_at_ns: i64 },
-    ExecStarted { pid: i32 },
-    ExecExited { exit_code: i32 },
-    Attached { terminal: bool },
+    Started {
+        pid: i32,
+        started_at_ns: i64,
+    },
+    ExecStarted {
+        pid: i32,
+    },
+    ExecExited {
+        exit_code: i32,
+    },
+    Attached {
+        terminal: bool,
+    },
     Exited(ContainerExit),
     Event(Event),
     #[serde(other)]
@@ -220,7 +254,11 @@ pub struct ContainerExit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    ContainerStarted { container: String, pid: i32, started_at_ns: i64 },
+    ContainerStarted {
+        container: String,
+        pid: i32,
+        started_at_ns: i64,
+    },
     ContainerExited(ContainerExit),
     #[serde(other)]
     Unknown,

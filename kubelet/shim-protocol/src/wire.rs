@@ -64,20 +64,28 @@ impl Decoder {
 
     /// The next whole message with its descriptors, if one is here.
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
-        let Some(header) = self.buffer.get(..HEADER_BYTES) else { return Ok(None) };
-        let number = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+        let Some(header) = self.buffer.get(..HEADER_BYTES) else {
+            return Ok(None);
+        };
+        let number =
+            |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
         let (length, wanted) = (number(&header[..4]), number(&header[4..8]));
         if length > MAX_FRAME_BYTES {
             return Err(WireError::TooLong(length));
         }
-        let Some(body) = self.buffer.get(HEADER_BYTES..HEADER_BYTES + length) else { return Ok(None) };
+        let Some(body) = self.buffer.get(HEADER_BYTES..HEADER_BYTES + length) else {
+            return Ok(None);
+        };
         let message = serde_json::from_slice(body);
         self.buffer.drain(..HEADER_BYTES + length);
         if self.buffer.is_empty() {
             self.buffer = Vec::new();
         }
         if wanted > self.fds.len() {
-            return Err(WireError::Descriptors { wanted, found: self.fds.len() });
+            return Err(WireError::Descriptors {
+                wanted,
+                found: self.fds.len(),
+            });
         }
         let fds = self.fds.drain(..wanted).collect();
         Ok(Some((message?, fds)))
@@ -86,9 +94,15 @@ impl Decoder {
 
 /// Sends a part of `bytes`, with `fds` on its first byte. Returns how much went.
 pub fn send_with_fds(socket: RawFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<usize> {
-    assert!(fds.len() <= MAX_FDS, "a message never carries more descriptors than MAX_FDS");
+    assert!(
+        fds.len() <= MAX_FDS,
+        "a message never carries more descriptors than MAX_FDS"
+    );
     let mut space = [0u64; 8];
-    let mut iov = libc::iovec { iov_base: bytes.as_ptr() as *mut libc::c_void, iov_len: bytes.len() };
+    let mut iov = libc::iovec {
+        iov_base: bytes.as_ptr() as *mut libc::c_void,
+        iov_len: bytes.len(),
+    };
     // SAFETY: an all-zero msghdr is a valid empty one.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &mut iov;
@@ -104,17 +118,32 @@ pub fn send_with_fds(socket: RawFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<u
             (*control).cmsg_level = libc::SOL_SOCKET;
             (*control).cmsg_type = libc::SCM_RIGHTS;
             (*control).cmsg_len = libc::CMSG_LEN(payload) as usize;
-            std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(control), payload as usize);
+            std::ptr::copy_nonoverlapping(
+                fds.as_ptr().cast::<u8>(),
+                libc::CMSG_DATA(control),
+                payload as usize,
+            );
         }
     }
     // SAFETY: `header` points to live buffers of the lengths it states.
     let sent = unsafe { libc::sendmsg(socket, &header, libc::MSG_NOSIGNAL) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    if sent < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(sent as usize)
+    }
 }
 
-fn recv_with_fds(socket: RawFd, buffer: &mut [u8], fds: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
+fn recv_with_fds(
+    socket: RawFd,
+    buffer: &mut [u8],
+    fds: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
     let mut space = [0u64; 16];
-    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut iov = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     // SAFETY: an all-zero msghdr is a valid empty one.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &mut iov;
@@ -131,7 +160,8 @@ fn recv_with_fds(socket: RawFd, buffer: &mut [u8], fds: &mut VecDeque<OwnedFd>) 
     unsafe {
         let mut control = libc::CMSG_FIRSTHDR(&header);
         while !control.is_null() {
-            if (*control).cmsg_level == libc::SOL_SOCKET && (*control).cmsg_type == libc::SCM_RIGHTS {
+            if (*control).cmsg_level == libc::SOL_SOCKET && (*control).cmsg_type == libc::SCM_RIGHTS
+            {
                 let bytes = (*control).cmsg_len - libc::CMSG_LEN(0) as usize;
                 let data = libc::CMSG_DATA(control).cast::<RawFd>();
                 for index in 0..bytes / size_of::<RawFd>() {
@@ -155,14 +185,29 @@ mod tests {
     fn messages_and_descriptors_arrive_whole_and_in_order() {
         let (left, right) = UnixStream::pair().unwrap();
         let (mut far, near) = UnixStream::pair().unwrap();
-        let kill = Request::Kill { container: "c".into(), signal: 9, all: false };
+        let kill = Request::Kill {
+            container: "c".into(),
+            signal: 9,
+            all: false,
+        };
         let first = encode(&kill, 0).unwrap();
-        let second = encode(&Request::Attach { container: "c".into(), stdin: false, stdout: true, stderr: false }, 1)
-            .unwrap();
+        let second = encode(
+            &Request::Attach {
+                container: "c".into(),
+                stdin: false,
+                stdout: true,
+                stderr: false,
+            },
+            1,
+        )
+        .unwrap();
         for byte in &first {
             assert_eq!(send_with_fds(left.as_raw_fd(), &[*byte], &[]).unwrap(), 1);
         }
-        assert_eq!(send_with_fds(left.as_raw_fd(), &second, &[near.as_raw_fd()]).unwrap(), second.len());
+        assert_eq!(
+            send_with_fds(left.as_raw_fd(), &second, &[near.as_raw_fd()]).unwrap(),
+            second.len()
+        );
         drop(near);
         let mut decoder = Decoder::default();
         let mut seen = Vec::new();
@@ -183,13 +228,25 @@ mod tests {
 
     #[test]
     fn unknown_messages_are_read_as_unknown() {
-        assert_eq!(serde_json::from_str::<Request>(r#"{"type":"fly"}"#).unwrap(), Request::Unknown);
-        assert_eq!(serde_json::from_str::<Response>(r#"{"type":"fly","a":1}"#).unwrap(), Response::Unknown);
+        assert_eq!(
+            serde_json::from_str::<Request>(r#"{"type":"fly"}"#).unwrap(),
+            Request::Unknown
+        );
+        assert_eq!(
+            serde_json::from_str::<Response>(r#"{"type":"fly","a":1}"#).unwrap(),
+            Response::Unknown
+        );
     }
 
     #[test]
     fn a_mad_length_is_refused() {
-        let mut decoder = Decoder { buffer: vec![0xff; 8], fds: VecDeque::new() };
-        assert!(matches!(decoder.next::<Request>(), Err(WireError::TooLong(_))));
+        let mut decoder = Decoder {
+            buffer: vec![0xff; 8],
+            fds: VecDeque::new(),
+        };
+        assert!(matches!(
+            decoder.next::<Request>(),
+            Err(WireError::TooLong(_))
+        ));
     }
 }

@@ -18,7 +18,8 @@ pub fn is_unified() -> bool {
     // SAFETY: `stat` is live and the path ends with NUL.
     unsafe {
         let mut stat: libc::statfs = std::mem::zeroed();
-        libc::statfs(c"/sys/fs/cgroup".as_ptr(), &mut stat) == 0 && stat.f_type as i64 == CGROUP2_MAGIC
+        libc::statfs(c"/sys/fs/cgroup".as_ptr(), &mut stat) == 0
+            && stat.f_type as i64 == CGROUP2_MAGIC
     }
 }
 
@@ -32,7 +33,9 @@ fn directories(path: &Path) -> Vec<PathBuf> {
         return vec![Path::new(ROOT).join(relative)];
     }
     // libcontainer counts on this place too.
-    let Ok(entries) = fs::read_dir(ROOT) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(ROOT) else {
+        return Vec::new();
+    };
     let mut found: Vec<_> = entries
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
@@ -47,7 +50,9 @@ fn directories(path: &Path) -> Vec<PathBuf> {
 pub fn join(path: &Path) -> io::Result<()> {
     for directory in directories(path) {
         let file = directory.join("cgroup.procs");
-        fs::write(&file, "0").map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
+        fs::write(&file, "0").map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", file.display()))
+        })?;
     }
     Ok(())
 }
@@ -58,7 +63,10 @@ pub fn oom_kills(path: &Path) -> u64 {
     let file = if is_unified() {
         Path::new(ROOT).join(relative).join("memory.events")
     } else {
-        Path::new(ROOT).join("memory").join(relative).join("memory.oom_control")
+        Path::new(ROOT)
+            .join("memory")
+            .join(relative)
+            .join("memory.oom_control")
     };
     fs::read_to_string(file)
         .unwrap_or_default()
@@ -72,7 +80,9 @@ pub fn signal_all(path: &Path, signal: i32) {
     let directories = directories(path);
     if signal == libc::SIGKILL
         && is_unified()
-        && directories.iter().all(|directory| fs::write(directory.join("cgroup.kill"), "1").is_ok())
+        && directories
+            .iter()
+            .all(|directory| fs::write(directory.join("cgroup.kill"), "1").is_ok())
     {
         return;
     }
@@ -104,7 +114,10 @@ fn processes(directory: &Path) -> Vec<i32> {
         .filter_map(|line| line.parse().ok())
         .collect();
     if let Ok(entries) = fs::read_dir(directory) {
-        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        for entry in entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        {
             found.extend(processes(&entry.path()));
         }
     }
@@ -122,7 +135,10 @@ pub fn remove(path: &Path) {
 
 fn remove_tree(directory: &Path) {
     if let Ok(entries) = fs::read_dir(directory) {
-        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        for entry in entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        {
             remove_tree(&entry.path());
         }
     }
@@ -130,7 +146,11 @@ fn remove_tree(directory: &Path) {
 }
 
 /// After libcontainer made the cgroup and before the program runs: what it does not set itself.
-pub fn finish_setup(path: &Path, unified: &BTreeMap<String, String>, rules: &[DeviceRule]) -> Result<(), String> {
+pub fn finish_setup(
+    path: &Path,
+    unified: &BTreeMap<String, String>,
+    rules: &[DeviceRule],
+) -> Result<(), String> {
     if !is_unified() {
         return Ok(());
     }
@@ -139,7 +159,8 @@ pub fn finish_setup(path: &Path, unified: &BTreeMap<String, String>, rules: &[De
         if file.contains('/') {
             return Err(format!("unified resource {file:?} is not a file name"));
         }
-        fs::write(directory.join(file), value).map_err(|error| format!("set {file} to {value:?}: {error}"))?;
+        fs::write(directory.join(file), value)
+            .map_err(|error| format!("set {file} to {value:?}: {error}"))?;
     }
     if !rules.is_empty() {
         devices::attach(&directory, rules).map_err(|error| format!("device rules: {error}"))?;
@@ -154,7 +175,10 @@ pub fn enter_new(path: &Path) -> io::Result<()> {
         vec![PathBuf::from(ROOT)]
     } else {
         // Accounting is all that is wanted; cpuset would need its masks first.
-        ["cpu", "cpuacct", "memory", "pids"].iter().map(|name| Path::new(ROOT).join(name)).collect()
+        ["cpu", "cpuacct", "memory", "pids"]
+            .iter()
+            .map(|name| Path::new(ROOT).join(name))
+            .collect()
     };
     for root in roots.iter().filter(|root| root.is_dir()) {
         fs::create_dir_all(root.join(relative))?;

@@ -35,7 +35,11 @@ pub enum Phase {
     Creating(Box<Pending>),
     Running,
     /// The exit is known; output may still come until the deadline.
-    Draining { status: i32, finished_at_ns: i64, deadline_ms: u64 },
+    Draining {
+        status: i32,
+        finished_at_ns: i64,
+        deadline_ms: u64,
+    },
     Exited(ContainerExit),
 }
 
@@ -65,12 +69,18 @@ impl Container {
                 stdin = Some(write);
                 read
             } else {
-                std::fs::File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?.into()
+                std::fs::File::open("/dev/null")
+                    .map_err(|error| format!("/dev/null: {error}"))?
+                    .into()
             };
             for fd in [&out_read, &err_read] {
                 sys::set_nonblocking(fd).map_err(|error| format!("fcntl: {error}"))?;
             }
-            stdio = Some(Stdio { stdin: in_read, stdout: out_write, stderr: err_write });
+            stdio = Some(Stdio {
+                stdin: in_read,
+                stdout: out_write,
+                stderr: err_write,
+            });
             (stdout, stderr) = (Some(out_read), Some(err_read));
         }
         let creation = create::begin(&start, root, stdio)?;

@@ -40,16 +40,25 @@ pub struct Stdio {
 }
 
 /// Forks the helper. `stdio` is closed in the shim when this returns.
-pub fn begin(start: &ContainerStart, root: &Path, stdio: Option<Stdio>) -> Result<Creation, String> {
+pub fn begin(
+    start: &ContainerStart,
+    root: &Path,
+    stdio: Option<Stdio>,
+) -> Result<Creation, String> {
     let process = Prepared::new(start.process.clone()).map_err(|error| error.to_string())?;
-    let (result, helper_result) = sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
+    let (result, helper_result) =
+        sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
     let (error_pipe, helper_errors) = sys::pipe().map_err(|error| format!("pipe: {error}"))?;
     match sys::fork().map_err(|error| format!("fork: {error}"))? {
         0 => {
             drop((result, error_pipe));
             sys::reset_signals();
             let code = match create(start, root, stdio, process, &helper_errors) {
-                Ok(created) => report(&helper_result, &json!({ "pid": created.pid }), created.terminal.as_ref()),
+                Ok(created) => report(
+                    &helper_result,
+                    &json!({ "pid": created.pid }),
+                    created.terminal.as_ref(),
+                ),
                 Err(message) => report(&helper_result, &json!({ "error": message }), None),
             };
             sys::exit_now(code)
@@ -79,7 +88,10 @@ pub fn finish(decoder: &mut Decoder, result: &OwnedFd) -> Option<Result<Created,
             Err(error) => return Some(Err(error.to_string())),
             Ok(Some((message, mut fds))) => {
                 return Some(match (message["pid"].as_i64(), message["error"].as_str()) {
-                    (Some(pid), _) => Ok(Created { pid: pid as i32, terminal: fds.pop() }),
+                    (Some(pid), _) => Ok(Created {
+                        pid: pid as i32,
+                        terminal: fds.pop(),
+                    }),
                     (None, Some(error)) => Err(error.to_owned()),
                     (None, None) => Err("the helper's report is empty".to_owned()),
                 });
@@ -118,16 +130,26 @@ fn create(
     if terminal {
         // Bound by a relative name: a socket's name has 107 bytes, the state directory may be longer.
         let name = format!("console-{}.sock", std::process::id());
-        std::env::set_current_dir(root).map_err(|error| format!("chdir {}: {error}", root.display()))?;
-        let listener = UnixListener::bind(&name).map_err(|error| format!("console socket: {error}"))?;
+        std::env::set_current_dir(root)
+            .map_err(|error| format!("chdir {}: {error}", root.display()))?;
+        let listener =
+            UnixListener::bind(&name).map_err(|error| format!("console socket: {error}"))?;
         let path = root.join(&name);
         builder = builder.with_console_socket(Some(path.clone()));
         console = Some((listener, path));
     }
     if let Some(stdio) = stdio {
-        builder = builder.with_stdin(stdio.stdin).with_stdout(stdio.stdout).with_stderr(stdio.stderr);
+        builder = builder
+            .with_stdin(stdio.stdin)
+            .with_stdout(stdio.stdout)
+            .with_stderr(stdio.stderr);
     }
-    let built = builder.as_init(&start.bundle).with_systemd(false).with_detach(true).as_sibling(true).build();
+    let built = builder
+        .as_init(&start.bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .as_sibling(true)
+        .build();
     if let Some((_, path)) = &console {
         let _ = std::fs::remove_file(path);
     }
@@ -156,11 +178,16 @@ fn create(
 }
 
 fn receive_terminal(listener: &UnixListener) -> Result<OwnedFd, String> {
-    let (stream, _) = listener.accept().map_err(|error| format!("console socket: {error}"))?;
+    let (stream, _) = listener
+        .accept()
+        .map_err(|error| format!("console socket: {error}"))?;
     // libcontainer sends the master as runc does: one descriptor with a few bytes of name.
     let mut space = [0u64; 8];
     let mut name = [0u8; 4096];
-    let mut iov = libc::iovec { iov_base: name.as_mut_ptr().cast(), iov_len: name.len() };
+    let mut iov = libc::iovec {
+        iov_base: name.as_mut_ptr().cast(),
+        iov_len: name.len(),
+    };
     // SAFETY: all buffers live through recvmsg and are as long as stated; a descriptor in an
     // SCM_RIGHTS message is new and ours.
     unsafe {
@@ -169,13 +196,17 @@ fn receive_terminal(listener: &UnixListener) -> Result<OwnedFd, String> {
         header.msg_iovlen = 1;
         header.msg_control = space.as_mut_ptr().cast();
         header.msg_controllen = size_of_val(&space);
-        sys::check(libc::recvmsg(stream.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC) as libc::c_int)
-            .map_err(|error| format!("console socket: {error}"))?;
+        sys::check(
+            libc::recvmsg(stream.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC) as libc::c_int,
+        )
+        .map_err(|error| format!("console socket: {error}"))?;
         let control = libc::CMSG_FIRSTHDR(&header);
         if control.is_null() || (*control).cmsg_type != libc::SCM_RIGHTS {
             return Err("console socket: no terminal came".to_owned());
         }
-        Ok(OwnedFd::from_raw_fd(libc::CMSG_DATA(control).cast::<i32>().read_unaligned()))
+        Ok(OwnedFd::from_raw_fd(
+            libc::CMSG_DATA(control).cast::<i32>().read_unaligned(),
+        ))
     }
 }
 

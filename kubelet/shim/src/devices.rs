@@ -42,7 +42,12 @@ struct Instruction {
 }
 
 fn instruction(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction { code, registers: dst | src << 4, offset, immediate }
+    Instruction {
+        code,
+        registers: dst | src << 4,
+        offset,
+        immediate,
+    }
 }
 
 /// r2 type, r3 access, r4 major, r5 minor.
@@ -119,8 +124,13 @@ pub fn attach(cgroup: &Path, rules: &[DeviceRule]) -> io::Result<()> {
         flags: BPF_F_ALLOW_MULTI,
     };
     // SAFETY: `attach` has the layout of the start of union bpf_attr for this command.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &attach, size_of::<Attach>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &attach, size_of::<Attach>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
@@ -151,7 +161,11 @@ fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
     // live; the descriptor is new and ours.
     unsafe {
         let fd = libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &load, size_of::<Load>());
-        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }
+        if fd < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(OwnedFd::from_raw_fd(fd as i32))
+        }
     }
 }
 
@@ -159,8 +173,20 @@ fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
 mod tests {
     use super::*;
 
-    fn rule(allow: bool, kind: char, major: Option<u32>, minor: Option<u32>, access: &str) -> DeviceRule {
-        DeviceRule { allow, kind, major, minor, access: access.into() }
+    fn rule(
+        allow: bool,
+        kind: char,
+        major: Option<u32>,
+        minor: Option<u32>,
+        access: &str,
+    ) -> DeviceRule {
+        DeviceRule {
+            allow,
+            kind,
+            major,
+            minor,
+            access: access.into(),
+        }
     }
 
     /// Runs the program as the kernel would.
@@ -171,7 +197,10 @@ mod tests {
         let mut at = 0;
         loop {
             let step = code[at];
-            let (dst, src) = ((step.registers & 15) as usize, (step.registers >> 4) as usize);
+            let (dst, src) = (
+                (step.registers & 15) as usize,
+                (step.registers >> 4) as usize,
+            );
             at += 1;
             match step.code {
                 LOAD_WORD => registers[dst] = context[step.offset as usize / 4],
@@ -179,7 +208,9 @@ mod tests {
                 MOVE_IMMEDIATE => registers[dst] = i64::from(step.immediate),
                 AND => registers[dst] &= i64::from(step.immediate),
                 SHIFT_RIGHT => registers[dst] >>= step.immediate,
-                JUMP_NOT_IMMEDIATE if registers[dst] != i64::from(step.immediate) => at += step.offset as usize,
+                JUMP_NOT_IMMEDIATE if registers[dst] != i64::from(step.immediate) => {
+                    at += step.offset as usize
+                }
                 JUMP_NOT if registers[dst] != registers[src] => at += step.offset as usize,
                 EXIT => return registers[0] != 0,
                 _ => {}
@@ -203,9 +234,19 @@ mod tests {
             (DEVICE_BLOCK, ACCESS_WRITE, 8, 7, false),
             (DEVICE_BLOCK, ACCESS_READ, 9, 7, false),
         ] {
-            assert_eq!(decide(&rules, kind, access, major, minor), allowed, "{kind} {access} {major}:{minor}");
+            assert_eq!(
+                decide(&rules, kind, access, major, minor),
+                allowed,
+                "{kind} {access} {major}:{minor}"
+            );
         }
-        assert!(decide(&[rule(true, 'a', None, None, "rwm")], DEVICE_BLOCK, ACCESS_WRITE, 8, 0));
+        assert!(decide(
+            &[rule(true, 'a', None, None, "rwm")],
+            DEVICE_BLOCK,
+            ACCESS_WRITE,
+            8,
+            0
+        ));
         assert!(!decide(&[], DEVICE_CHAR, ACCESS_READ, 1, 3));
     }
 }

@@ -39,9 +39,15 @@ pub struct Starting {
 /// The process's stdin, stdout and stderr; `None` is /dev/null. All `None` with a terminal.
 pub type Stdio = [Option<OwnedFd>; 3];
 
-pub fn begin(init: i32, cgroup_path: &Path, process: ProcessSpec, stdio: Stdio) -> Result<Starting, String> {
+pub fn begin(
+    init: i32,
+    cgroup_path: &Path,
+    process: ProcessSpec,
+    stdio: Stdio,
+) -> Result<Starting, String> {
     let process = Prepared::new(process).map_err(|error| error.to_string())?;
-    let (result, helper_result) = sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
+    let (result, helper_result) =
+        sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
     let (error_pipe, errors) = sys::pipe().map_err(|error| format!("pipe: {error}"))?;
     if sys::fork().map_err(|error| format!("fork: {error}"))? == 0 {
         drop((result, error_pipe));
@@ -79,11 +85,19 @@ fn helper(
     }
     crate::cgroup::join(cgroup_path).map_err(|error| format!("join cgroup: {error}"))?;
     if let Some(file) = pid_namespace {
-        sys::set_namespace(&file, libc::CLONE_NEWPID).map_err(|error| format!("join pid namespace: {error}"))?;
+        sys::set_namespace(&file, libc::CLONE_NEWPID)
+            .map_err(|error| format!("join pid namespace: {error}"))?;
     }
     // SAFETY: as fork: one thread, and no stack is given.
     let pid = unsafe {
-        libc::syscall(libc::SYS_clone, libc::CLONE_PARENT | libc::SIGCHLD, 0, 0, 0, 0) as i32
+        libc::syscall(
+            libc::SYS_clone,
+            libc::CLONE_PARENT | libc::SIGCHLD,
+            0,
+            0,
+            0,
+            0,
+        ) as i32
     };
     match pid {
         0 => {
@@ -103,7 +117,8 @@ fn foreign_namespace(init: i32, name: &str) -> Result<Option<File>, String> {
     let open = |path: &str| File::open(path).and_then(|file| Ok((file.metadata()?.ino(), file)));
     let (theirs, file) = open(&format!("/proc/{init}/ns/{name}"))
         .map_err(|error| format!("{name} namespace of process {init}: {error}"))?;
-    let (ours, _) = open(&format!("/proc/self/ns/{name}")).map_err(|error| format!("own {name} namespace: {error}"))?;
+    let (ours, _) = open(&format!("/proc/self/ns/{name}"))
+        .map_err(|error| format!("own {name} namespace: {error}"))?;
     Ok((theirs != ours).then_some(file))
 }
 
@@ -116,12 +131,15 @@ fn enter(
     // SAFETY: no memory is involved.
     unsafe { libc::setsid() };
     for (name, kind, file) in &namespaces {
-        sys::set_namespace(file, *kind).map_err(|error| format!("join {name} namespace: {error}"))?;
+        sys::set_namespace(file, *kind)
+            .map_err(|error| format!("join {name} namespace: {error}"))?;
         if *kind == libc::CLONE_NEWUSER {
             // SAFETY: integers only. Root of the namespace, that later steps may chown and setuid.
             unsafe {
-                sys::check(libc::setresgid(0, 0, 0)).map_err(|error| format!("setresgid: {error}"))?;
-                sys::check(libc::setresuid(0, 0, 0)).map_err(|error| format!("setresuid: {error}"))?;
+                sys::check(libc::setresgid(0, 0, 0))
+                    .map_err(|error| format!("setresgid: {error}"))?;
+                sys::check(libc::setresuid(0, 0, 0))
+                    .map_err(|error| format!("setresuid: {error}"))?;
             }
         }
     }
@@ -136,7 +154,11 @@ fn enter(
             sys::dup2(slave.as_raw_fd(), fd).map_err(|error| format!("dup2: {error}"))?;
         }
     } else {
-        let null = File::options().read(true).write(true).open("/dev/null").ok();
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .ok();
         // Two steps, so that no target overwrites a source.
         let sources = stdio
             .iter()
@@ -148,12 +170,18 @@ fn enter(
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| format!("stdio: {error}"))?;
         for (target, source) in sources.iter().enumerate() {
-            sys::dup2(source.as_raw_fd(), target as i32).map_err(|error| format!("dup2: {error}"))?;
+            sys::dup2(source.as_raw_fd(), target as i32)
+                .map_err(|error| format!("dup2: {error}"))?;
         }
     }
     // SAFETY: integers only. Nothing of the shim's reaches the program.
     sys::check(unsafe {
-        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) as libc::c_int
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        ) as libc::c_int
     })
     .map(drop)
     .map_err(|error| format!("close_range: {error}"))
@@ -167,7 +195,11 @@ fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
         let unlock: libc::c_int = 0;
         sys::check(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &unlock))?;
         let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-        let slave = OwnedFd::from_raw_fd(sys::check(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags))?);
+        let slave = OwnedFd::from_raw_fd(sys::check(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCGPTPEER,
+            flags,
+        ))?);
         Ok((master.into(), slave))
     }
 }
@@ -175,5 +207,7 @@ fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
 fn send(socket: &OwnedFd, message: &serde_json::Value, fd: Option<&OwnedFd>) -> Result<(), String> {
     let fds: Vec<_> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
     let frame = wire::encode(message, fds.len()).map_err(|error| error.to_string())?;
-    wire::send_with_fds(socket.as_raw_fd(), &frame, &fds).map(drop).map_err(|error| format!("report: {error}"))
+    wire::send_with_fds(socket.as_raw_fd(), &frame, &fds)
+        .map(drop)
+        .map_err(|error| format!("report: {error}"))
 }

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::os::fd::RawFd;
 
 use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
 
 use crate::process::{Prepared, ProcessError};
 
@@ -27,8 +29,12 @@ impl ShimExecutor {
     /// libcontainer knows one propagation for all mounts; those that want less lose it here.
     fn make_mounts_private(&self) -> Result<(), ProcessError> {
         for path in &self.private_mounts {
-            crate::sys::make_private(std::path::Path::new(path))
-                .map_err(|source| ProcessError::Step { step: "make mount private", source })?;
+            crate::sys::make_private(std::path::Path::new(path)).map_err(|source| {
+                ProcessError::Step {
+                    step: "make mount private",
+                    source,
+                }
+            })?;
         }
         Ok(())
     }

@@ -108,22 +108,34 @@ fn open_append(path: &Path) -> io::Result<File> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o640)
+        .open(path)
 }
 
 /// `2006-01-02T15:04:05.000000000Z`.
 fn write_timestamp(out: &mut Vec<u8>, unix_ns: i64) {
-    let (seconds, nanos) = (unix_ns.div_euclid(1_000_000_000), unix_ns.rem_euclid(1_000_000_000));
+    let (seconds, nanos) = (
+        unix_ns.div_euclid(1_000_000_000),
+        unix_ns.rem_euclid(1_000_000_000),
+    );
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Days to a civil date: Howard Hinnant's algorithm, eras of 400 years that start on 1 March.
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_index = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_index + 2) / 5 + 1;
-    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+    let month = if month_index < 10 {
+        month_index + 3
+    } else {
+        month_index - 9
+    };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     let _ = write!(
         out,
@@ -139,13 +151,19 @@ mod tests {
     use super::*;
 
     fn lines(feed: impl FnOnce(&mut LogWriter)) -> Vec<String> {
-        let directory = std::env::temp_dir().join(format!("shim-log-{}-{}", std::process::id(), crate::sys::now_ns()));
+        let directory = std::env::temp_dir().join(format!(
+            "shim-log-{}-{}",
+            std::process::id(),
+            crate::sys::now_ns()
+        ));
         let path = directory.join("0.log");
         let mut log = LogWriter::open(&path).unwrap();
         feed(&mut log);
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_dir_all(&directory).unwrap();
-        text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+        text.lines()
+            .map(|line| line.split_once(' ').unwrap().1.to_owned())
+            .collect()
     }
 
     #[test]
@@ -157,7 +175,16 @@ mod tests {
             log.end(Stream::Stdout, 0);
             log.end(Stream::Stderr, 0);
         });
-        assert_eq!(seen, ["stdout F one", "stderr F bad", "stdout F two", "stdout F ", "stdout P three"]);
+        assert_eq!(
+            seen,
+            [
+                "stdout F one",
+                "stderr F bad",
+                "stdout F two",
+                "stdout F ",
+                "stdout P three"
+            ]
+        );
     }
 
     #[test]
@@ -170,8 +197,14 @@ mod tests {
                     log.append(Stream::Stdout, piece, 0);
                 }
             });
-            let lengths: Vec<_> = seen.iter().map(|l| (l.as_bytes()[7], l.len() - 9)).collect();
-            assert_eq!(lengths, [(b'P', MAX_LINE_BYTES), (b'P', MAX_LINE_BYTES), (b'F', 5)]);
+            let lengths: Vec<_> = seen
+                .iter()
+                .map(|l| (l.as_bytes()[7], l.len() - 9))
+                .collect();
+            assert_eq!(
+                lengths,
+                [(b'P', MAX_LINE_BYTES), (b'P', MAX_LINE_BYTES), (b'F', 5)]
+            );
         }
         let exact = [vec![b'y'; MAX_LINE_BYTES], b"\n".to_vec()].concat();
         let seen = lines(|log| log.append(Stream::Stdout, &exact, 0));

@@ -45,7 +45,12 @@ pub fn create(config: &ShimConfig) -> Result<Option<i32>, String> {
 }
 
 /// The parent's half: `u` asks for the id maps, `p<pid>` tells the pod's init, `d` is done, `e` an error.
-fn outside(config: &ShimConfig, directory: &Path, child: i32, socket: &OwnedFd) -> Result<Option<i32>, String> {
+fn outside(
+    config: &ShimConfig,
+    directory: &Path,
+    child: i32,
+    socket: &OwnedFd,
+) -> Result<Option<i32>, String> {
     let mut init = None;
     loop {
         let mut buffer = [0u8; 512];
@@ -53,11 +58,21 @@ fn outside(config: &ShimConfig, directory: &Path, child: i32, socket: &OwnedFd) 
         let text = String::from_utf8_lossy(&buffer[..count]);
         match text.as_bytes().first() {
             Some(b'u') => {
-                let maps = config.namespaces.user.as_ref().ok_or("unasked user namespace")?;
+                let maps = config
+                    .namespaces
+                    .user
+                    .as_ref()
+                    .ok_or("unasked user namespace")?;
                 write_map(child, "uid_map", &maps.uids)?;
                 write_map(child, "gid_map", &maps.gids)?;
             }
-            Some(b'p') => init = Some(text[1..].parse::<i32>().map_err(|error| format!("pid: {error}"))?),
+            Some(b'p') => {
+                init = Some(
+                    text[1..]
+                        .parse::<i32>()
+                        .map_err(|error| format!("pid: {error}"))?,
+                )
+            }
             Some(b'd') => break,
             Some(b'e') => return Err(text[1..].to_owned()),
             _ => return Err("the namespaces' maker died".to_owned()),
@@ -76,14 +91,17 @@ fn outside(config: &ShimConfig, directory: &Path, child: i32, socket: &OwnedFd) 
 }
 
 fn write_map(pid: i32, name: &str, maps: &[IdMap]) -> Result<(), String> {
-    let lines: String =
-        maps.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.length)).collect();
+    let lines: String = maps
+        .iter()
+        .map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.length))
+        .collect();
     fs::write(format!("/proc/{pid}/{name}"), lines).map_err(|error| format!("{name}: {error}"))
 }
 
 fn pin(source: &str, target: &Path) -> Result<(), String> {
     File::create(target).map_err(|error| format!("{}: {error}", target.display()))?;
-    sys::bind_mount(Path::new(source), target).map_err(|error| format!("pin {}: {error}", target.display()))
+    sys::bind_mount(Path::new(source), target)
+        .map_err(|error| format!("pin {}: {error}", target.display()))
 }
 
 /// Takes every pin away.
@@ -133,12 +151,20 @@ fn inside(config: &ShimConfig, socket: &OwnedFd) -> Result<(), String> {
     }
     for (name, value) in &config.sysctls {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        fs::write(&path, value).map_err(|error| format!("set sysctl {name:?} to {value:?}: {error}"))?;
+        fs::write(&path, value)
+            .map_err(|error| format!("set sysctl {name:?} to {value:?}: {error}"))?;
     }
     if wanted.pid {
         // SAFETY: as fork: one thread, and no stack is given. CLONE_PARENT: the shim reaps it.
         let pid = unsafe {
-            libc::syscall(libc::SYS_clone, libc::CLONE_PARENT | libc::SIGCHLD, 0, 0, 0, 0) as i32
+            libc::syscall(
+                libc::SYS_clone,
+                libc::CLONE_PARENT | libc::SIGCHLD,
+                0,
+                0,
+                0,
+                0,
+            ) as i32
         };
         match pid {
             0 => run_init(),
@@ -163,7 +189,11 @@ fn raise_loopback() -> io::Result<()> {
     // SAFETY: `request` lives through both calls and has the layout SIOC?IFFLAGS wants; the socket is
     // closed by the process's end at the latest.
     unsafe {
-        let socket = sys::check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
+        let socket = sys::check(libc::socket(
+            libc::AF_INET,
+            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+            0,
+        ))?;
         let mut request: libc::ifreq = std::mem::zeroed();
         request.ifr_name[0] = b'l' as libc::c_char;
         request.ifr_name[1] = b'o' as libc::c_char;

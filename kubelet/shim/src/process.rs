@@ -39,9 +39,17 @@ pub enum ProcessError {
     #[error("exec: {path:?}: {reason}")]
     NotExecutable { path: String, reason: String },
     #[error("{step}: {source}")]
-    Step { step: &'static str, #[source] source: io::Error },
+    Step {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("chdir to cwd ({cwd:?}) set in config.json failed: {source}")]
-    WorkingDirectory { cwd: String, #[source] source: io::Error },
+    WorkingDirectory {
+        cwd: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("no command specified")]
     NoCommand,
     #[error("{0}: string with a NUL byte")]
@@ -66,8 +74,10 @@ impl Prepared {
     pub fn prepare_directory(&self) -> Result<(), ProcessError> {
         let cwd = self.cwd();
         if !Path::new(cwd).exists() {
-            std::fs::create_dir_all(cwd)
-                .map_err(|source| ProcessError::WorkingDirectory { cwd: cwd.to_owned(), source })?;
+            std::fs::create_dir_all(cwd).map_err(|source| ProcessError::WorkingDirectory {
+                cwd: cwd.to_owned(),
+                source,
+            })?;
         }
         Ok(())
     }
@@ -83,7 +93,10 @@ impl Prepared {
             let path = Path::new(self.cwd()).join(program);
             return match executable(&path) {
                 Ok(()) => Ok(path),
-                Err(reason) => Err(ProcessError::NotExecutable { path: program.clone(), reason }),
+                Err(reason) => Err(ProcessError::NotExecutable {
+                    path: program.clone(),
+                    reason,
+                }),
             };
         }
         let search = self
@@ -104,13 +117,20 @@ impl Prepared {
             }
         }
         match denied {
-            Some(reason) => Err(ProcessError::NotExecutable { path: program.clone(), reason }),
+            Some(reason) => Err(ProcessError::NotExecutable {
+                path: program.clone(),
+                reason,
+            }),
             None => Err(ProcessError::NotInPath(program.clone())),
         }
     }
 
     fn cwd(&self) -> &str {
-        if self.spec.cwd.is_empty() { "/" } else { &self.spec.cwd }
+        if self.spec.cwd.is_empty() {
+            "/"
+        } else {
+            &self.spec.cwd
+        }
     }
 
     /// Becomes the process. Returns only to tell why it could not.
@@ -135,7 +155,11 @@ impl Prepared {
         let args = to_c(&spec.args, "args")?;
         let env = to_c(&spec.env, "env")?;
         let pointers = |strings: &[CString]| {
-            strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+            strings
+                .iter()
+                .map(|text| text.as_ptr())
+                .chain([std::ptr::null()])
+                .collect::<Vec<_>>()
         };
         let (arg_pointers, env_pointers) = (pointers(&args), pointers(&env));
 
@@ -146,12 +170,17 @@ impl Prepared {
         let root_chdir = std::env::set_current_dir(self.cwd());
         drop_bounding(spec.bounding).map_err(step("drop bounding capabilities"))?;
         // SAFETY: prctl with integers only.
-        check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }).map_err(step("keep capabilities"))?;
+        check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) })
+            .map_err(step("keep capabilities"))?;
         set_ids(spec).map_err(step("set user and groups"))?;
         // A directory only its user can enter (a volume with root squash): try again as the user.
         if root_chdir.is_err() {
-            std::env::set_current_dir(self.cwd())
-                .map_err(|source| ProcessError::WorkingDirectory { cwd: spec.cwd.clone(), source })?;
+            std::env::set_current_dir(self.cwd()).map_err(|source| {
+                ProcessError::WorkingDirectory {
+                    cwd: spec.cwd.clone(),
+                    source,
+                }
+            })?;
         }
         if !spec.no_new_privileges {
             let wide = spec.permitted | CAP_SYS_ADMIN;
@@ -172,7 +201,13 @@ impl Prepared {
             }
         }
         // SAFETY: all strings and both null-ended arrays outlive the call.
-        unsafe { libc::execve(program.as_ptr(), arg_pointers.as_ptr(), env_pointers.as_ptr()) };
+        unsafe {
+            libc::execve(
+                program.as_ptr(),
+                arg_pointers.as_ptr(),
+                env_pointers.as_ptr(),
+            )
+        };
         let source = io::Error::last_os_error();
         Err(ProcessError::NotExecutable {
             path: spec.args[0].clone(),
@@ -220,7 +255,10 @@ fn chown_stdio(uid: u32) -> io::Result<()> {
             if libc::fchown(fd, uid, u32::MAX) < 0 {
                 let error = io::Error::last_os_error();
                 // Inherited from outside the user namespace, or read-only: as runc, leave it.
-                if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM | libc::EROFS)) {
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::EPERM | libc::EROFS)
+                ) {
                     return Err(error);
                 }
             }
@@ -252,7 +290,10 @@ fn drop_bounding(keep: u64) -> io::Result<()> {
 fn set_ids(spec: &ProcessSpec) -> io::Result<()> {
     // SAFETY: the slice is live and as long as stated; the rest are integers.
     unsafe {
-        check(libc::setgroups(spec.additional_gids.len(), spec.additional_gids.as_ptr()))?;
+        check(libc::setgroups(
+            spec.additional_gids.len(),
+            spec.additional_gids.as_ptr(),
+        ))?;
         check(libc::setresgid(spec.gid, spec.gid, spec.gid))?;
         check(libc::setresuid(spec.uid, spec.uid, spec.uid))?;
     }
@@ -267,10 +308,17 @@ fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Res
     }
     /// _LINUX_CAPABILITY_VERSION_3
     const VERSION: u32 = 0x2008_0522;
-    let header = Header { version: VERSION, pid: 0 };
+    let header = Header {
+        version: VERSION,
+        pid: 0,
+    };
     let data: [[u32; 3]; 2] = [
         [effective as u32, permitted as u32, inheritable as u32],
-        [(effective >> 32) as u32, (permitted >> 32) as u32, (inheritable >> 32) as u32],
+        [
+            (effective >> 32) as u32,
+            (permitted >> 32) as u32,
+            (inheritable >> 32) as u32,
+        ],
     ];
     // SAFETY: both have the layout capset(2) wants for version 3 and outlive the call.
     check(unsafe { libc::syscall(libc::SYS_capset, &header, &data) as libc::c_int }).map(drop)
@@ -280,7 +328,13 @@ fn raise_ambient(set: u64) -> io::Result<()> {
     for number in (0..=LAST_CAPABILITY).filter(|number| set & (1 << number) != 0) {
         // SAFETY: prctl with integers only.
         check(unsafe {
-            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, number as libc::c_ulong, 0, 0)
+            libc::prctl(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE,
+                number as libc::c_ulong,
+                0,
+                0,
+            )
         })?;
     }
     Ok(())
@@ -298,10 +352,18 @@ fn load_filter(bytes: &[u8]) -> io::Result<()> {
         );
         instructions.set_len(count);
     }
-    let program = libc::sock_fprog { len: count as u16, filter: instructions.as_mut_ptr() };
+    let program = libc::sock_fprog {
+        len: count as u16,
+        filter: instructions.as_mut_ptr(),
+    };
     // SAFETY: `program` points to `count` live instructions; the kernel verifies them.
     check(unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) as libc::c_int
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &program,
+        ) as libc::c_int
     })
     .map(drop)
 }
@@ -343,14 +405,26 @@ mod tests {
     #[test]
     fn programs_are_found_as_runc_finds_them() {
         assert_eq!(find(&["sh"], &[]).unwrap().file_name().unwrap(), "sh");
-        assert_eq!(find(&["sh"], &["PATH=/nowhere"]).unwrap_err(), "exec: \"sh\": executable file not found in $PATH");
-        assert_eq!(find(&["/bin/sh"], &["PATH=/nowhere"]).unwrap(), PathBuf::from("/bin/sh"));
+        assert_eq!(
+            find(&["sh"], &["PATH=/nowhere"]).unwrap_err(),
+            "exec: \"sh\": executable file not found in $PATH"
+        );
+        assert_eq!(
+            find(&["/bin/sh"], &["PATH=/nowhere"]).unwrap(),
+            PathBuf::from("/bin/sh")
+        );
         assert_eq!(
             find(&["/no/such"], &[]).unwrap_err(),
             "exec: \"/no/such\": stat /no/such: no such file or directory"
         );
-        assert_eq!(find(&["/etc/passwd"], &[]).unwrap_err(), "exec: \"/etc/passwd\": permission denied");
-        assert_eq!(find(&["/etc"], &[]).unwrap_err(), "exec: \"/etc\": is a directory");
+        assert_eq!(
+            find(&["/etc/passwd"], &[]).unwrap_err(),
+            "exec: \"/etc/passwd\": permission denied"
+        );
+        assert_eq!(
+            find(&["/etc"], &[]).unwrap_err(),
+            "exec: \"/etc\": is a directory"
+        );
         assert_eq!(find(&[], &[]).unwrap_err(), "no command specified");
     }
 }

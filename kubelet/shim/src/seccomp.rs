@@ -6,15 +6,27 @@
 use std::fs::File;
 use std::path::Path;
 
-use libcontainer::oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompOperator};
-use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use libcontainer::oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompOperator,
+};
+use libseccomp::{
+    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
     #[error("{path}: {source}")]
-    Io { path: String, #[source] source: std::io::Error },
+    Io {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{path}: {source}")]
-    Json { path: String, #[source] source: serde_json::Error },
+    Json {
+        path: String,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error(transparent)]
     Seccomp(#[from] libseccomp::error::SeccompError),
     #[error("seccomp action {0:?} is not supported")]
@@ -27,8 +39,11 @@ pub fn compile(input: &Path, output: &Path) -> Result<(), CompileError> {
         move |source| CompileError::Io { path, source }
     };
     let text = std::fs::read(input).map_err(io(input))?;
-    let profile: LinuxSeccomp = serde_json::from_slice(&text)
-        .map_err(|source| CompileError::Json { path: input.display().to_string(), source })?;
+    let profile: LinuxSeccomp =
+        serde_json::from_slice(&text).map_err(|source| CompileError::Json {
+            path: input.display().to_string(),
+            source,
+        })?;
     let mut temporary = output.as_os_str().to_owned();
     temporary.push(format!(".{}", std::process::id()));
     let file = File::create(&temporary).map_err(io(output))?;
@@ -57,18 +72,25 @@ fn context(profile: &LinuxSeccomp) -> Result<ScmpFilterContext, CompileError> {
         }
         for name in rule.names() {
             // A name this libseccomp does not know is a call this kernel hardly has.
-            let Ok(syscall) = ScmpSyscall::from_name(name) else { continue };
+            let Ok(syscall) = ScmpSyscall::from_name(name) else {
+                continue;
+            };
             let compare: Vec<_> = rule
                 .args()
                 .iter()
                 .flatten()
                 .map(|arg| {
-                    let (operator, datum) = operator(arg.op(), arg.value(), arg.value_two().unwrap_or(0));
+                    let (operator, datum) =
+                        operator(arg.op(), arg.value(), arg.value_two().unwrap_or(0));
                     ScmpArgCompare::new(arg.index() as u32, operator, datum)
                 })
                 .collect();
-            let indexes: std::collections::BTreeSet<_> =
-                rule.args().iter().flatten().map(|arg| arg.index()).collect();
+            let indexes: std::collections::BTreeSet<_> = rule
+                .args()
+                .iter()
+                .flatten()
+                .map(|arg| arg.index())
+                .collect();
             if compare.is_empty() {
                 context.add_rule(decision, syscall)?;
             } else if indexes.len() == compare.len() {
@@ -87,7 +109,9 @@ fn context(profile: &LinuxSeccomp) -> Result<ScmpFilterContext, CompileError> {
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, CompileError> {
     let errno = errno.unwrap_or(libc::EPERM as u32);
     Ok(match action {
-        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => ScmpAction::KillThread,
+        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => {
+            ScmpAction::KillThread
+        }
         LinuxSeccompAction::ScmpActKillProcess => ScmpAction::KillProcess,
         LinuxSeccompAction::ScmpActTrap => ScmpAction::Trap,
         LinuxSeccompAction::ScmpActErrno => ScmpAction::Errno(errno as i32),

@@ -13,8 +13,8 @@ use std::path::PathBuf;
 
 use shim_protocol::wire::{self, Decoder};
 use shim_protocol::{
-    ContainerExit, ContainerStart, ErrorKind, Event, ProcessSpec, Request, Response, ShimConfig, ShimError,
-    ShimState, VERSION,
+    ContainerExit, ContainerStart, ErrorKind, Event, ProcessSpec, Request, Response, ShimConfig,
+    ShimError, ShimState, VERSION,
 };
 
 use crate::container::{Container, DRAIN_MS, Phase};
@@ -26,7 +26,6 @@ mod client;
 mod events;
 
 use client::{Client, Outgoing, Role, Sink};
-
 
 const READ_BYTES: usize = 32 * 1024;
 const STALL_MS: u64 = 10_000;
@@ -68,11 +67,20 @@ struct Exec {
 }
 
 fn failure(kind: ErrorKind, message: impl Into<String>) -> Response {
-    Response::Error(ShimError { kind, message: message.into() })
+    Response::Error(ShimError {
+        kind,
+        message: message.into(),
+    })
 }
 
 impl Server {
-    pub fn new(config: ShimConfig, root: PathBuf, listener: UnixListener, signals: OwnedFd, init: Option<i32>) -> Self {
+    pub fn new(
+        config: ShimConfig,
+        root: PathBuf,
+        listener: UnixListener,
+        signals: OwnedFd,
+        init: Option<i32>,
+    ) -> Self {
         Self {
             config,
             root,
@@ -101,7 +109,9 @@ impl Server {
     }
 
     fn container(&mut self, id: &str) -> Option<&mut Container> {
-        self.containers.iter_mut().find(|container| container.start.id == id)
+        self.containers
+            .iter_mut()
+            .find(|container| container.start.id == id)
     }
 
     fn handle(&mut self, client: u64, request: Request, fds: Vec<OwnedFd>) {
@@ -118,18 +128,37 @@ impl Server {
                 }))
             }
             Request::Start(start) => self.start(client, *start),
-            Request::Kill { container, signal, all } => Some(self.kill(&container, signal, all)),
-            Request::Exec { container, process, stdin, stdout, stderr } => {
-                self.exec(client, &container, *process, [stdin, stdout, stderr], fds)
-            }
-            Request::KillExec { pid, signal } => Some(match self.execs.iter().any(|e| e.pid == pid && e.status.is_none()) {
-                true => match sys::kill(pid, signal) {
-                    Ok(()) => Response::Ok,
-                    Err(error) => failure(ErrorKind::System, format!("kill {pid}: {error}")),
+            Request::Kill {
+                container,
+                signal,
+                all,
+            } => Some(self.kill(&container, signal, all)),
+            Request::Exec {
+                container,
+                process,
+                stdin,
+                stdout,
+                stderr,
+            } => self.exec(client, &container, *process, [stdin, stdout, stderr], fds),
+            Request::KillExec { pid, signal } => Some(
+                match self
+                    .execs
+                    .iter()
+                    .any(|e| e.pid == pid && e.status.is_none())
+                {
+                    true => match sys::kill(pid, signal) {
+                        Ok(()) => Response::Ok,
+                        Err(error) => failure(ErrorKind::System, format!("kill {pid}: {error}")),
+                    },
+                    false => failure(ErrorKind::NotFound, format!("no exec with PID {pid}")),
                 },
-                false => failure(ErrorKind::NotFound, format!("no exec with PID {pid}")),
-            }),
-            Request::Attach { container, stdin, stdout, stderr } => {
+            ),
+            Request::Attach {
+                container,
+                stdin,
+                stdout,
+                stderr,
+            } => {
                 self.attach(client, &container, stdin, [stdout, stderr], fds);
                 None
             }
@@ -164,7 +193,10 @@ impl Server {
             return Some(failure(ErrorKind::State, "the sandbox is shutting down"));
         }
         if self.container(&start.id).is_some() {
-            return Some(failure(ErrorKind::State, format!("container {} has been started already", start.id)));
+            return Some(failure(
+                ErrorKind::State,
+                format!("container {} has been started already", start.id),
+            ));
         }
         match Container::begin(start, &self.root, client) {
             Ok(container) => {
@@ -176,21 +208,34 @@ impl Server {
     }
 
     fn kill(&mut self, id: &str, signal: i32, all: bool) -> Response {
-        let Some(container) = self.container(id) else { return not_found(id) };
+        let Some(container) = self.container(id) else {
+            return not_found(id);
+        };
         if all {
             cgroup::signal_all(&container.start.cgroup_path, signal);
         }
         if !container.is_alive() {
-            return if all { Response::Ok } else { failure(ErrorKind::State, format!("container {id} is not running")) };
+            return if all {
+                Response::Ok
+            } else {
+                failure(ErrorKind::State, format!("container {id} is not running"))
+            };
         }
         match sys::kill(container.pid, signal) {
             Ok(()) => Response::Ok,
-            Err(error) => failure(ErrorKind::System, format!("kill {}: {error}", container.pid)),
+            Err(error) => failure(
+                ErrorKind::System,
+                format!("kill {}: {error}", container.pid),
+            ),
         }
     }
 
     fn remove(&mut self, id: &str) -> Response {
-        let Some(index) = self.containers.iter().position(|container| container.start.id == id) else {
+        let Some(index) = self
+            .containers
+            .iter()
+            .position(|container| container.start.id == id)
+        else {
             return Response::Ok;
         };
         if !matches!(self.containers[index].phase, Phase::Exited(_)) {
@@ -210,9 +255,14 @@ impl Server {
         wanted: [bool; 3],
         fds: Vec<OwnedFd>,
     ) -> Option<Response> {
-        let Some(container) = self.container(id) else { return Some(not_found(id)) };
+        let Some(container) = self.container(id) else {
+            return Some(not_found(id));
+        };
         if !matches!(container.phase, Phase::Running) {
-            return Some(failure(ErrorKind::State, format!("container {id} is not running")));
+            return Some(failure(
+                ErrorKind::State,
+                format!("container {id} is not running"),
+            ));
         }
         let mut fds = fds.into_iter();
         let stdio = wanted.map(|wanted| if wanted { fds.next() } else { None });
@@ -240,7 +290,11 @@ impl Server {
     }
 
     fn attach(&mut self, client: u64, id: &str, stdin: bool, wanted: [bool; 2], fds: Vec<OwnedFd>) {
-        let Some(container) = self.containers.iter().find(|container| container.start.id == id) else {
+        let Some(container) = self
+            .containers
+            .iter()
+            .find(|container| container.start.id == id)
+        else {
             return self.send(client, &not_found(id), Vec::new());
         };
         if !matches!(container.phase, Phase::Running) {
@@ -253,7 +307,10 @@ impl Server {
             (false, true) => container.stdin.as_ref(),
             (false, false) => None,
         };
-        let given: Vec<_> = given.and_then(|fd| sys::duplicate(fd).ok()).into_iter().collect();
+        let given: Vec<_> = given
+            .and_then(|fd| sys::duplicate(fd).ok())
+            .into_iter()
+            .collect();
         let mut fds = fds.into_iter();
         let sinks = wanted.map(|wanted| {
             let fd = if wanted { fds.next() } else { None }?;
@@ -261,7 +318,11 @@ impl Server {
             Some(Sink::new(fd))
         });
         if let Some(client) = self.clients.get_mut(&client) {
-            client.role = Role::Attached { container: id.to_owned(), stdin, sinks };
+            client.role = Role::Attached {
+                container: id.to_owned(),
+                stdin,
+                sinks,
+            };
         }
         self.send(client, &Response::Attached { terminal }, given);
     }
@@ -283,8 +344,13 @@ impl Server {
 
     /// Ends the loop when everything is down, or took too long.
     fn finish_shutdown(&mut self) {
-        let Some((client, deadline)) = self.shutdown else { return };
-        let down = self.containers.iter().all(|container| matches!(container.phase, Phase::Exited(_)));
+        let Some((client, deadline)) = self.shutdown else {
+            return;
+        };
+        let down = self
+            .containers
+            .iter()
+            .all(|container| matches!(container.phase, Phase::Exited(_)));
         if !down && sys::monotonic_ms() < deadline {
             return;
         }
@@ -297,9 +363,15 @@ impl Server {
     }
 
     fn send(&mut self, client: u64, response: &Response, fds: Vec<OwnedFd>) {
-        let Some(target) = self.clients.get_mut(&client) else { return };
+        let Some(target) = self.clients.get_mut(&client) else {
+            return;
+        };
         match wire::encode(response, fds.len()) {
-            Ok(bytes) => target.outgoing.push_back(Outgoing { bytes, sent: 0, fds }),
+            Ok(bytes) => target.outgoing.push_back(Outgoing {
+                bytes,
+                sent: 0,
+                fds,
+            }),
             Err(error) => eprintln!("encode: {error}"),
         }
         if target.flush().is_err() {
@@ -321,8 +393,14 @@ impl Server {
     }
 
     fn drop_client(&mut self, id: u64) {
-        let Some(client) = self.clients.remove(&id) else { return };
-        if let Role::Attached { container, stdin: true, .. } = client.role
+        let Some(client) = self.clients.remove(&id) else {
+            return;
+        };
+        if let Role::Attached {
+            container,
+            stdin: true,
+            ..
+        } = client.role
             && let Some(container) = self.container(&container)
             && container.start.stdin_once
         {
@@ -333,12 +411,17 @@ impl Server {
     /// The start is decided, for good or bad.
     fn decide_start(&mut self, index: usize) {
         let container = &mut self.containers[index];
-        let Phase::Creating(pending) = &mut container.phase else { return };
+        let Phase::Creating(pending) = &mut container.phase else {
+            return;
+        };
         if !pending.is_decided() {
             return;
         }
         pending.read_errors();
-        let Phase::Creating(pending) = std::mem::replace(&mut container.phase, Phase::Running) else { return };
+        let Phase::Creating(pending) = std::mem::replace(&mut container.phase, Phase::Running)
+        else {
+            return;
+        };
         let text = String::from_utf8_lossy(&pending.error_text).into_owned();
         let client = pending.client;
         let created = match (pending.created, text.is_empty()) {
@@ -359,12 +442,24 @@ impl Server {
         }
         let (pid, started_at_ns) = (container.pid, container.started_at_ns);
         let id = container.start.id.clone();
-        let stray = self.strays.iter().position(|(stray, ..)| *stray == pid).map(|at| {
-            let (_, status, at_ns) = self.strays.swap_remove(at);
-            (status, at_ns)
+        let stray = self
+            .strays
+            .iter()
+            .position(|(stray, ..)| *stray == pid)
+            .map(|at| {
+                let (_, status, at_ns) = self.strays.swap_remove(at);
+                (status, at_ns)
+            });
+        self.send(
+            client,
+            &Response::Started { pid, started_at_ns },
+            Vec::new(),
+        );
+        self.broadcast(Event::ContainerStarted {
+            container: id,
+            pid,
+            started_at_ns,
         });
-        self.send(client, &Response::Started { pid, started_at_ns }, Vec::new());
-        self.broadcast(Event::ContainerStarted { container: id, pid, started_at_ns });
         if let Some((status, finished_at_ns)) = stray {
             self.container_exited(index, status, finished_at_ns);
         }
@@ -385,14 +480,25 @@ impl Server {
             cgroup::signal_all(&container.start.cgroup_path, libc::SIGKILL);
         }
         container.stdin = None;
-        container.phase = Phase::Draining { status, finished_at_ns, deadline_ms: sys::monotonic_ms() + DRAIN_MS };
+        container.phase = Phase::Draining {
+            status,
+            finished_at_ns,
+            deadline_ms: sys::monotonic_ms() + DRAIN_MS,
+        };
         self.finish_container(index);
     }
 
     /// Writes the exit down and tells everybody, once the streams are at their ends.
     fn finish_container(&mut self, index: usize) {
         let container = &mut self.containers[index];
-        let Phase::Draining { status, finished_at_ns, deadline_ms } = container.phase else { return };
+        let Phase::Draining {
+            status,
+            finished_at_ns,
+            deadline_ms,
+        } = container.phase
+        else {
+            return;
+        };
         let open = container.stdout.is_some() || container.stderr.is_some();
         if open && sys::monotonic_ms() < deadline_ms {
             return;
@@ -413,7 +519,9 @@ impl Server {
             .clients
             .iter_mut()
             .filter_map(|(id, client)| match &mut client.role {
-                Role::Attached { container, sinks, .. } if *container == exit.id => {
+                Role::Attached {
+                    container, sinks, ..
+                } if *container == exit.id => {
                     sinks.iter_mut().for_each(Sink::end);
                     Some(*id)
                 }
@@ -438,7 +546,9 @@ impl Server {
 
     fn decide_exec(&mut self, index: usize) {
         let exec = &mut self.execs[index];
-        let Some(starting) = &exec.starting else { return };
+        let Some(starting) = &exec.starting else {
+            return;
+        };
         let mut buffer = [0u8; 1024];
         let ended = loop {
             match sys::read(&starting.error_pipe, &mut buffer) {
@@ -473,7 +583,11 @@ impl Server {
         let client = exec.client;
         let lost = exec.pid == 0 || (exec.wants_terminal && exec.terminal.is_none());
         if !text.is_empty() || lost {
-            let message = if text.is_empty() { "the exec's helper died".to_owned() } else { text };
+            let message = if text.is_empty() {
+                "the exec's helper died".to_owned()
+            } else {
+                text
+            };
             self.execs.swap_remove(index);
             return self.send(client, &failure(ErrorKind::Exec, message), Vec::new());
         }
@@ -489,7 +603,9 @@ impl Server {
 
     fn finish_exec(&mut self, index: usize) {
         let exec = &self.execs[index];
-        let (Some(status), true) = (exec.status, exec.starting.is_none()) else { return };
+        let (Some(status), true) = (exec.status, exec.starting.is_none()) else {
+            return;
+        };
         let client = exec.client;
         self.execs.swap_remove(index);
         let (exit_code, _) = sys::decode_wait_status(status);

@@ -12,7 +12,8 @@ use shim_protocol::{CONFIG_NAME, SOCKET_NAME, ShimConfig, VERSION};
 use crate::server::Server;
 use crate::{cgroup, namespaces, seccomp, sys};
 
-const USAGE: &str = "usage: gantry-shim serve STATE_DIR | compile-seccomp PROFILE FILTER | --version";
+const USAGE: &str =
+    "usage: gantry-shim serve STATE_DIR | compile-seccomp PROFILE FILTER | --version";
 
 pub fn run(args: Vec<OsString>) -> ExitCode {
     let words: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap_or("")).collect();
@@ -22,7 +23,10 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             seccomp::compile(Path::new(input), Path::new(output)).map_err(|error| error.to_string())
         }
         ["--version"] => {
-            println!("gantry-shim {} (protocol {VERSION})", env!("CARGO_PKG_VERSION"));
+            println!(
+                "gantry-shim {} (protocol {VERSION})",
+                env!("CARGO_PKG_VERSION")
+            );
             Ok(())
         }
         _ => Err(USAGE.to_owned()),
@@ -104,18 +108,25 @@ fn prepare(config: ShimConfig) -> Result<(Server, File), String> {
     let lock = lock(&config.lock_path)?;
     let signals = sys::child_signals().map_err(|error| format!("signalfd: {error}"))?;
     if let Some(path) = &config.shim_cgroup {
-        cgroup::enter_new(Path::new(path)).map_err(|error| format!("enter cgroup {path}: {error}"))?;
+        cgroup::enter_new(Path::new(path))
+            .map_err(|error| format!("enter cgroup {path}: {error}"))?;
     }
     let init = namespaces::create(&config)?;
     // Bound by a relative name: a socket's name has 107 bytes, the state directory may be longer.
     std::env::set_current_dir(&config.state_dir)
         .map_err(|error| format!("{}: {error}", config.state_dir.display()))?;
     let _ = fs::remove_file(SOCKET_NAME);
-    let listener = UnixListener::bind(SOCKET_NAME).map_err(|error| format!("bind {SOCKET_NAME}: {error}"))?;
-    listener.set_nonblocking(true).map_err(|error| format!("fcntl: {error}"))?;
+    let listener =
+        UnixListener::bind(SOCKET_NAME).map_err(|error| format!("bind {SOCKET_NAME}: {error}"))?;
+    listener
+        .set_nonblocking(true)
+        .map_err(|error| format!("fcntl: {error}"))?;
     std::env::set_current_dir("/").map_err(|error| format!("chdir: {error}"))?;
-    sys::write_atomically(&config.state_dir.join("shim.pid"), std::process::id().to_string().as_bytes())
-        .map_err(|error| format!("shim.pid: {error}"))?;
+    sys::write_atomically(
+        &config.state_dir.join("shim.pid"),
+        std::process::id().to_string().as_bytes(),
+    )
+    .map_err(|error| format!("shim.pid: {error}"))?;
     let root = config.state_dir.join("libcontainer");
     fs::create_dir_all(&root).map_err(|error| format!("{}: {error}", root.display()))?;
     Ok((Server::new(config, root, listener, signals, init), lock))
@@ -129,7 +140,11 @@ fn redirect_stdio(directory: &Path) -> Result<(), String> {
         .append(true)
         .open(&path)
         .map_err(|error| format!("{}: {error}", path.display()))?;
-    for (fd, target) in [(null.as_raw_fd(), 0), (log.as_raw_fd(), 1), (log.as_raw_fd(), 2)] {
+    for (fd, target) in [
+        (null.as_raw_fd(), 0),
+        (log.as_raw_fd(), 1),
+        (log.as_raw_fd(), 2),
+    ] {
         sys::dup2(fd, target).map_err(|error| format!("dup2: {error}"))?;
     }
     Ok(())
@@ -146,6 +161,11 @@ fn lock(path: &Path) -> Result<File, String> {
         .write(true)
         .open(path)
         .map_err(|error| format!("{}: {error}", path.display()))?;
-    file.try_lock().map_err(|error| format!("another sandbox of this pod is running ({}: {error})", path.display()))?;
+    file.try_lock().map_err(|error| {
+        format!(
+            "another sandbox of this pod is running ({}: {error})",
+            path.display()
+        )
+    })?;
     Ok(file)
 }

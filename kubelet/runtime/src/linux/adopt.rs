@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use super::record::{Container, ContainerPhase, ContainerRecord, Sandbox, SandboxPhase, SandboxRecord};
+use super::record::{
+    Container, ContainerPhase, ContainerRecord, Sandbox, SandboxPhase, SandboxRecord,
+};
 use super::{Inner, container, layout, mount, sandbox, watch};
 use crate::api::NamespaceMode;
 
@@ -17,7 +19,9 @@ pub async fn adopt(inner: &Arc<Inner>) {
             }
             // Died before its record was written: nothing of it was started yet.
             Ok(None) => sandbox::forget(inner, &id),
-            Err(error) => tracing::error!(sandbox = %id, %error, "cannot read a sandbox's record; it is left alone"),
+            Err(error) => {
+                tracing::error!(sandbox = %id, %error, "cannot read a sandbox's record; it is left alone")
+            }
         }
     }
     for id in layout::entries(&inner.layout.containers()) {
@@ -41,7 +45,10 @@ async fn adopt_container(inner: &Arc<Inner>, record: ContainerRecord) {
     if inner.sandbox(&record.sandbox_id).is_err() {
         return container::clean(inner, &id, Some(record.cgroup_path)).await;
     }
-    let phase = match (&record.failure, watch::exit_record(inner.layout.exit_file(&id))) {
+    let phase = match (
+        &record.failure,
+        watch::exit_record(inner.layout.exit_file(&id)),
+    ) {
         (_, Some(exit)) => ContainerPhase::Exited(exit),
         (Some(failure), None) => ContainerPhase::Failed(failure.clone()),
         (None, None) => ContainerPhase::Created,
@@ -134,7 +141,11 @@ async fn remove_leftovers(inner: &Arc<Inner>) {
 fn drop_directory(directory: &std::path::Path) {
     let result = mount::unmount_below(directory).and_then(|()| layout::remove_tree(directory));
     match result {
-        Ok(()) => tracing::info!(path = %directory.display(), "removed what an earlier run left behind"),
-        Err(error) => tracing::warn!(path = %directory.display(), %error, "cannot remove what an earlier run left"),
+        Ok(()) => {
+            tracing::info!(path = %directory.display(), "removed what an earlier run left behind")
+        }
+        Err(error) => {
+            tracing::warn!(path = %directory.display(), %error, "cannot remove what an earlier run left")
+        }
     }
 }

@@ -51,24 +51,42 @@ fn relative(path: &Path) -> &Path {
 }
 
 fn number(path: &Path) -> io::Result<u64> {
-    fs::read_to_string(path)?.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    fs::read_to_string(path)?
+        .trim()
+        .parse()
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 fn field(text: &str, name: &str) -> u64 {
     text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+        .find_map(|line| {
+            line.strip_prefix(name)?
+                .strip_prefix(' ')?
+                .trim()
+                .parse()
+                .ok()
+        })
         .unwrap_or(0)
 }
 
 fn put(path: PathBuf, value: &str) -> io::Result<()> {
-    fs::write(&path, value)
-        .map_err(|error| io::Error::new(error.kind(), format!("write {value:?} to {}: {error}", path.display())))
+    fs::write(&path, value).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("write {value:?} to {}: {error}", path.display()),
+        )
+    })
 }
 
 fn remove_tree(directory: &Path) -> io::Result<()> {
-    let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Ok(());
+    };
     let mut result = Ok(());
-    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+    for entry in entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+    {
         result = result.and(remove_tree(&entry.path()));
     }
     match fs::remove_dir(directory) {
@@ -86,7 +104,10 @@ fn processes(directory: &Path, found: &mut Vec<i32>) {
             .filter(|pid| *pid > 0),
     );
     if let Ok(entries) = fs::read_dir(directory) {
-        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        for entry in entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        {
             processes(&entry.path(), found);
         }
     }
@@ -101,7 +122,10 @@ fn kill_tree(directory: &Path) {
             return;
         }
         for pid in pids {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGKILL,
+            );
         }
     }
 }
@@ -117,7 +141,9 @@ impl Legacy {
             .map(|name| (name.clone(), self.root.join(name)))
             // Links (`cpu,cpuacct`) would come twice; `unified` and `systemd` are not ours.
             .filter(|(name, path)| {
-                name != "unified" && name != "systemd" && fs::symlink_metadata(path).is_ok_and(|data| data.is_dir())
+                name != "unified"
+                    && name != "systemd"
+                    && fs::symlink_metadata(path).is_ok_and(|data| data.is_dir())
             })
             .filter(|(_, path)| path.join("cgroup.procs").exists())
             .collect::<Vec<_>>()
@@ -142,7 +168,9 @@ impl Cgroups for Legacy {
     }
 
     fn swap_accounting(&self) -> bool {
-        self.root.join("memory/memory.memsw.limit_in_bytes").exists()
+        self.root
+            .join("memory/memory.memsw.limit_in_bytes")
+            .exists()
     }
 
     fn ensure(&self, path: &Path) -> io::Result<()> {
@@ -152,14 +180,19 @@ impl Cgroups for Legacy {
                 let parent = current.clone();
                 current.push(part);
                 match fs::create_dir(&current) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
                     _ => {}
                 }
                 if name == "cpuset" {
                     // A cpuset takes no process before it has both masks.
                     for file in ["cpuset.cpus", "cpuset.mems"] {
                         if fs::read_to_string(current.join(file))?.trim().is_empty() {
-                            put(current.join(file), fs::read_to_string(parent.join(file))?.trim())?;
+                            put(
+                                current.join(file),
+                                fs::read_to_string(parent.join(file))?.trim(),
+                            )?;
                         }
                     }
                 }
@@ -193,7 +226,8 @@ impl Cgroups for Legacy {
         Ok(Usage {
             cpu_nanoseconds: number(&at("cpuacct").join("cpuacct.usage"))?,
             memory_bytes,
-            memory_working_set_bytes: memory_bytes.saturating_sub(field(&stat, "total_inactive_file")),
+            memory_working_set_bytes: memory_bytes
+                .saturating_sub(field(&stat, "total_inactive_file")),
             memory_rss_bytes: field(&stat, "total_rss"),
             page_faults: field(&stat, "total_pgfault"),
             major_page_faults: field(&stat, "total_pgmajfault"),
@@ -202,7 +236,9 @@ impl Cgroups for Legacy {
     }
 
     fn update(&self, path: &Path, resources: &Resources) -> io::Result<()> {
-        let file = |controller: &str, name: &str| self.root.join(controller).join(relative(path)).join(name);
+        let file = |controller: &str, name: &str| {
+            self.root.join(controller).join(relative(path)).join(name)
+        };
         if let Some(shares) = resources.cpu_shares.filter(|shares| *shares > 0) {
             put(file("cpu", "cpu.shares"), &shares.to_string())?;
         }
@@ -218,8 +254,13 @@ impl Cgroups for Legacy {
             let swap_limit = resources.memory_swap_limit_bytes.unwrap_or(limit);
             if self.swap_accounting() {
                 // The sum must never be below the memory alone: grow it first, or shrink it last.
-                let grows = limit < 0 || number(&memory).is_ok_and(|current| limit as u64 > current);
-                let order = if grows { [(&swap, swap_limit), (&memory, limit)] } else { [(&memory, limit), (&swap, swap_limit)] };
+                let grows =
+                    limit < 0 || number(&memory).is_ok_and(|current| limit as u64 > current);
+                let order = if grows {
+                    [(&swap, swap_limit), (&memory, limit)]
+                } else {
+                    [(&memory, limit), (&swap, swap_limit)]
+                };
                 for (path, value) in order {
                     put(path.clone(), &value.to_string())?;
                 }
@@ -228,7 +269,14 @@ impl Cgroups for Legacy {
             }
         }
         if let Some(limit) = resources.pids_limit.filter(|limit| *limit != 0) {
-            put(file("pids", "pids.max"), &if limit < 0 { "max".to_owned() } else { limit.to_string() })?;
+            put(
+                file("pids", "pids.max"),
+                &if limit < 0 {
+                    "max".to_owned()
+                } else {
+                    limit.to_string()
+                },
+            )?;
         }
         Ok(())
     }
@@ -269,7 +317,10 @@ impl Cgroups for Unified {
             let available = fs::read_to_string(current.join("cgroup.controllers"))?;
             for controller in available.split_whitespace() {
                 // One that cannot be enabled here (threaded, busy) is not ours to insist on.
-                let _ = fs::write(current.join("cgroup.subtree_control"), format!("+{controller}"));
+                let _ = fs::write(
+                    current.join("cgroup.subtree_control"),
+                    format!("+{controller}"),
+                );
             }
             current.push(part);
             match fs::create_dir(&current) {
@@ -281,11 +332,17 @@ impl Cgroups for Unified {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        if relative(path).as_os_str().is_empty() { Ok(()) } else { remove_tree(&self.at(path)) }
+        if relative(path).as_os_str().is_empty() {
+            Ok(())
+        } else {
+            remove_tree(&self.at(path))
+        }
     }
 
     fn kill(&self, path: &Path) {
-        if !relative(path).as_os_str().is_empty() && fs::write(self.at(path).join("cgroup.kill"), "1").is_err() {
+        if !relative(path).as_os_str().is_empty()
+            && fs::write(self.at(path).join("cgroup.kill"), "1").is_err()
+        {
             kill_tree(&self.at(path));
         }
     }
@@ -313,22 +370,51 @@ impl Cgroups for Unified {
         }
         let period = resources.cpu_period_us.filter(|period| *period > 0);
         if let Some(quota) = resources.cpu_quota_us.filter(|quota| *quota != 0) {
-            let quota = if quota < 0 { "max".to_owned() } else { quota.to_string() };
-            put(at.join("cpu.max"), &format!("{quota} {}", period.unwrap_or(100_000)))?;
+            let quota = if quota < 0 {
+                "max".to_owned()
+            } else {
+                quota.to_string()
+            };
+            put(
+                at.join("cpu.max"),
+                &format!("{quota} {}", period.unwrap_or(100_000)),
+            )?;
         }
         if let Some(limit) = resources.memory_limit_bytes.filter(|limit| *limit != 0) {
             if let Some(swap) = resources.memory_swap_limit_bytes {
-                let value = if swap < 0 { "max".to_owned() } else { (swap - limit.max(0)).max(0).to_string() };
+                let value = if swap < 0 {
+                    "max".to_owned()
+                } else {
+                    (swap - limit.max(0)).max(0).to_string()
+                };
                 if at.join("memory.swap.max").exists() {
                     put(at.join("memory.swap.max"), &value)?;
                 }
             }
-            put(at.join("memory.max"), &if limit < 0 { "max".to_owned() } else { limit.to_string() })?;
+            put(
+                at.join("memory.max"),
+                &if limit < 0 {
+                    "max".to_owned()
+                } else {
+                    limit.to_string()
+                },
+            )?;
         }
         if let Some(limit) = resources.pids_limit.filter(|limit| *limit != 0) {
-            put(at.join("pids.max"), &if limit < 0 { "max".to_owned() } else { limit.to_string() })?;
+            put(
+                at.join("pids.max"),
+                &if limit < 0 {
+                    "max".to_owned()
+                } else {
+                    limit.to_string()
+                },
+            )?;
         }
-        for (name, value) in resources.unified.iter().filter(|(name, _)| !name.contains('/')) {
+        for (name, value) in resources
+            .unified
+            .iter()
+            .filter(|(name, _)| !name.contains('/'))
+        {
             put(at.join(name), value)?;
         }
         Ok(())

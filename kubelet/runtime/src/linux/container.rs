@@ -12,7 +12,9 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use shim_protocol::{ContainerStart, ErrorKind, Request, Response};
 
-use super::record::{Container, ContainerPhase, ContainerRecord, Failure, RECORD_VERSION, SandboxRecord};
+use super::record::{
+    Container, ContainerPhase, ContainerRecord, Failure, RECORD_VERSION, SandboxRecord,
+};
 use super::shim::{self, Connection, ShimCallError};
 use super::{Inner, blocking, image, io, layout, machine, mount, shim_error, watch};
 use crate::api::*;
@@ -35,14 +37,18 @@ pub async fn create(
     let sandbox = inner.sandbox(sandbox_id)?;
     let sandbox_record = sandbox.record().clone();
     if sandbox.is_stopping() {
-        return Err(RuntimeError::Create(format!("pod sandbox {sandbox_id} is not running")));
+        return Err(RuntimeError::Create(format!(
+            "pod sandbox {sandbox_id} is not running"
+        )));
     }
     let image = inner
         .images
         .status(&config.image)
         .await
         .map_err(image::store_error)?
-        .ok_or_else(|| ImageError::NotFound { image: config.image.clone() })?;
+        .ok_or_else(|| ImageError::NotFound {
+            image: config.image.clone(),
+        })?;
     let id = machine::new_id().map_err(io("read random bytes"))?;
     let result = prepare(inner, &sandbox_record, config, &image, &id).await;
     match result {
@@ -65,22 +71,40 @@ async fn prepare(
     image: &images::Image,
     id: &str,
 ) -> Result<ContainerRecord, RuntimeError> {
-    let lower = inner.images.hold(&image.id, id).await.map_err(image::store_error)?;
+    let lower = inner
+        .images
+        .hold(&image.id, id)
+        .await
+        .map_err(image::store_error)?;
     let mut image_mounts = Vec::new();
     for (index, wanted) in config.mounts.iter().enumerate() {
         if let Some(name) = &wanted.image {
-            let layers = inner.images.hold(name, &image_holder(id, index)).await.map_err(image::store_error)?;
+            let layers = inner
+                .images
+                .hold(name, &image_holder(id, index))
+                .await
+                .map_err(image::store_error)?;
             image_mounts.push((index, layers));
         }
     }
     let target = target_namespace(inner, &config.security.namespaces)?;
     let facts = {
-        let (inner, sandbox, config, id) = (inner.clone(), sandbox.clone(), config.clone(), id.to_owned());
+        let (inner, sandbox, config, id) = (
+            inner.clone(),
+            sandbox.clone(),
+            config.clone(),
+            id.to_owned(),
+        );
         let user = image::facts(image).user;
-        blocking(move || gather(&inner, &sandbox, &config, &id, &lower, &image_mounts, &user)).await?
+        blocking(move || gather(&inner, &sandbox, &config, &id, &lower, &image_mounts, &user))
+            .await?
     };
-    let mut facts = Facts { target_pid_namespace: target, ..facts };
-    facts.seccomp_filter = seccomp_filter(inner, &config.security, facts.available_capabilities).await?;
+    let mut facts = Facts {
+        target_pid_namespace: target,
+        ..facts
+    };
+    facts.seccomp_filter =
+        seccomp_filter(inner, &config.security, facts.available_capabilities).await?;
     let spec = spec::container_spec(&sandbox.config, config, &image::facts(image), &facts)
         .map_err(|error| RuntimeError::Create(error.to_string()))?;
     let record = ContainerRecord {
@@ -103,8 +127,10 @@ async fn prepare(
         failure: None,
     };
     let directory = inner.layout.container(id);
-    layout::write_record(&directory.join("config.json"), &spec.oci).map_err(io("write config.json"))?;
-    layout::write_record(&inner.layout.container_record(id), &record).map_err(io("write the container's record"))?;
+    layout::write_record(&directory.join("config.json"), &spec.oci)
+        .map_err(io("write config.json"))?;
+    layout::write_record(&inner.layout.container_record(id), &record)
+        .map_err(io("write the container's record"))?;
     Ok(record)
 }
 
@@ -113,7 +139,11 @@ fn image_holder(id: &str, index: usize) -> String {
 }
 
 fn stop_signal(config: &ContainerConfig, image: &images::Image) -> Result<String, RuntimeError> {
-    let name = config.stop_signal.clone().or_else(|| image::stop_signal(image)).unwrap_or_else(|| "SIGTERM".to_owned());
+    let name = config
+        .stop_signal
+        .clone()
+        .or_else(|| image::stop_signal(image))
+        .unwrap_or_else(|| "SIGTERM".to_owned());
     match machine::signal_number(&name) {
         Some(_) => Ok(name),
         // As containerd: an image's odd signal is no reason not to run it.
@@ -126,7 +156,10 @@ fn stop_signal(config: &ContainerConfig, image: &images::Image) -> Result<String
     }
 }
 
-fn target_namespace(inner: &Inner, namespaces: &NamespaceOptions) -> Result<Option<PathBuf>, RuntimeError> {
+fn target_namespace(
+    inner: &Inner,
+    namespaces: &NamespaceOptions,
+) -> Result<Option<PathBuf>, RuntimeError> {
     if namespaces.pid != NamespaceMode::Target {
         return Ok(None);
     }
@@ -134,7 +167,10 @@ fn target_namespace(inner: &Inner, namespaces: &NamespaceOptions) -> Result<Opti
     let target = inner.container(&id)?;
     match target.pid() {
         Some(pid) => Ok(Some(format!("/proc/{pid}/ns/pid").into())),
-        None => Err(RuntimeError::NotRunning { id, state: target.phase().state() }),
+        None => Err(RuntimeError::NotRunning {
+            id,
+            state: target.phase().state(),
+        }),
     }
 }
 
@@ -152,16 +188,28 @@ fn gather(
     let namespace_dir = inner.layout.namespaces(&sandbox.id);
     let user_namespace = match &sandbox.config.namespaces.user {
         Some(user) => {
-            let file = File::open(namespace_dir.join("user")).map_err(io("open the pod's user namespace"))?;
+            let file = File::open(namespace_dir.join("user"))
+                .map_err(io("open the pod's user namespace"))?;
             Some((file, user))
         }
         None => None,
     };
     let rootfs = mount_root(inner, id, lower, user_namespace.as_ref())?;
     let text = |path| read_in_root(&rootfs, path);
-    let user = spec::user::resolve(&config.security, image_user, &text("/etc/passwd"), &text("/etc/group"))
-        .map_err(|error| RuntimeError::Create(error.to_string()))?;
-    let mount_sources = stage_mounts(inner, id, config, image_mounts, user_namespace.as_ref().map(|(file, _)| file))?;
+    let user = spec::user::resolve(
+        &config.security,
+        image_user,
+        &text("/etc/passwd"),
+        &text("/etc/group"),
+    )
+    .map_err(|error| RuntimeError::Create(error.to_string()))?;
+    let mount_sources = stage_mounts(
+        inner,
+        id,
+        config,
+        image_mounts,
+        user_namespace.as_ref().map(|(file, _)| file),
+    )?;
     let devices = if config.security.privileged {
         machine::all_devices()
     } else {
@@ -173,13 +221,19 @@ fn gather(
         rootfs,
         namespace_dir,
         target_pid_namespace: None,
-        cgroup_path: Path::new("/").join(sandbox.config.cgroup_parent.trim_start_matches('/')).join(id),
+        cgroup_path: Path::new("/")
+            .join(sandbox.config.cgroup_parent.trim_start_matches('/'))
+            .join(id),
         unified_cgroups: inner.cgroups.is_unified(),
         v1_controllers: inner.cgroups.v1_controllers(),
         hugetlb: inner.cgroups.hugetlb(),
         swap_accounting: inner.cgroups.swap_accounting(),
         available_capabilities: inner.available_capabilities,
-        shm_path: if own_ipc { state_dir.join("shm") } else { "/dev/shm".into() },
+        shm_path: if own_ipc {
+            state_dir.join("shm")
+        } else {
+            "/dev/shm".into()
+        },
         resolv_conf: state_dir.join("resolv.conf"),
         hostname_file: state_dir.join("hostname"),
         mount_sources,
@@ -205,13 +259,22 @@ fn mount_root(
     }
     copy_attributes(&lower[0], &upper).map_err(io("set the writable layer's attributes"))?;
     let Some((namespace, mapping)) = user_namespace else {
-        mount::overlay(&rootfs, lower, Some((&upper, &work))).map_err(io("mount the root file system"))?;
+        mount::overlay(&rootfs, lower, Some((&upper, &work)))
+            .map_err(io("mount the root file system"))?;
         return Ok(rootfs);
     };
-    let host_id = |maps: &[IdMapping]| maps.iter().find(|map| map.container_id == 0).map_or(0, |map| map.host_id);
+    let host_id = |maps: &[IdMapping]| {
+        maps.iter()
+            .find(|map| map.container_id == 0)
+            .map_or(0, |map| map.host_id)
+    };
     for path in [&upper, &work] {
-        std::os::unix::fs::chown(path, Some(host_id(&mapping.uids)), Some(host_id(&mapping.gids)))
-            .map_err(io(format!("chown {}", path.display())))?;
+        std::os::unix::fs::chown(
+            path,
+            Some(host_id(&mapping.uids)),
+            Some(host_id(&mapping.gids)),
+        )
+        .map_err(io(format!("chown {}", path.display())))?;
     }
     let staging = inner.layout.container_state(id).join("lower");
     let mut staged = Vec::new();
@@ -226,7 +289,8 @@ fn mount_root(
         }
     }
     let result = result.and_then(|()| {
-        mount::overlay(&rootfs, &staged, Some((&upper, &work))).map_err(io("mount the root file system"))
+        mount::overlay(&rootfs, &staged, Some((&upper, &work)))
+            .map_err(io("mount the root file system"))
     });
     // The overlay keeps the views it was made from.
     for target in &staged {
@@ -265,23 +329,29 @@ fn stage_mounts(
     let state = inner.layout.container_state(id);
     let mut sources = Vec::with_capacity(config.mounts.len());
     for (index, wanted) in config.mounts.iter().enumerate() {
-        let layers = image_mounts.iter().find(|(at, _)| *at == index).map(|(_, layers)| layers);
+        let layers = image_mounts
+            .iter()
+            .find(|(at, _)| *at == index)
+            .map(|(_, layers)| layers);
         let source = match (layers, user_namespace) {
             (Some(layers), _) => {
                 let target = state.join("images").join(index.to_string());
                 fs::create_dir_all(&target).map_err(io(format!("create {}", target.display())))?;
-                mount_image(layers, &target)
-                    .map_err(|error| RuntimeError::Create(format!("mount image {:?}: {error}", wanted.image)))?;
+                mount_image(layers, &target).map_err(|error| {
+                    RuntimeError::Create(format!("mount image {:?}: {error}", wanted.image))
+                })?;
                 sub_path(&target, &wanted.image_sub_path)?
             }
             (None, Some(namespace)) if wanted.idmap => {
                 let target = state.join("volumes").join(index.to_string());
-                let data = fs::metadata(&wanted.host_path)
-                    .map_err(|error| RuntimeError::Create(format!("{}: {error}", wanted.host_path.display())))?;
+                let data = fs::metadata(&wanted.host_path).map_err(|error| {
+                    RuntimeError::Create(format!("{}: {error}", wanted.host_path.display()))
+                })?;
                 let made = if data.is_dir() {
                     fs::create_dir_all(&target)
                 } else {
-                    fs::create_dir_all(state.join("volumes")).and_then(|()| File::create(&target).map(drop))
+                    fs::create_dir_all(state.join("volumes"))
+                        .and_then(|()| File::create(&target).map(drop))
                 };
                 made.map_err(io(format!("create {}", target.display())))?;
                 match mount::idmapped(&wanted.host_path, &target, namespace) {
@@ -299,7 +369,10 @@ fn stage_mounts(
                 if !wanted.host_path.exists() {
                     // containerd makes a missing source as a directory.
                     fs::create_dir_all(&wanted.host_path).map_err(|error| {
-                        RuntimeError::Create(format!("failed to mkdir {:?}: {error}", wanted.host_path))
+                        RuntimeError::Create(format!(
+                            "failed to mkdir {:?}: {error}",
+                            wanted.host_path
+                        ))
                     })?;
                 }
                 if wanted.propagation != MountPropagation::Private {
@@ -329,7 +402,11 @@ fn sub_path(root: &Path, sub_path: &str) -> Result<PathBuf, RuntimeError> {
     if sub_path.is_empty() {
         return Ok(root.to_owned());
     }
-    let bad = |reason: String| RuntimeError::Invalid { field: "subPath", value: sub_path.to_owned(), reason };
+    let bad = |reason: String| RuntimeError::Invalid {
+        field: "subPath",
+        value: sub_path.to_owned(),
+        reason,
+    };
     let file = mount::open_in_root(root, sub_path, libc::O_PATH)
         .map_err(|error| bad(format!("failed to find it in the image: {error}")))?;
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
@@ -346,7 +423,8 @@ fn check_propagation(wanted: &Mount) -> Result<(), RuntimeError> {
             let fields: Vec<&str> = line.split(' ').collect();
             let end = fields.iter().position(|field| *field == "-")?;
             let point = Path::new(fields.get(4)?);
-            path.starts_with(point).then(|| (point.components().count(), fields[6..end].join(" ")))
+            path.starts_with(point)
+                .then(|| (point.components().count(), fields[6..end].join(" ")))
         })
         // Of two mounts on one point the later one is on top.
         .max_by_key(|(depth, _)| *depth)
@@ -361,7 +439,11 @@ fn check_propagation(wanted: &Mount) -> Result<(), RuntimeError> {
     if fits {
         return Ok(());
     }
-    let kind = if wanted.propagation == MountPropagation::Bidirectional { "shared" } else { "shared or slave" };
+    let kind = if wanted.propagation == MountPropagation::Bidirectional {
+        "shared"
+    } else {
+        "shared or slave"
+    };
     Err(RuntimeError::Create(format!(
         "path {:?} is mounted on a mount that is not a {kind} mount",
         wanted.host_path.display().to_string()
@@ -385,13 +467,21 @@ async fn seccomp_filter(
             spec::seccomp::default_profile(set).to_string().into_bytes()
         }
         SecurityProfile::Localhost(path) => fs::read(path).map_err(|error| {
-            RuntimeError::Create(format!("cannot load seccomp profile {:?}: {error}", path.display().to_string()))
+            RuntimeError::Create(format!(
+                "cannot load seccomp profile {:?}: {error}",
+                path.display().to_string()
+            ))
         })?,
     };
     let mut hash = Sha256::new();
     hash.update(env!("CARGO_PKG_VERSION"));
     hash.update(&profile);
-    let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let name: String = hash
+        .finalize()
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let directory = inner.layout.seccomp();
     let filter = directory.join(format!("{name}.bpf"));
     if filter.exists() {
@@ -401,7 +491,11 @@ async fn seccomp_filter(
     layout::write_atomically(&source, &profile).map_err(io("write a seccomp profile"))?;
     inner
         .shim
-        .run(&["compile-seccomp".as_ref(), source.as_os_str(), filter.as_os_str()])
+        .run(&[
+            "compile-seccomp".as_ref(),
+            source.as_os_str(),
+            filter.as_os_str(),
+        ])
         .await
         .map_err(|error| RuntimeError::Create(format!("seccomp profile: {error}")))?;
     Ok(Some(filter))
@@ -420,7 +514,8 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
         record.started = true;
         record.clone()
     };
-    layout::write_record(&inner.layout.container_record(id), &record).map_err(io("write the container's record"))?;
+    layout::write_record(&inner.layout.container_record(id), &record)
+        .map_err(io("write the container's record"))?;
     let request = Request::Start(Box::new(start_request(inner, &record)));
     let state_dir = inner.layout.sandbox_state(&record.sandbox_id);
     let answer = tokio::time::timeout(START_TIMEOUT, shim::call(&state_dir, &request)).await;
@@ -429,7 +524,11 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
             watch::started(inner, id, pid, started_at_ns);
             Ok(())
         }
-        Ok(Ok(other)) => Err(fail_start(inner, &container, ShimCallError::Unexpected(format!("{other:?}")).to_string())),
+        Ok(Ok(other)) => Err(fail_start(
+            inner,
+            &container,
+            ShimCallError::Unexpected(format!("{other:?}")).to_string(),
+        )),
         Ok(Err(error)) => {
             let prefix = match error.kind() {
                 Some(ErrorKind::Exec) => "unable to start container process: ",
@@ -437,7 +536,11 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
             };
             Err(fail_start(inner, &container, format!("{prefix}{error}")))
         }
-        Err(_) => Err(fail_start(inner, &container, format!("the start took longer than {START_TIMEOUT:?}"))),
+        Err(_) => Err(fail_start(
+            inner,
+            &container,
+            format!("the start took longer than {START_TIMEOUT:?}"),
+        )),
     }
 }
 
@@ -477,15 +580,26 @@ fn fail_start(inner: &Inner, container: &Container, message: String) -> RuntimeE
     RuntimeError::Start(message)
 }
 
-async fn signal(inner: &Inner, container: &Container, signal: i32, all: bool) -> Result<(), RuntimeError> {
+async fn signal(
+    inner: &Inner,
+    container: &Container,
+    signal: i32,
+    all: bool,
+) -> Result<(), RuntimeError> {
     let (id, sandbox_id) = {
         let record = container.record();
         (record.id.clone(), record.sandbox_id.clone())
     };
-    let request = Request::Kill { container: id, signal, all };
+    let request = Request::Kill {
+        container: id,
+        signal,
+        all,
+    };
     match shim::call(&inner.layout.sandbox_state(&sandbox_id), &request).await {
         Ok(_) => Ok(()),
-        Err(error) if matches!(error.kind(), Some(ErrorKind::NotFound | ErrorKind::State)) => Ok(()),
+        Err(error) if matches!(error.kind(), Some(ErrorKind::NotFound | ErrorKind::State)) => {
+            Ok(())
+        }
         // The watch sees the shim's end too, and settles its containers.
         Err(ShimCallError::Connect { .. } | ShimCallError::HungUp) => Ok(()),
         Err(error) => Err(shim_error(&sandbox_id)(error)),
@@ -493,7 +607,9 @@ async fn signal(inner: &Inner, container: &Container, signal: i32, all: bool) ->
 }
 
 pub async fn stop(inner: &Arc<Inner>, id: &str, timeout: Duration) -> Result<(), RuntimeError> {
-    let Ok(container) = inner.container(id) else { return Ok(()) };
+    let Ok(container) = inner.container(id) else {
+        return Ok(());
+    };
     let mut phase = container.watch();
     if !matches!(*phase.borrow(), ContainerPhase::Running { .. }) {
         return Ok(());
@@ -502,25 +618,35 @@ pub async fn stop(inner: &Arc<Inner>, id: &str, timeout: Duration) -> Result<(),
         let name = container.record().stop_signal.clone();
         let number = machine::signal_number(&name).unwrap_or(libc::SIGTERM);
         signal(inner, &container, number, false).await?;
-        if tokio::time::timeout(timeout, phase.wait_for(ContainerPhase::is_over)).await.is_ok() {
+        if tokio::time::timeout(timeout, phase.wait_for(ContainerPhase::is_over))
+            .await
+            .is_ok()
+        {
             return Ok(());
         }
     }
     signal(inner, &container, libc::SIGKILL, true).await?;
     match tokio::time::timeout(KILL_TIMEOUT, phase.wait_for(ContainerPhase::is_over)).await {
         Ok(_) => Ok(()),
-        Err(_) => Err(RuntimeError::Timeout { what: format!("killing container {id}"), after: KILL_TIMEOUT }),
+        Err(_) => Err(RuntimeError::Timeout {
+            what: format!("killing container {id}"),
+            after: KILL_TIMEOUT,
+        }),
     }
 }
 
 pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
-    let Ok(container) = inner.container(id) else { return Ok(()) };
+    let Ok(container) = inner.container(id) else {
+        return Ok(());
+    };
     stop(inner, id, Duration::ZERO).await?;
     let (sandbox_id, cgroup_path) = {
         let record = container.record();
         (record.sandbox_id.clone(), record.cgroup_path.clone())
     };
-    let request = Request::Remove { container: id.to_owned() };
+    let request = Request::Remove {
+        container: id.to_owned(),
+    };
     match shim::call(&inner.layout.sandbox_state(&sandbox_id), &request).await {
         Ok(_) | Err(ShimCallError::Connect { .. } | ShimCallError::HungUp) => {}
         Err(error) => return Err(shim_error(&sandbox_id)(error)),
@@ -556,26 +682,41 @@ pub async fn clean(inner: &Arc<Inner>, id: &str, cgroup_path: Option<PathBuf>) {
     }
     let images = format!("{id}-image-");
     let holders = inner.images.holders();
-    for holder in holders.iter().filter(|holder| *holder == id || holder.starts_with(&images)) {
+    for holder in holders
+        .iter()
+        .filter(|holder| *holder == id || holder.starts_with(&images))
+    {
         if let Err(error) = inner.images.release(holder).await {
             tracing::warn!(container = %id, %error, "cannot release a container's image");
         }
     }
 }
 
-pub async fn update(inner: &Arc<Inner>, id: &str, resources: &Resources) -> Result<(), RuntimeError> {
+pub async fn update(
+    inner: &Arc<Inner>,
+    id: &str,
+    resources: &Resources,
+) -> Result<(), RuntimeError> {
     let container = inner.container(id)?;
     let state = container.phase().state();
     let record = container.record().clone();
     match state {
         ContainerState::Running => {
-            let (worker, path, wanted) = (inner.clone(), record.cgroup_path.clone(), resources.clone());
-            blocking(move || worker.cgroups.update(&path, &wanted).map_err(io("update the container's cgroup"))).await?;
+            let (worker, path, wanted) =
+                (inner.clone(), record.cgroup_path.clone(), resources.clone());
+            blocking(move || {
+                worker
+                    .cgroups
+                    .update(&path, &wanted)
+                    .map_err(io("update the container's cgroup"))
+            })
+            .await?;
         }
         ContainerState::Created => {
             let path = inner.layout.container(id).join("config.json");
-            let mut config: serde_json::Value =
-                layout::read_record(&path).map_err(io("read config.json"))?.unwrap_or_default();
+            let mut config: serde_json::Value = layout::read_record(&path)
+                .map_err(io("read config.json"))?
+                .unwrap_or_default();
             let facts = Facts {
                 hugetlb: inner.cgroups.hugetlb(),
                 swap_accounting: inner.cgroups.swap_accounting(),
@@ -586,19 +727,32 @@ pub async fn update(inner: &Arc<Inner>, id: &str, resources: &Resources) -> Resu
             config["linux"]["resources"] = changed;
             layout::write_record(&path, &config).map_err(io("write config.json"))?;
         }
-        _ => return Err(RuntimeError::NotRunning { id: id.to_owned(), state }),
+        _ => {
+            return Err(RuntimeError::NotRunning {
+                id: id.to_owned(),
+                state,
+            });
+        }
     }
     let record = {
         let mut record = container.record();
         merge(&mut record.resources, resources);
         record.clone()
     };
-    layout::write_record(&inner.layout.container_record(id), &record).map_err(io("write the container's record"))
+    layout::write_record(&inner.layout.container_record(id), &record)
+        .map_err(io("write the container's record"))
 }
 
 /// Takes over what the update names, as the CRI has it.
 fn merge(current: &mut Resources, update: &Resources) {
-    let Resources { cpu_shares, cpu_quota_us, cpu_period_us, memory_limit_bytes, memory_swap_limit_bytes, .. } = update;
+    let Resources {
+        cpu_shares,
+        cpu_quota_us,
+        cpu_period_us,
+        memory_limit_bytes,
+        memory_swap_limit_bytes,
+        ..
+    } = update;
     current.cpu_shares = cpu_shares.or(current.cpu_shares);
     current.cpu_quota_us = cpu_quota_us.or(current.cpu_quota_us);
     current.cpu_period_us = cpu_period_us.or(current.cpu_period_us);
@@ -612,14 +766,26 @@ pub async fn reopen_log(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError
     let container = inner.container(id)?;
     let state = container.phase().state();
     if state != ContainerState::Running {
-        return Err(RuntimeError::NotRunning { id: id.to_owned(), state });
+        return Err(RuntimeError::NotRunning {
+            id: id.to_owned(),
+            state,
+        });
     }
     let sandbox_id = container.record().sandbox_id.clone();
-    let mut connection =
-        Connection::open(&inner.layout.sandbox_state(&sandbox_id)).map_err(shim_error(&sandbox_id))?;
+    let mut connection = Connection::open(&inner.layout.sandbox_state(&sandbox_id))
+        .map_err(shim_error(&sandbox_id))?;
     connection
-        .send(&Request::ReopenLog { container: id.to_owned() }, &[])
+        .send(
+            &Request::ReopenLog {
+                container: id.to_owned(),
+            },
+            &[],
+        )
         .await
         .map_err(shim_error(&sandbox_id))?;
-    connection.answer().await.map(drop).map_err(shim_error(&sandbox_id))
+    connection
+        .answer()
+        .await
+        .map(drop)
+        .map_err(shim_error(&sandbox_id))
 }

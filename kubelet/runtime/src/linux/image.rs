@@ -5,7 +5,11 @@ use images::{Auth, Image, ImageStore, ImageStoreError, PullError};
 use crate::api::*;
 use crate::spec::ImageFacts;
 
-pub async fn pull(store: &ImageStore, image: &str, auths: &[ImageAuth]) -> Result<String, RuntimeError> {
+pub async fn pull(
+    store: &ImageStore,
+    image: &str,
+    auths: &[ImageAuth],
+) -> Result<String, RuntimeError> {
     let auths: Vec<Auth> = auths
         .iter()
         .map(|auth| Auth {
@@ -15,7 +19,11 @@ pub async fn pull(store: &ImageStore, image: &str, auths: &[ImageAuth]) -> Resul
             registry_token: auth.registry_token.clone(),
         })
         .collect();
-    store.pull(image, &auths).await.map(|pulled| pulled.id).map_err(|error| pull_error(error).into())
+    store
+        .pull(image, &auths)
+        .await
+        .map(|pulled| pulled.id)
+        .map_err(|error| pull_error(error).into())
 }
 
 fn pull_error(error: PullError) -> ImageError {
@@ -25,27 +33,48 @@ fn pull_error(error: PullError) -> ImageError {
         PullError::Unavailable { image, .. } => ImageError::RegistryUnavailable { image, reason },
         PullError::Verification { image, .. } => ImageError::Verification { image, reason },
         PullError::Refused { image, reason } => ImageError::Pull { image, reason },
-        PullError::NoMatchingPlatform { image, .. } | PullError::Unpack { image, .. } | PullError::Store { image, .. } => {
-            ImageError::Pull { image, reason }
-        }
+        PullError::NoMatchingPlatform { image, .. }
+        | PullError::Unpack { image, .. }
+        | PullError::Store { image, .. } => ImageError::Pull { image, reason },
     }
 }
 
 pub fn store_error(error: ImageStoreError) -> RuntimeError {
     match error {
         ImageStoreError::NotFound { image } => ImageError::NotFound { image }.into(),
-        ImageStoreError::Invalid { field, value, reason } => RuntimeError::Invalid { field, value, reason },
+        ImageStoreError::Invalid {
+            field,
+            value,
+            reason,
+        } => RuntimeError::Invalid {
+            field,
+            value,
+            reason,
+        },
         ImageStoreError::Io { context, source } => RuntimeError::Io { context, source },
-        other => RuntimeError::Io { context: "image store".to_owned(), source: std::io::Error::other(other) },
+        other => RuntimeError::Io {
+            context: "image store".to_owned(),
+            source: std::io::Error::other(other),
+        },
     }
 }
 
 pub async fn status(store: &ImageStore, image: &str) -> Result<Option<ImageStatus>, RuntimeError> {
-    Ok(store.status(image).await.map_err(store_error)?.map(|image| describe(&image)))
+    Ok(store
+        .status(image)
+        .await
+        .map_err(store_error)?
+        .map(|image| describe(&image)))
 }
 
 pub async fn list(store: &ImageStore) -> Result<Vec<ImageStatus>, RuntimeError> {
-    Ok(store.list().await.map_err(store_error)?.iter().map(describe).collect())
+    Ok(store
+        .list()
+        .await
+        .map_err(store_error)?
+        .iter()
+        .map(describe)
+        .collect())
 }
 
 pub async fn remove(store: &ImageStore, image: &str) -> Result<(), RuntimeError> {
@@ -57,7 +86,11 @@ pub async fn remove(store: &ImageStore, image: &str) -> Result<(), RuntimeError>
 
 pub async fn fs_info(store: &ImageStore) -> Result<FsUsage, RuntimeError> {
     let usage = store.usage().await.map_err(store_error)?;
-    Ok(FsUsage { mountpoint: usage.mountpoint, used_bytes: usage.used_bytes, inodes_used: usage.inodes_used })
+    Ok(FsUsage {
+        mountpoint: usage.mountpoint,
+        used_bytes: usage.used_bytes,
+        inodes_used: usage.inodes_used,
+    })
 }
 
 fn describe(image: &Image) -> ImageStatus {
@@ -77,7 +110,9 @@ fn describe(image: &Image) -> ImageStatus {
 
 /// What a container's spec needs of the image's config.
 pub fn facts(image: &Image) -> ImageFacts {
-    let Some(config) = image.config.config() else { return ImageFacts::default() };
+    let Some(config) = image.config.config() else {
+        return ImageFacts::default();
+    };
     ImageFacts {
         user: config.user().clone().unwrap_or_default(),
         entrypoint: config.entrypoint().clone().unwrap_or_default(),
@@ -88,5 +123,11 @@ pub fn facts(image: &Image) -> ImageFacts {
 }
 
 pub fn stop_signal(image: &Image) -> Option<String> {
-    image.config.config().as_ref()?.stop_signal().clone().filter(|signal| !signal.is_empty())
+    image
+        .config
+        .config()
+        .as_ref()?
+        .stop_signal()
+        .clone()
+        .filter(|signal| !signal.is_empty())
 }

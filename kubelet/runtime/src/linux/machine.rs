@@ -31,7 +31,10 @@ fn node(host: &Path, container_path: String, access: &str) -> io::Result<DeviceN
     } else if data.file_type().is_block_device() {
         'b'
     } else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a device", host.display())));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} is not a device", host.display()),
+        ));
     };
     Ok(DeviceNode {
         container_path,
@@ -49,11 +52,24 @@ fn node(host: &Path, container_path: String, access: &str) -> io::Result<DeviceN
 pub fn devices(wanted: &[Device]) -> io::Result<Vec<DeviceNode>> {
     let mut found = Vec::new();
     for device in wanted {
-        let access = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
-        if device.host_path.is_dir() {
-            collect(&device.host_path, &device.container_path, access, &mut found)?;
+        let access = if device.permissions.is_empty() {
+            "rwm"
         } else {
-            found.push(node(&device.host_path, device.container_path.clone(), access)?);
+            &device.permissions
+        };
+        if device.host_path.is_dir() {
+            collect(
+                &device.host_path,
+                &device.container_path,
+                access,
+                &mut found,
+            )?;
+        } else {
+            found.push(node(
+                &device.host_path,
+                device.container_path.clone(),
+                access,
+            )?);
         }
     }
     Ok(found)
@@ -67,18 +83,30 @@ pub fn all_devices() -> io::Result<Vec<DeviceNode>> {
     Ok(found)
 }
 
-fn collect(directory: &Path, container: &str, access: &str, found: &mut Vec<DeviceNode>) -> io::Result<()> {
+fn collect(
+    directory: &Path,
+    container: &str,
+    access: &str,
+    found: &mut Vec<DeviceNode>,
+) -> io::Result<()> {
     const SKIPPED: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
-    const OWN: [&str; 9] = ["console", "ptmx", "tty", "null", "zero", "full", "random", "urandom", "core"];
+    const OWN: [&str; 9] = [
+        "console", "ptmx", "tty", "null", "zero", "full", "random", "urandom", "core",
+    ];
     for entry in fs::read_dir(directory)?.flatten() {
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        let Ok(kind) = entry.file_type() else { continue };
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
         let path = format!("{}/{name}", container.trim_end_matches('/'));
         if kind.is_dir() {
             if !SKIPPED.contains(&name.as_str()) {
                 collect(&entry.path(), &path, access, found)?;
             }
-        } else if (kind.is_char_device() || kind.is_block_device()) && !OWN.contains(&name.as_str()) {
+        } else if (kind.is_char_device() || kind.is_block_device()) && !OWN.contains(&name.as_str())
+        {
             // A device that vanished meanwhile is no error.
             found.extend(node(&entry.path(), path, access).ok());
         }
@@ -94,7 +122,11 @@ pub fn signal_number(name: &str) -> Option<i32> {
         return (1..=64).contains(&number).then_some(number);
     }
     let offset = |rest: &str, sign: char| -> Option<i32> {
-        if rest.is_empty() { Some(0) } else { rest.strip_prefix(sign)?.parse().ok() }
+        if rest.is_empty() {
+            Some(0)
+        } else {
+            rest.strip_prefix(sign)?.parse().ok()
+        }
     };
     // The numbers the C library leaves to programs.
     if let Some(rest) = bare.strip_prefix("RTMIN") {
@@ -103,7 +135,10 @@ pub fn signal_number(name: &str) -> Option<i32> {
     if let Some(rest) = bare.strip_prefix("RTMAX") {
         return Some(64 - offset(rest, '-')?);
     }
-    format!("SIG{bare}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+    format!("SIG{bare}")
+        .parse::<nix::sys::signal::Signal>()
+        .ok()
+        .map(|signal| signal as i32)
 }
 
 #[cfg(test)]

@@ -13,7 +13,11 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 const MAX_OPTION_BYTES: usize = 4095;
 
 fn check(result: libc::c_long) -> io::Result<i32> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
 }
 
 fn to_c(path: &Path) -> io::Result<CString> {
@@ -22,19 +26,39 @@ fn to_c(path: &Path) -> io::Result<CString> {
 }
 
 /// An overlay on `target`: writable with `upper` and `work`, read-only without. `lower` is topmost first.
-pub fn overlay(target: &Path, lower: &[PathBuf], writable: Option<(&Path, &Path)>) -> io::Result<()> {
+pub fn overlay(
+    target: &Path,
+    lower: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+) -> io::Result<()> {
     match overlay_by_descriptor(target, lower, writable) {
         // Kernels before 6.7 do not know `lowerdir+`.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)) => {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)
+            ) =>
+        {
             overlay_by_options(target, lower, writable)
         }
         result => result,
     }?;
     // Nothing that is mounted inside may travel to the host.
-    mount(None::<&str>, target, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>).map_err(io::Error::from)
+    mount(
+        None::<&str>,
+        target,
+        None::<&str>,
+        MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .map_err(io::Error::from)
 }
 
-fn overlay_by_descriptor(target: &Path, lower: &[PathBuf], writable: Option<(&Path, &Path)>) -> io::Result<()> {
+fn overlay_by_descriptor(
+    target: &Path,
+    lower: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+) -> io::Result<()> {
     let set = |context: &OwnedFd, key: &std::ffi::CStr, value: &Path| -> io::Result<()> {
         let value = to_c(value)?;
         // SAFETY: both strings live through the call.
@@ -53,8 +77,11 @@ fn overlay_by_descriptor(target: &Path, lower: &[PathBuf], writable: Option<(&Pa
     // SAFETY: the string is static; each descriptor that is returned is new and ours; the last call
     // passes two live strings.
     unsafe {
-        let context =
-            OwnedFd::from_raw_fd(check(libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), FSOPEN_CLOEXEC))?);
+        let context = OwnedFd::from_raw_fd(check(libc::syscall(
+            libc::SYS_fsopen,
+            c"overlay".as_ptr(),
+            FSOPEN_CLOEXEC,
+        ))?);
         set(&context, c"source", Path::new("overlay"))?;
         for directory in lower {
             set(&context, c"lowerdir+", directory)?;
@@ -64,8 +91,19 @@ fn overlay_by_descriptor(target: &Path, lower: &[PathBuf], writable: Option<(&Pa
             set(&context, c"workdir", work)?;
         }
         let null = std::ptr::null::<libc::c_char>();
-        check(libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, 0))?;
-        let attributes = if writable.is_none() { libc::MOUNT_ATTR_RDONLY } else { 0 };
+        check(libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            FSCONFIG_CMD_CREATE,
+            null,
+            null,
+            0,
+        ))?;
+        let attributes = if writable.is_none() {
+            libc::MOUNT_ATTR_RDONLY
+        } else {
+            0
+        };
         let mounted = OwnedFd::from_raw_fd(check(libc::syscall(
             libc::SYS_fsmount,
             context.as_raw_fd(),
@@ -76,20 +114,45 @@ fn overlay_by_descriptor(target: &Path, lower: &[PathBuf], writable: Option<(&Pa
     }
 }
 
-fn overlay_by_options(target: &Path, lower: &[PathBuf], writable: Option<(&Path, &Path)>) -> io::Result<()> {
-    let join: Vec<_> = lower.iter().map(|path| path.to_string_lossy().replace(':', "\\:")).collect();
+fn overlay_by_options(
+    target: &Path,
+    lower: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+) -> io::Result<()> {
+    let join: Vec<_> = lower
+        .iter()
+        .map(|path| path.to_string_lossy().replace(':', "\\:"))
+        .collect();
     let mut options = format!("lowerdir={}", join.join(":"));
     if let Some((upper, work)) = writable {
-        options.push_str(&format!(",upperdir={},workdir={}", upper.display(), work.display()));
+        options.push_str(&format!(
+            ",upperdir={},workdir={}",
+            upper.display(),
+            work.display()
+        ));
     }
     if options.len() > MAX_OPTION_BYTES {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("an image of {} layers needs a kernel of 6.7 or newer", lower.len()),
+            format!(
+                "an image of {} layers needs a kernel of 6.7 or newer",
+                lower.len()
+            ),
         ));
     }
-    let flags = if writable.is_none() { MsFlags::MS_RDONLY } else { MsFlags::empty() };
-    mount(Some("overlay"), target, Some("overlay"), flags, Some(options.as_str())).map_err(io::Error::from)
+    let flags = if writable.is_none() {
+        MsFlags::MS_RDONLY
+    } else {
+        MsFlags::empty()
+    };
+    mount(
+        Some("overlay"),
+        target,
+        Some("overlay"),
+        flags,
+        Some(options.as_str()),
+    )
+    .map_err(io::Error::from)
 }
 
 // linux/mount.h
@@ -192,9 +255,10 @@ fn unescape(text: &str) -> PathBuf {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let octal = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\').and_then(|digits| {
-            u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
-        });
+        let octal = bytes
+            .get(at + 1..at + 4)
+            .filter(|_| bytes[at] == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         match octal {
             Some(byte) => {
                 out.push(byte);
@@ -219,7 +283,11 @@ pub fn open_in_root(root: &Path, path: &str, flags: libc::c_int) -> io::Result<F
         mode: u64,
         resolve: u64,
     }
-    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: 0, resolve: libc::RESOLVE_IN_ROOT };
+    let how = OpenHow {
+        flags: (flags | libc::O_CLOEXEC) as u64,
+        mode: 0,
+        resolve: libc::RESOLVE_IN_ROOT,
+    };
     // SAFETY: string and `how` live through the call; the descriptor is new and ours.
     unsafe {
         Ok(File::from_raw_fd(check(libc::syscall(

@@ -107,7 +107,10 @@ pub struct Sandbox {
 impl Sandbox {
     pub fn new(record: SandboxRecord) -> Arc<Self> {
         let stopping = record.phase == SandboxPhase::Stopped;
-        Arc::new(Self { record: Mutex::new(record), stopping: Mutex::new(stopping) })
+        Arc::new(Self {
+            record: Mutex::new(record),
+            stopping: Mutex::new(stopping),
+        })
     }
 
     pub fn record(&self) -> MutexGuard<'_, SandboxRecord> {
@@ -149,7 +152,10 @@ pub struct Container {
 
 impl Container {
     pub fn new(record: ContainerRecord, phase: ContainerPhase) -> Arc<Self> {
-        Arc::new(Self { record: Mutex::new(record), phase: watch::Sender::new(phase) })
+        Arc::new(Self {
+            record: Mutex::new(record),
+            phase: watch::Sender::new(phase),
+        })
     }
 
     pub fn record(&self) -> MutexGuard<'_, ContainerRecord> {
@@ -205,11 +211,19 @@ impl Container {
             log_path: record.log_path.clone(),
             pid: None,
             resources: record.resources.clone(),
-            user: Some((record.process.uid, record.process.gid, record.process.additional_gids.clone())),
+            user: Some((
+                record.process.uid,
+                record.process.gid,
+                record.process.additional_gids.clone(),
+            )),
             stop_signal: record.stop_signal.clone(),
             mounts: record.config.mounts.clone(),
         };
-        let time = |ns: i64| (ns > 0).then(|| jiff::Timestamp::from_nanosecond(i128::from(ns)).ok()).flatten();
+        let time = |ns: i64| {
+            (ns > 0)
+                .then(|| jiff::Timestamp::from_nanosecond(i128::from(ns)).ok())
+                .flatten()
+        };
         match phase {
             ContainerPhase::Created => {}
             ContainerPhase::Running { pid, started_at_ns } => {

@@ -22,8 +22,13 @@ const INGRESS_ANNOTATION: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS_ANNOTATION: &str = "kubernetes.io/egress-bandwidth";
 
 pub async fn run(inner: &Arc<Inner>, config: &PodSandboxConfig) -> Result<String, RuntimeError> {
-    if !config.runtime_handler.is_empty() && !inner.config.handlers.contains(&config.runtime_handler) {
-        return Err(failed(config, format!("no runtime for {:?} is configured", config.runtime_handler)));
+    if !config.runtime_handler.is_empty()
+        && !inner.config.handlers.contains(&config.runtime_handler)
+    {
+        return Err(failed(
+            config,
+            format!("no runtime for {:?} is configured", config.runtime_handler),
+        ));
     }
     let bandwidth = bandwidth(&config.annotations)?;
     let id = machine::new_id().map_err(io("read random bytes"))?;
@@ -55,7 +60,10 @@ pub async fn run(inner: &Arc<Inner>, config: &PodSandboxConfig) -> Result<String
 }
 
 fn failed(config: &PodSandboxConfig, reason: impl Into<String>) -> RuntimeError {
-    RuntimeError::Sandbox { name: config.metadata.name.clone(), reason: reason.into() }
+    RuntimeError::Sandbox {
+        name: config.metadata.name.clone(),
+        reason: reason.into(),
+    }
 }
 
 async fn set_up(
@@ -91,25 +99,37 @@ async fn set_up(
             .network
             .setup(&network)
             .await
-            .map_err(|error| RuntimeError::Network { id: id.clone(), source: Box::new(error) })?;
+            .map_err(|error| RuntimeError::Network {
+                id: id.clone(),
+                source: Box::new(error),
+            })?;
         record.ips = ips.iter().map(ToString::to_string).collect();
     }
     record.phase = SandboxPhase::Ready;
-    layout::write_record(&inner.layout.sandbox_record(&id), &record).map_err(io("write the sandbox's record"))?;
+    layout::write_record(&inner.layout.sandbox_record(&id), &record)
+        .map_err(io("write the sandbox's record"))?;
     *sandbox.record() = record;
-    watch::begin(inner, sandbox).await.map_err(|error| failed(&config, error.to_string()))
+    watch::begin(inner, sandbox)
+        .await
+        .map_err(|error| failed(&config, error.to_string()))
 }
 
 /// Directories, files, mounts and the shim's configuration.
 fn prepare(inner: &Inner, record: &SandboxRecord) -> Result<(), RuntimeError> {
     let (id, config) = (&record.id, &record.config);
     let state_dir = inner.layout.sandbox_state(id);
-    for directory in [inner.layout.sandbox(id), state_dir.clone(), config.log_directory.clone()] {
+    for directory in [
+        inner.layout.sandbox(id),
+        state_dir.clone(),
+        config.log_directory.clone(),
+    ] {
         if !directory.as_os_str().is_empty() {
-            std::fs::create_dir_all(&directory).map_err(io(format!("create {}", directory.display())))?;
+            std::fs::create_dir_all(&directory)
+                .map_err(io(format!("create {}", directory.display())))?;
         }
     }
-    layout::write_record(&inner.layout.sandbox_record(id), record).map_err(io("write the sandbox's record"))?;
+    layout::write_record(&inner.layout.sandbox_record(id), record)
+        .map_err(io("write the sandbox's record"))?;
     inner
         .cgroups
         .ensure(Path::new(&config.cgroup_parent))
@@ -117,7 +137,10 @@ fn prepare(inner: &Inner, record: &SandboxRecord) -> Result<(), RuntimeError> {
     if config.namespaces.ipc != NamespaceMode::Node {
         let shm = state_dir.join("shm");
         std::fs::create_dir_all(&shm).map_err(io("create shm"))?;
-        let size = config.shm_size_bytes.filter(|size| *size > 0).unwrap_or(SHM_BYTES);
+        let size = config
+            .shm_size_bytes
+            .filter(|size| *size > 0)
+            .unwrap_or(SHM_BYTES);
         mount::tmpfs(&shm, &format!("mode=1777,size={size}")).map_err(io("mount shm"))?;
     }
     let resolv_conf = match &config.dns {
@@ -125,9 +148,13 @@ fn prepare(inner: &Inner, record: &SandboxRecord) -> Result<(), RuntimeError> {
         _ => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     };
     write_file(&state_dir.join("resolv.conf"), &resolv_conf)?;
-    write_file(&state_dir.join("hostname"), &format!("{}\n", config.hostname))?;
+    write_file(
+        &state_dir.join("hostname"),
+        &format!("{}\n", config.hostname),
+    )?;
     let shim_config = shim_config(inner, record);
-    layout::write_record(&state_dir.join(CONFIG_NAME), &shim_config).map_err(io("write the shim's configuration"))
+    layout::write_record(&state_dir.join(CONFIG_NAME), &shim_config)
+        .map_err(io("write the shim's configuration"))
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), RuntimeError> {
@@ -138,7 +165,11 @@ fn shim_config(inner: &Inner, record: &SandboxRecord) -> ShimConfig {
     let config = &record.config;
     let maps = |maps: &[IdMapping]| -> Vec<IdMap> {
         maps.iter()
-            .map(|map| IdMap { container_id: map.container_id, host_id: map.host_id, length: map.length })
+            .map(|map| IdMap {
+                container_id: map.container_id,
+                host_id: map.host_id,
+                length: map.length,
+            })
             .collect()
     };
     let own_network = config.namespaces.network != NamespaceMode::Node;
@@ -153,13 +184,16 @@ fn shim_config(inner: &Inner, record: &SandboxRecord) -> ShimConfig {
             ipc: config.namespaces.ipc != NamespaceMode::Node,
             uts: own_network,
             pid: config.namespaces.pid == NamespaceMode::Pod,
-            user: config
-                .namespaces
-                .user
-                .as_ref()
-                .map(|user| UserMappings { uids: maps(&user.uids), gids: maps(&user.gids) }),
+            user: config.namespaces.user.as_ref().map(|user| UserMappings {
+                uids: maps(&user.uids),
+                gids: maps(&user.gids),
+            }),
         },
-        hostname: if own_network { config.hostname.clone() } else { String::new() },
+        hostname: if own_network {
+            config.hostname.clone()
+        } else {
+            String::new()
+        },
         sysctls: config.sysctls.clone(),
         shim_cgroup: inner.config.shim_cgroup.clone(),
     }
@@ -208,12 +242,16 @@ fn port_mappings(mappings: &[PortMapping]) -> Result<Vec<network::PortMapping>, 
 
 fn bandwidth(annotations: &Annotations) -> Result<Bandwidth, RuntimeError> {
     let read = |name: &'static str| -> Result<Option<u64>, RuntimeError> {
-        let Some(text) = annotations.get(name) else { return Ok(None) };
-        parse_bits(text).map(Some).ok_or_else(|| RuntimeError::Invalid {
-            field: name,
-            value: text.clone(),
-            reason: "not a quantity of bits per second".to_owned(),
-        })
+        let Some(text) = annotations.get(name) else {
+            return Ok(None);
+        };
+        parse_bits(text)
+            .map(Some)
+            .ok_or_else(|| RuntimeError::Invalid {
+                field: name,
+                value: text.clone(),
+                reason: "not a quantity of bits per second".to_owned(),
+            })
     };
     Ok(Bandwidth {
         ingress_bits_per_second: read(INGRESS_ANNOTATION)?,
@@ -223,7 +261,9 @@ fn bandwidth(annotations: &Annotations) -> Result<Bandwidth, RuntimeError> {
 
 /// A whole Kubernetes quantity: digits with an SI or binary suffix.
 fn parse_bits(text: &str) -> Option<u64> {
-    let at = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let at = text
+        .find(|letter: char| !letter.is_ascii_digit())
+        .unwrap_or(text.len());
     let factor = match &text[at..] {
         "" => 1,
         "k" => 1_000,
@@ -266,7 +306,9 @@ pub async fn stop(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
 }
 
 pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
-    let Ok(sandbox) = inner.sandbox(id) else { return Ok(()) };
+    let Ok(sandbox) = inner.sandbox(id) else {
+        return Ok(());
+    };
     stop(inner, id).await?;
     for container in inner.containers_of(id) {
         let container_id = container.record().id.clone();
@@ -302,20 +344,32 @@ pub fn forget(inner: &Inner, id: &str) {
 pub async fn take_down(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) -> Vec<RuntimeError> {
     let (id, has_network) = {
         let record = sandbox.record();
-        (record.id.clone(), record.config.namespaces.network != NamespaceMode::Node)
+        (
+            record.id.clone(),
+            record.config.namespaces.network != NamespaceMode::Node,
+        )
     };
     let mut problems = Vec::new();
     let state_dir = inner.layout.sandbox_state(&id);
     // The exits must be known before the shim goes: the watch hears them first.
     match shim::call(&state_dir, &Request::Shutdown).await {
         Ok(_) | Err(ShimCallError::Connect { .. } | ShimCallError::HungUp) => {}
-        Err(error) => problems.push(RuntimeError::Shim { id: id.clone(), reason: error.to_string() }),
+        Err(error) => problems.push(RuntimeError::Shim {
+            id: id.clone(),
+            reason: error.to_string(),
+        }),
     }
     if has_network && let Err(error) = inner.network.teardown(&id).await {
-        problems.push(RuntimeError::Network { id: id.clone(), source: Box::new(error) });
+        problems.push(RuntimeError::Network {
+            id: id.clone(),
+            source: Box::new(error),
+        });
     }
-    let cgroups: Vec<PathBuf> =
-        inner.containers_of(&id).iter().map(|container| container.record().cgroup_path.clone()).collect();
+    let cgroups: Vec<PathBuf> = inner
+        .containers_of(&id)
+        .iter()
+        .map(|container| container.record().cgroup_path.clone())
+        .collect();
     let worker = inner.clone();
     let result = blocking(move || {
         for path in &cgroups {
@@ -324,7 +378,8 @@ pub async fn take_down(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) -> Vec<Runtim
                 tracing::debug!(path = %path.display(), %error, "cannot remove a cgroup yet");
             }
         }
-        mount::unmount_below(&state_dir).map_err(io(format!("unmount below {}", state_dir.display())))
+        mount::unmount_below(&state_dir)
+            .map_err(io(format!("unmount below {}", state_dir.display())))
     })
     .await;
     problems.extend(result.err());
@@ -340,7 +395,13 @@ mod tests {
 
     #[test]
     fn bandwidths_are_quantities() {
-        for (text, expected) in [("10M", Some(10_000_000)), ("1Ki", Some(1024)), ("7", Some(7)), ("1.5M", None), ("M", None)] {
+        for (text, expected) in [
+            ("10M", Some(10_000_000)),
+            ("1Ki", Some(1024)),
+            ("7", Some(7)),
+            ("1.5M", None),
+            ("M", None),
+        ] {
             assert_eq!(parse_bits(text), expected, "{text}");
         }
     }
@@ -352,6 +413,9 @@ mod tests {
             searches: vec!["a".into(), "b".into()],
             options: vec!["ndots:5".into()],
         };
-        assert_eq!(resolv_conf(&dns), "search a b\nnameserver 10.0.0.10\noptions ndots:5\n");
+        assert_eq!(
+            resolv_conf(&dns),
+            "search a b\nnameserver 10.0.0.10\noptions ndots:5\n"
+        );
     }
 }

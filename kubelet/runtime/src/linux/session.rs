@@ -48,7 +48,10 @@ fn running(inner: &Inner, id: &str) -> Result<(Arc<Container>, PathBuf), Runtime
     let container = inner.container(id)?;
     let state = container.phase().state();
     if state != ContainerState::Running {
-        return Err(RuntimeError::NotRunning { id: id.to_owned(), state });
+        return Err(RuntimeError::NotRunning {
+            id: id.to_owned(),
+            state,
+        });
     }
     let path = inner.layout.sandbox_state(&container.record().sandbox_id);
     Ok((container, path))
@@ -63,11 +66,16 @@ async fn begin(
     let (container, state_dir) = running(inner, id)?;
     let (process, sandbox_id) = {
         let record = container.record();
-        (spec::exec_process(&record.process, command, options.tty), record.sandbox_id.clone())
+        (
+            spec::exec_process(&record.process, command, options.tty),
+            record.sandbox_id.clone(),
+        )
     };
     let failed = shim_error(&sandbox_id);
     let mut connection = Connection::open(&state_dir).map_err(shim_error(&sandbox_id))?;
-    let pipe = |wanted: bool, process_reads: bool| -> Result<(Option<OwnedFd>, Option<OwnedFd>), RuntimeError> {
+    let pipe = |wanted: bool,
+                process_reads: bool|
+     -> Result<(Option<OwnedFd>, Option<OwnedFd>), RuntimeError> {
         if !wanted || options.tty {
             return Ok((None, None));
         }
@@ -84,22 +92,33 @@ async fn begin(
         stdout: their_stdout.is_some(),
         stderr: their_stderr.is_some(),
     };
-    let theirs: Vec<OwnedFd> = [their_stdin, their_stdout, their_stderr].into_iter().flatten().collect();
+    let theirs: Vec<OwnedFd> = [their_stdin, their_stdout, their_stderr]
+        .into_iter()
+        .flatten()
+        .collect();
     let borrowed: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
     connection.send(&request, &borrowed).await.map_err(failed)?;
     drop(borrowed);
     drop(theirs);
     match connection.answer().await {
-        Ok((Response::ExecStarted { pid }, mut fds)) => {
-            Ok(Exec { connection, pid, stdin, stdout, stderr, terminal: fds.pop() })
-        }
-        Ok((other, _)) => Err(shim_error(&sandbox_id)(ShimCallError::Unexpected(format!("{other:?}")))),
+        Ok((Response::ExecStarted { pid }, mut fds)) => Ok(Exec {
+            connection,
+            pid,
+            stdin,
+            stdout,
+            stderr,
+            terminal: fds.pop(),
+        }),
+        Ok((other, _)) => Err(shim_error(&sandbox_id)(ShimCallError::Unexpected(format!(
+            "{other:?}"
+        )))),
         Err(error) if error.kind() == Some(ErrorKind::Exec) => Err(RuntimeError::Start(format!(
             "failed to exec in container: failed to start exec: unable to start container process: {error}"
         ))),
-        Err(error) if error.kind() == Some(ErrorKind::State) => {
-            Err(RuntimeError::NotRunning { id: id.to_owned(), state: ContainerState::Exited })
-        }
+        Err(error) if error.kind() == Some(ErrorKind::State) => Err(RuntimeError::NotRunning {
+            id: id.to_owned(),
+            state: ContainerState::Exited,
+        }),
         Err(error) => Err(shim_error(&sandbox_id)(error)),
     }
 }
@@ -126,11 +145,15 @@ pub async fn exec(
     let sandbox_id = inner.container(id)?.record().sandbox_id.clone();
     // Ends with the process, or with its shim.
     tokio::spawn(async move {
-        let code = exit_code(&mut connection).await.map_err(shim_error(&sandbox_id));
+        let code = exit_code(&mut connection)
+            .await
+            .map_err(shim_error(&sandbox_id));
         let _ = sender.send(code);
     });
     let stream = |fd: Option<OwnedFd>| -> Result<Option<Stream>, RuntimeError> {
-        fd.map(Stream::new).transpose().map_err(io_error("open a stream"))
+        fd.map(Stream::new)
+            .transpose()
+            .map_err(io_error("open a stream"))
     };
     if let Some(terminal) = stream(exec.terminal)? {
         return Ok(Session {
@@ -171,7 +194,12 @@ pub async fn exec_sync(
     timeout: Option<Duration>,
 ) -> Result<ExecSyncResponse, RuntimeError> {
     let timeout = timeout.filter(|timeout| !timeout.is_zero());
-    let options = StreamOptions { stdin: false, stdout: true, stderr: true, tty: false };
+    let options = StreamOptions {
+        stdin: false,
+        stdout: true,
+        stderr: true,
+        tty: false,
+    };
     let mut exec = begin(inner, id, command, &options).await?;
     let state_dir = running(inner, id).map(|(_, path)| path);
     let stdout = collect(exec.stdout.take()).map_err(io_error("open a stream"))?;
@@ -190,7 +218,10 @@ pub async fn exec_sync(
         Ok(Err(error)) => Err(shim_error(id)(error)),
         Err(_) => {
             if let Ok(state_dir) = state_dir {
-                let kill = Request::KillExec { pid: exec.pid, signal: libc::SIGKILL };
+                let kill = Request::KillExec {
+                    pid: exec.pid,
+                    signal: libc::SIGKILL,
+                };
                 if let Err(error) = shim::call(&state_dir, &kill).await {
                     tracing::debug!(container = %id, %error, "cannot kill an exec that timed out");
                 }
@@ -242,11 +273,19 @@ impl Drop for Collector {
     }
 }
 
-pub async fn attach(inner: &Arc<Inner>, id: &str, options: &StreamOptions) -> Result<Session, RuntimeError> {
+pub async fn attach(
+    inner: &Arc<Inner>,
+    id: &str,
+    options: &StreamOptions,
+) -> Result<Session, RuntimeError> {
     let (container, state_dir) = running(inner, id)?;
     let (sandbox_id, tty, stdin_once) = {
         let record = container.record();
-        (record.sandbox_id.clone(), record.config.tty, record.config.stdin_once)
+        (
+            record.sandbox_id.clone(),
+            record.config.tty,
+            record.config.stdin_once,
+        )
     };
     let mut connection = Connection::open(&state_dir).map_err(shim_error(&sandbox_id))?;
     let pipe = |wanted: bool| -> Result<(Option<OwnedFd>, Option<OwnedFd>), RuntimeError> {
@@ -266,15 +305,25 @@ pub async fn attach(inner: &Arc<Inner>, id: &str, options: &StreamOptions) -> Re
     };
     let theirs: Vec<OwnedFd> = [their_stdout, their_stderr].into_iter().flatten().collect();
     let borrowed: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
-    connection.send(&request, &borrowed).await.map_err(shim_error(&sandbox_id))?;
+    connection
+        .send(&request, &borrowed)
+        .await
+        .map_err(shim_error(&sandbox_id))?;
     drop(borrowed);
     drop(theirs);
     let (terminal, given) = match connection.answer().await {
         Ok((Response::Attached { terminal }, mut fds)) => (terminal, fds.pop()),
-        Ok((other, _)) => return Err(shim_error(&sandbox_id)(ShimCallError::Unexpected(format!("{other:?}")))),
+        Ok((other, _)) => {
+            return Err(shim_error(&sandbox_id)(ShimCallError::Unexpected(format!(
+                "{other:?}"
+            ))));
+        }
         Err(error) => return Err(shim_error(&sandbox_id)(error)),
     };
-    let given = given.map(Stream::new).transpose().map_err(io_error("open a stream"))?;
+    let given = given
+        .map(Stream::new)
+        .transpose()
+        .map_err(io_error("open a stream"))?;
     let resize = given.clone().filter(|_| terminal).map(resizer);
     let mut stdin = None;
     if let Some(stream) = given.filter(|_| options.stdin) {
@@ -284,7 +333,9 @@ pub async fn attach(inner: &Arc<Inner>, id: &str, options: &StreamOptions) -> Re
             let (state_dir, id) = (state_dir.clone(), id.to_owned());
             tokio::spawn(async move {
                 let _ = done.await;
-                let close = Request::CloseStdin { container: id.clone() };
+                let close = Request::CloseStdin {
+                    container: id.clone(),
+                };
                 if let Err(error) = shim::call(&state_dir, &close).await {
                     tracing::debug!(container = %id, %error, "cannot close a container's stdin");
                 }
@@ -302,9 +353,19 @@ pub async fn attach(inner: &Arc<Inner>, id: &str, options: &StreamOptions) -> Re
         }
     });
     let reader = |fd: Option<OwnedFd>| -> Result<Option<Reader>, RuntimeError> {
-        Ok(fd.map(Stream::new).transpose().map_err(io_error("open a stream"))?.map(|stream| Box::new(stream) as Reader))
+        Ok(fd
+            .map(Stream::new)
+            .transpose()
+            .map_err(io_error("open a stream"))?
+            .map(|stream| Box::new(stream) as Reader))
     };
-    Ok(Session { stdin, stdout: reader(stdout)?, stderr: reader(stderr)?, resize, exit })
+    Ok(Session {
+        stdin,
+        stdout: reader(stdout)?,
+        stderr: reader(stderr)?,
+        resize,
+        exit,
+    })
 }
 
 pub async fn port_forward(
@@ -317,7 +378,10 @@ pub async fn port_forward(
     let namespace = own_network.then(|| inner.layout.namespaces(sandbox_id).join("net"));
     // Upstream (containerd) tries IPv4 first, then IPv6.
     let mut last = None;
-    for (v4, address) in [(true, ([127, 0, 0, 1], port).into()), (false, ([0, 0, 0, 0, 0, 0, 0, 1], port).into())] {
+    for (v4, address) in [
+        (true, ([127, 0, 0, 1], port).into()),
+        (false, ([0, 0, 0, 0, 0, 0, 0, 1], port).into()),
+    ] {
         let socket = socket_in(namespace.clone(), v4).await?;
         match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(address)).await {
             Ok(Ok(stream)) => {
@@ -331,7 +395,9 @@ pub async fn port_forward(
     Err(RuntimeError::Io {
         context: format!(
             "failed to execute portforward in network namespace {:?}: failed to connect to localhost:{port} inside namespace {sandbox_id:?}",
-            namespace.map(|path| path.display().to_string()).unwrap_or_else(|| "host".to_owned())
+            namespace
+                .map(|path| path.display().to_string())
+                .unwrap_or_else(|| "host".to_owned())
         ),
         source: last.unwrap_or_else(|| io::Error::other("no address")),
     })
@@ -339,7 +405,10 @@ pub async fn port_forward(
 
 /// A socket belongs to the network namespace it is made in; only its making needs a thread there.
 async fn socket_in(namespace: Option<PathBuf>, v4: bool) -> Result<TcpSocket, RuntimeError> {
-    let fd = blocking(move || in_namespace(namespace, move || new_socket(v4)).map_err(io_error("socket"))).await?;
+    let fd = blocking(move || {
+        in_namespace(namespace, move || new_socket(v4)).map_err(io_error("socket"))
+    })
+    .await?;
     // SAFETY: the descriptor is a new non-blocking TCP socket, and ours.
     let socket = unsafe { std::net::TcpStream::from_raw_fd(fd.into_raw_fd()) };
     Ok(TcpSocket::from_std_stream(socket))
@@ -349,8 +418,16 @@ fn new_socket(v4: bool) -> io::Result<OwnedFd> {
     let family = if v4 { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: integers only; the descriptor is new and ours.
     unsafe {
-        let fd = libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0);
-        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+        let fd = libc::socket(
+            family,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            0,
+        );
+        if fd < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(OwnedFd::from_raw_fd(fd))
+        }
     }
 }
 
@@ -370,4 +447,3 @@ pub fn in_namespace<T: Send + 'static>(
         .join()
         .map_err(|_| io::Error::other("the thread in the network namespace panicked"))?
 }
-

@@ -21,7 +21,11 @@ use tokio::io::unix::AsyncFd;
 pub enum ShimCallError {
     /// Nobody serves the socket: the shim is gone.
     #[error("cannot connect to {path}: {source}")]
-    Connect { path: PathBuf, #[source] source: io::Error },
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("the shim hung up")]
@@ -32,6 +36,16 @@ pub enum ShimCallError {
     Unexpected(String),
     #[error("start {program}: {reason}")]
     Spawn { program: PathBuf, reason: String },
+}
+
+/// A shim that ends resets its connections: that is a hang-up too.
+fn lost(error: io::Error) -> ShimCallError {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::NotConnected => ShimCallError::HungUp,
+        _ => WireError::Io(error).into(),
+    }
 }
 
 impl ShimCallError {
@@ -54,40 +68,55 @@ impl ShimProgram {
         let mut source = File::open(path)?;
         // SAFETY: the name is a static string; the descriptor is new and ours.
         let sealed: File = unsafe {
-            let fd = libc::memfd_create(c"gantry-shim".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+            let fd = libc::memfd_create(
+                c"gantry-shim".as_ptr(),
+                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            );
             if fd < 0 {
                 return Err(io::Error::last_os_error());
             }
             std::os::fd::FromRawFd::from_raw_fd(fd)
         };
         io::copy(&mut source, &mut &sealed)?;
-        let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+        let seals =
+            libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
         // SAFETY: fcntl on a live descriptor with integers.
         if unsafe { libc::fcntl(sealed.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { path: path.to_owned(), sealed: sealed.into() })
+        Ok(Self {
+            path: path.to_owned(),
+            sealed: sealed.into(),
+        })
     }
 
     /// Runs the program to its end: it serves in the background, or has done its work.
     pub async fn run(&self, args: &[&std::ffi::OsStr]) -> Result<(), ShimCallError> {
-        let failed = |reason: String| ShimCallError::Spawn { program: self.path.clone(), reason };
-        let output = tokio::process::Command::new(format!("/proc/self/fd/{}", self.sealed.as_raw_fd()))
-            .arg0("gantry-shim")
-            .args(args)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .output()
-            .await
-            .map_err(|error| failed(error.to_string()))?;
+        let failed = |reason: String| ShimCallError::Spawn {
+            program: self.path.clone(),
+            reason,
+        };
+        let output =
+            tokio::process::Command::new(format!("/proc/self/fd/{}", self.sealed.as_raw_fd()))
+                .arg0("gantry-shim")
+                .args(args)
+                .env_clear()
+                .current_dir("/")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .output()
+                .await
+                .map_err(|error| failed(error.to_string()))?;
         if output.status.success() {
             return Ok(());
         }
         let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(failed(if text.is_empty() { output.status.to_string() } else { text }))
+        Err(failed(if text.is_empty() {
+            output.status.to_string()
+        } else {
+            text
+        }))
     }
 }
 
@@ -99,34 +128,47 @@ pub struct Connection {
 
 impl Connection {
     pub fn open(state_dir: &Path) -> Result<Self, ShimCallError> {
-        let failed = |source| ShimCallError::Connect { path: state_dir.join(SOCKET_NAME), source };
+        let failed = |source| ShimCallError::Connect {
+            path: state_dir.join(SOCKET_NAME),
+            source,
+        };
         // A socket's name has 107 bytes; the state directory may be longer.
         let directory = File::open(state_dir).map_err(failed)?;
-        let socket = UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd()))
-            .map_err(failed)?;
+        let socket = UnixStream::connect(format!(
+            "/proc/self/fd/{}/{SOCKET_NAME}",
+            directory.as_raw_fd()
+        ))
+        .map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         // SAFETY: the socket owns its descriptor and never exchanges it.
         let socket = unsafe { AsyncFd::register_with_interest(socket, interest) }
             .map_err(|error| failed(error.into()))?;
-        Ok(Self { socket, decoder: Decoder::default() })
+        Ok(Self {
+            socket,
+            decoder: Decoder::default(),
+        })
     }
 
-    pub async fn send(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), ShimCallError> {
+    pub async fn send(
+        &mut self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ShimCallError> {
         let frame = wire::encode(request, fds.len())?;
         let mut raw: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
         let mut sent = 0;
         while sent < frame.len() {
             let mut guard = self.socket.writable().await.map_err(WireError::Io)?;
-            let result =
-                guard.try_io(|socket| wire::send_with_fds(socket.as_raw_fd(), &frame[sent..], &raw));
+            let result = guard
+                .try_io(|socket| wire::send_with_fds(socket.as_raw_fd(), &frame[sent..], &raw));
             match result {
                 Ok(Ok(count)) => {
                     sent += count;
                     raw.clear();
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(WireError::Io(error).into()),
+                Ok(Err(error)) => return Err(lost(error)),
                 Err(_would_block) => {}
             }
         }
@@ -145,7 +187,7 @@ impl Connection {
                 Ok(Ok(0)) => return Err(ShimCallError::HungUp),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(WireError::Io(error).into()),
+                Ok(Err(error)) => return Err(lost(error)),
                 Err(_would_block) => {}
             }
         }
@@ -169,8 +211,13 @@ pub async fn call(state_dir: &Path, request: &Request) -> Result<Response, ShimC
 
 /// A pipe: (the runtime's non-blocking end, the process's end). `process_reads`: it is its stdin.
 pub fn pipe(process_reads: bool) -> io::Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io::Error::from)?;
-    let (ours, theirs) = if process_reads { (write, read) } else { (read, write) };
+    let (read, write) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io::Error::from)?;
+    let (ours, theirs) = if process_reads {
+        (write, read)
+    } else {
+        (read, write)
+    };
     set_nonblocking(ours.as_fd())?;
     Ok((ours, theirs))
 }
@@ -179,5 +226,7 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let flags = fcntl(fd.as_raw_fd(), FcntlArg::F_GETFL).map_err(io::Error::from)?;
     let flags = OFlag::from_bits_truncate(flags) | OFlag::O_NONBLOCK;
-    fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(flags)).map(drop).map_err(io::Error::from)
+    fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(flags))
+        .map(drop)
+        .map_err(io::Error::from)
 }

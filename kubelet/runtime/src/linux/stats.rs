@@ -21,17 +21,32 @@ pub struct LayerUsage {
 
 impl Inner {
     pub(super) fn forget_layer(&self, id: &str) {
-        self.layer_usage.lock().expect("no holder panics").remove(id);
+        self.layer_usage
+            .lock()
+            .expect("no holder panics")
+            .remove(id);
     }
 
     fn layer(&self, id: &str) -> LayerUsage {
-        let known = self.layer_usage.lock().expect("no holder panics").get(id).copied();
+        let known = self
+            .layer_usage
+            .lock()
+            .expect("no holder panics")
+            .get(id)
+            .copied();
         if let Some(known) = known.filter(|known| known.counted_at.elapsed() < LAYER_PERIOD) {
             return known;
         }
         let (bytes, inodes) = disk_usage(&self.layout.container(id).join("upper"));
-        let usage = LayerUsage { counted_at: Instant::now(), bytes, inodes };
-        self.layer_usage.lock().expect("no holder panics").insert(id.to_owned(), usage);
+        let usage = LayerUsage {
+            counted_at: Instant::now(),
+            bytes,
+            inodes,
+        };
+        self.layer_usage
+            .lock()
+            .expect("no holder panics")
+            .insert(id.to_owned(), usage);
         usage
     }
 
@@ -65,7 +80,9 @@ fn disk_usage(root: &Path) -> (u64, u64) {
     let mut linked = std::collections::HashSet::new();
     let mut stack = vec![root.to_owned()];
     while let Some(directory) = stack.pop() {
-        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+        let Ok(entries) = std::fs::read_dir(&directory) else {
+            continue;
+        };
         for entry in entries.flatten() {
             let Ok(data) = entry.metadata() else { continue };
             if data.nlink() > 1 && !data.is_dir() && !linked.insert(data.ino()) {
@@ -84,7 +101,13 @@ fn disk_usage(root: &Path) -> (u64, u64) {
 pub async fn containers(inner: &Arc<Inner>) -> Result<Vec<ContainerStats>, RuntimeError> {
     let ids: Vec<String> = inner.containers().keys().cloned().collect();
     let worker = inner.clone();
-    blocking(move || Ok(ids.iter().filter_map(|id| worker.container_stats(id)).collect())).await
+    blocking(move || {
+        Ok(ids
+            .iter()
+            .filter_map(|id| worker.container_stats(id))
+            .collect())
+    })
+    .await
 }
 
 pub async fn sandboxes(inner: &Arc<Inner>) -> Result<Vec<PodSandboxStats>, RuntimeError> {
@@ -100,13 +123,21 @@ pub async fn sandboxes(inner: &Arc<Inner>) -> Result<Vec<PodSandboxStats>, Runti
         Ok(ready
             .into_iter()
             .map(|status| {
-                let containers: Vec<_> = all.iter().filter(|stats| stats.sandbox_id == status.id).cloned().collect();
+                let containers: Vec<_> = all
+                    .iter()
+                    .filter(|stats| stats.sandbox_id == status.id)
+                    .cloned()
+                    .collect();
                 let process_count = worker
                     .containers_of(&status.id)
                     .iter()
                     .filter_map(|container| {
                         let path = container.record().cgroup_path.clone();
-                        worker.cgroups.usage(&path).ok().map(|usage| usage.processes)
+                        worker
+                            .cgroups
+                            .usage(&path)
+                            .ok()
+                            .map(|usage| usage.processes)
                     })
                     .sum();
                 let mut stats = PodSandboxStats {
@@ -117,7 +148,9 @@ pub async fn sandboxes(inner: &Arc<Inner>) -> Result<Vec<PodSandboxStats>, Runti
                 };
                 if status.namespaces.network != NamespaceMode::Node {
                     let namespace = worker.layout.namespaces(&status.id).join("net");
-                    let table = in_namespace(Some(namespace), || std::fs::read_to_string("/proc/thread-self/net/dev"));
+                    let table = in_namespace(Some(namespace), || {
+                        std::fs::read_to_string("/proc/thread-self/net/dev")
+                    });
                     count_network(&mut stats, &table.unwrap_or_default());
                 }
                 stats
@@ -130,12 +163,31 @@ pub async fn sandboxes(inner: &Arc<Inner>) -> Result<Vec<PodSandboxStats>, Runti
 /// Sums every interface but lo of a `/proc/net/dev`.
 fn count_network(stats: &mut PodSandboxStats, table: &str) {
     for line in table.lines() {
-        let Some((name, rest)) = line.split_once(':') else { continue };
+        let Some((name, rest)) = line.split_once(':') else {
+            continue;
+        };
         if name.trim() == "lo" {
             continue;
         }
-        let fields: Vec<u64> = rest.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-        if let [rx_bytes, _, rx_errors, _, _, _, _, _, tx_bytes, _, tx_errors, ..] = fields[..] {
+        let fields: Vec<u64> = rest
+            .split_whitespace()
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        if let [
+            rx_bytes,
+            _,
+            rx_errors,
+            _,
+            _,
+            _,
+            _,
+            _,
+            tx_bytes,
+            _,
+            tx_errors,
+            ..,
+        ] = fields[..]
+        {
             stats.rx_bytes += rx_bytes;
             stats.rx_errors += rx_errors;
             stats.tx_bytes += tx_bytes;
@@ -153,6 +205,14 @@ mod tests {
         let table = "Inter-|   Receive  |  Transmit\n face |bytes packets errs\n    lo: 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9\n  eth0: 100 2 3 0 0 0 0 0 200 5 6 0 0 0 0 0\n";
         let mut stats = PodSandboxStats::default();
         count_network(&mut stats, table);
-        assert_eq!((stats.rx_bytes, stats.rx_errors, stats.tx_bytes, stats.tx_errors), (100, 3, 200, 6));
+        assert_eq!(
+            (
+                stats.rx_bytes,
+                stats.rx_errors,
+                stats.tx_bytes,
+                stats.tx_errors
+            ),
+            (100, 3, 200, 6)
+        );
     }
 }

@@ -27,24 +27,45 @@ impl Stream {
     }
 
     pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
-        let size = libc::winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = libc::winsize {
+            ws_row: size.height,
+            ws_col: size.width,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         // SAFETY: `size` lives through the call and is what TIOCSWINSZ reads.
         let result = unsafe { libc::ioctl(self.fd.get_ref().as_raw_fd(), libc::TIOCSWINSZ, &size) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(context))?;
             let unfilled = buffer.initialize_unfilled();
             let result = guard.try_io(|fd| {
                 // SAFETY: the buffer is live and as long as stated.
                 let count = unsafe {
-                    libc::read(fd.get_ref().as_raw_fd(), unfilled.as_mut_ptr().cast(), unfilled.len())
+                    libc::read(
+                        fd.get_ref().as_raw_fd(),
+                        unfilled.as_mut_ptr().cast(),
+                        unfilled.len(),
+                    )
                 };
-                if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+                if count < 0 {
+                    Err(io::Error::last_os_error())
+                } else {
+                    Ok(count as usize)
+                }
             });
             match result {
                 Ok(Ok(count)) => {
@@ -52,7 +73,9 @@ impl AsyncRead for Stream {
                     return Poll::Ready(Ok(()));
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => return Poll::Ready(Ok(())),
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
+                    return Poll::Ready(Ok(()));
+                }
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}
             }
@@ -61,13 +84,23 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.fd.poll_write_ready(context))?;
             let result = guard.try_io(|fd| {
                 // SAFETY: the buffer is live and as long as stated.
-                let count = unsafe { libc::write(fd.get_ref().as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
-                if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+                let count = unsafe {
+                    libc::write(fd.get_ref().as_raw_fd(), bytes.as_ptr().cast(), bytes.len())
+                };
+                if count < 0 {
+                    Err(io::Error::last_os_error())
+                } else {
+                    Ok(count as usize)
+                }
             });
             match result {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -96,7 +129,13 @@ pub struct Finishing<W> {
 impl<W> Finishing<W> {
     pub fn new(inner: W) -> (Self, tokio::sync::oneshot::Receiver<()>) {
         let (done, receiver) = tokio::sync::oneshot::channel();
-        (Self { inner: Some(inner), done: Some(done) }, receiver)
+        (
+            Self {
+                inner: Some(inner),
+                done: Some(done),
+            },
+            receiver,
+        )
     }
 
     fn finish(&mut self) {
@@ -114,7 +153,11 @@ impl<W> Drop for Finishing<W> {
 }
 
 impl<W: AsyncWrite + Unpin> AsyncWrite for Finishing<W> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match &mut self.inner {
             Some(inner) => Pin::new(inner).poll_write(context, bytes),
             None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),

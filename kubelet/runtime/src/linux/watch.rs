@@ -21,7 +21,12 @@ pub async fn begin(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) -> Result<(), Shi
         other => return Err(ShimCallError::Unexpected(format!("{other:?}"))),
     };
     take_over(inner, &state);
-    tokio::spawn(follow(Arc::downgrade(inner), sandbox.clone(), id, connection));
+    tokio::spawn(follow(
+        Arc::downgrade(inner),
+        sandbox.clone(),
+        id,
+        connection,
+    ));
     Ok(())
 }
 
@@ -40,7 +45,14 @@ async fn follow(inner: Weak<Inner>, sandbox: Arc<Sandbox>, id: String, mut conne
         let message = connection.receive().await;
         let Some(inner) = inner.upgrade() else { return };
         match message {
-            Ok((Response::Event(Event::ContainerStarted { container, pid, started_at_ns }), _)) => {
+            Ok((
+                Response::Event(Event::ContainerStarted {
+                    container,
+                    pid,
+                    started_at_ns,
+                }),
+                _,
+            )) => {
                 started(&inner, &container, pid, started_at_ns);
             }
             Ok((Response::Event(Event::ContainerExited(exit)), _)) => exited(&inner, exit),
@@ -57,7 +69,9 @@ async fn follow(inner: Weak<Inner>, sandbox: Arc<Sandbox>, id: String, mut conne
 }
 
 pub fn started(inner: &Inner, id: &str, pid: i32, started_at_ns: i64) {
-    let Ok(container) = inner.container(id) else { return };
+    let Ok(container) = inner.container(id) else {
+        return;
+    };
     if container.advance(ContainerPhase::Running { pid, started_at_ns }) {
         let sandbox_id = container.record().sandbox_id.clone();
         inner.emit(RuntimeEvent::ContainerStarted {
@@ -75,7 +89,9 @@ pub fn exited(inner: &Inner, exit: ContainerExit) {
 
 /// The container is over, one way or another.
 pub fn ended(inner: &Inner, id: &str, phase: ContainerPhase) {
-    let Ok(container) = inner.container(id) else { return };
+    let Ok(container) = inner.container(id) else {
+        return;
+    };
     let exit_code = phase.exit_code();
     if container.advance(phase) {
         let sandbox_id = container.record().sandbox_id.clone();
@@ -98,7 +114,10 @@ pub async fn lost(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) {
     super::sandbox::take_down(inner, sandbox).await;
     settle(inner, &id);
     super::sandbox::set_phase(inner, sandbox, SandboxPhase::Stopped);
-    inner.emit(RuntimeEvent::SandboxNotReady { sandbox_id: id, pod_uid });
+    inner.emit(RuntimeEvent::SandboxNotReady {
+        sandbox_id: id,
+        pod_uid,
+    });
 }
 
 /// Containers of a sandbox without a shim: what the exit records say, or that nobody knows.
@@ -125,7 +144,9 @@ pub fn settle(inner: &Inner, sandbox: &str) {
                     record.failure = Some(failure.clone());
                     record.clone()
                 };
-                if let Err(error) = layout::write_record(&inner.layout.container_record(&id), &record) {
+                if let Err(error) =
+                    layout::write_record(&inner.layout.container_record(&id), &record)
+                {
                     tracing::warn!(container = %id, %error, "cannot write a container's record");
                 }
                 ended(inner, &id, ContainerPhase::Failed(failure));
@@ -136,9 +157,8 @@ pub fn settle(inner: &Inner, sandbox: &str) {
 }
 
 pub fn exit_record(path: PathBuf) -> Option<ContainerExit> {
-    layout::read_record(&path)
-        .unwrap_or_else(|error| {
-            tracing::warn!(path = %path.display(), %error, "cannot read an exit record");
-            None
-        })
+    layout::read_record(&path).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "cannot read an exit record");
+        None
+    })
 }

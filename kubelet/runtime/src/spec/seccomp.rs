@@ -50,7 +50,14 @@ const ALWAYS: &str = "\
 const ARCHITECTURE: &[&str] = if cfg!(target_arch = "x86_64") {
     &["arch_prctl", "modify_ldt"]
 } else if cfg!(target_arch = "aarch64") {
-    &["arm_fadvise64_64", "arm_sync_file_range", "sync_file_range2", "breakpoint", "cacheflush", "set_tls"]
+    &[
+        "arm_fadvise64_64",
+        "arm_sync_file_range",
+        "sync_file_range2",
+        "breakpoint",
+        "cacheflush",
+        "set_tls",
+    ]
 } else {
     &[]
 };
@@ -71,11 +78,20 @@ const BY_CAPABILITY: &[(&str, &str)] = &[
     ("SYS_CHROOT", "chroot"),
     ("SYS_MODULE", "delete_module init_module finit_module"),
     ("SYS_PACCT", "acct"),
-    ("SYS_PTRACE", "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace"),
+    (
+        "SYS_PTRACE",
+        "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace",
+    ),
     ("SYS_RAWIO", "iopl ioperm"),
-    ("SYS_TIME", "settimeofday stime clock_settime clock_settime64"),
+    (
+        "SYS_TIME",
+        "settimeofday stime clock_settime clock_settime64",
+    ),
     ("SYS_TTY_CONFIG", "vhangup"),
-    ("SYS_NICE", "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
+    (
+        "SYS_NICE",
+        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    ),
     ("SYSLOG", "syslog"),
     ("BPF", "bpf"),
     ("PERFMON", "perf_event_open"),
@@ -112,24 +128,34 @@ pub fn default_profile(bounding: u64) -> Value {
     }
     allowed.sort_unstable();
     allowed.dedup();
-    let argument = |index: u32, value: u64, value_two: u64, op: &str| {
-        json!({ "index": index, "value": value, "valueTwo": value_two, "op": op })
-    };
-    let allow_if = |name: &str, args: Vec<Value>| {
-        json!({ "names": [name], "action": "SCMP_ACT_ALLOW", "args": args })
-    };
+    let argument = |index: u32, value: u64, value_two: u64, op: &str| json!({ "index": index, "value": value, "valueTwo": value_two, "op": op });
+    let allow_if = |name: &str, args: Vec<Value>| json!({ "names": [name], "action": "SCMP_ACT_ALLOW", "args": args });
     let mut syscalls = vec![json!({ "names": allowed, "action": "SCMP_ACT_ALLOW" })];
-    syscalls.push(allow_if("socket", vec![argument(0, AF_ALG, 0, "SCMP_CMP_LT")]));
+    syscalls.push(allow_if(
+        "socket",
+        vec![argument(0, AF_ALG, 0, "SCMP_CMP_LT")],
+    ));
     for family in (AF_ALG + 1..=AF_LAST).filter(|family| *family != AF_VSOCK) {
-        syscalls.push(allow_if("socket", vec![argument(0, family, 0, "SCMP_CMP_EQ")]));
+        syscalls.push(allow_if(
+            "socket",
+            vec![argument(0, family, 0, "SCMP_CMP_EQ")],
+        ));
     }
     for value in PERSONALITIES {
-        syscalls.push(allow_if("personality", vec![argument(0, value, 0, "SCMP_CMP_EQ")]));
+        syscalls.push(allow_if(
+            "personality",
+            vec![argument(0, value, 0, "SCMP_CMP_EQ")],
+        ));
     }
     if !has("SYS_ADMIN") {
-        syscalls.push(allow_if("clone", vec![argument(0, CLONE_NAMESPACES, 0, "SCMP_CMP_MASKED_EQ")]));
+        syscalls.push(allow_if(
+            "clone",
+            vec![argument(0, CLONE_NAMESPACES, 0, "SCMP_CMP_MASKED_EQ")],
+        ));
         // Not EPERM: glibc falls back to clone(2) on ENOSYS only.
-        syscalls.push(json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS }));
+        syscalls.push(
+            json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS }),
+        );
     }
     let architectures = if cfg!(target_arch = "x86_64") {
         json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"])

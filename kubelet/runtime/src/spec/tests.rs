@@ -11,7 +11,12 @@ fn facts() -> Facts {
         shm_path: "/run/shm".into(),
         resolv_conf: "/run/resolv.conf".into(),
         hostname_file: "/run/hostname".into(),
-        user: User { uid: 5, gid: 6, groups: vec![6, 7], home: "/home/u".into() },
+        user: User {
+            uid: 5,
+            gid: 6,
+            groups: vec![6, 7],
+            home: "/home/u".into(),
+        },
         ..Default::default()
     }
 }
@@ -20,7 +25,10 @@ fn config() -> ContainerConfig {
     ContainerConfig {
         command: vec!["/bin/app".into()],
         security: SecurityContext {
-            namespaces: NamespaceOptions { pid: NamespaceMode::Container, ..Default::default() },
+            namespaces: NamespaceOptions {
+                pid: NamespaceMode::Container,
+                ..Default::default()
+            },
             ..Default::default()
         },
         ..Default::default()
@@ -28,19 +36,35 @@ fn config() -> ContainerConfig {
 }
 
 fn build(config: &ContainerConfig) -> ContainerSpec {
-    let sandbox = PodSandboxConfig { hostname: "pod".into(), ..Default::default() };
+    let sandbox = PodSandboxConfig {
+        hostname: "pod".into(),
+        ..Default::default()
+    };
     let mut facts = facts();
-    facts.mount_sources = config.mounts.iter().map(|mount| mount.host_path.clone()).collect();
+    facts.mount_sources = config
+        .mounts
+        .iter()
+        .map(|mount| mount.host_path.clone())
+        .collect();
     container_spec(&sandbox, config, &ImageFacts::default(), &facts).unwrap()
 }
 
 fn bind(destination: &str, propagation: MountPropagation) -> Mount {
-    Mount { container_path: destination.into(), host_path: "/v".into(), propagation, ..Default::default() }
+    Mount {
+        container_path: destination.into(),
+        host_path: "/v".into(),
+        propagation,
+        ..Default::default()
+    }
 }
 
 #[test]
 fn commands_come_from_the_container_or_the_image() {
-    let image = ImageFacts { entrypoint: vec!["e".into()], cmd: vec!["c".into()], ..Default::default() };
+    let image = ImageFacts {
+        entrypoint: vec!["e".into()],
+        cmd: vec!["c".into()],
+        ..Default::default()
+    };
     for (command, args, expected) in [
         (vec![], vec![], vec!["e", "c"]),
         (vec![], vec!["a"], vec!["e", "a"]),
@@ -48,36 +72,80 @@ fn commands_come_from_the_container_or_the_image() {
         (vec!["x"], vec!["a"], vec!["x", "a"]),
     ] {
         let own = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect::<Vec<_>>();
-        let config = ContainerConfig { command: own(command), args: own(args), ..config() };
+        let config = ContainerConfig {
+            command: own(command),
+            args: own(args),
+            ..config()
+        };
         let spec = container_spec(&PodSandboxConfig::default(), &config, &image, &facts()).unwrap();
         assert_eq!(spec.process.args, own(expected));
     }
-    let nothing = ContainerConfig { command: vec![], ..config() };
-    let refused = container_spec(&PodSandboxConfig::default(), &nothing, &ImageFacts::default(), &facts());
+    let nothing = ContainerConfig {
+        command: vec![],
+        ..config()
+    };
+    let refused = container_spec(
+        &PodSandboxConfig::default(),
+        &nothing,
+        &ImageFacts::default(),
+        &facts(),
+    );
     assert_eq!(refused.unwrap_err(), SpecError::NoCommand);
 }
 
 #[test]
 fn the_containers_environment_wins() {
-    let image = ImageFacts { env: vec!["PATH=/image".into(), "A=1".into(), "HOSTNAME=i".into()], ..Default::default() };
-    let config = ContainerConfig { envs: vec![("A".into(), "2=3".into())], tty: true, ..config() };
-    let sandbox = PodSandboxConfig { hostname: "pod".into(), ..Default::default() };
+    let image = ImageFacts {
+        env: vec!["PATH=/image".into(), "A=1".into(), "HOSTNAME=i".into()],
+        ..Default::default()
+    };
+    let config = ContainerConfig {
+        envs: vec![("A".into(), "2=3".into())],
+        tty: true,
+        ..config()
+    };
+    let sandbox = PodSandboxConfig {
+        hostname: "pod".into(),
+        ..Default::default()
+    };
     let spec = container_spec(&sandbox, &config, &image, &facts()).unwrap();
-    assert_eq!(spec.process.env, ["PATH=/image", "TERM=xterm", "HOSTNAME=i", "A=2=3", "HOME=/home/u"]);
+    assert_eq!(
+        spec.process.env,
+        [
+            "PATH=/image",
+            "TERM=xterm",
+            "HOSTNAME=i",
+            "A=2=3",
+            "HOME=/home/u"
+        ]
+    );
 }
 
 #[test]
 fn capabilities_follow_containerd_and_the_machine() {
     let available = capability::ALL & !capability::bit("SYS_RESOURCE").unwrap();
-    let default: u64 = capability::DEFAULT.iter().map(|name| capability::bit(name).unwrap()).sum();
+    let default: u64 = capability::DEFAULT
+        .iter()
+        .map(|name| capability::bit(name).unwrap())
+        .sum();
     let bit = |name| capability::bit(name).unwrap();
     for (add, drop, privileged, expected) in [
         (vec![], vec![], false, default),
         (vec![], vec![], true, available),
-        (vec!["NET_ADMIN"], vec!["CHOWN"], false, default | bit("NET_ADMIN") & !bit("CHOWN")),
+        (
+            vec!["NET_ADMIN"],
+            vec!["CHOWN"],
+            false,
+            default | bit("NET_ADMIN") & !bit("CHOWN"),
+        ),
         (vec!["ALL"], vec![], false, available),
         (vec!["SYS_RESOURCE"], vec![], false, default),
-        (vec!["NET_BIND_SERVICE"], vec!["ALL"], false, bit("NET_BIND_SERVICE")),
+        (
+            vec!["NET_BIND_SERVICE"],
+            vec!["ALL"],
+            false,
+            bit("NET_BIND_SERVICE"),
+        ),
     ] {
         let security = SecurityContext {
             privileged,
@@ -91,8 +159,14 @@ fn capabilities_follow_containerd_and_the_machine() {
         }
         assert_eq!(capabilities(&security, available).unwrap(), expected);
     }
-    let security = SecurityContext { add_capabilities: vec!["FLY".into()], ..Default::default() };
-    assert_eq!(capabilities(&security, available), Err(SpecError::UnknownCapability("FLY".into())));
+    let security = SecurityContext {
+        add_capabilities: vec!["FLY".into()],
+        ..Default::default()
+    };
+    assert_eq!(
+        capabilities(&security, available),
+        Err(SpecError::UnknownCapability("FLY".into()))
+    );
 }
 
 #[test]
@@ -102,7 +176,10 @@ fn the_shim_takes_away_what_libcontainer_gives() {
     assert!(spec.oci["process"].get("noNewPrivileges").is_none());
     assert!(spec.oci["linux"].get("seccomp").is_none());
     assert_eq!((spec.process.uid, spec.process.gid), (5, 6));
-    assert_eq!(spec.process.permitted & capability::bit("SYS_ADMIN").unwrap(), 0);
+    assert_eq!(
+        spec.process.permitted & capability::bit("SYS_ADMIN").unwrap(),
+        0
+    );
 }
 
 #[test]
@@ -113,7 +190,16 @@ fn cgroups_are_read_only_unless_privileged() {
     privileged.security.privileged = true;
     let spec = build(&privileged);
     assert!(!read_only(&spec).contains("cgroup"));
-    assert_eq!(spec.device_rules, [DeviceRule { allow: true, kind: 'a', major: None, minor: None, access: "rwm".into() }]);
+    assert_eq!(
+        spec.device_rules,
+        [DeviceRule {
+            allow: true,
+            kind: 'a',
+            major: None,
+            minor: None,
+            access: "rwm".into()
+        }]
+    );
     assert!(!build(&config()).device_rules[0].allow);
 }
 
@@ -124,12 +210,25 @@ fn namespaces_follow_their_modes() {
             .as_array()
             .unwrap()
             .iter()
-            .map(|ns| format!("{}={}", ns["type"].as_str().unwrap(), ns["path"].as_str().unwrap_or("")))
+            .map(|ns| {
+                format!(
+                    "{}={}",
+                    ns["type"].as_str().unwrap(),
+                    ns["path"].as_str().unwrap_or("")
+                )
+            })
             .collect()
     };
     assert_eq!(
         types(&config()),
-        ["mount=", "network=/run/ns/net", "uts=/run/ns/uts", "ipc=/run/ns/ipc", "pid=", "cgroup="]
+        [
+            "mount=",
+            "network=/run/ns/net",
+            "uts=/run/ns/uts",
+            "ipc=/run/ns/ipc",
+            "pid=",
+            "cgroup="
+        ]
     );
     let mut host = config();
     host.security.namespaces = NamespaceOptions {
@@ -148,12 +247,30 @@ fn namespaces_follow_their_modes() {
 #[test]
 fn mounts_are_ordered_and_keep_their_propagation() {
     let with = |mounts| build(&ContainerConfig { mounts, ..config() });
-    let spec = with(vec![bind("/a/b/c/", MountPropagation::Private), bind("/a", MountPropagation::Private)]);
-    let own: Vec<_> = spec.oci["mounts"].as_array().unwrap().iter().rev().take(2).collect();
-    assert_eq!((own[1]["destination"].as_str(), own[0]["destination"].as_str()), (Some("/a"), Some("/a/b/c")));
+    let spec = with(vec![
+        bind("/a/b/c/", MountPropagation::Private),
+        bind("/a", MountPropagation::Private),
+    ]);
+    let own: Vec<_> = spec.oci["mounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .rev()
+        .take(2)
+        .collect();
+    assert_eq!(
+        (
+            own[1]["destination"].as_str(),
+            own[0]["destination"].as_str()
+        ),
+        (Some("/a"), Some("/a/b/c"))
+    );
     assert_eq!(spec.oci["linux"]["rootfsPropagation"], "private");
     assert!(spec.private_mounts.is_empty());
-    let spec = with(vec![bind("/a", MountPropagation::Private), bind("/b", MountPropagation::HostToContainer)]);
+    let spec = with(vec![
+        bind("/a", MountPropagation::Private),
+        bind("/b", MountPropagation::HostToContainer),
+    ]);
     assert_eq!(spec.oci["linux"]["rootfsPropagation"], "slave");
     assert_eq!(spec.private_mounts, ["/a"]);
     let spec = with(vec![bind("/b", MountPropagation::Bidirectional)]);
@@ -164,16 +281,30 @@ fn mounts_are_ordered_and_keep_their_propagation() {
 fn a_mount_of_ones_own_replaces_the_sandboxs() {
     let mut own = bind("/dev/shm", MountPropagation::Private);
     own.host_path = "/elsewhere".into();
-    let spec = build(&ContainerConfig { mounts: vec![own], ..config() });
-    let shm: Vec<_> =
-        spec.oci["mounts"].as_array().unwrap().iter().filter(|m| m["destination"] == "/dev/shm").collect();
+    let spec = build(&ContainerConfig {
+        mounts: vec![own],
+        ..config()
+    });
+    let shm: Vec<_> = spec.oci["mounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|m| m["destination"] == "/dev/shm")
+        .collect();
     assert_eq!(shm.len(), 1);
     assert_eq!(shm[0]["source"], "/elsewhere");
 }
 
 #[test]
 fn resources_leave_out_what_is_not_limited() {
-    let value = resources(&Resources { cpu_shares: Some(0), memory_limit_bytes: Some(-1), ..Default::default() }, &facts());
+    let value = resources(
+        &Resources {
+            cpu_shares: Some(0),
+            memory_limit_bytes: Some(-1),
+            ..Default::default()
+        },
+        &facts(),
+    );
     assert_eq!(value, json!({ "cpu": {} }));
     let value = resources(
         &Resources {
@@ -187,6 +318,9 @@ fn resources_leave_out_what_is_not_limited() {
         },
         &facts(),
     );
-    assert_eq!(value["memory"], json!({ "limit": 64 << 20, "swap": 64 << 20 }));
+    assert_eq!(
+        value["memory"],
+        json!({ "limit": 64 << 20, "swap": 64 << 20 })
+    );
     assert_eq!(value["pids"]["limit"], 10);
 }

@@ -35,11 +35,18 @@ struct Passwd<'a> {
 fn passwd(text: &str) -> impl Iterator<Item = Passwd<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
-        let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+        let name = fields
+            .next()
+            .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
         let home = fields.nth(1).unwrap_or("");
-        Some(Passwd { name, uid, gid, home })
+        Some(Passwd {
+            name,
+            uid,
+            gid,
+            home,
+        })
     })
 }
 
@@ -47,9 +54,16 @@ fn passwd(text: &str) -> impl Iterator<Item = Passwd<'_>> {
 fn group(text: &str) -> impl Iterator<Item = (&str, u32, Vec<&str>)> {
     text.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
-        let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+        let name = fields
+            .next()
+            .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         let gid = fields.nth(1)?.parse().ok()?;
-        let members = fields.next().unwrap_or("").split(',').map(str::trim).collect();
+        let members = fields
+            .next()
+            .unwrap_or("")
+            .split(',')
+            .map(str::trim)
+            .collect();
         Some((name, gid, members))
     })
 }
@@ -100,28 +114,48 @@ pub fn resolve(
     let mut groups = vec![gid];
     if security.merge_image_groups && !name.is_empty() {
         groups.extend(
-            group(group_text).filter(|(_, _, members)| members.contains(&name)).map(|(_, id, _)| id),
+            group(group_text)
+                .filter(|(_, _, members)| members.contains(&name))
+                .map(|(_, id, _)| id),
         );
     }
     groups.extend(&security.supplemental_groups);
     let mut seen = std::collections::BTreeSet::new();
     groups.retain(|id| seen.insert(*id));
     let home = if home.is_empty() { "/" } else { home };
-    Ok(User { uid, gid, groups, home: home.to_owned() })
+    Ok(User {
+        uid,
+        gid,
+        groups,
+        home: home.to_owned(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# a comment\nalice:x:1000:1001:A:/home/alice:/bin/sh\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\n# a comment\nalice:x:1000:1001:A:/home/alice:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nwheel:x:10:root,alice\nstaff:x:50000:alice\nalice:x:1001:\n";
 
-    fn check(security: SecurityContext, image: &str, expect: Result<(u32, u32, &[u32], &str), UserError>) {
+    fn check(
+        security: SecurityContext,
+        image: &str,
+        expect: Result<(u32, u32, &[u32], &str), UserError>,
+    ) {
         let got = resolve(&security, image, PASSWD, GROUP);
         match (got, expect) {
             (Ok(user), Ok((uid, gid, groups, home))) => {
-                assert_eq!((user.uid, user.gid, user.groups.as_slice(), user.home.as_str()), (uid, gid, groups, home));
+                assert_eq!(
+                    (
+                        user.uid,
+                        user.gid,
+                        user.groups.as_slice(),
+                        user.home.as_str()
+                    ),
+                    (uid, gid, groups, home)
+                );
             }
             (got, expect) => assert_eq!(got.map(|_| ()), expect.map(|_| ())),
         }
@@ -130,15 +164,33 @@ mod tests {
     #[test]
     fn users_are_resolved_as_containerd_does() {
         let none = SecurityContext::default;
-        let merge = || SecurityContext { merge_image_groups: true, ..none() };
+        let merge = || SecurityContext {
+            merge_image_groups: true,
+            ..none()
+        };
         check(none(), "", Ok((0, 0, &[0], "/root")));
         check(none(), "alice", Ok((1000, 1001, &[1001], "/home/alice")));
         check(none(), "alice:wheel", Ok((1000, 10, &[10], "/home/alice")));
         check(none(), "7777:8888", Ok((7777, 8888, &[8888], "/")));
         check(none(), "bob", Err(UserError::UnknownUser("bob".into())));
-        check(none(), "alice:nogroup", Err(UserError::UnknownGroup("nogroup".into())));
-        check(merge(), "1000", Ok((1000, 1001, &[1001, 10, 50000], "/home/alice")));
-        check(SecurityContext { run_as_user: Some(1000), ..merge() }, "root:wheel", Ok((1000, 1001, &[1001, 10, 50000], "/home/alice")));
+        check(
+            none(),
+            "alice:nogroup",
+            Err(UserError::UnknownGroup("nogroup".into())),
+        );
+        check(
+            merge(),
+            "1000",
+            Ok((1000, 1001, &[1001, 10, 50000], "/home/alice")),
+        );
+        check(
+            SecurityContext {
+                run_as_user: Some(1000),
+                ..merge()
+            },
+            "root:wheel",
+            Ok((1000, 1001, &[1001, 10, 50000], "/home/alice")),
+        );
         check(
             SecurityContext {
                 run_as_user: Some(42),

@@ -23,7 +23,11 @@ pub enum Role {
     Plain,
     Subscriber,
     Exec,
-    Attached { container: String, stdin: bool, sinks: [Option<Sink>; 2] },
+    Attached {
+        container: String,
+        stdin: bool,
+        sinks: [Option<Sink>; 2],
+    },
 }
 
 /// A message on its way; its descriptors go with the first byte.
@@ -35,14 +39,23 @@ pub struct Outgoing {
 
 impl Client {
     pub fn new(socket: UnixStream) -> Self {
-        Self { socket, decoder: Decoder::default(), outgoing: VecDeque::new(), role: Role::Plain }
+        Self {
+            socket,
+            decoder: Decoder::default(),
+            outgoing: VecDeque::new(),
+            role: Role::Plain,
+        }
     }
 
     /// Sends what the socket takes. An error ends the client.
     pub fn flush(&mut self) -> io::Result<()> {
         while let Some(message) = self.outgoing.front_mut() {
             let fds: Vec<_> = message.fds.iter().map(|fd| fd.as_raw_fd()).collect();
-            match wire::send_with_fds(self.socket.as_raw_fd(), &message.bytes[message.sent..], &fds) {
+            match wire::send_with_fds(
+                self.socket.as_raw_fd(),
+                &message.bytes[message.sent..],
+                &fds,
+            ) {
                 Ok(count) => {
                     message.sent += count;
                     message.fds.clear();
@@ -69,7 +82,12 @@ pub struct Sink {
 
 impl Sink {
     pub fn new(fd: OwnedFd) -> Self {
-        Self { fd, pending: Vec::new(), stalled_since_ms: None, ending: false }
+        Self {
+            fd,
+            pending: Vec::new(),
+            stalled_since_ms: None,
+            ending: false,
+        }
     }
 
     pub fn is_full(&self) -> bool {

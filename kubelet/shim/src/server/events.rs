@@ -33,40 +33,69 @@ impl Server {
     fn interests(&self) -> (Vec<libc::pollfd>, Vec<Token>) {
         let (mut fds, mut tokens) = (Vec::new(), Vec::new());
         let mut add = |fd: i32, events: i16, token: Token| {
-            fds.push(libc::pollfd { fd, events, revents: 0 });
+            fds.push(libc::pollfd {
+                fd,
+                events,
+                revents: 0,
+            });
             tokens.push(token);
         };
         for container in &self.containers {
             let id = &container.start.id;
             if let Phase::Creating(pending) = &container.phase {
                 if pending.created.is_none() {
-                    add(pending.creation.result.as_raw_fd(), libc::POLLIN, Token::Creation(id.clone()));
+                    add(
+                        pending.creation.result.as_raw_fd(),
+                        libc::POLLIN,
+                        Token::Creation(id.clone()),
+                    );
                 }
                 if !pending.errors_ended {
-                    add(pending.creation.error_pipe.as_raw_fd(), libc::POLLIN, Token::Creation(id.clone()));
+                    add(
+                        pending.creation.error_pipe.as_raw_fd(),
+                        libc::POLLIN,
+                        Token::Creation(id.clone()),
+                    );
                 }
             }
             for stream in [Stream::Stdout, Stream::Stderr] {
                 if let Some(fd) = container.output(stream)
                     && !self.is_held_back(id, stream)
                 {
-                    add(fd.as_raw_fd(), libc::POLLIN, Token::Output(id.clone(), stream));
+                    add(
+                        fd.as_raw_fd(),
+                        libc::POLLIN,
+                        Token::Output(id.clone(), stream),
+                    );
                 }
             }
         }
         for exec in &self.execs {
             if let Some(starting) = &exec.starting {
-                add(starting.error_pipe.as_raw_fd(), libc::POLLIN, Token::Exec(exec.client));
+                add(
+                    starting.error_pipe.as_raw_fd(),
+                    libc::POLLIN,
+                    Token::Exec(exec.client),
+                );
             }
         }
         for (id, client) in &self.clients {
-            let events = libc::POLLIN | if client.outgoing.is_empty() { 0 } else { libc::POLLOUT };
+            let events = libc::POLLIN
+                | if client.outgoing.is_empty() {
+                    0
+                } else {
+                    libc::POLLOUT
+                };
             add(client.socket.as_raw_fd(), events, Token::Client(*id));
             if let Role::Attached { sinks, .. } = &client.role {
                 for (index, sink) in sinks.iter().enumerate() {
                     if let Some(sink) = sink {
                         // With nothing to write only a vanished reader is of interest.
-                        let events = if sink.pending.is_empty() { 0 } else { libc::POLLOUT };
+                        let events = if sink.pending.is_empty() {
+                            0
+                        } else {
+                            libc::POLLOUT
+                        };
                         add(sink.fd.as_raw_fd(), events, Token::Sink(*id, index));
                     }
                 }
@@ -79,10 +108,13 @@ impl Server {
 
     fn timeout(&self) -> i32 {
         let now = sys::monotonic_ms();
-        let drains = self.containers.iter().filter_map(|container| match container.phase {
-            Phase::Draining { deadline_ms, .. } => Some(deadline_ms),
-            _ => None,
-        });
+        let drains = self
+            .containers
+            .iter()
+            .filter_map(|container| match container.phase {
+                Phase::Draining { deadline_ms, .. } => Some(deadline_ms),
+                _ => None,
+            });
         let stalls = self
             .clients
             .values()
@@ -97,7 +129,9 @@ impl Server {
             .chain(stalls)
             .chain(shutdown)
             .min()
-            .map_or(-1, |deadline| deadline.saturating_sub(now).min(60_000) as i32)
+            .map_or(-1, |deadline| {
+                deadline.saturating_sub(now).min(60_000) as i32
+            })
     }
 
     fn timers(&mut self) {
@@ -109,7 +143,8 @@ impl Server {
             if let Role::Attached { sinks, .. } = &mut client.role {
                 for sink in sinks {
                     if sink.as_ref().is_some_and(|sink| {
-                        sink.stalled_since_ms.is_some_and(|since| now >= since + STALL_MS)
+                        sink.stalled_since_ms
+                            .is_some_and(|since| now >= since + STALL_MS)
                     }) {
                         *sink = None;
                     }
@@ -124,7 +159,11 @@ impl Server {
             Token::Listener => self.accept(),
             Token::Client(id) => self.serve_client(*id, events),
             Token::Sink(id, index) => {
-                if let Some(Client { role: Role::Attached { sinks, .. }, .. }) = self.clients.get_mut(id) {
+                if let Some(Client {
+                    role: Role::Attached { sinks, .. },
+                    ..
+                }) = self.clients.get_mut(id)
+                {
                     let gone = events & (libc::POLLERR | libc::POLLNVAL) != 0;
                     if gone || sinks[*index].as_mut().is_some_and(|sink| !sink.flush()) {
                         sinks[*index] = None;
@@ -132,7 +171,11 @@ impl Server {
                 }
             }
             Token::Creation(id) => {
-                if let Some(index) = self.containers.iter().position(|container| container.start.id == *id) {
+                if let Some(index) = self
+                    .containers
+                    .iter()
+                    .position(|container| container.start.id == *id)
+                {
                     if let Phase::Creating(pending) = &mut self.containers[index].phase {
                         pending.read_result();
                         pending.read_errors();
@@ -159,7 +202,9 @@ impl Server {
     }
 
     fn serve_client(&mut self, id: u64, events: i16) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
         if events & libc::POLLOUT != 0 && client.flush().is_err() {
             return self.drop_client(id);
         }
@@ -167,7 +212,9 @@ impl Server {
             return;
         }
         loop {
-            let Some(client) = self.clients.get_mut(&id) else { return };
+            let Some(client) = self.clients.get_mut(&id) else {
+                return;
+            };
             match client.decoder.next::<Request>() {
                 Ok(Some((request, fds))) => {
                     self.handle(id, request, fds);
@@ -190,10 +237,14 @@ impl Server {
     }
 
     fn sinks<'a>(&'a self, id: &'a str, stream: Stream) -> impl Iterator<Item = &'a Sink> {
-        self.clients.values().filter_map(move |client| match &client.role {
-            Role::Attached { container, sinks, .. } if container == id => sinks[stream as usize].as_ref(),
-            _ => None,
-        })
+        self.clients
+            .values()
+            .filter_map(move |client| match &client.role {
+                Role::Attached {
+                    container, sinks, ..
+                } if container == id => sinks[stream as usize].as_ref(),
+                _ => None,
+            })
     }
 
     fn is_held_back(&self, id: &str, stream: Stream) -> bool {
@@ -201,24 +252,39 @@ impl Server {
     }
 
     fn copy_output(&mut self, id: &str, stream: Stream) {
-        let Some(index) = self.containers.iter().position(|container| container.start.id == *id) else { return };
+        let Some(index) = self
+            .containers
+            .iter()
+            .position(|container| container.start.id == *id)
+        else {
+            return;
+        };
         let container = &mut self.containers[index];
-        let Some(fd) = container.output(stream) else { return };
+        let Some(fd) = container.output(stream) else {
+            return;
+        };
         match sys::read(fd, &mut self.buffer) {
             Ok(count) if count > 0 => {
                 let bytes = &self.buffer[..count];
                 container.log.append(stream, bytes, sys::now_ns());
                 for client in self.clients.values_mut() {
-                    if let Role::Attached { container, sinks, .. } = &mut client.role
+                    if let Role::Attached {
+                        container, sinks, ..
+                    } = &mut client.role
                         && container == id
-                        && sinks[stream as usize].as_mut().is_some_and(|sink| !sink.push(bytes))
+                        && sinks[stream as usize]
+                            .as_mut()
+                            .is_some_and(|sink| !sink.push(bytes))
                     {
                         sinks[stream as usize] = None;
                     }
                 }
             }
             Err(error)
-                if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+                ) => {}
             // The end; a terminal tells it as EIO.
             _ => {
                 container.end_output(stream);
@@ -235,7 +301,10 @@ impl Server {
             self.reaped(pid, status, now_ns);
         }
         let waiting = self.execs.iter().any(|exec| exec.starting.is_some())
-            || self.containers.iter().any(|container| matches!(container.phase, Phase::Creating(_)));
+            || self
+                .containers
+                .iter()
+                .any(|container| matches!(container.phase, Phase::Creating(_)));
         if !waiting {
             self.strays.clear();
         }
@@ -246,7 +315,11 @@ impl Server {
             self.init = None;
             return;
         }
-        if let Some(index) = self.containers.iter().position(|container| container.pid == pid) {
+        if let Some(index) = self
+            .containers
+            .iter()
+            .position(|container| container.pid == pid)
+        {
             return self.container_exited(index, status, now_ns);
         }
         if let Some(index) = self.execs.iter().position(|exec| exec.pid == pid) {

@@ -1,0 +1,975 @@
+//! Real containers on this machine. Needs root; each test has directories and cgroups of its own.
+
+#[path = "linux/harness.rs"]
+mod harness;
+#[path = "linux/image.rs"]
+mod image;
+
+use std::io::Write;
+use std::time::Duration;
+
+use harness::{Node, is_root, script};
+use runtime::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_runs_and_its_log_and_exit_code_are_kept() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("basic").await;
+    let (code, log) = node
+        .run(
+            &sandbox,
+            &script("echo out; echo err >&2; echo $FROM_IMAGE; exit 3"),
+        )
+        .await;
+    assert_eq!(code, 3);
+    let mut lines: Vec<&str> = log.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["err", "out", "yes"]);
+    let (code, log) = node
+        .run(&sandbox, &script("cat /proc/1/comm; hostname; id -u; pwd"))
+        .await;
+    assert_eq!(
+        (code, log.as_str()),
+        (0, &*format!("sh\n{}0\n/\n", host_name()))
+    );
+    let status = node.runtime.pod_sandbox_status(&sandbox).await.unwrap();
+    assert_eq!(status.state, SandboxState::Ready);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_cannot_run_end_with_128_and_start_error() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("starterror").await;
+    for (command, words) in [
+        (
+            "/no/such/program",
+            "exec: \"/no/such/program\": stat /no/such/program: no such file or directory",
+        ),
+        (
+            "nosuchprogram",
+            "exec: \"nosuchprogram\": executable file not found in $PATH",
+        ),
+        ("/bin/notexecutable", "permission denied"),
+        ("/bin/garbage", "exec format error"),
+        ("/etc", "is a directory"),
+    ] {
+        let config = ContainerConfig {
+            command: vec![command.into()],
+            ..script("")
+        };
+        let id = node
+            .runtime
+            .create_container(&sandbox, &config)
+            .await
+            .unwrap();
+        let error = node.runtime.start_container(&id).await.unwrap_err();
+        assert!(
+            matches!(&error, RuntimeError::Start(text) if text.contains(words)),
+            "{command}: {error}"
+        );
+        let status = node.runtime.container_status(&id).await.unwrap();
+        assert_eq!(
+            (status.state, status.exit_code, status.reason.as_str()),
+            (ContainerState::Exited, 128, "StartError")
+        );
+        assert!(status.message.contains(words));
+        node.runtime.remove_container(&id).await.unwrap();
+    }
+    // No PATH at all is no reason to fail.
+    let mut config = script("");
+    config.command = vec!["true".into()];
+    config.envs = vec![("PATH".into(), String::new())];
+    let id = node
+        .runtime
+        .create_container(&sandbox, &config)
+        .await
+        .unwrap();
+    assert!(
+        node.runtime.start_container(&id).await.is_err(),
+        "an empty PATH finds nothing"
+    );
+    assert_eq!(node.run(&sandbox, &script("exit 0")).await.0, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_signals_then_kills() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("stop").await;
+    let polite = node
+        .start(
+            &sandbox,
+            &script("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.1; done"),
+        )
+        .await;
+    let deaf = node
+        .start(
+            &sandbox,
+            &script("trap '' TERM; while :; do sleep 0.1; done"),
+        )
+        .await;
+    let mut own = script("trap 'exit 9' USR1; while :; do sleep 0.1; done");
+    own.stop_signal = Some("SIGUSR1".into());
+    let own = node.start(&sandbox, &own).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    for (id, code, signal) in [(polite, 7, None), (deaf, 137, Some(9)), (own, 9, None)] {
+        node.runtime
+            .stop_container(&id, Duration::from_secs(2))
+            .await
+            .unwrap();
+        let status = node.runtime.container_status(&id).await.unwrap();
+        assert_eq!(
+            (status.exit_code, status.signal),
+            (code, signal),
+            "{status:?}"
+        );
+        node.runtime
+            .stop_container(&id, Duration::ZERO)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn execs_run_with_streams_exit_codes_and_timeouts() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("exec").await;
+    let id = node.start(&sandbox, &script("exec sleep 1000")).await;
+    assert_eq!(
+        node.exec(&id, "echo hi; echo no >&2; exit 5").await,
+        (5, "hi\nno\n".into())
+    );
+    assert_eq!(
+        node.exec(&id, "cat /proc/1/comm; echo $FROM_IMAGE").await,
+        (0, "sleep\nyes\n".into())
+    );
+    let missing = node
+        .runtime
+        .exec_sync(&id, &["/no/such".into()], None)
+        .await
+        .unwrap_err();
+    assert!(
+        missing.to_string().contains("no such file or directory"),
+        "{missing}"
+    );
+    let begun = std::time::Instant::now();
+    let slow = ["/bin/sh", "-c", "sleep 100"].map(str::to_owned);
+    let error = node
+        .runtime
+        .exec_sync(&id, &slow, Some(Duration::from_secs(1)))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, RuntimeError::Timeout { .. }));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    // A child that keeps the output open does not keep the answer.
+    let begun = std::time::Instant::now();
+    assert_eq!(
+        node.exec(&id, "sleep 30 & echo done").await,
+        (0, "done\n".into())
+    );
+    assert!(begun.elapsed() < Duration::from_secs(10));
+
+    let options = StreamOptions {
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        tty: false,
+    };
+    let command = ["/bin/sh", "-c", "cat; echo end >&2; exit 4"].map(str::to_owned);
+    let mut session = node.runtime.exec(&id, &command, &options).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"through\n").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    let (mut out, mut err) = (String::new(), String::new());
+    session
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut out)
+        .await
+        .unwrap();
+    session
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut err)
+        .await
+        .unwrap();
+    assert_eq!((out.as_str(), err.as_str()), ("through\n", "end\n"));
+    assert_eq!(session.exit.await.unwrap().unwrap(), 4);
+
+    let options = StreamOptions {
+        stdin: true,
+        stdout: true,
+        stderr: false,
+        tty: true,
+    };
+    let command = [
+        "/bin/sh",
+        "-c",
+        "read line; stty size; echo got $line; tty=1; exit 6",
+    ]
+    .map(str::to_owned);
+    let mut session = node.runtime.exec(&id, &command, &options).await.unwrap();
+    session
+        .resize
+        .as_ref()
+        .unwrap()
+        .send(TerminalSize {
+            width: 101,
+            height: 33,
+        })
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    session
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"word\n")
+        .await
+        .unwrap();
+    let mut out = String::new();
+    session
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut out)
+        .await
+        .unwrap();
+    assert!(
+        out.contains("33 101") && out.contains("got word"),
+        "{out:?}"
+    );
+    assert_eq!(session.exit.await.unwrap().unwrap(), 6);
+
+    // Leftovers: none in libcontainer's directory, no zombie below the shim.
+    let state = node.directory.join("state/sandboxes").join(&sandbox);
+    let left: Vec<_> = std::fs::read_dir(state.join("libcontainer").join(&id))
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    assert!(
+        !left
+            .iter()
+            .any(|name| name.to_string_lossy().contains("tenant")),
+        "{left:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attach_carries_stdin_output_and_the_exit() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("attach").await;
+    let mut config = script("while read line; do echo got $line; done; echo end; exit 2");
+    (config.stdin, config.stdin_once) = (true, true);
+    let id = node.start(&sandbox, &config).await;
+    let options = StreamOptions {
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        tty: false,
+    };
+    let only_output = StreamOptions {
+        stdin: false,
+        ..options.clone()
+    };
+    let mut session = node.runtime.attach(&id, &options).await.unwrap();
+    let mut second = node.runtime.attach(&id, &only_output).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"one\ntwo\n").await.unwrap();
+    drop(stdin); // stdinOnce: the container sees the end
+    for session in [&mut session, &mut second] {
+        let mut out = String::new();
+        session
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut out)
+            .await
+            .unwrap();
+        assert_eq!(out, "got one\ngot two\nend\n");
+    }
+    assert_eq!(session.exit.await.unwrap().unwrap(), 2);
+    assert_eq!(second.exit.await.unwrap().unwrap(), 2);
+    assert_eq!(node.log(&node.wait(&id).await), "got one\ngot two\nend\n");
+
+    let mut config = script("stty size; read line; stty size; echo got $line");
+    (config.stdin, config.tty) = (true, true);
+    let id = node.start(&sandbox, &config).await;
+    let options = StreamOptions {
+        stdin: true,
+        stdout: true,
+        stderr: false,
+        tty: true,
+    };
+    let mut session = node.runtime.attach(&id, &options).await.unwrap();
+    session
+        .resize
+        .as_ref()
+        .unwrap()
+        .send(TerminalSize {
+            width: 90,
+            height: 30,
+        })
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    session
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"tty\n")
+        .await
+        .unwrap();
+    let mut out = String::new();
+    session
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut out)
+        .await
+        .unwrap();
+    assert!(out.contains("30 90") && out.contains("got tty"), "{out:?}");
+    let log = node.log(&node.wait(&id).await);
+    assert!(log.contains("got tty"), "{log:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_out_of_memory_kill_is_told() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("oom").await;
+    let mut config = script("x=$(seq 1 100000000); echo survived");
+    config.resources.memory_limit_bytes = Some(32 << 20);
+    config.resources.memory_swap_limit_bytes = Some(32 << 20);
+    let id = node.start(&sandbox, &config).await;
+    let status = node.wait(&id).await;
+    assert_eq!(status.reason, "OOMKilled", "{status:?}");
+    assert_ne!(status.exit_code, 0);
+    let (code, _) = node.run(&sandbox, &script("exit 0")).await;
+    assert_eq!(code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileges_are_what_the_security_context_says_also_for_execs() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("privileges").await;
+    let probe = "grep -E 'Cap(Prm|Eff|Bnd)|NoNewPrivs|Seccomp:' /proc/self/status | tr -s ' \\t' ' '; id -u; id -g; id -G";
+    let default: u64 = 0xa804_25fb;
+    for (name, security, uid, effective, nnp, seccomp) in [
+        (
+            "root",
+            SecurityContext {
+                seccomp: SecurityProfile::RuntimeDefault,
+                ..Default::default()
+            },
+            "0",
+            default,
+            0,
+            2,
+        ),
+        (
+            "user",
+            SecurityContext {
+                run_as_user: Some(1000),
+                run_as_group: Some(1000),
+                supplemental_groups: vec![77],
+                merge_image_groups: true,
+                no_new_privileges: true,
+                seccomp: SecurityProfile::RuntimeDefault,
+                ..Default::default()
+            },
+            "1000",
+            0,
+            1,
+            2,
+        ),
+        ("plain", SecurityContext::default(), "0", default, 0, 0),
+        (
+            "dropped",
+            SecurityContext {
+                drop_capabilities: vec!["ALL".into()],
+                add_capabilities: vec!["NET_BIND_SERVICE".into()],
+                ..Default::default()
+            },
+            "0",
+            1 << 10,
+            0,
+            0,
+        ),
+    ] {
+        let mut config = script("exec sleep 1000");
+        let namespaces = config.security.namespaces.clone();
+        config.security = SecurityContext {
+            namespaces,
+            ..security.clone()
+        };
+        let mut once = config.clone();
+        once.command = ["/bin/sh", "-c", probe].map(str::to_owned).to_vec();
+        once.log_path = format!("{name}.log").into();
+        let (code, log) = node.run(&sandbox, &once).await;
+        assert_eq!(code, 0, "{name}: {log}");
+        let id = node.start(&sandbox, &config).await;
+        let (code, exec) = node.exec(&id, probe).await;
+        assert_eq!(code, 0);
+        assert_eq!(
+            log, exec,
+            "{name}: an exec must have what the container has"
+        );
+        let field = |key: &str| {
+            log.lines()
+                .find_map(|line| line.strip_prefix(key))
+                .unwrap()
+                .trim()
+                .to_owned()
+        };
+        assert_eq!(
+            u64::from_str_radix(&field("CapEff:"), 16).unwrap(),
+            effective,
+            "{name}: {log}"
+        );
+        assert_eq!(field("NoNewPrivs:"), nnp.to_string());
+        assert_eq!(field("Seccomp:"), seccomp.to_string());
+        let tail: Vec<&str> = log.lines().rev().take(3).collect();
+        assert_eq!(tail[2], uid);
+        if name == "user" {
+            assert_eq!(tail[0], "1000 77 50000");
+        }
+    }
+    // The profile bites: a new user namespace is not for the default profile.
+    let mut config = script("unshare -U true; echo $?");
+    config.security.seccomp = SecurityProfile::RuntimeDefault;
+    let (_, log) = node.run(&sandbox, &config).await;
+    assert!(log.contains("Operation not permitted"), "{log}");
+    let mut sleeper = script("exec sleep 1000");
+    sleeper.security.seccomp = SecurityProfile::RuntimeDefault;
+    let id = node.start(&sandbox, &sleeper).await;
+    assert!(
+        node.exec(&id, "unshare -U true")
+            .await
+            .1
+            .contains("Operation not permitted")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cgroups_and_devices_hold() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("cgroups").await;
+    let mut config = script(
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max; \
+         for f in /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/cgroup.procs; do [ -e $f ] && (echo 1 > $f) 2>/dev/null && echo WROTE $f; done; \
+         mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x 2>/dev/null && echo MADE; \
+         mknod /tmp/sda b 7 0 && (cat /tmp/sda > /dev/null) 2>&1; cat /dev/null && echo null works; head -c 1 /dev/zero | wc -c",
+    );
+    config.resources.memory_limit_bytes = Some(64 << 20);
+    let (_, log) = node.run(&sandbox, &config).await;
+    assert!(log.starts_with("67108864\n"), "{log}");
+    assert!(!log.contains("WROTE") && !log.contains("MADE"), "{log}");
+    assert!(log.contains("Operation not permitted"), "{log}");
+    assert!(log.contains("null works\n1\n"), "{log}");
+    let mut config = script("exec sleep 1000");
+    config.resources.memory_limit_bytes = Some(64 << 20);
+    config.resources.memory_swap_limit_bytes = Some(64 << 20);
+    let id = node.start(&sandbox, &config).await;
+    let update = Resources {
+        memory_limit_bytes: Some(128 << 20),
+        cpu_shares: Some(512),
+        ..Default::default()
+    };
+    node.runtime
+        .update_container_resources(&id, &update)
+        .await
+        .unwrap();
+    let (_, limit) = node.exec(&id, "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max").await;
+    assert_eq!(limit.trim(), "134217728");
+    let stats = node.runtime.list_container_stats().await.unwrap();
+    let own = stats.iter().find(|stats| stats.id == id).unwrap();
+    assert!(
+        own.memory_usage_bytes > 0 && own.cpu_usage_core_nanoseconds > 0,
+        "{own:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_files_and_read_only_roots() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let mut sandbox = node.sandbox_config("mounts");
+    sandbox.dns = Some(DnsConfig {
+        servers: vec!["10.0.0.10".into()],
+        searches: vec!["x.y".into()],
+        options: vec![],
+    });
+    let sandbox = node.runtime.run_pod_sandbox(&sandbox).await.unwrap();
+    let volume = node.directory.join("volume");
+    std::fs::create_dir_all(&volume).unwrap();
+    std::fs::write(volume.join("file"), "content\n").unwrap();
+    let mount = |path: &str, host: &std::path::Path, readonly| Mount {
+        container_path: path.into(),
+        host_path: host.into(),
+        readonly,
+        ..Default::default()
+    };
+    let mut config = script(
+        "cat /data/file; echo more > /data/new && echo wrote; (echo x > /ro/file) 2>/dev/null || echo refused; \
+         (echo x > /etc/y) 2>/dev/null || echo root is read-only; cat /etc/resolv.conf; cat /file; echo shm > /dev/shm/x && cat /dev/shm/x; pwd",
+    );
+    config.mounts = vec![
+        mount("/data", &volume, false),
+        mount("/ro", &volume, true),
+        mount("/file", &volume.join("file"), true),
+    ];
+    config.security.readonly_rootfs = true;
+    config.working_dir = "/data/made/here".into();
+    let (_, log) = node.run(&sandbox, &config).await;
+    assert_eq!(
+        log,
+        "content\nwrote\nrefused\nroot is read-only\nsearch x.y\nnameserver 10.0.0.10\ncontent\nshm\n/data/made/here\n"
+    );
+    let (_, log) = node.run(&sandbox, &script("cat /dev/shm/x")).await;
+    assert_eq!(log, "shm\n", "/dev/shm is the pod's");
+    let mut image =
+        script("cat /img/etc/passwd | head -n 1; (echo x > /img/new) 2>/dev/null || echo refused");
+    image.mounts = vec![
+        Mount {
+            container_path: "/img".into(),
+            image: Some(image::NAME.into()),
+            readonly: true,
+            ..Default::default()
+        },
+        Mount {
+            container_path: "/sub".into(),
+            image: Some(image::NAME.into()),
+            image_sub_path: "etc".into(),
+            readonly: true,
+            ..Default::default()
+        },
+    ];
+    let (_, log) = node.run(&sandbox, &image).await;
+    assert_eq!(log, "root:x:0:0:root:/root:/bin/sh\nrefused\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pid_namespace_can_be_shared() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let mut config = node.sandbox_config("sharedpid");
+    config.namespaces.pid = NamespaceMode::Pod;
+    let sandbox = node.runtime.run_pod_sandbox(&config).await.unwrap();
+    let shared = |text: &str| {
+        let mut config = script(text);
+        config.security.namespaces.pid = NamespaceMode::Pod;
+        config
+    };
+    let first = node.start(&sandbox, &shared("exec sleep 12345")).await;
+    let (_, log) = node
+        .run(
+            &sandbox,
+            &shared("cat /proc/1/comm; cat /proc/*/cmdline | tr '\\0' ' '"),
+        )
+        .await;
+    assert!(
+        log.starts_with("gantry-init\n") && log.contains("sleep 12345"),
+        "{log}"
+    );
+    // What a container leaves behind dies with it.
+    let (_, _) = node.run(&sandbox, &shared("sleep 54321 & exit 0")).await;
+    let (_, list) = node
+        .exec(&first, "cat /proc/*/cmdline | tr '\\0' ' '")
+        .await;
+    assert!(!list.contains("sleep 54321"), "{list}");
+    // An ephemeral container sees its target's processes.
+    let plain = node.sandbox("target").await;
+    let target = node.start(&plain, &script("exec sleep 777")).await;
+    let mut debug = script("cat /proc/1/cmdline | tr '\\0' ' '");
+    debug.security.namespaces.pid = NamespaceMode::Target;
+    debug.security.namespaces.target_id = Some(target);
+    let (_, log) = node.run(&plain, &debug).await;
+    assert!(log.contains("sleep 777"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_has_one_running_sandbox() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("unique").await;
+    let error = node
+        .runtime
+        .run_pod_sandbox(&node.sandbox_config("unique"))
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("another sandbox of this pod is running"),
+        "{error}"
+    );
+    assert_eq!(node.runtime.list_pod_sandboxes().await.unwrap().len(), 1);
+    node.runtime.stop_pod_sandbox(&sandbox).await.unwrap();
+    node.runtime.stop_pod_sandbox(&sandbox).await.unwrap();
+    let again = node.sandbox("unique").await;
+    node.runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+    assert_eq!(node.run(&again, &script("exit 0")).await.0, 0);
+    node.runtime.remove_pod_sandbox(&again).await.unwrap();
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(
+        !table.contains(node.directory.to_str().unwrap()),
+        "a mount is left"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_reopened_and_long_lines_cut() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("logs").await;
+    let id = node.start(&sandbox, &script("echo before; read line < /tmp/go 2>/dev/null; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo after")).await;
+    let path = node.runtime.container_status(&id).await.unwrap().log_path;
+    while !std::fs::read_to_string(&path)
+        .unwrap_or_default()
+        .contains("before")
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let rotated = path.with_extension("log.1");
+    std::fs::rename(&path, &rotated).unwrap();
+    node.runtime.reopen_container_log(&id).await.unwrap();
+    node.exec(&id, "touch /tmp/go").await;
+    node.wait(&id).await;
+    assert!(
+        std::fs::read_to_string(&rotated)
+            .unwrap()
+            .contains("before")
+    );
+    let new = std::fs::read_to_string(&path).unwrap();
+    assert!(new.contains("after") && !new.contains("before"));
+    let status = {
+        let id = node
+            .start(
+                &sandbox,
+                &script("head -c 40000 /dev/zero | tr '\\0' x; echo"),
+            )
+            .await;
+        node.wait(&id).await
+    };
+    let text = std::fs::read_to_string(&status.log_path).unwrap();
+    let tags: Vec<&str> = text
+        .lines()
+        .map(|line| line.split(' ').nth(2).unwrap())
+        .collect();
+    assert_eq!(tags, ["P", "P", "F"]);
+    assert_eq!(text.matches('x').count(), 40000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn user_namespaces_hold_for_containers_volumes_and_execs() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let maps = vec![IdMapping {
+        host_id: 500_000,
+        container_id: 0,
+        length: 65_536,
+    }];
+    let user = Some(UserNamespace {
+        uids: maps.clone(),
+        gids: maps,
+    });
+    let mut config = node.sandbox_config("userns");
+    config.namespaces.network = NamespaceMode::Pod;
+    config.namespaces.user = user.clone();
+    let error = node.runtime.run_pod_sandbox(&config).await;
+    // Without a pod CIDR the network refuses; everything before it must have been taken back.
+    assert!(
+        matches!(error, Err(RuntimeError::Network { .. })),
+        "{error:?}"
+    );
+    assert!(node.runtime.list_pod_sandboxes().await.unwrap().is_empty());
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(
+        !table.contains(&format!("{}/state/sandboxes", node.directory.display())),
+        "a pin is left"
+    );
+
+    node.runtime
+        .update_pod_cidrs(vec!["10.213.0.0/24".into()])
+        .await
+        .unwrap();
+    let sandbox = node.runtime.run_pod_sandbox(&config).await.unwrap();
+    let status = node.runtime.pod_sandbox_status(&sandbox).await.unwrap();
+    assert!(
+        status
+            .ips
+            .first()
+            .is_some_and(|ip| ip.starts_with("10.213.0.")),
+        "{:?}",
+        status.ips
+    );
+    let volume = node.directory.join("volume");
+    std::fs::create_dir_all(&volume).unwrap();
+    std::fs::File::create(volume.join("file"))
+        .unwrap()
+        .write_all(b"x")
+        .unwrap();
+    let inside = |text: &str| {
+        let mut config = script(text);
+        config.security.namespaces.network = NamespaceMode::Pod;
+        config.security.namespaces.user = user.clone();
+        config.mounts = vec![Mount {
+            container_path: "/data".into(),
+            host_path: volume.clone(),
+            idmap: true,
+            ..Default::default()
+        }];
+        config
+    };
+    let probe = "cat /proc/self/uid_map | tr -s ' '; id -u; stat -c %u /bin/sh /data/file; touch /data/made$$ /tmp/y && echo wrote; hostname";
+    let (code, log) = node.run(&sandbox, &inside(probe)).await;
+    assert_eq!(
+        (code, log.as_str()),
+        (0, " 0 500000 65536\n0\n0\n0\nwrote\nuserns\n")
+    );
+    let id = node.start(&sandbox, &inside("exec sleep 1000")).await;
+    let (code, exec) = node.exec(&id, probe).await;
+    assert_eq!((code, exec), (0, log), "an exec joins the user namespace");
+    let (_, left) = node
+        .exec(
+            &id,
+            "mount -t tmpfs none /root 2>&1; cat /proc/1/root/etc/passwd | head -n 1",
+        )
+        .await;
+    assert!(left.contains("root:x"), "{left}");
+    node.runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+}
+
+const CHILD_DIRECTORY: &str = "GANTRY_RT_CHILD_DIRECTORY";
+
+/// Not a test of its own: the process that [`containers_outlive_a_killed_runtime`] kills.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by another test"]
+async fn child_runtime() {
+    let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else {
+        return;
+    };
+    let node = Node::open(directory.as_ref()).await;
+    let sandbox = node.sandbox("survivor").await;
+    let short = node
+        .start(
+            &sandbox,
+            &script("for i in $(seq 1 40); do echo line $i; sleep 0.05; done; exit 42"),
+        )
+        .await;
+    let mut long = script("while read line; do echo got $line; done");
+    long.stdin = true;
+    let long = node.start(&sandbox, &long).await;
+    println!("\nCHILD {sandbox} {short} {long}");
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_outlive_a_killed_runtime() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::new().await;
+    let directory = node.directory.clone();
+    // Two processes must not have the same store open.
+    node.owned = false;
+    drop(node);
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_runtime", "--ignored", "--nocapture"])
+        .env(CHILD_DIRECTORY, &directory)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let words: Vec<String> = {
+        use std::io::BufRead;
+        std::io::BufReader::new(child.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok)
+            .find(|line| line.starts_with("CHILD "))
+            .expect("the child starts its containers")
+            .split(' ')
+            .map(str::to_owned)
+            .collect()
+    };
+    let [_, sandbox, short, long] = &words[..] else {
+        panic!("{words:?}")
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let mut node = Node::open(&directory).await;
+    node.owned = true;
+    let status = node.runtime.container_status(short).await.unwrap();
+    assert_eq!(status.state, ContainerState::Running, "{status:?}");
+    let status = node.wait(short).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (42, "Error"));
+    let expected: String = (1..=40).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(node.log(&status), expected, "the log must be whole");
+    assert_eq!(
+        node.runtime
+            .pod_sandbox_status(sandbox)
+            .await
+            .unwrap()
+            .state,
+        SandboxState::Ready
+    );
+    assert_eq!(
+        node.exec(long, "echo still here").await,
+        (0, "still here\n".into())
+    );
+    let options = StreamOptions {
+        stdin: true,
+        stdout: true,
+        stderr: false,
+        tty: false,
+    };
+    let mut session = node.runtime.attach(long, &options).await.unwrap();
+    session
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"again\n")
+        .await
+        .unwrap();
+    let mut answer = [0u8; 10];
+    session
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut answer)
+        .await
+        .unwrap();
+    assert_eq!(&answer, b"got again\n");
+
+    // And over a restart without anybody listening meanwhile: the exit record tells.
+    drop(session);
+    node.owned = false;
+    let pid = node
+        .runtime
+        .container_status(long)
+        .await
+        .unwrap()
+        .pid
+        .unwrap();
+    drop(node);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid as i32),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut node = Node::open(&directory).await;
+    node.owned = true;
+    let status = node.runtime.container_status(long).await.unwrap();
+    assert_eq!(
+        (status.state, status.exit_code, status.signal),
+        (ContainerState::Exited, 137, Some(9))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_shim_takes_its_sandbox_down() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("lostshim").await;
+    let id = node.start(&sandbox, &script("exec sleep 31337")).await;
+    let container_pid = node
+        .runtime
+        .container_status(&id)
+        .await
+        .unwrap()
+        .pid
+        .unwrap();
+    let state = node.directory.join("state/sandboxes").join(&sandbox);
+    let shim: i32 = std::fs::read_to_string(state.join("shim.pid"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let memory = std::fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap();
+    eprintln!("{memory}");
+    let mut events = node.runtime.events();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(shim),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    let status = node.wait(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (255, "Unknown"));
+    loop {
+        match tokio::time::timeout(Duration::from_secs(10), events.recv())
+            .await
+            .unwrap()
+            .unwrap()
+        {
+            RuntimeEvent::SandboxNotReady {
+                sandbox_id,
+                pod_uid,
+            } => {
+                assert_eq!(
+                    (sandbox_id, pod_uid.as_str()),
+                    (sandbox.clone(), "uid-lostshim")
+                );
+                break;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(
+        node.runtime
+            .pod_sandbox_status(&sandbox)
+            .await
+            .unwrap()
+            .state,
+        SandboxState::NotReady
+    );
+    let alive = std::fs::read_to_string(format!("/proc/{container_pid}/cmdline"))
+        .is_ok_and(|text| text.contains("31337"));
+    assert!(!alive, "the container must not live on unwatched");
+    // The pod can run again.
+    let again = node.sandbox("lostshim").await;
+    assert_eq!(node.run(&again, &script("exit 0")).await.0, 0);
+}
