@@ -28,6 +28,8 @@ pub enum Workload {
     ZoneSpread,
     /// No two on one node.
     HostAntiAffinity,
+    /// As identical, but no two pods ask for the same: nothing can be kept from one for the next.
+    Distinct,
 }
 
 /// The result, as JSON.
@@ -207,13 +209,14 @@ pub fn run(
 }
 
 fn pod(i: usize, workload: Workload) -> Arc<PodInfo> {
+    let milli_cpu = if workload == Workload::Distinct { 100 + i } else { 100 };
     let pod = testing::make_pod(&format!("pod-{i}"))
         .uid(&format!("uid-{i}"))
         .label("app", "bench")
-        .req(&[("cpu", "100m"), ("memory", "128Mi")]);
+        .req(&[("cpu", &format!("{milli_cpu}m")), ("memory", "128Mi")]);
     let selector = || testing::selector(&[("app", "bench")]);
     match workload {
-        Workload::Identical => pod.info(),
+        Workload::Identical | Workload::Distinct => pod.info(),
         Workload::ZoneSpread => pod
             .spread(
                 1,

@@ -82,7 +82,7 @@ pub enum ProfileError {
         weight: i64,
     },
     /// A plugin refused its arguments.
-    #[error("initializing profile {profile:?}: {source}")]
+    #[error("initializing profile {profile:?}")]
     Plugin {
         /// The profile.
         profile: String,
