@@ -77,7 +77,7 @@ type report struct {
 func main() {
 	nodes := flag.Int("nodes", 5000, "number of nodes: 32 CPU, 256Gi, 110 pods, in 3 zones")
 	pods := flag.Int("pods", 2000, "number of pods to place: 100m CPU, 128Mi")
-	workload := flag.String("workload", "identical", "identical, zone-spread or host-anti-affinity")
+	workload := flag.String("workload", "identical", "identical, zone-spread, host-anti-affinity or distinct")
 	percentage := flag.Int("percentage-of-nodes-to-score", 0, "share of the nodes to look at; 0 is upstream's own choice, 100 is all")
 	flag.Parse()
 	if err := run(*nodes, *pods, *workload, int32(*percentage)); err != nil {
@@ -206,6 +206,8 @@ func pod(i int, workload string) (*v1.Pod, error) {
 	own := &metav1.LabelSelector{MatchLabels: p.Labels}
 	switch workload {
 	case "identical":
+	case "distinct":
+		p.Spec.Containers[0].Resources.Requests[v1.ResourceCPU] = *resource.NewMilliQuantity(int64(100+i), resource.DecimalSI)
 	case "zone-spread":
 		p.Spec.TopologySpreadConstraints = []v1.TopologySpreadConstraint{{
 			MaxSkew: 1, TopologyKey: v1.LabelTopologyZone, WhenUnsatisfiable: v1.DoNotSchedule, LabelSelector: own,
@@ -215,7 +217,7 @@ func pod(i int, workload string) (*v1.Pod, error) {
 			RequiredDuringSchedulingIgnoredDuringExecution: []v1.PodAffinityTerm{{TopologyKey: v1.LabelHostname, LabelSelector: own}},
 		}}
 	default:
-		return nil, fmt.Errorf("unknown workload %q: identical, zone-spread or host-anti-affinity", workload)
+		return nil, fmt.Errorf("unknown workload %q: identical, zone-spread, host-anti-affinity or distinct", workload)
 	}
 	return p, nil
 }
