@@ -1,0 +1,63 @@
+//! `/metrics` of the process, of the containers (`/cadvisor`), of resources, of probes.
+//!
+//! Upstream: `pkg/kubelet/metrics/collectors`, cadvisor's `metrics/prometheus.go`.
+
+mod cadvisor;
+mod exposition;
+mod resource;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use prometheus::{Encoder as _, TextEncoder};
+
+use super::{ApiError, Server};
+use crate::metrics::{PROBE_DURATION, PROBE_RESULTS};
+
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+fn text(body: String) -> Response {
+    ([(http::header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response()
+}
+
+/// What this process counts, without the probes: they have a page of their own.
+pub(super) async fn process() -> Response {
+    component_base::metrics::init();
+    let families: Vec<_> = prometheus::gather()
+        .into_iter()
+        .filter(|family| !is_probe(family.name()))
+        .collect();
+    encode(&families)
+}
+
+/// `prober_probe_total` and its durations.
+pub(super) async fn probes() -> Response {
+    std::sync::LazyLock::force(&PROBE_RESULTS);
+    std::sync::LazyLock::force(&PROBE_DURATION);
+    let families: Vec<_> = prometheus::gather()
+        .into_iter()
+        .filter(|family| is_probe(family.name()) || family.name() == "process_start_time_seconds")
+        .collect();
+    encode(&families)
+}
+
+fn is_probe(name: &str) -> bool {
+    name.starts_with("prober_probe_")
+}
+
+fn encode(families: &[prometheus::proto::MetricFamily]) -> Response {
+    let mut buffer = Vec::new();
+    match TextEncoder::new().encode(families, &mut buffer) {
+        Ok(()) => text(String::from_utf8_lossy(&buffer).into_owned()),
+        Err(error) => ApiError::internal(error.to_string()).into_response(),
+    }
+}
+
+/// CPU and memory of node, pods and containers: what metrics-server reads.
+pub(super) async fn resource(State(server): State<Server>) -> Response {
+    text(resource::render(server.stats.snapshot().await.ok().as_ref()))
+}
+
+/// Containers in detail, by cadvisor's names.
+pub(super) async fn cadvisor(State(server): State<Server>) -> Result<Response, ApiError> {
+    Ok(text(cadvisor::render(&server.stats.snapshot().await?)))
+}
