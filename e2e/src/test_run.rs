@@ -52,15 +52,16 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
         }
     }
     if !options.no_unit && options.filter.is_none() {
+        // With the checks of the dev profile: overflow, debug assertions.
         cargo_test(&outputs, &["--workspace", "--exclude", "e2e"], &mut count)?;
-        cargo_test(&outputs, &["--package", "e2e", "--lib", "--bins"], &mut count)?;
+        cargo_test(&outputs, &["--release", "--package", "e2e", "--lib", "--bins"], &mut count)?;
     }
 
     Cluster::down(TEST_CLUSTER).context("clear what an earlier run left")?;
     match Cluster::up(Options { name: TEST_CLUSTER.to_owned(), replicas: 2, ..Options::default() }) {
         Ok(_) => {
             count.passed += 1;
-            let mut args = vec!["--package", "e2e", "--test", "*"];
+            let mut args = vec!["--release", "--package", "e2e", "--test", "*"];
             // The tests break and mend one cluster, so one at a time.
             args.extend(["--", "--test-threads=1"]);
             if let Some(filter) = &options.filter {
@@ -91,7 +92,7 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
 fn cargo_test(outputs: &Outputs, args: &[&str], count: &mut Count) -> Result<()> {
     let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(&outputs.workspace)
-        .args(["test", "--release", "--no-fail-fast"])
+        .args(["test", "--no-fail-fast"])
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
