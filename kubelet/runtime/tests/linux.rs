@@ -973,3 +973,340 @@ async fn a_killed_shim_takes_its_sandbox_down() {
     let again = node.sandbox("lostshim").await;
     assert_eq!(node.run(&again, &script("exit 0")).await.0, 0);
 }
+
+fn on_pod_network(text: &str) -> ContainerConfig {
+    let mut config = script(text);
+    config.security.namespaces.network = NamespaceMode::Pod;
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_network_has_addresses_forwarding_sysctls_and_counters() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    node.runtime
+        .update_pod_cidrs(vec!["10.214.0.0/24".into()])
+        .await
+        .unwrap();
+    let mut config = node.sandbox_config("network");
+    config.namespaces.network = NamespaceMode::Pod;
+    config.sysctls = [
+        (
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "0".to_owned(),
+        ),
+        ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
+    ]
+    .into();
+    let sandbox = node.runtime.run_pod_sandbox(&config).await.unwrap();
+    let ip = node
+        .runtime
+        .pod_sandbox_status(&sandbox)
+        .await
+        .unwrap()
+        .ips
+        .remove(0);
+    let mut probe = on_pod_network(
+        "hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced; \
+         cat /etc/hostname; echo $HOSTNAME; grep -c : /proc/net/dev; (echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null || echo refused",
+    );
+    probe.security.readonly_paths = vec!["/proc/sys".into()];
+    probe.security.masked_paths = vec!["/proc/kcore".into(), "/sys/firmware".into()];
+    let (_, log) = node.run(&sandbox, &probe).await;
+    assert_eq!(log, "network\n0\n1\nnetwork\nnetwork\n2\nrefused\n");
+
+    // A server in the pod's network namespace, reached by port-forward and from the host.
+    let netns = node
+        .directory
+        .join("state/sandboxes")
+        .join(&sandbox)
+        .join("ns/net");
+    let listener = std::thread::spawn(move || {
+        let file = std::fs::File::open(netns).unwrap();
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        std::net::TcpListener::bind("0.0.0.0:8080").unwrap()
+    })
+    .join()
+    .unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            stream.write_all(b"hello").unwrap();
+        }
+    });
+    let mut forwarded = node.runtime.port_forward(&sandbox, 8080).await.unwrap();
+    let mut text = String::new();
+    forwarded.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "hello");
+    let refused = node.runtime.port_forward(&sandbox, 81).await.err().unwrap();
+    assert!(refused.to_string().contains("refused"), "{refused}");
+    let mut direct = tokio::net::TcpStream::connect(format!("{ip}:8080"))
+        .await
+        .unwrap();
+    text.clear();
+    direct.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "hello");
+    let _id = node
+        .start(&sandbox, &on_pod_network("exec sleep 1000"))
+        .await;
+    let stats = node.runtime.list_pod_sandbox_stats().await.unwrap();
+    let own = stats.iter().find(|stats| stats.id == sandbox).unwrap();
+    assert!(
+        own.rx_bytes > 0 && own.tx_bytes > 0 && own.process_count == 1 && own.containers.len() == 1,
+        "{own:?}"
+    );
+    node.runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_containers_and_the_nodes_namespaces() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let mut sandbox = node.sandbox_config("privileged");
+    sandbox.namespaces.ipc = NamespaceMode::Node;
+    sandbox.namespaces.pid = NamespaceMode::Node;
+    let sandbox = node.runtime.run_pod_sandbox(&sandbox).await.unwrap();
+    let mut config = script(
+        "mount -t tmpfs none /tmp && echo mounted; ls /dev | grep -c . ; s=$(cat /proc/sys/vm/swappiness); echo $s > /proc/sys/vm/swappiness && echo proc; \
+         grep Seccomp: /proc/self/status | tr -s '\\t' ' '; readlink /proc/self/ns/pid /proc/self/ns/ipc /proc/self/ns/net /proc/self/ns/uts",
+    );
+    config.security.privileged = true;
+    config.security.namespaces.ipc = NamespaceMode::Node;
+    config.security.namespaces.pid = NamespaceMode::Node;
+    let (_, log) = node.run(&sandbox, &config).await;
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines[0], "mounted", "{log}");
+    assert!(lines[1].parse::<u32>().unwrap() > 12, "{log}");
+    assert_eq!(&lines[2..4], ["proc", "Seccomp: 0"], "{log}");
+    for (line, name) in lines[4..].iter().zip(["pid", "ipc", "net", "uts"]) {
+        let own = std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        assert_eq!(*line, own.to_str().unwrap());
+    }
+    // What a container of the node's PID namespace leaves behind dies with it.
+    let mut config = script("sleep 424242 & exit 0");
+    config.security.namespaces.pid = NamespaceMode::Node;
+    config.security.namespaces.ipc = NamespaceMode::Node;
+    let (code, _) = node.run(&sandbox, &config).await;
+    assert_eq!(code, 0);
+    let left = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\0424242\0")
+    });
+    assert!(!left);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_propagate_as_asked() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let shared = node.directory.join("shared");
+    std::fs::create_dir_all(shared.join("from-host")).unwrap();
+    std::fs::create_dir_all(shared.join("from-container")).unwrap();
+    let run = |args: &[&str]| {
+        assert!(
+            std::process::Command::new(args[0])
+                .args(&args[1..])
+                .status()
+                .unwrap()
+                .success()
+        )
+    };
+    let path = shared.to_str().unwrap();
+    run(&["mount", "--bind", path, path]);
+    run(&["mount", "--make-rshared", path]);
+    let sandbox = node.sandbox("propagation").await;
+    let with = |propagation: MountPropagation, privileged: bool, text: &str| {
+        let mut config = script(text);
+        config.security.privileged = privileged;
+        config.mounts = vec![
+            Mount {
+                container_path: "/shared".into(),
+                host_path: shared.clone(),
+                propagation,
+                ..Default::default()
+            },
+            Mount {
+                container_path: "/private".into(),
+                host_path: shared.clone(),
+                ..Default::default()
+            },
+        ];
+        config
+    };
+    let wait = "while [ ! -e /tmp/go ]; do sleep 0.05; done; ls /shared/from-host /private/from-host | grep -c seen";
+    let mut ids = Vec::new();
+    for (propagation, expected) in [
+        (MountPropagation::Private, "0\n"),
+        (MountPropagation::HostToContainer, "1\n"),
+    ] {
+        ids.push((
+            node.start(&sandbox, &with(propagation, false, wait)).await,
+            expected,
+        ));
+    }
+    let from = format!("{path}/from-host");
+    run(&["mount", "-t", "tmpfs", "none", &from]);
+    std::fs::write(shared.join("from-host/seen"), "").unwrap();
+    for (id, expected) in ids {
+        node.exec(&id, "touch /tmp/go").await;
+        let status = node.wait(&id).await;
+        assert_eq!(node.log(&status), expected);
+    }
+    let both = with(
+        MountPropagation::Bidirectional,
+        true,
+        "mount -t tmpfs none /shared/from-container && touch /shared/from-container/deep; mount -t tmpfs none /private/from-host; exec sleep 1000",
+    );
+    let id = node.start(&sandbox, &both).await;
+    let mut seen = false;
+    for _ in 0..100 {
+        seen = shared.join("from-container/deep").exists();
+        if seen {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    node.runtime
+        .stop_container(&id, Duration::ZERO)
+        .await
+        .unwrap();
+    run(&["umount", "-R", path]);
+    assert!(seen, "the container's mount must reach the host");
+    let strange: Vec<&str> = table
+        .lines()
+        .filter(|line| line.contains("/rootfs/"))
+        .collect();
+    assert!(
+        strange.is_empty(),
+        "nothing else of the container's may: {strange:?}"
+    );
+    let plain = node.directory.join("plain");
+    std::fs::create_dir_all(&plain).unwrap();
+    run(&["mount", "-t", "tmpfs", "none", plain.to_str().unwrap()]);
+    run(&["mount", "--make-private", plain.to_str().unwrap()]);
+    let mut config = script("true");
+    config.mounts = vec![Mount {
+        container_path: "/x".into(),
+        host_path: plain.clone(),
+        propagation: MountPropagation::Bidirectional,
+        ..Default::default()
+    }];
+    let refused = node.runtime.create_container(&sandbox, &config).await;
+    run(&["umount", plain.to_str().unwrap()]);
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("not a shared mount")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pods_start_and_end_at_once() {
+    if !is_root() {
+        return;
+    }
+    let node = std::sync::Arc::new(Node::new().await);
+    let tasks: Vec<_> = (0..12)
+        .map(|number| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                let sandbox = node.sandbox(&format!("many-{number}")).await;
+                let (code, log) = node
+                    .run(&sandbox, &script(&format!("echo {number}; exit {number}")))
+                    .await;
+                assert_eq!((code, log), (number, format!("{number}\n")));
+                node.runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(node.runtime.list_containers().await.unwrap().is_empty());
+}
+
+/// `cargo test -p runtime --test linux -- --ignored --nocapture times`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "prints times"]
+async fn times() {
+    let node = Node::new().await;
+    let mut laps: std::collections::BTreeMap<&str, Vec<Duration>> = Default::default();
+    for number in 0..30 {
+        let mut lap =
+            |name, begun: std::time::Instant| laps.entry(name).or_default().push(begun.elapsed());
+        let begun = std::time::Instant::now();
+        let sandbox = node.sandbox(&format!("times-{number}")).await;
+        lap("1 sandbox", begun);
+        let mut config = script("exec sleep 1000");
+        config.security.seccomp = SecurityProfile::RuntimeDefault;
+        let begun = std::time::Instant::now();
+        let id = node
+            .runtime
+            .create_container(&sandbox, &config)
+            .await
+            .unwrap();
+        lap("2 create", begun);
+        let begun = std::time::Instant::now();
+        node.runtime.start_container(&id).await.unwrap();
+        lap("3 start", begun);
+        let begun = std::time::Instant::now();
+        node.runtime
+            .exec_sync(&id, &["/bin/true".into()], None)
+            .await
+            .unwrap();
+        lap("4 exec", begun);
+        let begun = std::time::Instant::now();
+        node.runtime
+            .stop_container(&id, Duration::ZERO)
+            .await
+            .unwrap();
+        lap("5 stop", begun);
+        let begun = std::time::Instant::now();
+        node.runtime.remove_container(&id).await.unwrap();
+        lap("6 remove", begun);
+        let begun = std::time::Instant::now();
+        node.runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+        lap("7 remove sandbox", begun);
+    }
+    for (name, mut times) in laps {
+        times.sort();
+        eprintln!(
+            "{name}: median {:?}, worst {:?}",
+            times[times.len() / 2],
+            times[times.len() - 1]
+        );
+    }
+}
+
+/// CVE-2024-21626: a working directory through a descriptor of the host that leaked.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_descriptor_of_the_host_is_left_to_walk_through() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("leak").await;
+    for number in [3, 5, 6, 7, 8, 9, 10, 12, 15] {
+        let mut config = script("pwd");
+        config.working_dir = format!("/proc/self/fd/{number}");
+        let id = node
+            .runtime
+            .create_container(&sandbox, &config)
+            .await
+            .unwrap();
+        let error = node.runtime.start_container(&id).await.unwrap_err();
+        assert!(error.to_string().contains("chdir"), "{number}: {error}");
+        node.runtime.remove_container(&id).await.unwrap();
+    }
+    let (_, log) = node.run(&sandbox, &script("ls -l /proc/self/fd")).await;
+    assert!(!log.contains("memfd") && !log.contains("gantry"), "{log}");
+    let id = node.start(&sandbox, &script("exec sleep 100")).await;
+    let (_, list) = node.exec(&id, "ls /proc/self/fd").await;
+    assert_eq!(list, "0\n1\n2\n3\n", "3 is the listing's own");
+}

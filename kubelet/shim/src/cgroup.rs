@@ -57,6 +57,22 @@ pub fn join(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// As [`join`]; where the container has made cgroups of its own below (v2), which bars processes from
+/// its top, the one its first process is in.
+pub fn join_running(path: &Path, init: i32) -> io::Result<()> {
+    match join(path) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy && is_unified() => {
+            let text = fs::read_to_string(format!("/proc/{init}/cgroup"))?;
+            let own = text
+                .lines()
+                .find_map(|line| line.strip_prefix("0::"))
+                .unwrap_or_default();
+            join(Path::new(own))
+        }
+        result => result,
+    }
+}
+
 /// OOM kills in the cgroup so far.
 pub fn oom_kills(path: &Path) -> u64 {
     let relative = path.strip_prefix("/").unwrap_or(path);

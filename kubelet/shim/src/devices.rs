@@ -249,4 +249,43 @@ mod tests {
         ));
         assert!(!decide(&[], DEVICE_CHAR, ACCESS_READ, 1, 3));
     }
+
+    /// A cgroup v2 with no controllers will do; it is there on v1 machines too.
+    #[test]
+    fn the_kernel_takes_the_program_and_holds_to_it() {
+        let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .map(Path::new)
+            .into_iter()
+            .find(|path| {
+                path.join("cgroup.procs").exists() && path.join("cgroup.subtree_control").exists()
+            });
+        // SAFETY: geteuid has no preconditions.
+        let (Some(unified), 0) = (unified, unsafe { libc::geteuid() }) else {
+            eprintln!("skipped: needs root and a cgroup2 mount");
+            return;
+        };
+        let cgroup = unified.join(format!("gantry-shim-test-{}", std::process::id()));
+        std::fs::create_dir(&cgroup).unwrap();
+        let rules = [
+            rule(false, 'a', None, None, "rwm"),
+            rule(true, 'c', Some(1), Some(3), "rw"),
+        ];
+        let attached = attach(&cgroup, &rules);
+        let script = format!(
+            "echo 0 > {}/cgroup.procs; echo x > /dev/null && echo null; cat /dev/zero | head -c 1 | wc -c",
+            cgroup.display()
+        );
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .output()
+            .unwrap();
+        std::fs::remove_dir(&cgroup).unwrap();
+        attached.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(
+            text.contains("null\n0\n") && text.contains("not permitted"),
+            "{text}"
+        );
+    }
 }

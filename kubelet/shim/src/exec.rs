@@ -83,7 +83,8 @@ fn helper(
             namespaces.push((name, kind, file));
         }
     }
-    crate::cgroup::join(cgroup_path).map_err(|error| format!("join cgroup: {error}"))?;
+    crate::cgroup::join_running(cgroup_path, init)
+        .map_err(|error| format!("join cgroup: {error}"))?;
     if let Some(file) = pid_namespace {
         sys::set_namespace(&file, libc::CLONE_NEWPID)
             .map_err(|error| format!("join pid namespace: {error}"))?;
@@ -102,7 +103,7 @@ fn helper(
     match pid {
         0 => {
             let error = match enter(namespaces, process, stdio, result) {
-                Ok(()) => process.become_it().to_string(),
+                Ok(()) => process.become_it(errors.as_raw_fd()).to_string(),
                 Err(error) => error,
             };
             report_and_exit(errors, &error)
@@ -174,17 +175,7 @@ fn enter(
                 .map_err(|error| format!("dup2: {error}"))?;
         }
     }
-    // SAFETY: integers only. Nothing of the shim's reaches the program.
-    sys::check(unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            3,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        ) as libc::c_int
-    })
-    .map(drop)
-    .map_err(|error| format!("close_range: {error}"))
+    Ok(())
 }
 
 /// A terminal of the container's own devpts: (master, slave).

@@ -8,7 +8,7 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 
-use crate::process::{Prepared, ProcessError};
+use crate::process::Prepared;
 
 #[derive(Clone)]
 pub struct ShimExecutor {
@@ -25,38 +25,24 @@ impl std::os::fd::AsRawFd for Pipe {
     }
 }
 
-impl ShimExecutor {
-    /// libcontainer knows one propagation for all mounts; those that want less lose it here.
-    fn make_mounts_private(&self) -> Result<(), ProcessError> {
-        for path in &self.private_mounts {
-            crate::sys::make_private(std::path::Path::new(path)).map_err(|source| {
-                ProcessError::Step {
-                    step: "make mount private",
-                    source,
-                }
-            })?;
-        }
-        Ok(())
-    }
-}
-
 impl Executor for ShimExecutor {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        let error = self.process.become_it();
+        let error = self.process.become_it(self.error_pipe);
         crate::process::report_and_exit(&Pipe(self.error_pipe), &error.to_string())
     }
 
-    /// Runs before the container counts as created: a missing program fails the create.
+    /// Runs inside the container's mounts, as root, before the container counts as created.
+    /// libcontainer knows one propagation for all mounts; those that want less lose it here. Whether
+    /// there is a program at all is for `exec` to find out, when no descriptor of the host is left.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        self.make_mounts_private()
-            .and_then(|()| self.process.prepare_directory())
-            .and_then(|()| self.process.find_program())
-            .map(drop)
-            .map_err(|error| {
-                // libcontainer wraps the text; the pipe carries it as it is.
-                let _ = crate::sys::write(&Pipe(self.error_pipe), error.to_string().as_bytes());
-                ExecutorValidationError::ArgValidationError(error.to_string())
-            })
+        for path in &self.private_mounts {
+            crate::sys::make_private(std::path::Path::new(path)).map_err(|error| {
+                ExecutorValidationError::ArgValidationError(format!(
+                    "make mount {path} private: {error}"
+                ))
+            })?;
+        }
+        Ok(())
     }
 
     /// The environment goes to `execve` as it is; nothing of the shim's reaches it.

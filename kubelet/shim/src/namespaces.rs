@@ -150,7 +150,7 @@ fn inside(config: &ShimConfig, socket: &OwnedFd) -> Result<(), String> {
         raise_loopback().map_err(|error| format!("raise lo: {error}"))?;
     }
     for (name, value) in &config.sysctls {
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        let path = Path::new("/proc/sys").join(sysctl_path(name)?);
         fs::write(&path, value)
             .map_err(|error| format!("set sysctl {name:?} to {value:?}: {error}"))?;
     }
@@ -173,6 +173,29 @@ fn inside(config: &ShimConfig, socket: &OwnedFd) -> Result<(), String> {
         }
     }
     ask(socket, "d").or(Ok(()))
+}
+
+/// `net.ipv4.conf.all.x` or, where a name itself has dots, `net/ipv4/conf/eth0.1/x`.
+fn sysctl_path(name: &str) -> Result<String, String> {
+    let slashed = match name.find(['.', '/']) {
+        Some(at) if name.as_bytes()[at] == b'/' => name.to_owned(),
+        // Dots separate, and a slash stands for a dot.
+        _ => name
+            .chars()
+            .map(|letter| match letter {
+                '.' => '/',
+                '/' => '.',
+                other => other,
+            })
+            .collect(),
+    };
+    if slashed
+        .split('/')
+        .any(|part| part.is_empty() || part == "..")
+    {
+        return Err(format!("invalid sysctl name {name:?}"));
+    }
+    Ok(slashed)
 }
 
 fn ask(socket: &OwnedFd, text: &str) -> Result<(), String> {
@@ -220,6 +243,30 @@ fn run_init() -> ! {
         loop {
             while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
             libc::sigwaitinfo(&set, std::ptr::null_mut());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_names_have_two_spellings() {
+        for (name, expected) in [
+            ("kernel.shm_rmid_forced", Some("kernel/shm_rmid_forced")),
+            (
+                "net.ipv4.conf.eth0/1.forwarding",
+                Some("net/ipv4/conf/eth0.1/forwarding"),
+            ),
+            (
+                "net/ipv4/conf/eth0.1/forwarding",
+                Some("net/ipv4/conf/eth0.1/forwarding"),
+            ),
+            ("kernel/../../etc/passwd", None),
+            ("", None),
+        ] {
+            assert_eq!(sysctl_path(name).ok().as_deref(), expected, "{name}");
         }
     }
 }

@@ -12,6 +12,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -70,21 +71,16 @@ impl Prepared {
         Ok(Self { spec, filter })
     }
 
-    /// The working directory, made if it is missing (as runc does). Call as root of the container.
-    pub fn prepare_directory(&self) -> Result<(), ProcessError> {
-        let cwd = self.cwd();
-        if !Path::new(cwd).exists() {
-            std::fs::create_dir_all(cwd).map_err(|source| ProcessError::WorkingDirectory {
-                cwd: cwd.to_owned(),
-                source,
-            })?;
+    /// The working directory is made if it is missing, as runc does. Entering it tells what went wrong.
+    fn make_directory(&self) {
+        let cwd = Path::new(self.cwd());
+        if !cwd.exists() {
+            let _ = std::fs::create_dir_all(cwd);
         }
-        Ok(())
     }
 
-    /// Looks the program up, as the container's root sees it. A missing program must be known before
-    /// the container counts as created.
-    pub fn find_program(&self) -> Result<PathBuf, ProcessError> {
+    /// Looks the program up, as the container's root sees it.
+    fn find_program(&self) -> Result<PathBuf, ProcessError> {
         let program = self.spec.args.first().ok_or(ProcessError::NoCommand)?;
         if program.is_empty() {
             return Err(ProcessError::NotInPath(String::new()));
@@ -133,8 +129,13 @@ impl Prepared {
         }
     }
 
-    /// Becomes the process. Returns only to tell why it could not.
-    pub fn become_it(&self) -> ProcessError {
+    /// Becomes the process. Returns only to tell why it could not. Closes every descriptor but stdio and
+    /// `keep`: what the container names (its directory, its program) may lead through /proc/self/fd, and
+    /// must find nothing of the host there.
+    pub fn become_it(&self, keep: RawFd) -> ProcessError {
+        if let Err(error) = close_all_but(keep) {
+            return step("close descriptors")(error);
+        }
         match self.try_become() {
             Ok(never) => match never {},
             Err(error) => error,
@@ -143,6 +144,7 @@ impl Prepared {
 
     fn try_become(&self) -> Result<std::convert::Infallible, ProcessError> {
         let spec = &self.spec;
+        self.make_directory();
         let program = self.find_program()?;
         let program = CString::new(program.into_os_string().into_encoded_bytes())
             .map_err(|_| ProcessError::Nul("program"))?;
@@ -182,6 +184,18 @@ impl Prepared {
                 }
             })?;
         }
+        // A directory outside the root has no path: the kernel says so.
+        match std::env::current_dir() {
+            Ok(path) if path.is_absolute() => {}
+            _ => {
+                return Err(ProcessError::WorkingDirectory {
+                    cwd: spec.cwd.clone(),
+                    source: io::Error::other(
+                        "current working directory is outside of container mount namespace root",
+                    ),
+                });
+            }
+        }
         if !spec.no_new_privileges {
             let wide = spec.permitted | CAP_SYS_ADMIN;
             if !self.filter.is_empty() {
@@ -214,6 +228,20 @@ impl Prepared {
             reason: describe(&source),
         })
     }
+}
+
+fn close_all_but(keep: RawFd) -> io::Result<()> {
+    let close = |first: u32, last: u32| {
+        if first > last {
+            return Ok(());
+        }
+        // SAFETY: integers only; nothing here owns a descriptor that is used afterwards.
+        check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) as libc::c_int })
+            .map(drop)
+    };
+    let keep = keep.max(3) as u32;
+    close(3, keep - 1)?;
+    close(keep + 1, u32::MAX)
 }
 
 fn executable(path: &Path) -> Result<(), String> {
