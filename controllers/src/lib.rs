@@ -11,11 +11,18 @@ pub mod registry;
 
 // shared by controllers
 pub mod controller_ref;
+pub mod discovery;
 
 // the controllers, by name
 pub mod certificatesigningrequest;
 pub mod deployment;
 pub mod endpointslice;
+pub mod garbage_collector;
+pub mod namespace;
+pub mod node_ipam;
+pub mod node_lifecycle;
+pub mod pod_garbage_collector;
 pub mod replicaset;
 pub mod root_ca_certificate_publisher;
 pub mod serviceaccount;
+pub mod taint_eviction;

@@ -82,13 +82,25 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "csrapproving",
         |c| crate::certificatesigningrequest::start_approving(c).boxed(),
     ),
+    built("namespace-controller", "namespace", |c| {
+        crate::namespace::start(c).boxed()
+    }),
+    built("garbage-collector-controller", "garbagecollector", |c| {
+        crate::garbage_collector::start(c).boxed()
+    }),
+    built("node-ipam-controller", "nodeipam", |c| {
+        crate::node_ipam::start(c).boxed()
+    }),
+    built("node-lifecycle-controller", "nodelifecycle", |c| {
+        crate::node_lifecycle::start(c).boxed()
+    }),
+    built("taint-eviction-controller", "", |c| {
+        crate::taint_eviction::start(c).boxed()
+    }),
+    built("pod-garbage-collector-controller", "podgc", |c| {
+        crate::pod_garbage_collector::start(c).boxed()
+    }),
     // not built yet
-    missing("node-ipam-controller", "nodeipam"),
-    missing("node-lifecycle-controller", "nodelifecycle"),
-    missing("taint-eviction-controller", ""),
-    missing("pod-garbage-collector-controller", "podgc"),
-    missing("namespace-controller", "namespace"),
-    missing("garbage-collector-controller", "garbagecollector"),
     missing("certificatesigningrequest-cleaner-controller", "csrcleaner"),
     missing(
         "clusterrole-aggregation-controller",
