@@ -19,7 +19,9 @@ pub struct Discovered {
 
 impl Discovered {
     pub fn supports(&self, verbs: &[&str]) -> bool {
-        verbs.iter().all(|verb| self.verbs.iter().any(|v| v == verb))
+        verbs
+            .iter()
+            .all(|verb| self.verbs.iter().any(|v| v == verb))
     }
 
     /// As kube's dynamic clients want it.
@@ -45,7 +47,9 @@ pub struct ApiResources {
 impl ApiResources {
     /// The resource of a kind in a version, as an owner reference names it.
     pub fn of_kind(&self, api_version: &str, kind: &str) -> Option<&Discovered> {
-        self.resources.iter().find(|d| d.resource.kind == kind && d.resource.api_version() == api_version)
+        self.resources
+            .iter()
+            .find(|d| d.resource.kind == kind && d.resource.api_version() == api_version)
     }
 }
 
@@ -81,10 +85,16 @@ fn add_group(found: &mut ApiResources, group: APIGroupDiscovery) {
     for version in group.versions {
         let version_name = version.version.unwrap_or_default();
         if version.freshness.as_deref() == Some("Stale") {
-            found.failed.push(if name.is_empty() { version_name.clone() } else { format!("{name}/{version_name}") });
+            found.failed.push(if name.is_empty() {
+                version_name.clone()
+            } else {
+                format!("{name}/{version_name}")
+            });
         }
         for resource in version.resources {
-            let Some(mut discovered) = discovered(&name, &version_name, resource) else { continue };
+            let Some(mut discovered) = discovered(&name, &version_name, resource) else {
+                continue;
+            };
             let plural = discovered.resource.plural.to_string();
             discovered.preferred = !seen.contains(&plural);
             seen.push(plural);
@@ -127,10 +137,32 @@ mod tests {
         }]}))
         .unwrap();
         let found = collect([list]);
-        let brief: Vec<_> = found.resources.iter().map(|d| (d.resource.version.as_ref(), d.resource.plural.as_ref(), d.preferred)).collect();
-        assert_eq!(brief, [("v2", "hpas", true), ("v1", "hpas", false), ("v1", "olds", true)]);
+        let brief: Vec<_> = found
+            .resources
+            .iter()
+            .map(|d| {
+                (
+                    d.resource.version.as_ref(),
+                    d.resource.plural.as_ref(),
+                    d.preferred,
+                )
+            })
+            .collect();
+        assert_eq!(
+            brief,
+            [
+                ("v2", "hpas", true),
+                ("v1", "hpas", false),
+                ("v1", "olds", true)
+            ]
+        );
         assert_eq!(found.failed, ["autoscaling/v1"]);
-        assert!(found.of_kind("autoscaling/v1", "HPA").unwrap().supports(&["delete"]));
+        assert!(
+            found
+                .of_kind("autoscaling/v1", "HPA")
+                .unwrap()
+                .supports(&["delete"])
+        );
         assert!(found.of_kind("autoscaling/v3", "HPA").is_none());
     }
 }

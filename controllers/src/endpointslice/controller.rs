@@ -29,8 +29,12 @@ use crate::context::{ControllerContext, Running, StartError};
 /// A change of a slice that we did not make waits at least so long: often more follow.
 const SLICE_CHANGE_MIN_SYNC_DELAY: Duration = Duration::from_secs(1);
 /// The first retry waits a second: one sync can mean many writes.
-const SYNC_BACK_OFF: RateLimit =
-    RateLimit { base: Duration::from_secs(1), max: Duration::from_secs(1000), qps: 10.0, burst: 100 };
+const SYNC_BACK_OFF: RateLimit = RateLimit {
+    base: Duration::from_secs(1),
+    max: Duration::from_secs(1000),
+    qps: 10.0,
+    burst: 100,
+};
 const MAX_RETRIES: u32 = 15;
 
 /// The index of slices by Service.
@@ -41,15 +45,29 @@ const BY_SERVICE: &str = "service";
 /// # Errors
 /// When it has no client.
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
-    let executor = context.executor("endpointslice-controller", "endpoint-slice-controller").await?;
+    let executor = context
+        .executor("endpointslice-controller", "endpoint-slice-controller")
+        .await?;
     let settings = Settings {
         max_endpoints_per_slice: context.options.max_endpoints_per_slice,
         updates_batch_period: context.options.endpointslice_updates_batch_period,
     };
     let workers = context.options.workers("service-endpoint");
-    let (controller, queue, watches) =
-        EndpointSliceController::new(&context.informers, executor, settings, Clock::real(), &context.shutdown);
-    Ok(run_controller(controller, queue, watches, workers, context.shutdown.clone()).boxed())
+    let (controller, queue, watches) = EndpointSliceController::new(
+        &context.informers,
+        executor,
+        settings,
+        Clock::real(),
+        &context.shutdown,
+    );
+    Ok(run_controller(
+        controller,
+        queue,
+        watches,
+        workers,
+        context.shutdown.clone(),
+    )
+    .boxed())
 }
 
 /// The controller's flags.
@@ -65,9 +83,18 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointSliceError {
     #[error("failed to {verb} EndpointSlice {slice} for Service {service}: {source}")]
-    Write { verb: &'static str, slice: String, service: ObjectKey, #[source] source: ApiError },
+    Write {
+        verb: &'static str,
+        slice: String,
+        service: ObjectKey,
+        #[source]
+        source: ApiError,
+    },
     #[error("skipping Pods {pods:?} for Service {service}: Node Not Found")]
-    NodeNotFound { pods: Vec<String>, service: ObjectKey },
+    NodeNotFound {
+        pods: Vec<String>,
+        service: ObjectKey,
+    },
     #[error("EndpointSlice informer cache is out of date")]
     StaleCache,
 }
@@ -105,29 +132,44 @@ impl EndpointSliceController {
             settings,
             clock,
         });
-        controller.slices.add_index(BY_SERVICE, |slice| service_key(slice).map(|key| key.to_string()).into_iter().collect());
+        controller.slices.add_index(BY_SERVICE, |slice| {
+            service_key(slice)
+                .map(|key| key.to_string())
+                .into_iter()
+                .collect()
+        });
         let queue = WorkQueue::with("endpoint_slice", SYNC_BACK_OFF, controller.clock.clone());
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
-        watches.on(&controller.services, move |event| keys.add(ObjectKey::of(&**event.object())));
+        watches.on(&controller.services, move |event| {
+            keys.add(ObjectKey::of(&**event.object()))
+        });
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.pods, move |event| handler.on_pod(&keys, &event));
         let (handler, keys) = (controller.clone(), queue.clone());
-        watches.on(&controller.slices, move |event| handler.on_slice(&keys, &event));
+        watches.on(&controller.slices, move |event| {
+            handler.on_slice(&keys, &event)
+        });
         watches.wait_for(&controller.nodes);
         (controller, queue, watches)
     }
 
     fn on_pod(&self, queue: &WorkQueue, event: &InformerEvent<Pod>) {
         let services = match event {
-            InformerEvent::Added(pod) | InformerEvent::Deleted(pod) => self.services_of(&pod.metadata),
+            InformerEvent::Added(pod) | InformerEvent::Deleted(pod) => {
+                self.services_of(&pod.metadata)
+            }
             InformerEvent::Updated { old, new } => {
                 let (pod_changed, labels_changed) = pod_endpoints_changed(old, new);
                 match (pod_changed, labels_changed) {
                     (false, false) => return,
                     (true, false) => self.services_of(&new.metadata),
-                    (true, true) => &self.services_of(&new.metadata) | &self.services_of(&old.metadata),
-                    (false, true) => &self.services_of(&new.metadata) ^ &self.services_of(&old.metadata),
+                    (true, true) => {
+                        &self.services_of(&new.metadata) | &self.services_of(&old.metadata)
+                    }
+                    (false, true) => {
+                        &self.services_of(&new.metadata) ^ &self.services_of(&old.metadata)
+                    }
                 }
             }
         };
@@ -137,8 +179,12 @@ impl EndpointSliceController {
     }
 
     fn services_of(&self, pod: &ObjectMeta) -> BTreeSet<ObjectKey> {
-        let services = self.services.list_namespace(pod.namespace.as_deref().unwrap_or_default());
-        let selected = services.into_iter().filter(|s| selector(s).is_some_and(|selector| is_subset(selector, &pod.labels)));
+        let services = self
+            .services
+            .list_namespace(pod.namespace.as_deref().unwrap_or_default());
+        let selected = services
+            .into_iter()
+            .filter(|s| selector(s).is_some_and(|selector| is_subset(selector, &pod.labels)));
         selected.map(|s| ObjectKey::of(&*s)).collect()
     }
 
@@ -153,7 +199,9 @@ impl EndpointSliceController {
                 if service_key(old) != service_key(new) {
                     self.enqueue_service(queue, old);
                     self.enqueue_service(queue, new);
-                } else if is_managed(old) != is_managed(new) || (is_managed(new) && self.tracker.should_sync(new)) {
+                } else if is_managed(old) != is_managed(new)
+                    || (is_managed(new) && self.tracker.should_sync(new))
+                {
                     self.enqueue_service(queue, new);
                 }
             }
@@ -167,14 +215,21 @@ impl EndpointSliceController {
 
     fn enqueue_service(&self, queue: &WorkQueue, slice: &EndpointSlice) {
         if let Some(key) = service_key(slice) {
-            queue.add_after(key, SLICE_CHANGE_MIN_SYNC_DELAY.max(self.settings.updates_batch_period));
+            queue.add_after(
+                key,
+                SLICE_CHANGE_MIN_SYNC_DELAY.max(self.settings.updates_batch_period),
+            );
         }
     }
 
     fn observe(&self, key: &ObjectKey, service: &Service) -> Result<Observed, EndpointSliceError> {
         let wanted = selector(service).cloned().unwrap_or_default();
-        let pods: Vec<_> =
-            self.pods.list_namespace(&key.namespace).into_iter().filter(|p| is_subset(&wanted, &p.metadata.labels)).collect();
+        let pods: Vec<_> = self
+            .pods
+            .list_namespace(&key.namespace)
+            .into_iter()
+            .filter(|p| is_subset(&wanted, &p.metadata.labels))
+            .collect();
         let slices: Vec<_> = self
             .slices
             .by_index(BY_SERVICE, &key.to_string())
@@ -187,16 +242,33 @@ impl EndpointSliceController {
         let mut zones = BTreeMap::new();
         for name in pods.iter().filter_map(|p| node_name(p)) {
             if let Some(node) = self.nodes.get("", name) {
-                zones.insert(name.to_owned(), component_helpers::node::label(&node, label::ZONE).map(str::to_owned));
+                zones.insert(
+                    name.to_owned(),
+                    component_helpers::node::label(&node, label::ZONE).map(str::to_owned),
+                );
             }
         }
-        Ok(Observed { pods, slices, zones })
+        Ok(Observed {
+            pods,
+            slices,
+            zones,
+        })
     }
 
-    async fn carry_out(&self, key: &ObjectKey, plan: Plan, trigger_time: Option<Timestamp>) -> Result<(), EndpointSliceError> {
+    async fn carry_out(
+        &self,
+        key: &ObjectKey,
+        plan: Plan,
+        trigger_time: Option<Timestamp>,
+    ) -> Result<(), EndpointSliceError> {
         let failed = |verb, slice: &EndpointSlice, source| EndpointSliceError::Write {
             verb,
-            slice: slice.metadata.name.clone().or_else(|| slice.metadata.generate_name.clone()).unwrap_or_default(),
+            slice: slice
+                .metadata
+                .name
+                .clone()
+                .or_else(|| slice.metadata.generate_name.clone())
+                .unwrap_or_default(),
             service: key.clone(),
             source,
         };
@@ -211,21 +283,35 @@ impl EndpointSliceController {
         }
         for mut slice in plan.update {
             set_trigger_time(&mut slice, trigger_time);
-            let updated = self.executor.update(&slice).await.map_err(|error| failed("update", &slice, error))?;
+            let updated = self
+                .executor
+                .update(&slice)
+                .await
+                .map_err(|error| failed("update", &slice, error))?;
             self.tracker.written(&updated);
         }
         for slice in plan.delete {
-            let options = DeleteOptions { uid: slice.metadata.uid.clone(), ..DeleteOptions::default() };
+            let options = DeleteOptions {
+                uid: slice.metadata.uid.clone(),
+                ..DeleteOptions::default()
+            };
             let name = slice.metadata.name.as_deref().unwrap_or_default();
             self.executor
-                .execute(&Action::delete::<EndpointSlice>(&key.namespace, name, options))
+                .execute(&Action::delete::<EndpointSlice>(
+                    &key.namespace,
+                    name,
+                    options,
+                ))
                 .await
                 .map_err(|error| failed("delete", &slice, error))?;
             self.tracker.expect_deletion(&slice);
         }
         match plan.skipped.is_empty() {
             true => Ok(()),
-            false => Err(EndpointSliceError::NodeNotFound { pods: plan.skipped, service: key.clone() }),
+            false => Err(EndpointSliceError::NodeNotFound {
+                pods: plan.skipped,
+                service: key.clone(),
+            }),
         }
     }
 }
@@ -233,16 +319,27 @@ impl EndpointSliceController {
 /// `None`: the Service's slices are not ours to make.
 fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
     let spec = service.spec.as_ref()?;
-    spec.selector.as_ref().filter(|_| spec.type_.as_deref() != Some("ExternalName"))
+    spec.selector
+        .as_ref()
+        .filter(|_| spec.type_.as_deref() != Some("ExternalName"))
 }
 
 fn is_managed(slice: &EndpointSlice) -> bool {
-    slice.metadata.labels.as_ref().and_then(|l| l.get(label::MANAGED_BY)).is_some_and(|by| by == CONTROLLER_NAME)
+    slice
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|l| l.get(label::MANAGED_BY))
+        .is_some_and(|by| by == CONTROLLER_NAME)
 }
 
 /// Whether the pod changed in what an endpoint shows, and in what decides whose endpoint it is.
 fn pod_endpoints_changed(old: &Pod, new: &Pod) -> (bool, bool) {
-    let names = |pod: &Pod| pod.spec.as_ref().map(|s| (s.hostname.clone(), s.subdomain.clone()));
+    let names = |pod: &Pod| {
+        pod.spec
+            .as_ref()
+            .map(|s| (s.hostname.clone(), s.subdomain.clone()))
+    };
     let labels_changed = old.metadata.labels != new.metadata.labels || names(old) != names(new);
     let changed = old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
         || is_pod_ready(old) != is_pod_ready(new)
@@ -289,7 +386,12 @@ impl Controller for EndpointSliceController {
         let result = self.carry_out(key, plan, trigger_time).await;
         if let Err(error) = &result {
             let message = format!("Error updating Endpoint Slices for Service {key}: {error}");
-            let event = Action::event(&*service, EventType::Warning, "FailedToUpdateEndpointSlices", message);
+            let event = Action::event(
+                &*service,
+                EventType::Warning,
+                "FailedToUpdateEndpointSlices",
+                message,
+            );
             // Recording only queues; it has no failure that anyone could act on.
             let _ = self.executor.execute(&event).await;
         }

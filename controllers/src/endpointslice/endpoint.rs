@@ -29,7 +29,11 @@ impl AddressType {
     }
 
     fn of(address: &IpAddr) -> Self {
-        if address.is_ipv4() { Self::IPv4 } else { Self::IPv6 }
+        if address.is_ipv4() {
+            Self::IPv4
+        } else {
+            Self::IPv6
+        }
     }
 }
 
@@ -37,11 +41,19 @@ impl AddressType {
 pub fn address_types(service: &Service) -> Vec<AddressType> {
     let spec = service.spec.clone().unwrap_or_default();
     let families = spec.ip_families.unwrap_or_default();
-    let found: Vec<_> = AddressType::ALL.into_iter().filter(|t| families.iter().any(|f| f == t.as_str())).collect();
+    let found: Vec<_> = AddressType::ALL
+        .into_iter()
+        .filter(|t| families.iter().any(|f| f == t.as_str()))
+        .collect();
     if !found.is_empty() {
         return found;
     }
-    match spec.cluster_ip.as_deref().unwrap_or_default().parse::<IpAddr>() {
+    match spec
+        .cluster_ip
+        .as_deref()
+        .unwrap_or_default()
+        .parse::<IpAddr>()
+    {
         Ok(address) => vec![AddressType::of(&address)],
         Err(_) => AddressType::ALL.to_vec(),
     }
@@ -53,13 +65,26 @@ pub fn should_pod_be_in_endpoints(pod: &Pod) -> bool {
 }
 
 /// `zone`: that of the pod's node.
-pub fn pod_to_endpoint(pod: &Pod, zone: Option<String>, service: &Service, address_type: AddressType) -> Endpoint {
+pub fn pod_to_endpoint(
+    pod: &Pod,
+    zone: Option<String>,
+    service: &Service,
+    address_type: AddressType,
+) -> Endpoint {
     let serving = is_pod_ready(pod);
     let terminating = is_terminating(pod);
-    let publish = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
+    let publish = service
+        .spec
+        .as_ref()
+        .and_then(|s| s.publish_not_ready_addresses)
+        .unwrap_or(false);
     let parse = |ip: &&str| ip.parse::<IpAddr>().ok();
-    let mut addresses: Vec<String> =
-        pod_ips(pod).iter().filter_map(parse).filter(|ip| AddressType::of(ip) == address_type).map(|ip| ip.to_string()).collect();
+    let mut addresses: Vec<String> = pod_ips(pod)
+        .iter()
+        .filter_map(parse)
+        .filter(|ip| AddressType::of(ip) == address_type)
+        .map(|ip| ip.to_string())
+        .collect();
     addresses.sort();
     Endpoint {
         addresses,
@@ -87,12 +112,18 @@ pub fn pod_to_endpoint(pod: &Pod, zone: Option<String>, service: &Service, addre
 fn hostname(pod: &Pod, service: &Service) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let hostname = spec.hostname.clone().filter(|h| !h.is_empty())?;
-    (spec.subdomain == service.metadata.name && pod.metadata.namespace == service.metadata.namespace).then_some(hostname)
+    (spec.subdomain == service.metadata.name
+        && pod.metadata.namespace == service.metadata.namespace)
+        .then_some(hostname)
 }
 
 /// The pod's numbers for the Service's ports; a named port that the pod does not have is left out.
 pub fn endpoint_ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
-    let ports = service.spec.as_ref().and_then(|s| s.ports.as_deref()).unwrap_or_default();
+    let ports = service
+        .spec
+        .as_ref()
+        .and_then(|s| s.ports.as_deref())
+        .unwrap_or_default();
     let mut found: Vec<_> = ports
         .iter()
         .filter_map(|port| {
@@ -121,10 +152,16 @@ fn find_port(pod: &Pod, service_port: &ServicePort) -> Option<i32> {
     };
     let spec = pod.spec.as_ref()?;
     let sidecar = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(sidecar));
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten().filter(sidecar));
     containers
         .flat_map(|c| c.ports.iter().flatten())
-        .find(|p| p.name.as_ref() == Some(name) && protocol(p.protocol.as_deref()) == protocol(service_port.protocol.as_deref()))
+        .find(|p| {
+            p.name.as_ref() == Some(name)
+                && protocol(p.protocol.as_deref()) == protocol(service_port.protocol.as_deref())
+        })
         .map(|p| p.container_port)
 }
 
@@ -133,7 +170,12 @@ pub type PortKey = (String, String, Option<i32>, Option<String>);
 
 fn port_key(port: &EndpointPort) -> PortKey {
     let name = port.name.clone().unwrap_or_default();
-    (name, protocol(port.protocol.as_deref()).to_owned(), port.port, port.app_protocol.clone())
+    (
+        name,
+        protocol(port.protocol.as_deref()).to_owned(),
+        port.port,
+        port.app_protocol.clone(),
+    )
 }
 
 /// What tells one set of ports from another: only endpoints with the same ports share a slice.
@@ -161,19 +203,35 @@ pub fn endpoint_key(endpoint: &Endpoint) -> EndpointKey {
 
 /// Equal in all that the key leaves out, but for hints, which come after.
 pub fn equal_beyond_key(a: &Endpoint, b: &Endpoint) -> bool {
-    let target = |e: &Endpoint| e.target_ref.clone().map(|t| ObjectReference { resource_version: None, ..t });
+    let target = |e: &Endpoint| {
+        e.target_ref.clone().map(|t| ObjectReference {
+            resource_version: None,
+            ..t
+        })
+    };
     let conditions = |e: &Endpoint| e.conditions.clone().unwrap_or_default();
-    a.node_name == b.node_name && a.zone == b.zone && conditions(a) == conditions(b) && target(a) == target(b)
+    a.node_name == b.node_name
+        && a.zone == b.zone
+        && conditions(a) == conditions(b)
+        && target(a) == target(b)
 }
 
 /// An empty slice without a name: the API server generates one.
-pub fn new_endpoint_slice(service: &Service, ports: &[EndpointPort], address_type: AddressType) -> EndpointSlice {
+pub fn new_endpoint_slice(
+    service: &Service,
+    ports: &[EndpointPort],
+    address_type: AddressType,
+) -> EndpointSlice {
     let name = service.metadata.name.as_deref().unwrap_or_default();
     EndpointSlice {
         address_type: address_type.as_str().to_owned(),
         endpoints: Some(Vec::new()),
         metadata: ObjectMeta {
-            generate_name: Some(if name.len() < 253 { format!("{name}-") } else { name.to_owned() }),
+            generate_name: Some(if name.len() < 253 {
+                format!("{name}-")
+            } else {
+                name.to_owned()
+            }),
             namespace: service.metadata.namespace.clone(),
             labels: Some(slice_labels(service)),
             owner_references: Some(vec![owner(service)]),
@@ -190,7 +248,11 @@ fn owner(service: &Service) -> OwnerReference {
 /// Not so: it belongs to an earlier Service of this name, and the garbage collector is after it.
 pub fn owned_by(slice: &EndpointSlice, service: &Service) -> bool {
     let owners = slice.metadata.owner_references.iter().flatten();
-    owners.clone().any(|o| Some(&o.uid) == service.metadata.uid.as_ref() && o.kind == "Service" && o.api_version == "v1")
+    owners.clone().any(|o| {
+        Some(&o.uid) == service.metadata.uid.as_ref()
+            && o.kind == "Service"
+            && o.api_version == "v1"
+    })
 }
 
 fn is_reserved(key: &str) -> bool {
@@ -201,11 +263,18 @@ fn is_reserved(key: &str) -> bool {
 pub fn slice_labels(service: &Service) -> std::collections::BTreeMap<String, String> {
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     labels.retain(|key, _| !is_reserved(key));
-    let cluster_ip = service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()).unwrap_or_default();
+    let cluster_ip = service
+        .spec
+        .as_ref()
+        .and_then(|s| s.cluster_ip.as_deref())
+        .unwrap_or_default();
     if matches!(cluster_ip, "" | "None") {
         labels.insert(label::IS_HEADLESS.to_owned(), String::new());
     }
-    labels.insert(label::SERVICE_NAME.to_owned(), service.metadata.name.clone().unwrap_or_default());
+    labels.insert(
+        label::SERVICE_NAME.to_owned(),
+        service.metadata.name.clone().unwrap_or_default(),
+    );
     labels.insert(label::MANAGED_BY.to_owned(), CONTROLLER_NAME.to_owned());
     labels
 }

@@ -39,14 +39,18 @@ pub fn sync(service: &Service, observed: &Observed, max_endpoints: usize) -> Pla
     let mut by_type: BTreeMap<&str, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
     for slice in &observed.slices {
         match types.iter().find(|t| t.as_str() == slice.address_type) {
-            Some(address_type) => by_type.entry(address_type.as_str()).or_default().push(slice.clone()),
+            Some(address_type) => by_type
+                .entry(address_type.as_str())
+                .or_default()
+                .push(slice.clone()),
             None => plan.delete.push(slice.clone()),
         }
     }
     for address_type in types {
         let mut existing = by_type.remove(address_type.as_str()).unwrap_or_default();
         existing.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-        let part = reconcile_by_address_type(service, observed, &existing, address_type, max_endpoints);
+        let part =
+            reconcile_by_address_type(service, observed, &existing, address_type, max_endpoints);
         plan.create.extend(part.create);
         plan.update.extend(part.update);
         plan.delete.extend(part.delete);
@@ -77,17 +81,27 @@ fn reconcile_by_address_type(
     let mut by_ports: BTreeMap<PortMap, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
     for slice in existing {
         if owned_by(slice, service) {
-            by_ports.entry(port_map_key(slice.ports.as_deref().unwrap_or_default())).or_default().push(slice.clone());
+            by_ports
+                .entry(port_map_key(slice.ports.as_deref().unwrap_or_default()))
+                .or_default()
+                .push(slice.clone());
         } else {
             plan.delete.push(slice.clone());
         }
     }
     let mut desired: BTreeMap<PortMap, (Vec<EndpointPort>, EndpointSet)> = BTreeMap::new();
-    for pod in observed.pods.iter().filter(|p| should_pod_be_in_endpoints(p)) {
+    for pod in observed
+        .pods
+        .iter()
+        .filter(|p| should_pod_be_in_endpoints(p))
+    {
         let ports = endpoint_ports(service, pod);
-        let (_, set) = desired.entry(port_map_key(&ports)).or_insert_with(|| (ports, EndpointSet::new()));
+        let (_, set) = desired
+            .entry(port_map_key(&ports))
+            .or_insert_with(|| (ports, EndpointSet::new()));
         let Some(zone) = zone(service, observed, pod) else {
-            plan.skipped.push(pod.metadata.name.clone().unwrap_or_default());
+            plan.skipped
+                .push(pod.metadata.name.clone().unwrap_or_default());
             continue;
         };
         let endpoint = pod_to_endpoint(pod, zone, service, address_type);
@@ -97,7 +111,15 @@ fn reconcile_by_address_type(
     }
     for (key, (ports, set)) in desired {
         let slices = by_ports.remove(&key).unwrap_or_default();
-        reconcile_by_port_mapping(&mut plan, service, &slices, set, &ports, address_type, max_endpoints);
+        reconcile_by_port_mapping(
+            &mut plan,
+            service,
+            &slices,
+            set,
+            &ports,
+            address_type,
+            max_endpoints,
+        );
     }
     // No pod has these ports any more.
     plan.delete.extend(by_ports.into_values().flatten());
@@ -112,7 +134,14 @@ fn zone(service: &Service, observed: &Observed, pod: &Pod) -> Option<Option<Stri
     match observed.zones.get(node_name(pod).unwrap_or_default()) {
         Some(zone) => Some(zone.clone()),
         // The user wants the address published, whatever its state.
-        None if service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false) => Some(None),
+        None if service
+            .spec
+            .as_ref()
+            .and_then(|s| s.publish_not_ready_addresses)
+            .unwrap_or(false) =>
+        {
+            Some(None)
+        }
         None => None,
     }
 }
@@ -170,7 +199,9 @@ fn reconcile_by_port_mapping(
         fill(slice, &mut wanted, max_endpoints);
     }
     while !wanted.is_empty() {
-        let best = (wanted.len() < max_endpoints).then(|| slice_to_fill(&unchanged, wanted.len(), max_endpoints)).flatten();
+        let best = (wanted.len() < max_endpoints)
+            .then(|| slice_to_fill(&unchanged, wanted.len(), max_endpoints))
+            .flatten();
         match best {
             Some(index) => {
                 let mut slice = (*unchanged.remove(index)).clone();
@@ -190,20 +221,37 @@ fn reconcile_by_port_mapping(
 fn fill(slice: &mut EndpointSlice, wanted: &mut EndpointSet, max_endpoints: usize) {
     let endpoints = slice.endpoints.get_or_insert_default();
     while endpoints.len() < max_endpoints {
-        let Some((_, endpoint)) = wanted.pop_first() else { return };
+        let Some((_, endpoint)) = wanted.pop_first() else {
+            return;
+        };
         endpoints.push(endpoint);
     }
 }
 
 /// The slice that comes nearest to full with `count` more.
-fn slice_to_fill(slices: &[Arc<EndpointSlice>], count: usize, max_endpoints: usize) -> Option<usize> {
+fn slice_to_fill(
+    slices: &[Arc<EndpointSlice>],
+    count: usize,
+    max_endpoints: usize,
+) -> Option<usize> {
     let room = |slice: &EndpointSlice| max_endpoints.checked_sub(endpoints(slice).len() + count);
-    let fitting = slices.iter().enumerate().filter_map(|(index, slice)| Some((room(slice)?, index)));
-    fitting.filter(|(room, _)| *room < max_endpoints).min().map(|(_, index)| index)
+    let fitting = slices
+        .iter()
+        .enumerate()
+        .filter_map(|(index, slice)| Some((room(slice)?, index)));
+    fitting
+        .filter(|(room, _)| *room < max_endpoints)
+        .min()
+        .map(|(_, index)| index)
 }
 
 /// A Service without endpoints has one empty slice, so that everyone can see it was looked at.
-fn add_placeholder(plan: &mut Plan, service: &Service, existing: &[Arc<EndpointSlice>], address_type: AddressType) {
+fn add_placeholder(
+    plan: &mut Plan,
+    service: &Service,
+    existing: &[Arc<EndpointSlice>],
+    address_type: AddressType,
+) {
     if existing.len() != plan.delete.len() || !plan.create.is_empty() {
         return;
     }
@@ -239,8 +287,14 @@ fn reuse_deleted(plan: &mut Plan, service: &Service) {
 }
 
 /// The slices of `existing` that the plan leaves as they are.
-pub(super) fn unchanged<'a>(plan: &Plan, existing: &'a [Arc<EndpointSlice>]) -> Vec<&'a Arc<EndpointSlice>> {
+pub(super) fn unchanged<'a>(
+    plan: &Plan,
+    existing: &'a [Arc<EndpointSlice>],
+) -> Vec<&'a Arc<EndpointSlice>> {
     let updated = plan.update.iter().map(name);
     let changed: BTreeSet<String> = updated.chain(plan.delete.iter().map(|s| name(s))).collect();
-    existing.iter().filter(|s| !changed.contains(&name(s))).collect()
+    existing
+        .iter()
+        .filter(|s| !changed.contains(&name(s)))
+        .collect()
 }

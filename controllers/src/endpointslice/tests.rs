@@ -15,7 +15,9 @@ fn service(more: Value) -> Service {
         "clusterIP": "10.0.0.1", "ipFamilies": ["IPv4"], "selector": {"app": "a"},
         "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080}],
     });
-    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    spec.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
     serde_json::from_value(json!({"metadata": {"name": "svc", "namespace": "ns", "uid": "svc", "labels": {"team": "x"}}, "spec": spec})).unwrap()
 }
 
@@ -29,24 +31,37 @@ fn pod(n: usize, ready: bool, more: Value) -> Arc<Pod> {
         },
     });
     for (key, fields) in more.as_object().unwrap() {
-        value[key].as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        value[key]
+            .as_object_mut()
+            .unwrap()
+            .extend(fields.as_object().unwrap().clone());
     }
     Arc::new(serde_json::from_value(value).unwrap())
 }
 
 fn zones() -> BTreeMap<String, Option<String>> {
-    BTreeMap::from([("node".to_owned(), Some("z1".to_owned())), ("bare".to_owned(), None)])
+    BTreeMap::from([
+        ("node".to_owned(), Some("z1".to_owned())),
+        ("bare".to_owned(), None),
+    ])
 }
 
 fn observed(pods: Vec<Arc<Pod>>, slices: Vec<Arc<EndpointSlice>>) -> Observed {
-    Observed { pods, slices, zones: zones() }
+    Observed {
+        pods,
+        slices,
+        zones: zones(),
+    }
 }
 
 /// Carries a plan out on `slices`, as the API server would.
 fn apply(slices: &mut Vec<Arc<EndpointSlice>>, plan: Plan, generated: &mut usize) {
     slices.retain(|s| !plan.delete.contains(s));
     for slice in plan.update {
-        let at = slices.iter().position(|s| s.metadata.name == slice.metadata.name).unwrap();
+        let at = slices
+            .iter()
+            .position(|s| s.metadata.name == slice.metadata.name)
+            .unwrap();
         slices[at] = Arc::new(slice);
     }
     for mut slice in plan.create {
@@ -58,7 +73,10 @@ fn apply(slices: &mut Vec<Arc<EndpointSlice>>, plan: Plan, generated: &mut usize
 }
 
 fn sizes(slices: &[Arc<EndpointSlice>]) -> Vec<usize> {
-    let mut sizes: Vec<_> = slices.iter().map(|s| s.endpoints.as_ref().map_or(0, Vec::len)).collect();
+    let mut sizes: Vec<_> = slices
+        .iter()
+        .map(|s| s.endpoints.as_ref().map_or(0, Vec::len))
+        .collect();
     sizes.sort();
     sizes
 }
@@ -93,7 +111,11 @@ fn slices_are_packed_and_moved_as_little_as_possible() {
         let plan = sync(&service, &observed(pods, slices.clone()), 100);
         let counted = counts(&plan);
         apply(&mut slices, plan, &mut generated);
-        assert_eq!((counted.0, counted.1 + counted.2, &sizes(&slices)[..]), (writes.0, writes.1 + writes.2, *after), "{counted:?}");
+        assert_eq!(
+            (counted.0, counted.1 + counted.2, &sizes(&slices)[..]),
+            (writes.0, writes.1 + writes.2, *after),
+            "{counted:?}"
+        );
     }
 }
 
@@ -105,7 +127,10 @@ fn an_endpoint_shows_its_pod() {
     };
     let slice = one(&service(json!({})), pod(0, true, json!({})));
     assert_eq!(slice["addressType"], "IPv4");
-    assert_eq!(slice["ports"], json!([{"name": "http", "port": 8080, "protocol": "TCP"}]));
+    assert_eq!(
+        slice["ports"],
+        json!([{"name": "http", "port": 8080, "protocol": "TCP"}])
+    );
     assert_eq!(
         slice["endpoints"],
         json!([{
@@ -117,27 +142,68 @@ fn an_endpoint_shows_its_pod() {
         slice["metadata"]["labels"],
         json!({"team": "x", "kubernetes.io/service-name": "svc", "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"})
     );
-    assert_eq!((slice["metadata"]["generateName"].as_str(), slice["metadata"]["ownerReferences"][0]["kind"].as_str()), (Some("svc-"), Some("Service")));
+    assert_eq!(
+        (
+            slice["metadata"]["generateName"].as_str(),
+            slice["metadata"]["ownerReferences"][0]["kind"].as_str()
+        ),
+        (Some("svc-"), Some("Service"))
+    );
 
-    let conditions = |service: &Service, pod| one(service, pod)["endpoints"][0]["conditions"].clone();
+    let conditions =
+        |service: &Service, pod| one(service, pod)["endpoints"][0]["conditions"].clone();
     let going = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
     let c = |ready, serving, terminating| json!({"ready": ready, "serving": serving, "terminating": terminating});
     let publish = service(json!({"publishNotReadyAddresses": true}));
     for (service, ready, more, expect) in [
-        (&service(json!({})), false, json!({}), c(false, false, false)),
-        (&service(json!({})), true, going.clone(), c(false, true, true)),
-        (&service(json!({})), false, going.clone(), c(false, false, true)),
+        (
+            &service(json!({})),
+            false,
+            json!({}),
+            c(false, false, false),
+        ),
+        (
+            &service(json!({})),
+            true,
+            going.clone(),
+            c(false, true, true),
+        ),
+        (
+            &service(json!({})),
+            false,
+            going.clone(),
+            c(false, false, true),
+        ),
         (&publish, false, json!({}), c(true, false, false)),
         (&publish, true, going, c(true, true, true)),
     ] {
-        assert_eq!(conditions(service, pod(0, ready, more.clone())), expect, "{ready} {more}");
+        assert_eq!(
+            conditions(service, pod(0, ready, more.clone())),
+            expect,
+            "{ready} {more}"
+        );
     }
     let named = one(
-        &service(json!({"clusterIP": "None", "ports": [{"port": 80, "protocol": "TCP", "targetPort": "web"}]})),
-        pod(0, true, json!({"spec": {"hostname": "h", "subdomain": "svc"}})),
+        &service(
+            json!({"clusterIP": "None", "ports": [{"port": 80, "protocol": "TCP", "targetPort": "web"}]}),
+        ),
+        pod(
+            0,
+            true,
+            json!({"spec": {"hostname": "h", "subdomain": "svc"}}),
+        ),
     );
-    assert_eq!((&named["ports"], &named["endpoints"][0]["hostname"]), (&json!([{"name": "", "port": 9000, "protocol": "TCP"}]), &json!("h")));
-    assert_eq!(named["metadata"]["labels"]["service.kubernetes.io/headless"], "");
+    assert_eq!(
+        (&named["ports"], &named["endpoints"][0]["hostname"]),
+        (
+            &json!([{"name": "", "port": 9000, "protocol": "TCP"}]),
+            &json!("h")
+        )
+    );
+    assert_eq!(
+        named["metadata"]["labels"]["service.kubernetes.io/headless"],
+        ""
+    );
 }
 
 #[test]
@@ -145,13 +211,34 @@ fn who_is_left_out() {
     let plain = service(json!({}));
     let placeholder = |service: &Service, pod| {
         let plan = sync(service, &observed(vec![pod], Vec::new()), 100);
-        (plan.create[0].endpoints.as_ref().unwrap().is_empty(), plan.skipped)
+        (
+            plan.create[0].endpoints.as_ref().unwrap().is_empty(),
+            plan.skipped,
+        )
     };
-    assert_eq!(placeholder(&plain, pod(0, true, json!({"status": {"phase": "Succeeded"}}))), (true, vec![]));
-    assert_eq!(placeholder(&plain, pod(0, true, json!({"status": {"podIPs": [], "podIP": null}}))), (true, vec![]));
+    assert_eq!(
+        placeholder(
+            &plain,
+            pod(0, true, json!({"status": {"phase": "Succeeded"}}))
+        ),
+        (true, vec![])
+    );
+    assert_eq!(
+        placeholder(
+            &plain,
+            pod(0, true, json!({"status": {"podIPs": [], "podIP": null}}))
+        ),
+        (true, vec![])
+    );
     let lost = || pod(0, true, json!({"spec": {"nodeName": "gone"}}));
-    assert_eq!(placeholder(&plain, lost()), (true, vec!["p0000".to_owned()]));
-    assert_eq!(placeholder(&service(json!({"publishNotReadyAddresses": true})), lost()), (false, vec![]));
+    assert_eq!(
+        placeholder(&plain, lost()),
+        (true, vec!["p0000".to_owned()])
+    );
+    assert_eq!(
+        placeholder(&service(json!({"publishNotReadyAddresses": true})), lost()),
+        (false, vec![])
+    );
 }
 
 #[test]
@@ -160,12 +247,24 @@ fn dual_stack_has_slices_of_each_family() {
     let dual = service(json!({"ipFamilies": ["IPv6", "IPv4"]}));
     let (mut slices, mut generated) = (Vec::new(), 0);
     let plan = sync(&dual, &observed(pods(), Vec::new()), 100);
-    let types: Vec<_> = plan.create.iter().map(|s| (s.address_type.as_str(), s.endpoints.as_ref().unwrap()[0].addresses[0].as_str())).collect();
+    let types: Vec<_> = plan
+        .create
+        .iter()
+        .map(|s| {
+            (
+                s.address_type.as_str(),
+                s.endpoints.as_ref().unwrap()[0].addresses[0].as_str(),
+            )
+        })
+        .collect();
     assert_eq!(types, [("IPv4", "10.1.100.101"), ("IPv6", "fd00::2")]);
     apply(&mut slices, plan, &mut generated);
     let single = service(json!({"ipFamilies": ["IPv6"]}));
     let plan = sync(&single, &observed(pods(), slices), 100);
-    assert_eq!((counts(&plan), plan.delete[0].address_type.as_str()), ((0, 0, 1), "IPv4"));
+    assert_eq!(
+        (counts(&plan), plan.delete[0].address_type.as_str()),
+        ((0, 0, 1), "IPv4")
+    );
 }
 
 #[test]
@@ -173,45 +272,95 @@ fn changes_are_written_where_they_are() {
     let (mut slices, mut generated) = (Vec::new(), 0);
     let plain = service(json!({}));
     let pods = |ready| vec![pod(1, ready, json!({})), pod(2, true, json!({}))];
-    apply(&mut slices, sync(&plain, &observed(pods(false), Vec::new()), 100), &mut generated);
+    apply(
+        &mut slices,
+        sync(&plain, &observed(pods(false), Vec::new()), 100),
+        &mut generated,
+    );
     let plan = sync(&plain, &observed(pods(true), slices.clone()), 100);
     assert_eq!(counts(&plan), (0, 1, 0));
     let mut labelled = plain.clone();
     labelled.metadata.labels = Some(BTreeMap::from([("team".to_owned(), "y".to_owned())]));
     let plan = sync(&labelled, &observed(pods(false), slices.clone()), 100);
-    assert_eq!((counts(&plan), plan.update[0].metadata.labels.as_ref().unwrap()["team"].as_str()), ((0, 1, 0), "y"));
+    assert_eq!(
+        (
+            counts(&plan),
+            plan.update[0].metadata.labels.as_ref().unwrap()["team"].as_str()
+        ),
+        ((0, 1, 0), "y")
+    );
     // Other ports: another slice, which takes the old one's name.
-    let ported = service(json!({"ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 9090}]}));
+    let ported = service(
+        json!({"ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 9090}]}),
+    );
     let plan = sync(&ported, &observed(pods(false), slices.clone()), 100);
-    assert_eq!((counts(&plan), plan.update[0].metadata.name.as_deref()), ((0, 1, 0), Some("svc-1")));
+    assert_eq!(
+        (counts(&plan), plan.update[0].metadata.name.as_deref()),
+        ((0, 1, 0), Some("svc-1"))
+    );
     // Of an earlier Service with this name: hands off, the garbage collector has it.
     let mut reborn = plain.clone();
     reborn.metadata.uid = Some("other".to_owned());
-    assert_eq!(counts(&sync(&reborn, &observed(pods(false), slices.clone()), 100)), (1, 0, 1));
+    assert_eq!(
+        counts(&sync(&reborn, &observed(pods(false), slices.clone()), 100)),
+        (1, 0, 1)
+    );
     let mut going = reborn;
-    going.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
-    assert_eq!(counts(&sync(&going, &observed(pods(false), slices), 100)), (0, 0, 1));
+    going.metadata.deletion_timestamp =
+        Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    assert_eq!(
+        counts(&sync(&going, &observed(pods(false), slices), 100)),
+        (0, 0, 1)
+    );
 }
 
 #[test]
 fn traffic_distribution_gives_hints_and_takes_them_back() {
     let (mut slices, mut generated) = (Vec::new(), 0);
-    let pods = || vec![pod(1, true, json!({})), pod(2, false, json!({})), pod(3, true, json!({"spec": {"nodeName": "bare"}}))];
+    let pods = || {
+        vec![
+            pod(1, true, json!({})),
+            pod(2, false, json!({})),
+            pod(3, true, json!({"spec": {"nodeName": "bare"}})),
+        ]
+    };
     let zone = json!({"forZones": [{"name": "z1"}]});
     for (distribution, expect) in [
         (Value::Null, [Value::Null, Value::Null, Value::Null]),
-        (json!("PreferClose"), [zone.clone(), Value::Null, Value::Null]),
-        (json!("PreferSameZone"), [zone.clone(), Value::Null, Value::Null]),
-        (json!("PreferSameNode"), [json!({"forZones": [{"name": "z1"}], "forNodes": [{"name": "node"}]}), Value::Null, json!({"forNodes": [{"name": "bare"}]})]),
+        (
+            json!("PreferClose"),
+            [zone.clone(), Value::Null, Value::Null],
+        ),
+        (
+            json!("PreferSameZone"),
+            [zone.clone(), Value::Null, Value::Null],
+        ),
+        (
+            json!("PreferSameNode"),
+            [
+                json!({"forZones": [{"name": "z1"}], "forNodes": [{"name": "node"}]}),
+                Value::Null,
+                json!({"forNodes": [{"name": "bare"}]}),
+            ],
+        ),
         (Value::Null, [Value::Null, Value::Null, Value::Null]),
     ] {
         let service = service(json!({ "trafficDistribution": distribution }));
         let plan = sync(&service, &observed(pods(), slices.clone()), 100);
         apply(&mut slices, plan, &mut generated);
         assert_eq!(slices.len(), 1);
-        let hints: Vec<_> = slices[0].endpoints.as_ref().unwrap().iter().map(|e| serde_json::to_value(&e.hints).unwrap()).collect();
+        let hints: Vec<_> = slices[0]
+            .endpoints
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|e| serde_json::to_value(&e.hints).unwrap())
+            .collect();
         assert_eq!(hints, expect, "{distribution}");
-        assert_eq!(counts(&sync(&service, &observed(pods(), slices.clone()), 100)), (0, 0, 0));
+        assert_eq!(
+            counts(&sync(&service, &observed(pods(), slices.clone()), 100)),
+            (0, 0, 0)
+        );
     }
 }
 
@@ -242,8 +391,15 @@ fn trigger_times_are_those_of_changes() {
     let times = TriggerTimes::default();
     let key = ObjectKey::new("ns", "svc");
     let mut service = service(json!({}));
-    service.metadata.creation_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
-    let at = |second: u32| pod(1, true, json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": format!("2026-01-02T00:00:{second:02}Z")}]}}));
+    service.metadata.creation_timestamp =
+        Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    let at = |second: u32| {
+        pod(
+            1,
+            true,
+            json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": format!("2026-01-02T00:00:{second:02}Z")}]}}),
+        )
+    };
     let compute = |pods: &[Arc<Pod>]| times.compute(&key, &service, pods).map(|t| t.to_string());
     assert_eq!(compute(&[at(1)]).as_deref(), Some("2026-01-01T00:00:00Z"));
     assert_eq!(compute(&[at(1)]), None);

@@ -31,8 +31,16 @@ fn generation(slice: &EndpointSlice) -> i64 {
 
 /// The Service a slice is labelled with.
 pub(super) fn service_key(slice: &EndpointSlice) -> Option<ObjectKey> {
-    let service = slice.metadata.labels.as_ref()?.get(label::SERVICE_NAME).filter(|n| !n.is_empty())?;
-    Some(ObjectKey::new(slice.metadata.namespace.as_deref().unwrap_or_default(), service.as_str()))
+    let service = slice
+        .metadata
+        .labels
+        .as_ref()?
+        .get(label::SERVICE_NAME)
+        .filter(|n| !n.is_empty())?;
+    Some(ObjectKey::new(
+        slice.metadata.namespace.as_deref().unwrap_or_default(),
+        service.as_str(),
+    ))
 }
 
 impl Tracker {
@@ -46,9 +54,15 @@ impl Tracker {
     }
 
     /// Whether the cache lags: it has older slices than we wrote, lacks some, or still has some that we deleted.
-    pub fn is_stale<'a>(&self, service: &ObjectKey, slices: impl Iterator<Item = &'a EndpointSlice>) -> bool {
+    pub fn is_stale<'a>(
+        &self,
+        service: &ObjectKey,
+        slices: impl Iterator<Item = &'a EndpointSlice>,
+    ) -> bool {
         let services = self.lock();
-        let Some(expected) = services.get(service) else { return false };
+        let Some(expected) = services.get(service) else {
+            return false;
+        };
         let mut seen = 0;
         for slice in slices {
             match expected.get(uid(slice)) {
@@ -58,7 +72,11 @@ impl Tracker {
                 None => {}
             }
         }
-        expected.values().filter(|e| matches!(e, Expected::Generation(_))).count() > seen
+        expected
+            .values()
+            .filter(|e| matches!(e, Expected::Generation(_)))
+            .count()
+            > seen
     }
 
     pub fn written(&self, slice: &EndpointSlice) {
@@ -71,7 +89,9 @@ impl Tracker {
 
     /// Whether this deletion is news: the slice was ours and we did not delete it.
     pub fn is_unexpected_deletion(&self, slice: &EndpointSlice) -> bool {
-        let Some(key) = service_key(slice) else { return false };
+        let Some(key) = service_key(slice) else {
+            return false;
+        };
         let gone = self.lock().get_mut(&key).and_then(|s| s.remove(uid(slice)));
         matches!(gone, Some(Expected::Generation(_)))
     }
@@ -81,12 +101,18 @@ impl Tracker {
     }
 
     fn expected(&self, slice: &EndpointSlice) -> Option<Expected> {
-        self.lock().get(&service_key(slice)?)?.get(uid(slice)).copied()
+        self.lock()
+            .get(&service_key(slice)?)?
+            .get(uid(slice))
+            .copied()
     }
 
     fn set(&self, slice: &EndpointSlice, expected: Expected) {
         if let Some(key) = service_key(slice) {
-            self.lock().entry(key).or_default().insert(uid(slice).to_owned(), expected);
+            self.lock()
+                .entry(key)
+                .or_default()
+                .insert(uid(slice).to_owned(), expected);
         }
     }
 

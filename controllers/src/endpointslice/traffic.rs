@@ -12,7 +12,13 @@ pub(super) fn reconcile_hints(plan: &mut Plan, service: &Service, existing: &[Ar
     let distribution = Distribution::of(service);
     let stale: Vec<EndpointSlice> = unchanged(plan, existing)
         .into_iter()
-        .filter(|slice| slice.endpoints.iter().flatten().any(|e| distribution.is_stale(e)))
+        .filter(|slice| {
+            slice
+                .endpoints
+                .iter()
+                .flatten()
+                .any(|e| distribution.is_stale(e))
+        })
         .map(|slice| (**slice).clone())
         .collect();
     plan.update.extend(stale);
@@ -32,7 +38,11 @@ enum Distribution {
 
 impl Distribution {
     fn of(service: &Service) -> Self {
-        match service.spec.as_ref().and_then(|s| s.traffic_distribution.as_deref()) {
+        match service
+            .spec
+            .as_ref()
+            .and_then(|s| s.traffic_distribution.as_deref())
+        {
             Some("PreferClose" | "PreferSameZone") => Self::SameZone,
             Some("PreferSameNode") => Self::SameNode,
             _ => Self::Anywhere,
@@ -44,14 +54,25 @@ impl Distribution {
             return None;
         }
         let for_zones = endpoint.zone.clone().map(|name| vec![ForZone { name }]);
-        let node = endpoint.node_name.clone().filter(|_| self == Self::SameNode);
+        let node = endpoint
+            .node_name
+            .clone()
+            .filter(|_| self == Self::SameNode);
         let for_nodes = node.map(|name| vec![ForNode { name }]);
-        (for_zones.is_some() || for_nodes.is_some()).then_some(EndpointHints { for_nodes, for_zones })
+        (for_zones.is_some() || for_nodes.is_some()).then_some(EndpointHints {
+            for_nodes,
+            for_zones,
+        })
     }
 
     /// With a preference, what is not ready keeps the hints it has: nobody reads them.
     fn concerns(self, endpoint: &Endpoint) -> bool {
-        self == Self::Anywhere || endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(false)
+        self == Self::Anywhere
+            || endpoint
+                .conditions
+                .as_ref()
+                .and_then(|c| c.ready)
+                .unwrap_or(false)
     }
 
     fn is_stale(self, endpoint: &Endpoint) -> bool {

@@ -32,7 +32,10 @@ pub enum CollectError {
     #[error("unable to get REST mapping for {api_version}/{kind}.")]
     RestMapping { api_version: String, kind: String },
     #[error("failed to orphan dependents of owner {owner}, got errors: {}", errors.join(", "))]
-    Orphan { owner: Identity, errors: Vec<String> },
+    Orphan {
+        owner: Identity,
+        errors: Vec<String>,
+    },
 }
 
 /// What an attempt at one item came to.
@@ -77,7 +80,12 @@ impl Collector {
     /// An object was added or changed.
     pub fn observe(&self, identity: Identity, old: Option<&ObjectMeta>, new: &ObjectMeta) {
         let owners = new.owner_references.as_deref().unwrap_or_default();
-        let effects = lock(&self.graph).observe(identity, owners, old.map(DeletionState::of), DeletionState::of(new));
+        let effects = lock(&self.graph).observe(
+            identity,
+            owners,
+            old.map(DeletionState::of),
+            DeletionState::of(new),
+        );
         self.apply(effects);
     }
 
@@ -95,13 +103,28 @@ impl Collector {
     fn apply(&self, effects: Effects) {
         if !effects.absent.is_empty() {
             let mut absent = lock(&self.absent);
-            effects.absent.into_iter().for_each(|owner| absent.add(owner));
+            effects
+                .absent
+                .into_iter()
+                .for_each(|owner| absent.add(owner));
         }
-        effects.delete.into_iter().for_each(|uid| self.attempt_to_delete.add(uid));
-        effects.delete_later.into_iter().for_each(|uid| self.attempt_to_delete.add_rate_limited(uid));
-        effects.orphan.into_iter().for_each(|uid| self.attempt_to_orphan.add(uid));
+        effects
+            .delete
+            .into_iter()
+            .for_each(|uid| self.attempt_to_delete.add(uid));
+        effects
+            .delete_later
+            .into_iter()
+            .for_each(|uid| self.attempt_to_delete.add_rate_limited(uid));
+        effects
+            .orphan
+            .into_iter()
+            .for_each(|uid| self.attempt_to_orphan.add(uid));
         for (dependent, owner) in effects.invalid_namespace {
-            let message = format!("ownerRef {owner} does not exist in namespace {:?}", dependent.namespace);
+            let message = format!(
+                "ownerRef {owner} does not exist in namespace {:?}",
+                dependent.namespace
+            );
             let reference = ObjectReference {
                 api_version: Some(dependent.api_version),
                 kind: Some(dependent.kind),
@@ -110,7 +133,13 @@ impl Collector {
                 uid: Some(dependent.uid),
                 ..ObjectReference::default()
             };
-            self.executor.recorder().event(&reference, EventType::Warning, "OwnerRefInvalidNamespace", "", message);
+            self.executor.recorder().event(
+                &reference,
+                EventType::Warning,
+                "OwnerRefInvalidNamespace",
+                "",
+                message,
+            );
         }
     }
 
@@ -119,7 +148,9 @@ impl Collector {
     /// # Errors
     /// A retry may help.
     pub async fn delete_attempt(&self, uid: &str) -> Result<Option<Duration>, CollectError> {
-        let Some(node) = lock(&self.graph).get(uid).cloned() else { return Ok(None) };
+        let Some(node) = lock(&self.graph).get(uid).cloned() else {
+            return Ok(None);
+        };
         match self.attempt_to_delete_item(&node).await? {
             Attempt::Absent => Ok(None),
             // It may have come and gone while a watch was down: then no event will ever tell.
@@ -132,38 +163,56 @@ impl Collector {
         if node.being_deleted && !node.deleting_dependents {
             return Ok(Attempt::Done);
         }
-        let Some(resource) = self.mapping(&node.identity)? else { return Ok(Attempt::Done) };
+        let Some(resource) = self.mapping(&node.identity)? else {
+            return Ok(Attempt::Done);
+        };
         let latest = self.get_object(&resource, &node.identity).await?;
-        let Some(latest) = latest.filter(|meta| meta.uid.as_deref() == Some(&node.identity.uid)) else {
+        let Some(latest) = latest.filter(|meta| meta.uid.as_deref() == Some(&node.identity.uid))
+        else {
             self.absent_by_api(&node.identity);
             return Ok(Attempt::Absent);
         };
         if node.deleting_dependents {
-            self.process_deleting_dependents_item(&resource, node).await?;
+            self.process_deleting_dependents_item(&resource, node)
+                .await?;
             return Ok(Attempt::Done);
         }
         let owners = latest.owner_references.as_deref().unwrap_or_default();
         if owners.is_empty() {
             return Ok(Attempt::Done);
         }
-        let Some(references) = self.classify_references(&node.identity, owners).await? else { return Ok(Attempt::Done) };
+        let Some(references) = self.classify_references(&node.identity, owners).await? else {
+            return Ok(Attempt::Done);
+        };
         let (has_dependents, has_waiting) = {
             let graph = lock(&self.graph);
             let uid = &node.identity.uid;
-            (graph.get(uid).is_some_and(|n| !n.dependents.is_empty()), graph.has_waiting_dependent(uid))
+            (
+                graph.get(uid).is_some_and(|n| !n.dependents.is_empty()),
+                graph.has_waiting_dependent(uid),
+            )
         };
         match decide(&references, has_dependents, has_waiting, &latest) {
             Verdict::Keep => Ok(Attempt::Done),
             Verdict::RemoveReferences(uids) => {
                 tracing::debug!(item = %node.identity, ?uids, "remove dangling references and waiting references for item");
-                self.remove_owner_references(&resource, &node.identity, &uids).await.map(|()| Attempt::Done)
+                self.remove_owner_references(&resource, &node.identity, &uids)
+                    .await
+                    .map(|()| Attempt::Done)
             }
-            Verdict::Delete { policy, unblock_owners } => {
+            Verdict::Delete {
+                policy,
+                unblock_owners,
+            } => {
                 if unblock_owners {
-                    self.unblock_owner_references(&resource, &node.identity).await?;
+                    self.unblock_owner_references(&resource, &node.identity)
+                        .await?;
                 }
                 tracing::info!(item = %node.identity, policy, "Deleting item");
-                if self.delete_object(&resource, &node.identity, &latest, policy).await? {
+                if self
+                    .delete_object(&resource, &node.identity, &latest, policy)
+                    .await?
+                {
                     return Ok(Attempt::Done);
                 }
                 self.absent_by_api(&node.identity);
@@ -183,11 +232,18 @@ impl Collector {
         kinds
             .of_kind(api_version, kind)
             .cloned()
-            .ok_or_else(|| CollectError::RestMapping { api_version: api_version.to_owned(), kind: kind.to_owned() })
+            .ok_or_else(|| CollectError::RestMapping {
+                api_version: api_version.to_owned(),
+                kind: kind.to_owned(),
+            })
     }
 
     /// Asks the API server about each owner. `None`: a cluster object names a namespaced owner, which no retry cures.
-    async fn classify_references(&self, item: &Identity, owners: &[OwnerReference]) -> Result<Option<References>, CollectError> {
+    async fn classify_references(
+        &self,
+        item: &Identity,
+        owners: &[OwnerReference],
+    ) -> Result<Option<References>, CollectError> {
         let mut references = References::default();
         for reference in owners {
             if self.is_known_absent(reference, item) {
@@ -199,13 +255,21 @@ impl Collector {
                 tracing::info!(%item, owner = %reference.uid, "item is cluster-scoped, but refers to a namespaced owner");
                 return Ok(None);
             }
-            let namespace = if resource.namespaced { item.namespace.as_str() } else { "" };
+            let namespace = if resource.namespaced {
+                item.namespace.as_str()
+            } else {
+                ""
+            };
             let owner = Identity::of_owner(reference, namespace);
             match self.get_object(&resource, &owner).await? {
                 Some(meta) if meta.uid.as_ref() == Some(&reference.uid) => {
                     let state = DeletionState::of(&meta);
                     let waits = state.being_deleted && state.delete_dependents;
-                    if waits { references.waiting.push(reference.clone()) } else { references.solid.push(reference.clone()) }
+                    if waits {
+                        references.waiting.push(reference.clone())
+                    } else {
+                        references.solid.push(reference.clone())
+                    }
                 }
                 _ => {
                     lock(&self.absent).add(owner);
@@ -218,14 +282,21 @@ impl Collector {
 
     fn is_known_absent(&self, reference: &OwnerReference, item: &Identity) -> bool {
         let absent = lock(&self.absent);
-        absent.has(&Identity::of_owner(reference, "")) || absent.has(&Identity::of_owner(reference, &item.namespace))
+        absent.has(&Identity::of_owner(reference, ""))
+            || absent.has(&Identity::of_owner(reference, &item.namespace))
     }
 
     /// It waits for its dependents: without blocking ones it may go, else they are next.
-    async fn process_deleting_dependents_item(&self, resource: &Discovered, node: &Node) -> Result<(), CollectError> {
+    async fn process_deleting_dependents_item(
+        &self,
+        resource: &Discovered,
+        node: &Node,
+    ) -> Result<(), CollectError> {
         let blocking = lock(&self.graph).blocking_dependents(&node.identity.uid);
         if blocking.is_empty() {
-            return self.remove_finalizer(resource, &node.identity, FINALIZER_DELETE_DEPENDENTS).await;
+            return self
+                .remove_finalizer(resource, &node.identity, FINALIZER_DELETE_DEPENDENTS)
+                .await;
         }
         for (uid, _) in blocking.into_iter().filter(|(_, not_waiting)| *not_waiting) {
             self.attempt_to_delete.add(uid);
@@ -240,33 +311,59 @@ impl Collector {
     pub async fn orphan_attempt(&self, uid: &str) -> Result<(), CollectError> {
         let (owner, dependents) = {
             let graph = lock(&self.graph);
-            let Some(node) = graph.get(uid) else { return Ok(()) };
+            let Some(node) = graph.get(uid) else {
+                return Ok(());
+            };
             (node.identity.clone(), graph.dependents(uid))
         };
         let uids = [owner.uid.clone()];
         let uids = &uids[..];
         let results: Vec<_> = futures::stream::iter(dependents)
             .map(|dependent| async move {
-                let Some(resource) = self.mapping(&dependent)? else { return Ok(()) };
-                self.remove_owner_references(&resource, &dependent, uids).await
+                let Some(resource) = self.mapping(&dependent)? else {
+                    return Ok(());
+                };
+                self.remove_owner_references(&resource, &dependent, uids)
+                    .await
             })
             .buffer_unordered(PARALLEL)
             .collect()
             .await;
-        let errors: Vec<_> = results.into_iter().filter_map(Result::err).map(|e: CollectError| e.to_string()).collect();
+        let errors: Vec<_> = results
+            .into_iter()
+            .filter_map(Result::err)
+            .map(|e: CollectError| e.to_string())
+            .collect();
         if !errors.is_empty() {
             return Err(CollectError::Orphan { owner, errors });
         }
         match self.mapping(&owner)? {
-            Some(resource) => self.remove_finalizer(&resource, &owner, FINALIZER_ORPHAN_DEPENDENTS).await,
+            Some(resource) => {
+                self.remove_finalizer(&resource, &owner, FINALIZER_ORPHAN_DEPENDENTS)
+                    .await
+            }
             None => Ok(()),
         }
     }
 
-    async fn get_object(&self, resource: &Discovered, identity: &Identity) -> Result<Option<ObjectMeta>, CollectError> {
-        match self.executor.send(Verb::Get, &target(resource, identity), Vec::new(), Value::Null).await {
+    async fn get_object(
+        &self,
+        resource: &Discovered,
+        identity: &Identity,
+    ) -> Result<Option<ObjectMeta>, CollectError> {
+        match self
+            .executor
+            .send(
+                Verb::Get,
+                &target(resource, identity),
+                Vec::new(),
+                Value::Null,
+            )
+            .await
+        {
             Ok(mut object) => {
-                let meta = serde_json::from_value(object["metadata"].take()).map_err(|e| ApiError::Decode(e.to_string()))?;
+                let meta = serde_json::from_value(object["metadata"].take())
+                    .map_err(|e| ApiError::Decode(e.to_string()))?;
                 Ok(Some(meta))
             }
             Err(error) if error.is_not_found() => Ok(None),
@@ -275,7 +372,13 @@ impl Collector {
     }
 
     /// Deletes exactly what was judged. `false`: it is gone.
-    async fn delete_object(&self, resource: &Discovered, identity: &Identity, judged: &ObjectMeta, policy: &str) -> Result<bool, CollectError> {
+    async fn delete_object(
+        &self,
+        resource: &Discovered,
+        identity: &Identity,
+        judged: &ObjectMeta,
+        policy: &str,
+    ) -> Result<bool, CollectError> {
         let options = |version: Option<&String>| {
             let mut preconditions = json!({"uid": identity.uid});
             if let Some(version) = version {
@@ -284,15 +387,28 @@ impl Collector {
             json!({"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": preconditions, "propagationPolicy": policy})
         };
         let target = target(resource, identity);
-        let first = self.executor.send(Verb::Delete, &target, Vec::new(), options(judged.resource_version.as_ref())).await;
+        let first = self
+            .executor
+            .send(
+                Verb::Delete,
+                &target,
+                Vec::new(),
+                options(judged.resource_version.as_ref()),
+            )
+            .await;
         let result = match first {
             Err(error) if error.is_conflict() => {
                 let live = self.get_object(resource, identity).await?;
                 match live {
                     None => return Ok(false),
                     // Changed, but not in what was judged: frequent writes must not keep it alive.
-                    Some(live) if live.uid.as_ref() == Some(&identity.uid) && live.owner_references == judged.owner_references => {
-                        self.executor.send(Verb::Delete, &target, Vec::new(), options(None)).await
+                    Some(live)
+                        if live.uid.as_ref() == Some(&identity.uid)
+                            && live.owner_references == judged.owner_references =>
+                    {
+                        self.executor
+                            .send(Verb::Delete, &target, Vec::new(), options(None))
+                            .await
                     }
                     Some(_) => Err(error),
                 }
@@ -307,16 +423,37 @@ impl Collector {
     }
 
     /// Takes references away; what is gone needs none taken.
-    async fn remove_owner_references(&self, resource: &Discovered, identity: &Identity, uids: &[String]) -> Result<(), CollectError> {
-        let gone: Vec<_> = uids.iter().map(|uid| json!({"$patch": "delete", "uid": uid})).collect();
+    async fn remove_owner_references(
+        &self,
+        resource: &Discovered,
+        identity: &Identity,
+        uids: &[String],
+    ) -> Result<(), CollectError> {
+        let gone: Vec<_> = uids
+            .iter()
+            .map(|uid| json!({"$patch": "delete", "uid": uid}))
+            .collect();
         let patch = json!({"metadata": {"ownerReferences": gone, "uid": identity.uid}});
-        self.patch_owners(resource, identity, patch, |owners| owners.retain(|o| !uids.contains(&o.uid))).await
+        self.patch_owners(resource, identity, patch, |owners| {
+            owners.retain(|o| !uids.contains(&o.uid))
+        })
+        .await
     }
 
-    async fn unblock_owner_references(&self, resource: &Discovered, identity: &Identity) -> Result<(), CollectError> {
-        let mut owners = lock(&self.graph).get(&identity.uid).map(|n| n.owners.clone()).unwrap_or_default();
+    async fn unblock_owner_references(
+        &self,
+        resource: &Discovered,
+        identity: &Identity,
+    ) -> Result<(), CollectError> {
+        let mut owners = lock(&self.graph)
+            .get(&identity.uid)
+            .map(|n| n.owners.clone())
+            .unwrap_or_default();
         let unblock = |owners: &mut Vec<OwnerReference>| {
-            for owner in owners.iter_mut().filter(|o| o.block_owner_deletion == Some(true)) {
+            for owner in owners
+                .iter_mut()
+                .filter(|o| o.block_owner_deletion == Some(true))
+            {
                 owner.block_owner_deletion = Some(false);
             }
         };
@@ -334,7 +471,16 @@ impl Collector {
         patch: Value,
         change: impl Fn(&mut Vec<OwnerReference>),
     ) -> Result<(), CollectError> {
-        match self.executor.send(Verb::Patch(PatchKind::Strategic), &target(resource, identity), Vec::new(), patch).await {
+        match self
+            .executor
+            .send(
+                Verb::Patch(PatchKind::Strategic),
+                &target(resource, identity),
+                Vec::new(),
+                patch,
+            )
+            .await
+        {
             Ok(_) => return Ok(()),
             Err(error) if error.is_not_found() => return Ok(()),
             Err(ApiError::Server { code: 415, .. }) => {}
@@ -349,7 +495,12 @@ impl Collector {
         .await
     }
 
-    async fn remove_finalizer(&self, resource: &Discovered, identity: &Identity, finalizer: &str) -> Result<(), CollectError> {
+    async fn remove_finalizer(
+        &self,
+        resource: &Discovered,
+        identity: &Identity,
+        finalizer: &str,
+    ) -> Result<(), CollectError> {
         self.merge_patch(resource, identity, |meta| {
             let old = meta.finalizers.clone().unwrap_or_default();
             let left: Vec<_> = old.iter().filter(|f| *f != finalizer).collect();
@@ -368,11 +519,20 @@ impl Collector {
         let target = target(resource, identity);
         for attempt in 0.. {
             let latest = self.get_object(resource, identity).await?;
-            let Some(latest) = latest.filter(|meta| meta.uid.as_ref() == Some(&identity.uid)) else { return Ok(()) };
-            let Some(mut metadata) = change(&latest) else { return Ok(()) };
+            let Some(latest) = latest.filter(|meta| meta.uid.as_ref() == Some(&identity.uid))
+            else {
+                return Ok(());
+            };
+            let Some(mut metadata) = change(&latest) else {
+                return Ok(());
+            };
             metadata["resourceVersion"] = json!(latest.resource_version);
             let patch = json!({ "metadata": metadata });
-            match self.executor.send(Verb::Patch(PatchKind::Merge), &target, Vec::new(), patch).await {
+            match self
+                .executor
+                .send(Verb::Patch(PatchKind::Merge), &target, Vec::new(), patch)
+                .await
+            {
                 Ok(_) => return Ok(()),
                 Err(error) if error.is_not_found() => return Ok(()),
                 Err(error) if error.is_conflict() && attempt < MAX_CONFLICTS => {}
@@ -384,6 +544,14 @@ impl Collector {
 }
 
 fn target(resource: &Discovered, identity: &Identity) -> Target {
-    let namespace = if resource.namespaced { identity.namespace.as_str() } else { "" };
-    Target { resource: resource.resource.clone(), key: ObjectKey::new(namespace, identity.name.as_str()), subresource: "" }
+    let namespace = if resource.namespaced {
+        identity.namespace.as_str()
+    } else {
+        ""
+    };
+    Target {
+        resource: resource.resource.clone(),
+        key: ObjectKey::new(namespace, identity.name.as_str()),
+        subresource: "",
+    }
 }

@@ -23,10 +23,17 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     if !context.options.enable_garbage_collector {
         return Ok(async move { shutdown.triggered().await }.boxed());
     }
-    let executor = context.executor(ACCOUNT, "garbage-collector-controller").await?;
+    let executor = context
+        .executor(ACCOUNT, "garbage-collector-controller")
+        .await?;
     let discovery = Arc::new(context.client(ACCOUNT).await?);
     let collector = Arc::new(Collector::new(executor));
-    let mut monitors = Monitors::new(context.informers.clone(), discovery, collector.clone(), shutdown.clone());
+    let mut monitors = Monitors::new(
+        context.informers.clone(),
+        discovery,
+        collector.clone(),
+        shutdown.clone(),
+    );
     let workers = context.options.workers("gc");
     Ok(async move {
         if !monitors.start().await {

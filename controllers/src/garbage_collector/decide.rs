@@ -21,19 +21,34 @@ pub enum Verdict {
     /// Take the references with these UIDs away; the owners that wait would wait forever.
     RemoveReferences(Vec<String>),
     /// Delete with a propagation policy. `unblock_owners`: make its references non-blocking first, it may be in a circle.
-    Delete { policy: &'static str, unblock_owners: bool },
+    Delete {
+        policy: &'static str,
+        unblock_owners: bool,
+    },
 }
 
 /// `has_dependents` and `has_waiting_dependent` are the graph's; `latest` is the API server's.
-pub fn decide(references: &References, has_dependents: bool, has_waiting_dependent: bool, latest: &ObjectMeta) -> Verdict {
+pub fn decide(
+    references: &References,
+    has_dependents: bool,
+    has_waiting_dependent: bool,
+    latest: &ObjectMeta,
+) -> Verdict {
     let uids = |list: &[OwnerReference]| list.iter().map(|r| r.uid.clone()).collect::<Vec<_>>();
     if !references.solid.is_empty() {
         let mut gone = uids(&references.dangling);
         gone.extend(uids(&references.waiting));
-        return if gone.is_empty() { Verdict::Keep } else { Verdict::RemoveReferences(gone) };
+        return if gone.is_empty() {
+            Verdict::Keep
+        } else {
+            Verdict::RemoveReferences(gone)
+        };
     }
     if !references.waiting.is_empty() && has_dependents {
-        return Verdict::Delete { policy: "Foreground", unblock_owners: has_waiting_dependent };
+        return Verdict::Delete {
+            policy: "Foreground",
+            unblock_owners: has_waiting_dependent,
+        };
     }
     let state = DeletionState::of(latest);
     // A finalizer that is there already is honoured.
@@ -44,5 +59,8 @@ pub fn decide(references: &References, has_dependents: bool, has_waiting_depende
     } else {
         "Background"
     };
-    Verdict::Delete { policy, unblock_owners: false }
+    Verdict::Delete {
+        policy,
+        unblock_owners: false,
+    }
 }

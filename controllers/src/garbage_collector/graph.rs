@@ -38,14 +38,26 @@ impl Identity {
 
     /// Whether `reference` means this object, namespaces aside.
     fn matches(&self, reference: &OwnerReference) -> bool {
-        self.uid == reference.uid && self.name == reference.name && self.kind == reference.kind && self.api_version == reference.api_version
+        self.uid == reference.uid
+            && self.name == reference.name
+            && self.kind == reference.kind
+            && self.api_version == reference.api_version
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { api_version, kind, namespace, name, uid } = self;
-        write!(f, "[{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {uid}]")
+        let Self {
+            api_version,
+            kind,
+            namespace,
+            name,
+            uid,
+        } = self;
+        write!(
+            f,
+            "[{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {uid}]"
+        )
     }
 }
 
@@ -127,7 +139,9 @@ impl Graph {
 
     /// The dependents of a node, as they are now.
     pub fn dependents(&self, uid: &str) -> Vec<Identity> {
-        self.dependent_nodes(uid).map(|n| n.identity.clone()).collect()
+        self.dependent_nodes(uid)
+            .map(|n| n.identity.clone())
+            .collect()
     }
 
     /// Whether a dependent itself waits for its dependents: perhaps a circle.
@@ -138,8 +152,15 @@ impl Graph {
     /// UIDs of the dependents that hold the owner's foreground deletion up; the second value says which of them are not
     /// being deleted in the foreground themselves.
     pub fn blocking_dependents(&self, uid: &str) -> Vec<(String, bool)> {
-        let blocks = |node: &&Node| node.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true));
-        self.dependent_nodes(uid).filter(blocks).map(|n| (n.identity.uid.clone(), !n.deleting_dependents)).collect()
+        let blocks = |node: &&Node| {
+            node.owners
+                .iter()
+                .any(|o| o.uid == uid && o.block_owner_deletion == Some(true))
+        };
+        self.dependent_nodes(uid)
+            .filter(blocks)
+            .map(|n| (n.identity.uid.clone(), !n.deleting_dependents))
+            .collect()
     }
 
     /// How long to wait before looking for a virtual node again: doubles each time, from 5 ms to 1000 s.
@@ -151,7 +172,13 @@ impl Graph {
     }
 
     /// An object was added or changed; `old`: its state before, `None` if it was not known.
-    pub fn observe(&mut self, identity: Identity, owners: &[OwnerReference], old: Option<DeletionState>, new: DeletionState) -> Effects {
+    pub fn observe(
+        &mut self,
+        identity: Identity,
+        owners: &[OwnerReference],
+        old: Option<DeletionState>,
+        new: DeletionState,
+    ) -> Effects {
         let mut effects = Effects::default();
         let uid = identity.uid.clone();
         if self.nodes.contains_key(&uid) {
@@ -189,7 +216,9 @@ impl Graph {
     /// The API server says that there is no object with these coordinates.
     pub fn delete_virtually(&mut self, identity: &Identity) -> Effects {
         let mut effects = Effects::default();
-        let Some(node) = self.nodes.get(&identity.uid) else { return effects };
+        let Some(node) = self.nodes.get(&identity.uid) else {
+            return effects;
+        };
         let (matching, nonmatching) = self.partition_dependents(&identity.uid, identity);
         if node.is_virtual && !nonmatching.is_empty() {
             self.absent_for(identity, &matching, &mut effects);
@@ -218,12 +247,18 @@ impl Graph {
     }
 
     fn dependent_nodes(&self, uid: &str) -> impl Iterator<Item = &Node> {
-        self.nodes.get(uid).into_iter().flat_map(|n| &n.dependents).filter_map(|uid| self.nodes.get(uid))
+        self.nodes
+            .get(uid)
+            .into_iter()
+            .flat_map(|n| &n.dependents)
+            .filter_map(|uid| self.nodes.get(uid))
     }
 
     /// What was virtual is real now, with coordinates that may differ from what references claimed.
     fn confirm(&mut self, observed: &Identity, effects: &mut Effects) {
-        let Some(node) = self.nodes.get(&observed.uid) else { return };
+        let Some(node) = self.nodes.get(&observed.uid) else {
+            return;
+        };
         if !node.is_virtual {
             return;
         }
@@ -243,18 +278,27 @@ impl Graph {
     }
 
     fn update_owners(&mut self, uid: &str, owners: &[OwnerReference], effects: &mut Effects) {
-        let Some(node) = self.nodes.get_mut(uid) else { return };
+        let Some(node) = self.nodes.get_mut(uid) else {
+            return;
+        };
         if node.owners == owners {
             return;
         }
         let old = std::mem::replace(&mut node.owners, owners.to_vec());
         let find = |list: &[OwnerReference], uid: &str| list.iter().find(|o| o.uid == uid).cloned();
         let blocks = |reference: &OwnerReference| reference.block_owner_deletion == Some(true);
-        let added: Vec<_> = owners.iter().filter(|o| find(&old, &o.uid).is_none()).cloned().collect();
+        let added: Vec<_> = owners
+            .iter()
+            .filter(|o| find(&old, &o.uid).is_none())
+            .cloned()
+            .collect();
         for reference in &old {
             let now = find(owners, &reference.uid);
             // It does not hold its owner up any more.
-            if blocks(reference) && !now.as_ref().is_some_and(blocks) && self.nodes.contains_key(&reference.uid) {
+            if blocks(reference)
+                && !now.as_ref().is_some_and(blocks)
+                && self.nodes.contains_key(&reference.uid)
+            {
                 effects.delete.push(reference.uid.clone());
             }
             if now.is_none()
@@ -266,7 +310,12 @@ impl Graph {
         self.add_dependent_to_owners(uid, &added, effects);
     }
 
-    fn add_dependent_to_owners(&mut self, uid: &str, owners: &[OwnerReference], effects: &mut Effects) {
+    fn add_dependent_to_owners(
+        &mut self,
+        uid: &str,
+        owners: &[OwnerReference],
+        effects: &mut Effects,
+    ) {
         let dependent = self.nodes[uid].identity.clone();
         let mut doubtful = false;
         for reference in owners {
@@ -290,7 +339,9 @@ impl Graph {
                     self.report_invalid_namespace(&dependent, &reference.uid, effects);
                 }
                 doubtful = true;
-            } else if !owner.matches(reference) || (!namespaced && !dependent.namespace.is_empty() && is_virtual) {
+            } else if !owner.matches(reference)
+                || (!namespaced && !dependent.namespace.is_empty() && is_virtual)
+            {
                 doubtful = true;
             }
         }
@@ -299,18 +350,34 @@ impl Graph {
         }
     }
 
-    fn report_invalid_namespace(&self, dependent: &Identity, owner_uid: &str, effects: &mut Effects) {
-        let owners = self.nodes.get(&dependent.uid).map(|n| n.owners.as_slice()).unwrap_or_default();
+    fn report_invalid_namespace(
+        &self,
+        dependent: &Identity,
+        owner_uid: &str,
+        effects: &mut Effects,
+    ) {
+        let owners = self
+            .nodes
+            .get(&dependent.uid)
+            .map(|n| n.owners.as_slice())
+            .unwrap_or_default();
         if let Some(reference) = owners.iter().find(|o| o.uid == owner_uid) {
             let claimed = Identity::of_owner(reference, &dependent.namespace);
             effects.invalid_namespace.push((dependent.clone(), claimed));
         }
     }
 
-    fn process_transitions(&mut self, uid: &str, old: DeletionState, new: DeletionState, effects: &mut Effects) {
+    fn process_transitions(
+        &mut self,
+        uid: &str,
+        old: DeletionState,
+        new: DeletionState,
+        effects: &mut Effects,
+    ) {
         if new.waits_for_orphaning() && !old.waits_for_orphaning() {
             effects.orphan.push(uid.to_owned());
-        } else if new.waits_for_deletion() && !old.waits_for_deletion()
+        } else if new.waits_for_deletion()
+            && !old.waits_for_deletion()
             && let Some(node) = self.nodes.get_mut(uid)
         {
             node.deleting_dependents = true;
@@ -320,7 +387,9 @@ impl Graph {
     }
 
     fn remove(&mut self, identity: &Identity, effects: &mut Effects) {
-        let Some(node) = self.nodes.remove(&identity.uid) else { return };
+        let Some(node) = self.nodes.remove(&identity.uid) else {
+            return;
+        };
         for owner in &node.owners {
             if let Some(owner) = self.nodes.get_mut(&owner.uid) {
                 owner.dependents.remove(&identity.uid);
@@ -340,7 +409,8 @@ impl Graph {
     fn partition_dependents(&self, uid: &str, owner: &Identity) -> (Vec<String>, Vec<String>) {
         let (mut matching, mut nonmatching) = (Vec::new(), Vec::new());
         for node in self.dependent_nodes(uid) {
-            let elsewhere = !owner.namespace.is_empty() && owner.namespace != node.identity.namespace;
+            let elsewhere =
+                !owner.namespace.is_empty() && owner.namespace != node.identity.namespace;
             let references: Vec<_> = node.owners.iter().filter(|o| o.uid == owner.uid).collect();
             if !elsewhere && references.iter().any(|r| owner.matches(r)) {
                 matching.push(node.identity.uid.clone());
@@ -353,16 +423,25 @@ impl Graph {
     }
 
     /// The next coordinates that some dependent claims for this UID, in a fixed order and round and round.
-    fn alternate_owner_identity(&self, dependents: &[String], absent: &Identity) -> Option<Identity> {
+    fn alternate_owner_identity(
+        &self,
+        dependents: &[String],
+        absent: &Identity,
+    ) -> Option<Identity> {
         let is_cluster_scoped = absent.namespace.is_empty();
         let mut alternates = BTreeSet::new();
         for node in dependents.iter().filter_map(|uid| self.nodes.get(uid)) {
             for reference in node.owners.iter().filter(|o| o.uid == absent.uid) {
-                if absent.matches(reference) && (is_cluster_scoped || absent.namespace == node.identity.namespace) {
+                if absent.matches(reference)
+                    && (is_cluster_scoped || absent.namespace == node.identity.namespace)
+                {
                     continue;
                 }
                 let mut alternate = Identity::of_owner(reference, &node.identity.namespace);
-                if is_cluster_scoped && alternate.api_version == absent.api_version && alternate.kind == absent.kind {
+                if is_cluster_scoped
+                    && alternate.api_version == absent.api_version
+                    && alternate.kind == absent.kind
+                {
                     alternate.namespace.clear();
                 }
                 alternates.insert(alternate);

@@ -40,18 +40,36 @@ struct Monitor {
 }
 
 impl Monitors {
-    pub fn new(factory: Factory, discovery: Arc<dyn Discovery>, collector: Arc<Collector>, shutdown: Shutdown) -> Self {
-        Self { factory, discovery, collector, shutdown, running: BTreeMap::new(), kinds_changed: Arc::default() }
+    pub fn new(
+        factory: Factory,
+        discovery: Arc<dyn Discovery>,
+        collector: Arc<Collector>,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self {
+            factory,
+            discovery,
+            collector,
+            shutdown,
+            running: BTreeMap::new(),
+            kinds_changed: Arc::default(),
+        }
     }
 
     /// Starts the first watches and waits until they have listed, or 30 s. `false`: told to end.
     pub async fn start(&mut self) -> bool {
         self.sync().await;
-        let synced = futures::future::join_all(self.running.values().map(|m| m.informer.wait_for_sync()));
-        let waited = self.shutdown.run_until(tokio::time::timeout(INITIAL_SYNC_TIMEOUT, synced)).await;
+        let synced =
+            futures::future::join_all(self.running.values().map(|m| m.informer.wait_for_sync()));
+        let waited = self
+            .shutdown
+            .run_until(tokio::time::timeout(INITIAL_SYNC_TIMEOUT, synced))
+            .await;
         match waited {
             None => return false,
-            Some(Err(_)) => tracing::warn!("Garbage collector: not all resource monitors could be synced, proceeding anyways"),
+            Some(Err(_)) => tracing::warn!(
+                "Garbage collector: not all resource monitors could be synced, proceeding anyways"
+            ),
             Some(Ok(_)) => tracing::info!("Garbage collector: all resource monitors have synced"),
         }
         true
@@ -76,11 +94,19 @@ impl Monitors {
     }
 
     async fn sync(&mut self) {
-        let Some(found) = self.shutdown.run_until(self.discovery.resources()).await else { return };
+        let Some(found) = self.shutdown.run_until(self.discovery.resources()).await else {
+            return;
+        };
         let found = match found {
             Ok(found) if !found.resources.is_empty() => found,
-            Ok(_) => return tracing::warn!("no resources reported by discovery, skipping garbage collector sync"),
-            Err(error) => return tracing::warn!(%error, "discovery failed, skipping garbage collector sync"),
+            Ok(_) => {
+                return tracing::warn!(
+                    "no resources reported by discovery, skipping garbage collector sync"
+                );
+            }
+            Err(error) => {
+                return tracing::warn!(%error, "discovery failed, skipping garbage collector sync");
+            }
         };
         let wanted = deletable_resources(&found);
         let failed: Vec<String> = found.failed.clone();
@@ -96,7 +122,10 @@ impl Monitors {
             if let Some(monitor) = self.running.remove(&resource) {
                 tracing::info!(resource = %resource.plural, group = %resource.group, "garbage collector stops watching");
                 monitor.end.trigger();
-                self.factory.forget_metadata(&monitor.discovered.api_resource(), &InformerOptions::default());
+                self.factory.forget_metadata(
+                    &monitor.discovered.api_resource(),
+                    &InformerOptions::default(),
+                );
             }
         }
         for (resource, discovered) in wanted {
@@ -108,28 +137,59 @@ impl Monitors {
     }
 
     fn monitor(&self, discovered: Discovered) -> Monitor {
-        let informer = self.factory.metadata(&discovered.api_resource(), InformerOptions::default());
+        let informer = self
+            .factory
+            .metadata(&discovered.api_resource(), InformerOptions::default());
         let end = self.shutdown.child();
-        let (collector, stop, kinds_changed) = (self.collector.clone(), end.clone(), self.kinds_changed.clone());
+        let (collector, stop, kinds_changed) = (
+            self.collector.clone(),
+            end.clone(),
+            self.kinds_changed.clone(),
+        );
         let (resource, events) = (discovered.resource.clone(), informer.subscribe());
-        tokio::spawn(async move { feed(&collector, &resource, events, &stop, &kinds_changed).await });
-        Monitor { discovered, informer, end }
+        tokio::spawn(
+            async move { feed(&collector, &resource, events, &stop, &kinds_changed).await },
+        );
+        Monitor {
+            discovered,
+            informer,
+            end,
+        }
     }
 }
 
 /// Preferred, so that each object is watched once; events own nothing and are owned by nothing.
 fn deletable_resources(found: &ApiResources) -> BTreeMap<Resource, Discovered> {
-    let is_events = |r: &Resource| r.plural == "events" && (r.group.is_empty() || r.group == "events.k8s.io");
-    let deletable = |d: &&Discovered| d.preferred && d.supports(&["delete", "list", "watch"]) && !is_events(&d.resource);
-    found.resources.iter().filter(deletable).map(|d| (d.resource.clone(), d.clone())).collect()
+    let is_events =
+        |r: &Resource| r.plural == "events" && (r.group.is_empty() || r.group == "events.k8s.io");
+    let deletable = |d: &&Discovered| {
+        d.preferred && d.supports(&["delete", "list", "watch"]) && !is_events(&d.resource)
+    };
+    found
+        .resources
+        .iter()
+        .filter(deletable)
+        .map(|d| (d.resource.clone(), d.clone()))
+        .collect()
 }
 
 /// From one watch into the graph.
-async fn feed(collector: &Collector, resource: &Resource, mut events: Receiver<Metadata>, end: &Shutdown, kinds_changed: &Notify) {
-    let defines_kinds = matches!(resource.plural.as_ref(), "customresourcedefinitions" | "apiservices");
+async fn feed(
+    collector: &Collector,
+    resource: &Resource,
+    mut events: Receiver<Metadata>,
+    end: &Shutdown,
+    kinds_changed: &Notify,
+) {
+    let defines_kinds = matches!(
+        resource.plural.as_ref(),
+        "customresourcedefinitions" | "apiservices"
+    );
     while let Some(Some(event)) = end.run_until(events.recv()).await {
         match &event {
-            InformerEvent::Added(new) => collector.observe(identity(resource, new), None, &new.metadata),
+            InformerEvent::Added(new) => {
+                collector.observe(identity(resource, new), None, &new.metadata)
+            }
             InformerEvent::Updated { old, new } if old.metadata.uid == new.metadata.uid => {
                 collector.observe(identity(resource, new), Some(&old.metadata), &new.metadata);
             }

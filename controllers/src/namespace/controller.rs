@@ -20,20 +20,38 @@ use crate::discovery::Discovery;
 /// Other API servers have time to see the deletion, and what was just created to arrive.
 const DELETION_GRACE_PERIOD: Duration = Duration::from_secs(5);
 /// Retries at least every minute.
-const BACK_OFF: RateLimit =
-    RateLimit { base: Duration::from_millis(5), max: Duration::from_secs(60), qps: 10.0, burst: 100 };
+const BACK_OFF: RateLimit = RateLimit {
+    base: Duration::from_millis(5),
+    max: Duration::from_secs(60),
+    qps: 10.0,
+    burst: 100,
+};
 
 /// Starts the controller under its own account.
 ///
 /// # Errors
 /// When it has no client.
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
-    let executor = context.executor("namespace-controller", "namespace-controller").await?;
+    let executor = context
+        .executor("namespace-controller", "namespace-controller")
+        .await?;
     let discovery = Arc::new(context.client("namespace-controller").await?);
-    let (controller, queue, watches) =
-        NamespaceController::new(&context.informers, executor, discovery, Clock::real(), &context.shutdown);
+    let (controller, queue, watches) = NamespaceController::new(
+        &context.informers,
+        executor,
+        discovery,
+        Clock::real(),
+        &context.shutdown,
+    );
     let workers = context.options.workers("namespace");
-    Ok(run_controller(controller, queue, watches, workers, context.shutdown.clone()).boxed())
+    Ok(run_controller(
+        controller,
+        queue,
+        watches,
+        workers,
+        context.shutdown.clone(),
+    )
+    .boxed())
 }
 
 /// Reconciles Namespaces by name.
@@ -53,14 +71,28 @@ impl NamespaceController {
         let queue = WorkQueue::with("namespace", BACK_OFF, clock.clone());
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
-        watches.on(&factory.informer::<Namespace>(InformerOptions::default()), move |event| {
-            if let InformerEvent::Added(namespace) | InformerEvent::Updated { new: namespace, .. } = event
-                && namespace.metadata.deletion_timestamp.is_some()
-            {
-                keys.add_after(ObjectKey::of(&*namespace), DELETION_GRACE_PERIOD);
-            }
-        });
-        (Arc::new(Self { deleter: Deleter { executor, discovery, clock } }), queue, watches)
+        watches.on(
+            &factory.informer::<Namespace>(InformerOptions::default()),
+            move |event| {
+                if let InformerEvent::Added(namespace)
+                | InformerEvent::Updated { new: namespace, .. } = event
+                    && namespace.metadata.deletion_timestamp.is_some()
+                {
+                    keys.add_after(ObjectKey::of(&*namespace), DELETION_GRACE_PERIOD);
+                }
+            },
+        );
+        (
+            Arc::new(Self {
+                deleter: Deleter {
+                    executor,
+                    discovery,
+                    clock,
+                },
+            }),
+            queue,
+            watches,
+        )
     }
 }
 
@@ -78,7 +110,11 @@ impl Controller for NamespaceController {
             Progress::Done => Ok(None),
             Progress::Remaining { estimate_seconds } => {
                 let seconds = u64::try_from(estimate_seconds / 2 + 1).unwrap_or(1);
-                tracing::debug!(namespace = key.name, seconds, "Content remaining in namespace");
+                tracing::debug!(
+                    namespace = key.name,
+                    seconds,
+                    "Content remaining in namespace"
+                );
                 Ok(Some(Duration::from_secs(seconds)))
             }
         }

@@ -49,17 +49,30 @@ impl Deleter {
     /// One pass over the namespace; the caller comes back until it is [`Progress::Done`].
     pub async fn delete(&self, name: &str) -> Result<Progress, DeletionError> {
         // Past the cache: several controllers write to a namespace that goes.
-        let Some(namespace) = self.executor.get::<Namespace>("", name).await? else { return Ok(Progress::Done) };
+        let Some(namespace) = self.executor.get::<Namespace>("", name).await? else {
+            return Ok(Progress::Done);
+        };
         let Some(deleted_at) = namespace.metadata.deletion_timestamp.as_ref().map(|t| t.0) else {
             return Ok(Progress::Done);
         };
-        let terminating = self.write(namespace, |n| sync::mark_terminating(n).map(|n| (n, "status"))).await?;
-        let Some(namespace) = terminating.filter(|n| !sync::finalized(n)) else { return Ok(Progress::Done) };
+        let terminating = self
+            .write(namespace, |n| {
+                sync::mark_terminating(n).map(|n| (n, "status"))
+            })
+            .await?;
+        let Some(namespace) = terminating.filter(|n| !sync::finalized(n)) else {
+            return Ok(Progress::Done);
+        };
         let (findings, namespace) = self.delete_all_content(namespace, deleted_at).await?;
         if findings.estimate_seconds > 0 {
-            return Ok(Progress::Remaining { estimate_seconds: findings.estimate_seconds });
+            return Ok(Progress::Remaining {
+                estimate_seconds: findings.estimate_seconds,
+            });
         }
-        self.write(namespace, |n| (!sync::finalized(n)).then(|| (sync::finalize(n), "finalize"))).await?;
+        self.write(namespace, |n| {
+            (!sync::finalized(n)).then(|| (sync::finalize(n), "finalize"))
+        })
+        .await?;
         Ok(Progress::Done)
     }
 
@@ -71,17 +84,27 @@ impl Deleter {
     ) -> Result<Option<Namespace>, DeletionError> {
         let name = namespace.metadata.name.clone().unwrap_or_default();
         for attempt in 0.. {
-            let Some((changed, subresource)) = change(&namespace) else { return Ok(Some(namespace)) };
+            let Some((changed, subresource)) = change(&namespace) else {
+                return Ok(Some(namespace));
+            };
             let target = Target::of::<Namespace>("", &name).subresource(subresource);
-            let body = serde_json::to_value(&changed).map_err(|e| ApiError::Decode(e.to_string()))?;
-            match self.executor.send(Verb::Update, &target, Vec::new(), body).await {
+            let body =
+                serde_json::to_value(&changed).map_err(|e| ApiError::Decode(e.to_string()))?;
+            match self
+                .executor
+                .send(Verb::Update, &target, Vec::new(), body)
+                .await
+            {
                 Ok(answer) => {
-                    let written = serde_json::from_value(answer).map_err(|e| ApiError::Decode(e.to_string()))?;
+                    let written = serde_json::from_value(answer)
+                        .map_err(|e| ApiError::Decode(e.to_string()))?;
                     return Ok(Some(written));
                 }
                 Err(error) if error.is_not_found() => return Ok(None),
                 Err(error) if error.is_conflict() && attempt < MAX_CONFLICTS => {
-                    let Some(fresh) = self.executor.get::<Namespace>("", &name).await? else { return Ok(None) };
+                    let Some(fresh) = self.executor.get::<Namespace>("", &name).await? else {
+                        return Ok(None);
+                    };
                     if fresh.metadata.uid != namespace.metadata.uid {
                         return Err(DeletionError::Replaced(name));
                     }
@@ -94,7 +117,11 @@ impl Deleter {
     }
 
     /// Errors are collected and told; what can be deleted is.
-    async fn delete_all_content(&self, namespace: Namespace, deleted_at: Timestamp) -> Result<(Findings, Namespace), DeletionError> {
+    async fn delete_all_content(
+        &self,
+        namespace: Namespace,
+        deleted_at: Timestamp,
+    ) -> Result<(Findings, Namespace), DeletionError> {
         let name = &namespace.metadata.name.clone().unwrap_or_default();
         let mut findings = Findings::default();
         let mut failed = Vec::new();
@@ -119,7 +146,10 @@ impl Deleter {
         };
         let deletable = |d: &Discovered| d.preferred && d.namespaced && d.supports(&["delete"]);
         let pods = Resource::of::<Pod>();
-        let (of_pods, others): (Vec<_>, Vec<_>) = resources.into_iter().filter(deletable).partition(|d| d.resource == pods);
+        let (of_pods, others): (Vec<_>, Vec<_>) = resources
+            .into_iter()
+            .filter(deletable)
+            .partition(|d| d.resource == pods);
 
         for resource in of_pods {
             self.empty(&mut findings, &resource, name, deleted_at).await;
@@ -146,13 +176,19 @@ impl Deleter {
         }
         let namespace = self.report(namespace, &findings, !pods_remain).await;
         failed.extend(findings.errors.iter().cloned());
-        if failed.is_empty() { Ok((findings, namespace)) } else { Err(DeletionError::Content(failed)) }
+        if failed.is_empty() {
+            Ok((findings, namespace))
+        } else {
+            Err(DeletionError::Content(failed))
+        }
     }
 
     /// Returns the namespace as it was written.
     async fn report(&self, namespace: Namespace, findings: &Findings, totals: bool) -> Namespace {
         let now = self.clock.now();
-        let change = |n: &Namespace| sync::update_conditions(n, findings, totals, now).map(|n| (n, "status"));
+        let change = |n: &Namespace| {
+            sync::update_conditions(n, findings, totals, now).map(|n| (n, "status"))
+        };
         match self.write(namespace.clone(), change).await {
             Ok(written) => written.unwrap_or(namespace),
             Err(error) => {
@@ -165,13 +201,24 @@ impl Deleter {
     }
 
     /// Deletes all objects of one resource and adds what is left.
-    async fn empty(&self, findings: &mut Findings, resource: &Discovered, namespace: &str, deleted_at: Timestamp) {
+    async fn empty(
+        &self,
+        findings: &mut Findings,
+        resource: &Discovered,
+        namespace: &str,
+        deleted_at: Timestamp,
+    ) {
         match self.delete_all_of(resource, namespace, deleted_at).await {
             Ok((remaining, stuck)) => {
                 let plural = format!("{}.{}", resource.resource.plural, resource.resource.group);
                 findings.add(&plural, &remaining);
                 if stuck {
-                    let Resource { group, version, plural, .. } = &resource.resource;
+                    let Resource {
+                        group,
+                        version,
+                        plural,
+                        ..
+                    } = &resource.resource;
                     findings.errors.push(format!(
                         "unexpected items still remain in namespace: {namespace} for gvr: {group}/{version}, Resource={plural}"
                     ));
@@ -181,7 +228,12 @@ impl Deleter {
         }
     }
 
-    async fn delete_all_of(&self, resource: &Discovered, namespace: &str, deleted_at: Timestamp) -> Result<(Remaining, bool), ApiError> {
+    async fn delete_all_of(
+        &self,
+        resource: &Discovered,
+        namespace: &str,
+        deleted_at: Timestamp,
+    ) -> Result<(Remaining, bool), ApiError> {
         let estimate = if resource.resource == Resource::of::<Pod>() {
             let pods = self.list(resource, namespace).await?.unwrap_or_default();
             sync::estimate_graceful_termination(&pods, deleted_at, self.clock.now())
@@ -193,17 +245,31 @@ impl Deleter {
         }
         match self.list(resource, namespace).await? {
             Some(items) => Ok(Remaining::of(&items, estimate)),
-            None => Ok((Remaining { estimate_seconds: estimate, ..Remaining::default() }, false)),
+            None => Ok((
+                Remaining {
+                    estimate_seconds: estimate,
+                    ..Remaining::default()
+                },
+                false,
+            )),
         }
     }
 
     /// `false`: the server cannot.
-    async fn delete_collection(&self, resource: &Discovered, namespace: &str) -> Result<bool, ApiError> {
+    async fn delete_collection(
+        &self,
+        resource: &Discovered,
+        namespace: &str,
+    ) -> Result<bool, ApiError> {
         if !resource.supports(&["deletecollection"]) {
             return Ok(false);
         }
         let target = target(resource, namespace, "");
-        match self.executor.send(Verb::DeleteCollection, &target, Vec::new(), background()).await {
+        match self
+            .executor
+            .send(Verb::DeleteCollection, &target, Vec::new(), background())
+            .await
+        {
             Ok(_) => Ok(true),
             Err(error) if is_unsupported(&error) => Ok(false),
             Err(error) => Err(error),
@@ -213,7 +279,16 @@ impl Deleter {
     async fn delete_each(&self, resource: &Discovered, namespace: &str) -> Result<(), ApiError> {
         for item in self.list(resource, namespace).await?.unwrap_or_default() {
             let name = item["metadata"]["name"].as_str().unwrap_or_default();
-            match self.executor.send(Verb::Delete, &target(resource, namespace, name), Vec::new(), background()).await {
+            match self
+                .executor
+                .send(
+                    Verb::Delete,
+                    &target(resource, namespace, name),
+                    Vec::new(),
+                    background(),
+                )
+                .await
+            {
                 Ok(_) => {}
                 Err(error) if is_unsupported(&error) => {}
                 Err(error) => return Err(error),
@@ -223,11 +298,24 @@ impl Deleter {
     }
 
     /// `None`: the server cannot.
-    async fn list(&self, resource: &Discovered, namespace: &str) -> Result<Option<Vec<Value>>, ApiError> {
+    async fn list(
+        &self,
+        resource: &Discovered,
+        namespace: &str,
+    ) -> Result<Option<Vec<Value>>, ApiError> {
         if !resource.supports(&["list"]) {
             return Ok(None);
         }
-        match self.executor.send(Verb::List, &target(resource, namespace, ""), Vec::new(), Value::Null).await {
+        match self
+            .executor
+            .send(
+                Verb::List,
+                &target(resource, namespace, ""),
+                Vec::new(),
+                Value::Null,
+            )
+            .await
+        {
             Ok(mut list) => Ok(Some(match list["items"].take() {
                 Value::Array(items) => items,
                 _ => Vec::new(),
@@ -239,7 +327,11 @@ impl Deleter {
 }
 
 fn target(resource: &Discovered, namespace: &str, name: &str) -> Target {
-    Target { resource: resource.resource.clone(), key: ObjectKey::new(namespace, name), subresource: "" }
+    Target {
+        resource: resource.resource.clone(),
+        key: ObjectKey::new(namespace, name),
+        subresource: "",
+    }
 }
 
 /// The garbage collector must not orphan anything here: all of it goes.
@@ -248,5 +340,8 @@ fn background() -> Value {
 }
 
 fn is_unsupported(error: &ApiError) -> bool {
-    matches!(error, ApiError::NotFound(_) | ApiError::Server { code: 405, .. })
+    matches!(
+        error,
+        ApiError::NotFound(_) | ApiError::Server { code: 405, .. }
+    )
 }

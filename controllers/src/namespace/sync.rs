@@ -20,11 +20,31 @@ const FINALIZERS_REMAINING: &str = "NamespaceFinalizersRemaining";
 
 /// Type, reason and message of each condition when there is nothing to complain about.
 const ALL_WELL: [(&str, &str, &str); 5] = [
-    (DISCOVERY_FAILURE, "ResourcesDiscovered", "All resources successfully discovered"),
-    (GROUP_VERSION_PARSING_FAILURE, "ParsedGroupVersions", "All legacy kube types successfully parsed"),
-    (CONTENT_FAILURE, "ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
-    (CONTENT_REMAINING, "ContentRemoved", "All content successfully removed"),
-    (FINALIZERS_REMAINING, "ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+    (
+        DISCOVERY_FAILURE,
+        "ResourcesDiscovered",
+        "All resources successfully discovered",
+    ),
+    (
+        GROUP_VERSION_PARSING_FAILURE,
+        "ParsedGroupVersions",
+        "All legacy kube types successfully parsed",
+    ),
+    (
+        CONTENT_FAILURE,
+        "ContentDeleted",
+        "All content successfully deleted, may be waiting on finalization",
+    ),
+    (
+        CONTENT_REMAINING,
+        "ContentRemoved",
+        "All content successfully removed",
+    ),
+    (
+        FINALIZERS_REMAINING,
+        "ContentHasNoFinalizers",
+        "All content-preserving finalizers finished",
+    ),
 ];
 
 /// What one pass over a namespace found.
@@ -58,20 +78,46 @@ impl Findings {
     fn condition(&self, type_: &str, totals: bool) -> Option<(&'static str, String)> {
         let listed = |items: Vec<String>| items.join(", ");
         match type_ {
-            DISCOVERY_FAILURE => self.discovery.clone().map(|message| ("DiscoveryFailed", message)),
+            DISCOVERY_FAILURE => self
+                .discovery
+                .clone()
+                .map(|message| ("DiscoveryFailed", message)),
             CONTENT_FAILURE if !self.errors.is_empty() => {
                 let mut errors = self.errors.clone();
                 errors.sort();
                 let count = errors.len();
-                Some(("ContentDeletionFailed", format!("Failed to delete all resource types, {count} remaining: {}", listed(errors))))
+                Some((
+                    "ContentDeletionFailed",
+                    format!(
+                        "Failed to delete all resource types, {count} remaining: {}",
+                        listed(errors)
+                    ),
+                ))
             }
             CONTENT_REMAINING if totals && !self.remaining.is_empty() => {
-                let items = self.remaining.iter().map(|(resource, n)| format!("{resource} has {n} resource instances")).collect();
-                Some(("SomeResourcesRemain", format!("Some resources are remaining: {}", listed(items))))
+                let items = self
+                    .remaining
+                    .iter()
+                    .map(|(resource, n)| format!("{resource} has {n} resource instances"))
+                    .collect();
+                Some((
+                    "SomeResourcesRemain",
+                    format!("Some resources are remaining: {}", listed(items)),
+                ))
             }
             FINALIZERS_REMAINING if totals && !self.finalizers.is_empty() => {
-                let items = self.finalizers.iter().map(|(finalizer, n)| format!("{finalizer} in {n} resource instances")).collect();
-                Some(("SomeFinalizersRemain", format!("Some content in the namespace has finalizers remaining: {}", listed(items))))
+                let items = self
+                    .finalizers
+                    .iter()
+                    .map(|(finalizer, n)| format!("{finalizer} in {n} resource instances"))
+                    .collect();
+                Some((
+                    "SomeFinalizersRemain",
+                    format!(
+                        "Some content in the namespace has finalizers remaining: {}",
+                        listed(items)
+                    ),
+                ))
             }
             _ => None,
         }
@@ -90,12 +136,24 @@ impl Remaining {
     /// Of the objects a list shows after the deletion; `estimate_seconds` is that of their graceful end. The second
     /// value says that they should be gone: nothing keeps them.
     pub fn of(items: &[Value], estimate_seconds: i64) -> (Self, bool) {
-        let mut remaining = Self { count: items.len(), finalizers: BTreeMap::new(), estimate_seconds: 0 };
+        let mut remaining = Self {
+            count: items.len(),
+            finalizers: BTreeMap::new(),
+            estimate_seconds: 0,
+        };
         if items.is_empty() {
             return (remaining, false);
         }
-        for finalizer in items.iter().filter_map(|i| i["metadata"]["finalizers"].as_array()).flatten().filter_map(Value::as_str) {
-            *remaining.finalizers.entry(finalizer.to_owned()).or_default() += 1;
+        for finalizer in items
+            .iter()
+            .filter_map(|i| i["metadata"]["finalizers"].as_array())
+            .flatten()
+            .filter_map(Value::as_str)
+        {
+            *remaining
+                .finalizers
+                .entry(finalizer.to_owned())
+                .or_default() += 1;
         }
         remaining.estimate_seconds = match estimate_seconds {
             0 if !remaining.finalizers.is_empty() => FINALIZER_ESTIMATE_SECONDS,
@@ -108,16 +166,34 @@ impl Remaining {
 
 /// How long the longest grace period of a pod that still runs can take; 0 once that is over since `deleted_at`.
 pub fn estimate_graceful_termination(pods: &[Value], deleted_at: Timestamp, now: Timestamp) -> i64 {
-    let running = pods.iter().filter(|p| !matches!(p["status"]["phase"].as_str(), Some("Succeeded" | "Failed")));
-    let longest = running.filter_map(|p| p["spec"]["terminationGracePeriodSeconds"].as_i64()).max().unwrap_or(0);
-    if now.duration_since(deleted_at).as_secs() >= longest { 0 } else { longest }
+    let running = pods
+        .iter()
+        .filter(|p| !matches!(p["status"]["phase"].as_str(), Some("Succeeded" | "Failed")));
+    let longest = running
+        .filter_map(|p| p["spec"]["terminationGracePeriodSeconds"].as_i64())
+        .max()
+        .unwrap_or(0);
+    if now.duration_since(deleted_at).as_secs() >= longest {
+        0
+    } else {
+        longest
+    }
 }
 
 /// Puts the conditions in. `None` if they are as they should be.
-pub fn update_conditions(namespace: &Namespace, findings: &Findings, totals: bool, now: Timestamp) -> Option<Namespace> {
+pub fn update_conditions(
+    namespace: &Namespace,
+    findings: &Findings,
+    totals: bool,
+    now: Timestamp,
+) -> Option<Namespace> {
     let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
     let mut updated = namespace.clone();
-    let conditions = updated.status.get_or_insert_default().conditions.get_or_insert_default();
+    let conditions = updated
+        .status
+        .get_or_insert_default()
+        .conditions
+        .get_or_insert_default();
     for (type_, ok_reason, ok_message) in ALL_WELL {
         let (status, reason, message) = match findings.condition(type_, totals) {
             Some((reason, message)) => ("True", reason, message),
@@ -156,7 +232,10 @@ pub fn mark_terminating(namespace: &Namespace) -> Option<Namespace> {
 
 /// Whether nobody holds the namespace back any more.
 pub fn finalized(namespace: &Namespace) -> bool {
-    namespace.spec.as_ref().is_none_or(|s| s.finalizers.iter().flatten().next().is_none())
+    namespace
+        .spec
+        .as_ref()
+        .is_none_or(|s| s.finalizers.iter().flatten().next().is_none())
 }
 
 /// The namespace without our finalizer.
