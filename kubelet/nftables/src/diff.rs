@@ -2,8 +2,10 @@
 //!
 //! Upstream: the order of `syncProxyRules` in pkg/proxy/nftables, v1.36 (elements first out, chains last).
 
-use crate::object::Table;
+use crate::object::{Chain, Table};
+use crate::rule::Statement;
 use crate::transaction::{Operation, Transaction};
+use crate::value::Type;
 
 /// What [`diff`] found.
 #[derive(Clone, Debug)]
@@ -34,10 +36,37 @@ fn can_change(kernel: &Table, wanted: &Table) -> bool {
         .chains
         .iter()
         .all(|(name, chain)| kernel.chains.get(name).is_none_or(|k| k.hook == chain.hook));
-    sets_fit && chains_fit
+    sets_fit && chains_fit && no_rule_on_old_typeof_map(kernel, wanted)
 }
 
-fn rebuild(exists: bool, wanted: &Table) -> Difference {
+/// A map that had to be declared by example (`typeof`) takes a `dnat` rule only in the transaction that makes the map:
+/// nft 1.0.6 refuses a later one with "conflicting protocols specified". So whoever has such maps makes one for each
+/// rule; where that did not help (a new version words the rule differently), the table is made anew.
+fn no_rule_on_old_typeof_map(kernel: &Table, wanted: &Table) -> bool {
+    let unchanged = |name: &String, chain: &Chain| {
+        kernel
+            .chains
+            .get(name)
+            .is_some_and(|k| k.rules == chain.rules)
+    };
+    let changed = wanted
+        .chains
+        .iter()
+        .filter(|(name, chain)| !unchanged(name, chain));
+    let mut statements = changed
+        .flat_map(|(_, chain)| &chain.rules)
+        .flat_map(|rule| rule.statements());
+    statements.all(|statement| match statement {
+        Statement::DnatMap { map, .. } => kernel
+            .sets
+            .get(&**map)
+            .is_none_or(|set| !set.shape.key.contains(&Type::Number)),
+        _ => true,
+    })
+}
+
+/// The whole table in one transaction; what is there goes in the same.
+pub(crate) fn rebuild(exists: bool, wanted: &Table) -> Difference {
     let mut transaction = Transaction::new(wanted.family, wanted.name.clone());
     transaction.operations.push(Operation::AddTable);
     if exists {

@@ -6,8 +6,9 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 
 use crate::object::{Chain, Set};
+use crate::rule::Statement;
 use crate::transaction::{Operation, Transaction};
-use crate::value::Data;
+use crate::value::{Data, Type};
 use crate::{Family, Nft, NftError, Table};
 
 /// Tables in memory.
@@ -64,6 +65,7 @@ impl Nft for FakeNft {
         }
         let key = (transaction.family, transaction.table.clone());
         let mut table = state.tables.get(&key).cloned();
+        refuse_rules_on_old_typeof_maps(table.as_ref(), transaction).map_err(refuse)?;
         for operation in &transaction.operations {
             apply(&mut table, transaction, operation).map_err(refuse)?;
         }
@@ -84,6 +86,30 @@ impl Nft for FakeNft {
     async fn list(&self, family: Family, table: &str) -> Result<Option<Table>, NftError> {
         Ok(self.table(family, table))
     }
+}
+
+/// As nft 1.0.6 does: see `diff.rs`.
+fn refuse_rules_on_old_typeof_maps(
+    table: Option<&Table>,
+    transaction: &Transaction,
+) -> Result<(), String> {
+    if transaction.operations.contains(&Operation::DeleteTable) {
+        return Ok(());
+    }
+    for operation in &transaction.operations {
+        let Operation::AddRule { rule, .. } = operation else {
+            continue;
+        };
+        for statement in rule.statements() {
+            if let Statement::DnatMap { map, .. } = statement
+                && let Some(set) = table.and_then(|table| table.sets.get(&**map))
+                && set.shape.key.contains(&Type::Number)
+            {
+                return Err(format!("conflicting protocols specified: @{map}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn apply(

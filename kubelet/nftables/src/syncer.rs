@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::diff::rebuild;
 use crate::transaction::Operation;
 use crate::{Chain, Family, Nft, NftError, Table, diff};
 
@@ -32,6 +33,8 @@ pub struct Syncer {
 enum Kernel {
     Unknown,
     Known(Option<Table>),
+    /// A table of this name with something in it that we never make: it is made anew.
+    Foreign,
 }
 
 impl Syncer {
@@ -54,15 +57,22 @@ impl Syncer {
     pub fn known(&self) -> Option<&Table> {
         match &self.kernel {
             Kernel::Known(table) => table.as_ref(),
-            Kernel::Unknown => None,
+            Kernel::Unknown | Kernel::Foreign => None,
         }
     }
 
     /// Lists the kernel's table unless it is known.
     pub async fn adopt(&mut self) -> Result<Option<&Table>, NftError> {
         if let Kernel::Unknown = self.kernel {
-            self.kernel = Kernel::Known(self.nft.list(self.family, &self.name).await?);
             self.stale_since.clear();
+            self.kernel = match self.nft.list(self.family, &self.name).await {
+                Ok(table) => Kernel::Known(table),
+                Err(NftError::Parse(reason)) => {
+                    tracing::warn!(table = %self.name, family = %self.family, reason, "the table is none of ours; making it anew");
+                    Kernel::Foreign
+                }
+                Err(error) => return Err(error),
+            };
         }
         Ok(self.known())
     }
@@ -101,7 +111,10 @@ impl Syncer {
 
     async fn attempt(&mut self, wanted: &Table) -> Result<(usize, Vec<String>), NftError> {
         self.adopt().await?;
-        let mut difference = diff(self.known(), wanted);
+        let mut difference = match &self.kernel {
+            Kernel::Foreign => rebuild(true, wanted),
+            _ => diff(self.known(), wanted),
+        };
         let now = Instant::now();
         let due = |chain: &String| {
             self.stale_since

@@ -109,6 +109,7 @@ impl Type {
             Self::Ipv4 => "ip daddr",
             Self::Ipv6 => "ip6 daddr",
             Self::Protocol => "meta l4proto",
+            // Not "tcp dport": a rule would then match TCP alone.
             Self::Port => "th dport",
             Self::Number => "numgen random mod 2",
             Self::Mark => "meta mark",

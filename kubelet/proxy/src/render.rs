@@ -4,7 +4,7 @@
 //! services:  daddr . proto . dport ─ @service-ips ─────► endpoints-N            (cluster addresses)
 //!                                                └─────► external               (external and load balancer addresses)
 //!            proto . dport ────────── @service-nodeports ► nodeport-external    (node ports)
-//! endpoints-N:  dnat to  daddr . proto . dport . random mod N  map @service-endpoints
+//! endpoints-N:  dnat to  daddr . proto . dport . random mod N  map @service-endpoints-N
 //! external:     mark for masquerade, then @external-ips-cluster ► endpoints-N
 //! external-local: pods and this node: as above; others: @external-ips-local ► external-local-endpoints-N
 //! ```
@@ -229,21 +229,18 @@ impl Renderer<'_> {
             Target::None => return,
             Target::Chain(chain) => chain.clone(),
             Target::List(list) => {
+                let table = &mut self.rendered.table;
+                let (chain, map) =
+                    skeleton::pick_chain(table, prefix, &names, endpoints, list.len());
                 for (slot, (address, endpoint_port)) in list.iter().enumerate() {
                     let mut slot_key = key.clone();
                     slot_key.push(Value::Number(
                         u32::try_from(slot).expect("endpoints are fewer than 2^32"),
                     ));
                     let to = vec![Value::Address(*address), Value::Port(*endpoint_port)];
-                    self.set(endpoints).insert_values(slot_key, to);
+                    self.set(&map).insert_values(slot_key, to);
                 }
-                skeleton::pick_chain(
-                    &mut self.rendered.table,
-                    prefix,
-                    &names,
-                    endpoints,
-                    list.len(),
-                )
+                chain
             }
         };
         self.set(verdicts).insert_verdict(key, Verdict::goto(chain));
@@ -315,7 +312,7 @@ impl Renderer<'_> {
             .table
             .sets
             .get_mut(name)
-            .expect("the skeleton has every set")
+            .expect("made by the skeleton or with its chain")
     }
 }
 

@@ -396,7 +396,9 @@ fn services_in_the_kernel() {
         .next()
         .unwrap()
         .remove(0);
-    service(&mut services, "empty", port("10.96.0.3"), &[4]);
+    let mut filled = port("10.96.0.3");
+    filled.node_port = 30_083;
+    service(&mut services, "empty", filled, &[4]);
     assert!(sync(&node, Family::Ip, &services, &mut syncer, &mut slots) > 0);
     assert_eq!(
         answers(&pods[2], "10.96.0.1:80"),
@@ -404,6 +406,10 @@ fn services_in_the_kernel() {
     );
     assert_eq!(
         answers(&pods[2], "10.96.0.3:80"),
+        ["pod4".to_string()].into()
+    );
+    assert_eq!(
+        answers(&client, "192.0.2.1:30083"),
         ["pod4".to_string()].into()
     );
     let mut answer = String::new();

@@ -28,7 +28,7 @@ pub struct Names {
     /// Front to chain, once it is known to be external traffic for the Cluster (Local) endpoints.
     pub external_cluster: &'static str,
     pub external_local: &'static str,
-    /// Front and slot to endpoint.
+    /// Front and slot to endpoint: the number of endpoints follows.
     pub endpoints: &'static str,
     pub local_endpoints: &'static str,
     /// Front to drop or reject.
@@ -80,16 +80,18 @@ pub fn names(node_port: bool) -> Names {
     if node_port { BY_NODE_PORT } else { BY_ADDRESS }
 }
 
-/// The shared chain that takes one of `count` endpoints at random; made if missing.
+/// The shared chain that takes one of `count` endpoints at random, and its map; made if missing.
+///
+/// A map for each count, since nft takes such a rule only together with its map (see nftables' `diff.rs`).
 pub fn pick_chain(
     table: &mut Table,
     prefix: &str,
     names: &Names,
     endpoints: &str,
     count: usize,
-) -> String {
-    let name = format!("{prefix}-{count}");
-    if !table.chains.contains_key(&name) {
+) -> (String, String) {
+    let (chain, map) = (format!("{prefix}-{count}"), format!("{endpoints}-{count}"));
+    if !table.chains.contains_key(&chain) {
         let modulus = u32::try_from(count).expect("endpoints are fewer than 2^32");
         let fields: Vec<_> = names
             .fields
@@ -97,9 +99,18 @@ pub fn pick_chain(
             .copied()
             .chain([Field::Random(modulus)])
             .collect();
-        table.rule(&name, [Statement::dnat_map(&fields, endpoints)]);
+        let address = table.family.address_type();
+        let key = fields.iter().map(|field| match field {
+            Field::DestinationAddress => address,
+            Field::Protocol => Type::Protocol,
+            Field::Random(_) => Type::Number,
+            _ => Type::Port,
+        });
+        let key: Vec<_> = key.collect();
+        table.add_set(map.as_str(), Set::map(&key, &[address, Type::Port]));
+        table.rule(&chain, [Statement::dnat_map(&fields, map.as_str())]);
     }
-    name
+    (chain, map)
 }
 
 /// The table without any Service.
@@ -118,7 +129,6 @@ pub fn table(options: &RenderOptions) -> Table {
 
 fn sets(table: &mut Table, options: &RenderOptions) {
     let address = table.family.address_type();
-    let endpoint = [address, Type::Port];
     let by_address = vec![address, Type::Protocol, Type::Port];
     for (names, key) in [
         (BY_ADDRESS, by_address.clone()),
@@ -131,10 +141,6 @@ fn sets(table: &mut Table, options: &RenderOptions) {
             names.no_endpoints,
         ] {
             table.add_set(map, Set::verdict_map(&key));
-        }
-        let with_slot: Vec<_> = key.iter().copied().chain([Type::Number]).collect();
-        for map in [names.endpoints, names.local_endpoints] {
-            table.add_set(map, Set::map(&with_slot, &endpoint));
         }
     }
     table.add_set(CLUSTER_IPS, Set::set(&[address]));
