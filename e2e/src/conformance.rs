@@ -80,6 +80,38 @@ pub fn run(options: &ConformanceOptions) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Runs the smoke list on a cluster that is up: (passed, failed or lost).
+///
+/// # Errors
+/// The suite could not be run.
+pub fn smoke(cluster: &str) -> Result<(u64, u64)> {
+    let outputs = Outputs::find();
+    let steps = Steps::new(outputs.logs())?;
+    programs::build_upstream(&steps, &outputs, &["e2e.test", "ginkgo"])?;
+    let options = ConformanceOptions {
+        sig: None,
+        focus: None,
+        specs: Some(outputs.workspace.join("e2e/smoke.txt")),
+        serial: false,
+        parallel: 8,
+        with_upstream: Vec::new(),
+        rerun_failed: false,
+        explain: None,
+        on: Some(cluster.to_owned()),
+    };
+    let focus = focus(&outputs, &options)?;
+    let listed = fs::read_to_string(outputs.workspace.join("e2e/smoke.txt"))?.lines().filter(|line| line.starts_with('[')).count();
+    let report = judge(&steps, &outputs, &options, focus.as_deref(), &BTreeSet::new())?;
+    for spec in report.failed() {
+        println!("FAILED {}\n{}", spec.name, spec.message);
+    }
+    for finding in &report.findings {
+        println!("FOUND {finding}");
+    }
+    let passed = report.count(State::Passed);
+    Ok((passed as u64, (listed - passed.min(listed) + report.findings.len()) as u64))
+}
+
 /// The regular expression of the selection; `None` for the whole suite.
 fn focus(outputs: &Outputs, options: &ConformanceOptions) -> Result<Option<String>> {
     let names = if options.rerun_failed {

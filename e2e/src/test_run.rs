@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::cluster::{Cluster, Options};
 use crate::programs::Outputs;
-use crate::{debian, tidy};
+use crate::{conformance, debian, tidy};
 use crate::step::Steps;
 
 #[derive(Args)]
@@ -68,6 +68,11 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
                 args.push(filter);
             }
             cargo_test(&outputs, &args, &mut count)?;
+            if options.filter.is_none() {
+                let (passed, failed) = conformance::smoke(TEST_CLUSTER)?;
+                count.passed += passed;
+                count.failed += failed;
+            }
         }
         Err(err) => {
             count.failed += 1;
