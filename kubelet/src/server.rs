@@ -109,7 +109,7 @@ pub fn router(
                 .route("/logs/", get(system_logs::root))
                 .route("/logs/{*path}", get(system_logs::path))
         } else {
-            disabled(router, &["/logs", "/logs/{*path}"], "logs endpoint is disabled.")
+            disabled(router, &["/logs", "/logs/", "/logs/{*path}"], "logs endpoint is disabled.")
         };
         // Go's profiler and its log flags have no counterpart in this program.
         let profiling = ["/debug/pprof", "/debug/pprof/{*path}"];
@@ -122,9 +122,11 @@ pub fn router(
             "/attach/{*path}",
             "/portForward/{*path}",
             "/containerLogs/{*path}",
+            "/runningpods",
             "/runningpods/",
             "/debug/pprof/{*path}",
             "/logs",
+            "/logs/",
             "/logs/{*path}",
         ];
         router = disabled(router, &paths, "Debug endpoints are disabled.");
