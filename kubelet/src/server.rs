@@ -109,7 +109,11 @@ pub fn router(
                 .route("/logs/", get(system_logs::root))
                 .route("/logs/{*path}", get(system_logs::path))
         } else {
-            disabled(router, &["/logs", "/logs/", "/logs/{*path}"], "logs endpoint is disabled.")
+            disabled(
+                router,
+                &["/logs", "/logs/", "/logs/{*path}"],
+                "logs endpoint is disabled.",
+            )
         };
         // Go's profiler and its log flags have no counterpart in this program.
         let profiling = ["/debug/pprof", "/debug/pprof/{*path}"];
@@ -164,18 +168,27 @@ fn debugging_routes() -> Router<Server> {
     let port_forward = get(streams::port_forward).post(streams::port_forward);
     Router::new()
         .route("/run/{namespace}/{pod}/{container}", post(streams::run))
-        .route("/run/{namespace}/{pod}/{uid}/{container}", post(streams::run))
+        .route(
+            "/run/{namespace}/{pod}/{uid}/{container}",
+            post(streams::run),
+        )
         .route("/exec/{namespace}/{pod}/{container}", exec.clone())
         .route("/exec/{namespace}/{pod}/{uid}/{container}", exec)
         .route("/attach/{namespace}/{pod}/{container}", attach.clone())
         .route("/attach/{namespace}/{pod}/{uid}/{container}", attach)
         .route("/portForward/{namespace}/{pod}", port_forward.clone())
         .route("/portForward/{namespace}/{pod}/{uid}", port_forward)
-        .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs::container_logs))
+        .route(
+            "/containerLogs/{namespace}/{pod}/{container}",
+            get(container_logs::container_logs),
+        )
         .route("/configz", get(health::configz))
         .route("/runningpods", get(pods::running_pods))
         .route("/runningpods/", get(pods::running_pods))
-        .route("/checkpoint/{namespace}/{pod}/{container}", post(streams::checkpoint))
+        .route(
+            "/checkpoint/{namespace}/{pod}/{container}",
+            post(streams::checkpoint),
+        )
 }
 
 fn disabled(mut router: Router<Server>, paths: &[&str], text: &'static str) -> Router<Server> {

@@ -31,7 +31,8 @@ pub fn attributes(node_name: &str, method: &Method, path: &str) -> Vec<Attribute
 
 fn subresources(path: &str) -> Vec<&'static str> {
     let below = |root: &str| {
-        path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        path.strip_prefix(root)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     for (root, fine) in [
         ("/pods", "pods"),

@@ -47,7 +47,10 @@ impl Server {
             .max_by_key(|sandbox| sandbox.metadata.attempt)
             .map(|sandbox| sandbox.id)
             .ok_or_else(|| {
-                ApiError::internal(format!("failed to find sandboxID for pod {}", pod::format(pod)))
+                ApiError::internal(format!(
+                    "failed to find sandboxID for pod {}",
+                    pod::format(pod)
+                ))
             })
     }
 }
@@ -64,7 +67,10 @@ async fn newest(
             container.metadata.name == name && label(container, pod::label::POD_UID) == uid
         })
         .max_by_key(|container| {
-            (container.state == ContainerState::Running, container.created_at)
+            (
+                container.state == ContainerState::Running,
+                container.created_at,
+            )
         }))
 }
 

@@ -45,9 +45,10 @@ pub(super) async fn container_logs(
 ) -> Result<Response, ApiError> {
     let query = LogQuery::parse(&query)?;
     let name = &target.container;
-    let pod = server.context.pod_by_name(&target.namespace, &target.pod).ok_or_else(|| {
-        ApiError::not_found(format!("pod {:?} does not exist", target.pod))
-    })?;
+    let pod = server
+        .context
+        .pod_by_name(&target.namespace, &target.pod)
+        .ok_or_else(|| ApiError::not_found(format!("pod {:?} does not exist", target.pod)))?;
     if pod::find_container(&pod, name).is_none() {
         let text = format!("container {name:?} not found in pod {:?}", target.pod);
         return Err(ApiError::not_found(text));
@@ -63,7 +64,9 @@ pub(super) async fn container_logs(
         Err(error) => {
             // The container is gone, its log may be there still.
             tracing::debug!(container = chosen.id, %error, "container is unknown to the runtime");
-            log_directory(&server, &pod).join(name).join(format!("{}.log", chosen.restart_count))
+            log_directory(&server, &pod)
+                .join(name)
+                .join(format!("{}.log", chosen.restart_count))
         }
     };
     let open = tail::open(path.clone(), query.tail_lines).await;
@@ -74,8 +77,12 @@ pub(super) async fn container_logs(
             return Err(ApiError::bad_request(text));
         }
     };
-    let writer =
-        LineWriter::new(query.since(Timestamp::now()), query.timestamps, query.stream, query.limit_bytes);
+    let writer = LineWriter::new(
+        query.since(Timestamp::now()),
+        query.timestamps,
+        query.stream,
+        query.limit_bytes,
+    );
     let (sink, mut pieces) = mpsc::channel(QUEUE);
     let reader = reader::Reader {
         path,
@@ -95,5 +102,8 @@ pub(super) async fn container_logs(
 }
 
 fn log_directory(server: &Server, pod: &k8s_openapi::api::core::v1::Pod) -> PathBuf {
-    server.context.paths().pod_log_directory(pod::namespace(pod), pod::name(pod), pod::uid(pod))
+    server
+        .context
+        .paths()
+        .pod_log_directory(pod::namespace(pod), pod::name(pod), pod::uid(pod))
 }

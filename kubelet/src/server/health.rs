@@ -23,10 +23,16 @@ fn check(server: &Server, name: &str) -> Result<(), String> {
 /// Every check; `?verbose` lists them, `?exclude=NAME` leaves one out.
 pub(super) async fn all(State(server): State<Server>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
-    let pairs = || query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let pairs = || {
+        query
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    };
     let verbose = pairs().any(|(key, _)| key == "verbose");
-    let excluded: Vec<&str> =
-        pairs().filter(|(key, _)| *key == "exclude").map(|(_, value)| value).collect();
+    let excluded: Vec<&str> = pairs()
+        .filter(|(key, _)| *key == "exclude")
+        .map(|(_, value)| value)
+        .collect();
     let mut text = String::new();
     let mut failed = false;
     for name in CHECKS {
@@ -64,7 +70,9 @@ pub(super) async fn one(
     }
     match check(&server, &name) {
         Ok(()) => Ok("ok"),
-        Err(reason) => Err(ApiError::internal(format!("internal server error: {reason}\n"))),
+        Err(reason) => Err(ApiError::internal(format!(
+            "internal server error: {reason}\n"
+        ))),
     }
 }
 

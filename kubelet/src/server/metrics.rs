@@ -54,7 +54,9 @@ fn encode(families: &[prometheus::proto::MetricFamily]) -> Response {
 
 /// CPU and memory of node, pods and containers: what metrics-server reads.
 pub(super) async fn resource(State(server): State<Server>) -> Response {
-    text(resource::render(server.stats.snapshot().await.ok().as_ref()))
+    text(resource::render(
+        server.stats.snapshot().await.ok().as_ref(),
+    ))
 }
 
 /// Containers in detail, by cadvisor's names.

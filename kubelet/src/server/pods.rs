@@ -15,7 +15,10 @@ use super::{ApiError, Server};
 use crate::pod::label as labels;
 
 fn list(pods: Vec<Pod>) -> Json<List<Pod>> {
-    Json(List { items: pods, metadata: ListMeta::default() })
+    Json(List {
+        items: pods,
+        metadata: ListMeta::default(),
+    })
 }
 
 /// The pods the kubelet runs, with their newest statuses.

@@ -68,12 +68,18 @@ pub(super) struct ContainerSnapshot {
 
 impl Stats {
     pub(super) fn new(context: Arc<dyn ServerContext>) -> Self {
-        Self { context, rates: Mutex::default() }
+        Self {
+            context,
+            rates: Mutex::default(),
+        }
     }
 
     /// Nanocores of a counter since an earlier look at it; `None` at the first.
     pub(super) fn nano_cores(&self, key: &str, time: Timestamp, nanoseconds: u64) -> Option<u64> {
-        self.rates.lock().unwrap_or_else(PoisonError::into_inner).observe(key, time, nanoseconds)
+        self.rates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .observe(key, time, nanoseconds)
     }
 
     /// Looks at everything.
@@ -89,7 +95,9 @@ impl Stats {
         let context = self.context.clone();
         let image_fs = image_fs.ok();
         let look = move || look(context.as_ref(), containers, stats, sandboxes, image_fs);
-        tokio::task::spawn_blocking(look).await.map_err(|error| ApiError::internal(error.to_string()))
+        tokio::task::spawn_blocking(look)
+            .await
+            .map_err(|error| ApiError::internal(error.to_string()))
     }
 }
 
@@ -106,10 +114,14 @@ fn look(
         let cgroups = manager.cgroups();
         cgroup::read(&cgroups.cpu_path(name), &cgroups.memory_path(name))
     };
-    let mut stats: HashMap<String, ContainerStats> =
-        stats.into_iter().map(|stats| (stats.id.clone(), stats)).collect();
-    let mut sandboxes: HashMap<String, PodSandboxStats> =
-        sandboxes.into_iter().map(|stats| (stats.id.clone(), stats)).collect();
+    let mut stats: HashMap<String, ContainerStats> = stats
+        .into_iter()
+        .map(|stats| (stats.id.clone(), stats))
+        .collect();
+    let mut sandboxes: HashMap<String, PodSandboxStats> = sandboxes
+        .into_iter()
+        .map(|stats| (stats.id.clone(), stats))
+        .collect();
     let mut by_pod: HashMap<String, Vec<ContainerStatus>> = HashMap::new();
     for container in containers {
         if container.state == ContainerState::Running {
@@ -119,8 +131,12 @@ fn look(
     }
     let mut pods = Vec::new();
     for pod in context.pods() {
-        let Some(running) = by_pod.remove(pod::uid(&pod)) else { continue };
-        let sandbox = running.first().and_then(|first| sandboxes.remove(&first.sandbox_id));
+        let Some(running) = by_pod.remove(pod::uid(&pod)) else {
+            continue;
+        };
+        let sandbox = running
+            .first()
+            .and_then(|first| sandboxes.remove(&first.sandbox_id));
         let logs = context.paths().pod_log_directory(
             pod::namespace(&pod),
             pod::name(&pod),
@@ -131,11 +147,22 @@ fn look(
             .filter_map(|status| {
                 let stats = stats.remove(&status.id)?;
                 let (logs_bytes, logs_inodes) = size_of(&logs.join(&status.metadata.name));
-                Some(ContainerSnapshot { status, stats, logs_bytes, logs_inodes })
+                Some(ContainerSnapshot {
+                    status,
+                    stats,
+                    logs_bytes,
+                    logs_inodes,
+                })
             })
             .collect();
         let cgroup = manager.pod_cgroup(&pod);
-        pods.push(PodSnapshot { usage: read(&cgroup), cgroup, pod, sandbox, containers });
+        pods.push(PodSnapshot {
+            usage: read(&cgroup),
+            cgroup,
+            pod,
+            sandbox,
+            containers,
+        });
     }
     let fs = |path: &std::path::Path| machine::fs_stats(path).unwrap_or_default();
     Snapshot {
@@ -160,11 +187,15 @@ fn look(
 /// Bytes and files of a flat directory.
 fn size_of(directory: &std::path::Path) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt as _;
-    let Ok(entries) = std::fs::read_dir(directory) else { return (0, 0) };
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return (0, 0);
+    };
     entries
         .flatten()
         .filter_map(|entry| entry.metadata().ok())
-        .fold((0, 0), |(bytes, inodes), meta| (bytes + meta.blocks() * 512, inodes + 1))
+        .fold((0, 0), |(bytes, inodes), meta| {
+            (bytes + meta.blocks() * 512, inodes + 1)
+        })
 }
 
 /// `/stats/summary`, with `?only_cpu_and_memory=true` the short form.
@@ -172,7 +203,9 @@ pub(super) async fn summary(
     State(server): State<Server>,
     Query(query): Query<HashMap<String, String>>,
 ) -> Result<Json<Summary>, ApiError> {
-    let short = query.get("only_cpu_and_memory").is_some_and(|value| value == "true");
+    let short = query
+        .get("only_cpu_and_memory")
+        .is_some_and(|value| value == "true");
     let snapshot = server.stats.snapshot().await?;
     Ok(Json(Summary::new(&snapshot, &server.stats, short)))
 }

@@ -46,16 +46,23 @@ pub(super) async fn exec(
     request: Request,
 ) -> Result<Response, ApiError> {
     let options = options(&request)?;
-    let command: Vec<String> =
-        query.into_iter().filter(|(key, _)| key == "command").map(|(_, value)| value).collect();
+    let command: Vec<String> = query
+        .into_iter()
+        .filter(|(key, _)| key == "command")
+        .map(|(_, value)| value)
+        .collect();
     if command.is_empty() {
-        return Err(ApiError::bad_request("you must specify at least one command"));
+        return Err(ApiError::bad_request(
+            "you must specify at least one command",
+        ));
     }
     let pod = server.pod(&target.namespace, &target.pod, target.uid.as_deref())?;
     let container = server.container(&pod, &target.container).await?;
     let runtime = server.context.runtime().clone();
     let start = move || async move {
-        let session = runtime.exec(&container.id, &command, &stream_options(options)).await;
+        let session = runtime
+            .exec(&container.id, &command, &stream_options(options))
+            .await;
         session.map(process).map_err(|error| error.to_string())
     };
     let config = server.stream_config();
@@ -77,7 +84,11 @@ pub(super) async fn attach(
     let tty = pod::find_container(&pod, &target.container)
         .is_some_and(|(spec, _)| spec.tty.unwrap_or(false));
     let runtime = server.context.runtime().clone();
-    let attached = StreamOptions { tty, stderr: options.stderr && !tty, ..stream_options(options) };
+    let attached = StreamOptions {
+        tty,
+        stderr: options.stderr && !tty,
+        ..stream_options(options)
+    };
     options.tty &= tty;
     let start = move || async move {
         let session = runtime.attach(&container.id, &attached).await;
@@ -102,7 +113,10 @@ pub(super) async fn port_forward(
     let connect = move |port: u16| {
         let (runtime, sandbox) = (runtime.clone(), sandbox.clone());
         async move {
-            runtime.port_forward(&sandbox, port).await.map_err(|error| error.to_string())
+            runtime
+                .port_forward(&sandbox, port)
+                .await
+                .map_err(|error| error.to_string())
         }
     };
     let name = format!("{}, uid {}", pod::name(&pod), pod::uid(&pod));
@@ -117,11 +131,18 @@ pub(super) async fn run(
     Path(target): Path<Target>,
     Query(query): QueryPairs,
 ) -> Result<Response, ApiError> {
-    let command = query.iter().find(|(key, _)| key == "cmd").map_or("", |(_, value)| value);
+    let command = query
+        .iter()
+        .find(|(key, _)| key == "cmd")
+        .map_or("", |(_, value)| value);
     let command: Vec<String> = command.split(' ').map(str::to_owned).collect();
     let pod = server.pod(&target.namespace, &target.pod, target.uid.as_deref())?;
     let container = server.container(&pod, &target.container).await?;
-    let mut result = server.context.runtime().exec_sync(&container.id, &command, None).await?;
+    let mut result = server
+        .context
+        .runtime()
+        .exec_sync(&container.id, &command, None)
+        .await?;
     if result.exit_code != 0 {
         return Err(ApiError::internal(format!(
             "command '{}' exited with {}: {}",
@@ -142,7 +163,9 @@ pub(super) async fn checkpoint(
     let pod = server.pod(&target.namespace, &target.pod, None)?;
     let name = &target.container;
     if pod::find_container(&pod, name).is_none() {
-        return Err(ApiError::not_found(format!("container {name} does not exist")));
+        return Err(ApiError::not_found(format!(
+            "container {name} does not exist"
+        )));
     }
     Err(ApiError::internal(format!(
         "checkpointing of {}/{}/{name} failed (not supported by this runtime)",
@@ -166,7 +189,13 @@ fn stream_options(options: RemoteCommandOptions) -> StreamOptions {
 
 /// The runtime's session as the streams' far end.
 fn process(session: Session) -> Process {
-    let Session { stdin, stdout, stderr, resize, exit } = session;
+    let Session {
+        stdin,
+        stdout,
+        stderr,
+        resize,
+        exit,
+    } = session;
     let exit = async move {
         match exit.await {
             Ok(Ok(code)) => Ok(code),
@@ -174,7 +203,13 @@ fn process(session: Session) -> Process {
             Err(_) => Err("the runtime lost the process".to_owned()),
         }
     };
-    Process { stdin, stdout, stderr, resize: resize.map(sizes), exit: exit.boxed() }
+    Process {
+        stdin,
+        stdout,
+        stderr,
+        resize: resize.map(sizes),
+        exit: exit.boxed(),
+    }
 }
 
 /// Ends with either side.
@@ -182,7 +217,11 @@ fn sizes(to: mpsc::Sender<runtime::api::TerminalSize>) -> mpsc::Sender<TerminalS
     let (sender, mut receiver) = mpsc::channel::<TerminalSize>(1);
     tokio::spawn(async move {
         while let Some(TerminalSize { width, height }) = receiver.recv().await {
-            if to.send(runtime::api::TerminalSize { width, height }).await.is_err() {
+            if to
+                .send(runtime::api::TerminalSize { width, height })
+                .await
+                .is_err()
+            {
                 return;
             }
         }

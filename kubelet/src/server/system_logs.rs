@@ -26,7 +26,10 @@ pub(super) async fn path(
 async fn serve(server: &Server, path: &str) -> Result<Response, ApiError> {
     let missing = || ApiError::not_found("404 page not found\n");
     let root = server.context.system_log_directory();
-    let roots = [root.to_owned(), server.context.paths().pod_logs_root().to_owned()];
+    let roots = [
+        root.to_owned(),
+        server.context.paths().pod_logs_root().to_owned(),
+    ];
     let file = resolve(&roots, root, path).await.ok_or_else(missing)?;
     let meta = tokio::fs::metadata(&file).await.map_err(|_| missing())?;
     if meta.is_dir() {
@@ -45,9 +48,13 @@ async fn resolve(roots: &[PathBuf], root: &FsPath, path: &str) -> Option<PathBuf
     if path.split('/').any(|part| part == "..") {
         return None;
     }
-    let real = tokio::fs::canonicalize(root.join(path.trim_start_matches('/'))).await.ok()?;
+    let real = tokio::fs::canonicalize(root.join(path.trim_start_matches('/')))
+        .await
+        .ok()?;
     for root in roots {
-        let Ok(root) = tokio::fs::canonicalize(root).await else { continue };
+        let Ok(root) = tokio::fs::canonicalize(root).await else {
+            continue;
+        };
         if real.starts_with(root) {
             return Some(real);
         }
@@ -66,7 +73,10 @@ async fn listing(directory: &FsPath) -> String {
     names.sort();
     let mut page = String::from("<!doctype html>\n<pre>\n");
     for name in names {
-        let text = name.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&#34;");
+        let text = name
+            .replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('"', "&#34;");
         page.push_str(&format!("<a href=\"{text}\">{text}</a>\n"));
     }
     page.push_str("</pre>\n");
@@ -87,10 +97,18 @@ mod tests {
         std::os::unix::fs::symlink(dir.join("secret"), root.join("evil")).unwrap();
         std::os::unix::fs::symlink("sub/a.log", root.join("good")).unwrap();
         let roots = [root.clone()];
-        for (path, found) in
-            [("sub/a.log", true), ("good", true), ("evil", false), ("../secret", false), ("no", false)]
-        {
-            assert_eq!(resolve(&roots, &root, path).await.is_some(), found, "{path}");
+        for (path, found) in [
+            ("sub/a.log", true),
+            ("good", true),
+            ("evil", false),
+            ("../secret", false),
+            ("no", false),
+        ] {
+            assert_eq!(
+                resolve(&roots, &root, path).await.is_some(),
+                found,
+                "{path}"
+            );
         }
         std::fs::remove_dir_all(&dir).unwrap();
     }

@@ -88,7 +88,10 @@ async fn fixture(options: ServerOptions) -> Fixture {
     };
     let sandbox_id = fake.run_pod_sandbox(&sandbox).await.unwrap();
     let config = ContainerConfig {
-        metadata: ContainerMetadata { name: "main".into(), attempt: 0 },
+        metadata: ContainerMetadata {
+            name: "main".into(),
+            attempt: 0,
+        },
         image: fake.list_images().await.unwrap()[0].id.clone(),
         user_specified_image: "img".into(),
         log_path: "main/0.log".into(),
@@ -124,12 +127,22 @@ async fn fixture(options: ServerOptions) -> Fixture {
         system_logs: root.to_owned(),
     };
     let router = router(Arc::new(context), options, CancellationToken::new());
-    Fixture { router, runtime: fake, container, log, _directory: directory }
+    Fixture {
+        router,
+        runtime: fake,
+        container,
+        log,
+        _directory: directory,
+    }
 }
 
 impl Fixture {
     async fn request(&self, method: Method, path: &str) -> (StatusCode, String) {
-        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Body::empty())
+            .unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -147,22 +160,64 @@ async fn logs() {
     let fixture = fixture(ServerOptions::default()).await;
     let base = "/containerLogs/ns/web/main";
     fixture.check(base, 200, "one\ntwo\nthree\n").await;
-    fixture.check(&format!("{base}?tailLines=1"), 200, "three\n").await;
-    fixture.check(&format!("{base}?tail=all&limitBytes=5"), 200, "one\nt").await;
-    fixture.check(&format!("{base}?stream=Stderr"), 200, "two\n").await;
+    fixture
+        .check(&format!("{base}?tailLines=1"), 200, "three\n")
+        .await;
+    fixture
+        .check(&format!("{base}?tail=all&limitBytes=5"), 200, "one\nt")
+        .await;
+    fixture
+        .check(&format!("{base}?stream=Stderr"), 200, "two\n")
+        .await;
     let since = format!("{base}?sinceTime=2026-01-01T00:00:03Z&timestamps=true");
-    fixture.check(&since, 200, "2026-01-01T00:00:03.000000000Z three\n").await;
-    fixture.check(&format!("{base}?tailLines=x"), 400, r#"{"message": "Unable to decode query."}"#).await;
-    fixture.check(&format!("{base}?limitBytes=0"), 422, r#"{"message": "Invalid request."}"#).await;
+    fixture
+        .check(&since, 200, "2026-01-01T00:00:03.000000000Z three\n")
+        .await;
+    fixture
+        .check(
+            &format!("{base}?tailLines=x"),
+            400,
+            r#"{"message": "Unable to decode query."}"#,
+        )
+        .await;
+    fixture
+        .check(
+            &format!("{base}?limitBytes=0"),
+            422,
+            r#"{"message": "Invalid request."}"#,
+        )
+        .await;
     let text = "previous terminated container \"main\" in pod \"web\" not found";
-    fixture.check(&format!("{base}?previous=true"), 400, text).await;
+    fixture
+        .check(&format!("{base}?previous=true"), 400, text)
+        .await;
     let text = "container \"slow\" in pod \"web\" is waiting to start: ContainerCreating";
     fixture.check("/containerLogs/ns/web/slow", 400, text).await;
-    fixture.check("/containerLogs/ns/web/no", 404, "container \"no\" not found in pod \"web\"").await;
-    fixture.check("/containerLogs/ns/no/main", 404, "pod \"no\" does not exist").await;
+    fixture
+        .check(
+            "/containerLogs/ns/web/no",
+            404,
+            "container \"no\" not found in pod \"web\"",
+        )
+        .await;
+    fixture
+        .check(
+            "/containerLogs/ns/no/main",
+            404,
+            "pod \"no\" does not exist",
+        )
+        .await;
     // The runtime may forget a container before its log is removed.
-    fixture.runtime.stop_container(&fixture.container, Duration::ZERO).await.unwrap();
-    fixture.runtime.remove_container(&fixture.container).await.unwrap();
+    fixture
+        .runtime
+        .stop_container(&fixture.container, Duration::ZERO)
+        .await
+        .unwrap();
+    fixture
+        .runtime
+        .remove_container(&fixture.container)
+        .await
+        .unwrap();
     fixture.check(base, 200, "one\ntwo\nthree\n").await;
     std::fs::remove_file(&fixture.log).unwrap();
     let (status, text) = fixture.request(Method::GET, base).await;
@@ -176,7 +231,13 @@ async fn logs_followed_over_a_rotation_to_the_end() {
         .uri("/containerLogs/ns/web/main?follow=true&tailLines=1")
         .body(Body::empty())
         .unwrap();
-    let mut body = fixture.router.clone().oneshot(request).await.unwrap().into_body();
+    let mut body = fixture
+        .router
+        .clone()
+        .oneshot(request)
+        .await
+        .unwrap()
+        .into_body();
     let mut text = String::new();
     let mut wait_for = async |what: &str, end: bool| {
         let wait = async {
@@ -191,18 +252,28 @@ async fn logs_followed_over_a_rotation_to_the_end() {
             }
             assert!(text.contains(what), "{what} in {text}");
         };
-        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("nothing came");
+        tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .expect("nothing came");
     };
     wait_for("three\n", false).await;
     let append = |text: &str| {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&fixture.log).unwrap();
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&fixture.log)
+            .unwrap();
         file.write_all(text.as_bytes()).unwrap();
     };
     append("2026-01-01T00:00:04Z stdout F fo");
     append("ur\n");
     wait_for("four\n", false).await;
     append("2026-01-01T00:00:05Z stdout F five\n");
-    std::fs::rename(&fixture.log, fixture.log.with_extension("log.20260101-000005")).unwrap();
+    std::fs::rename(
+        &fixture.log,
+        fixture.log.with_extension("log.20260101-000005"),
+    )
+    .unwrap();
     append("2026-01-01T00:00:06Z stdout F six\n");
     wait_for("six\n", false).await;
     append("2026-01-01T00:00:07Z stdout F last words\n");
@@ -229,9 +300,14 @@ async fn pods_health_and_configuration() {
     fixture.check("/healthz/ping", 200, "ok").await;
     let text = "internal server error: sync loop took longer than expected\n";
     fixture.check("/healthz/syncloop", 500, text).await;
-    assert_eq!(fixture.request(Method::GET, "/healthz").await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(
+        fixture.request(Method::GET, "/healthz").await.0,
+        StatusCode::INTERNAL_SERVER_ERROR
+    );
     fixture.check("/healthz?exclude=syncloop", 200, "ok").await;
-    fixture.check("/healthz/no", 404, "404 page not found\n").await;
+    fixture
+        .check("/healthz/no", 404, "404 page not found\n")
+        .await;
 }
 
 #[tokio::test]
@@ -254,11 +330,20 @@ async fn stats_and_metrics() {
         assert!(text.contains(line), "{line} in {text}");
     }
     let (_, text) = fixture.request(Method::GET, "/metrics/cadvisor").await;
-    assert!(text.contains("container_memory_working_set_bytes{container=\"main\",id=\""), "{text}");
+    assert!(
+        text.contains("container_memory_working_set_bytes{container=\"main\",id=\""),
+        "{text}"
+    );
     assert!(text.contains("machine_cpu_cores "));
     let (_, text) = fixture.request(Method::GET, "/metrics").await;
-    assert!(text.contains("process_") && !text.contains("prober_probe_total"), "{text}");
-    assert_eq!(fixture.request(Method::GET, "/metrics/probes").await.0, StatusCode::OK);
+    assert!(
+        text.contains("process_") && !text.contains("prober_probe_total"),
+        "{text}"
+    );
+    assert_eq!(
+        fixture.request(Method::GET, "/metrics/probes").await.0,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]
@@ -272,18 +357,36 @@ async fn commands() {
         })
     });
     let run = |path: &'static str| fixture.request(Method::POST, path);
-    assert_eq!(run("/run/ns/web/main?cmd=ls%20-l").await, (StatusCode::OK, "ls|-l!".into()));
+    assert_eq!(
+        run("/run/ns/web/main?cmd=ls%20-l").await,
+        (StatusCode::OK, "ls|-l!".into())
+    );
     assert_eq!(run("/run/ns/web/u1/main?cmd=ls").await.0, StatusCode::OK);
-    assert_eq!(run("/run/ns/web/u2/main?cmd=ls").await, (StatusCode::NOT_FOUND, "pod not found".into()));
+    assert_eq!(
+        run("/run/ns/web/u2/main?cmd=ls").await,
+        (StatusCode::NOT_FOUND, "pod not found".into())
+    );
     let (status, text) = run("/run/ns/web/main?cmd=false").await;
-    assert_eq!((status.as_u16(), text.as_str()), (500, "command 'false' exited with 1: !"));
+    assert_eq!(
+        (status.as_u16(), text.as_str()),
+        (500, "command 'false' exited with 1: !")
+    );
     let text = "you must specify at least 1 of stdin, stdout, stderr";
-    assert_eq!(run("/exec/ns/web/main?command=ls").await, (StatusCode::BAD_REQUEST, text.into()));
+    assert_eq!(
+        run("/exec/ns/web/main?command=ls").await,
+        (StatusCode::BAD_REQUEST, text.into())
+    );
     let (status, text) = run("/exec/ns/web/gone?command=ls&output=1").await;
-    assert_eq!((status.as_u16(), text.as_str()), (500, "container not found (\"gone\")"));
+    assert_eq!(
+        (status.as_u16(), text.as_str()),
+        (500, "container not found (\"gone\")")
+    );
     let (status, text) = run("/exec/ns/web/main?command=ls&output=1").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert!(text.starts_with("unable to upgrade: header X-Stream-Protocol-Version"), "{text}");
+    assert!(
+        text.starts_with("unable to upgrade: header X-Stream-Protocol-Version"),
+        "{text}"
+    );
     let (status, text) = run("/checkpoint/ns/web/main").await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     assert!(text.contains("not supported by this runtime"));
@@ -291,10 +394,23 @@ async fn commands() {
 
 #[tokio::test]
 async fn what_is_disabled_says_so() {
-    let options = ServerOptions { enable_debugging_handlers: false, ..ServerOptions::default() };
+    let options = ServerOptions {
+        enable_debugging_handlers: false,
+        ..ServerOptions::default()
+    };
     let fixture = fixture(options).await;
-    for path in ["/containerLogs/ns/web/main", "/exec/ns/web/main", "/logs/", "/runningpods/"] {
-        fixture.check(path, 405, "Debug endpoints are disabled.").await;
+    for path in [
+        "/containerLogs/ns/web/main",
+        "/exec/ns/web/main",
+        "/logs/",
+        "/runningpods/",
+    ] {
+        fixture
+            .check(path, 405, "Debug endpoints are disabled.")
+            .await;
     }
-    assert_eq!(fixture.request(Method::GET, "/pods").await.0, StatusCode::OK);
+    assert_eq!(
+        fixture.request(Method::GET, "/pods").await.0,
+        StatusCode::OK
+    );
 }

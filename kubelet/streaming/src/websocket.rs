@@ -18,7 +18,8 @@ use tokio::io::{
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_util::sync::{CancellationToken, PollSender};
 
 /// Largest message taken. Upstream: `golang.org/x/net/websocket`'s 32 MiB.
@@ -138,6 +139,14 @@ async fn socket<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStream<T> 
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES));
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
+}
+
+/// Clients take an end without a code for a failure.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    }))
 }
 
 fn encode(codec: Codec, number: u8, data: &[u8]) -> Message {
@@ -279,7 +288,7 @@ async fn write_messages<T: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     // The client may be gone already.
-    let _ = sink.send(Message::Close(None)).await;
+    let _ = sink.send(goodbye()).await;
 }
 
 /// What the client sends on one channel.
@@ -374,7 +383,7 @@ where
             }
         }
         // The client may be gone already.
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(goodbye()).await;
     };
     tokio::spawn(async move {
         let _halves = tokio::join!(incoming, outgoing);

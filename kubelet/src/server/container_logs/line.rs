@@ -45,7 +45,14 @@ impl LineWriter {
         limit_bytes: Option<u64>,
     ) -> Self {
         let pending = Vec::new();
-        Self { since, timestamps, stream, remaining: limit_bytes, pending, at_start: true }
+        Self {
+            since,
+            timestamps,
+            stream,
+            remaining: limit_bytes,
+            pending,
+            at_start: true,
+        }
     }
 
     /// Takes bytes and appends to `out`. `false`: the limit is reached, no more is wanted.
@@ -101,7 +108,9 @@ impl LineWriter {
             out.extend_from_slice(bytes);
             return true;
         };
-        let count = usize::try_from(*remaining).unwrap_or(usize::MAX).min(bytes.len());
+        let count = usize::try_from(*remaining)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         out.extend_from_slice(&bytes[..count]);
         *remaining -= count as u64;
         *remaining > 0
@@ -127,7 +136,12 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     if partial {
         text = text.strip_suffix(b"\n").unwrap_or(text);
     }
-    Some(Line { timestamp, stream, text, partial })
+    Some(Line {
+        timestamp,
+        stream,
+        text,
+        partial,
+    })
 }
 
 #[cfg(test)]
@@ -142,14 +156,21 @@ mod tests {
 
     fn check(mut writer: LineWriter, expect: &str) {
         for step in [1, 7, LOG.len()] {
-            let mut copy = LineWriter { pending: Vec::new(), ..writer };
+            let mut copy = LineWriter {
+                pending: Vec::new(),
+                ..writer
+            };
             let mut out = BytesMut::new();
             for piece in LOG.as_bytes().chunks(step) {
                 if !copy.push(piece, &mut out) {
                     break;
                 }
             }
-            assert_eq!(std::str::from_utf8(&out).unwrap(), expect, "in pieces of {step}");
+            assert_eq!(
+                std::str::from_utf8(&out).unwrap(),
+                expect,
+                "in pieces of {step}"
+            );
         }
         writer.end_of_file();
     }
@@ -157,7 +178,12 @@ mod tests {
     #[test]
     fn lines() {
         let writer = |since: Option<&str>, timestamps, stream, limit| {
-            LineWriter::new(since.map(|text| text.parse().unwrap()), timestamps, stream, limit)
+            LineWriter::new(
+                since.map(|text| text.parse().unwrap()),
+                timestamps,
+                stream,
+                limit,
+            )
         };
         check(writer(None, false, None, None), "one, two\nthree\n\n");
         check(
@@ -166,7 +192,10 @@ mod tests {
              2016-10-06T00:17:11.500000000Z \n",
         );
         check(writer(None, false, Some(Stream::Stderr), None), "three\n");
-        check(writer(Some("2016-10-06T00:17:10Z"), false, None, None), "three\n\n");
+        check(
+            writer(Some("2016-10-06T00:17:10Z"), false, None, None),
+            "three\n\n",
+        );
         check(writer(None, false, None, Some(7)), "one, tw");
     }
 }

@@ -24,8 +24,12 @@ impl LogQuery {
     /// Reads the query; what is malformed is 400, what makes no sense 422.
     pub(super) fn parse(pairs: &[(String, String)]) -> Result<Self, ApiError> {
         let undecodable = || ApiError::bad_request(r#"{"message": "Unable to decode query."}"#);
-        let invalid =
-            || ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, r#"{"message": "Invalid request."}"#);
+        let invalid = || {
+            ApiError::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                r#"{"message": "Invalid request."}"#,
+            )
+        };
         let mut query = Self::default();
         for (key, value) in pairs {
             let number = || value.parse::<i64>().map_err(|_| undecodable());
@@ -68,7 +72,11 @@ impl LogQuery {
         let two_sinces = query.since_seconds.is_some() && query.since_time.is_some();
         // A tail is counted in the file, where both streams are mixed.
         let tail_of_stream = query.tail_lines.is_some() && query.stream.is_some();
-        if two_sinces || tail_of_stream { Err(invalid()) } else { Ok(query) }
+        if two_sinces || tail_of_stream {
+            Err(invalid())
+        } else {
+            Ok(query)
+        }
     }
 
     /// The time before which lines are left out.
@@ -90,7 +98,10 @@ mod tests {
     use super::*;
 
     fn check(query: &[(&str, &str)], expect: Result<LogQuery, ()>) {
-        let pairs: Vec<_> = query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let pairs: Vec<_> = query
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         assert_eq!(LogQuery::parse(&pairs).map_err(|_| ()), expect, "{query:?}");
     }
 
@@ -98,26 +109,49 @@ mod tests {
     fn queries() {
         check(&[], Ok(LogQuery::default()));
         check(
-            &[("follow", "true"), ("tailLines", "5"), ("timestamps", ""), ("previous", "false")],
-            Ok(LogQuery { follow: true, timestamps: true, tail_lines: Some(5), ..Default::default() }),
+            &[
+                ("follow", "true"),
+                ("tailLines", "5"),
+                ("timestamps", ""),
+                ("previous", "false"),
+            ],
+            Ok(LogQuery {
+                follow: true,
+                timestamps: true,
+                tail_lines: Some(5),
+                ..Default::default()
+            }),
         );
         check(&[("tail", "all")], Ok(LogQuery::default()));
         check(
             &[("stream", "Stderr"), ("limitBytes", "9")],
-            Ok(LogQuery { stream: Some(Stream::Stderr), limit_bytes: Some(9), ..Default::default() }),
+            Ok(LogQuery {
+                stream: Some(Stream::Stderr),
+                limit_bytes: Some(9),
+                ..Default::default()
+            }),
         );
         check(&[("tailLines", "-1")], Err(()));
         check(&[("tailLines", "x")], Err(()));
         check(&[("limitBytes", "0")], Err(()));
         check(&[("stream", "Stdout"), ("tailLines", "1")], Err(()));
-        check(&[("sinceSeconds", "1"), ("sinceTime", "2026-01-01T00:00:00Z")], Err(()));
+        check(
+            &[("sinceSeconds", "1"), ("sinceTime", "2026-01-01T00:00:00Z")],
+            Err(()),
+        );
     }
 
     #[test]
     fn since() {
         let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
-        let query = LogQuery { since_seconds: Some(60), ..Default::default() };
-        assert_eq!(query.since(now), Some("2026-01-01T00:00:00Z".parse().unwrap()));
+        let query = LogQuery {
+            since_seconds: Some(60),
+            ..Default::default()
+        };
+        assert_eq!(
+            query.since(now),
+            Some("2026-01-01T00:00:00Z".parse().unwrap())
+        );
         assert_eq!(LogQuery::default().since(now), None);
     }
 }

@@ -44,7 +44,11 @@ enum Next {
 impl Reader {
     /// Sends all there is; errors go to the client by breaking its response off.
     pub(super) async fn run(mut self) {
-        let result = if self.follow { self.follow().await } else { self.drain().await.map(drop) };
+        let result = if self.follow {
+            self.follow().await
+        } else {
+            self.drain().await.map(drop)
+        };
         if let Err(error) = result {
             tracing::warn!(path = %self.path.display(), %error, "reading a container's log failed");
             let _ = self.sink.send(Err(error)).await;
@@ -135,16 +139,16 @@ impl Reader {
     async fn is_running(&self) -> bool {
         match self.runtime.container_status(&self.container).await {
             Ok(status) => {
-                matches!(status.state, ContainerState::Running | ContainerState::Created)
+                matches!(
+                    status.state,
+                    ContainerState::Running | ContainerState::Created
+                )
             }
             Err(_) => false,
         }
     }
 
-    async fn has_ended(
-        &self,
-        event: Result<RuntimeEvent, broadcast::error::RecvError>,
-    ) -> bool {
+    async fn has_ended(&self, event: Result<RuntimeEvent, broadcast::error::RecvError>) -> bool {
         match event {
             Ok(RuntimeEvent::ContainerExited { container_id, .. }) => {
                 container_id == self.container

@@ -28,12 +28,21 @@ pub(super) fn container(pod: &Pod, name: &str, previous: bool) -> Result<Chosen,
         .find(|status| status.name == name)
         .ok_or_else(|| format!("container {name:?} in pod {pod_name:?} is not available"))?;
     let chosen = |id: Option<&String>, restart_count: i32| {
-        id.map(|id| bare(id)).filter(|id| !id.is_empty()).map(|id| Chosen { id, restart_count })
+        id.map(|id| bare(id))
+            .filter(|id| !id.is_empty())
+            .map(|id| Chosen { id, restart_count })
     };
-    let last: Option<&ContainerStateTerminated> =
-        status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let last: Option<&ContainerStateTerminated> = status
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
     let of_last = || {
-        last.and_then(|last| chosen(last.container_id.as_ref(), (status.restart_count - 1).max(0)))
+        last.and_then(|last| {
+            chosen(
+                last.container_id.as_ref(),
+                (status.restart_count - 1).max(0),
+            )
+        })
     };
     let is_terminated = || format!("container {name:?} in pod {pod_name:?} is terminated");
     if previous {
@@ -82,7 +91,8 @@ mod tests {
             "status": {"containerStatuses": [status]},
         }))
         .unwrap();
-        let got = container(&pod, "c", previous).map(|chosen| format!("{} {}", chosen.id, chosen.restart_count));
+        let got = container(&pod, "c", previous)
+            .map(|chosen| format!("{} {}", chosen.id, chosen.restart_count));
         assert_eq!(got, expect.map(str::to_owned).map_err(str::to_owned));
     }
 
@@ -99,24 +109,48 @@ mod tests {
         let ended = |id: &str| json!({"terminated": {"exitCode": 1, "containerID": id}});
         let running = json!({"running": {}});
         let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
-        check(status(running.clone(), none.clone(), "gantry://a"), false, Ok("a 2"));
-        check(status(running.clone(), ended("gantry://b"), "gantry://a"), true, Ok("b 1"));
+        check(
+            status(running.clone(), none.clone(), "gantry://a"),
+            false,
+            Ok("a 2"),
+        );
+        check(
+            status(running.clone(), ended("gantry://b"), "gantry://a"),
+            true,
+            Ok("b 1"),
+        );
         check(
             status(running, none.clone(), "gantry://a"),
             true,
             Err("previous terminated container \"c\" in pod \"p\" not found"),
         );
-        check(status(ended("gantry://a"), none.clone(), ""), false, Ok("a 2"));
+        check(
+            status(ended("gantry://a"), none.clone(), ""),
+            false,
+            Ok("a 2"),
+        );
         check(status(ended(""), ended("gantry://b"), ""), false, Ok("b 1"));
-        check(status(ended(""), none.clone(), ""), false, Err("container \"c\" in pod \"p\" is terminated"));
-        check(status(waiting("CrashLoopBackOff"), ended("gantry://b"), ""), false, Ok("b 1"));
+        check(
+            status(ended(""), none.clone(), ""),
+            false,
+            Err("container \"c\" in pod \"p\" is terminated"),
+        );
+        check(
+            status(waiting("CrashLoopBackOff"), ended("gantry://b"), ""),
+            false,
+            Ok("b 1"),
+        );
         for (reason, text) in [
             ("ErrImagePull", "image can't be pulled"),
             ("ImagePullBackOff", "trying and failing to pull image"),
             ("ContainerCreating", "ContainerCreating"),
         ] {
             let expect = format!("container \"c\" in pod \"p\" is waiting to start: {text}");
-            check(status(waiting(reason), none.clone(), ""), false, Err(&expect));
+            check(
+                status(waiting(reason), none.clone(), ""),
+                false,
+                Err(&expect),
+            );
         }
         let empty: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}})).unwrap();
         assert_eq!(

@@ -15,7 +15,9 @@ pub(super) async fn open(path: PathBuf, tail: Option<u64>) -> io::Result<tokio::
         }
         Ok::<_, io::Error>(file)
     });
-    Ok(tokio::fs::File::from_std(opened.await.map_err(io::Error::other)??))
+    Ok(tokio::fs::File::from_std(
+        opened.await.map_err(io::Error::other)??,
+    ))
 }
 
 /// The offset of the `lines`-th line from the end, read backwards. A line without its end counts as one.

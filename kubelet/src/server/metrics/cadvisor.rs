@@ -20,7 +20,11 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     networks(&mut page, snapshot);
     let machine = [
         ("machine_cpu_cores", "Number of logical CPU cores.", cpus()),
-        ("machine_memory_bytes", "Amount of memory installed on the machine.", snapshot.memory_capacity_bytes as f64),
+        (
+            "machine_memory_bytes",
+            "Amount of memory installed on the machine.",
+            snapshot.memory_capacity_bytes as f64,
+        ),
     ];
     for (name, help, value) in machine {
         page.family(name, "gauge", help).sample(&[], value, None);
@@ -75,7 +79,9 @@ fn rows(page: &mut Page, snapshot: &Snapshot) {
         "Cumulative cpu time consumed in seconds.",
     );
     for (of, row) in &rows {
-        let Some(value) = row.cpu_seconds else { continue };
+        let Some(value) = row.cpu_seconds else {
+            continue;
+        };
         let id = id(*of);
         let [container, rest @ ..] = labels(*of, &id);
         let mut all = vec![container, ("cpu", "total")];
@@ -89,8 +95,14 @@ fn rows(page: &mut Page, snapshot: &Snapshot) {
             "Current memory usage in bytes, including all memory regardless of when it was accessed",
             |row| row.usage,
         ),
-        ("container_memory_working_set_bytes", "Current working set in bytes.", |row| row.working_set),
-        ("container_memory_rss", "Size of RSS in bytes.", |row| row.rss),
+        (
+            "container_memory_working_set_bytes",
+            "Current working set in bytes.",
+            |row| row.working_set,
+        ),
+        ("container_memory_rss", "Size of RSS in bytes.", |row| {
+            row.rss
+        }),
     ];
     for (name, help, value) in metrics {
         let mut family = page.family(name, "gauge", help);
@@ -114,9 +126,15 @@ fn labels<'a>(
     of: Option<(&'a PodSnapshot, Option<&'a ContainerSnapshot>)>,
     id: &'a str,
 ) -> Labels<'a> {
-    let (pod, container) = (of.map(|(pod, _)| pod), of.and_then(|(_, container)| container));
+    let (pod, container) = (
+        of.map(|(pod, _)| pod),
+        of.and_then(|(_, container)| container),
+    );
     [
-        ("container", container.map_or("", |c| c.status.metadata.name.as_str())),
+        (
+            "container",
+            container.map_or("", |c| c.status.metadata.name.as_str()),
+        ),
         ("id", id),
         ("image", container.map_or("", |c| c.status.image.as_str())),
         ("name", container.map_or("", |c| c.status.id.as_str())),
@@ -129,40 +147,71 @@ fn labels<'a>(
 fn containers(page: &mut Page, snapshot: &Snapshot) {
     type Value = fn(&ContainerSnapshot) -> Option<f64>;
     let metrics: [(&'static str, &str, &str, Value); 9] = [
-        ("container_fs_usage_bytes", "gauge", "Number of bytes that are consumed by the container on this filesystem.", |c| {
-            Some(c.stats.writable_layer_used_bytes as f64)
-        }),
-        ("container_fs_inodes_total", "gauge", "Number of Inodes", |c| {
-            Some(c.stats.writable_layer_inodes_used as f64)
-        }),
-        ("container_memory_failures_total", "counter", "Cumulative count of memory allocation failures.", |c| {
-            Some(c.stats.major_page_faults as f64)
-        }),
-        ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds.", |c| {
-            let started = c.status.started_at.unwrap_or(c.status.created_at);
-            Some(started.as_second() as f64)
-        }),
-        ("container_last_seen", "gauge", "Last time a container was seen by the exporter", |c| {
-            Some(c.stats.timestamp.as_second() as f64)
-        }),
-        ("container_spec_cpu_period", "gauge", "CPU period of the container.", |c| {
-            Some(c.status.resources.cpu_period_us? as f64)
-        }),
-        ("container_spec_cpu_quota", "gauge", "CPU quota of the container.", |c| {
-            Some(c.status.resources.cpu_quota_us.filter(|quota| *quota > 0)? as f64)
-        }),
-        ("container_spec_cpu_shares", "gauge", "CPU share of the container.", |c| {
-            Some(c.status.resources.cpu_shares? as f64)
-        }),
-        ("container_spec_memory_limit_bytes", "gauge", "Memory limit for the container.", |c| {
-            Some(c.status.resources.memory_limit_bytes.unwrap_or(0).max(0) as f64)
-        }),
+        (
+            "container_fs_usage_bytes",
+            "gauge",
+            "Number of bytes that are consumed by the container on this filesystem.",
+            |c| Some(c.stats.writable_layer_used_bytes as f64),
+        ),
+        (
+            "container_fs_inodes_total",
+            "gauge",
+            "Number of Inodes",
+            |c| Some(c.stats.writable_layer_inodes_used as f64),
+        ),
+        (
+            "container_memory_failures_total",
+            "counter",
+            "Cumulative count of memory allocation failures.",
+            |c| Some(c.stats.major_page_faults as f64),
+        ),
+        (
+            "container_start_time_seconds",
+            "gauge",
+            "Start time of the container since unix epoch in seconds.",
+            |c| {
+                let started = c.status.started_at.unwrap_or(c.status.created_at);
+                Some(started.as_second() as f64)
+            },
+        ),
+        (
+            "container_last_seen",
+            "gauge",
+            "Last time a container was seen by the exporter",
+            |c| Some(c.stats.timestamp.as_second() as f64),
+        ),
+        (
+            "container_spec_cpu_period",
+            "gauge",
+            "CPU period of the container.",
+            |c| Some(c.status.resources.cpu_period_us? as f64),
+        ),
+        (
+            "container_spec_cpu_quota",
+            "gauge",
+            "CPU quota of the container.",
+            |c| Some(c.status.resources.cpu_quota_us.filter(|quota| *quota > 0)? as f64),
+        ),
+        (
+            "container_spec_cpu_shares",
+            "gauge",
+            "CPU share of the container.",
+            |c| Some(c.status.resources.cpu_shares? as f64),
+        ),
+        (
+            "container_spec_memory_limit_bytes",
+            "gauge",
+            "Memory limit for the container.",
+            |c| Some(c.status.resources.memory_limit_bytes.unwrap_or(0).max(0) as f64),
+        ),
     ];
     for (name, kind, help, value) in metrics {
         let mut family = page.family(name, kind, help);
         for pod in &snapshot.pods {
             for container in &pod.containers {
-                let Some(value) = value(container) else { continue };
+                let Some(value) = value(container) else {
+                    continue;
+                };
                 let of = Some((pod, Some(container)));
                 family.sample(&labels(of, &id(of)), value, Some(snapshot.time));
             }
@@ -174,22 +223,48 @@ fn containers(page: &mut Page, snapshot: &Snapshot) {
 fn networks(page: &mut Page, snapshot: &Snapshot) {
     type Value = fn(&runtime::api::PodSandboxStats) -> u64;
     let metrics: [(&'static str, &str, Value); 4] = [
-        ("container_network_receive_bytes_total", "Cumulative count of bytes received", |s| s.rx_bytes),
-        ("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving", |s| s.rx_errors),
-        ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", |s| s.tx_bytes),
-        ("container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting", |s| s.tx_errors),
+        (
+            "container_network_receive_bytes_total",
+            "Cumulative count of bytes received",
+            |s| s.rx_bytes,
+        ),
+        (
+            "container_network_receive_errors_total",
+            "Cumulative count of errors encountered while receiving",
+            |s| s.rx_errors,
+        ),
+        (
+            "container_network_transmit_bytes_total",
+            "Cumulative count of bytes transmitted",
+            |s| s.tx_bytes,
+        ),
+        (
+            "container_network_transmit_errors_total",
+            "Cumulative count of errors encountered while transmitting",
+            |s| s.tx_errors,
+        ),
     ];
     for (name, help, value) in metrics {
         let mut family = page.family(name, "counter", help);
         for pod in &snapshot.pods {
-            let Some(sandbox) = &pod.sandbox else { continue };
+            let Some(sandbox) = &pod.sandbox else {
+                continue;
+            };
             if pod::is_host_network(&pod.pod) {
                 continue;
             }
             let of = Some((pod, None));
             let id = id(of);
             let [container, id, image, name, namespace, pod_name] = labels(of, &id);
-            let all = [container, id, image, ("interface", "eth0"), name, namespace, pod_name];
+            let all = [
+                container,
+                id,
+                image,
+                ("interface", "eth0"),
+                name,
+                namespace,
+                pod_name,
+            ];
             family.sample(&all, value(sandbox) as f64, Some(snapshot.time));
         }
     }
@@ -199,8 +274,14 @@ fn networks(page: &mut Page, snapshot: &Snapshot) {
         "Number of processes running inside the container.",
     );
     for pod in &snapshot.pods {
-        let Some(sandbox) = &pod.sandbox else { continue };
+        let Some(sandbox) = &pod.sandbox else {
+            continue;
+        };
         let of = Some((pod, None));
-        family.sample(&labels(of, &id(of)), sandbox.process_count as f64, Some(snapshot.time));
+        family.sample(
+            &labels(of, &id(of)),
+            sandbox.process_count as f64,
+            Some(snapshot.time),
+        );
     }
 }

@@ -37,7 +37,10 @@ impl Family<'_> {
             text.push('{');
             for (index, (key, value)) in labels.iter().enumerate() {
                 let comma = if index > 0 { "," } else { "" };
-                let value = value.replace('\\', "\\\\").replace('\n', "\\n").replace('"', "\\\"");
+                let value = value
+                    .replace('\\', "\\\\")
+                    .replace('\n', "\\n")
+                    .replace('"', "\\\"");
                 let _ = write!(text, "{comma}{key}=\"{value}\"");
             }
             text.push('}');
@@ -59,7 +62,11 @@ mod tests {
         let mut page = Page::default();
         let mut family = page.family("a_b", "gauge", "[STABLE] Help");
         family.sample(&[], 1.5, None);
-        family.sample(&[("x", "q\"\\\n"), ("y", "")], 2e12, Timestamp::from_millisecond(7).ok());
+        family.sample(
+            &[("x", "q\"\\\n"), ("y", "")],
+            2e12,
+            Timestamp::from_millisecond(7).ok(),
+        );
         assert_eq!(
             page.finish(),
             "# HELP a_b [STABLE] Help\n# TYPE a_b gauge\na_b 1.5\na_b{x=\"q\\\"\\\\\\n\",y=\"\"} 2000000000000 7\n"

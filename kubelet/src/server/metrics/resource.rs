@@ -34,7 +34,10 @@ fn containers(page: &mut Page, snapshot: &Snapshot) {
             "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
             |container| {
                 let stats = &container.stats;
-                (stats.cpu_usage_core_nanoseconds as f64 / NANOSECONDS, Some(stats.timestamp))
+                (
+                    stats.cpu_usage_core_nanoseconds as f64 / NANOSECONDS,
+                    Some(stats.timestamp),
+                )
             },
         ),
         (
@@ -51,7 +54,10 @@ fn containers(page: &mut Page, snapshot: &Snapshot) {
             "gauge",
             "[STABLE] Start time of the container since unix epoch in seconds",
             |container| {
-                let started = container.status.started_at.unwrap_or(container.status.created_at);
+                let started = container
+                    .status
+                    .started_at
+                    .unwrap_or(container.status.created_at);
                 (started.as_millisecond() as f64 / 1e3, None)
             },
         ),
@@ -124,7 +130,10 @@ fn node_and_pods(page: &mut Page, snapshot: &Snapshot) {
     for (name, kind, help, value) in metrics {
         let mut family = page.family(name, kind, help);
         for pod in &snapshot.pods {
-            let labels = [("namespace", pod::namespace(&pod.pod)), ("pod", pod::name(&pod.pod))];
+            let labels = [
+                ("namespace", pod::namespace(&pod.pod)),
+                ("pod", pod::name(&pod.pod)),
+            ];
             if let Some(value) = value(pod) {
                 family.sample(&labels, value, time);
             }

@@ -62,9 +62,12 @@ pub(super) fn read(cpu: &Path, memory: &Path) -> Option<Usage> {
         usage.swap_bytes = number(&memory.join("memory.swap.current"));
         inactive = value(&stat, "inactive_file");
     }
-    usage.memory_limit_bytes = usage.memory_limit_bytes.filter(|limit| *limit < NO_LIMIT_BYTES);
-    usage.working_set_bytes =
-        usage.memory_bytes.map(|bytes| bytes.saturating_sub(inactive.unwrap_or(0)));
+    usage.memory_limit_bytes = usage
+        .memory_limit_bytes
+        .filter(|limit| *limit < NO_LIMIT_BYTES);
+    usage.working_set_bytes = usage
+        .memory_bytes
+        .map(|bytes| bytes.saturating_sub(inactive.unwrap_or(0)));
     Some(usage)
 }
 
@@ -72,9 +75,11 @@ pub(super) fn read(cpu: &Path, memory: &Path) -> Option<Usage> {
 pub(super) fn node(root: Option<Usage>) -> Usage {
     let mut usage = root.unwrap_or_default();
     usage.memory_limit_bytes = None;
-    if let (Some(total), Some(free), Some(available)) =
-        (meminfo("MemTotal"), meminfo("MemFree"), meminfo("MemAvailable"))
-    {
+    if let (Some(total), Some(free), Some(available)) = (
+        meminfo("MemTotal"),
+        meminfo("MemFree"),
+        meminfo("MemAvailable"),
+    ) {
         usage.memory_bytes = Some(total.saturating_sub(free));
         usage.working_set_bytes = Some(total.saturating_sub(available));
         usage.rss_bytes = meminfo("AnonPages").or(usage.rss_bytes);
@@ -110,7 +115,11 @@ pub(super) fn own_process() -> Option<Usage> {
 
 fn meminfo_of(status: &str, key: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+    line.split_whitespace()
+        .next()?
+        .parse::<u64>()
+        .ok()
+        .map(|kilobytes| kilobytes * 1024)
 }
 
 fn read_proc(name: &str) -> String {
@@ -118,14 +127,20 @@ fn read_proc(name: &str) -> String {
 }
 
 fn nanoseconds_per_tick() -> u64 {
-    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
+        .ok()
+        .flatten()
+        .unwrap_or(100);
     1_000_000_000 / u64::try_from(ticks).unwrap_or(100).max(1)
 }
 
 /// All but idle and waiting time of all processors.
 fn proc_stat_nanoseconds(stat: &str) -> Option<u64> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
-    let ticks: Vec<u64> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    let ticks: Vec<u64> = line
+        .split_whitespace()
+        .filter_map(|field| field.parse().ok())
+        .collect();
     let busy = ticks.iter().take(8).sum::<u64>() - ticks.get(3)? - ticks.get(4)?;
     Some(busy * nanoseconds_per_tick())
 }
@@ -133,13 +148,18 @@ fn proc_stat_nanoseconds(stat: &str) -> Option<u64> {
 /// When the machine started.
 pub(super) fn boot_time() -> Timestamp {
     let seconds = value(&read_proc("stat"), "btime").and_then(|s| i64::try_from(s).ok());
-    seconds.and_then(|s| Timestamp::from_second(s).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
+    seconds
+        .and_then(|s| Timestamp::from_second(s).ok())
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// The most processes there may be, and how many there are.
 pub(super) fn processes() -> (Option<i64>, Option<i64>) {
     let limit = |name: &str| read_proc(name).trim().parse::<i64>().ok();
-    let max = [limit("sys/kernel/pid_max"), limit("sys/kernel/threads-max")].into_iter().flatten().min();
+    let max = [limit("sys/kernel/pid_max"), limit("sys/kernel/threads-max")]
+        .into_iter()
+        .flatten()
+        .min();
     // `0.00 0.01 0.05 running/total last`
     let load = read_proc("loadavg");
     let current = load
@@ -171,7 +191,10 @@ mod tests {
                 ("cpuacct.usage", "5000\n"),
                 ("memory.usage_in_bytes", "1000\n"),
                 ("memory.limit_in_bytes", "9223372036854771712\n"),
-                ("memory.stat", "rss 1\ntotal_rss 300\ntotal_inactive_file 400\ntotal_pgfault 7\ntotal_pgmajfault 2\n"),
+                (
+                    "memory.stat",
+                    "rss 1\ntotal_rss 300\ntotal_inactive_file 400\ntotal_pgfault 7\ntotal_pgmajfault 2\n",
+                ),
             ],
             Usage {
                 cpu_nanoseconds: Some(5000),
@@ -190,7 +213,10 @@ mod tests {
                 ("memory.current", "1000\n"),
                 ("memory.max", "2000\n"),
                 ("memory.swap.current", "0\n"),
-                ("memory.stat", "anon 300\ninactive_file 400\npgfault 7\npgmajfault 2\n"),
+                (
+                    "memory.stat",
+                    "anon 300\ninactive_file 400\npgfault 7\npgmajfault 2\n",
+                ),
             ],
             Usage {
                 cpu_nanoseconds: Some(5000),

@@ -20,11 +20,17 @@ fn parse(text: &str) -> Vec<Interface> {
         .filter_map(|line| {
             let (name, numbers) = line.split_once(':')?;
             let name = name.trim();
-            if name == "lo" || ["veth", "docker", "nerdctl"].iter().any(|p| name.starts_with(p)) {
+            if name == "lo"
+                || ["veth", "docker", "nerdctl"]
+                    .iter()
+                    .any(|p| name.starts_with(p))
+            {
                 return None;
             }
-            let numbers: Vec<u64> =
-                numbers.split_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
+            let numbers: Vec<u64> = numbers
+                .split_whitespace()
+                .map(|n| n.parse().unwrap_or(0))
+                .collect();
             let at = |index: usize| numbers.get(index).copied().unwrap_or(0);
             Some(Interface {
                 name: name.to_owned(),
@@ -48,7 +54,13 @@ mod tests {
             lo:  100 1 0 0 0 0 0 0 100 1 0 0 0 0 0 0\n  \
             eth0: 5 1 2 0 0 0 0 0 7 1 3 0 0 0 0 0\n\
             veth12: 5 1 2 0 0 0 0 0 7 1 3 0 0 0 0 0\n";
-        let expect = Interface { name: "eth0".into(), rx_bytes: 5, rx_errors: 2, tx_bytes: 7, tx_errors: 3 };
+        let expect = Interface {
+            name: "eth0".into(),
+            rx_bytes: 5,
+            rx_errors: 2,
+            tx_bytes: 7,
+            tx_errors: 3,
+        };
         assert_eq!(parse(text), [expect]);
     }
 }

@@ -27,7 +27,8 @@ impl Rates {
     pub(super) fn observe(&mut self, key: &str, time: Timestamp, value: u64) -> Option<u64> {
         let since = |then: Timestamp| (time - then).total(jiff::Unit::Second).unwrap_or(0.0);
         if self.samples.len() > 256 {
-            self.samples.retain(|_, sample| since(sample.time) < FORGET_SECONDS);
+            self.samples
+                .retain(|_, sample| since(sample.time) < FORGET_SECONDS);
         }
         let rate = match self.samples.get(key) {
             Some(last) => {
@@ -35,11 +36,14 @@ impl Rates {
                 if seconds < MIN_INTERVAL_SECONDS {
                     return last.rate;
                 }
-                value.checked_sub(last.value).map(|grown| (grown as f64 / seconds) as u64)
+                value
+                    .checked_sub(last.value)
+                    .map(|grown| (grown as f64 / seconds) as u64)
             }
             None => None,
         };
-        self.samples.insert(key.to_owned(), Sample { time, value, rate });
+        self.samples
+            .insert(key.to_owned(), Sample { time, value, rate });
         rate
     }
 }
@@ -54,7 +58,11 @@ mod tests {
         let at = |millis: i64| Timestamp::from_millisecond(millis).unwrap();
         assert_eq!(rates.observe("a", at(0), 100), None);
         assert_eq!(rates.observe("a", at(2000), 300), Some(100));
-        assert_eq!(rates.observe("a", at(2100), 900), Some(100), "too early to tell");
+        assert_eq!(
+            rates.observe("a", at(2100), 900),
+            Some(100),
+            "too early to tell"
+        );
         assert_eq!(rates.observe("a", at(4000), 500), Some(100));
         assert_eq!(rates.observe("a", at(6000), 10), None, "it was reset");
         assert_eq!(rates.observe("b", at(6000), 1), None);

@@ -194,7 +194,11 @@ impl Summary {
         }
         let image_fs = || {
             let (usage, fs) = snapshot.image_fs.as_ref()?;
-            Some(fs_stats(time, fs, Some((usage.used_bytes, usage.inodes_used))))
+            Some(fs_stats(
+                time,
+                fs,
+                Some((usage.used_bytes, usage.inodes_used)),
+            ))
         };
         let long = !short;
         Self {
@@ -208,12 +212,17 @@ impl Summary {
                     usage_core_nano_seconds: None,
                 }),
                 memory: memory(time, &snapshot.node, Some(snapshot.memory_capacity_bytes)),
-                network: if long { network(time, &snapshot.interfaces) } else { None },
+                network: if long {
+                    network(time, &snapshot.interfaces)
+                } else {
+                    None
+                },
                 fs: long.then(|| fs_stats(time, &snapshot.root_fs, None)),
                 runtime: match (long, image_fs(), image_fs()) {
-                    (true, Some(image_fs), Some(container_fs)) => {
-                        Some(RuntimeFs { image_fs, container_fs })
-                    }
+                    (true, Some(image_fs), Some(container_fs)) => Some(RuntimeFs {
+                        image_fs,
+                        container_fs,
+                    }),
                     _ => None,
                 },
                 rlimit: long.then_some(RlimitStats {
@@ -221,9 +230,16 @@ impl Summary {
                     maxpid: snapshot.processes.0,
                     curproc: snapshot.processes.1,
                 }),
-                swap: Some(SwapStats { time, swap_usage_bytes: snapshot.node.swap_bytes }),
+                swap: Some(SwapStats {
+                    time,
+                    swap_usage_bytes: snapshot.node.swap_bytes,
+                }),
             },
-            pods: snapshot.pods.iter().map(|pod| pod_stats(snapshot, stats, pod, short)).collect(),
+            pods: snapshot
+                .pods
+                .iter()
+                .map(|pod| pod_stats(snapshot, stats, pod, short))
+                .collect(),
         }
     }
 }
@@ -231,18 +247,25 @@ impl Summary {
 fn pod_stats(snapshot: &Snapshot, stats: &Stats, pod: &PodSnapshot, short: bool) -> PodStats {
     let time = Time(snapshot.time);
     let uid = pod::uid(&pod.pod);
-    let started = pod.pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+    let started = pod
+        .pod
+        .status
+        .as_ref()
+        .and_then(|status| status.start_time.as_ref());
     let containers: Vec<ContainerStats> = pod
         .containers
         .iter()
         .map(|container| container_stats(snapshot, stats, container, short))
         .collect();
-    let (bytes, inodes) = pod.containers.iter().fold((0, 0), |(bytes, inodes), container| {
-        (
-            bytes + container.stats.writable_layer_used_bytes + container.logs_bytes,
-            inodes + container.stats.writable_layer_inodes_used + container.logs_inodes,
-        )
-    });
+    let (bytes, inodes) = pod
+        .containers
+        .iter()
+        .fold((0, 0), |(bytes, inodes), container| {
+            (
+                bytes + container.stats.writable_layer_used_bytes + container.logs_bytes,
+                inodes + container.stats.writable_layer_inodes_used + container.logs_inodes,
+            )
+        });
     let sandbox = pod.sandbox.as_ref();
     PodStats {
         pod_ref: PodReference {
@@ -252,23 +275,36 @@ fn pod_stats(snapshot: &Snapshot, stats: &Stats, pod: &PodSnapshot, short: bool)
         },
         start_time: Time(started.map_or(snapshot.boot_time, |time| time.0)),
         containers,
-        cpu: pod.usage.as_ref().and_then(|usage| cpu(stats, &format!("pod/{uid}"), time, usage)),
+        cpu: pod
+            .usage
+            .as_ref()
+            .and_then(|usage| cpu(stats, &format!("pod/{uid}"), time, usage)),
         memory: pod.usage.as_ref().map(|usage| memory(time, usage, None)),
-        network: sandbox.filter(|_| !short && !pod::is_host_network(&pod.pod)).map(|sandbox| {
-            let default = InterfaceStats {
-                name: "eth0".to_owned(),
-                rx_bytes: sandbox.rx_bytes,
-                rx_errors: sandbox.rx_errors,
-                tx_bytes: sandbox.tx_bytes,
-                tx_errors: sandbox.tx_errors,
-            };
-            NetworkStats { time, interfaces: vec![default.clone()], default }
+        network: sandbox
+            .filter(|_| !short && !pod::is_host_network(&pod.pod))
+            .map(|sandbox| {
+                let default = InterfaceStats {
+                    name: "eth0".to_owned(),
+                    rx_bytes: sandbox.rx_bytes,
+                    rx_errors: sandbox.rx_errors,
+                    tx_bytes: sandbox.tx_bytes,
+                    tx_errors: sandbox.tx_errors,
+                };
+                NetworkStats {
+                    time,
+                    interfaces: vec![default.clone()],
+                    default,
+                }
+            }),
+        ephemeral_storage: (!short)
+            .then(|| fs_stats(time, &snapshot.root_fs, Some((bytes, inodes)))),
+        process_stats: sandbox.filter(|_| !short).map(|sandbox| ProcessStats {
+            process_count: sandbox.process_count,
         }),
-        ephemeral_storage: (!short).then(|| fs_stats(time, &snapshot.root_fs, Some((bytes, inodes)))),
-        process_stats: sandbox
-            .filter(|_| !short)
-            .map(|sandbox| ProcessStats { process_count: sandbox.process_count }),
-        swap: pod.usage.as_ref().map(|usage| SwapStats { time, swap_usage_bytes: usage.swap_bytes }),
+        swap: pod.usage.as_ref().map(|usage| SwapStats {
+            time,
+            swap_usage_bytes: usage.swap_bytes,
+        }),
     }
 }
 
@@ -278,14 +314,33 @@ fn container_stats(
     container: &ContainerSnapshot,
     short: bool,
 ) -> ContainerStats {
-    let RuntimeStats { id, name, timestamp, cpu_usage_core_nanoseconds, .. } = &container.stats;
+    let RuntimeStats {
+        id,
+        name,
+        timestamp,
+        cpu_usage_core_nanoseconds,
+        ..
+    } = &container.stats;
     let of = &container.stats;
     let time = Time(*timestamp);
-    let limit = container.status.resources.memory_limit_bytes.and_then(|l| u64::try_from(l).ok());
+    let limit = container
+        .status
+        .resources
+        .memory_limit_bytes
+        .and_then(|l| u64::try_from(l).ok());
     let fs = |used| (!short).then(|| fs_stats(time, &snapshot.root_fs, Some(used)));
     ContainerStats {
-        name: if name.is_empty() { container.status.metadata.name.clone() } else { name.clone() },
-        start_time: Time(container.status.started_at.unwrap_or(container.status.created_at)),
+        name: if name.is_empty() {
+            container.status.metadata.name.clone()
+        } else {
+            name.clone()
+        },
+        start_time: Time(
+            container
+                .status
+                .started_at
+                .unwrap_or(container.status.created_at),
+        ),
         cpu: Some(CpuStats {
             time,
             usage_nano_cores: stats.nano_cores(
@@ -347,9 +402,16 @@ fn network(time: Time, interfaces: &[Interface]) -> Option<NetworkStats> {
             tx_errors: interface.tx_errors,
         })
         .collect();
-    let default =
-        interfaces.iter().find(|interface| interface.name == "eth0").or(interfaces.first())?.clone();
-    Some(NetworkStats { time, default, interfaces })
+    let default = interfaces
+        .iter()
+        .find(|interface| interface.name == "eth0")
+        .or(interfaces.first())?
+        .clone();
+    Some(NetworkStats {
+        time,
+        default,
+        interfaces,
+    })
 }
 
 fn fs_stats(time: Time, fs: &Statvfs, used: Option<(u64, u64)>) -> FsStats {
