@@ -309,24 +309,31 @@ fn effective_limits(pod: &Pod, spec: &Amounts, actuated: &Amounts) -> Amounts {
     list
 }
 
-/// The requests used for scoring: like [`pod_requests`], but a container that names no CPU or memory counts as
-/// [`DEFAULT_MILLI_CPU_REQUEST`] and [`DEFAULT_MEMORY_REQUEST`].
+/// The requests used for scoring, CPU in thousandths and memory in bytes: like [`pod_requests`], but a container that names
+/// no CPU or memory counts as [`DEFAULT_MILLI_CPU_REQUEST`] and [`DEFAULT_MEMORY_REQUEST`]; in a pod with pod-level requests,
+/// only where nobody names the resource.
 pub fn non_zero_requests(pod: &Pod, use_status_resources: bool) -> (i64, i64) {
-    let mut defaults = Amounts::new();
-    let pod_level = pod_level(pod)
-        .filter(|_| is_pod_level_requests_set(pod))
-        .and_then(|r| r.requests.as_ref());
-    let given = |name: &str| pod_level.is_some_and(|list| list.contains_key(name));
-    if !given(CPU) {
-        defaults.insert(CPU.into(), Amount::from_milli(DEFAULT_MILLI_CPU_REQUEST));
-    }
-    if !given(MEMORY) {
-        defaults.insert(MEMORY.into(), Amount::from_bytes(DEFAULT_MEMORY_REQUEST));
-    }
     let options = PodResourcesOptions {
         use_status_resources,
-        non_missing_container_requests: Some(&defaults),
         ..Default::default()
+    };
+    let mut defaults = Amounts::from([
+        (
+            CPU.to_owned(),
+            Amount::from_milli(DEFAULT_MILLI_CPU_REQUEST),
+        ),
+        (
+            MEMORY.to_owned(),
+            Amount::from_bytes(DEFAULT_MEMORY_REQUEST),
+        ),
+    ]);
+    if is_pod_level_requests_set(pod) {
+        let named = pod_requests(pod, &options);
+        defaults.retain(|name, _| !named.contains_key(name));
+    }
+    let options = PodResourcesOptions {
+        non_missing_container_requests: Some(&defaults),
+        ..options
     };
     let requests = pod_requests(pod, &options);
     (

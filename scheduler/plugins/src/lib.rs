@@ -25,6 +25,8 @@ pub mod scheduling_gates;
 pub mod taint_toleration;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod upstream_tests;
 
 /// Whether tolerations may compare numbers (`Lt`, `Gt`). Feature gate `TaintTolerationComparisonOperators`: alpha and off in 1.36.
 const COMPARISON_OPERATORS: bool = false;

@@ -1,6 +1,8 @@
 //! NodeResourcesFit: a node must have enough of everything a pod requests; scores by how full it would be.
 //!
 //! Upstream: plugins/noderesources/fit.go, least_allocated.go, most_allocated.go, requested_to_capacity_ratio.go, v1.36.
+//!
+//! DIFFERS: a pod's own pod-level requests count when it is scored, too; upstream's scorer is made without that feature and adds up its containers.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

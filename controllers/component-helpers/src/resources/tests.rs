@@ -186,6 +186,24 @@ fn defaults_for_scoring() {
 }
 
 #[test]
+fn defaults_for_scoring_with_pod_level_requests() {
+    let mut pod = pod(
+        vec![],
+        vec![container("a", "memory=1Mi", None), container("b", "", None)],
+    );
+    pod.spec.as_mut().unwrap().resources = Some(ResourceRequirements {
+        requests: Some(list("cpu=3")),
+        ..Default::default()
+    });
+    assert_eq!(non_zero_requests(&pod, false), (3000, 1024 * 1024));
+    pod.spec.as_mut().unwrap().containers.remove(0);
+    assert_eq!(
+        non_zero_requests(&pod, false),
+        (3000, DEFAULT_MEMORY_REQUEST)
+    );
+}
+
+#[test]
 fn resource_names() {
     for (name, scalar, extended) in [
         ("cpu", false, false),
