@@ -1,6 +1,7 @@
 //! What the table has before any Service is in it: hooks, fixed chains and empty maps.
 //!
-//! Upstream: setupNFTables in pkg/proxy/nftables/proxier.go; the names are upstream's where it has the thing.
+//! Upstream: setupNFTables in pkg/proxy/nftables/proxier.go. A name of upstream's is used only for a thing of its very shape, so
+//! that either kube-proxy can take over the table of the other.
 
 use ipnet::IpNet;
 use nftables::{
@@ -13,7 +14,7 @@ pub const SERVICES_CHAIN: &str = "services";
 pub const REJECT_CHAIN: &str = "reject-chain";
 pub const HAIRPIN_CONNECTIONS: &str = "hairpin-connections";
 pub const CLUSTER_IPS: &str = "cluster-ips";
-pub const FIREWALL_IPS: &str = "firewall-ips";
+pub const FIREWALL_IPS: &str = "firewall-guarded";
 pub const FIREWALL_ALLOWED: &str = "firewall-allowed";
 const NODE_PORT_IPS: &str = "nodeport-ips";
 const MASQUERADING_CHAIN: &str = "masquerading";
