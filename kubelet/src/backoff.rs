@@ -27,7 +27,11 @@ fn since(earlier: Timestamp, later: Timestamp) -> Duration {
 
 impl Backoff {
     pub fn new(initial: Duration, max: Duration) -> Self {
-        Self { initial, max, entries: Mutex::default() }
+        Self {
+            initial,
+            max,
+            entries: Mutex::default(),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
@@ -47,20 +51,35 @@ impl Backoff {
             .entry(key.to_owned())
             .and_modify(|e| {
                 let expired = since(e.last_update, now) > max * 2;
-                e.backoff = if expired { initial } else { (e.backoff * 2).min(max) };
+                e.backoff = if expired {
+                    initial
+                } else {
+                    (e.backoff * 2).min(max)
+                };
                 e.last_update = now;
             })
-            .or_insert(Entry { backoff: initial.min(max), last_update: now });
+            .or_insert(Entry {
+                backoff: initial.min(max),
+                last_update: now,
+            });
     }
 
     /// How long the key must still wait at `now`, counted from `event_time`. `None`: it may go on.
-    pub fn remaining_since(&self, key: &str, event_time: Timestamp, now: Timestamp) -> Option<Duration> {
+    pub fn remaining_since(
+        &self,
+        key: &str,
+        event_time: Timestamp,
+        now: Timestamp,
+    ) -> Option<Duration> {
         let entries = self.lock();
         let entry = entries.get(key)?;
         if since(entry.last_update, event_time) > self.max * 2 {
             return None;
         }
-        entry.backoff.checked_sub(since(event_time, now)).filter(|d| !d.is_zero())
+        entry
+            .backoff
+            .checked_sub(since(event_time, now))
+            .filter(|d| !d.is_zero())
     }
 
     /// As [`Self::remaining_since`], counted from the last failure.
@@ -76,7 +95,8 @@ impl Backoff {
     /// Forgets what was quiet for long.
     pub fn gc(&self, now: Timestamp) {
         let limit = self.max * 2;
-        self.lock().retain(|_, e| since(e.last_update, now) <= limit);
+        self.lock()
+            .retain(|_, e| since(e.last_update, now) <= limit);
     }
 
     /// Forgets every key that starts so.
@@ -87,7 +107,10 @@ impl Backoff {
 
 /// `timestamp + duration`, held at the end of time.
 pub fn add(timestamp: Timestamp, duration: Duration) -> Timestamp {
-    SignedDuration::try_from(duration).ok().and_then(|d| timestamp.checked_add(d).ok()).unwrap_or(Timestamp::MAX)
+    SignedDuration::try_from(duration)
+        .ok()
+        .and_then(|d| timestamp.checked_add(d).ok())
+        .unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]
@@ -100,7 +123,10 @@ mod tests {
         let b = Backoff::new(Duration::from_secs(10), Duration::from_secs(300));
         assert_eq!(b.remaining_since("k", t(0), t(1)), None);
         b.next("k", t(0));
-        assert_eq!(b.remaining_since("k", t(0), t(4)), Some(Duration::from_secs(6)));
+        assert_eq!(
+            b.remaining_since("k", t(0), t(4)),
+            Some(Duration::from_secs(6))
+        );
         assert_eq!(b.remaining_since("k", t(0), t(10)), None);
         b.next("k", t(10));
         assert_eq!(b.get("k"), Duration::from_secs(20));

@@ -329,7 +329,10 @@ pub struct WebhookAuthentication {
 
 impl Default for WebhookAuthentication {
     fn default() -> Self {
-        Self { enabled: true, cache_ttl: secs(120) }
+        Self {
+            enabled: true,
+            cache_ttl: secs(120),
+        }
     }
 }
 
@@ -350,7 +353,10 @@ pub struct Authorization {
 
 impl Default for Authorization {
     fn default() -> Self {
-        Self { mode: "Webhook".into(), webhook: WebhookAuthorization::default() }
+        Self {
+            mode: "Webhook".into(),
+            webhook: WebhookAuthorization::default(),
+        }
     }
 }
 
@@ -365,7 +371,10 @@ pub struct WebhookAuthorization {
 
 impl Default for WebhookAuthorization {
     fn default() -> Self {
-        Self { cache_authorized_ttl: secs(300), cache_unauthorized_ttl: secs(30) }
+        Self {
+            cache_authorized_ttl: secs(300),
+            cache_unauthorized_ttl: secs(30),
+        }
     }
 }
 
@@ -409,12 +418,14 @@ pub struct UserNamespaces {
 impl KubeletConfiguration {
     /// Images pulled at the same time; `None` is no limit. Upstream's default is one at a time.
     pub fn parallel_image_pulls(&self) -> Option<usize> {
-        let serialize =
-            self.serialize_image_pulls.unwrap_or_else(|| self.max_parallel_image_pulls.is_none_or(|n| n < 2));
+        let serialize = self
+            .serialize_image_pulls
+            .unwrap_or_else(|| self.max_parallel_image_pulls.is_none_or(|n| n < 2));
         if serialize {
             return Some(1);
         }
-        self.max_parallel_image_pulls.and_then(|n| usize::try_from(n).ok())
+        self.max_parallel_image_pulls
+            .and_then(|n| usize::try_from(n).ok())
     }
 
     /// Hard eviction thresholds, upstream's defaults where the file names none.
@@ -443,16 +454,23 @@ impl KubeletConfiguration {
 
     /// What is enforced on the pods' top cgroup.
     pub fn enforce_node_allocatable(&self) -> Vec<String> {
-        self.enforce_node_allocatable.clone().unwrap_or_else(|| vec!["pods".to_owned()])
+        self.enforce_node_allocatable
+            .clone()
+            .unwrap_or_else(|| vec!["pods".to_owned()])
     }
 
     /// How long a crashing container waits at most between two starts.
     pub fn max_container_restart_period(&self) -> Duration {
-        self.crash_loop_back_off.max_container_restart_period.map_or(Duration::from_secs(300), |d| d.0)
+        self.crash_loop_back_off
+            .max_container_restart_period
+            .map_or(Duration::from_secs(300), |d| d.0)
     }
 
     pub fn ids_per_pod(&self) -> u32 {
-        self.user_namespaces.ids_per_pod.and_then(|n| u32::try_from(n).ok()).unwrap_or(65_536)
+        self.user_namespaces
+            .ids_per_pod
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(65_536)
     }
 }
 

@@ -28,7 +28,11 @@ pub enum ContainerConfigError {
     #[error("cannot find volume {volume:?} to mount into container {container:?}")]
     NoVolume { volume: String, container: String },
     #[error("missing value for {name:?} in subPathExpr {expression:?} of volumeMount {volume:?}")]
-    SubPathExpr { name: String, expression: String, volume: String },
+    SubPathExpr {
+        name: String,
+        expression: String,
+        volume: String,
+    },
     #[error(transparent)]
     SubPath(#[from] SubPathError),
     #[error("invalid MountPropagation mode: {0:?}")]
@@ -38,7 +42,11 @@ pub enum ContainerConfigError {
     #[error("unable to find target container {0}")]
     NoTarget(String),
     #[error("{what}: {source}")]
-    Io { what: String, #[source] source: std::io::Error },
+    Io {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// Everything about the container that was found out before.
@@ -67,18 +75,31 @@ pub async fn generate_container_config(
     facts: ContainerFacts<'_>,
 ) -> Result<cri::ContainerConfig, ContainerConfigError> {
     if let Some(device) = container.volume_devices.iter().flatten().next() {
-        return Err(ContainerConfigError::BlockDevice { container: container.name.clone(), device: device.name.clone() });
+        return Err(ContainerConfigError::BlockDevice {
+            container: container.name.clone(),
+            device: device.name.clone(),
+        });
     }
-    let lookup: HashMap<&str, &str> = facts.envs.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let lookup: HashMap<&str, &str> = facts
+        .envs
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect();
     let expand_all = |list: &Option<Vec<String>>| -> Vec<String> {
-        list.iter().flatten().map(|text| expand(text, |n| lookup.get(n).map(|v| (*v).to_owned()))).collect()
+        list.iter()
+            .flatten()
+            .map(|text| expand(text, |n| lookup.get(n).map(|v| (*v).to_owned())))
+            .collect()
     };
     let mut mounts = make_mounts(pod, container, &facts, &lookup).await?;
     if let Some(mount) = termination_message_mount(pod, container, facts.paths)? {
         mounts.push(mount);
     }
     Ok(cri::ContainerConfig {
-        metadata: cri::ContainerMetadata { name: container.name.clone(), attempt: facts.restart_count },
+        metadata: cri::ContainerMetadata {
+            name: container.name.clone(),
+            attempt: facts.restart_count,
+        },
         image: facts.image_ref,
         user_specified_image: container.image.clone().unwrap_or_default(),
         command: expand_all(&container.command),
@@ -94,7 +115,10 @@ pub async fn generate_container_config(
         tty: container.tty.unwrap_or(false),
         resources: facts.resources,
         security: facts.security,
-        stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()),
+        stop_signal: container
+            .lifecycle
+            .as_ref()
+            .and_then(|l| l.stop_signal.clone()),
         envs: facts.envs,
     })
 }
@@ -111,30 +135,62 @@ fn new_container_labels(pod: &Pod, container: &Container) -> cri::Labels {
 }
 
 /// What a restarted kubelet must know to stop the container well, even with the pod gone from the API.
-fn new_container_annotations(pod: &Pod, container: &Container, restart_count: u32) -> cri::Annotations {
+fn new_container_annotations(
+    pod: &Pod,
+    container: &Container,
+    restart_count: u32,
+) -> cri::Annotations {
     let mut out = cri::Annotations::new();
     let mut put = |key: &str, value: String| out.insert(key.to_owned(), value);
-    put(label::CONTAINER_HASH, format!("{:x}", pod::hash_container(container)));
+    put(
+        label::CONTAINER_HASH,
+        format!("{:x}", pod::hash_container(container)),
+    );
     put(label::CONTAINER_RESTART_COUNT, restart_count.to_string());
-    put(label::TERMINATION_MESSAGE_PATH, container.termination_message_path.clone().unwrap_or_default());
-    put(label::TERMINATION_MESSAGE_POLICY, container.termination_message_policy.clone().unwrap_or_default());
+    put(
+        label::TERMINATION_MESSAGE_PATH,
+        container
+            .termination_message_path
+            .clone()
+            .unwrap_or_default(),
+    );
+    put(
+        label::TERMINATION_MESSAGE_POLICY,
+        container
+            .termination_message_policy
+            .clone()
+            .unwrap_or_default(),
+    );
     if let Some(seconds) = pod.metadata.deletion_grace_period_seconds {
         put(label::POD_DELETION_GRACE_PERIOD, seconds.to_string());
     }
-    if let Some(seconds) = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds) {
+    if let Some(seconds) = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.termination_grace_period_seconds)
+    {
         put(label::POD_TERMINATION_GRACE_PERIOD, seconds.to_string());
     }
-    let pre_stop = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
+    let pre_stop = container
+        .lifecycle
+        .as_ref()
+        .and_then(|l| l.pre_stop.as_ref());
     if let Some(text) = pre_stop.and_then(|h| serde_json::to_string(h).ok()) {
         put(label::CONTAINER_PRE_STOP_HANDLER, text);
     }
-    if let Some(text) = container.ports.as_ref().and_then(|p| serde_json::to_string(p).ok()) {
+    if let Some(text) = container
+        .ports
+        .as_ref()
+        .and_then(|p| serde_json::to_string(p).ok())
+    {
         put(label::CONTAINER_PORTS, text);
     }
     out
 }
 
-fn translate_mount_propagation(mode: Option<&str>) -> Result<cri::MountPropagation, ContainerConfigError> {
+fn translate_mount_propagation(
+    mode: Option<&str>,
+) -> Result<cri::MountPropagation, ContainerConfigError> {
     match mode {
         None | Some("None") => Ok(cri::MountPropagation::Private),
         Some("HostToContainer") => Ok(cri::MountPropagation::HostToContainer),
@@ -143,11 +199,18 @@ fn translate_mount_propagation(mode: Option<&str>) -> Result<cri::MountPropagati
     }
 }
 
-fn sub_path_of(mount: &VolumeMount, env: &HashMap<&str, &str>) -> Result<Option<String>, ContainerConfigError> {
+fn sub_path_of(
+    mount: &VolumeMount,
+    env: &HashMap<&str, &str>,
+) -> Result<Option<String>, ContainerConfigError> {
     if let Some(expression) = mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) {
-        return try_expand(expression, |n| env.get(n).map(|v| (*v).to_owned())).map(Some).map_err(|name| {
-            ContainerConfigError::SubPathExpr { name, expression: expression.to_owned(), volume: mount.name.clone() }
-        });
+        return try_expand(expression, |n| env.get(n).map(|v| (*v).to_owned()))
+            .map(Some)
+            .map_err(|name| ContainerConfigError::SubPathExpr {
+                name,
+                expression: expression.to_owned(),
+                volume: mount.name.clone(),
+            });
     }
     Ok(mount.sub_path.clone().filter(|p| !p.is_empty()))
 }
@@ -163,12 +226,27 @@ async fn make_mounts(
     let mut own_hosts_file = false;
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         own_hosts_file |= mount.mount_path == "/etc/hosts";
-        let volume = facts.volumes.get(&mount.name).ok_or_else(|| ContainerConfigError::NoVolume {
-            volume: mount.name.clone(),
-            container: container.name.clone(),
-        })?;
+        let volume =
+            facts
+                .volumes
+                .get(&mount.name)
+                .ok_or_else(|| ContainerConfigError::NoVolume {
+                    volume: mount.name.clone(),
+                    container: container.name.clone(),
+                })?;
         let sub_path = sub_path_of(mount, env)?;
-        mounts.push(make_mount(pod, container, facts, (index, mount), volume, sub_path, idmap).await?);
+        mounts.push(
+            make_mount(
+                pod,
+                container,
+                facts,
+                (index, mount),
+                volume,
+                sub_path,
+                idmap,
+            )
+            .await?,
+        );
     }
     if let Some(path) = facts.hosts_file.as_ref().filter(|_| !own_hosts_file) {
         mounts.push(cri::Mount {
@@ -212,9 +290,11 @@ async fn make_mount(
     };
     match &volume.location {
         VolumeLocation::Image { .. } => {
-            let image = facts.image_volumes.get(&mount.name).ok_or_else(|| ContainerConfigError::NoVolume {
-                volume: mount.name.clone(),
-                container: container.name.clone(),
+            let image = facts.image_volumes.get(&mount.name).ok_or_else(|| {
+                ContainerConfigError::NoVolume {
+                    volume: mount.name.clone(),
+                    container: container.name.clone(),
+                }
             })?;
             out.image = Some(image.clone());
             out.image_sub_path = sub_path.unwrap_or_default();
@@ -224,7 +304,10 @@ async fn make_mount(
         VolumeLocation::Path(path) => {
             out.host_path = match sub_path {
                 Some(sub_path) => {
-                    facts.volume_manager.sub_path(pod::uid(pod), volume, &container.name, index, &sub_path).await?
+                    facts
+                        .volume_manager
+                        .sub_path(pod::uid(pod), volume, &container.name, index, &sub_path)
+                        .await?
                 }
                 None => path.clone(),
             };
@@ -239,7 +322,11 @@ fn termination_message_mount(
     container: &Container,
     paths: &Paths,
 ) -> Result<Option<cri::Mount>, ContainerConfigError> {
-    let Some(target) = container.termination_message_path.as_deref().filter(|p| !p.is_empty()) else {
+    let Some(target) = container
+        .termination_message_path
+        .as_deref()
+        .filter(|p| !p.is_empty())
+    else {
         return Ok(None);
     };
     let dir = paths.container(pod::uid(pod), &container.name);
@@ -256,14 +343,28 @@ fn termination_message_mount(
         what: format!("create termination message file in {}", dir.display()),
         source,
     })?;
-    Ok(Some(cri::Mount { container_path: target.to_owned(), host_path, ..cri::Mount::default() }))
+    Ok(Some(cri::Mount {
+        container_path: target.to_owned(),
+        host_path,
+        ..cri::Mount::default()
+    }))
 }
 
 /// One more than the newest log's number: a runtime that lost its memory must not write over old logs.
 pub fn calc_restart_count_by_log_dir(dir: &Path) -> u32 {
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
     entries
-        .filter_map(|e| e.ok()?.file_name().to_str()?.split('.').next()?.parse::<u32>().ok())
+        .filter_map(|e| {
+            e.ok()?
+                .file_name()
+                .to_str()?
+                .split('.')
+                .next()?
+                .parse::<u32>()
+                .ok()
+        })
         .max()
         .map_or(0, |n| n + 1)
 }

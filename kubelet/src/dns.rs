@@ -19,7 +19,10 @@ const MAX_SEARCH_LEN: usize = 253;
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
     #[error("open {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 /// What the node knows.
@@ -46,8 +49,10 @@ impl Configurer {
     pub fn get_pod_dns(&self, pod: &Pod) -> Result<PodDns, DnsError> {
         let host = match &self.resolver_config {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| DnsError::Read { path: path.clone(), source })?;
+                let text = std::fs::read_to_string(path).map_err(|source| DnsError::Read {
+                    path: path.clone(),
+                    source,
+                })?;
                 parse_resolv_conf(&text)
             }
             None => DnsConfig::default(),
@@ -59,7 +64,9 @@ impl Configurer {
     pub fn form(&self, pod: &Pod, host: DnsConfig) -> PodDns {
         let mut warnings = vec![];
         let spec = pod.spec.as_ref();
-        let policy = spec.and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");
+        let policy = spec
+            .and_then(|s| s.dns_policy.as_deref())
+            .unwrap_or("ClusterFirst");
         let cluster = match policy {
             "None" | "Default" => false,
             "ClusterFirstWithHostNet" => true,
@@ -87,9 +94,20 @@ impl Configurer {
             self.default_config(host)
         };
         if let Some(extra) = spec.and_then(|s| s.dns_config.as_ref()) {
-            config.servers = omit_duplicates(config.servers.into_iter().chain(extra.nameservers.iter().flatten().cloned()));
-            config.searches = omit_duplicates(config.searches.into_iter().chain(extra.searches.iter().flatten().cloned()));
-            config.options = merge_options(config.options, extra.options.as_deref().unwrap_or_default());
+            config.servers = omit_duplicates(
+                config
+                    .servers
+                    .into_iter()
+                    .chain(extra.nameservers.iter().flatten().cloned()),
+            );
+            config.searches = omit_duplicates(
+                config
+                    .searches
+                    .into_iter()
+                    .chain(extra.searches.iter().flatten().cloned()),
+            );
+            config.options =
+                merge_options(config.options, extra.options.as_deref().unwrap_or_default());
         }
         fit_limits(&mut config, &mut warnings);
         PodDns { config, warnings }
@@ -100,7 +118,11 @@ impl Configurer {
         if domain.is_empty() {
             return host;
         }
-        let own = [format!("{}.svc.{domain}", pod::namespace(pod)), format!("svc.{domain}"), domain.clone()];
+        let own = [
+            format!("{}.svc.{domain}", pod::namespace(pod)),
+            format!("svc.{domain}"),
+            domain.clone(),
+        ];
         omit_duplicates(own.into_iter().chain(host))
     }
 
@@ -116,7 +138,11 @@ impl Configurer {
         if servers.is_empty() {
             servers.push("127.0.0.1".to_owned());
         }
-        DnsConfig { servers, searches: vec![".".to_owned()], options: vec![] }
+        DnsConfig {
+            servers,
+            searches: vec![".".to_owned()],
+            options: vec![],
+        }
     }
 }
 
@@ -128,8 +154,10 @@ pub fn parse_resolv_conf(text: &str) -> DnsConfig {
         match fields.next() {
             Some("nameserver") => config.servers.extend(fields.next().map(str::to_owned)),
             Some("search") => {
-                config.searches =
-                    fields.filter(|s| *s != ".").map(|s| s.strip_suffix('.').unwrap_or(s).to_owned()).collect();
+                config.searches = fields
+                    .filter(|s| *s != ".")
+                    .map(|s| s.strip_suffix('.').unwrap_or(s).to_owned())
+                    .collect();
             }
             Some("options") => {
                 for option in fields {
@@ -164,7 +192,9 @@ fn merge_options(existing: Vec<String>, extra: &[PodDNSConfigOption]) -> Vec<Str
         })
         .collect();
     for option in extra {
-        let Some(name) = option.name.clone() else { continue };
+        let Some(name) = option.name.clone() else {
+            continue;
+        };
         let value = option.value.clone();
         match out.iter_mut().find(|(n, _)| *n == name) {
             Some(slot) => slot.1 = value,
@@ -222,18 +252,37 @@ mod tests {
     }
 
     fn form(spec: PodSpec) -> DnsConfig {
-        let mut pod = Pod { spec: Some(spec), ..Default::default() };
+        let mut pod = Pod {
+            spec: Some(spec),
+            ..Default::default()
+        };
         pod.metadata.namespace = Some("ns".into());
-        configurer().form(&pod, parse_resolv_conf("nameserver 1.1.1.1\nsearch corp.example. .\noptions ndots:1\n")).config
+        configurer()
+            .form(
+                &pod,
+                parse_resolv_conf("nameserver 1.1.1.1\nsearch corp.example. .\noptions ndots:1\n"),
+            )
+            .config
     }
 
     #[test]
     fn policies() {
         let cluster = form(PodSpec::default());
         assert_eq!(cluster.servers, ["10.96.0.10"]);
-        assert_eq!(cluster.searches, ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"]);
+        assert_eq!(
+            cluster.searches,
+            [
+                "ns.svc.cluster.local",
+                "svc.cluster.local",
+                "cluster.local",
+                "corp.example"
+            ]
+        );
         assert_eq!(cluster.options, ["ndots:5"]);
-        let host = form(PodSpec { host_network: Some(true), ..Default::default() });
+        let host = form(PodSpec {
+            host_network: Some(true),
+            ..Default::default()
+        });
         assert_eq!(host.servers, ["1.1.1.1"]);
         let both = form(PodSpec {
             host_network: Some(true),
@@ -250,10 +299,20 @@ mod tests {
             dns_config: Some(PodDNSConfig {
                 nameservers: Some(vec!["9.9.9.9".into()]),
                 searches: Some(vec!["x".into()]),
-                options: Some(vec![PodDNSConfigOption { name: Some("ndots".into()), value: Some("2".into()) }]),
+                options: Some(vec![PodDNSConfigOption {
+                    name: Some("ndots".into()),
+                    value: Some("2".into()),
+                }]),
             }),
             ..Default::default()
         });
-        assert_eq!(got, DnsConfig { servers: vec!["9.9.9.9".into()], searches: vec!["x".into()], options: vec!["ndots:2".into()] });
+        assert_eq!(
+            got,
+            DnsConfig {
+                servers: vec!["9.9.9.9".into()],
+                searches: vec!["x".into()],
+                options: vec!["ndots:2".into()]
+            }
+        );
     }
 }

@@ -24,9 +24,17 @@ pub enum EnvironmentError {
     #[error("services have not yet been read at least once, cannot construct envvars")]
     ServicesNotSynced,
     #[error("{resource} {name:?} not found")]
-    NotFound { resource: &'static str, name: String },
+    NotFound {
+        resource: &'static str,
+        name: String,
+    },
     #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
-    NoKey { kind: &'static str, namespace: String, name: String, key: String },
+    NoKey {
+        kind: &'static str,
+        namespace: String,
+        name: String,
+        key: String,
+    },
     #[error(transparent)]
     Source(#[from] volumes::SourceError),
     #[error(transparent)]
@@ -46,12 +54,25 @@ pub enum EnvironmentError {
 /// Where API objects and files come from.
 #[async_trait]
 pub trait Objects: Send + Sync {
-    async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, volumes::SourceError>;
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, volumes::SourceError>;
+    async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<ConfigMap>>, volumes::SourceError>;
+    async fn secret(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Secret>>, volumes::SourceError>;
     /// `None` until the services were listed once.
     fn services(&self) -> Option<Vec<Arc<Service>>>;
     /// The text of a file in a volume of the pod (`fileKeyRef`); never outside the volume.
-    async fn volume_file(&self, pod_uid: &str, volume: &str, path: &str) -> Result<String, EnvironmentError>;
+    async fn volume_file(
+        &self,
+        pod_uid: &str,
+        volume: &str,
+        path: &str,
+    ) -> Result<String, EnvironmentError>;
 }
 
 /// What the node adds.
@@ -72,7 +93,11 @@ pub async fn make_environment_variables(
     objects: &dyn Objects,
 ) -> Result<Vec<(String, String)>, EnvironmentError> {
     let namespace = pod::namespace(pod);
-    let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
+    let links = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.enable_service_links)
+        .unwrap_or(true);
     let service_env = match objects.services() {
         Some(list) => services::from_services(&list, namespace, links),
         None if pod::is_static(pod) => BTreeMap::new(),
@@ -92,16 +117,19 @@ pub async fn make_environment_variables(
             && let Some(secret) = get_secret(objects, namespace, &r.name, r.optional).await?
         {
             for (key, value) in secret.data.iter().flatten() {
-                env.insert(format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
+                env.insert(
+                    format!("{prefix}{key}"),
+                    String::from_utf8_lossy(&value.0).into_owned(),
+                );
             }
         }
     }
 
     for var in container.env.iter().flatten() {
         let value = match (&var.value, &var.value_from) {
-            (Some(text), _) if !text.is_empty() => {
-                Some(expand(text, |name| env.get(name).or_else(|| service_env.get(name)).cloned()))
-            }
+            (Some(text), _) if !text.is_empty() => Some(expand(text, |name| {
+                env.get(name).or_else(|| service_env.get(name)).cloned()
+            })),
             (_, Some(source)) => resolve(pod, container, source, facts, objects).await?,
             _ => Some(String::new()),
         };
@@ -125,7 +153,10 @@ async fn get_config_map(
     match objects.config_map(namespace, name).await? {
         Some(map) => Ok(Some(map)),
         None if optional == Some(true) => Ok(None),
-        None => Err(EnvironmentError::NotFound { resource: "configmap", name: name.to_owned() }),
+        None => Err(EnvironmentError::NotFound {
+            resource: "configmap",
+            name: name.to_owned(),
+        }),
     }
 }
 
@@ -138,7 +169,10 @@ async fn get_secret(
     match objects.secret(namespace, name).await? {
         Some(secret) => Ok(Some(secret)),
         None if optional == Some(true) => Ok(None),
-        None => Err(EnvironmentError::NotFound { resource: "secret", name: name.to_owned() }),
+        None => Err(EnvironmentError::NotFound {
+            resource: "secret",
+            name: name.to_owned(),
+        }),
     }
 }
 
@@ -160,10 +194,17 @@ async fn resolve(
         return pod_field_selector_runtime_value(field, pod, facts).map(Some);
     }
     if let Some(resource) = &source.resource_field_ref {
-        return Ok(Some(extract_resource_value(resource, pod, &container.name, facts.allocatable)?));
+        return Ok(Some(extract_resource_value(
+            resource,
+            pod,
+            &container.name,
+            facts.allocatable,
+        )?));
     }
     if let Some(r) = &source.config_map_key_ref {
-        let Some(map) = get_config_map(objects, namespace, &r.name, r.optional).await? else { return Ok(None) };
+        let Some(map) = get_config_map(objects, namespace, &r.name, r.optional).await? else {
+            return Ok(None);
+        };
         return match map.data.as_ref().and_then(|d| d.get(&r.key)) {
             Some(value) => Ok(Some(value.clone())),
             None if r.optional == Some(true) => Ok(None),
@@ -171,7 +212,9 @@ async fn resolve(
         };
     }
     if let Some(r) = &source.secret_key_ref {
-        let Some(secret) = get_secret(objects, namespace, &r.name, r.optional).await? else { return Ok(None) };
+        let Some(secret) = get_secret(objects, namespace, &r.name, r.optional).await? else {
+            return Ok(None);
+        };
         return match secret.data.as_ref().and_then(|d| d.get(&r.key)) {
             Some(value) => Ok(Some(String::from_utf8_lossy(&value.0).into_owned())),
             None if r.optional == Some(true) => Ok(None),
@@ -179,11 +222,16 @@ async fn resolve(
         };
     }
     if let Some(r) = &source.file_key_ref {
-        let text = objects.volume_file(pod::uid(pod), &r.volume_name, &r.path).await?;
+        let text = objects
+            .volume_file(pod::uid(pod), &r.volume_name, &r.path)
+            .await?;
         return match expansion::env_file_value(&text, &r.key) {
             Some(value) => Ok(Some(value)),
             None if r.optional == Some(true) => Ok(None),
-            None => Err(EnvironmentError::NoFileKey { key: r.key.clone(), path: r.path.clone() }),
+            None => Err(EnvironmentError::NoFileKey {
+                key: r.key.clone(),
+                path: r.path.clone(),
+            }),
         };
     }
     Ok(Some(String::new()))
@@ -199,7 +247,9 @@ pub fn pod_field_selector_runtime_value(
     let first = |list: &[String]| list.first().cloned();
     Ok(match field.field_path.as_str() {
         "spec.nodeName" => spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
-        "spec.serviceAccountName" => spec.and_then(|s| s.service_account_name.clone()).unwrap_or_default(),
+        "spec.serviceAccountName" => spec
+            .and_then(|s| s.service_account_name.clone())
+            .unwrap_or_default(),
         "status.hostIP" => first(facts.host_ips).ok_or(EnvironmentError::NoHostIp)?,
         "status.hostIPs" if facts.host_ips.is_empty() => return Err(EnvironmentError::NoHostIp),
         "status.hostIPs" => facts.host_ips.join(","),
@@ -214,20 +264,39 @@ mod tests {
     use super::*;
     use k8s_openapi::ByteString;
     use k8s_openapi::api::core::v1::{
-        ConfigMapKeySelector, EnvFromSource, EnvVar, EnvVarSource, SecretEnvSource, ServicePort, ServiceSpec,
+        ConfigMapKeySelector, EnvFromSource, EnvVar, EnvVarSource, SecretEnvSource, ServicePort,
+        ServiceSpec,
     };
 
     struct Fixture;
 
     #[async_trait]
     impl Objects for Fixture {
-        async fn config_map(&self, _: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, volumes::SourceError> {
+        async fn config_map(
+            &self,
+            _: &str,
+            name: &str,
+        ) -> Result<Option<Arc<ConfigMap>>, volumes::SourceError> {
             let data = Some([("k".to_owned(), "v".to_owned())].into());
-            Ok((name == "cm").then(|| Arc::new(ConfigMap { data, ..Default::default() })))
+            Ok((name == "cm").then(|| {
+                Arc::new(ConfigMap {
+                    data,
+                    ..Default::default()
+                })
+            }))
         }
-        async fn secret(&self, _: &str, name: &str) -> Result<Option<Arc<Secret>>, volumes::SourceError> {
+        async fn secret(
+            &self,
+            _: &str,
+            name: &str,
+        ) -> Result<Option<Arc<Secret>>, volumes::SourceError> {
             let data = Some([("s".to_owned(), ByteString(b"secret".to_vec()))].into());
-            Ok((name == "sec").then(|| Arc::new(Secret { data, ..Default::default() })))
+            Ok((name == "sec").then(|| {
+                Arc::new(Secret {
+                    data,
+                    ..Default::default()
+                })
+            }))
         }
         fn services(&self) -> Option<Vec<Arc<Service>>> {
             let mut service = Service::default();
@@ -235,7 +304,11 @@ mod tests {
             service.metadata.namespace = Some("default".into());
             service.spec = Some(ServiceSpec {
                 cluster_ip: Some("10.96.0.1".into()),
-                ports: Some(vec![ServicePort { name: Some("https".into()), port: 443, ..Default::default() }]),
+                ports: Some(vec![ServicePort {
+                    name: Some("https".into()),
+                    port: 443,
+                    ..Default::default()
+                }]),
                 ..Default::default()
             });
             Some(vec![Arc::new(service)])
@@ -249,7 +322,11 @@ mod tests {
         let mut pod = Pod::default();
         pod.metadata.namespace = Some("ns".into());
         pod.metadata.name = Some("p".into());
-        let facts = NodeFacts { host_ips: &["10.0.0.9".into()], pod_ips: &["10.1.0.2".into()], allocatable: &Default::default() };
+        let facts = NodeFacts {
+            host_ips: &["10.0.0.9".into()],
+            pod_ips: &["10.1.0.2".into()],
+            allocatable: &Default::default(),
+        };
         make_environment_variables(&pod, &container, &facts, &Fixture)
             .await
             .map(|list| list.into_iter().collect())
@@ -258,14 +335,25 @@ mod tests {
 
     #[tokio::test]
     async fn sources_in_order() {
-        let var = |name: &str, value: &str| EnvVar { name: name.into(), value: Some(value.into()), ..Default::default() };
+        let var = |name: &str, value: &str| EnvVar {
+            name: name.into(),
+            value: Some(value.into()),
+            ..Default::default()
+        };
         let env = run(Container {
             env_from: Some(vec![EnvFromSource {
                 prefix: Some("P_".into()),
-                secret_ref: Some(SecretEnvSource { name: "sec".into(), optional: None }),
+                secret_ref: Some(SecretEnvSource {
+                    name: "sec".into(),
+                    optional: None,
+                }),
                 ..Default::default()
             }]),
-            env: Some(vec![var("A", "1"), var("B", "$(A)-$(P_s)-$$(A)-$(NONE)"), var("H", "$(KUBERNETES_SERVICE_HOST)")]),
+            env: Some(vec![
+                var("A", "1"),
+                var("B", "$(A)-$(P_s)-$$(A)-$(NONE)"),
+                var("H", "$(KUBERNETES_SERVICE_HOST)"),
+            ]),
             ..Default::default()
         })
         .await
@@ -282,16 +370,31 @@ mod tests {
             env: Some(vec![EnvVar {
                 name: "X".into(),
                 value_from: Some(EnvVarSource {
-                    config_map_key_ref: Some(ConfigMapKeySelector { name: name.into(), key: key.into(), optional }),
+                    config_map_key_ref: Some(ConfigMapKeySelector {
+                        name: name.into(),
+                        key: key.into(),
+                        optional,
+                    }),
                     ..Default::default()
                 }),
                 ..Default::default()
             }]),
             ..Default::default()
         };
-        assert_eq!(run(of("cm", "nope", None)).await.unwrap_err(), "couldn't find key nope in ConfigMap ns/cm");
-        assert_eq!(run(of("gone", "k", None)).await.unwrap_err(), "configmap \"gone\" not found");
-        assert!(!run(of("gone", "k", Some(true))).await.unwrap().contains_key("X"));
+        assert_eq!(
+            run(of("cm", "nope", None)).await.unwrap_err(),
+            "couldn't find key nope in ConfigMap ns/cm"
+        );
+        assert_eq!(
+            run(of("gone", "k", None)).await.unwrap_err(),
+            "configmap \"gone\" not found"
+        );
+        assert!(
+            !run(of("gone", "k", Some(true)))
+                .await
+                .unwrap()
+                .contains_key("X")
+        );
         assert_eq!(run(of("cm", "k", None)).await.unwrap()["X"], "v");
     }
 }

@@ -64,17 +64,32 @@ fn pod_reference(pod: &Pod) -> ObjectReference {
 
 impl KubeletRecorder {
     pub fn new(recorder: Recorder, node_name: &str) -> Self {
-        Self { recorder, node_name: node_name.to_owned() }
+        Self {
+            recorder,
+            node_name: node_name.to_owned(),
+        }
     }
 
     pub fn pod(&self, pod: &Pod, event_type: EventType, reason: &str, message: impl Into<String>) {
-        self.recorder.event(&pod_reference(pod), event_type, reason, "", message);
+        self.recorder
+            .event(&pod_reference(pod), event_type, reason, "", message);
     }
 
     /// With the container as `fieldPath`.
-    pub fn container(&self, pod: &Pod, container: &str, event_type: EventType, reason: &str, message: impl Into<String>) {
-        let reference = ObjectReference { field_path: pod::field_path(pod, container), ..pod_reference(pod) };
-        self.recorder.event(&reference, event_type, reason, "", message);
+    pub fn container(
+        &self,
+        pod: &Pod,
+        container: &str,
+        event_type: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        let reference = ObjectReference {
+            field_path: pod::field_path(pod, container),
+            ..pod_reference(pod)
+        };
+        self.recorder
+            .event(&reference, event_type, reason, "", message);
     }
 
     pub fn node(&self, event_type: EventType, reason: &str, message: impl Into<String>) {
@@ -85,6 +100,7 @@ impl KubeletRecorder {
             uid: Some(self.node_name.clone()),
             ..ObjectReference::default()
         };
-        self.recorder.event(&reference, event_type, reason, "", message);
+        self.recorder
+            .event(&reference, event_type, reason, "", message);
     }
 }

@@ -2,4 +2,6 @@
 //!
 //! Owns: the decision and the manager. Upstream: `pkg/kubelet/eviction`, v1.36.
 
+pub mod manager;
+pub mod rank;
 pub mod threshold;

@@ -20,10 +20,16 @@ const MANAGED_HEADER_HOST_NETWORK: &str = "# Kubernetes-managed hosts file (host
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HostnameError {
     #[error("pod {field} {value:?} is not a valid DNS {kind}")]
-    Invalid { field: &'static str, value: String, kind: &'static str },
+    Invalid {
+        field: &'static str,
+        value: String,
+        kind: &'static str,
+    },
     #[error("hostname for pod {0:?} was too long, and nothing is left when it is cut")]
     Empty(String),
-    #[error("failed to construct FQDN from pod hostname and cluster domain, FQDN {fqdn} is too long (64 characters is the max, {len} characters requested)")]
+    #[error(
+        "failed to construct FQDN from pod hostname and cluster domain, FQDN {fqdn} is too long (64 characters is the max, {len} characters requested)"
+    )]
     FqdnTooLong { fqdn: String, len: usize },
 }
 
@@ -48,7 +54,11 @@ fn truncate(pod: &Pod, hostname: &str) -> Result<String, HostnameError> {
     if cut.is_empty() {
         return Err(HostnameError::Empty(pod::name(pod).to_owned()));
     }
-    tracing::debug!(pod = pod::name(pod), hostname = cut, "Hostname for pod was too long, truncated it");
+    tracing::debug!(
+        pod = pod::name(pod),
+        hostname = cut,
+        "Hostname for pod was too long, truncated it"
+    );
     Ok(cut.to_owned())
 }
 
@@ -56,25 +66,46 @@ fn truncate(pod: &Pod, hostname: &str) -> Result<String, HostnameError> {
 ///
 /// # Errors
 /// A name that is no DNS label; no retry helps.
-pub fn generate_pod_hostname_and_domain(pod: &Pod, cluster_domain: &str) -> Result<(String, String), HostnameError> {
+pub fn generate_pod_hostname_and_domain(
+    pod: &Pod,
+    cluster_domain: &str,
+) -> Result<(String, String), HostnameError> {
     let spec = pod.spec.as_ref();
     if let Some(name) = spec.and_then(|s| s.hostname_override.as_deref()) {
         if !is_subdomain(name) {
-            return Err(HostnameError::Invalid { field: "HostnameOverride", value: name.to_owned(), kind: "subdomain" });
+            return Err(HostnameError::Invalid {
+                field: "HostnameOverride",
+                value: name.to_owned(),
+                kind: "subdomain",
+            });
         }
         return Ok((truncate(pod, name)?, String::new()));
     }
-    let hostname = match spec.and_then(|s| s.hostname.as_deref()).filter(|h| !h.is_empty()) {
+    let hostname = match spec
+        .and_then(|s| s.hostname.as_deref())
+        .filter(|h| !h.is_empty())
+    {
         Some(name) if !is_label(name) => {
-            return Err(HostnameError::Invalid { field: "Hostname", value: name.to_owned(), kind: "label" });
+            return Err(HostnameError::Invalid {
+                field: "Hostname",
+                value: name.to_owned(),
+                kind: "label",
+            });
         }
         Some(name) => name,
         None => pod::name(pod),
     };
     let hostname = truncate(pod, hostname)?;
-    let domain = match spec.and_then(|s| s.subdomain.as_deref()).filter(|s| !s.is_empty()) {
+    let domain = match spec
+        .and_then(|s| s.subdomain.as_deref())
+        .filter(|s| !s.is_empty())
+    {
         Some(name) if !is_label(name) => {
-            return Err(HostnameError::Invalid { field: "Subdomain", value: name.to_owned(), kind: "label" });
+            return Err(HostnameError::Invalid {
+                field: "Subdomain",
+                value: name.to_owned(),
+                kind: "label",
+            });
         }
         Some(name) => format!("{name}.{}.svc.{cluster_domain}", pod::namespace(pod)),
         None => String::new(),
@@ -86,20 +117,36 @@ pub fn generate_pod_hostname_and_domain(pod: &Pod, cluster_domain: &str) -> Resu
 ///
 /// # Errors
 /// A whole name over 64 bytes; no retry helps.
-pub fn get_nodename_for_kernel(pod: &Pod, hostname: &str, domain: &str) -> Result<String, HostnameError> {
-    let fqdn = pod.spec.as_ref().and_then(|s| s.set_hostname_as_fqdn).unwrap_or(false);
+pub fn get_nodename_for_kernel(
+    pod: &Pod,
+    hostname: &str,
+    domain: &str,
+) -> Result<String, HostnameError> {
+    let fqdn = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.set_hostname_as_fqdn)
+        .unwrap_or(false);
     if !fqdn || domain.is_empty() {
         return Ok(hostname.to_owned());
     }
     let whole = format!("{hostname}.{domain}");
     if whole.len() > FQDN_MAX_LEN {
-        return Err(HostnameError::FqdnTooLong { len: whole.len(), fqdn: whole });
+        return Err(HostnameError::FqdnTooLong {
+            len: whole.len(),
+            fqdn: whole,
+        });
     }
     Ok(whole)
 }
 
 /// The hosts file of a pod with a network of its own.
-pub fn managed_hosts_file_content(ips: &[String], hostname: &str, domain: &str, aliases: &[HostAlias]) -> String {
+pub fn managed_hosts_file_content(
+    ips: &[String],
+    hostname: &str,
+    domain: &str,
+    aliases: &[HostAlias],
+) -> String {
     let mut text = format!(
         "{MANAGED_HEADER}127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
          fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n"
@@ -138,14 +185,21 @@ pub fn ensure_hosts_file(
     hostname: &str,
     domain: &str,
 ) -> std::io::Result<PathBuf> {
-    let aliases = pod.spec.as_ref().and_then(|s| s.host_aliases.as_deref()).unwrap_or_default();
+    let aliases = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.host_aliases.as_deref())
+        .unwrap_or_default();
     let content = if pod::is_host_network(pod) {
         let node = match std::fs::read_to_string("/etc/hosts") {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(e),
         };
-        format!("{MANAGED_HEADER_HOST_NETWORK}{node}{}", hosts_entries_from_host_aliases(aliases))
+        format!(
+            "{MANAGED_HEADER_HOST_NETWORK}{node}{}",
+            hosts_entries_from_host_aliases(aliases)
+        )
     } else {
         managed_hosts_file_content(ips, hostname, domain, aliases)
     };
@@ -166,7 +220,10 @@ mod tests {
     use k8s_openapi::api::core::v1::PodSpec;
 
     fn pod(spec: PodSpec) -> Pod {
-        let mut pod = Pod { spec: Some(spec), ..Default::default() };
+        let mut pod = Pod {
+            spec: Some(spec),
+            ..Default::default()
+        };
         pod.metadata.name = Some("web-0".into());
         pod.metadata.namespace = Some("ns".into());
         pod
@@ -174,30 +231,53 @@ mod tests {
 
     #[test]
     fn names() {
-        let sub = pod(PodSpec { hostname: Some("h".into()), subdomain: Some("s".into()), ..Default::default() });
+        let sub = pod(PodSpec {
+            hostname: Some("h".into()),
+            subdomain: Some("s".into()),
+            ..Default::default()
+        });
         let (host, domain) = generate_pod_hostname_and_domain(&sub, "cluster.local").unwrap();
-        assert_eq!((host.as_str(), domain.as_str()), ("h", "s.ns.svc.cluster.local"));
-        let plain = pod(PodSpec::default());
-        assert_eq!(generate_pod_hostname_and_domain(&plain, "c").unwrap(), ("web-0".into(), String::new()));
-        let bad = pod(PodSpec { hostname: Some("a.b".into()), ..Default::default() });
         assert_eq!(
-            generate_pod_hostname_and_domain(&bad, "c").unwrap_err().to_string(),
+            (host.as_str(), domain.as_str()),
+            ("h", "s.ns.svc.cluster.local")
+        );
+        let plain = pod(PodSpec::default());
+        assert_eq!(
+            generate_pod_hostname_and_domain(&plain, "c").unwrap(),
+            ("web-0".into(), String::new())
+        );
+        let bad = pod(PodSpec {
+            hostname: Some("a.b".into()),
+            ..Default::default()
+        });
+        assert_eq!(
+            generate_pod_hostname_and_domain(&bad, "c")
+                .unwrap_err()
+                .to_string(),
             "pod Hostname \"a.b\" is not a valid DNS label"
         );
     }
 
     #[test]
     fn fqdn() {
-        let p = pod(PodSpec { set_hostname_as_fqdn: Some(true), ..Default::default() });
+        let p = pod(PodSpec {
+            set_hostname_as_fqdn: Some(true),
+            ..Default::default()
+        });
         assert_eq!(get_nodename_for_kernel(&p, "h", "d.x").unwrap(), "h.d.x");
         assert!(get_nodename_for_kernel(&p, "h", &"d".repeat(70)).is_err());
     }
 
     #[test]
     fn hosts_file_has_aliases_last() {
-        let aliases = [HostAlias { ip: "1.2.3.4".into(), hostnames: Some(vec!["a".into(), "b".into()]) }];
+        let aliases = [HostAlias {
+            ip: "1.2.3.4".into(),
+            hostnames: Some(vec!["a".into(), "b".into()]),
+        }];
         let text = managed_hosts_file_content(&["10.0.0.2".into()], "h", "d", &aliases);
         assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"));
-        assert!(text.ends_with("10.0.0.2\th.d\th\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"));
+        assert!(
+            text.ends_with("10.0.0.2\th.d\th\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n")
+        );
     }
 }

@@ -51,7 +51,11 @@ pub struct ImageManager {
 }
 
 fn failure(reason: &'static str, message: String) -> ImageFailure {
-    ImageFailure { reason, message, retry_after: None }
+    ImageFailure {
+        reason,
+        message,
+        retry_after: None,
+    }
 }
 
 /// `image` with a tag: `latest` unless it has a tag or digest.
@@ -81,9 +85,14 @@ impl ImageManager {
             backoff: Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF),
             previous_error: Mutex::default(),
             parallel: config.parallel_image_pulls().map(Semaphore::new),
-            rate: (qps > 0)
-                .then(|| TokenBucket::new(f64::from(qps), u32::try_from(config.registry_burst).unwrap_or(1))),
-            policy_never_verifies: config.image_pull_credentials_verification_policy == "NeverVerify",
+            rate: (qps > 0).then(|| {
+                TokenBucket::new(
+                    f64::from(qps),
+                    u32::try_from(config.registry_burst).unwrap_or(1),
+                )
+            }),
+            policy_never_verifies: config.image_pull_credentials_verification_policy
+                == "NeverVerify",
         }
     }
 
@@ -101,14 +110,19 @@ impl ImageManager {
         cancel: &CancellationToken,
     ) -> Result<ImageStatus, ImageFailure> {
         let event = |kind: Type, reason: &str, message: String| {
-            self.recorder.container(pod, container, kind, reason, message);
+            self.recorder
+                .container(pod, container, kind, reason, message);
         };
         let image = apply_default_image_tag(requested).map_err(|e| {
             let message = format!("Failed to apply default image tag {requested:?}: {e}");
             event(Type::Warning, reason::INSPECT_FAILED, message.clone());
             failure("InvalidImageName", message)
         })?;
-        let policy = policy.unwrap_or(if image.ends_with(":latest") { "Always" } else { "IfNotPresent" });
+        let policy = policy.unwrap_or(if image.ends_with(":latest") {
+            "Always"
+        } else {
+            "IfNotPresent"
+        });
         if policy != "Always" {
             let found = self.runtime.image_status(&image).await.map_err(|e| {
                 let message = format!("Failed to inspect image {requested:?}: {e}");
@@ -116,7 +130,11 @@ impl ImageManager {
                 failure("ImageInspectError", message)
             })?;
             if let Some(found) = found {
-                let suffix = if self.policy_never_verifies { "" } else { " and can be accessed by the pod" };
+                let suffix = if self.policy_never_verifies {
+                    ""
+                } else {
+                    " and can be accessed by the pod"
+                };
                 event(
                     Type::Normal,
                     reason::PULLED,
@@ -125,12 +143,15 @@ impl ImageManager {
                 return Ok(found);
             }
             if policy == "Never" {
-                let message = format!("Container image {requested:?} is not present with pull policy of Never");
+                let message = format!(
+                    "Container image {requested:?} is not present with pull policy of Never"
+                );
                 event(Type::Warning, reason::ERR_IMAGE_NEVER_PULL, message.clone());
                 return Err(failure("ErrImageNeverPull", message));
             }
         }
-        self.pull_image(pod, requested, &image, secrets, cancel, &event).await
+        self.pull_image(pod, requested, &image, secrets, cancel, &event)
+            .await
     }
 
     async fn pull_image(
@@ -149,10 +170,18 @@ impl ImageManager {
             if let Some(previous) = self.errors().get(&key) {
                 message = format!("{message}: {previous}");
             }
-            return Err(ImageFailure { reason: "ImagePullBackOff", message, retry_after: Some(wait) });
+            return Err(ImageFailure {
+                reason: "ImagePullBackOff",
+                message,
+                retry_after: Some(wait),
+            });
         }
         self.errors().remove(&key);
-        event(Type::Normal, reason::PULLING, format!("Pulling image {requested:?}"));
+        event(
+            Type::Normal,
+            reason::PULLING,
+            format!("Pulling image {requested:?}"),
+        );
         let begin = Instant::now();
         let cancelled = || failure("ErrImagePull", "pod is being terminated".to_owned());
 
@@ -178,7 +207,10 @@ impl ImageManager {
         let total = begin.elapsed();
         match outcome {
             Ok((id, status, took)) => {
-                let status = status.unwrap_or(ImageStatus { id, ..ImageStatus::default() });
+                let status = status.unwrap_or(ImageStatus {
+                    id,
+                    ..ImageStatus::default()
+                });
                 event(
                     Type::Normal,
                     reason::PULLED,
@@ -194,18 +226,25 @@ impl ImageManager {
                 Ok(status)
             }
             Err(error) => {
-                event(Type::Warning, reason::FAILED, format!("Failed to pull image {requested:?}: {error}"));
+                event(
+                    Type::Warning,
+                    reason::FAILED,
+                    format!("Failed to pull image {requested:?}: {error}"),
+                );
                 self.backoff.next(&key, Timestamp::now());
                 let mut failed = eval_pull_error(image, &error);
                 failed.retry_after = Some(self.backoff.get(&key));
-                self.errors().insert(key, format!("{}: {}", failed.reason, failed.message));
+                self.errors()
+                    .insert(key, format!("{}: {}", failed.reason, failed.message));
                 Err(failed)
             }
         }
     }
 
     fn errors(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
-        self.previous_error.lock().unwrap_or_else(|e| e.into_inner())
+        self.previous_error
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
     }
 
     /// The pod is gone: its back-off, too.
@@ -229,9 +268,13 @@ fn eval_pull_error(image: &str, error: &RuntimeError) -> ImageFailure {
         ),
         RuntimeError::Image(ImageError::Verification { .. }) => failure(
             "SignatureValidationFailed",
-            format!("image pull failed for {image} because the signature validation failed: {error}"),
+            format!(
+                "image pull failed for {image} because the signature validation failed: {error}"
+            ),
         ),
-        RuntimeError::Image(ImageError::InvalidImageName { .. }) => failure("InvalidImageName", error.to_string()),
+        RuntimeError::Image(ImageError::InvalidImageName { .. }) => {
+            failure("InvalidImageName", error.to_string())
+        }
         other => failure("ErrImagePull", other.to_string()),
     }
 }
@@ -242,8 +285,14 @@ mod tests {
 
     #[test]
     fn default_tags() {
-        assert_eq!(apply_default_image_tag("busybox").unwrap(), "busybox:latest");
-        assert_eq!(apply_default_image_tag("registry.k8s.io/pause:3.10").unwrap(), "registry.k8s.io/pause:3.10");
+        assert_eq!(
+            apply_default_image_tag("busybox").unwrap(),
+            "busybox:latest"
+        );
+        assert_eq!(
+            apply_default_image_tag("registry.k8s.io/pause:3.10").unwrap(),
+            "registry.k8s.io/pause:3.10"
+        );
         assert!(apply_default_image_tag("UPPER//bad:::x").is_err());
     }
 }

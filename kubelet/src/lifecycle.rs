@@ -14,12 +14,28 @@ use crate::prober::http::{self, HttpError, HttpGet};
 /// Why a hook failed. The text may hold secrets: not for events.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    #[error("Exec lifecycle hook ({command:?}) for Container {container:?} in Pod {pod:?} failed - error: command exited with {exit_code}, message: {output:?}")]
-    Exec { command: Vec<String>, container: String, pod: String, exit_code: i32, output: String },
+    #[error(
+        "Exec lifecycle hook ({command:?}) for Container {container:?} in Pod {pod:?} failed - error: command exited with {exit_code}, message: {output:?}"
+    )]
+    Exec {
+        command: Vec<String>,
+        container: String,
+        pod: String,
+        exit_code: i32,
+        output: String,
+    },
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error("HTTP lifecycle hook ({path}) for Container {container:?} in Pod {pod:?} failed - error: {source}")]
-    Http { path: String, container: String, pod: String, #[source] source: HttpError },
+    #[error(
+        "HTTP lifecycle hook ({path}) for Container {container:?} in Pod {pod:?} failed - error: {source}"
+    )]
+    Http {
+        path: String,
+        container: String,
+        pod: String,
+        #[source]
+        source: HttpError,
+    },
     #[error("the pod has no address yet")]
     NoAddress,
     #[error("Cannot run handler: invalid handler")]
@@ -56,7 +72,12 @@ pub async fn run_handler(
         });
     }
     if let Some(get) = &handler.http_get {
-        let host = get.host.as_deref().filter(|h| !h.is_empty()).or(pod_ip).ok_or(HookError::NoAddress)?;
+        let host = get
+            .host
+            .as_deref()
+            .filter(|h| !h.is_empty())
+            .or(pod_ip)
+            .ok_or(HookError::NoAddress)?;
         let fail = |source| HookError::Http {
             path: get.path.clone().unwrap_or_default(),
             container: container.name.clone(),
@@ -68,7 +89,9 @@ pub async fn run_handler(
             Ok(_) => Ok(()),
             Err(HttpError::HttpResponseToHttps) => {
                 request.https = false;
-                request.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("Authorization"));
+                request
+                    .headers
+                    .retain(|(name, _)| !name.eq_ignore_ascii_case("Authorization"));
                 http::get(&request).await.map_err(fail)?;
                 recorder.pod(
                     pod,
@@ -82,7 +105,10 @@ pub async fn run_handler(
         };
     }
     if let Some(sleep) = &handler.sleep {
-        tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
+        tokio::time::sleep(Duration::from_secs(
+            u64::try_from(sleep.seconds).unwrap_or(0),
+        ))
+        .await;
         return Ok(());
     }
     Err(HookError::NoHandler)

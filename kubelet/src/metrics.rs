@@ -8,8 +8,9 @@ use std::time::Duration;
 use component_base::metrics::exponential_buckets;
 use k8s_openapi::api::core::v1::Pod;
 use prometheus::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, histogram_opts, opts, register_histogram,
-    register_histogram_vec, register_int_counter, register_int_counter_vec, register_int_gauge, register_int_gauge_vec,
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, histogram_opts,
+    opts, register_histogram, register_histogram_vec, register_int_counter,
+    register_int_counter_vec, register_int_gauge, register_int_gauge_vec,
 };
 
 use crate::pod;
@@ -71,7 +72,11 @@ metric!(CERTIFICATE_EXPIRATION: IntGauge = register_int_gauge!("kubelet_certific
 pub fn init(node_name: &str) {
     component_base::metrics::init();
     NODE_NAME.with_label_values(&[node_name]).set(1);
-    for metric in [&*STARTED_PODS, &*STARTED_PODS_ERRORS, &*ORPHANED_RUNTIME_PODS] {
+    for metric in [
+        &*STARTED_PODS,
+        &*STARTED_PODS_ERRORS,
+        &*ORPHANED_RUNTIME_PODS,
+    ] {
         metric.inc_by(0);
     }
     LazyLock::force(&RUNNING_PODS);
@@ -83,27 +88,42 @@ pub fn init(node_name: &str) {
     LazyLock::force(&EVICTIONS);
 }
 
-pub(crate) fn observe_probe(probe_type: ProbeType, pod: &Pod, container: &str, result: ProbeResult, took: Duration) {
+pub(crate) fn observe_probe(
+    probe_type: ProbeType,
+    pod: &Pod,
+    container: &str,
+    result: ProbeResult,
+    took: Duration,
+) {
     let result = match result {
         ProbeResult::Success => "successful",
         ProbeResult::Failure => "failed",
         ProbeResult::Unknown => "unknown",
     };
     let (name, namespace, uid) = (pod::name(pod), pod::namespace(pod), pod::uid(pod));
-    PROBE_RESULTS.with_label_values(&[probe_type.as_str(), result, container, name, namespace, uid]).inc();
-    PROBE_DURATION.with_label_values(&[probe_type.as_str(), container, name, namespace]).observe(took.as_secs_f64());
+    PROBE_RESULTS
+        .with_label_values(&[probe_type.as_str(), result, container, name, namespace, uid])
+        .inc();
+    PROBE_DURATION
+        .with_label_values(&[probe_type.as_str(), container, name, namespace])
+        .observe(took.as_secs_f64());
 }
 
 /// Series of a pod that is gone would stay for ever.
-pub(crate) fn forget_probes(pod: &Pod, container: &str) {
+pub(crate) fn forget_probes(pod: &Pod, container: &str, probe_type: ProbeType) {
     let (name, namespace, uid) = (pod::name(pod), pod::namespace(pod), pod::uid(pod));
-    for probe_type in [ProbeType::Liveness, ProbeType::Readiness, ProbeType::Startup] {
-        for result in ["successful", "failed", "unknown"] {
-            // Not every series was ever made.
-            let _ = PROBE_RESULTS.remove_label_values(&[probe_type.as_str(), result, container, name, namespace, uid]);
-        }
-        let _ = PROBE_DURATION.remove_label_values(&[probe_type.as_str(), container, name, namespace]);
+    for result in ["successful", "failed", "unknown"] {
+        // Not every series was ever made.
+        let _ = PROBE_RESULTS.remove_label_values(&[
+            probe_type.as_str(),
+            result,
+            container,
+            name,
+            namespace,
+            uid,
+        ]);
     }
+    let _ = PROBE_DURATION.remove_label_values(&[probe_type.as_str(), container, name, namespace]);
 }
 
 pub(crate) fn observe_image_pull(size_bytes: u64, took: Duration) {
@@ -122,5 +142,7 @@ pub(crate) fn observe_image_pull(size_bytes: u64, took: Duration) {
         n if n <= 100 * GIB => "50GB-100GB",
         _ => "GT100GB",
     };
-    IMAGE_PULL_DURATION.with_label_values(&[bucket]).observe(took.as_secs_f64());
+    IMAGE_PULL_DURATION
+        .with_label_values(&[bucket])
+        .observe(took.as_secs_f64());
 }

@@ -38,15 +38,39 @@ const CONFIG_FLAGS: &[(&str, Kind, &str)] = &[
     ("port", I(10250), "port"),
     ("read-only-port", I(10255), "readOnlyPort"),
     ("fail-cgroupv1", B(true), "failCgroupV1"),
-    ("container-runtime-endpoint", S("unix:///run/containerd/containerd.sock"), "containerRuntimeEndpoint"),
+    (
+        "container-runtime-endpoint",
+        S("unix:///run/containerd/containerd.sock"),
+        "containerRuntimeEndpoint",
+    ),
     ("image-service-endpoint", S(""), "imageServiceEndpoint"),
-    ("anonymous-auth", B(true), "authentication.anonymous.enabled"),
-    ("authentication-token-webhook", B(false), "authentication.webhook.enabled"),
-    ("authentication-token-webhook-cache-ttl", D(120_000), "authentication.webhook.cacheTTL"),
+    (
+        "anonymous-auth",
+        B(true),
+        "authentication.anonymous.enabled",
+    ),
+    (
+        "authentication-token-webhook",
+        B(false),
+        "authentication.webhook.enabled",
+    ),
+    (
+        "authentication-token-webhook-cache-ttl",
+        D(120_000),
+        "authentication.webhook.cacheTTL",
+    ),
     ("client-ca-file", S(""), "authentication.x509.clientCAFile"),
     ("authorization-mode", S("AlwaysAllow"), "authorization.mode"),
-    ("authorization-webhook-cache-authorized-ttl", D(300_000), "authorization.webhook.cacheAuthorizedTTL"),
-    ("authorization-webhook-cache-unauthorized-ttl", D(30_000), "authorization.webhook.cacheUnauthorizedTTL"),
+    (
+        "authorization-webhook-cache-authorized-ttl",
+        D(300_000),
+        "authorization.webhook.cacheAuthorizedTTL",
+    ),
+    (
+        "authorization-webhook-cache-unauthorized-ttl",
+        D(30_000),
+        "authorization.webhook.cacheUnauthorizedTTL",
+    ),
     ("tls-cert-file", S(""), "tlsCertFile"),
     ("tls-private-key-file", S(""), "tlsPrivateKeyFile"),
     ("rotate-server-certificates", B(false), "serverTLSBootstrap"),
@@ -57,19 +81,51 @@ const CONFIG_FLAGS: &[(&str, Kind, &str)] = &[
     ("registry-burst", I(10), "registryBurst"),
     ("event-qps", I(50), "eventRecordQPS"),
     ("event-burst", I(100), "eventBurst"),
-    ("enable-debugging-handlers", B(true), "enableDebuggingHandlers"),
-    ("contention-profiling", B(false), "enableContentionProfiling"),
+    (
+        "enable-debugging-handlers",
+        B(true),
+        "enableDebuggingHandlers",
+    ),
+    (
+        "contention-profiling",
+        B(false),
+        "enableContentionProfiling",
+    ),
     ("healthz-port", I(10248), "healthzPort"),
     ("healthz-bind-address", S("127.0.0.1"), "healthzBindAddress"),
     ("oom-score-adj", I(-999), "oomScoreAdj"),
     ("cluster-domain", S(""), "clusterDomain"),
-    ("volume-plugin-dir", S("/usr/libexec/kubernetes/kubelet-plugins/volume/exec/"), "volumePluginDir"),
+    (
+        "volume-plugin-dir",
+        S("/usr/libexec/kubernetes/kubelet-plugins/volume/exec/"),
+        "volumePluginDir",
+    ),
     ("cluster-dns", L(&[]), "clusterDNS"),
-    ("streaming-connection-idle-timeout", D(14_400_000), "streamingConnectionIdleTimeout"),
-    ("node-status-update-frequency", D(10_000), "nodeStatusUpdateFrequency"),
-    ("minimum-image-ttl-duration", D(120_000), "imageMinimumGCAge"),
-    ("image-gc-high-threshold", I(85), "imageGCHighThresholdPercent"),
-    ("image-gc-low-threshold", I(80), "imageGCLowThresholdPercent"),
+    (
+        "streaming-connection-idle-timeout",
+        D(14_400_000),
+        "streamingConnectionIdleTimeout",
+    ),
+    (
+        "node-status-update-frequency",
+        D(10_000),
+        "nodeStatusUpdateFrequency",
+    ),
+    (
+        "minimum-image-ttl-duration",
+        D(120_000),
+        "imageMinimumGCAge",
+    ),
+    (
+        "image-gc-high-threshold",
+        I(85),
+        "imageGCHighThresholdPercent",
+    ),
+    (
+        "image-gc-low-threshold",
+        I(80),
+        "imageGCLowThresholdPercent",
+    ),
     ("volume-stats-agg-period", D(60_000), "volumeStatsAggPeriod"),
     ("kubelet-cgroups", S(""), "kubeletCgroups"),
     ("system-cgroups", S(""), "systemCgroups"),
@@ -79,13 +135,33 @@ const CONFIG_FLAGS: &[(&str, Kind, &str)] = &[
     ("cgroup-root", S(""), "cgroupRoot"),
     ("cpu-manager-policy", S("none"), "cpuManagerPolicy"),
     ("cpu-manager-policy-options", M, "cpuManagerPolicyOptions"),
-    ("cpu-manager-reconcile-period", D(10_000), "cpuManagerReconcilePeriod"),
+    (
+        "cpu-manager-reconcile-period",
+        D(10_000),
+        "cpuManagerReconcilePeriod",
+    ),
     ("qos-reserved", M, "qosReserved"),
-    ("topology-manager-policy", S("none"), "topologyManagerPolicy"),
-    ("topology-manager-scope", S("container"), "topologyManagerScope"),
-    ("topology-manager-policy-options", M, "topologyManagerPolicyOptions"),
+    (
+        "topology-manager-policy",
+        S("none"),
+        "topologyManagerPolicy",
+    ),
+    (
+        "topology-manager-scope",
+        S("container"),
+        "topologyManagerScope",
+    ),
+    (
+        "topology-manager-policy-options",
+        M,
+        "topologyManagerPolicyOptions",
+    ),
     ("memory-manager-policy", S("None"), "memoryManagerPolicy"),
-    ("runtime-request-timeout", D(120_000), "runtimeRequestTimeout"),
+    (
+        "runtime-request-timeout",
+        D(120_000),
+        "runtimeRequestTimeout",
+    ),
     ("hairpin-mode", S("promiscuous-bridge"), "hairpinMode"),
     ("max-pods", I(110), "maxPods"),
     ("pod-cidr", S(""), "podCIDR"),
@@ -94,16 +170,36 @@ const CONFIG_FLAGS: &[(&str, Kind, &str)] = &[
     ("runonce", B(false), "runOnce"),
     ("cpu-cfs-quota", B(true), "cpuCFSQuota"),
     ("cpu-cfs-quota-period", D(100), "cpuCFSQuotaPeriod"),
-    ("enable-controller-attach-detach", B(true), "enableControllerAttachDetach"),
-    ("make-iptables-util-chains", B(true), "makeIPTablesUtilChains"),
+    (
+        "enable-controller-attach-detach",
+        B(true),
+        "enableControllerAttachDetach",
+    ),
+    (
+        "make-iptables-util-chains",
+        B(true),
+        "makeIPTablesUtilChains",
+    ),
     ("container-log-max-size", S("10Mi"), "containerLogMaxSize"),
     ("container-log-max-files", I(5), "containerLogMaxFiles"),
     ("allowed-unsafe-sysctls", L(&[]), "allowedUnsafeSysctls"),
     ("node-status-max-images", I(50), "nodeStatusMaxImages"),
-    ("kernel-memcg-notification", B(false), "kernelMemcgNotification"),
-    ("local-storage-capacity-isolation", B(true), "localStorageCapacityIsolation"),
+    (
+        "kernel-memcg-notification",
+        B(false),
+        "kernelMemcgNotification",
+    ),
+    (
+        "local-storage-capacity-isolation",
+        B(true),
+        "localStorageCapacityIsolation",
+    ),
     ("max-open-files", I(1_000_000), "maxOpenFiles"),
-    ("kube-api-content-type", S("application/vnd.kubernetes.protobuf"), "contentType"),
+    (
+        "kube-api-content-type",
+        S("application/vnd.kubernetes.protobuf"),
+        "contentType",
+    ),
     ("kube-api-qps", I(50), "kubeAPIQPS"),
     ("kube-api-burst", I(100), "kubeAPIBurst"),
     ("serialize-image-pulls", B(true), "serializeImagePulls"),
@@ -111,14 +207,26 @@ const CONFIG_FLAGS: &[(&str, Kind, &str)] = &[
     ("eviction-soft", E, "evictionSoft"),
     ("eviction-soft-grace-period", E, "evictionSoftGracePeriod"),
     ("eviction-minimum-reclaim", E, "evictionMinimumReclaim"),
-    ("eviction-pressure-transition-period", D(300_000), "evictionPressureTransitionPeriod"),
-    ("eviction-max-pod-grace-period", I(0), "evictionMaxPodGracePeriod"),
+    (
+        "eviction-pressure-transition-period",
+        D(300_000),
+        "evictionPressureTransitionPeriod",
+    ),
+    (
+        "eviction-max-pod-grace-period",
+        I(0),
+        "evictionMaxPodGracePeriod",
+    ),
     ("pods-per-core", I(0), "podsPerCore"),
     ("protect-kernel-defaults", B(false), "protectKernelDefaults"),
     ("reserved-cpus", S(""), "reservedSystemCPUs"),
     ("system-reserved", M, "systemReserved"),
     ("kube-reserved", M, "kubeReserved"),
-    ("enforce-node-allocatable", L(&["pods"]), "enforceNodeAllocatable"),
+    (
+        "enforce-node-allocatable",
+        L(&["pods"]),
+        "enforceNodeAllocatable",
+    ),
     ("system-reserved-cgroup", S(""), "systemReservedCgroup"),
     ("kube-reserved-cgroup", S(""), "kubeReservedCgroup"),
     ("register-node", B(true), "registerNode"),
@@ -162,7 +270,11 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
     #[error("invalid argument {value:?} for \"--{flag}\" flag: {reason}")]
-    Invalid { flag: &'static str, value: String, reason: String },
+    Invalid {
+        flag: &'static str,
+        value: String,
+        reason: String,
+    },
     #[error("unable to determine hostname: {0}")]
     Hostname(#[source] nix::Error),
 }
@@ -187,7 +299,8 @@ pub fn flag_set() -> FlagSet {
             set.unused(&[(name, value)]);
             continue;
         }
-        let help = "As the field of the same meaning in the configuration file, which it overrides.";
+        let help =
+            "As the field of the same meaning in the configuration file, which it overrides.";
         match kind {
             B(v) => set.bool(name, *v, help),
             S(v) => set.string(name, v, help),
@@ -198,36 +311,115 @@ pub fn flag_set() -> FlagSet {
             E => set.string(name, "", help),
         }
     }
-    set.string("config", "", "The kubelet loads its initial configuration from this file.");
-    set.string("config-dir", "", "Directory of drop-in configuration files (*.conf), merged in the order of their names.");
+    set.string(
+        "config",
+        "",
+        "The kubelet loads its initial configuration from this file.",
+    );
+    set.string(
+        "config-dir",
+        "",
+        "Directory of drop-in configuration files (*.conf), merged in the order of their names.",
+    );
     set.string("kubeconfig", "", "Path to a kubeconfig file, specifying how to connect to the API server. Without it the kubelet runs standalone.");
     set.string("bootstrap-kubeconfig", "", "Path to a kubeconfig file that is used to get a client certificate if the file of --kubeconfig does not exist.");
-    set.string("hostname-override", "", "If non-empty, will use this string as identification instead of the actual hostname.");
-    set.string("node-ip", "", "IP address (or comma-separated dual-stack IP addresses) of the node.");
-    set.string("cert-dir", "/var/lib/kubelet/pki", "The directory where the TLS certs are located.");
-    set.string("cloud-provider", "", "Set to \"external\" for running with an external cloud provider.");
-    set.string("root-dir", "/var/lib/kubelet", "Directory path for managing kubelet files (volume mounts, etc).");
-    set.map("node-labels", "Labels to add when registering the node in the cluster.");
-    set.list("register-with-taints", &[], "Register the node with the given list of taints (\"<key>=<value>:<effect>\").");
-    set.duration("minimum-container-ttl-duration", Duration::ZERO, "Minimum age for a finished container before it is garbage collected.");
-    set.int("maximum-dead-containers-per-container", 1, "Maximum number of old instances to retain per container.");
-    set.int("maximum-dead-containers", -1, "Maximum number of old instances of containers to retain globally.");
-    set.string("image-credential-provider-config", "", "Path to a credential provider plugin config file (or directory).");
-    set.string("image-credential-provider-bin-dir", "", "The path to the directory where credential provider plugin binaries are located.");
-    set.string("runtime-root-dir", "/var/lib/gantry", "Directory of the built-in container runtime: images, containers, sandboxes.");
-    set.string("runtime-state-dir", "/run/gantry", "Directory of the built-in container runtime's volatile state: sockets, pinned namespaces.");
-    set.string("registry-config-dir", "/etc/containerd/certs.d", "Directory of registry hosts (certs.d/<host>/hosts.toml).");
+    set.string(
+        "hostname-override",
+        "",
+        "If non-empty, will use this string as identification instead of the actual hostname.",
+    );
+    set.string(
+        "node-ip",
+        "",
+        "IP address (or comma-separated dual-stack IP addresses) of the node.",
+    );
+    set.string(
+        "cert-dir",
+        "/var/lib/kubelet/pki",
+        "The directory where the TLS certs are located.",
+    );
+    set.string(
+        "cloud-provider",
+        "",
+        "Set to \"external\" for running with an external cloud provider.",
+    );
+    set.string(
+        "root-dir",
+        "/var/lib/kubelet",
+        "Directory path for managing kubelet files (volume mounts, etc).",
+    );
+    set.map(
+        "node-labels",
+        "Labels to add when registering the node in the cluster.",
+    );
+    set.list(
+        "register-with-taints",
+        &[],
+        "Register the node with the given list of taints (\"<key>=<value>:<effect>\").",
+    );
+    set.duration(
+        "minimum-container-ttl-duration",
+        Duration::ZERO,
+        "Minimum age for a finished container before it is garbage collected.",
+    );
+    set.int(
+        "maximum-dead-containers-per-container",
+        1,
+        "Maximum number of old instances to retain per container.",
+    );
+    set.int(
+        "maximum-dead-containers",
+        -1,
+        "Maximum number of old instances of containers to retain globally.",
+    );
+    set.string(
+        "image-credential-provider-config",
+        "",
+        "Path to a credential provider plugin config file (or directory).",
+    );
+    set.string(
+        "image-credential-provider-bin-dir",
+        "",
+        "The path to the directory where credential provider plugin binaries are located.",
+    );
+    set.string(
+        "runtime-root-dir",
+        "/var/lib/gantry",
+        "Directory of the built-in container runtime: images, containers, sandboxes.",
+    );
+    set.string(
+        "runtime-state-dir",
+        "/run/gantry",
+        "Directory of the built-in container runtime's volatile state: sockets, pinned namespaces.",
+    );
+    set.string(
+        "registry-config-dir",
+        "/etc/containerd/certs.d",
+        "Directory of registry hosts (certs.d/<host>/hosts.toml).",
+    );
     set.unused(&[
         ("manifest-url-header", FlagValue::String(String::new())),
         ("reserved-memory", FlagValue::String(String::new())),
         ("lock-file", FlagValue::String(String::new())),
         ("exit-on-lock-contention", FlagValue::Bool(false)),
-        ("experimental-mounter-path", FlagValue::String(String::new())),
-        ("experimental-allocatable-ignore-eviction", FlagValue::Bool(false)),
+        (
+            "experimental-mounter-path",
+            FlagValue::String(String::new()),
+        ),
+        (
+            "experimental-allocatable-ignore-eviction",
+            FlagValue::Bool(false),
+        ),
         ("runtime-cgroups", FlagValue::String(String::new())),
         ("windows-service", FlagValue::Bool(false)),
-        ("windows-priorityclass", FlagValue::String("NORMAL_PRIORITY_CLASS".into())),
-        ("pod-infra-container-image", FlagValue::String(String::new())),
+        (
+            "windows-priorityclass",
+            FlagValue::String("NORMAL_PRIORITY_CLASS".into()),
+        ),
+        (
+            "pod-infra-container-image",
+            FlagValue::String(String::new()),
+        ),
     ]);
     set
 }
@@ -251,11 +443,16 @@ impl Options {
                 node_ips.push(ip);
             }
         }
-        if let Some(value) = flags.optional("cloud-provider").filter(|v| *v != "external") {
+        if let Some(value) = flags
+            .optional("cloud-provider")
+            .filter(|v| *v != "external")
+        {
             return Err(OptionsError::Invalid {
                 flag: "cloud-provider",
                 value: value.to_owned(),
-                reason: "unsupported value for 'cloud-provider' flag, must be empty or \"external\"".to_owned(),
+                reason:
+                    "unsupported value for 'cloud-provider' flag, must be empty or \"external\""
+                        .to_owned(),
             });
         }
         let register_with_taints = if flags.changed("register-with-taints") {
@@ -266,11 +463,19 @@ impl Options {
                     reason,
                 })
             };
-            Some(flags.list("register-with-taints").iter().map(parse).collect::<Result<_, _>>()?)
+            Some(
+                flags
+                    .list("register-with-taints")
+                    .iter()
+                    .map(parse)
+                    .collect::<Result<_, _>>()?,
+            )
         } else {
             None
         };
-        let hostname_override = flags.optional("hostname-override").map(|h| h.trim().to_lowercase());
+        let hostname_override = flags
+            .optional("hostname-override")
+            .map(|h| h.trim().to_lowercase());
         let node_name = match &hostname_override {
             Some(name) => name.clone(),
             None => nix::unistd::gethostname()
@@ -312,7 +517,11 @@ fn eviction_pairs(flag: &'static str, text: &str) -> Result<Value, OptionsError>
     for pair in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
         let Some((signal, value)) = pair.split_once(['<', '=']) else {
             let reason = format!("{pair:?} is no signal<value or signal=value");
-            return Err(OptionsError::Invalid { flag, value: text.to_owned(), reason });
+            return Err(OptionsError::Invalid {
+                flag,
+                value: text.to_owned(),
+                reason,
+            });
         };
         map.insert(signal.trim().to_owned(), json!(value.trim()));
     }
@@ -339,7 +548,9 @@ fn config_overrides(flags: &Flags) -> Result<Map<String, Value>, OptionsError> {
                 slot.insert(part.to_owned(), value.clone());
                 break;
             }
-            let next = slot.entry(part.to_owned()).or_insert_with(|| Value::Object(Map::new()));
+            let next = slot
+                .entry(part.to_owned())
+                .or_insert_with(|| Value::Object(Map::new()));
             match next.as_object_mut() {
                 Some(object) => slot = object,
                 None => break,
@@ -354,7 +565,9 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Options, String> {
-        let flags = flag_set().parse(args.iter().map(ToString::to_string)).map_err(|e| e.to_string())?;
+        let flags = flag_set()
+            .parse(args.iter().map(ToString::to_string))
+            .map_err(|e| e.to_string())?;
         Options::from_flags(&flags).map_err(|e| e.to_string())
     }
 
@@ -376,8 +589,14 @@ mod tests {
         assert_eq!(got.node_name, "kind-worker");
         assert_eq!(got.node_labels.len(), 2);
         assert_eq!(got.register_with_taints.unwrap()[0].effect, "NoSchedule");
-        assert_eq!(got.config_overrides["providerID"], "kind://docker/kind/kind-worker");
-        assert_eq!(got.config_overrides["authentication"]["anonymous"]["enabled"], false);
+        assert_eq!(
+            got.config_overrides["providerID"],
+            "kind://docker/kind/kind-worker"
+        );
+        assert_eq!(
+            got.config_overrides["authentication"]["anonymous"]["enabled"],
+            false
+        );
     }
 
     #[test]
@@ -386,7 +605,15 @@ mod tests {
             parse(&["--node-ip=x"]).unwrap_err(),
             "invalid argument \"x\" for \"--node-ip\" flag: \"x\" is not a valid IP address"
         );
-        assert!(parse(&["--cloud-provider=aws"]).unwrap_err().contains("cloud-provider"));
-        assert!(parse(&["--nope"]).unwrap_err().contains("unknown flag: --nope"));
+        assert!(
+            parse(&["--cloud-provider=aws"])
+                .unwrap_err()
+                .contains("cloud-provider")
+        );
+        assert!(
+            parse(&["--nope"])
+                .unwrap_err()
+                .contains("unknown flag: --nope")
+        );
     }
 }

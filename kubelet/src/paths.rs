@@ -51,7 +51,13 @@ impl Paths {
     }
 
     /// `/var/log/containers/<pod>_<namespace>_<container>-<id>.log`
-    pub fn legacy_log_link(&self, namespace: &str, pod: &str, container: &str, id: &str) -> PathBuf {
+    pub fn legacy_log_link(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        id: &str,
+    ) -> PathBuf {
         let name = format!("{pod}_{namespace}_{container}");
         // The file name must stay below 255 bytes, as upstream cuts it.
         let name: String = name.chars().take(251 - id.len().min(200) - 1).collect();

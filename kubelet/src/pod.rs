@@ -56,7 +56,11 @@ pub fn format(pod: &Pod) -> String {
 }
 
 pub fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
-    pod.metadata.annotations.as_ref().and_then(|a| a.get(key)).map(String::as_str)
+    pod.metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(key))
+        .map(String::as_str)
 }
 
 /// A pod that came from a file or an HTTP address and not from the API server.
@@ -79,15 +83,24 @@ pub fn config_hash(pod: &Pod) -> Option<&str> {
 }
 
 pub fn containers(pod: &Pod) -> &[Container] {
-    pod.spec.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default()
+    pod.spec
+        .as_ref()
+        .map(|s| s.containers.as_slice())
+        .unwrap_or_default()
 }
 
 pub fn init_containers(pod: &Pod) -> &[Container] {
-    pod.spec.as_ref().and_then(|s| s.init_containers.as_deref()).unwrap_or_default()
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.init_containers.as_deref())
+        .unwrap_or_default()
 }
 
 pub fn ephemeral_containers(pod: &Pod) -> &[EphemeralContainer] {
-    pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default()
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.ephemeral_containers.as_deref())
+        .unwrap_or_default()
 }
 
 /// The part of an ephemeral container that it shares with every other container.
@@ -148,13 +161,22 @@ pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<(Cow<'a, Container
         return Some((Cow::Borrowed(c), ContainerKind::Regular));
     }
     if let Some(c) = init_containers(pod).iter().find(|c| c.name == name) {
-        let kind = if is_restartable_init(c) { ContainerKind::Sidecar } else { ContainerKind::Init };
+        let kind = if is_restartable_init(c) {
+            ContainerKind::Sidecar
+        } else {
+            ContainerKind::Init
+        };
         return Some((Cow::Borrowed(c), kind));
     }
     ephemeral_containers(pod)
         .iter()
         .find(|c| c.name == name)
-        .map(|c| (Cow::Owned(ephemeral_as_container(c)), ContainerKind::Ephemeral))
+        .map(|c| {
+            (
+                Cow::Owned(ephemeral_as_container(c)),
+                ContainerKind::Ephemeral,
+            )
+        })
 }
 
 /// The `fieldPath` of events about one container, as `kubectl describe` shows it.
@@ -178,11 +200,17 @@ pub fn has_sidecar(pod: &Pod) -> bool {
 
 /// `Always`, `OnFailure` or `Never`; upstream's default is `Always`.
 pub fn restart_policy(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always")
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.restart_policy.as_deref())
+        .unwrap_or("Always")
 }
 
 pub fn is_host_network(pod: &Pod) -> bool {
-    pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false)
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.host_network)
+        .unwrap_or(false)
 }
 
 pub fn is_deleted(pod: &Pod) -> bool {
@@ -190,7 +218,10 @@ pub fn is_deleted(pod: &Pod) -> bool {
 }
 
 pub fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+    pod.status
+        .as_ref()
+        .and_then(|s| s.phase.as_deref())
+        .unwrap_or_default()
 }
 
 /// `Succeeded` or `Failed`.
@@ -205,16 +236,20 @@ pub fn is_terminal_phase(phase: &str) -> bool {
 /// upstream does with that feature gate off.
 pub fn container_should_restart(container: &Container, pod: &Pod, exit_code: i32) -> bool {
     if let Some(policy) = container.restart_policy.as_deref() {
-        let rule = container.restart_policy_rules.iter().flatten().find(|rule| {
-            rule.exit_codes.as_ref().is_some_and(|codes| {
-                let hit = codes.values.iter().flatten().any(|v| *v == exit_code);
-                match codes.operator.as_str() {
-                    "In" => hit,
-                    "NotIn" => !hit,
-                    _ => false,
-                }
-            })
-        });
+        let rule = container
+            .restart_policy_rules
+            .iter()
+            .flatten()
+            .find(|rule| {
+                rule.exit_codes.as_ref().is_some_and(|codes| {
+                    let hit = codes.values.iter().flatten().any(|v| *v == exit_code);
+                    match codes.operator.as_str() {
+                        "In" => hit,
+                        "NotIn" => !hit,
+                        _ => false,
+                    }
+                })
+            });
         if rule.is_some_and(|r| r.action == "Restart") {
             return true;
         }
@@ -245,7 +280,10 @@ pub fn hash_container(container: &Container) -> u64 {
 }
 
 /// The status of the container of that name.
-pub fn container_status<'a>(statuses: &'a [ContainerStatus], name: &str) -> Option<&'a ContainerStatus> {
+pub fn container_status<'a>(
+    statuses: &'a [ContainerStatus],
+    name: &str,
+) -> Option<&'a ContainerStatus> {
     statuses.iter().find(|s| s.name == name)
 }
 
@@ -253,7 +291,11 @@ pub fn container_status<'a>(statuses: &'a [ContainerStatus], name: &str) -> Opti
 pub fn grace_period_seconds(pod: &Pod) -> i64 {
     pod.metadata
         .deletion_grace_period_seconds
-        .or_else(|| pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds))
+        .or_else(|| {
+            pod.spec
+                .as_ref()
+                .and_then(|s| s.termination_grace_period_seconds)
+        })
         .unwrap_or(30)
 }
 
@@ -263,18 +305,27 @@ pub fn is_critical(pod: &Pod) -> bool {
     const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
     is_static(pod)
         || is_mirror(pod)
-        || pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= SYSTEM_CRITICAL_PRIORITY)
+        || pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.priority)
+            .is_some_and(|p| p >= SYSTEM_CRITICAL_PRIORITY)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::{ContainerRestartRule, ContainerRestartRuleOnExitCodes, PodSpec};
+    use k8s_openapi::api::core::v1::{
+        ContainerRestartRule, ContainerRestartRuleOnExitCodes, PodSpec,
+    };
 
     #[test]
     fn restart_rules_go_before_policies() {
         let pod = Pod {
-            spec: Some(PodSpec { restart_policy: Some("Never".into()), ..Default::default() }),
+            spec: Some(PodSpec {
+                restart_policy: Some("Never".into()),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let plain = Container::default();
@@ -296,9 +347,19 @@ mod tests {
 
     #[test]
     fn hash_follows_the_image_only() {
-        let a = Container { name: "c".into(), image: Some("x:1".into()), ..Default::default() };
-        let b = Container { command: Some(vec!["sh".into()]), ..a.clone() };
-        let c = Container { image: Some("x:2".into()), ..a.clone() };
+        let a = Container {
+            name: "c".into(),
+            image: Some("x:1".into()),
+            ..Default::default()
+        };
+        let b = Container {
+            command: Some(vec!["sh".into()]),
+            ..a.clone()
+        };
+        let c = Container {
+            image: Some("x:2".into()),
+            ..a.clone()
+        };
         assert_eq!(hash_container(&a), hash_container(&b));
         assert_ne!(hash_container(&a), hash_container(&c));
     }

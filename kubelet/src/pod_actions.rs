@@ -133,7 +133,8 @@ pub fn compute_pod_actions(pod: &Pod, status: &PodStatus, probes: &dyn ProbeResu
                 if should_container_be_restarted(container, pod, status) {
                     actions.containers_to_start.push(index);
                     if let Some(unknown) = current.filter(|c| c.state == ContainerState::Unknown) {
-                        let message = "Container is in \"unknown\" state, try killing it before restart";
+                        let message =
+                            "Container is in \"unknown\" state, try killing it before restart";
                         actions.kill(unknown, message.to_owned(), KillReason::Other);
                     }
                 }
@@ -160,7 +161,10 @@ fn start_afresh(pod: &Pod, status: &PodStatus, actions: &mut PodActions) {
         .iter()
         .enumerate()
         .filter(|(_, c)| {
-            let policy = c.restart_policy.as_deref().unwrap_or(pod::restart_policy(pod));
+            let policy = c
+                .restart_policy
+                .as_deref()
+                .unwrap_or(pod::restart_policy(pod));
             !(policy == "OnFailure" && container_succeeded(c, status))
         })
         .map(|(i, _)| i)
@@ -195,15 +199,30 @@ fn reason_to_kill(
 ) -> Option<(String, KillReason, bool)> {
     let name = &container.name;
     if container_changed(container, status) {
-        return Some((format!("Container {name} definition changed"), KillReason::Other, true));
+        return Some((
+            format!("Container {name} definition changed"),
+            KillReason::Other,
+            true,
+        ));
     }
-    let policy = container.restart_policy.as_deref().unwrap_or(pod::restart_policy(pod));
+    let policy = container
+        .restart_policy
+        .as_deref()
+        .unwrap_or(pod::restart_policy(pod));
     let restart = policy != "Never";
     if probes.liveness(&status.id) == Some(ProbeResult::Failure) {
-        return Some((format!("Container {name} failed liveness probe"), KillReason::LivenessProbe, restart));
+        return Some((
+            format!("Container {name} failed liveness probe"),
+            KillReason::LivenessProbe,
+            restart,
+        ));
     }
     if probes.startup(&status.id) == Some(ProbeResult::Failure) {
-        return Some((format!("Container {name} failed startup probe"), KillReason::StartupProbe, restart));
+        return Some((
+            format!("Container {name} failed startup probe"),
+            KillReason::StartupProbe,
+            restart,
+        ));
     }
     None
 }

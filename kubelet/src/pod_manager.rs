@@ -47,7 +47,11 @@ impl PodManager {
         let mut inner = self.write();
         if pod::is_mirror(pod) {
             let full_name = pod::full_name(pod);
-            if inner.mirrors.get(&full_name).is_some_and(|m| m.metadata.uid == pod.metadata.uid) {
+            if inner
+                .mirrors
+                .get(&full_name)
+                .is_some_and(|m| m.metadata.uid == pod.metadata.uid)
+            {
                 inner.mirrors.remove(&full_name);
             }
         } else {
@@ -75,7 +79,12 @@ impl PodManager {
             .pods
             .values()
             .filter(|p| pod::name(p) == name && pod::namespace(p) == namespace)
-            .max_by_key(|p| (!pod::is_deleted(p), p.metadata.creation_timestamp.as_ref().map(|t| t.0)))
+            .max_by_key(|p| {
+                (
+                    !pod::is_deleted(p),
+                    p.metadata.creation_timestamp.as_ref().map(|t| t.0),
+                )
+            })
             .cloned()
     }
 
@@ -97,7 +106,12 @@ impl PodManager {
 
     /// The UID under which the kubelet works, from one that a client may have taken from the API server.
     pub fn translate_pod_uid(&self, uid: &str) -> String {
-        let mirror = self.read().mirrors.values().find(|m| pod::uid(m) == uid).cloned();
+        let mirror = self
+            .read()
+            .mirrors
+            .values()
+            .find(|m| pod::uid(m) == uid)
+            .cloned();
         match mirror.and_then(|m| self.get_pod_by_mirror_pod(&m)) {
             Some(pod) => pod::uid(&pod).to_owned(),
             None => uid.to_owned(),
@@ -107,11 +121,18 @@ impl PodManager {
     /// The pod as the API server holds it: the mirror of a static pod, the pod itself otherwise.
     pub fn api_object(&self, uid: &str) -> Option<Arc<Pod>> {
         let pod = self.get_pod_by_uid(uid)?;
-        if pod::is_static(&pod) { self.get_mirror_pod_by_pod(&pod) } else { Some(pod) }
+        if pod::is_static(&pod) {
+            self.get_mirror_pod_by_pod(&pod)
+        } else {
+            Some(pod)
+        }
     }
 
     /// Mirrors whose static pod is gone.
     pub fn orphaned_mirrors(&self) -> Vec<Arc<Pod>> {
-        self.mirror_pods().into_iter().filter(|m| self.get_pod_by_mirror_pod(m).is_none()).collect()
+        self.mirror_pods()
+            .into_iter()
+            .filter(|m| self.get_pod_by_mirror_pod(m).is_none())
+            .collect()
     }
 }

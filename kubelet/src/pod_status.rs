@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
-use runtime::api::{ContainerState, ContainerStatus, NamespaceMode, PodSandboxStatus, SandboxState};
+use runtime::api::{
+    ContainerState, ContainerStatus, NamespaceMode, PodSandboxStatus, SandboxState,
+};
 
 use crate::pod::{self, label};
 
@@ -65,8 +67,12 @@ impl PodStatus {
             pod.containers.push(container);
         }
         for pod in pods.values_mut() {
-            pod.sandboxes.sort_by(|a, b| (b.created_at, b.metadata.attempt).cmp(&(a.created_at, a.metadata.attempt)));
-            pod.containers.sort_by(|a, b| (b.created_at, b.metadata.attempt).cmp(&(a.created_at, a.metadata.attempt)));
+            pod.sandboxes.sort_by(|a, b| {
+                (b.created_at, b.metadata.attempt).cmp(&(a.created_at, a.metadata.attempt))
+            });
+            pod.containers.sort_by(|a, b| {
+                (b.created_at, b.metadata.attempt).cmp(&(a.created_at, a.metadata.attempt))
+            });
         }
         pods
     }
@@ -77,7 +83,9 @@ impl PodStatus {
     }
 
     pub fn running_containers(&self) -> impl Iterator<Item = &ContainerStatus> {
-        self.containers.iter().filter(|c| c.state == ContainerState::Running)
+        self.containers
+            .iter()
+            .filter(|c| c.state == ContainerState::Running)
     }
 
     /// Is anything of the pod still alive: a container that runs, or may run?
@@ -88,7 +96,9 @@ impl PodStatus {
     }
 
     pub fn has_ready_sandbox(&self) -> bool {
-        self.sandboxes.iter().any(|s| s.state == SandboxState::Ready)
+        self.sandboxes
+            .iter()
+            .any(|s| s.state == SandboxState::Ready)
     }
 
     /// The addresses of the newest sandbox, if it is ready.
@@ -101,7 +111,11 @@ impl PodStatus {
 
     /// Containers of the newest sandbox.
     pub fn active_containers(&self) -> impl Iterator<Item = &ContainerStatus> {
-        let id = self.sandboxes.first().map(|s| s.id.as_str()).unwrap_or_default();
+        let id = self
+            .sandboxes
+            .first()
+            .map(|s| s.id.as_str())
+            .unwrap_or_default();
         self.containers.iter().filter(move |c| c.sandbox_id == id)
     }
 
@@ -115,12 +129,20 @@ impl PodStatus {
         let Some(newest) = self.sandboxes.first() else {
             return change(true, 0, "");
         };
-        let ready = self.sandboxes.iter().filter(|s| s.state == SandboxState::Ready).count();
+        let ready = self
+            .sandboxes
+            .iter()
+            .filter(|s| s.state == SandboxState::Ready)
+            .count();
         let next = newest.metadata.attempt + 1;
         if ready > 1 || newest.state != SandboxState::Ready {
             return change(true, next, &newest.id);
         }
-        let wanted = if pod::is_host_network(pod) { NamespaceMode::Node } else { NamespaceMode::Pod };
+        let wanted = if pod::is_host_network(pod) {
+            NamespaceMode::Node
+        } else {
+            NamespaceMode::Pod
+        };
         if newest.namespaces.network != wanted {
             return change(true, next, "");
         }
@@ -132,19 +154,27 @@ impl PodStatus {
 
     /// Was any regular container of the pod ever created? Then its init containers are done.
     pub fn has_any_regular_container_created(&self, pod: &Pod) -> bool {
-        pod::containers(pod).iter().any(|c| self.find_container_status_by_name(&c.name).is_some())
+        pod::containers(pod)
+            .iter()
+            .any(|c| self.find_container_status_by_name(&c.name).is_some())
     }
 
     /// Was any regular container created in the newest sandbox?
     pub fn has_any_active_regular_container_started(&self, pod: &Pod) -> bool {
-        self.active_containers()
-            .any(|status| pod::containers(pod).iter().any(|c| c.name == status.metadata.name))
+        self.active_containers().any(|status| {
+            pod::containers(pod)
+                .iter()
+                .any(|c| c.name == status.metadata.name)
+        })
     }
 }
 
 /// The hash the container was made with; `None` for a container that carries none.
 pub fn container_hash(status: &ContainerStatus) -> Option<u64> {
-    let value = status.annotations.get(label::CONTAINER_HASH).or_else(|| status.labels.get(label::CONTAINER_HASH))?;
+    let value = status
+        .annotations
+        .get(label::CONTAINER_HASH)
+        .or_else(|| status.labels.get(label::CONTAINER_HASH))?;
     u64::from_str_radix(value, 16).ok()
 }
 

@@ -108,7 +108,11 @@ impl ProbeManager {
         Self {
             results: Arc::new(Results::new(updates)),
             workers: Mutex::default(),
-            context: Arc::new(run::Context { runtime, status, recorder }),
+            context: Arc::new(run::Context {
+                runtime,
+                status,
+                recorder,
+            }),
             started: Instant::now(),
             shutdown,
         }
@@ -120,10 +124,18 @@ impl ProbeManager {
 
     /// Starts what is not running yet. Idempotent.
     pub fn add_pod(self: &Arc<Self>, pod: &Arc<Pod>) {
-        let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_restartable_init(c));
+        let sidecars = pod::init_containers(pod)
+            .iter()
+            .filter(|c| pod::is_restartable_init(c));
         for container in sidecars.chain(pod::containers(pod)) {
-            for probe_type in [ProbeType::Startup, ProbeType::Readiness, ProbeType::Liveness] {
-                let Some(spec) = probe_type.spec(container) else { continue };
+            for probe_type in [
+                ProbeType::Startup,
+                ProbeType::Readiness,
+                ProbeType::Liveness,
+            ] {
+                let Some(spec) = probe_type.spec(container) else {
+                    continue;
+                };
                 let key = Key {
                     pod_uid: pod::uid(pod).to_owned(),
                     container: container.name.clone(),
@@ -133,7 +145,10 @@ impl ProbeManager {
                 if workers.contains_key(&key) {
                     continue;
                 }
-                let worker = Worker { stop: self.shutdown.child_token(), trigger: Arc::default() };
+                let worker = Worker {
+                    stop: self.shutdown.child_token(),
+                    trigger: Arc::default(),
+                };
                 let task = worker::Worker {
                     pod: pod.clone(),
                     container: container.clone(),
@@ -147,10 +162,11 @@ impl ProbeManager {
                 };
                 workers.insert(key.clone(), worker);
                 drop(workers);
-                let manager = self.clone();
+                let (manager, pod) = (self.clone(), pod.clone());
                 tokio::spawn(async move {
                     task.run().await;
                     manager.lock().remove(&key);
+                    crate::metrics::forget_probes(&pod, &key.container, key.probe_type);
                 });
             }
         }

@@ -25,7 +25,10 @@ pub struct SandboxFacts {
 pub fn new_pod_labels(pod: &Pod) -> cri::Labels {
     let mut labels = pod.metadata.labels.clone().unwrap_or_default();
     labels.insert(label::POD_NAME.to_owned(), pod::name(pod).to_owned());
-    labels.insert(label::POD_NAMESPACE.to_owned(), pod::namespace(pod).to_owned());
+    labels.insert(
+        label::POD_NAMESPACE.to_owned(),
+        pod::namespace(pod).to_owned(),
+    );
     labels.insert(label::POD_UID.to_owned(), pod::uid(pod).to_owned());
     labels
 }
@@ -35,7 +38,11 @@ pub fn namespaces_for_pod(pod: &Pod, user: Option<cri::UserNamespace>) -> cri::N
     let spec = pod.spec.as_ref();
     let on = |v: Option<bool>| v.unwrap_or(false);
     cri::NamespaceOptions {
-        network: if pod::is_host_network(pod) { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod },
+        network: if pod::is_host_network(pod) {
+            cri::NamespaceMode::Node
+        } else {
+            cri::NamespaceMode::Pod
+        },
         pid: if on(spec.and_then(|s| s.host_pid)) {
             cri::NamespaceMode::Node
         } else if on(spec.and_then(|s| s.share_process_namespace)) {
@@ -43,7 +50,11 @@ pub fn namespaces_for_pod(pod: &Pod, user: Option<cri::UserNamespace>) -> cri::N
         } else {
             cri::NamespaceMode::Container
         },
-        ipc: if on(spec.and_then(|s| s.host_ipc)) { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod },
+        ipc: if on(spec.and_then(|s| s.host_ipc)) {
+            cri::NamespaceMode::Node
+        } else {
+            cri::NamespaceMode::Pod
+        },
         target_id: None,
         user,
     }
@@ -58,10 +69,21 @@ fn protocol(text: Option<&str>) -> cri::Protocol {
 }
 
 fn port_mappings(pod: &Pod) -> Vec<cri::PortMapping> {
-    let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_restartable_init(c));
+    let sidecars = pod::init_containers(pod)
+        .iter()
+        .filter(|c| pod::is_restartable_init(c));
     let mut out: Vec<cri::PortMapping> = vec![];
-    for port in sidecars.chain(pod::containers(pod)).flat_map(|c| c.ports.iter().flatten()) {
-        let Some(host_port) = port.host_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0) else { continue };
+    for port in sidecars
+        .chain(pod::containers(pod))
+        .flat_map(|c| c.ports.iter().flatten())
+    {
+        let Some(host_port) = port
+            .host_port
+            .and_then(|p| u16::try_from(p).ok())
+            .filter(|p| *p != 0)
+        else {
+            continue;
+        };
         let mapping = cri::PortMapping {
             protocol: protocol(port.protocol.as_deref()),
             container_port: u16::try_from(port.container_port).unwrap_or(0),
@@ -75,7 +97,11 @@ fn port_mappings(pod: &Pod) -> Vec<cri::PortMapping> {
     out
 }
 
-pub fn generate_pod_sandbox_config(pod: &Pod, attempt: u32, facts: SandboxFacts) -> cri::PodSandboxConfig {
+pub fn generate_pod_sandbox_config(
+    pod: &Pod,
+    attempt: u32,
+    facts: SandboxFacts,
+) -> cri::PodSandboxConfig {
     let spec = pod.spec.as_ref();
     let context = spec.and_then(|s| s.security_context.as_ref());
     let sysctls: BTreeMap<String, String> = context
@@ -88,9 +114,18 @@ pub fn generate_pod_sandbox_config(pod: &Pod, attempt: u32, facts: SandboxFacts)
     let privileged = pod::containers(pod)
         .iter()
         .chain(pod::init_containers(pod))
-        .any(|c| c.security_context.as_ref().and_then(|s| s.privileged).unwrap_or(false));
+        .any(|c| {
+            c.security_context
+                .as_ref()
+                .and_then(|s| s.privileged)
+                .unwrap_or(false)
+        });
     let supplemental_groups = context
-        .map(|c| c.fs_group.into_iter().chain(c.supplemental_groups.iter().flatten().copied()))
+        .map(|c| {
+            c.fs_group
+                .into_iter()
+                .chain(c.supplemental_groups.iter().flatten().copied())
+        })
         .into_iter()
         .flatten()
         .filter_map(|g| u32::try_from(g).ok())
@@ -103,10 +138,18 @@ pub fn generate_pod_sandbox_config(pod: &Pod, attempt: u32, facts: SandboxFacts)
             attempt,
         },
         // The node's own name where the network is the node's.
-        hostname: if pod::is_host_network(pod) { String::new() } else { facts.hostname },
+        hostname: if pod::is_host_network(pod) {
+            String::new()
+        } else {
+            facts.hostname
+        },
         log_directory: facts.log_directory,
         dns: Some(facts.dns),
-        port_mappings: if pod::is_host_network(pod) { vec![] } else { port_mappings(pod) },
+        port_mappings: if pod::is_host_network(pod) {
+            vec![]
+        } else {
+            port_mappings(pod)
+        },
         labels: new_pod_labels(pod),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         cgroup_parent: facts.cgroup_parent,
@@ -126,10 +169,17 @@ mod tests {
 
     #[test]
     fn host_ports_and_namespaces() {
-        let port = |host_port| ContainerPort { container_port: 80, host_port, ..Default::default() };
+        let port = |host_port| ContainerPort {
+            container_port: 80,
+            host_port,
+            ..Default::default()
+        };
         let pod = Pod {
             spec: Some(PodSpec {
-                containers: vec![Container { ports: Some(vec![port(Some(8080)), port(None)]), ..Default::default() }],
+                containers: vec![Container {
+                    ports: Some(vec![port(Some(8080)), port(None)]),
+                    ..Default::default()
+                }],
                 share_process_namespace: Some(true),
                 ..Default::default()
             }),

@@ -5,7 +5,9 @@
 
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SeccompProfile, SecurityContext};
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, Container, Pod, SeccompProfile, SecurityContext,
+};
 use runtime::api as cri;
 
 use crate::pod;
@@ -15,9 +17,17 @@ use crate::pod;
 pub enum SecurityContextError {
     #[error("container's runAsUser breaks non-root policy (pod: {pod:?}, container: {container})")]
     RunAsUserIsRoot { pod: String, container: String },
-    #[error("container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: {pod:?}, container: {container})")]
-    ImageUserIsAName { user: String, pod: String, container: String },
-    #[error("container has runAsNonRoot and image will run as root (pod: {pod:?}, container: {container})")]
+    #[error(
+        "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: {pod:?}, container: {container})"
+    )]
+    ImageUserIsAName {
+        user: String,
+        pod: String,
+        container: String,
+    },
+    #[error(
+        "container has runAsNonRoot and image will run as root (pod: {pod:?}, container: {container})"
+    )]
     ImageRunsAsRoot { pod: String, container: String },
     #[error("localhostProfile must be set if seccompProfile type is Localhost.")]
     NoLocalhostProfile,
@@ -43,7 +53,9 @@ pub fn determine_effective_security_context(pod: &Pod, container: &Container) ->
         out.run_as_non_root = out.run_as_non_root.or(p.run_as_non_root);
         out.se_linux_options = out.se_linux_options.or_else(|| p.se_linux_options.clone());
         out.seccomp_profile = out.seccomp_profile.or_else(|| p.seccomp_profile.clone());
-        out.app_armor_profile = out.app_armor_profile.or_else(|| p.app_armor_profile.clone());
+        out.app_armor_profile = out
+            .app_armor_profile
+            .or_else(|| p.app_armor_profile.clone());
     }
     out
 }
@@ -61,14 +73,25 @@ pub fn verify_run_as_non_root(
     }
     let (pod, container) = (pod::format(pod), container.name.clone());
     if let Some(user) = effective.run_as_user {
-        return if user == 0 { Err(SecurityContextError::RunAsUserIsRoot { pod, container }) } else { Ok(()) };
+        return if user == 0 {
+            Err(SecurityContextError::RunAsUserIsRoot { pod, container })
+        } else {
+            Ok(())
+        };
     }
-    match (image.uid, image.username.as_deref().filter(|u| !u.is_empty())) {
-        (None, Some(user)) => {
-            Err(SecurityContextError::ImageUserIsAName { user: user.to_owned(), pod, container })
-        }
+    match (
+        image.uid,
+        image.username.as_deref().filter(|u| !u.is_empty()),
+    ) {
+        (None, Some(user)) => Err(SecurityContextError::ImageUserIsAName {
+            user: user.to_owned(),
+            pod,
+            container,
+        }),
         // An image without USER runs as root.
-        (Some(0), _) | (None, None) => Err(SecurityContextError::ImageRunsAsRoot { pod, container }),
+        (Some(0), _) | (None, None) => {
+            Err(SecurityContextError::ImageRunsAsRoot { pod, container })
+        }
         (Some(_), _) => Ok(()),
     }
 }
@@ -89,7 +112,13 @@ const MASKED_PATHS: &[&str] = &[
     "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
-const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READONLY_PATHS: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 fn seccomp(
     profile: Option<&SeccompProfile>,
@@ -107,22 +136,31 @@ fn seccomp(
         "RuntimeDefault" => Ok(cri::SecurityProfile::RuntimeDefault),
         "Unconfined" => Ok(cri::SecurityProfile::Unconfined),
         "Localhost" => {
-            let name = profile.localhost_profile.as_deref().filter(|n| !n.is_empty());
+            let name = profile
+                .localhost_profile
+                .as_deref()
+                .filter(|n| !n.is_empty());
             let name = name.ok_or(SecurityContextError::NoLocalhostProfile)?;
             Ok(cri::SecurityProfile::Localhost(seccomp_root.join(name)))
         }
-        other => Err(SecurityContextError::Unsupported { field: "seccompProfile.type", value: other.to_owned() }),
+        other => Err(SecurityContextError::Unsupported {
+            field: "seccompProfile.type",
+            value: other.to_owned(),
+        }),
     }
 }
 
-fn apparmor(profile: Option<&AppArmorProfile>) -> Result<cri::SecurityProfile, SecurityContextError> {
+fn apparmor(
+    profile: Option<&AppArmorProfile>,
+) -> Result<cri::SecurityProfile, SecurityContextError> {
     match profile.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref())) {
         None | Some(("RuntimeDefault", _)) => Ok(cri::SecurityProfile::RuntimeDefault),
         Some(("Unconfined", _)) => Ok(cri::SecurityProfile::Unconfined),
         Some(("Localhost", Some(name))) => Ok(cri::SecurityProfile::Localhost(name.into())),
-        Some((other, _)) => {
-            Err(SecurityContextError::Unsupported { field: "appArmorProfile.type", value: other.to_owned() })
-        }
+        Some((other, _)) => Err(SecurityContextError::Unsupported {
+            field: "appArmorProfile.type",
+            value: other.to_owned(),
+        }),
     }
 }
 
@@ -156,7 +194,13 @@ pub fn to_runtime(
     let pod_context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let privileged = effective.privileged.unwrap_or(false);
     let unmasked = effective.proc_mount.as_deref() == Some("Unmasked");
-    let paths = |list: &[&str]| if unmasked { vec![] } else { list.iter().map(|p| (*p).to_owned()).collect() };
+    let paths = |list: &[&str]| {
+        if unmasked {
+            vec![]
+        } else {
+            list.iter().map(|p| (*p).to_owned()).collect()
+        }
+    };
 
     let mut supplemental_groups = vec![];
     let mut merge_image_groups = true;
@@ -188,8 +232,15 @@ pub fn to_runtime(
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
         run_as_user,
-        run_as_username: if run_as_user.is_none() { image.username.clone() } else { None },
-        run_as_group: effective.run_as_group.map(|g| id("runAsGroup", g)).transpose()?,
+        run_as_username: if run_as_user.is_none() {
+            image.username.clone()
+        } else {
+            None
+        },
+        run_as_group: effective
+            .run_as_group
+            .map(|g| id("runAsGroup", g))
+            .transpose()?,
         supplemental_groups,
         merge_image_groups,
         readonly_rootfs: effective.read_only_root_filesystem.unwrap_or(false),
@@ -197,15 +248,27 @@ pub fn to_runtime(
         seccomp: if privileged {
             cri::SecurityProfile::Unconfined
         } else {
-            seccomp(effective.seccomp_profile.as_ref(), defaults.seccomp_root, defaults.seccomp_default)?
+            seccomp(
+                effective.seccomp_profile.as_ref(),
+                defaults.seccomp_root,
+                defaults.seccomp_default,
+            )?
         },
         apparmor: if privileged || !defaults.apparmor_enabled {
             cri::SecurityProfile::Unconfined
         } else {
             apparmor(effective.app_armor_profile.as_ref())?
         },
-        masked_paths: if privileged { vec![] } else { paths(MASKED_PATHS) },
-        readonly_paths: if privileged { vec![] } else { paths(READONLY_PATHS) },
+        masked_paths: if privileged {
+            vec![]
+        } else {
+            paths(MASKED_PATHS)
+        },
+        readonly_paths: if privileged {
+            vec![]
+        } else {
+            paths(READONLY_PATHS)
+        },
         namespaces,
     })
 }
@@ -216,8 +279,13 @@ mod tests {
     use k8s_openapi::api::core::v1::{PodSecurityContext, PodSpec};
 
     fn pod(context: PodSecurityContext) -> Pod {
-        let mut pod =
-            Pod { spec: Some(PodSpec { security_context: Some(context), ..Default::default() }), ..Default::default() };
+        let mut pod = Pod {
+            spec: Some(PodSpec {
+                security_context: Some(context),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
         pod.metadata.name = Some("p".into());
         pod.metadata.namespace = Some("ns".into());
         pod.metadata.uid = Some("u".into());
@@ -226,10 +294,24 @@ mod tests {
 
     #[test]
     fn non_root() {
-        let pod = pod(PodSecurityContext { run_as_non_root: Some(true), ..Default::default() });
-        let c = Container { name: "c".into(), ..Default::default() };
+        let pod = pod(PodSecurityContext {
+            run_as_non_root: Some(true),
+            ..Default::default()
+        });
+        let c = Container {
+            name: "c".into(),
+            ..Default::default()
+        };
         let check = |uid, name: Option<&str>| {
-            verify_run_as_non_root(&pod, &c, &ImageUser { uid, username: name.map(Into::into) }).map_err(|e| e.to_string())
+            verify_run_as_non_root(
+                &pod,
+                &c,
+                &ImageUser {
+                    uid,
+                    username: name.map(Into::into),
+                },
+            )
+            .map_err(|e| e.to_string())
         };
         assert_eq!(check(Some(1000), None), Ok(()));
         assert_eq!(
@@ -245,14 +327,31 @@ mod tests {
 
     #[test]
     fn the_container_goes_before_the_pod() {
-        let pod = pod(PodSecurityContext { run_as_user: Some(1), fs_group: Some(9), ..Default::default() });
+        let pod = pod(PodSecurityContext {
+            run_as_user: Some(1),
+            fs_group: Some(9),
+            ..Default::default()
+        });
         let c = Container {
-            security_context: Some(SecurityContext { run_as_user: Some(2), ..Default::default() }),
+            security_context: Some(SecurityContext {
+                run_as_user: Some(2),
+                ..Default::default()
+            }),
             ..Default::default()
         };
-        let defaults =
-            SecurityDefaults { seccomp_root: Path::new("/s"), seccomp_default: true, apparmor_enabled: false };
-        let got = to_runtime(&pod, &c, &ImageUser::default(), Default::default(), &defaults).unwrap();
+        let defaults = SecurityDefaults {
+            seccomp_root: Path::new("/s"),
+            seccomp_default: true,
+            apparmor_enabled: false,
+        };
+        let got = to_runtime(
+            &pod,
+            &c,
+            &ImageUser::default(),
+            Default::default(),
+            &defaults,
+        )
+        .unwrap();
         assert_eq!(got.run_as_user, Some(2));
         assert_eq!(got.supplemental_groups, [9]);
         assert_eq!(got.seccomp, cri::SecurityProfile::RuntimeDefault);

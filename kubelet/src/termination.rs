@@ -28,13 +28,17 @@ fn tail(path: &Path, max: u64) -> std::io::Result<Vec<u8>> {
 
 /// The last lines of a log in the CRI format, without time and stream.
 fn last_log_lines(path: &Path) -> String {
-    let Ok(bytes) = tail(path, 64 * 1024) else { return String::new() };
+    let Ok(bytes) = tail(path, 64 * 1024) else {
+        return String::new();
+    };
     let text = String::from_utf8_lossy(&bytes);
     let mut content = String::new();
     for line in text.lines() {
         // `<time> <stream> <P|F> <text>`
         let mut parts = line.splitn(4, ' ');
-        let (Some(_), Some(_), Some(flag)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(_), Some(_), Some(flag)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
         content.push_str(parts.next().unwrap_or_default());
         if flag != "P" {
             content.push('\n');
@@ -57,13 +61,23 @@ pub fn fill_message(status: &mut ContainerStatus) {
     if status.state != ContainerState::Exited {
         return;
     }
-    let annotation = |key: &str| status.annotations.get(key).map(String::as_str).unwrap_or_default();
+    let annotation = |key: &str| {
+        status
+            .annotations
+            .get(key)
+            .map(String::as_str)
+            .unwrap_or_default()
+    };
     let path = annotation(label::TERMINATION_MESSAGE_PATH);
     let fallback = annotation(label::TERMINATION_MESSAGE_POLICY) == "FallbackToLogsOnError"
         && (status.exit_code != 0 || status.reason == "OOMKilled");
     let mut message = String::new();
     let mut check_logs = fallback;
-    if let Some(mount) = status.mounts.iter().find(|m| !path.is_empty() && m.container_path == path) {
+    if let Some(mount) = status
+        .mounts
+        .iter()
+        .find(|m| !path.is_empty() && m.container_path == path)
+    {
         match tail(&mount.host_path, MAX_MESSAGE_LEN) {
             Ok(bytes) => {
                 message = String::from_utf8_lossy(&bytes).into_owned();
@@ -71,7 +85,10 @@ pub fn fill_message(status: &mut ContainerStatus) {
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => {
-                message = format!("Error on reading termination log {}: {e}", mount.host_path.display());
+                message = format!(
+                    "Error on reading termination log {}: {e}",
+                    mount.host_path.display()
+                );
                 check_logs = false;
             }
         }

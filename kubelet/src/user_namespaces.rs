@@ -22,7 +22,11 @@ pub enum UserNamespaceError {
     #[error("the runtime handler {0:?} does not support user namespaces")]
     Unsupported(String),
     #[error("{path}: {source}")]
-    Io { path: PathBuf, #[source] source: std::io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -55,18 +59,34 @@ impl UserNamespaceManager {
     /// what it has.
     pub fn load(paths: Paths, ids_per_pod: u32, max_pods: u32) -> Self {
         let mut used = HashMap::new();
-        for entry in std::fs::read_dir(paths.pods()).into_iter().flatten().flatten() {
-            let Ok(text) = std::fs::read(entry.path().join("userns")) else { continue };
+        for entry in std::fs::read_dir(paths.pods())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let Ok(text) = std::fs::read(entry.path().join("userns")) else {
+                continue;
+            };
             match serde_json::from_slice::<Record>(&text) {
                 Ok(record) => {
                     if let Some(first) = record.uid_mappings.first() {
-                        used.insert(entry.file_name().to_string_lossy().into_owned(), first.host_id);
+                        used.insert(
+                            entry.file_name().to_string_lossy().into_owned(),
+                            first.host_id,
+                        );
                     }
                 }
-                Err(error) => tracing::warn!(path = %entry.path().display(), %error, "user namespace record is unreadable"),
+                Err(error) => {
+                    tracing::warn!(path = %entry.path().display(), %error, "user namespace record is unreadable")
+                }
             }
         }
-        Self { paths, ids_per_pod, max_pods: max_pods.max(1), used: Mutex::new(used) }
+        Self {
+            paths,
+            ids_per_pod,
+            max_pods: max_pods.max(1),
+            used: Mutex::new(used),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
@@ -89,24 +109,45 @@ impl UserNamespaceManager {
                 let taken: std::collections::HashSet<u32> = used.values().copied().collect();
                 let first = (1..=self.max_pods)
                     .filter_map(|slot| slot.checked_mul(self.ids_per_pod))
-                    .find(|first| !taken.contains(first) && first.checked_add(self.ids_per_pod).is_some())
+                    .find(|first| {
+                        !taken.contains(first) && first.checked_add(self.ids_per_pod).is_some()
+                    })
                     .ok_or(UserNamespaceError::Full)?;
                 self.write(uid, first)?;
                 used.insert(uid.to_owned(), first);
                 first
             }
         };
-        let mapping = IdMapping { host_id: first, container_id: 0, length: self.ids_per_pod };
-        Ok(Some(UserNamespace { uids: vec![mapping.clone()], gids: vec![mapping] }))
+        let mapping = IdMapping {
+            host_id: first,
+            container_id: 0,
+            length: self.ids_per_pod,
+        };
+        Ok(Some(UserNamespace {
+            uids: vec![mapping.clone()],
+            gids: vec![mapping],
+        }))
     }
 
     fn write(&self, uid: &str, first: u32) -> Result<(), UserNamespaceError> {
         let dir = self.paths.pod(uid);
         let path = dir.join("userns");
-        let fail = |source| UserNamespaceError::Io { path: path.clone(), source };
+        let fail = |source| UserNamespaceError::Io {
+            path: path.clone(),
+            source,
+        };
         std::fs::create_dir_all(&dir).map_err(fail)?;
-        let mapping = || vec![Mapping { host_id: first, container_id: 0, length: self.ids_per_pod }];
-        let record = Record { uid_mappings: mapping(), gid_mappings: mapping() };
+        let mapping = || {
+            vec![Mapping {
+                host_id: first,
+                container_id: 0,
+                length: self.ids_per_pod,
+            }]
+        };
+        let record = Record {
+            uid_mappings: mapping(),
+            gid_mappings: mapping(),
+        };
         let text = serde_json::to_vec(&record).map_err(|e| fail(e.into()))?;
         crate::atomic_file::write(&path, &text).map_err(fail)
     }

@@ -18,16 +18,31 @@ fn quantity(value: impl ToString) -> Quantity {
 }
 
 /// `status.capacity`
-pub fn capacity(machine: &MachineInfo, root_fs: FsStats, config: &KubeletConfiguration) -> ResourceList {
+pub fn capacity(
+    machine: &MachineInfo,
+    root_fs: FsStats,
+    config: &KubeletConfiguration,
+) -> ResourceList {
     let mut list = BTreeMap::new();
     list.insert("cpu".to_owned(), quantity(machine.cpus));
-    list.insert("memory".to_owned(), quantity(format!("{}Ki", machine.memory_capacity_bytes / 1024)));
+    list.insert(
+        "memory".to_owned(),
+        quantity(format!("{}Ki", machine.memory_capacity_bytes / 1024)),
+    );
     if config.local_storage_capacity_isolation {
-        list.insert("ephemeral-storage".to_owned(), quantity(format!("{}Ki", root_fs.capacity_bytes / 1024)));
+        list.insert(
+            "ephemeral-storage".to_owned(),
+            quantity(format!("{}Ki", root_fs.capacity_bytes / 1024)),
+        );
     }
     for (size, count) in &machine.hugepages {
-        let bytes = size.parse::<Amount>().map_or(0, |a| a.value()) * i64::try_from(*count).unwrap_or(0);
-        let amount = if bytes == 0 { "0".to_owned() } else { format!("{}Mi", bytes >> 20) };
+        let bytes =
+            size.parse::<Amount>().map_or(0, |a| a.value()) * i64::try_from(*count).unwrap_or(0);
+        let amount = if bytes == 0 {
+            "0".to_owned()
+        } else {
+            format!("{}Mi", bytes >> 20)
+        };
         list.insert(format!("hugepages-{size}"), quantity(amount));
     }
     let max_pods = i64::from(config.max_pods);
@@ -67,14 +82,23 @@ pub fn allocatable(capacity: &ResourceList, config: &KubeletConfiguration) -> Re
         let left = match name.as_str() {
             "cpu" => {
                 let left = (total - reserved(name)).milli_value().max(0);
-                if left % 1000 == 0 { quantity(left / 1000) } else { quantity(format!("{left}m")) }
+                if left % 1000 == 0 {
+                    quantity(left / 1000)
+                } else {
+                    quantity(format!("{left}m"))
+                }
             }
             "memory" => {
-                let left = total.value() - reserved(name).value() - threshold(Signal::MemoryAvailable, total.value()) - hugepages;
+                let left = total.value()
+                    - reserved(name).value()
+                    - threshold(Signal::MemoryAvailable, total.value())
+                    - hugepages;
                 quantity(format!("{}Ki", left.max(0) / 1024))
             }
             "ephemeral-storage" => {
-                let left = total.value() - reserved(name).value() - threshold(Signal::NodeFsAvailable, total.value());
+                let left = total.value()
+                    - reserved(name).value()
+                    - threshold(Signal::NodeFsAvailable, total.value());
                 quantity(left.max(0))
             }
             _ => q.clone(),
@@ -90,17 +114,31 @@ mod tests {
 
     #[test]
     fn reserved_and_thresholds_go_off() {
-        let machine = MachineInfo { cpus: 4, memory_capacity_bytes: 8 << 30, ..Default::default() };
-        let config = KubeletConfiguration {
-            system_reserved: [("cpu".to_owned(), "500m".to_owned()), ("memory".to_owned(), "1Gi".to_owned())].into(),
+        let machine = MachineInfo {
+            cpus: 4,
+            memory_capacity_bytes: 8 << 30,
             ..Default::default()
         };
-        let root = FsStats { capacity_bytes: 100 << 30, ..Default::default() };
+        let config = KubeletConfiguration {
+            system_reserved: [
+                ("cpu".to_owned(), "500m".to_owned()),
+                ("memory".to_owned(), "1Gi".to_owned()),
+            ]
+            .into(),
+            ..Default::default()
+        };
+        let root = FsStats {
+            capacity_bytes: 100 << 30,
+            ..Default::default()
+        };
         let capacity = capacity(&machine, root, &config);
         assert_eq!(capacity["pods"].0, "110");
         let got = allocatable(&capacity, &config);
         assert_eq!(got["cpu"].0, "3500m");
-        assert_eq!(got["memory"].0, format!("{}Ki", ((7 << 30) - (100 << 20)) / 1024));
+        assert_eq!(
+            got["memory"].0,
+            format!("{}Ki", ((7 << 30) - (100 << 20)) / 1024)
+        );
         assert_eq!(got["ephemeral-storage"].0, (90u64 << 30).to_string());
     }
 }

@@ -18,12 +18,21 @@ pub enum CgroupError {
     #[error("the {0} cgroup controller is not available")]
     NoController(&'static str),
     #[error("{action} {path}: {source}")]
-    Io { action: &'static str, path: PathBuf, #[source] source: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     let path = path.to_path_buf();
-    move |source| CgroupError::Io { action, path, source }
+    move |source| CgroupError::Io {
+        action,
+        path,
+        source,
+    }
 }
 
 /// The hierarchies of this machine.
@@ -35,22 +44,43 @@ pub enum Hierarchies {
 }
 
 /// The v1 controllers that a pod's directory is made in.
-const V1_CONTROLLERS: &[&str] =
-    &["cpu", "cpuacct", "cpuset", "memory", "pids", "hugetlb", "devices", "freezer", "blkio", "net_cls", "net_prio", "perf_event", "name=systemd"];
+const V1_CONTROLLERS: &[&str] = &[
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "pids",
+    "hugetlb",
+    "devices",
+    "freezer",
+    "blkio",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "name=systemd",
+];
 
 /// Reads `/proc/self/mountinfo`. Version 2 only where no v1 hierarchy carries cpu or memory.
 pub fn parse_mountinfo(text: &str) -> Option<Hierarchies> {
     let mut v1 = BTreeMap::new();
     let mut v2 = None;
     for line in text.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let Some(mount_point) = left.split(' ').nth(4) else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let Some(mount_point) = left.split(' ').nth(4) else {
+            continue;
+        };
         let mut right = right.split(' ');
-        let (kind, options) = (right.next().unwrap_or_default(), right.nth(1).unwrap_or_default());
+        let (kind, options) = (
+            right.next().unwrap_or_default(),
+            right.nth(1).unwrap_or_default(),
+        );
         match kind {
             "cgroup" => {
                 for option in options.split(',').filter(|o| V1_CONTROLLERS.contains(o)) {
-                    v1.entry(option.to_owned()).or_insert_with(|| PathBuf::from(mount_point));
+                    v1.entry(option.to_owned())
+                        .or_insert_with(|| PathBuf::from(mount_point));
                 }
             }
             "cgroup2" => v2 = v2.or(Some(PathBuf::from(mount_point))),
@@ -116,7 +146,10 @@ impl CgroupManager {
     fn directories(&self, name: &str) -> Vec<(String, PathBuf)> {
         let relative = name.trim_start_matches('/');
         match &self.hierarchies {
-            Hierarchies::V1(map) => map.iter().map(|(c, mount)| (c.clone(), mount.join(relative))).collect(),
+            Hierarchies::V1(map) => map
+                .iter()
+                .map(|(c, mount)| (c.clone(), mount.join(relative)))
+                .collect(),
             Hierarchies::V2(root) => vec![(String::new(), root.join(relative))],
         }
     }
@@ -125,7 +158,9 @@ impl CgroupManager {
     pub fn memory_path(&self, name: &str) -> PathBuf {
         let relative = name.trim_start_matches('/');
         match &self.hierarchies {
-            Hierarchies::V1(map) => map.get("memory").map_or_else(PathBuf::new, |m| m.join(relative)),
+            Hierarchies::V1(map) => map
+                .get("memory")
+                .map_or_else(PathBuf::new, |m| m.join(relative)),
             Hierarchies::V2(root) => root.join(relative),
         }
     }
@@ -134,7 +169,10 @@ impl CgroupManager {
     pub fn cpu_path(&self, name: &str) -> PathBuf {
         let relative = name.trim_start_matches('/');
         match &self.hierarchies {
-            Hierarchies::V1(map) => map.get("cpuacct").or_else(|| map.get("cpu")).map_or_else(PathBuf::new, |m| m.join(relative)),
+            Hierarchies::V1(map) => map
+                .get("cpuacct")
+                .or_else(|| map.get("cpu"))
+                .map_or_else(PathBuf::new, |m| m.join(relative)),
             Hierarchies::V2(root) => root.join(relative),
         }
     }
@@ -164,7 +202,10 @@ impl CgroupManager {
     fn make_dir(&self, controller: &str, dir: &Path) -> Result<(), CgroupError> {
         let mount = self.mount_of(controller);
         let mut missing: Vec<PathBuf> = vec![];
-        for ancestor in dir.ancestors().take_while(|a| *a != mount && !a.as_os_str().is_empty()) {
+        for ancestor in dir
+            .ancestors()
+            .take_while(|a| *a != mount && !a.as_os_str().is_empty())
+        {
             missing.push(ancestor.to_path_buf());
         }
         for path in missing.into_iter().rev() {
@@ -225,7 +266,11 @@ impl CgroupManager {
             .flatten()
             .filter_map(|entry| {
                 let entry = entry.ok()?;
-                entry.file_type().ok()?.is_dir().then(|| entry.file_name().to_string_lossy().into_owned())
+                entry
+                    .file_type()
+                    .ok()?
+                    .is_dir()
+                    .then(|| entry.file_name().to_string_lossy().into_owned())
             })
             .collect();
         all.sort();
@@ -238,7 +283,9 @@ impl CgroupManager {
 fn copy_cpuset(dir: &Path) -> Result<(), CgroupError> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let path = dir.join(file);
-        let Ok(own) = std::fs::read_to_string(&path) else { continue };
+        let Ok(own) = std::fs::read_to_string(&path) else {
+            continue;
+        };
         if !own.trim().is_empty() {
             continue;
         }
@@ -253,9 +300,14 @@ fn copy_cpuset(dir: &Path) -> Result<(), CgroupError> {
 
 /// Lets the children of a v2 directory use every controller it has.
 fn delegate(parent: &Path) {
-    let Ok(available) = std::fs::read_to_string(parent.join("cgroup.controllers")) else { return };
+    let Ok(available) = std::fs::read_to_string(parent.join("cgroup.controllers")) else {
+        return;
+    };
     for controller in available.split_whitespace() {
-        if let Err(error) = std::fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}")) {
+        if let Err(error) = std::fs::write(
+            parent.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        ) {
             tracing::debug!(parent = %parent.display(), controller, %error, "cannot delegate cgroup controller");
         }
     }
@@ -268,7 +320,10 @@ fn files(controller: &str, config: &ResourceConfig) -> Vec<(String, String)> {
     if controller == "cpu" || v2 {
         if let Some(shares) = config.cpu_shares {
             if v2 {
-                put("cpu.weight", cpu_shares_to_weight(shares).max(1).to_string());
+                put(
+                    "cpu.weight",
+                    cpu_shares_to_weight(shares).max(1).to_string(),
+                );
             } else {
                 put("cpu.shares", shares.to_string());
             }
@@ -276,7 +331,11 @@ fn files(controller: &str, config: &ResourceConfig) -> Vec<(String, String)> {
         if let Some(quota) = config.cpu_quota.filter(|q| *q != 0) {
             let period = config.cpu_period.unwrap_or(100_000);
             if v2 {
-                let quota = if quota < 0 { "max".to_owned() } else { quota.to_string() };
+                let quota = if quota < 0 {
+                    "max".to_owned()
+                } else {
+                    quota.to_string()
+                };
                 put("cpu.max", format!("{quota} {period}"));
             } else {
                 put("cpu.cfs_period_us", period.to_string());
@@ -287,7 +346,14 @@ fn files(controller: &str, config: &ResourceConfig) -> Vec<(String, String)> {
     if (controller == "memory" || v2)
         && let Some(bytes) = config.memory_bytes.filter(|b| *b != 0)
     {
-        put(if v2 { "memory.max" } else { "memory.limit_in_bytes" }, bytes.to_string());
+        put(
+            if v2 {
+                "memory.max"
+            } else {
+                "memory.limit_in_bytes"
+            },
+            bytes.to_string(),
+        );
     }
     if (controller == "pids" || v2)
         && let Some(limit) = config.pids_limit.filter(|l| *l > 0)
@@ -296,7 +362,11 @@ fn files(controller: &str, config: &ResourceConfig) -> Vec<(String, String)> {
     }
     if controller == "hugetlb" || v2 {
         for (size, bytes) in &config.hugepage_limits {
-            let file = if v2 { format!("hugetlb.{size}.max") } else { format!("hugetlb.{size}.limit_in_bytes") };
+            let file = if v2 {
+                format!("hugetlb.{size}.max")
+            } else {
+                format!("hugetlb.{size}.limit_in_bytes")
+            };
             put(&file, bytes.to_string());
         }
     }
@@ -343,7 +413,10 @@ async fn remove_tree(dir: &Path) -> Result<(), CgroupError> {
                 pids(dir, &mut left);
                 for pid in left.into_iter().filter(|p| *p > 1) {
                     // It may be gone already; that is as good.
-                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                    let _ = nix::sys::signal::kill(
+                        nix::unistd::Pid::from_raw(pid),
+                        nix::sys::signal::Signal::SIGKILL,
+                    );
                 }
                 // A killed process leaves its cgroup a moment after the signal; the kernel tells nobody when on v1.
                 tokio::time::sleep(wait).await;
@@ -363,10 +436,15 @@ mod tests {
         let text = "30 23 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
                     31 23 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
                     32 23 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n";
-        let Some(Hierarchies::V1(map)) = parse_mountinfo(text) else { panic!("v1") };
+        let Some(Hierarchies::V1(map)) = parse_mountinfo(text) else {
+            panic!("v1")
+        };
         assert_eq!(map["cpuacct"], PathBuf::from("/sys/fs/cgroup/cpu,cpuacct"));
         let v2 = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(parse_mountinfo(v2), Some(Hierarchies::V2("/sys/fs/cgroup".into())));
+        assert_eq!(
+            parse_mountinfo(v2),
+            Some(Hierarchies::V2("/sys/fs/cgroup".into()))
+        );
     }
 
     #[test]
@@ -380,10 +458,17 @@ mod tests {
         };
         assert_eq!(
             files("", &config),
-            [("cpu.weight", "100"), ("cpu.max", "5000 100000"), ("memory.max", "1048576")]
-                .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            [
+                ("cpu.weight", "100"),
+                ("cpu.max", "5000 100000"),
+                ("memory.max", "1048576")
+            ]
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
         );
-        assert_eq!(files("memory", &config), [("memory.limit_in_bytes".to_owned(), "1048576".to_owned())]);
+        assert_eq!(
+            files("memory", &config),
+            [("memory.limit_in_bytes".to_owned(), "1048576".to_owned())]
+        );
         assert!(files("freezer", &config).is_empty());
     }
 
@@ -391,7 +476,9 @@ mod tests {
     async fn directories_come_and_go() {
         let dir = tempfile::tempdir().unwrap();
         let manager = CgroupManager::with_hierarchies(Hierarchies::V2(dir.path().to_path_buf()));
-        manager.ensure("/kubepods/burstable/podx", &ResourceConfig::default()).unwrap();
+        manager
+            .ensure("/kubepods/burstable/podx", &ResourceConfig::default())
+            .unwrap();
         assert!(manager.exists("/kubepods/burstable/podx"));
         assert_eq!(manager.children("/kubepods/burstable"), ["podx"]);
         manager.destroy("/kubepods").await.unwrap();

@@ -42,7 +42,10 @@ impl ContainerManager {
         Self {
             cgroups,
             root: config.cgroup_root.trim_end_matches('/').to_owned(),
-            enforce_node_allocatable: config.enforce_node_allocatable().iter().any(|e| e == "pods"),
+            enforce_node_allocatable: config
+                .enforce_node_allocatable()
+                .iter()
+                .any(|e| e == "pods"),
             cpu_cfs_quota: config.cpu_cfs_quota,
             cpu_cfs_quota_period: config.cpu_cfs_quota_period.0,
             pod_pids_limit: config.pod_pids_limit,
@@ -87,9 +90,14 @@ impl ContainerManager {
             config.memory_bytes = (memory > 0).then_some(memory);
         }
         self.cgroups.ensure(&self.kubepods(), &config)?;
-        let least = ResourceConfig { cpu_shares: Some(super::resources::MIN_SHARES), ..ResourceConfig::default() };
-        self.cgroups.ensure(&self.class(QosClass::Burstable), &ResourceConfig::default())?;
-        self.cgroups.ensure(&self.class(QosClass::BestEffort), &least)
+        let least = ResourceConfig {
+            cpu_shares: Some(super::resources::MIN_SHARES),
+            ..ResourceConfig::default()
+        };
+        self.cgroups
+            .ensure(&self.class(QosClass::Burstable), &ResourceConfig::default())?;
+        self.cgroups
+            .ensure(&self.class(QosClass::BestEffort), &least)
     }
 
     /// The burstable class gets the sum of what its pods ask for.
@@ -101,10 +109,18 @@ impl ContainerManager {
         let milli: i64 = active
             .iter()
             .filter(|p| get_pod_qos(p) == QosClass::Burstable)
-            .map(|p| pod_requests(p, &options).get("cpu").map_or(0, |a| a.milli_value()))
+            .map(|p| {
+                pod_requests(p, &options)
+                    .get("cpu")
+                    .map_or(0, |a| a.milli_value())
+            })
             .sum();
-        let config = ResourceConfig { cpu_shares: Some(milli_cpu_to_shares(milli)), ..ResourceConfig::default() };
-        self.cgroups.update(&self.class(QosClass::Burstable), &config)
+        let config = ResourceConfig {
+            cpu_shares: Some(milli_cpu_to_shares(milli)),
+            ..ResourceConfig::default()
+        };
+        self.cgroups
+            .update(&self.class(QosClass::Burstable), &config)
     }
 
     pub fn exists(&self, pod: &Pod) -> bool {
@@ -116,7 +132,8 @@ impl ContainerManager {
     /// # Errors
     /// The first directory or file that refuses; a retry may help.
     pub fn ensure_pod(&self, pod: &Pod) -> Result<(), CgroupError> {
-        let mut config = resource_config_for_pod(pod, self.cpu_cfs_quota, self.cpu_cfs_quota_period);
+        let mut config =
+            resource_config_for_pod(pod, self.cpu_cfs_quota, self.cpu_cfs_quota_period);
         if self.pod_pids_limit > 0 {
             config.pids_limit = Some(self.pod_pids_limit);
         }
@@ -131,17 +148,25 @@ impl ContainerManager {
 
     /// Removes the cgroups of pods that are not in `live`.
     pub async fn cleanup_orphaned_pod_cgroups(&self, live: &BTreeSet<String>) {
-        for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+        for qos in [
+            QosClass::Guaranteed,
+            QosClass::Burstable,
+            QosClass::BestEffort,
+        ] {
             let class = self.class(qos);
             for child in self.cgroups.children(&class) {
-                let Some(uid) = child.strip_prefix("pod") else { continue };
+                let Some(uid) = child.strip_prefix("pod") else {
+                    continue;
+                };
                 if live.contains(uid) {
                     continue;
                 }
                 let name = format!("{class}/{child}");
                 match self.cgroups.destroy(&name).await {
                     Ok(()) => tracing::info!(cgroup = name, "removed orphaned pod cgroup"),
-                    Err(error) => tracing::warn!(cgroup = name, %error, "failed to remove orphaned pod cgroup"),
+                    Err(error) => {
+                        tracing::warn!(cgroup = name, %error, "failed to remove orphaned pod cgroup")
+                    }
                 }
             }
         }

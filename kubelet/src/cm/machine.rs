@@ -23,7 +23,13 @@ pub struct MachineInfo {
 }
 
 fn first_line(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default().lines().next().unwrap_or_default().trim().to_owned()
+    std::fs::read_to_string(path)
+        .unwrap_or_default()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// A value in kB of /proc/meminfo, as bytes.
@@ -36,17 +42,24 @@ pub fn meminfo(key: &str) -> Option<u64> {
 
 impl MachineInfo {
     pub fn read() -> Self {
-        let machine_id = [first_line("/etc/machine-id"), first_line("/var/lib/dbus/machine-id")]
-            .into_iter()
-            .find(|id| !id.is_empty())
-            .unwrap_or_default();
+        let machine_id = [
+            first_line("/etc/machine-id"),
+            first_line("/var/lib/dbus/machine-id"),
+        ]
+        .into_iter()
+        .find(|id| !id.is_empty())
+        .unwrap_or_default();
         let uuid = first_line("/sys/class/dmi/id/product_uuid");
         let kernel = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
         Self {
             cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
             memory_capacity_bytes: meminfo("MemTotal").unwrap_or(0),
             swap_capacity_bytes: meminfo("SwapTotal").unwrap_or(0),
-            system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
+            system_uuid: if uuid.is_empty() {
+                machine_id.clone()
+            } else {
+                uuid
+            },
             machine_id,
             boot_id: first_line("/proc/sys/kernel/random/boot_id"),
             kernel_version: kernel.unwrap_or_default(),
@@ -72,12 +85,24 @@ fn os_image() -> String {
 }
 
 fn hugepages() -> Vec<(String, u64)> {
-    let Ok(dir) = std::fs::read_dir("/sys/kernel/mm/hugepages") else { return vec![] };
+    let Ok(dir) = std::fs::read_dir("/sys/kernel/mm/hugepages") else {
+        return vec![];
+    };
     let mut out: Vec<(String, u64)> = dir
         .filter_map(|entry| {
             let path = entry.ok()?.path();
-            let kb: u64 = path.file_name()?.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
-            let count = std::fs::read_to_string(path.join("nr_hugepages")).ok()?.trim().parse().ok()?;
+            let kb: u64 = path
+                .file_name()?
+                .to_str()?
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse()
+                .ok()?;
+            let count = std::fs::read_to_string(path.join("nr_hugepages"))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()?;
             let size = if kb % (1 << 20) == 0 {
                 format!("{}Gi", kb >> 20)
             } else if kb % 1024 == 0 {
@@ -94,7 +119,8 @@ fn hugepages() -> Vec<(String, u64)> {
 
 /// Is any swap on?
 pub fn swap_is_on() -> bool {
-    std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().skip(1).any(|l| !l.trim().is_empty()))
+    std::fs::read_to_string("/proc/swaps")
+        .is_ok_and(|text| text.lines().skip(1).any(|l| !l.trim().is_empty()))
 }
 
 /// Space and inodes of a file system.

@@ -25,7 +25,9 @@ const GUARANTEED_OOM_SCORE_ADJ: i64 = -997;
 const BEST_EFFORT_OOM_SCORE_ADJ: i64 = 1000;
 
 pub fn milli_cpu_to_shares(milli: i64) -> u64 {
-    let Ok(milli) = u64::try_from(milli) else { return MIN_SHARES };
+    let Ok(milli) = u64::try_from(milli) else {
+        return MIN_SHARES;
+    };
     (milli * SHARES_PER_CPU / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
 
@@ -66,15 +68,21 @@ pub struct ResourceConfig {
 }
 
 fn value(list: Option<&ResourceList>, name: &str) -> i64 {
-    list.and_then(|l| l.get(name)).map_or(0, |q| amount(q).value())
+    list.and_then(|l| l.get(name))
+        .map_or(0, |q| amount(q).value())
 }
 
 fn milli(list: Option<&ResourceList>, name: &str) -> i64 {
-    list.and_then(|l| l.get(name)).map_or(0, |q| amount(q).milli_value())
+    list.and_then(|l| l.get(name))
+        .map_or(0, |q| amount(q).milli_value())
 }
 
 /// The pod's own cgroup. Upstream: `ResourceConfigForPod`.
-pub fn resource_config_for_pod(pod: &Pod, enforce_cpu_limits: bool, period: Duration) -> ResourceConfig {
+pub fn resource_config_for_pod(
+    pod: &Pod,
+    enforce_cpu_limits: bool,
+    period: Duration,
+) -> ResourceConfig {
     let options = PodResourcesOptions::default();
     let requests = pod_requests(pod, &options);
     let limits = pod_limits(pod, &options);
@@ -83,15 +91,29 @@ pub fn resource_config_for_pod(pod: &Pod, enforce_cpu_limits: bool, period: Dura
     let memory_limit = limits.get("memory").map_or(0, |a| a.value());
 
     // A pod has a limit only when every container has one (or the pod itself).
-    let of_pod = pod.spec.as_ref().and_then(|s| s.resources.as_ref()).and_then(|r| r.limits.as_ref());
+    let of_pod = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.resources.as_ref())
+        .and_then(|r| r.limits.as_ref());
     let all = |name: &str| {
         of_pod.is_some_and(|l| l.contains_key(name))
-            || pod::containers(pod).iter().chain(pod::init_containers(pod)).all(|c| {
-                c.resources.as_ref().and_then(|r| r.limits.as_ref()).is_some_and(|l| !amount_is_zero(l, name))
-            })
+            || pod::containers(pod)
+                .iter()
+                .chain(pod::init_containers(pod))
+                .all(|c| {
+                    c.resources
+                        .as_ref()
+                        .and_then(|r| r.limits.as_ref())
+                        .is_some_and(|l| !amount_is_zero(l, name))
+                })
     };
     let period_us = i64::try_from(period.as_micros()).unwrap_or(100_000);
-    let quota = if enforce_cpu_limits { milli_cpu_to_quota(limit_milli, period_us) } else { -1 };
+    let quota = if enforce_cpu_limits {
+        milli_cpu_to_quota(limit_milli, period_us)
+    } else {
+        -1
+    };
     let mut hugepage_limits = BTreeMap::new();
     for (name, amount) in &limits {
         if let Some(size) = name.strip_prefix("hugepages-") {
@@ -125,7 +147,9 @@ fn amount_is_zero(list: &ResourceList, name: &str) -> bool {
 
 /// `2Mi` -> `2MB`, as /sys/kernel/mm/hugepages and the cgroup files name sizes.
 pub fn kernel_page_size(size: &str) -> String {
-    let bytes = size.parse::<component_helpers::quantity::Amount>().map_or(0, |a| a.value());
+    let bytes = size
+        .parse::<component_helpers::quantity::Amount>()
+        .map_or(0, |a| a.value());
     for (unit, shift) in [("GB", 30), ("MB", 20), ("KB", 10)] {
         if bytes >= (1 << shift) {
             return format!("{}{unit}", bytes >> shift);
@@ -148,24 +172,43 @@ pub struct ContainerResourceDefaults {
 }
 
 /// A container's own cgroup. Upstream: `generateLinuxContainerResources`.
-pub fn container_resources(pod: &Pod, container: &Container, defaults: &ContainerResourceDefaults) -> cri::Resources {
-    let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+pub fn container_resources(
+    pod: &Pod,
+    container: &Container,
+    defaults: &ContainerResourceDefaults,
+) -> cri::Resources {
+    let requests = container
+        .resources
+        .as_ref()
+        .and_then(|r| r.requests.as_ref());
     let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
-    let of_pod = pod.spec.as_ref().and_then(|s| s.resources.as_ref()).and_then(|r| r.limits.as_ref());
+    let of_pod = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.resources.as_ref())
+        .and_then(|r| r.limits.as_ref());
     let or_pod = |own: i64, theirs: i64| if own == 0 { theirs } else { own };
 
     let cpu_limit = or_pod(milli(limits, "cpu"), milli(of_pod, "cpu"));
     let memory_limit = or_pod(value(limits, "memory"), value(of_pod, "memory"));
     let has_request = requests.is_some_and(|r| r.contains_key("cpu"));
-    let shares = milli_cpu_to_shares(if has_request { milli(requests, "cpu") } else { cpu_limit });
+    let shares = milli_cpu_to_shares(if has_request {
+        milli(requests, "cpu")
+    } else {
+        cpu_limit
+    });
 
     let mut resources = cri::Resources {
         cpu_shares: Some(shares),
         memory_limit_bytes: (memory_limit != 0).then_some(memory_limit),
         // No swap beyond memory.
         memory_swap_limit_bytes: (memory_limit != 0).then_some(memory_limit),
-        oom_score_adj: i32::try_from(container_oom_score_adjust(pod, container, defaults.memory_capacity_bytes))
-            .unwrap_or(1000),
+        oom_score_adj: i32::try_from(container_oom_score_adjust(
+            pod,
+            container,
+            defaults.memory_capacity_bytes,
+        ))
+        .unwrap_or(1000),
         pids_limit: None,
         ..cri::Resources::default()
     };
@@ -181,18 +224,26 @@ pub fn container_resources(pod: &Pod, container: &Container, defaults: &Containe
     for (name, quantity) in limits.into_iter().flatten() {
         if let Some(size) = name.strip_prefix("hugepages-") {
             let bytes = u64::try_from(amount(quantity).value()).unwrap_or(0);
-            resources.hugepage_limits.insert(kernel_page_size(size), bytes);
+            resources
+                .hugepage_limits
+                .insert(kernel_page_size(size), bytes);
         }
     }
     if defaults.cgroup_v2 && !defaults.single_process_oom_kill.unwrap_or(false) {
-        resources.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+        resources
+            .unified
+            .insert("memory.oom.group".to_owned(), "1".to_owned());
     }
     resources
 }
 
 /// Upstream: `GetContainerOOMScoreAdjust`.
 pub fn container_oom_score_adjust(pod: &Pod, container: &Container, memory_capacity: u64) -> i64 {
-    let node_critical = pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= 2_000_001_000);
+    let node_critical = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.priority)
+        .is_some_and(|p| p >= 2_000_001_000);
     if pod::is_static(pod) || pod::is_mirror(pod) || node_critical {
         return GUARANTEED_OOM_SCORE_ADJ;
     }
@@ -202,14 +253,29 @@ pub fn container_oom_score_adjust(pod: &Pod, container: &Container, memory_capac
         QosClass::Burstable => {}
     }
     let capacity = i64::try_from(memory_capacity).unwrap_or(i64::MAX).max(1);
-    let request = |c: &Container| value(c.resources.as_ref().and_then(|r| r.requests.as_ref()), "memory");
+    let request = |c: &Container| {
+        value(
+            c.resources.as_ref().and_then(|r| r.requests.as_ref()),
+            "memory",
+        )
+    };
     let own = request(container);
     // What the pod asks for beyond its containers is shared among them.
-    let of_pod = pod.spec.as_ref().and_then(|s| s.resources.as_ref()).and_then(|r| r.requests.as_ref());
+    let of_pod = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.resources.as_ref())
+        .and_then(|r| r.requests.as_ref());
     let remaining = match of_pod {
         Some(list) if list.contains_key("memory") => {
-            let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_restartable_init(c));
-            let all: Vec<i64> = pod::containers(pod).iter().chain(sidecars).map(request).collect();
+            let sidecars = pod::init_containers(pod)
+                .iter()
+                .filter(|c| pod::is_restartable_init(c));
+            let all: Vec<i64> = pod::containers(pod)
+                .iter()
+                .chain(sidecars)
+                .map(request)
+                .collect();
             let count = i64::try_from(all.len()).unwrap_or(1).max(1);
             ((value(Some(list), "memory") - all.iter().sum::<i64>()) / count).max(0)
         }
@@ -217,7 +283,9 @@ pub fn container_oom_score_adjust(pod: &Pod, container: &Container, memory_capac
     };
     let adjust = |memory: i64| 1000 - (i128::from(memory) * 1000 / i128::from(capacity)) as i64;
     let mut score = adjust(own + remaining);
-    let sidecar = pod::init_containers(pod).iter().any(|c| c.name == container.name && pod::is_restartable_init(c));
+    let sidecar = pod::init_containers(pod)
+        .iter()
+        .any(|c| c.name == container.name && pod::is_restartable_init(c));
     if sidecar {
         let least = pod::containers(pod).iter().map(request).min().unwrap_or(0);
         score = score.min(adjust(least + remaining));
@@ -238,19 +306,34 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     fn list(pairs: &[(&str, &str)]) -> Option<ResourceList> {
-        Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect())
+        Some(
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned())))
+                .collect(),
+        )
     }
 
     fn container(requests: &[(&str, &str)], limits: &[(&str, &str)]) -> Container {
         Container {
             name: "c".into(),
-            resources: Some(ResourceRequirements { requests: list(requests), limits: list(limits), ..Default::default() }),
+            resources: Some(ResourceRequirements {
+                requests: list(requests),
+                limits: list(limits),
+                ..Default::default()
+            }),
             ..Default::default()
         }
     }
 
     fn pod(containers: Vec<Container>) -> Pod {
-        Pod { spec: Some(PodSpec { containers, ..Default::default() }), ..Default::default() }
+        Pod {
+            spec: Some(PodSpec {
+                containers,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -273,12 +356,22 @@ mod tests {
     fn pod_cgroups_by_class() {
         let period = Duration::from_millis(100);
         let best_effort = resource_config_for_pod(&pod(vec![container(&[], &[])]), true, period);
-        assert_eq!(best_effort, ResourceConfig { cpu_shares: Some(2), ..Default::default() });
+        assert_eq!(
+            best_effort,
+            ResourceConfig {
+                cpu_shares: Some(2),
+                ..Default::default()
+            }
+        );
         let full = &[("cpu", "100m"), ("memory", "100Mi")];
         let guaranteed = resource_config_for_pod(&pod(vec![container(full, full)]), true, period);
         assert_eq!(guaranteed.cpu_quota, Some(10_000));
         assert_eq!(guaranteed.memory_bytes, Some(100 << 20));
-        let open = resource_config_for_pod(&pod(vec![container(full, full), container(full, &[])]), true, period);
+        let open = resource_config_for_pod(
+            &pod(vec![container(full, full), container(full, &[])]),
+            true,
+            period,
+        );
         assert_eq!(open.memory_bytes, None);
     }
 
@@ -287,7 +380,10 @@ mod tests {
         let gi = 1 << 30;
         let full = &[("cpu", "1"), ("memory", "1Gi")];
         let check = |c: Container, expect| {
-            assert_eq!(container_oom_score_adjust(&pod(vec![c.clone()]), &c, 4 * gi), expect);
+            assert_eq!(
+                container_oom_score_adjust(&pod(vec![c.clone()]), &c, 4 * gi),
+                expect
+            );
         };
         check(container(&[], &[]), 1000);
         check(container(full, full), -997);

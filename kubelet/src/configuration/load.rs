@@ -17,11 +17,17 @@ pub enum LoadError {
     #[error(transparent)]
     File(#[from] ConfigError),
     #[error("failed to read config directory {path}: {source}")]
-    Directory { path: PathBuf, source: std::io::Error },
+    Directory {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("failed to load kubelet config: {0}")]
     Decode(#[from] serde_json::Error),
     #[error("failed to validate kubelet configuration, error: {}, path: {path}", aggregate(.errors))]
-    Invalid { path: String, errors: Vec<FieldError> },
+    Invalid {
+        path: String,
+        errors: Vec<FieldError>,
+    },
 }
 
 /// In Go these are pointers: a zero is a value of its own and not the default.
@@ -58,7 +64,11 @@ pub struct Loaded {
 
 /// # Errors
 /// Everything that is wrong with the first bad file, or every validation error of the whole.
-pub fn load(file: Option<&Path>, drop_ins: Option<&Path>, flags: Map<String, Value>) -> Result<Loaded, LoadError> {
+pub fn load(
+    file: Option<&Path>,
+    drop_ins: Option<&Path>,
+    flags: Map<String, Value>,
+) -> Result<Loaded, LoadError> {
     let mut merged = Value::Object(Map::new());
     let mut files: Vec<PathBuf> = file.map(Path::to_path_buf).into_iter().collect();
     if let Some(dir) = drop_ins {
@@ -68,7 +78,11 @@ pub fn load(file: Option<&Path>, drop_ins: Option<&Path>, flags: Map<String, Val
         merge(&mut merged, read(path)?);
     }
     merge(&mut merged, Value::Object(flags));
-    let unused = UNUSED_FIELDS.iter().filter(|f| merged.get(**f).is_some()).map(|f| (*f).to_owned()).collect();
+    let unused = UNUSED_FIELDS
+        .iter()
+        .filter(|f| merged.get(**f).is_some())
+        .map(|f| (*f).to_owned())
+        .collect();
     strip_zeroes(&mut merged);
     let follow = merged.get("nodeStatusReportFrequency").is_none();
     let mut config: KubeletConfiguration = serde_json::from_value(merged.clone())?;
@@ -86,7 +100,10 @@ pub fn load(file: Option<&Path>, drop_ins: Option<&Path>, flags: Map<String, Val
 
 /// `*.conf` below `dir`, by name.
 fn drop_in_files(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    let fail = |source| LoadError::Directory { path: dir.to_path_buf(), source };
+    let fail = |source| LoadError::Directory {
+        path: dir.to_path_buf(),
+        source,
+    };
     let mut files = vec![];
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
@@ -101,12 +118,16 @@ fn drop_in_files(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 fn read(path: &Path) -> Result<Value, LoadError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_path_buf(),
+        source,
+    })?;
     // Checks kind, types and unknown fields of this file alone.
     decode_strict::<KubeletConfiguration>(path, &text, API_VERSION, KIND)?;
-    let mut value: Value = serde_saphyr::from_str(&text)
-        .map_err(|e| ConfigError::Syntax { path: path.to_path_buf(), message: e.to_string() })?;
+    let mut value: Value = serde_saphyr::from_str(&text).map_err(|e| ConfigError::Syntax {
+        path: path.to_path_buf(),
+        message: e.to_string(),
+    })?;
     if let Some(object) = value.as_object_mut() {
         object.remove("apiVersion");
         object.remove("kind");
@@ -135,7 +156,9 @@ fn merge(into: &mut Value, from: Value) {
 }
 
 fn strip_zeroes(value: &mut Value) {
-    let Some(object) = value.as_object_mut() else { return };
+    let Some(object) = value.as_object_mut() else {
+        return;
+    };
     object.retain(|key, value| {
         ZERO_MEANS_ZERO.contains(&key.as_str())
             || !match value {
@@ -147,7 +170,16 @@ fn strip_zeroes(value: &mut Value) {
     });
     for (key, value) in object.iter_mut() {
         // Maps from the user's own names are left as they are.
-        if matches!(key.as_str(), "authentication" | "authorization" | "webhook" | "x509" | "anonymous" | "memorySwap" | "crashLoopBackOff") {
+        if matches!(
+            key.as_str(),
+            "authentication"
+                | "authorization"
+                | "webhook"
+                | "x509"
+                | "anonymous"
+                | "memorySwap"
+                | "crashLoopBackOff"
+        ) {
             strip_zeroes(value);
         }
     }
@@ -182,9 +214,18 @@ mod tests {
         let drop_ins = dir.path().join("d");
         std::fs::create_dir(&drop_ins).unwrap();
         file(&drop_ins, "20.conf", "maxPods: 20\n");
-        file(&drop_ins, "10.conf", "maxPods: 10\nclusterDNS: [10.0.0.1]\n");
-        let flags = json!({"clusterDomain": "by.flag"}).as_object().cloned().unwrap();
-        let got = load(Some(&path), Some(&drop_ins), flags).unwrap_or_else(|e| panic!("{e}")).config;
+        file(
+            &drop_ins,
+            "10.conf",
+            "maxPods: 10\nclusterDNS: [10.0.0.1]\n",
+        );
+        let flags = json!({"clusterDomain": "by.flag"})
+            .as_object()
+            .cloned()
+            .unwrap();
+        let got = load(Some(&path), Some(&drop_ins), flags)
+            .unwrap_or_else(|e| panic!("{e}"))
+            .config;
         assert_eq!(got.max_pods, 20);
         assert_eq!(got.cluster_dns, ["10.0.0.1"]);
         assert_eq!(got.cluster_domain, "by.flag");
@@ -197,7 +238,10 @@ mod tests {
     fn unknown_fields_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "c", "maxPodz: 1\n");
-        let error = load(Some(&path), None, Map::new()).err().unwrap().to_string();
+        let error = load(Some(&path), None, Map::new())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("unknown field \"maxPodz\""), "{error}");
     }
 }

@@ -29,34 +29,132 @@ fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         }
     };
     let port = |p: i32| (1..=65535).contains(&p);
-    check(!kc.enable_server || port(kc.port), "port", kc.port.into(), "must be between 1 and 65535, inclusive");
+    check(
+        !kc.enable_server || port(kc.port),
+        "port",
+        kc.port.into(),
+        "must be between 1 and 65535, inclusive",
+    );
     check(
         (0..=65535).contains(&kc.read_only_port),
         "readOnlyPort",
         kc.read_only_port.into(),
         "must be between 0 and 65535, inclusive",
     );
-    check((0..=65535).contains(&kc.healthz_port), "healthzPort", kc.healthz_port.into(), "must be between 0 and 65535, inclusive");
-    check((-1000..=1000).contains(&kc.oom_score_adj), "oomScoreAdj", kc.oom_score_adj.into(), "must be between -1000 and 1000, inclusive");
-    check(kc.max_pods >= 0, "maxPods", kc.max_pods.into(), "must not be a negative number");
-    check(kc.pods_per_core >= 0, "podsPerCore", kc.pods_per_core.into(), "must not be a negative number");
-    check(kc.event_burst >= 0, "eventBurst", kc.event_burst.into(), "must not be a negative number");
-    check(kc.event_record_qps >= 0, "eventRecordQPS", kc.event_record_qps.into(), "must not be a negative number");
-    check(kc.registry_burst >= 0, "registryBurst", kc.registry_burst.into(), "must not be a negative number");
-    check(kc.registry_pull_qps >= 0, "registryPullQPS", kc.registry_pull_qps.into(), "must not be a negative number");
-    check(kc.kube_api_burst >= 0, "kubeAPIBurst", kc.kube_api_burst.into(), "must not be a negative number");
-    check(kc.max_open_files >= 0, "maxOpenFiles", kc.max_open_files, "must not be a negative number");
-    check(kc.node_lease_duration_seconds > 0, "nodeLeaseDurationSeconds", kc.node_lease_duration_seconds.into(), "must be greater than 0");
+    check(
+        (0..=65535).contains(&kc.healthz_port),
+        "healthzPort",
+        kc.healthz_port.into(),
+        "must be between 0 and 65535, inclusive",
+    );
+    check(
+        (-1000..=1000).contains(&kc.oom_score_adj),
+        "oomScoreAdj",
+        kc.oom_score_adj.into(),
+        "must be between -1000 and 1000, inclusive",
+    );
+    check(
+        kc.max_pods >= 0,
+        "maxPods",
+        kc.max_pods.into(),
+        "must not be a negative number",
+    );
+    check(
+        kc.pods_per_core >= 0,
+        "podsPerCore",
+        kc.pods_per_core.into(),
+        "must not be a negative number",
+    );
+    check(
+        kc.event_burst >= 0,
+        "eventBurst",
+        kc.event_burst.into(),
+        "must not be a negative number",
+    );
+    check(
+        kc.event_record_qps >= 0,
+        "eventRecordQPS",
+        kc.event_record_qps.into(),
+        "must not be a negative number",
+    );
+    check(
+        kc.registry_burst >= 0,
+        "registryBurst",
+        kc.registry_burst.into(),
+        "must not be a negative number",
+    );
+    check(
+        kc.registry_pull_qps >= 0,
+        "registryPullQPS",
+        kc.registry_pull_qps.into(),
+        "must not be a negative number",
+    );
+    check(
+        kc.kube_api_burst >= 0,
+        "kubeAPIBurst",
+        kc.kube_api_burst.into(),
+        "must not be a negative number",
+    );
+    check(
+        kc.max_open_files >= 0,
+        "maxOpenFiles",
+        kc.max_open_files,
+        "must not be a negative number",
+    );
+    check(
+        kc.node_lease_duration_seconds > 0,
+        "nodeLeaseDurationSeconds",
+        kc.node_lease_duration_seconds.into(),
+        "must be greater than 0",
+    );
     let percent = |p: i32| (0..=100).contains(&p);
-    let (high, low) = (kc.image_gc_high_threshold_percent, kc.image_gc_low_threshold_percent);
-    check(percent(high), "imageGCHighThresholdPercent", high.into(), "must be between 0 and 100, inclusive");
-    check(percent(low), "imageGCLowThresholdPercent", low.into(), "must be between 0 and 100, inclusive");
-    check(low < high || !percent(high), "imageGCLowThresholdPercent", low.into(), "must be less than imageGCHighThresholdPercent");
-    check(kc.node_status_max_images >= -1, "nodeStatusMaxImages", kc.node_status_max_images.into(), "must be -1 or greater");
-    check(kc.container_log_max_files > 1, "containerLogMaxFiles", kc.container_log_max_files.into(), "must be greater than 1");
-    check(kc.container_log_max_workers >= 1, "containerLogMaxWorkers", kc.container_log_max_workers.into(), "must be greater than or equal to 1");
+    let (high, low) = (
+        kc.image_gc_high_threshold_percent,
+        kc.image_gc_low_threshold_percent,
+    );
+    check(
+        percent(high),
+        "imageGCHighThresholdPercent",
+        high.into(),
+        "must be between 0 and 100, inclusive",
+    );
+    check(
+        percent(low),
+        "imageGCLowThresholdPercent",
+        low.into(),
+        "must be between 0 and 100, inclusive",
+    );
+    check(
+        low < high || !percent(high),
+        "imageGCLowThresholdPercent",
+        low.into(),
+        "must be less than imageGCHighThresholdPercent",
+    );
+    check(
+        kc.node_status_max_images >= -1,
+        "nodeStatusMaxImages",
+        kc.node_status_max_images.into(),
+        "must be -1 or greater",
+    );
+    check(
+        kc.container_log_max_files > 1,
+        "containerLogMaxFiles",
+        kc.container_log_max_files.into(),
+        "must be greater than 1",
+    );
+    check(
+        kc.container_log_max_workers >= 1,
+        "containerLogMaxWorkers",
+        kc.container_log_max_workers.into(),
+        "must be greater than or equal to 1",
+    );
     if let Some(n) = kc.max_parallel_image_pulls {
-        check(n >= 1, "maxParallelImagePulls", n.into(), "must be a positive number");
+        check(
+            n >= 1,
+            "maxParallelImagePulls",
+            n.into(),
+            "must be a positive number",
+        );
         check(
             !(n > 1 && kc.serialize_image_pulls == Some(true)),
             "maxParallelImagePulls",
@@ -65,7 +163,12 @@ fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         );
     }
     if let Some(n) = kc.user_namespaces.ids_per_pod {
-        check(n > 0 && n % 65_536 == 0 && n <= i64::from(u32::MAX), "userNamespaces.idsPerPod", n, "must be a multiple of 65536");
+        check(
+            n > 0 && n % 65_536 == 0 && n <= i64::from(u32::MAX),
+            "userNamespaces.idsPerPod",
+            n,
+            "must be a multiple of 65536",
+        );
     }
     let quota = kc.cpu_cfs_quota_period.0;
     if !(1_000..=1_000_000).contains(&quota.as_micros()) {
@@ -97,7 +200,11 @@ fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
 fn addresses(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     let mut ip = |path: String, value: &str| {
         if value.parse::<IpAddr>().is_err() {
-            errors.push(FieldError::invalid(path, value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
+            errors.push(FieldError::invalid(
+                path,
+                value,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ));
         }
     };
     ip("address".into(), &kc.address);
@@ -107,17 +214,32 @@ fn addresses(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     }
     for (path, file, other) in [
         ("tlsCertFile", &kc.tls_cert_file, &kc.tls_private_key_file),
-        ("tlsPrivateKeyFile", &kc.tls_private_key_file, &kc.tls_cert_file),
+        (
+            "tlsPrivateKeyFile",
+            &kc.tls_private_key_file,
+            &kc.tls_cert_file,
+        ),
     ] {
         if file.is_empty() && !other.is_empty() {
-            errors.push(FieldError::required(path, "tlsCertFile and tlsPrivateKeyFile go together"));
+            errors.push(FieldError::required(
+                path,
+                "tlsCertFile and tlsPrivateKeyFile go together",
+            ));
         }
     }
     if !kc.pod_logs_dir.starts_with('/') {
-        errors.push(FieldError::invalid("podLogsDir", &kc.pod_logs_dir, "must be an absolute path"));
+        errors.push(FieldError::invalid(
+            "podLogsDir",
+            &kc.pod_logs_dir,
+            "must be an absolute path",
+        ));
     }
     if !kc.cgroup_root.is_empty() && !kc.cgroup_root.starts_with('/') {
-        errors.push(FieldError::invalid("cgroupRoot", &kc.cgroup_root, "must be an absolute path"));
+        errors.push(FieldError::invalid(
+            "cgroupRoot",
+            &kc.cgroup_root,
+            "must be an absolute path",
+        ));
     }
 }
 
@@ -127,28 +249,61 @@ fn words(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::not_supported(path, value, supported));
         }
     };
-    one_of("authorization.mode", &kc.authorization.mode, &["Webhook", "AlwaysAllow"]);
+    one_of(
+        "authorization.mode",
+        &kc.authorization.mode,
+        &["Webhook", "AlwaysAllow"],
+    );
     one_of("cgroupDriver", &kc.cgroup_driver, &["cgroupfs", "systemd"]);
     one_of(
         "configMapAndSecretChangeDetectionStrategy",
         &kc.config_map_and_secret_change_detection_strategy,
         &["Get", "Cache", "Watch"],
     );
-    one_of("memorySwap.swapBehavior", &kc.memory_swap.swap_behavior, &["", "NoSwap", "LimitedSwap"]);
-    one_of("hairpinMode", &kc.hairpin_mode, &["promiscuous-bridge", "hairpin-veth", "none"]);
-    one_of("cpuManagerPolicy", &kc.cpu_manager_policy, &["none", "static"]);
-    one_of("memoryManagerPolicy", &kc.memory_manager_policy, &["None", "Static", "BestEffort"]);
+    one_of(
+        "memorySwap.swapBehavior",
+        &kc.memory_swap.swap_behavior,
+        &["", "NoSwap", "LimitedSwap"],
+    );
+    one_of(
+        "hairpinMode",
+        &kc.hairpin_mode,
+        &["promiscuous-bridge", "hairpin-veth", "none"],
+    );
+    one_of(
+        "cpuManagerPolicy",
+        &kc.cpu_manager_policy,
+        &["none", "static"],
+    );
+    one_of(
+        "memoryManagerPolicy",
+        &kc.memory_manager_policy,
+        &["None", "Static", "BestEffort"],
+    );
     one_of(
         "topologyManagerPolicy",
         &kc.topology_manager_policy,
         &["none", "best-effort", "restricted", "single-numa-node"],
     );
-    one_of("topologyManagerScope", &kc.topology_manager_scope, &["container", "pod"]);
-    one_of("tlsMinVersion", &kc.tls_min_version, &["", "VersionTLS12", "VersionTLS13"]);
+    one_of(
+        "topologyManagerScope",
+        &kc.topology_manager_scope,
+        &["container", "pod"],
+    );
+    one_of(
+        "tlsMinVersion",
+        &kc.tls_min_version,
+        &["", "VersionTLS12", "VersionTLS13"],
+    );
     one_of(
         "imagePullCredentialsVerificationPolicy",
         &kc.image_pull_credentials_verification_policy,
-        &["NeverVerify", "NeverVerifyPreloadedImages", "NeverVerifyAllowlistedImages", "AlwaysVerify"],
+        &[
+            "NeverVerify",
+            "NeverVerifyPreloadedImages",
+            "NeverVerifyAllowlistedImages",
+            "AlwaysVerify",
+        ],
     );
 }
 
@@ -156,56 +311,135 @@ fn words(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
 fn not_built(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     let mut refuse = |on: bool, path: &str, detail: &str| {
         if on {
-            errors.push(FieldError::forbidden(path, format!("{detail} (not built yet)")));
+            errors.push(FieldError::forbidden(
+                path,
+                format!("{detail} (not built yet)"),
+            ));
         }
     };
-    refuse(kc.cgroup_driver == "systemd", "cgroupDriver", "only the cgroupfs driver is supported");
-    refuse(kc.cpu_manager_policy == "static", "cpuManagerPolicy", "only policy none is supported");
-    refuse(matches!(kc.memory_manager_policy.as_str(), "Static" | "BestEffort"), "memoryManagerPolicy", "only policy None is supported");
-    refuse(kc.topology_manager_policy != "none", "topologyManagerPolicy", "only policy none is supported");
-    refuse(kc.memory_swap.swap_behavior == "LimitedSwap", "memorySwap.swapBehavior", "only NoSwap is supported");
     refuse(
-        matches!(kc.image_pull_credentials_verification_policy.as_str(), "AlwaysVerify" | "NeverVerifyAllowlistedImages"),
+        kc.cgroup_driver == "systemd",
+        "cgroupDriver",
+        "only the cgroupfs driver is supported",
+    );
+    refuse(
+        kc.cpu_manager_policy == "static",
+        "cpuManagerPolicy",
+        "only policy none is supported",
+    );
+    refuse(
+        matches!(kc.memory_manager_policy.as_str(), "Static" | "BestEffort"),
+        "memoryManagerPolicy",
+        "only policy None is supported",
+    );
+    refuse(
+        kc.topology_manager_policy != "none",
+        "topologyManagerPolicy",
+        "only policy none is supported",
+    );
+    refuse(
+        kc.memory_swap.swap_behavior == "LimitedSwap",
+        "memorySwap.swapBehavior",
+        "only NoSwap is supported",
+    );
+    refuse(
+        matches!(
+            kc.image_pull_credentials_verification_policy.as_str(),
+            "AlwaysVerify" | "NeverVerifyAllowlistedImages"
+        ),
         "imagePullCredentialsVerificationPolicy",
         "only NeverVerify and NeverVerifyPreloadedImages are supported",
     );
-    refuse(!kc.cgroups_per_qos, "cgroupsPerQOS", "pods always get cgroups of their own");
+    refuse(
+        !kc.cgroups_per_qos,
+        "cgroupsPerQOS",
+        "pods always get cgroups of their own",
+    );
     refuse(kc.run_once, "runOnce", "run-once mode was removed");
-    refuse(!kc.reserved_system_cpus.is_empty(), "reservedSystemCPUs", "CPUs cannot be reserved");
-    refuse(!kc.reserved_memory.is_empty(), "reservedMemory", "memory cannot be reserved by NUMA node");
+    refuse(
+        !kc.reserved_system_cpus.is_empty(),
+        "reservedSystemCPUs",
+        "CPUs cannot be reserved",
+    );
+    refuse(
+        !kc.reserved_memory.is_empty(),
+        "reservedMemory",
+        "memory cannot be reserved by NUMA node",
+    );
 }
 
 fn quantities(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
-    for (path, map) in [("systemReserved", &kc.system_reserved), ("kubeReserved", &kc.kube_reserved)] {
+    for (path, map) in [
+        ("systemReserved", &kc.system_reserved),
+        ("kubeReserved", &kc.kube_reserved),
+    ] {
         for (name, value) in map {
-            if !matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage" | "pid") {
-                errors.push(FieldError::not_supported(path, name, &["cpu", "memory", "ephemeral-storage", "pid"]));
+            if !matches!(
+                name.as_str(),
+                "cpu" | "memory" | "ephemeral-storage" | "pid"
+            ) {
+                errors.push(FieldError::not_supported(
+                    path,
+                    name,
+                    &["cpu", "memory", "ephemeral-storage", "pid"],
+                ));
             } else if value.parse::<Amount>().map_or(true, |a| a.is_negative()) {
-                errors.push(FieldError::invalid(format!("{path}[{name}]"), value, "must be a quantity, zero or greater"));
+                errors.push(FieldError::invalid(
+                    format!("{path}[{name}]"),
+                    value,
+                    "must be a quantity, zero or greater",
+                ));
             }
         }
     }
-    if kc.container_log_max_size.parse::<Amount>().map_or(true, |a| !a.is_positive()) {
-        errors.push(FieldError::invalid("containerLogMaxSize", &kc.container_log_max_size, "must be a quantity greater than 0"));
+    if kc
+        .container_log_max_size
+        .parse::<Amount>()
+        .map_or(true, |a| !a.is_positive())
+    {
+        errors.push(FieldError::invalid(
+            "containerLogMaxSize",
+            &kc.container_log_max_size,
+            "must be a quantity greater than 0",
+        ));
     }
     let hard = kc.eviction_hard();
-    for (path, map) in [("evictionHard", &hard), ("evictionSoft", &kc.eviction_soft), ("evictionMinimumReclaim", &kc.eviction_minimum_reclaim)] {
+    for (path, map) in [
+        ("evictionHard", &hard),
+        ("evictionSoft", &kc.eviction_soft),
+        ("evictionMinimumReclaim", &kc.eviction_minimum_reclaim),
+    ] {
         for (signal, value) in map {
             if crate::eviction::threshold::parse_signal(signal).is_none() {
-                errors.push(FieldError::not_supported(path, signal, crate::eviction::threshold::SIGNALS));
+                errors.push(FieldError::not_supported(
+                    path,
+                    signal,
+                    crate::eviction::threshold::SIGNALS,
+                ));
             } else if let Err(detail) = crate::eviction::threshold::parse_value(value) {
-                errors.push(FieldError::invalid(format!("{path}[{signal}]"), value, detail));
+                errors.push(FieldError::invalid(
+                    format!("{path}[{signal}]"),
+                    value,
+                    detail,
+                ));
             }
         }
     }
     for signal in kc.eviction_soft.keys() {
         if !kc.eviction_soft_grace_period.contains_key(signal) {
-            errors.push(FieldError::required(format!("evictionSoftGracePeriod[{signal}]"), "a soft threshold needs a grace period"));
+            errors.push(FieldError::required(
+                format!("evictionSoftGracePeriod[{signal}]"),
+                "a soft threshold needs a grace period",
+            ));
         }
     }
     for (signal, value) in &kc.eviction_soft_grace_period {
         if component_base::duration::parse(value).is_err() {
-            errors.push(FieldError::invalid(format!("evictionSoftGracePeriod[{signal}]"), value, "must be a duration"));
+            errors.push(FieldError::invalid(
+                format!("evictionSoftGracePeriod[{signal}]"),
+                value,
+                "must be a duration",
+            ));
         }
     }
 }
@@ -216,8 +450,14 @@ fn enforcement(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         let path = format!("enforceNodeAllocatable[{i}]");
         match value.as_str() {
             "pods" | "none" | "" => {}
-            "system-reserved" | "kube-reserved" | "system-reserved-compressible" | "kube-reserved-compressible" => {
-                errors.push(FieldError::forbidden(path, format!("{value:?} is not built yet")));
+            "system-reserved"
+            | "kube-reserved"
+            | "system-reserved-compressible"
+            | "kube-reserved-compressible" => {
+                errors.push(FieldError::forbidden(
+                    path,
+                    format!("{value:?} is not built yet"),
+                ));
             }
             other => errors.push(FieldError::not_supported(path, other, &supported)),
         }
@@ -225,7 +465,11 @@ fn enforcement(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     for (i, pattern) in kc.allowed_unsafe_sysctls.iter().enumerate() {
         let bare = pattern.strip_suffix('*').unwrap_or(pattern);
         if bare.is_empty() || bare.contains(['*', ' ']) {
-            errors.push(FieldError::invalid(format!("allowedUnsafeSysctls[{i}]"), pattern, "must be a sysctl name, or a prefix ending with *"));
+            errors.push(FieldError::invalid(
+                format!("allowedUnsafeSysctls[{i}]"),
+                pattern,
+                "must be a sysctl name, or a prefix ending with *",
+            ));
         }
     }
 }
@@ -236,7 +480,10 @@ mod tests {
 
     #[test]
     fn the_defaults_are_valid() {
-        assert_eq!(validate_kubelet_configuration(&KubeletConfiguration::default()), vec![]);
+        assert_eq!(
+            validate_kubelet_configuration(&KubeletConfiguration::default()),
+            vec![]
+        );
     }
 
     #[test]
@@ -248,9 +495,18 @@ mod tests {
             eviction_hard: Some([("memory.nope".to_owned(), "1Gi".to_owned())].into()),
             ..Default::default()
         };
-        let text: Vec<String> = validate_kubelet_configuration(&kc).iter().map(ToString::to_string).collect();
+        let text: Vec<String> = validate_kubelet_configuration(&kc)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(text.len(), 4, "{text:?}");
-        assert!(text[0].starts_with("imageGCLowThresholdPercent: Invalid value: 90"), "{text:?}");
-        assert!(text[1].starts_with("address: Invalid value: \"nope\""), "{text:?}");
+        assert!(
+            text[0].starts_with("imageGCLowThresholdPercent: Invalid value: 90"),
+            "{text:?}"
+        );
+        assert!(
+            text[1].starts_with("address: Invalid value: \"nope\""),
+            "{text:?}"
+        );
     }
 }

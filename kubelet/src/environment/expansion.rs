@@ -5,7 +5,9 @@
 
 /// Replaces `$(NAME)` by its value; `$$` is a dollar; an unknown name stays as it is written.
 pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
-    expand_with(text, |name| lookup(name).unwrap_or_else(|| format!("$({name})")))
+    expand_with(text, |name| {
+        lookup(name).unwrap_or_else(|| format!("$({name})"))
+    })
 }
 
 /// As [`expand`], but an unknown name is an error that carries the name (`subPathExpr`).
@@ -64,19 +66,22 @@ fn expand_with(text: &str, lookup: impl Fn(&str) -> String) -> String {
 
 /// The value of `key` in an env file: `KEY='value'` lines, `#` comments. Quotes are required by the format.
 pub fn env_file_value(text: &str, key: &str) -> Option<String> {
-    text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).find_map(|line| {
-        let (name, value) = line.split_once('=')?;
-        if name.trim() != key {
-            return None;
-        }
-        let value = value.trim();
-        let unquoted = value
-            .strip_prefix('\'')
-            .and_then(|v| v.strip_suffix('\''))
-            .or_else(|| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')))
-            .unwrap_or(value);
-        Some(unquoted.to_owned())
-    })
+    text.lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .find_map(|line| {
+            let (name, value) = line.split_once('=')?;
+            if name.trim() != key {
+                return None;
+            }
+            let value = value.trim();
+            let unquoted = value
+                .strip_prefix('\'')
+                .and_then(|v| v.strip_suffix('\''))
+                .or_else(|| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')))
+                .unwrap_or(value);
+            Some(unquoted.to_owned())
+        })
 }
 
 #[cfg(test)]

@@ -17,10 +17,16 @@ fn variable_name(text: &str) -> String {
 }
 
 /// `kubernetes` of namespace `default` always; the others of `namespace` when `links` asks for them.
-pub fn from_services(services: &[Arc<Service>], namespace: &str, links: bool) -> BTreeMap<String, String> {
+pub fn from_services(
+    services: &[Arc<Service>],
+    namespace: &str,
+    links: bool,
+) -> BTreeMap<String, String> {
     let mut chosen: BTreeMap<&str, &Service> = BTreeMap::new();
     for service in services.iter().filter(|s| cluster_ip(s).is_some()) {
-        let Some(name) = service.metadata.name.as_deref() else { continue };
+        let Some(name) = service.metadata.name.as_deref() else {
+            continue;
+        };
         let in_namespace = service.metadata.namespace.as_deref();
         if in_namespace == Some("default") && name == "kubernetes" {
             chosen.entry(name).or_insert(service);
@@ -36,20 +42,33 @@ pub fn from_services(services: &[Arc<Service>], namespace: &str, links: bool) ->
 }
 
 fn add_service(env: &mut BTreeMap<String, String>, name: &str, service: &Service) {
-    let Some(ip) = cluster_ip(service) else { return };
+    let Some(ip) = cluster_ip(service) else {
+        return;
+    };
     let prefix = variable_name(name);
-    let ports = service.spec.as_ref().and_then(|s| s.ports.as_deref()).unwrap_or_default();
+    let ports = service
+        .spec
+        .as_ref()
+        .and_then(|s| s.ports.as_deref())
+        .unwrap_or_default();
     env.insert(format!("{prefix}_SERVICE_HOST"), ip.to_owned());
     for (i, port) in ports.iter().enumerate() {
         if i == 0 {
             env.insert(format!("{prefix}_SERVICE_PORT"), port.port.to_string());
         }
         if let Some(port_name) = port.name.as_deref().filter(|n| !n.is_empty()) {
-            env.insert(format!("{prefix}_SERVICE_PORT_{}", variable_name(port_name)), port.port.to_string());
+            env.insert(
+                format!("{prefix}_SERVICE_PORT_{}", variable_name(port_name)),
+                port.port.to_string(),
+            );
         }
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
         let lower = protocol.to_lowercase();
-        let host_port = if ip.contains(':') { format!("[{ip}]:{}", port.port) } else { format!("{ip}:{}", port.port) };
+        let host_port = if ip.contains(':') {
+            format!("[{ip}]:{}", port.port)
+        } else {
+            format!("{ip}:{}", port.port)
+        };
         let url = format!("{lower}://{host_port}");
         if i == 0 {
             env.insert(format!("{prefix}_PORT"), url.clone());

@@ -59,8 +59,12 @@ impl Signal {
     pub fn resource(self) -> &'static str {
         match self {
             Signal::MemoryAvailable => "memory",
-            Signal::NodeFsAvailable | Signal::ImageFsAvailable | Signal::ContainerFsAvailable => "ephemeral-storage",
-            Signal::NodeFsInodesFree | Signal::ImageFsInodesFree | Signal::ContainerFsInodesFree => "inodes",
+            Signal::NodeFsAvailable | Signal::ImageFsAvailable | Signal::ContainerFsAvailable => {
+                "ephemeral-storage"
+            }
+            Signal::NodeFsInodesFree
+            | Signal::ImageFsInodesFree
+            | Signal::ContainerFsInodesFree => "inodes",
             Signal::PidAvailable => "pids",
         }
     }
@@ -103,13 +107,17 @@ impl ThresholdValue {
 /// What is wrong with the text.
 pub fn parse_value(text: &str) -> Result<ThresholdValue, String> {
     if let Some(percent) = text.strip_suffix('%') {
-        let p: f64 = percent.parse().map_err(|_| "must be a quantity or a percentage".to_owned())?;
+        let p: f64 = percent
+            .parse()
+            .map_err(|_| "must be a quantity or a percentage".to_owned())?;
         if !(0.0..=100.0).contains(&p) {
             return Err("must be between 0% and 100%".to_owned());
         }
         return Ok(ThresholdValue::Percentage(p / 100.0));
     }
-    let amount: Amount = text.parse().map_err(|_| "must be a quantity or a percentage".to_owned())?;
+    let amount: Amount = text
+        .parse()
+        .map_err(|_| "must be a quantity or a percentage".to_owned())?;
     if amount.is_negative() {
         return Err("must not be negative".to_owned());
     }
@@ -142,14 +150,22 @@ pub fn parse_threshold_config(
     let reclaim = |signal: &str| min_reclaim.get(signal).and_then(|v| parse_value(v).ok());
     let make = |name: &str, value: &str, grace_period| {
         let value = parse_value(value).ok()?;
-        if matches!(value, ThresholdValue::Quantity(0)) || value == ThresholdValue::Percentage(0.0) {
+        if matches!(value, ThresholdValue::Quantity(0)) || value == ThresholdValue::Percentage(0.0)
+        {
             return None;
         }
-        Some(Threshold { signal: parse_signal(name)?, value, grace_period, min_reclaim: reclaim(name) })
+        Some(Threshold {
+            signal: parse_signal(name)?,
+            value,
+            grace_period,
+            min_reclaim: reclaim(name),
+        })
     };
     let hard = hard.iter().filter_map(|(n, v)| make(n, v, Duration::ZERO));
     let soft = soft.iter().filter_map(|(n, v)| {
-        let grace = soft_grace.get(n).and_then(|g| component_base::duration::parse(g).ok())?;
+        let grace = soft_grace
+            .get(n)
+            .and_then(|g| component_base::duration::parse(g).ok())?;
         make(n, v, grace)
     });
     hard.chain(soft).collect()
@@ -171,7 +187,9 @@ pub fn thresholds_met(
     thresholds
         .iter()
         .filter(|t| {
-            let Some(seen) = observations.get(&t.signal) else { return false };
+            let Some(seen) = observations.get(&t.signal) else {
+                return false;
+            };
             let mut limit = t.value.resolve(seen.capacity);
             if enforce_min_reclaim && let Some(reclaim) = t.min_reclaim {
                 limit += reclaim.resolve(seen.capacity);
@@ -188,22 +206,56 @@ mod tests {
 
     #[test]
     fn met_or_not() {
-        let hard = [("memory.available".to_owned(), "100Mi".to_owned()), ("nodefs.available".to_owned(), "10%".to_owned())];
-        let list = parse_threshold_config(&hard.into(), &BTreeMap::new(), &BTreeMap::new(), &BTreeMap::new());
+        let hard = [
+            ("memory.available".to_owned(), "100Mi".to_owned()),
+            ("nodefs.available".to_owned(), "10%".to_owned()),
+        ];
+        let list = parse_threshold_config(
+            &hard.into(),
+            &BTreeMap::new(),
+            &BTreeMap::new(),
+            &BTreeMap::new(),
+        );
         let seen = |memory, disk| {
             BTreeMap::from([
-                (Signal::MemoryAvailable, Observation { available: memory, capacity: 1 << 30 }),
-                (Signal::NodeFsAvailable, Observation { available: disk, capacity: 1000 }),
+                (
+                    Signal::MemoryAvailable,
+                    Observation {
+                        available: memory,
+                        capacity: 1 << 30,
+                    },
+                ),
+                (
+                    Signal::NodeFsAvailable,
+                    Observation {
+                        available: disk,
+                        capacity: 1000,
+                    },
+                ),
             ])
         };
         assert!(thresholds_met(&list, &seen(200 << 20, 500), false).is_empty());
-        assert_eq!(thresholds_met(&list, &seen(99 << 20, 500), false)[0].signal, Signal::MemoryAvailable);
-        assert_eq!(thresholds_met(&list, &seen(200 << 20, 99), false)[0].signal, Signal::NodeFsAvailable);
+        assert_eq!(
+            thresholds_met(&list, &seen(99 << 20, 500), false)[0].signal,
+            Signal::MemoryAvailable
+        );
+        assert_eq!(
+            thresholds_met(&list, &seen(200 << 20, 99), false)[0].signal,
+            Signal::NodeFsAvailable
+        );
     }
 
     #[test]
     fn zero_switches_off() {
         let hard = [("imagefs.available".to_owned(), "0%".to_owned())];
-        assert!(parse_threshold_config(&hard.into(), &BTreeMap::new(), &BTreeMap::new(), &BTreeMap::new()).is_empty());
+        assert!(
+            parse_threshold_config(
+                &hard.into(),
+                &BTreeMap::new(),
+                &BTreeMap::new(),
+                &BTreeMap::new()
+            )
+            .is_empty()
+        );
     }
 }

@@ -84,14 +84,21 @@ fn parse_secret(secret: &Secret) -> Option<DockerConfigJson> {
 
 /// Does `pattern` (`[scheme://]host[:port][/path]`, `*` in host labels) cover the image?
 fn covers(pattern: &str, domain: &str, repository: &str) -> bool {
-    let pattern = pattern.split_once("://").map_or(pattern, |(_, rest)| rest).trim_end_matches('/');
+    let pattern = pattern
+        .split_once("://")
+        .map_or(pattern, |(_, rest)| rest)
+        .trim_end_matches('/');
     let (host, path) = pattern.split_once('/').unwrap_or((pattern, ""));
     let host = match host {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",
         other => other,
     };
     // `v1` and `v2` are API versions and no repositories.
-    let path = path.strip_prefix("v1").or_else(|| path.strip_prefix("v2")).unwrap_or(path).trim_matches('/');
+    let path = path
+        .strip_prefix("v1")
+        .or_else(|| path.strip_prefix("v2"))
+        .unwrap_or(path)
+        .trim_matches('/');
     let (host, port) = host.split_once(':').unwrap_or((host, ""));
     let (want_host, want_port) = domain.split_once(':').unwrap_or((domain, ""));
     if port != want_port {
@@ -99,24 +106,31 @@ fn covers(pattern: &str, domain: &str, repository: &str) -> bool {
     }
     let labels: Vec<&str> = host.split('.').collect();
     let wanted: Vec<&str> = want_host.split('.').collect();
-    let hosts_fit = labels.len() == wanted.len() && labels.iter().zip(&wanted).all(|(p, w)| glob(p, w));
-    hosts_fit && (path.is_empty() || repository == path || repository.starts_with(&format!("{path}/")))
+    let hosts_fit =
+        labels.len() == wanted.len() && labels.iter().zip(&wanted).all(|(p, w)| glob(p, w));
+    hosts_fit
+        && (path.is_empty() || repository == path || repository.starts_with(&format!("{path}/")))
 }
 
 /// `*` stands for any text within one label.
 fn glob(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
-        Some((head, tail)) => {
-            text.strip_prefix(head).is_some_and(|rest| (0..=rest.len()).any(|i| rest.is_char_boundary(i) && glob(tail, &rest[i..])))
-        }
+        Some((head, tail)) => text.strip_prefix(head).is_some_and(|rest| {
+            (0..=rest.len()).any(|i| rest.is_char_boundary(i) && glob(tail, &rest[i..]))
+        }),
     }
 }
 
 fn matching(config: &DockerConfigJson, image: &str) -> Vec<ImageAuth> {
-    let Ok(reference) = Reference::parse_normalized(image) else { return vec![] };
-    let mut hits: Vec<(&String, &DockerEntry)> =
-        config.auths.iter().filter(|(p, _)| covers(p, reference.domain(), reference.path())).collect();
+    let Ok(reference) = Reference::parse_normalized(image) else {
+        return vec![];
+    };
+    let mut hits: Vec<(&String, &DockerEntry)> = config
+        .auths
+        .iter()
+        .filter(|(p, _)| covers(p, reference.domain(), reference.path()))
+        .collect();
     hits.sort_by_key(|(pattern, _)| std::cmp::Reverse(pattern.len()));
     hits.into_iter().map(|(_, entry)| to_auth(entry)).collect()
 }
@@ -140,7 +154,11 @@ fn to_auth(entry: &DockerEntry) -> ImageAuth {
 
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
     // serde already knows how: a Secret's bytes are base64 in JSON.
-    serde_json::from_value::<k8s_openapi::ByteString>(serde_json::Value::String(text.trim().to_owned())).ok().map(|b| b.0)
+    serde_json::from_value::<k8s_openapi::ByteString>(serde_json::Value::String(
+        text.trim().to_owned(),
+    ))
+    .ok()
+    .map(|b| b.0)
 }
 
 #[cfg(test)]
@@ -149,7 +167,11 @@ mod tests {
 
     #[test]
     fn patterns() {
-        assert!(covers("https://index.docker.io/v1/", "docker.io", "library/busybox"));
+        assert!(covers(
+            "https://index.docker.io/v1/",
+            "docker.io",
+            "library/busybox"
+        ));
         assert!(covers("*.example.com", "reg.example.com", "a/b"));
         assert!(!covers("*.example.com", "a.b.example.com", "a/b"));
         assert!(covers("reg.io:5000/team", "reg.io:5000", "team/app"));
@@ -162,10 +184,19 @@ mod tests {
         let json = br#"{"auths":{"reg.io":{"auth":"dTpw"}}}"#;
         let secret = Secret {
             type_: Some("kubernetes.io/dockerconfigjson".into()),
-            data: Some([(".dockerconfigjson".to_owned(), k8s_openapi::ByteString(json.to_vec()))].into()),
+            data: Some(
+                [(
+                    ".dockerconfigjson".to_owned(),
+                    k8s_openapi::ByteString(json.to_vec()),
+                )]
+                .into(),
+            ),
             ..Default::default()
         };
         let auths = Keyring::default().lookup("reg.io/a:1", &[Arc::new(secret)]);
-        assert_eq!((auths[0].username.as_str(), auths[0].password.as_str()), ("u", "p"));
+        assert_eq!(
+            (auths[0].username.as_str(), auths[0].password.as_str()),
+            ("u", "p")
+        );
     }
 }

@@ -72,13 +72,17 @@ pub(super) fn compute_init_container_actions(
                 }
             }
             ContainerState::Unknown => {
-                let policy = container.restart_policy.as_deref().unwrap_or(pod::restart_policy(pod));
+                let policy = container
+                    .restart_policy
+                    .as_deref()
+                    .unwrap_or(pod::restart_policy(pod));
                 if !sidecar && policy == "Never" {
                     actions.kill_pod = true;
                     actions.init_containers_to_start.clear();
                     return false;
                 }
-                let message = "Init container is in \"unknown\" state, try killing it before restart";
+                let message =
+                    "Init container is in \"unknown\" state, try killing it before restart";
                 actions.kill(current, message.to_owned(), KillReason::Other);
                 to_start.push(i);
             }
@@ -130,7 +134,9 @@ fn check_running_sidecar(
         let message = format!("Init container {} definition changed", container.name);
         actions.kill(status, message, KillReason::Other);
         to_start.push(index);
-    } else if container.liveness_probe.is_some() && probes.liveness(&status.id) == Some(ProbeResult::Failure) {
+    } else if container.liveness_probe.is_some()
+        && probes.liveness(&status.id) == Some(ProbeResult::Failure)
+    {
         let message = format!("Init container {} failed liveness probe", container.name);
         actions.kill(status, message, KillReason::LivenessProbe);
         to_start.push(index);

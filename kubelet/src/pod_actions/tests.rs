@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::PodSpec;
-use runtime::api::{ContainerMetadata, NamespaceOptions, PodSandboxMetadata, PodSandboxStatus, SandboxState};
+use runtime::api::{
+    ContainerMetadata, NamespaceOptions, PodSandboxMetadata, PodSandboxStatus, SandboxState,
+};
 
 use super::*;
 use crate::pod::label;
@@ -24,11 +26,18 @@ impl ProbeResults for Probes {
 }
 
 fn container(name: &str) -> Container {
-    Container { name: name.into(), image: Some("img".into()), ..Default::default() }
+    Container {
+        name: name.into(),
+        image: Some("img".into()),
+        ..Default::default()
+    }
 }
 
 fn sidecar(name: &str) -> Container {
-    Container { restart_policy: Some("Always".into()), ..container(name) }
+    Container {
+        restart_policy: Some("Always".into()),
+        ..container(name)
+    }
 }
 
 fn test_pod(policy: &str, init: Vec<Container>, containers: Vec<Container>) -> Pod {
@@ -62,7 +71,10 @@ fn status_of(name: &str, state: ContainerState, exit_code: i32) -> ContainerStat
     ContainerStatus {
         id: format!("id-{name}"),
         sandbox_id: "s0".into(),
-        metadata: ContainerMetadata { name: name.into(), attempt: 0 },
+        metadata: ContainerMetadata {
+            name: name.into(),
+            attempt: 0,
+        },
         state,
         created_at: jiff::Timestamp::UNIX_EPOCH,
         started_at: None,
@@ -75,7 +87,11 @@ fn status_of(name: &str, state: ContainerState, exit_code: i32) -> ContainerStat
         image_id: String::new(),
         image_ref: String::new(),
         labels: Default::default(),
-        annotations: [(label::CONTAINER_HASH.to_owned(), format!("{:x}", pod::hash_container(&spec)))].into(),
+        annotations: [(
+            label::CONTAINER_HASH.to_owned(),
+            format!("{:x}", pod::hash_container(&spec)),
+        )]
+        .into(),
         log_path: Default::default(),
         pid: None,
         resources: Default::default(),
@@ -90,7 +106,10 @@ use ContainerState::{Exited, Running, Unknown};
 fn observed(containers: &[(&str, ContainerState, i32)]) -> PodStatus {
     PodStatus {
         sandboxes: vec![sandbox(SandboxState::Ready)],
-        containers: containers.iter().map(|(n, s, e)| status_of(n, *s, *e)).collect(),
+        containers: containers
+            .iter()
+            .map(|(n, s, e)| status_of(n, *s, *e))
+            .collect(),
         ..Default::default()
     }
 }
@@ -135,41 +154,100 @@ fn a_new_pod_gets_a_sandbox_and_all_containers() {
         &pod,
         &PodStatus::default(),
         &Probes::default(),
-        Expect { kill_pod: true, create: true, start: vec![0, 1], ..Default::default() },
+        Expect {
+            kill_pod: true,
+            create: true,
+            start: vec![0, 1],
+            ..Default::default()
+        },
     );
 }
 
 #[test]
 fn a_new_pod_with_init_containers_starts_the_first() {
-    let pod = test_pod("Always", vec![container("i"), container("j")], vec![container("a")]);
+    let pod = test_pod(
+        "Always",
+        vec![container("i"), container("j")],
+        vec![container("a")],
+    );
     check(
         &pod,
         &PodStatus::default(),
         &Probes::default(),
-        Expect { kill_pod: true, create: true, init: vec![0], ..Default::default() },
+        Expect {
+            kill_pod: true,
+            create: true,
+            init: vec![0],
+            ..Default::default()
+        },
     );
-    check(&pod, &observed(&[]), &Probes::default(), Expect { init: vec![0], ..Default::default() });
-    check(&pod, &observed(&[("i", Running, 0)]), &Probes::default(), Expect::default());
-    check(&pod, &observed(&[("i", Exited, 0)]), &Probes::default(), Expect { init: vec![1], ..Default::default() });
+    check(
+        &pod,
+        &observed(&[]),
+        &Probes::default(),
+        Expect {
+            init: vec![0],
+            ..Default::default()
+        },
+    );
+    check(
+        &pod,
+        &observed(&[("i", Running, 0)]),
+        &Probes::default(),
+        Expect::default(),
+    );
+    check(
+        &pod,
+        &observed(&[("i", Exited, 0)]),
+        &Probes::default(),
+        Expect {
+            init: vec![1],
+            ..Default::default()
+        },
+    );
     check(
         &pod,
         &observed(&[("j", Exited, 0), ("i", Exited, 0)]),
         &Probes::default(),
-        Expect { start: vec![0], ..Default::default() },
+        Expect {
+            start: vec![0],
+            ..Default::default()
+        },
     );
-    check(&pod, &observed(&[("i", Exited, 1)]), &Probes::default(), Expect { init: vec![0], ..Default::default() });
+    check(
+        &pod,
+        &observed(&[("i", Exited, 1)]),
+        &Probes::default(),
+        Expect {
+            init: vec![0],
+            ..Default::default()
+        },
+    );
 }
 
 #[test]
 fn a_failed_init_container_ends_a_pod_that_never_restarts() {
     let pod = test_pod("Never", vec![container("i")], vec![container("a")]);
-    check(&pod, &observed(&[("i", Exited, 1)]), &Probes::default(), Expect { kill_pod: true, ..Default::default() });
+    check(
+        &pod,
+        &observed(&[("i", Exited, 1)]),
+        &Probes::default(),
+        Expect {
+            kill_pod: true,
+            ..Default::default()
+        },
+    );
 }
 
 #[test]
 fn nothing_to_do_when_all_runs() {
     let pod = test_pod("Always", vec![], vec![container("a")]);
-    check(&pod, &observed(&[("a", Running, 0)]), &Probes::default(), Expect::default());
+    check(
+        &pod,
+        &observed(&[("a", Running, 0)]),
+        &Probes::default(),
+        Expect::default(),
+    );
 }
 
 #[test]
@@ -188,7 +266,12 @@ fn restart_policies() {
             start: if start { vec![0] } else { vec![] },
             ..Default::default()
         };
-        check(&pod, &observed(&[("a", Exited, code)]), &Probes::default(), expect);
+        check(
+            &pod,
+            &observed(&[("a", Exited, code)]),
+            &Probes::default(),
+            expect,
+        );
     }
 }
 
@@ -203,28 +286,53 @@ fn a_lost_sandbox_restarts_everything_unless_the_pod_is_done() {
         &pod,
         &lost(&[("a", Exited, 0)]),
         &Probes::default(),
-        Expect { kill_pod: true, create: true, start: vec![0], ..Default::default() },
+        Expect {
+            kill_pod: true,
+            create: true,
+            start: vec![0],
+            ..Default::default()
+        },
     );
     let never = test_pod("Never", vec![], vec![container("a")]);
-    check(&never, &lost(&[("a", Exited, 0)]), &Probes::default(), Expect { kill_pod: true, ..Default::default() });
+    check(
+        &never,
+        &lost(&[("a", Exited, 0)]),
+        &Probes::default(),
+        Expect {
+            kill_pod: true,
+            ..Default::default()
+        },
+    );
     let on_failure = test_pod("OnFailure", vec![], vec![container("a"), container("b")]);
     check(
         &on_failure,
         &lost(&[("a", Exited, 0), ("b", Exited, 1)]),
         &Probes::default(),
-        Expect { kill_pod: true, create: true, start: vec![1], ..Default::default() },
+        Expect {
+            kill_pod: true,
+            create: true,
+            start: vec![1],
+            ..Default::default()
+        },
     );
 }
 
 #[test]
 fn a_failed_probe_kills_and_restarts() {
     let pod = test_pod("Always", vec![], vec![container("a"), container("b")]);
-    let probes = Probes { liveness: [("id-a".to_owned(), ProbeResult::Failure)].into(), ..Default::default() };
+    let probes = Probes {
+        liveness: [("id-a".to_owned(), ProbeResult::Failure)].into(),
+        ..Default::default()
+    };
     check(
         &pod,
         &observed(&[("a", Running, 0), ("b", Running, 0)]),
         &probes,
-        Expect { start: vec![0], kill: vec!["a"], ..Default::default() },
+        Expect {
+            start: vec![0],
+            kill: vec!["a"],
+            ..Default::default()
+        },
     );
 }
 
@@ -237,26 +345,49 @@ fn a_changed_image_kills_and_restarts() {
         &pod,
         &observed(&[("a", Running, 0)]),
         &Probes::default(),
-        Expect { start: vec![0], kill: vec!["a"], ..Default::default() },
+        Expect {
+            start: vec![0],
+            kill: vec!["a"],
+            ..Default::default()
+        },
     );
 }
 
 #[test]
 fn sidecars_start_in_order_and_run_on() {
-    let pod = test_pod("Never", vec![sidecar("s"), container("i")], vec![container("a")]);
-    check(&pod, &observed(&[("s", Running, 0)]), &Probes::default(), Expect { init: vec![1], ..Default::default() });
+    let pod = test_pod(
+        "Never",
+        vec![sidecar("s"), container("i")],
+        vec![container("a")],
+    );
+    check(
+        &pod,
+        &observed(&[("s", Running, 0)]),
+        &Probes::default(),
+        Expect {
+            init: vec![1],
+            ..Default::default()
+        },
+    );
     check(
         &pod,
         &observed(&[("i", Exited, 0), ("s", Exited, 1)]),
         &Probes::default(),
-        Expect { init: vec![0], start: vec![0], ..Default::default() },
+        Expect {
+            init: vec![0],
+            start: vec![0],
+            ..Default::default()
+        },
     );
     // The main container is done: the sidecar must not keep the pod alive.
     check(
         &pod,
         &observed(&[("a", Exited, 0), ("i", Exited, 0), ("s", Running, 0)]),
         &Probes::default(),
-        Expect { kill_pod: true, ..Default::default() },
+        Expect {
+            kill_pod: true,
+            ..Default::default()
+        },
     );
 }
 
@@ -265,15 +396,38 @@ fn a_sidecar_with_a_startup_probe_holds_back_the_next() {
     let mut s = sidecar("s");
     s.startup_probe = Some(Default::default());
     let pod = test_pod("Always", vec![s], vec![container("a")]);
-    check(&pod, &observed(&[("s", Running, 0)]), &Probes::default(), Expect::default());
-    let ok = Probes { startup: [("id-s".to_owned(), ProbeResult::Success)].into(), ..Default::default() };
-    check(&pod, &observed(&[("s", Running, 0)]), &ok, Expect { start: vec![0], ..Default::default() });
-    let failed = Probes { startup: [("id-s".to_owned(), ProbeResult::Failure)].into(), ..Default::default() };
+    check(
+        &pod,
+        &observed(&[("s", Running, 0)]),
+        &Probes::default(),
+        Expect::default(),
+    );
+    let ok = Probes {
+        startup: [("id-s".to_owned(), ProbeResult::Success)].into(),
+        ..Default::default()
+    };
+    check(
+        &pod,
+        &observed(&[("s", Running, 0)]),
+        &ok,
+        Expect {
+            start: vec![0],
+            ..Default::default()
+        },
+    );
+    let failed = Probes {
+        startup: [("id-s".to_owned(), ProbeResult::Failure)].into(),
+        ..Default::default()
+    };
     check(
         &pod,
         &observed(&[("s", Running, 0)]),
         &failed,
-        Expect { init: vec![0], kill: vec!["s"], ..Default::default() },
+        Expect {
+            init: vec![0],
+            kill: vec!["s"],
+            ..Default::default()
+        },
     );
 }
 
@@ -284,6 +438,10 @@ fn an_unknown_container_is_killed_before_it_is_started() {
         &pod,
         &observed(&[("a", Unknown, 0)]),
         &Probes::default(),
-        Expect { start: vec![0], kill: vec!["a"], ..Default::default() },
+        Expect {
+            start: vec![0],
+            kill: vec!["a"],
+            ..Default::default()
+        },
     );
 }

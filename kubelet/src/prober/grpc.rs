@@ -13,14 +13,20 @@ use tokio::net::TcpStream;
 #[derive(Debug, thiserror::Error)]
 pub enum GrpcError {
     #[error("timeout: failed to connect service {address:?} within {}: {reason}", component_base::duration::format(*.timeout))]
-    Connect { address: String, timeout: Duration, reason: String },
+    Connect {
+        address: String,
+        timeout: Duration,
+        reason: String,
+    },
     #[error("timeout: health rpc did not complete within {}", component_base::duration::format(*.0))]
     Timeout(Duration),
     #[error("error: health rpc failed: {0}")]
     Http(#[from] hyper::Error),
     #[error("error: health rpc failed: {0}")]
     Request(#[from] ::http::Error),
-    #[error("error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {0}")]
+    #[error(
+        "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {0}"
+    )]
     Unimplemented(String),
     #[error("error: health rpc failed with status {code}: {message}")]
     Status { code: u32, message: String },
@@ -60,13 +66,35 @@ fn decode(frame: &[u8]) -> u8 {
 
 /// # Errors
 /// Everything but SERVING; the text is the probe's output.
-pub async fn check(host: &str, port: u16, service: &str, timeout: Duration) -> Result<(), GrpcError> {
-    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+pub async fn check(
+    host: &str,
+    port: u16,
+    service: &str,
+    timeout: Duration,
+) -> Result<(), GrpcError> {
+    let address = if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    };
     let deadline = tokio::time::Instant::now() + timeout;
-    let stream = match tokio::time::timeout_at(deadline, TcpStream::connect(address.as_str())).await {
+    let stream = match tokio::time::timeout_at(deadline, TcpStream::connect(address.as_str())).await
+    {
         Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => return Err(GrpcError::Connect { address, timeout, reason: super::http::plain_io_error(&e) }),
-        Err(_) => return Err(GrpcError::Connect { address, timeout, reason: "context deadline exceeded".into() }),
+        Ok(Err(e)) => {
+            return Err(GrpcError::Connect {
+                address,
+                timeout,
+                reason: super::http::plain_io_error(&e),
+            });
+        }
+        Err(_) => {
+            return Err(GrpcError::Connect {
+                address,
+                timeout,
+                reason: "context deadline exceeded".into(),
+            });
+        }
     };
     match tokio::time::timeout_at(deadline, call(stream, &address, service)).await {
         Ok(result) => result,
@@ -93,12 +121,18 @@ async fn call(stream: TcpStream, address: &str, service: &str) -> Result<(), Grp
 }
 
 async fn read(response: ::http::Response<hyper::body::Incoming>) -> Result<(), GrpcError> {
-    let header = |map: &::http::HeaderMap, name: &str| map.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let header = |map: &::http::HeaderMap, name: &str| {
+        map.get(name)
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_owned)
+    };
     let (parts, body) = response.into_parts();
     let collected = body.collect().await?;
     let trailers = collected.trailers().cloned().unwrap_or_default();
     let find = |name: &str| header(&trailers, name).or_else(|| header(&parts.headers, name));
-    let code: u32 = find("grpc-status").and_then(|v| v.parse().ok()).unwrap_or(if parts.status.is_success() { 0 } else { 2 });
+    let code: u32 = find("grpc-status")
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(if parts.status.is_success() { 0 } else { 2 });
     let message = find("grpc-message").unwrap_or_default();
     match code {
         0 => {}

@@ -91,12 +91,28 @@ impl HttpGet {
     ///
     /// # Errors
     /// When the port cannot be found.
-    pub fn new(get: &HTTPGetAction, container: &Container, pod_ip: &str, agent: &str) -> Result<Self, HttpError> {
+    pub fn new(
+        get: &HTTPGetAction,
+        container: &Container,
+        pod_ip: &str,
+        agent: &str,
+    ) -> Result<Self, HttpError> {
         let port = resolve_container_port(&get.port, container)?;
-        let host = get.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip).to_owned();
-        let mut headers: Vec<(String, String)> =
-            get.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect();
-        let has = |headers: &[(String, String)], name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+        let host = get
+            .host
+            .as_deref()
+            .filter(|h| !h.is_empty())
+            .unwrap_or(pod_ip)
+            .to_owned();
+        let mut headers: Vec<(String, String)> = get
+            .http_headers
+            .iter()
+            .flatten()
+            .map(|h| (h.name.clone(), h.value.clone()))
+            .collect();
+        let has = |headers: &[(String, String)], name: &str| {
+            headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name))
+        };
         if !has(&headers, "User-Agent") {
             headers.push(("User-Agent".to_owned(), format!("kube-{agent}/1.36")));
         }
@@ -106,17 +122,39 @@ impl HttpGet {
             headers.push(("Accept".to_owned(), "*/*".to_owned()));
         }
         let path = get.path.as_deref().unwrap_or_default();
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        let https = get.scheme.as_deref().is_some_and(|s| s.eq_ignore_ascii_case("https"));
-        Ok(Self { https, host, port, path, headers })
+        let path = if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            format!("/{path}")
+        };
+        let https = get
+            .scheme
+            .as_deref()
+            .is_some_and(|s| s.eq_ignore_ascii_case("https"));
+        Ok(Self {
+            https,
+            host,
+            port,
+            path,
+            headers,
+        })
     }
 
     fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 
     pub fn url(&self) -> String {
-        format!("{}://{}{}", if self.https { "https" } else { "http" }, self.authority(), self.path)
+        format!(
+            "{}://{}{}",
+            if self.https { "https" } else { "http" },
+            self.authority(),
+            self.path
+        )
     }
 }
 
@@ -126,7 +164,10 @@ pub async fn get(request: &HttpGet) -> Result<Response, HttpError> {
     let address = request.authority();
     let stream = TcpStream::connect(address.as_str())
         .await
-        .map_err(|e| HttpError::Connect { address, reason: plain_io_error(&e) })?;
+        .map_err(|e| HttpError::Connect {
+            address,
+            reason: plain_io_error(&e),
+        })?;
     if request.https {
         let name = ServerName::try_from(request.host.clone())
             .unwrap_or_else(|_| ServerName::try_from("invalid.host").expect("a valid DNS name"));
@@ -153,8 +194,12 @@ pub async fn get_following_redirects(request: &HttpGet) -> Result<Response, Http
     for _ in 0..MAX_REDIRECTS {
         let response = get(&request).await?;
         let redirect = matches!(response.status, 301 | 302 | 303 | 307 | 308);
-        let Some(location) = response.location.as_deref().filter(|_| redirect) else { return Ok(response) };
-        let Some(next) = resolve(&request, location) else { return Ok(response) };
+        let Some(location) = response.location.as_deref().filter(|_| redirect) else {
+            return Ok(response);
+        };
+        let Some(next) = resolve(&request, location) else {
+            return Ok(response);
+        };
         if next.host != request.host {
             return Ok(response);
         }
@@ -185,7 +230,9 @@ fn resolve(request: &HttpGet, location: &str) -> Option<HttpGet> {
     }
     next.host = uri.host()?.trim_matches(['[', ']']).to_owned();
     next.port = uri.port_u16().unwrap_or(if next.https { 443 } else { 80 });
-    next.path = uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
+    next.path = uri
+        .path_and_query()
+        .map_or_else(|| "/".to_owned(), ToString::to_string);
     Some(next)
 }
 
@@ -193,20 +240,39 @@ async fn exchange<S>(request: &HttpGet, stream: S) -> Result<Response, HttpError
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     // The connection ends with the request, answered or given up.
     let _guard = AbortOnDrop(driver);
-    let host = request.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case("Host")).map(|(_, v)| v.clone());
+    let host = request
+        .headers
+        .iter()
+        .find(|(n, _)| n.eq_ignore_ascii_case("Host"))
+        .map(|(_, v)| v.clone());
     let mut builder = ::http::Request::get(&request.path)
-        .header("Host", host.filter(|h| !h.is_empty()).unwrap_or_else(|| request.authority()))
+        .header(
+            "Host",
+            host.filter(|h| !h.is_empty())
+                .unwrap_or_else(|| request.authority()),
+        )
         .header("Connection", "close");
-    for (name, value) in request.headers.iter().filter(|(n, _)| !n.eq_ignore_ascii_case("Host")) {
+    for (name, value) in request
+        .headers
+        .iter()
+        .filter(|(n, _)| !n.eq_ignore_ascii_case("Host"))
+    {
         builder = builder.header(name, value);
     }
-    let response = sender.send_request(builder.body(Empty::<Bytes>::new())?).await?;
+    let response = sender
+        .send_request(builder.body(Empty::<Bytes>::new())?)
+        .await?;
     let status = response.status().as_u16();
-    let location = response.headers().get("location").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let location = response
+        .headers()
+        .get("location")
+        .and_then(|v| v.to_str().ok())
+        .map(str::to_owned);
     let mut body = response.into_body();
     let mut bytes: Vec<u8> = vec![];
     while let Some(frame) = body.frame().await {
@@ -218,7 +284,11 @@ where
             break;
         }
     }
-    Ok(Response { status, location, body: String::from_utf8_lossy(&bytes).into_owned() })
+    Ok(Response {
+        status,
+        location,
+        body: String::from_utf8_lossy(&bytes).into_owned(),
+    })
 }
 
 struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
@@ -251,7 +321,12 @@ impl ServerCertVerifier for NoVerification {
         cert: &CertificateDer<'_>,
         dss: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -260,7 +335,12 @@ impl ServerCertVerifier for NoVerification {
         cert: &CertificateDer<'_>,
         dss: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
@@ -269,16 +349,17 @@ impl ServerCertVerifier for NoVerification {
 }
 
 fn tls_config() -> Arc<rustls::ClientConfig> {
-    static CONFIG: std::sync::LazyLock<Arc<rustls::ClientConfig>> = std::sync::LazyLock::new(|| {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .expect("ring has the default versions")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(NoVerification(provider)))
-            .with_no_client_auth();
-        Arc::new(config)
-    });
+    static CONFIG: std::sync::LazyLock<Arc<rustls::ClientConfig>> =
+        std::sync::LazyLock::new(|| {
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()
+                .expect("ring has the default versions")
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(NoVerification(provider)))
+                .with_no_client_auth();
+            Arc::new(config)
+        });
     CONFIG.clone()
 }
 
@@ -295,7 +376,9 @@ mod tests {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut buffer = [0; 1024];
                 let n = stream.read(&mut buffer).await.unwrap();
-                assert!(String::from_utf8_lossy(&buffer[..n]).contains("User-Agent: kube-probe/1.36"));
+                assert!(
+                    String::from_utf8_lossy(&buffer[..n]).contains("User-Agent: kube-probe/1.36")
+                );
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
@@ -303,7 +386,11 @@ mod tests {
     }
 
     fn request(port: u16) -> HttpGet {
-        let get = HTTPGetAction { port: IntOrString::Int(port.into()), path: Some("/a".into()), ..Default::default() };
+        let get = HTTPGetAction {
+            port: IntOrString::Int(port.into()),
+            path: Some("/a".into()),
+            ..Default::default()
+        };
         HttpGet::new(&get, &Container::default(), "127.0.0.1", "probe").unwrap()
     }
 
@@ -320,8 +407,17 @@ mod tests {
 
     #[tokio::test]
     async fn redirects_to_others_are_not() {
-        let port = serve(vec!["HTTP/1.1 302 Found\r\nLocation: http://example.invalid/\r\nContent-Length: 0\r\n\r\n"]).await;
-        assert_eq!(get_following_redirects(&request(port)).await.unwrap().status, 302);
+        let port = serve(vec![
+            "HTTP/1.1 302 Found\r\nLocation: http://example.invalid/\r\nContent-Length: 0\r\n\r\n",
+        ])
+        .await;
+        assert_eq!(
+            get_following_redirects(&request(port))
+                .await
+                .unwrap()
+                .status,
+            302
+        );
     }
 
     #[tokio::test]
@@ -330,6 +426,9 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         drop(listener);
         let error = get(&request(port)).await.unwrap_err().to_string();
-        assert_eq!(error, format!("dial tcp 127.0.0.1:{port}: connect: connection refused"));
+        assert_eq!(
+            error,
+            format!("dial tcp 127.0.0.1:{port}: connect: connection refused")
+        );
     }
 }

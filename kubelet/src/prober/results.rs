@@ -18,7 +18,10 @@ pub struct Results {
 
 impl Results {
     pub fn new(updates: mpsc::UnboundedSender<ProbeUpdate>) -> Self {
-        Self { map: Mutex::default(), updates }
+        Self {
+            map: Mutex::default(),
+            updates,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(ProbeType, String), ProbeResult>> {
@@ -26,12 +29,22 @@ impl Results {
     }
 
     pub fn get(&self, probe_type: ProbeType, container_id: &str) -> Option<ProbeResult> {
-        self.lock().get(&(probe_type, container_id.to_owned())).copied()
+        self.lock()
+            .get(&(probe_type, container_id.to_owned()))
+            .copied()
     }
 
     /// Keeps the result; a change goes to the sync loop.
-    pub fn set(&self, probe_type: ProbeType, container_id: &str, result: ProbeResult, pod_uid: &str) {
-        let before = self.lock().insert((probe_type, container_id.to_owned()), result);
+    pub fn set(
+        &self,
+        probe_type: ProbeType,
+        container_id: &str,
+        result: ProbeResult,
+        pod_uid: &str,
+    ) {
+        let before = self
+            .lock()
+            .insert((probe_type, container_id.to_owned()), result);
         if before != Some(result) {
             let update = ProbeUpdate {
                 probe_type,

@@ -61,12 +61,16 @@ impl Context {
         }
         let name = probe_type.as_str();
         let event = |reason: &str, message: String| {
-            self.recorder.container(pod, &container.name, Type::Warning, reason, message);
+            self.recorder
+                .container(pod, &container.name, Type::Warning, reason, message);
         };
         match answer {
             Answer::Success => Outcome::Success,
             Answer::Warning(output) => {
-                event(reason::PROBE_WARNING, format!("{name} probe warning: {output}"));
+                event(
+                    reason::PROBE_WARNING,
+                    format!("{name} probe warning: {output}"),
+                );
                 Outcome::Success
             }
             Answer::Failure(output) => {
@@ -74,14 +78,21 @@ impl Context {
                 Outcome::Failure
             }
             Answer::Error(error) => {
-                event(reason::UNHEALTHY, format!("{name} probe errored and resulted in unknown state: {error}"));
+                event(
+                    reason::UNHEALTHY,
+                    format!("{name} probe errored and resulted in unknown state: {error}"),
+                );
                 Outcome::Error
             }
         }
     }
 
     async fn run(&self, spec: &Probe, container: &Container, id: &str, pod_ip: &str) -> Answer {
-        let timeout = Duration::from_secs(u64::try_from(spec.timeout_seconds.unwrap_or(1)).unwrap_or(1).max(1));
+        let timeout = Duration::from_secs(
+            u64::try_from(spec.timeout_seconds.unwrap_or(1))
+                .unwrap_or(1)
+                .max(1),
+        );
         if let Some(exec) = &spec.exec {
             // Only what is written in the pod itself; no sources, as upstream.
             let command: Vec<String> = exec
@@ -90,7 +101,12 @@ impl Context {
                 .flatten()
                 .map(|text| {
                     expand(text, |name| {
-                        container.env.iter().flatten().find(|e| e.name == name).and_then(|e| e.value.clone())
+                        container
+                            .env
+                            .iter()
+                            .flatten()
+                            .find(|e| e.name == name)
+                            .and_then(|e| e.value.clone())
                     })
                 })
                 .collect();
@@ -103,14 +119,20 @@ impl Context {
             };
         }
         if let Some(tcp) = &spec.tcp_socket {
-            let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip);
+            let host = tcp
+                .host
+                .as_deref()
+                .filter(|h| !h.is_empty())
+                .unwrap_or(pod_ip);
             return match http::resolve_container_port(&tcp.port, container) {
                 Ok(port) => tcp_probe(host, port, timeout).await,
                 Err(error) => Answer::Error(error.to_string()),
             };
         }
         if let Some(grpc) = &spec.grpc {
-            let Ok(port) = u16::try_from(grpc.port) else { return Answer::Error(format!("invalid port {}", grpc.port)) };
+            let Ok(port) = u16::try_from(grpc.port) else {
+                return Answer::Error(format!("invalid port {}", grpc.port));
+            };
             let service = grpc.service.as_deref().unwrap_or_default();
             return match super::grpc::check(pod_ip, port, service, timeout).await {
                 Ok(()) => Answer::Success,
@@ -127,11 +149,17 @@ impl Context {
                 output.extend(response.stderr);
                 output.truncate(MAX_OUTPUT);
                 let output = String::from_utf8_lossy(&output).into_owned();
-                if response.exit_code == 0 { Answer::Success } else { Answer::Failure(output) }
+                if response.exit_code == 0 {
+                    Answer::Success
+                } else {
+                    Answer::Failure(output)
+                }
             }
-            Err(RuntimeError::Timeout { .. }) => {
-                Answer::Failure(format!("command timed out: {} timed out after {}", go_list(command), go_seconds(timeout)))
-            }
+            Err(RuntimeError::Timeout { .. }) => Answer::Failure(format!(
+                "command timed out: {} timed out after {}",
+                go_list(command),
+                go_seconds(timeout)
+            )),
             Err(error) => Answer::Error(error.to_string()),
         }
     }
@@ -154,17 +182,27 @@ async fn http_probe(request: HttpGet, timeout: Duration) -> Answer {
         Ok(Err(error)) => Answer::Failure(format!("Get {:?}: {error}", request.url())),
         Ok(Ok(response)) => match response.status {
             200..=299 => Answer::Success,
-            300..=399 => Answer::Warning(format!("Probe terminated redirects, Response body: {}", response.body)),
+            300..=399 => Answer::Warning(format!(
+                "Probe terminated redirects, Response body: {}",
+                response.body
+            )),
             code => Answer::Failure(format!("HTTP probe failed with statuscode: {code}")),
         },
     }
 }
 
 async fn tcp_probe(host: &str, port: u16, timeout: Duration) -> Answer {
-    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let address = if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    };
     match tokio::time::timeout(timeout, TcpStream::connect(address.as_str())).await {
         Ok(Ok(_)) => Answer::Success,
-        Ok(Err(error)) => Answer::Failure(format!("dial tcp {address}: connect: {}", http::plain_io_error(&error))),
+        Ok(Err(error)) => Answer::Failure(format!(
+            "dial tcp {address}: connect: {}",
+            http::plain_io_error(&error)
+        )),
         Err(_) => Answer::Failure(format!("dial tcp {address}: i/o timeout")),
     }
 }

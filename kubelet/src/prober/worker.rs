@@ -40,7 +40,11 @@ struct State {
 
 impl Worker {
     pub async fn run(self) {
-        let period = Duration::from_secs(u64::try_from(self.spec.period_seconds.unwrap_or(10)).unwrap_or(10).max(1));
+        let period = Duration::from_secs(
+            u64::try_from(self.spec.period_seconds.unwrap_or(10))
+                .unwrap_or(10)
+                .max(1),
+        );
         let mut state = State::default();
         // After a restart of the kubelet, not all at once.
         if period > self.kubelet_started.elapsed() {
@@ -73,12 +77,19 @@ impl Worker {
     }
 
     fn set(&self, state: &State, result: ProbeResult) {
-        self.results.set(self.probe_type, &state.container_id, result, pod::uid(&self.pod));
+        self.results.set(
+            self.probe_type,
+            &state.container_id,
+            result,
+            pod::uid(&self.pod),
+        );
     }
 
     /// Returns whether to go on.
     async fn do_probe(&self, state: &mut State) -> bool {
-        let Some(status) = self.context.status.get_pod_status(pod::uid(&self.pod)) else { return true };
+        let Some(status) = self.context.status.get_pod_status(pod::uid(&self.pod)) else {
+            return true;
+        };
         if pod::is_terminal_phase(status.phase.as_deref().unwrap_or_default()) {
             return false;
         }
@@ -93,9 +104,12 @@ impl Worker {
             return true;
         };
         let running = container.state.as_ref().and_then(|s| s.running.as_ref());
-        let running_for = running.and_then(|r| r.started_at.as_ref()).map_or(Duration::ZERO, |t| {
-            Duration::try_from(jiff::Timestamp::now().duration_since(t.0)).unwrap_or(Duration::ZERO)
-        });
+        let running_for = running
+            .and_then(|r| r.started_at.as_ref())
+            .map_or(Duration::ZERO, |t| {
+                Duration::try_from(jiff::Timestamp::now().duration_since(t.0))
+                    .unwrap_or(Duration::ZERO)
+            });
 
         if state.container_id != id {
             if !state.container_id.is_empty() {
@@ -104,7 +118,11 @@ impl Worker {
             state.container_id = id.to_owned();
             // What a restarted kubelet finds running keeps the status it has until a probe says otherwise.
             let was_there = running.is_some()
-                && running_for > self.kubelet_started.elapsed().saturating_add(RESTART_GRACE_PERIOD);
+                && running_for
+                    > self
+                        .kubelet_started
+                        .elapsed()
+                        .saturating_add(RESTART_GRACE_PERIOD);
             if self.probe_type == ProbeType::Startup && container.started == Some(true) {
                 self.set(state, ProbeResult::Success);
             } else if !was_there {
@@ -118,7 +136,9 @@ impl Worker {
         if running.is_none() {
             self.set(state, ProbeResult::Failure);
             let ended = container.state.as_ref().and_then(|s| s.terminated.as_ref());
-            return ended.is_none_or(|t| pod::container_should_restart(&self.container, &self.pod, t.exit_code));
+            return ended.is_none_or(|t| {
+                pod::container_should_restart(&self.container, &self.pod, t.exit_code)
+            });
         }
         let delay = u64::try_from(self.spec.initial_delay_seconds.unwrap_or(0)).unwrap_or(0);
         if running_for.as_secs() < delay {
@@ -131,15 +151,30 @@ impl Worker {
 
         let begin = Instant::now();
         let pod_ip = status.pod_ip.as_deref().unwrap_or_default();
-        let outcome =
-            self.context.probe(self.probe_type, &self.spec, &self.pod, &self.container, id, pod_ip).await;
+        let outcome = self
+            .context
+            .probe(
+                self.probe_type,
+                &self.spec,
+                &self.pod,
+                &self.container,
+                id,
+                pod_ip,
+            )
+            .await;
         let result = match outcome {
             Outcome::Success => ProbeResult::Success,
             Outcome::Failure => ProbeResult::Failure,
             // Nothing was learnt.
             Outcome::Error => return true,
         };
-        crate::metrics::observe_probe(self.probe_type, &self.pod, &self.container.name, result, begin.elapsed());
+        crate::metrics::observe_probe(
+            self.probe_type,
+            &self.pod,
+            &self.container.name,
+            result,
+            begin.elapsed(),
+        );
         self.count(state, result);
         true
     }
@@ -159,7 +194,8 @@ impl Worker {
             return;
         }
         self.set(state, result);
-        let failed_liveness = self.probe_type == ProbeType::Liveness && result == ProbeResult::Failure;
+        let failed_liveness =
+            self.probe_type == ProbeType::Liveness && result == ProbeResult::Failure;
         if failed_liveness || self.probe_type == ProbeType::Startup {
             // Until there is another container.
             state.on_hold = true;

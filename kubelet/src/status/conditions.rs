@@ -42,12 +42,15 @@ fn list(names: &[&str]) -> String {
 }
 
 pub fn containers_ready(pod: &Pod, statuses: &[ContainerStatus], phase: &str) -> PodCondition {
-    let verdict = |status, reason, message| condition(pod, "ContainersReady", status, reason, message);
+    let verdict =
+        |status, reason, message| condition(pod, "ContainersReady", status, reason, message);
     if statuses.is_empty() {
         return verdict(false, Some("UnknownContainerStatuses"), None);
     }
     let (mut unknown, mut unready) = (vec![], vec![]);
-    let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_restartable_init(c));
+    let sidecars = pod::init_containers(pod)
+        .iter()
+        .filter(|c| pod::is_restartable_init(c));
     for container in sidecars.chain(pod::containers(pod)) {
         match pod::container_status(statuses, &container.name) {
             None => unknown.push(container.name.as_str()),
@@ -63,10 +66,16 @@ pub fn containers_ready(pod: &Pod, statuses: &[ContainerStatus], phase: &str) ->
     }
     let mut messages = vec![];
     if !unknown.is_empty() {
-        messages.push(format!("containers with unknown status: {}", list(&unknown)));
+        messages.push(format!(
+            "containers with unknown status: {}",
+            list(&unknown)
+        ));
     }
     if !unready.is_empty() {
-        messages.push(format!("containers with unready status: {}", list(&unready)));
+        messages.push(format!(
+            "containers with unready status: {}",
+            list(&unready)
+        ));
     }
     if messages.is_empty() {
         verdict(true, None, None)
@@ -76,17 +85,31 @@ pub fn containers_ready(pod: &Pod, statuses: &[ContainerStatus], phase: &str) ->
 }
 
 /// `others`: the conditions that readiness gates may name.
-pub fn ready(pod: &Pod, others: &[PodCondition], statuses: &[ContainerStatus], phase: &str) -> PodCondition {
+pub fn ready(
+    pod: &Pod,
+    others: &[PodCondition],
+    statuses: &[ContainerStatus],
+    phase: &str,
+) -> PodCondition {
     let containers = containers_ready(pod, statuses, phase);
     if containers.status != "True" {
-        return PodCondition { type_: "Ready".to_owned(), ..containers };
+        return PodCondition {
+            type_: "Ready".to_owned(),
+            ..containers
+        };
     }
-    let gates = pod.spec.as_ref().and_then(|s| s.readiness_gates.as_deref()).unwrap_or_default();
+    let gates = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.readiness_gates.as_deref())
+        .unwrap_or_default();
     let mut messages = vec![];
     for gate in gates {
         let kind = &gate.condition_type;
         match others.iter().find(|c| c.type_ == *kind) {
-            None => messages.push(format!("corresponding condition of pod readiness gate {kind:?} does not exist.")),
+            None => messages.push(format!(
+                "corresponding condition of pod readiness gate {kind:?} does not exist."
+            )),
             Some(c) if c.status != "True" => messages.push(format!(
                 "the status of pod readiness gate {kind:?} is not \"True\", but {}",
                 c.status
@@ -97,7 +120,13 @@ pub fn ready(pod: &Pod, others: &[PodCondition], statuses: &[ContainerStatus], p
     if messages.is_empty() {
         condition(pod, "Ready", true, None, None)
     } else {
-        condition(pod, "Ready", false, Some("ReadinessGatesNotReady"), Some(messages.join(", ")))
+        condition(
+            pod,
+            "Ready",
+            false,
+            Some("ReadinessGatesNotReady"),
+            Some(messages.join(", ")),
+        )
     }
 }
 
@@ -112,7 +141,11 @@ pub fn initialized(pod: &Pod, statuses: &[ContainerStatus], phase: &str) -> PodC
         match pod::container_status(statuses, &container.name) {
             None => unknown.push(container.name.as_str()),
             Some(s) => {
-                let done = if pod::is_restartable_init(container) { s.started == Some(true) } else { s.ready };
+                let done = if pod::is_restartable_init(container) {
+                    s.started == Some(true)
+                } else {
+                    s.ready
+                };
                 if !done {
                     incomplete.push(container.name.as_str());
                 }
@@ -127,15 +160,25 @@ pub fn initialized(pod: &Pod, statuses: &[ContainerStatus], phase: &str) -> PodC
     }
     let mut messages = vec![];
     if !unknown.is_empty() {
-        messages.push(format!("containers with unknown status: {}", list(&unknown)));
+        messages.push(format!(
+            "containers with unknown status: {}",
+            list(&unknown)
+        ));
     }
     if !incomplete.is_empty() {
-        messages.push(format!("containers with incomplete status: {}", list(&incomplete)));
+        messages.push(format!(
+            "containers with incomplete status: {}",
+            list(&incomplete)
+        ));
     }
     if messages.is_empty() {
         verdict(true, None, None)
     } else {
-        verdict(false, Some("ContainersNotInitialized"), Some(messages.join(", ")))
+        verdict(
+            false,
+            Some("ContainersNotInitialized"),
+            Some(messages.join(", ")),
+        )
     }
 }
 
@@ -146,7 +189,10 @@ pub fn has_any_regular_container_started(pod: &Pod, statuses: &[ContainerStatus]
             let ran = |st: Option<&k8s_openapi::api::core::v1::ContainerState>| {
                 st.is_some_and(|st| st.running.is_some() || st.terminated.is_some())
             };
-            ran(s.state.as_ref()) || s.last_state.as_ref().is_some_and(|l| l.terminated.is_some())
+            ran(s.state.as_ref())
+                || s.last_state
+                    .as_ref()
+                    .is_some_and(|l| l.terminated.is_some())
         })
     })
 }

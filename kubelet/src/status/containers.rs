@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, LinuxContainerUser, Pod, VolumeMountStatus,
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, LinuxContainerUser, Pod,
+    VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use runtime::api as cri;
@@ -33,18 +34,26 @@ pub fn container_id(id: &str) -> String {
 fn time(t: Option<jiff::Timestamp>) -> Option<Time> {
     // metav1.Time has a resolution of one second.
     let t = t.unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    Some(Time(jiff::Timestamp::from_second(t.as_second()).unwrap_or(t)))
+    Some(Time(
+        jiff::Timestamp::from_second(t.as_second()).unwrap_or(t),
+    ))
 }
 
 fn waiting(reason: &str, message: Option<String>) -> ContainerState {
     ContainerState {
-        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.to_owned()),
+            message,
+        }),
         ..ContainerState::default()
     }
 }
 
 fn terminated(t: ContainerStateTerminated) -> ContainerState {
-    ContainerState { terminated: Some(t), ..ContainerState::default() }
+    ContainerState {
+        terminated: Some(t),
+        ..ContainerState::default()
+    }
 }
 
 /// A container that was running when last seen and of which no trace is left.
@@ -88,13 +97,21 @@ fn volume_mounts(container: &Container, supports_rro: bool) -> Option<Vec<Volume
     )
 }
 
-fn convert(spec: &Container, cs: &cri::ContainerStatus, old: Option<&ContainerStatus>) -> ContainerStatus {
+fn convert(
+    spec: &Container,
+    cs: &cri::ContainerStatus,
+    old: Option<&ContainerStatus>,
+) -> ContainerStatus {
     let id = container_id(&cs.id);
     let mut status = ContainerStatus {
         name: cs.metadata.name.clone(),
         restart_count: i32::try_from(cs.metadata.attempt).unwrap_or(i32::MAX),
         image: cs.image.clone(),
-        image_id: if cs.image_ref.is_empty() { cs.image_id.clone() } else { cs.image_ref.clone() },
+        image_id: if cs.image_ref.is_empty() {
+            cs.image_id.clone()
+        } else {
+            cs.image_ref.clone()
+        },
         container_id: Some(id.clone()),
         ..ContainerStatus::default()
     };
@@ -103,13 +120,19 @@ fn convert(spec: &Container, cs: &cri::ContainerStatus, old: Option<&ContainerSt
         let ended = old.state.as_ref().and_then(|s| s.terminated.clone());
         if old.container_id.as_deref() != Some(&id) && ended.is_some() {
             status.last_state = ended.map(terminated);
-        } else if old.last_state.as_ref().is_some_and(|s| s.terminated.is_some()) {
+        } else if old
+            .last_state
+            .as_ref()
+            .is_some_and(|s| s.terminated.is_some())
+        {
             status.last_state = old.last_state.clone();
         }
     }
     let state = match cs.state {
         cri::ContainerState::Running => ContainerState {
-            running: Some(ContainerStateRunning { started_at: time(cs.started_at) }),
+            running: Some(ContainerStateRunning {
+                started_at: time(cs.started_at),
+            }),
             ..ContainerState::default()
         },
         cri::ContainerState::Created => ContainerState {
@@ -126,7 +149,10 @@ fn convert(spec: &Container, cs: &cri::ContainerStatus, old: Option<&ContainerSt
             ..ContainerStateTerminated::default()
         }),
         cri::ContainerState::Unknown => {
-            match old.and_then(|o| o.state.as_ref()).and_then(|s| s.running.as_ref()) {
+            match old
+                .and_then(|o| o.state.as_ref())
+                .and_then(|s| s.running.as_ref())
+            {
                 Some(running) => terminated(ContainerStateTerminated {
                     started_at: running.started_at.clone(),
                     container_id: Some(id),
@@ -172,7 +198,11 @@ pub fn convert_to_api_container_statuses(
     kind: ContainerKind,
 ) -> Vec<ContainerStatus> {
     let has_init = !pod::init_containers(input.pod).is_empty();
-    let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
+    let default_reason = if has_init {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
     let mut statuses: BTreeMap<&str, ContainerStatus> = BTreeMap::new();
 
     for spec in specs {
@@ -185,15 +215,25 @@ pub fn convert_to_api_container_statuses(
             ..ContainerStatus::default()
         };
         if let Some(previous) = previous {
-            if previous.state.as_ref().is_some_and(|s| s.terminated.is_some()) {
+            if previous
+                .state
+                .as_ref()
+                .is_some_and(|s| s.terminated.is_some())
+            {
                 status = previous.clone();
             } else {
                 status.restart_count = previous.restart_count;
                 status.last_state = previous.last_state.clone();
             }
             let was_running = previous.state.as_ref().is_some_and(|s| s.running.is_some());
-            let found = input.status.find_container_status_by_name(&spec.name).is_some();
-            let remembered = status.last_state.as_ref().is_some_and(|s| s.terminated.is_some());
+            let found = input
+                .status
+                .find_container_status_by_name(&spec.name)
+                .is_some();
+            let remembered = status
+                .last_state
+                .as_ref()
+                .is_some_and(|s| s.terminated.is_some());
             if was_running && !found && !remembered {
                 status.last_state = Some(terminated(lost()));
                 if !pod::is_deleted(input.pod) {
@@ -207,11 +247,15 @@ pub fn convert_to_api_container_statuses(
     // The newest instance gives the state, the one before it the last state.
     let mut seen: HashMap<&str, usize> = HashMap::new();
     for cs in &input.status.containers {
-        let Some(spec) = specs.iter().find(|s| s.name == cs.metadata.name) else { continue };
+        let Some(spec) = specs.iter().find(|s| s.name == cs.metadata.name) else {
+            continue;
+        };
         let count = seen.entry(&spec.name).or_default();
         if *count < 2 {
             let mut status = convert(spec, cs, pod::container_status(old, &spec.name));
-            let slot = statuses.get_mut(spec.name.as_str()).expect("inserted for every spec above");
+            let slot = statuses
+                .get_mut(spec.name.as_str())
+                .expect("inserted for every spec above");
             if *count == 0 {
                 status.volume_mounts = volume_mounts(spec, input.supports_rro);
                 *slot = status;
@@ -223,10 +267,20 @@ pub fn convert_to_api_container_statuses(
     }
 
     for spec in specs {
-        explain_wait(input, spec, kind, statuses.get_mut(spec.name.as_str()).expect("inserted above"));
+        explain_wait(
+            input,
+            spec,
+            kind,
+            statuses
+                .get_mut(spec.name.as_str())
+                .expect("inserted above"),
+        );
     }
     if matches!(kind, ContainerKind::Init | ContainerKind::Sidecar) {
-        specs.iter().filter_map(|s| statuses.remove(s.name.as_str())).collect()
+        specs
+            .iter()
+            .filter_map(|s| statuses.remove(s.name.as_str()))
+            .collect()
     } else {
         statuses.into_values().collect()
     }
@@ -264,14 +318,25 @@ fn explain_wait(
             return;
         }
     }
-    if kind == ContainerKind::Ephemeral && input.status.find_container_status_by_name(&spec.name).is_some() {
+    if kind == ContainerKind::Ephemeral
+        && input
+            .status
+            .find_container_status_by_name(&spec.name)
+            .is_some()
+    {
         return;
     }
     if !should_container_be_restarted(spec, input.pod, input.status) {
         return;
     }
-    let Some(failure) = input.start_failures.get(&spec.name) else { return };
-    if status.state.as_ref().is_some_and(|s| s.terminated.is_some()) {
+    let Some(failure) = input.start_failures.get(&spec.name) else {
+        return;
+    };
+    if status
+        .state
+        .as_ref()
+        .is_some_and(|s| s.terminated.is_some())
+    {
         status.last_state = status.state.take();
     }
     status.state = Some(waiting(&failure.reason, Some(failure.message.clone())));

@@ -64,19 +64,37 @@ pub fn generate_api_pod_status(input: &GenerateInput<'_>) -> ApiPodStatus {
         start_failures: input.start_failures,
         supports_rro: input.supports_rro,
     };
-    let ephemeral: Vec<Container> =
-        pod::ephemeral_containers(pod).iter().map(pod::ephemeral_as_container).collect();
+    let ephemeral: Vec<Container> = pod::ephemeral_containers(pod)
+        .iter()
+        .map(pod::ephemeral_as_container)
+        .collect();
     let convert = |specs: &[Container], old: &Option<Vec<ContainerStatus>>, kind| {
         convert_to_api_container_statuses(&of, specs, old.as_deref().unwrap_or_default(), kind)
     };
-    let mut regular = convert(pod::containers(pod), &input.old.container_statuses, ContainerKind::Regular);
-    let mut init = convert(pod::init_containers(pod), &input.old.init_container_statuses, ContainerKind::Init);
-    let ephemeral = convert(&ephemeral, &input.old.ephemeral_container_statuses, ContainerKind::Ephemeral);
+    let mut regular = convert(
+        pod::containers(pod),
+        &input.old.container_statuses,
+        ContainerKind::Regular,
+    );
+    let mut init = convert(
+        pod::init_containers(pod),
+        &input.old.init_container_statuses,
+        ContainerKind::Init,
+    );
+    let ephemeral = convert(
+        &ephemeral,
+        &input.old.ephemeral_container_statuses,
+        ContainerKind::Ephemeral,
+    );
     apply_probes(input, &mut regular, &mut init);
 
     let all: Vec<ContainerStatus> = regular.iter().chain(&init).cloned().collect();
     let initialized = input.status.has_any_active_regular_container_started(pod);
-    let phase = decide_phase(input, get_phase(pod, &all, input.pod_is_terminal, initialized), &mut status);
+    let phase = decide_phase(
+        input,
+        get_phase(pod, &all, input.pod_is_terminal, initialized),
+        &mut status,
+    );
 
     status.conditions = Some(all_conditions(input, &all, &phase));
     status.phase = Some(phase);
@@ -100,7 +118,13 @@ fn addresses(input: &GenerateInput<'_>, status: &mut ApiPodStatus) {
     let mut ips: Vec<String> = input.status.ips().to_vec();
     if let Some(host_ip) = input.host_ips.first() {
         status.host_ip = Some(host_ip.clone());
-        status.host_ips = Some(input.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect());
+        status.host_ips = Some(
+            input
+                .host_ips
+                .iter()
+                .map(|ip| HostIP { ip: ip.clone() })
+                .collect(),
+        );
         if pod::is_host_network(input.pod) {
             ips = input.host_ips.to_vec();
         }
@@ -111,7 +135,9 @@ fn addresses(input: &GenerateInput<'_>, status: &mut ApiPodStatus) {
     if ips.is_empty() {
         // An ended pod keeps the addresses it had.
         let old = input.old.pod_ips.iter().flatten().map(|p| p.ip.clone());
-        if input.pod_is_terminal || pod::is_terminal_phase(input.old.phase.as_deref().unwrap_or_default()) {
+        if input.pod_is_terminal
+            || pod::is_terminal_phase(input.old.phase.as_deref().unwrap_or_default())
+        {
             ips = old.collect();
         }
     }
@@ -121,25 +147,45 @@ fn addresses(input: &GenerateInput<'_>, status: &mut ApiPodStatus) {
     }
 }
 
-fn apply_probes(input: &GenerateInput<'_>, regular: &mut [ContainerStatus], init: &mut [ContainerStatus]) {
+fn apply_probes(
+    input: &GenerateInput<'_>,
+    regular: &mut [ContainerStatus],
+    init: &mut [ContainerStatus],
+) {
     for status in regular.iter_mut() {
-        let spec = pod::containers(input.pod).iter().find(|c| c.name == status.name);
-        let old = pod::container_status(input.old.container_statuses.as_deref().unwrap_or_default(), &status.name);
+        let spec = pod::containers(input.pod)
+            .iter()
+            .find(|c| c.name == status.name);
+        let old = pod::container_status(
+            input.old.container_statuses.as_deref().unwrap_or_default(),
+            &status.name,
+        );
         let started = is_started(input, spec, status, old);
         status.started = Some(started);
         status.ready = started && is_ready(input, spec, status, old);
     }
     for status in init.iter_mut() {
-        let spec = pod::init_containers(input.pod).iter().find(|c| c.name == status.name);
-        let old =
-            pod::container_status(input.old.init_container_statuses.as_deref().unwrap_or_default(), &status.name);
+        let spec = pod::init_containers(input.pod)
+            .iter()
+            .find(|c| c.name == status.name);
+        let old = pod::container_status(
+            input
+                .old
+                .init_container_statuses
+                .as_deref()
+                .unwrap_or_default(),
+            &status.name,
+        );
         let started = is_started(input, spec, status, old);
         status.started = Some(started);
         if spec.is_some_and(pod::is_restartable_init) {
             status.ready = started && is_ready(input, spec, status, old);
         } else {
-            status.ready =
-                status.state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0);
+            status.ready = status
+                .state
+                .as_ref()
+                .and_then(|s| s.terminated.as_ref())
+                .is_some_and(|t| t.exit_code == 0);
         }
     }
 }
@@ -207,8 +253,16 @@ fn decide_phase(input: &GenerateInput<'_>, computed: &str, status: &mut ApiPodSt
         }
     }
     if phase == old_phase {
-        status.reason = input.old.reason.clone().or_else(|| api.and_then(|s| s.reason.clone()));
-        status.message = input.old.message.clone().or_else(|| api.and_then(|s| s.message.clone()));
+        status.reason = input
+            .old
+            .reason
+            .clone()
+            .or_else(|| api.and_then(|s| s.reason.clone()));
+        status.message = input
+            .old
+            .message
+            .clone()
+            .or_else(|| api.and_then(|s| s.message.clone()));
     }
     if let Some(forced) = input.forced_failure {
         phase = "Failed".to_owned();
@@ -222,7 +276,11 @@ fn decide_phase(input: &GenerateInput<'_>, computed: &str, status: &mut ApiPodSt
     phase
 }
 
-fn all_conditions(input: &GenerateInput<'_>, all: &[ContainerStatus], phase: &str) -> Vec<PodCondition> {
+fn all_conditions(
+    input: &GenerateInput<'_>,
+    all: &[ContainerStatus],
+    phase: &str,
+) -> Vec<PodCondition> {
     let pod = input.pod;
     let mut list: Vec<PodCondition> = pod
         .status
@@ -234,8 +292,24 @@ fn all_conditions(input: &GenerateInput<'_>, all: &[ContainerStatus], phase: &st
     let disruption = input
         .forced_failure
         .and_then(|f| f.disruption.as_deref().map(|reason| (reason, f)))
-        .map(|(reason, f)| conditions::condition(pod, "DisruptionTarget", true, Some(reason), Some(f.message.clone())))
-        .or_else(|| input.old.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget").cloned());
+        .map(|(reason, f)| {
+            conditions::condition(
+                pod,
+                "DisruptionTarget",
+                true,
+                Some(reason),
+                Some(f.message.clone()),
+            )
+        })
+        .or_else(|| {
+            input
+                .old
+                .conditions
+                .iter()
+                .flatten()
+                .find(|c| c.type_ == "DisruptionTarget")
+                .cloned()
+        });
     if let Some(disruption) = disruption {
         list.retain(|c| c.type_ != "DisruptionTarget");
         list.push(disruption);

@@ -68,7 +68,12 @@ enum WriteError {
 impl StatusManager {
     /// Without a client nothing is written (a kubelet that runs alone).
     pub fn new(pods: Arc<PodManager>, client: Option<kube::Client>) -> Self {
-        Self { entries: Mutex::default(), changed: Notify::new(), pods, client }
+        Self {
+            entries: Mutex::default(),
+            changed: Notify::new(),
+            pods,
+            client,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
@@ -103,11 +108,19 @@ impl StatusManager {
     }
 
     fn change_container(&self, pod: &Pod, id: &str, change: impl Fn(&mut ContainerStatus) -> bool) {
-        let Some(mut status) = self.get_pod_status(pod::uid(pod)) else { return };
+        let Some(mut status) = self.get_pod_status(pod::uid(pod)) else {
+            return;
+        };
         let mut changed = false;
-        let lists = [status.container_statuses.as_mut(), status.init_container_statuses.as_mut()];
+        let lists = [
+            status.container_statuses.as_mut(),
+            status.init_container_statuses.as_mut(),
+        ];
         for c in lists.into_iter().flatten().flatten() {
-            if c.container_id.as_deref().is_some_and(|c| c.ends_with(&format!("://{id}"))) {
+            if c.container_id
+                .as_deref()
+                .is_some_and(|c| c.ends_with(&format!("://{id}")))
+            {
                 changed |= change(c);
             }
         }
@@ -124,10 +137,19 @@ impl StatusManager {
         let phase = status.phase.clone().unwrap_or_default();
         let mut list = status.conditions.take().unwrap_or_default();
         let ready = conditions::ready(pod, &list, &all, &phase);
-        let fresh = [ready, conditions::containers_ready(pod, &all, &phase), conditions::initialized(pod, &all, &phase)];
+        let fresh = [
+            ready,
+            conditions::containers_ready(pod, &all, &phase),
+            conditions::initialized(pod, &all, &phase),
+        ];
         for c in fresh {
             match list.iter_mut().find(|o| o.type_ == c.type_) {
-                Some(slot) => *slot = PodCondition { last_transition_time: slot.last_transition_time.clone(), ..c },
+                Some(slot) => {
+                    *slot = PodCondition {
+                        last_transition_time: slot.last_transition_time.clone(),
+                        ..c
+                    }
+                }
                 None => list.push(c),
             }
         }
@@ -142,7 +164,9 @@ impl StatusManager {
         let lost = || ContainerState {
             terminated: Some(ContainerStateTerminated {
                 reason: Some("ContainerStatusUnknown".to_owned()),
-                message: Some("The container could not be located when the pod was terminated".to_owned()),
+                message: Some(
+                    "The container could not be located when the pod was terminated".to_owned(),
+                ),
                 exit_code: 137,
                 ..ContainerStateTerminated::default()
             }),
@@ -150,20 +174,34 @@ impl StatusManager {
         };
         let ended = |c: &ContainerStatus| c.state.as_ref().is_some_and(|s| s.terminated.is_some());
         if has_pod_initialized(pod, &status) {
-            for c in status.container_statuses.iter_mut().flatten().filter(|c| !ended(c)) {
+            for c in status
+                .container_statuses
+                .iter_mut()
+                .flatten()
+                .filter(|c| !ended(c))
+            {
                 c.state = Some(lost());
             }
         }
-        let init = status.init_container_statuses.as_deref_mut().unwrap_or_default();
+        let init = status
+            .init_container_statuses
+            .as_deref_mut()
+            .unwrap_or_default();
         let last_started = init.iter().rposition(|c| {
-            c.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
-                || c.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+            c.last_state
+                .as_ref()
+                .is_some_and(|s| s.terminated.is_some())
+                || c.state
+                    .as_ref()
+                    .is_some_and(|s| s.running.is_some() || s.terminated.is_some())
         });
         let started = last_started.map_or(0, |i| i + 1);
         for c in init.iter_mut().take(started).filter(|c| !ended(c)) {
             c.state = Some(lost());
         }
-        if !pod::is_static(pod) && !pod::is_terminal_phase(status.phase.as_deref().unwrap_or_default()) {
+        if !pod::is_static(pod)
+            && !pod::is_terminal_phase(status.phase.as_deref().unwrap_or_default())
+        {
             status.phase = Some("Failed".to_owned());
         }
         self.update(pod, status, true, true);
@@ -173,7 +211,10 @@ impl StatusManager {
         let uid = pod::uid(pod).to_owned();
         let mut entries = self.lock();
         let cached = entries.get(&uid);
-        let old = cached.map(|e| e.status.clone()).or_else(|| pod.status.clone()).unwrap_or_default();
+        let old = cached
+            .map(|e| e.status.clone())
+            .or_else(|| pod.status.clone())
+            .unwrap_or_default();
 
         if pod::is_terminal_phase(old.phase.as_deref().unwrap_or_default())
             && !pod::is_terminal_phase(status.phase.as_deref().unwrap_or_default())
@@ -219,7 +260,9 @@ impl StatusManager {
     /// The pod as the API server now has it came in: what differs is written again.
     pub fn reconcile(&self, pod: &Pod) {
         let mut entries = self.lock();
-        let Some(entry) = entries.get_mut(pod::uid(pod)) else { return };
+        let Some(entry) = entries.get_mut(pod::uid(pod)) else {
+            return;
+        };
         let mut theirs = pod.status.clone().unwrap_or_default();
         normalize(&mut theirs);
         let merged = merge_pod_status(pod, &theirs, entry.status.clone(), false);
@@ -230,14 +273,27 @@ impl StatusManager {
         }
     }
 
+    /// As [`Self::reconcile`], for a static pod whose mirror came in.
+    pub fn reconcile_as(&self, owner: &Pod, mirror: &Pod) {
+        let mut seen = mirror.clone();
+        seen.metadata.uid = owner.metadata.uid.clone();
+        self.reconcile(&seen);
+    }
+
     /// Nudges the writer: something that a write waited for has happened.
     pub fn wake(&self) {
         self.changed.notify_one();
     }
 
     /// Writes until `shutdown`. Every change is written at once; a failed write is tried again.
-    pub async fn run(self: Arc<Self>, safety: Arc<dyn PodDeletionSafety>, shutdown: CancellationToken) {
-        let Some(client) = self.client.clone() else { return };
+    pub async fn run(
+        self: Arc<Self>,
+        safety: Arc<dyn PodDeletionSafety>,
+        shutdown: CancellationToken,
+    ) {
+        let Some(client) = self.client.clone() else {
+            return;
+        };
         loop {
             let failed = self.sync_batch(&client, safety.as_ref()).await;
             let retry = async {
@@ -289,11 +345,14 @@ impl StatusManager {
         uid: &str,
         version: u64,
     ) -> Result<(), WriteError> {
-        let Some((status, finished, name, namespace)) = self
-            .lock()
-            .get(uid)
-            .map(|e| (e.status.clone(), e.finished, e.name.clone(), e.namespace.clone()))
-        else {
+        let Some((status, finished, name, namespace)) = self.lock().get(uid).map(|e| {
+            (
+                e.status.clone(),
+                e.finished,
+                e.name.clone(),
+                e.namespace.clone(),
+            )
+        }) else {
             return Ok(());
         };
         let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
@@ -317,7 +376,10 @@ impl StatusManager {
         for attempt in 0..5 {
             let theirs = base.status.clone().unwrap_or_default();
             let merged = merge_pod_status(&base, &theirs, status.clone(), could_run);
-            let patch = diff(&serde_json::to_value(&theirs)?, &serde_json::to_value(&merged)?);
+            let patch = diff(
+                &serde_json::to_value(&theirs)?,
+                &serde_json::to_value(&merged)?,
+            );
             let Some(patch) = patch else { break };
             let body = json!({
                 "metadata": {
@@ -326,7 +388,10 @@ impl StatusManager {
                 },
                 "status": patch,
             });
-            match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&body)).await {
+            match api
+                .patch_status(&name, &PatchParams::default(), &Patch::Merge(&body))
+                .await
+            {
                 Ok(written) => {
                     base = Arc::new(written);
                     break;
@@ -335,20 +400,25 @@ impl StatusManager {
                     self.mark_written(uid, version, true);
                     return Ok(());
                 }
-                Err(kube::Error::Api(e)) if e.code == 409 && attempt < 4 => match api.get_opt(&name).await? {
-                    Some(p) if p.metadata.uid == base.metadata.uid => base = Arc::new(p),
-                    _ => {
-                        self.mark_written(uid, version, true);
-                        return Ok(());
+                Err(kube::Error::Api(e)) if e.code == 409 && attempt < 4 => {
+                    match api.get_opt(&name).await? {
+                        Some(p) if p.metadata.uid == base.metadata.uid => base = Arc::new(p),
+                        _ => {
+                            self.mark_written(uid, version, true);
+                            return Ok(());
+                        }
                     }
-                },
+                }
                 Err(e) => return Err(e.into()),
             }
         }
         if finished && can_be_deleted(&base) {
             let params = DeleteParams {
                 grace_period_seconds: Some(0),
-                preconditions: Some(Preconditions { uid: base.metadata.uid.clone(), resource_version: None }),
+                preconditions: Some(Preconditions {
+                    uid: base.metadata.uid.clone(),
+                    resource_version: None,
+                }),
                 ..DeleteParams::default()
             };
             match api.delete(&name, &params).await {
@@ -382,7 +452,9 @@ fn has_pod_initialized(pod: &Pod, status: &PodStatus) -> bool {
         return true;
     }
     let any = status.container_statuses.iter().flatten().any(|s| {
-        s.last_state.as_ref().is_some_and(|l| l.terminated.is_some())
+        s.last_state
+            .as_ref()
+            .is_some_and(|l| l.terminated.is_some())
             || s.state.as_ref().is_none_or(|st| st.waiting.is_none())
     });
     if any {
@@ -433,7 +505,12 @@ fn normalize(status: &mut PodStatus) {
 }
 
 /// What is written: the kubelet's fields over what others wrote; a terminal phase only when nothing runs.
-fn merge_pod_status(pod: &Pod, theirs: &PodStatus, mut ours: PodStatus, could_run: bool) -> PodStatus {
+fn merge_pod_status(
+    pod: &Pod,
+    theirs: &PodStatus,
+    mut ours: PodStatus,
+    could_run: bool,
+) -> PodStatus {
     let terminal = |s: &PodStatus| pod::is_terminal_phase(s.phase.as_deref().unwrap_or_default());
     let to_terminal = !terminal(theirs) && terminal(&ours);
 
@@ -454,7 +531,8 @@ fn merge_pod_status(pod: &Pod, theirs: &PodStatus, mut ours: PodStatus, could_ru
     }
     ours.resource_claim_statuses = theirs.resource_claim_statuses.clone();
     ours.extended_resource_claim_status = theirs.extended_resource_claim_status.clone();
-    ours.node_allocatable_resource_claim_statuses = theirs.node_allocatable_resource_claim_statuses.clone();
+    ours.node_allocatable_resource_claim_statuses =
+        theirs.node_allocatable_resource_claim_statuses.clone();
     ours.nominated_node_name = theirs.nominated_node_name.clone();
     if ours.start_time.is_none() {
         ours.start_time = theirs.start_time.clone();
@@ -465,8 +543,15 @@ fn merge_pod_status(pod: &Pod, theirs: &PodStatus, mut ours: PodStatus, could_ru
         ours.message = theirs.message.clone();
     }
     if terminal(&ours) {
-        let reason = if ours.phase.as_deref() == Some("Failed") { "PodFailed" } else { "PodCompleted" };
-        for c in list.iter_mut().filter(|c| matches!(c.type_.as_str(), "Ready" | "ContainersReady")) {
+        let reason = if ours.phase.as_deref() == Some("Failed") {
+            "PodFailed"
+        } else {
+            "PodCompleted"
+        };
+        for c in list
+            .iter_mut()
+            .filter(|c| matches!(c.type_.as_str(), "Ready" | "ContainersReady"))
+        {
             if c.status == "True" {
                 let time = Some(now());
                 *c = PodCondition {
@@ -514,27 +599,56 @@ mod tests {
     fn diff_names_only_what_changed() {
         let old = json!({"a": 1, "b": {"c": 2, "d": 3}, "e": [1]});
         let new = json!({"a": 1, "b": {"c": 5}, "e": [1, 2]});
-        assert_eq!(diff(&old, &new), Some(json!({"b": {"c": 5, "d": null}, "e": [1, 2]})));
+        assert_eq!(
+            diff(&old, &new),
+            Some(json!({"b": {"c": 5, "d": null}, "e": [1, 2]}))
+        );
         assert_eq!(diff(&old, &old), None);
     }
 
     #[test]
     fn a_terminal_phase_waits_for_the_containers() {
         let pod = Pod::default();
-        let theirs = PodStatus { phase: Some("Running".into()), ..Default::default() };
-        let ours = PodStatus { phase: Some("Succeeded".into()), ..Default::default() };
+        let theirs = PodStatus {
+            phase: Some("Running".into()),
+            ..Default::default()
+        };
+        let ours = PodStatus {
+            phase: Some("Succeeded".into()),
+            ..Default::default()
+        };
         let merged = merge_pod_status(&pod, &theirs, ours.clone(), true);
         assert_eq!(merged.phase.as_deref(), Some("Running"));
-        assert_eq!(merge_pod_status(&pod, &theirs, ours, false).phase.as_deref(), Some("Succeeded"));
+        assert_eq!(
+            merge_pod_status(&pod, &theirs, ours, false)
+                .phase
+                .as_deref(),
+            Some("Succeeded")
+        );
     }
 
     #[test]
     fn the_conditions_of_others_are_kept() {
-        let condition = |t: &str| PodCondition { type_: t.into(), status: "True".into(), ..Default::default() };
-        let theirs = PodStatus { conditions: Some(vec![condition("my/gate"), condition("Ready")]), ..Default::default() };
-        let ours = PodStatus { conditions: Some(vec![condition("Ready")]), ..Default::default() };
+        let condition = |t: &str| PodCondition {
+            type_: t.into(),
+            status: "True".into(),
+            ..Default::default()
+        };
+        let theirs = PodStatus {
+            conditions: Some(vec![condition("my/gate"), condition("Ready")]),
+            ..Default::default()
+        };
+        let ours = PodStatus {
+            conditions: Some(vec![condition("Ready")]),
+            ..Default::default()
+        };
         let merged = merge_pod_status(&Pod::default(), &theirs, ours, false);
-        let types: Vec<_> = merged.conditions.unwrap().into_iter().map(|c| c.type_).collect();
+        let types: Vec<_> = merged
+            .conditions
+            .unwrap()
+            .into_iter()
+            .map(|c| c.type_)
+            .collect();
         assert_eq!(types, ["my/gate", "Ready"]);
     }
 }

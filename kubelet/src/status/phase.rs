@@ -24,7 +24,10 @@ fn seen(status: Option<&ContainerStatus>) -> Seen {
         Seen::Stopped(t.exit_code)
     } else if state.waiting.is_some() {
         match status.and_then(|s| s.last_state.as_ref()) {
-            Some(ContainerState { terminated: Some(t), .. }) => Seen::Stopped(t.exit_code),
+            Some(ContainerState {
+                terminated: Some(t),
+                ..
+            }) => Seen::Stopped(t.exit_code),
             _ => Seen::Waiting,
         }
     } else {
@@ -91,7 +94,9 @@ pub fn get_phase(
                 if !pod::container_should_restart(container, pod, code) {
                     stopped_for_good += 1;
                 }
-                let ended = status.and_then(|s| s.state.as_ref()).is_some_and(|s| s.terminated.is_some());
+                let ended = status
+                    .and_then(|s| s.state.as_ref())
+                    .is_some_and(|s| s.terminated.is_some());
                 if ended && code == 0 {
                     succeeded += 1;
                 }
@@ -111,7 +116,11 @@ pub fn get_phase(
         return "Running";
     }
     if running == 0 && stopped > 0 && unknown == 0 {
-        let outcome = if stopped == succeeded { "Succeeded" } else { "Failed" };
+        let outcome = if stopped == succeeded {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
         if pod_is_terminal && !pod::is_static(pod) {
             return outcome;
         }

@@ -23,7 +23,11 @@ impl ReadinessResults for Probes {
 }
 
 fn pod(policy: &str, init: &[&str], names: &[&str]) -> Pod {
-    let make = |n: &&str| Container { name: (*n).into(), image: Some("img".into()), ..Default::default() };
+    let make = |n: &&str| Container {
+        name: (*n).into(),
+        image: Some("img".into()),
+        ..Default::default()
+    };
     Pod {
         spec: Some(PodSpec {
             restart_policy: Some(policy.into()),
@@ -39,7 +43,10 @@ fn seen(name: &str, attempt: u32, state: ContainerState, exit_code: i32) -> Cont
     ContainerStatus {
         id: format!("{name}{attempt}"),
         sandbox_id: String::new(),
-        metadata: runtime::api::ContainerMetadata { name: name.into(), attempt },
+        metadata: runtime::api::ContainerMetadata {
+            name: name.into(),
+            attempt,
+        },
         state,
         created_at: jiff::Timestamp::UNIX_EPOCH,
         started_at: Some(jiff::Timestamp::UNIX_EPOCH),
@@ -62,14 +69,30 @@ fn seen(name: &str, attempt: u32, state: ContainerState, exit_code: i32) -> Cont
     }
 }
 
-fn generate(pod: &Pod, containers: Vec<ContainerStatus>, failures: &[(&str, &str)], terminal: bool) -> ApiPodStatus {
+fn generate(
+    pod: &Pod,
+    containers: Vec<ContainerStatus>,
+    failures: &[(&str, &str)],
+    terminal: bool,
+) -> ApiPodStatus {
     let failures = failures
         .iter()
-        .map(|(n, r)| ((*n).to_owned(), StartFailure { reason: (*r).into(), message: "why".into() }))
+        .map(|(n, r)| {
+            (
+                (*n).to_owned(),
+                StartFailure {
+                    reason: (*r).into(),
+                    message: "why".into(),
+                },
+            )
+        })
         .collect();
     generate_api_pod_status(&GenerateInput {
         pod,
-        status: &PodStatus { containers, ..Default::default() },
+        status: &PodStatus {
+            containers,
+            ..Default::default()
+        },
         old: &ApiPodStatus::default(),
         pod_is_terminal: terminal,
         start_failures: &failures,
@@ -95,7 +118,12 @@ fn phases() {
     check("Never", vec![seen("a", 0, Exited, 1)], false, "Failed");
     check("Never", vec![seen("a", 0, Exited, 0)], false, "Succeeded");
     check("OnFailure", vec![seen("a", 0, Exited, 1)], false, "Running");
-    check("OnFailure", vec![seen("a", 0, Exited, 0)], false, "Succeeded");
+    check(
+        "OnFailure",
+        vec![seen("a", 0, Exited, 0)],
+        false,
+        "Succeeded",
+    );
     check("Always", vec![seen("a", 0, Exited, 137)], true, "Failed");
 }
 
@@ -111,7 +139,16 @@ fn a_crashed_container_waits_with_its_reason_and_remembers_its_end() {
     assert_eq!(c.restart_count, 3);
     let waiting = c.state.as_ref().unwrap().waiting.as_ref().unwrap();
     assert_eq!(waiting.reason.as_deref(), Some("CrashLoopBackOff"));
-    assert_eq!(c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 2);
+    assert_eq!(
+        c.last_state
+            .as_ref()
+            .unwrap()
+            .terminated
+            .as_ref()
+            .unwrap()
+            .exit_code,
+        2
+    );
 }
 
 #[test]
@@ -124,26 +161,59 @@ fn the_last_but_one_instance_is_the_last_state() {
     );
     let c = &status.container_statuses.unwrap()[0];
     assert!(c.ready);
-    assert_eq!(c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 7);
+    assert_eq!(
+        c.last_state
+            .as_ref()
+            .unwrap()
+            .terminated
+            .as_ref()
+            .unwrap()
+            .exit_code,
+        7
+    );
 }
 
 #[test]
 fn default_waiting_reasons() {
     let reason = |status: ApiPodStatus| {
-        status.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap().reason.unwrap()
+        status.container_statuses.unwrap()[0]
+            .state
+            .clone()
+            .unwrap()
+            .waiting
+            .unwrap()
+            .reason
+            .unwrap()
     };
-    assert_eq!(reason(generate(&pod("Always", &[], &["a"]), vec![], &[], false)), "ContainerCreating");
-    assert_eq!(reason(generate(&pod("Always", &["i"], &["a"]), vec![], &[], false)), "PodInitializing");
+    assert_eq!(
+        reason(generate(&pod("Always", &[], &["a"]), vec![], &[], false)),
+        "ContainerCreating"
+    );
+    assert_eq!(
+        reason(generate(&pod("Always", &["i"], &["a"]), vec![], &[], false)),
+        "PodInitializing"
+    );
 }
 
 #[test]
 fn a_failed_init_container_fails_a_pod_that_never_restarts() {
-    let status = generate(&pod("Never", &["i"], &["a"]), vec![seen("i", 0, Exited, 1)], &[], false);
+    let status = generate(
+        &pod("Never", &["i"], &["a"]),
+        vec![seen("i", 0, Exited, 1)],
+        &[],
+        false,
+    );
     assert_eq!(status.phase.as_deref(), Some("Failed"));
     let conditions = status.conditions.unwrap();
-    let initialized = conditions.iter().find(|c| c.type_ == "Initialized").unwrap();
+    let initialized = conditions
+        .iter()
+        .find(|c| c.type_ == "Initialized")
+        .unwrap();
     assert_eq!(initialized.status, "False");
-    assert_eq!(initialized.message.as_deref(), Some("containers with incomplete status: [i]"));
+    assert_eq!(
+        initialized.message.as_deref(),
+        Some("containers with incomplete status: [i]")
+    );
 }
 
 #[test]
@@ -152,7 +222,15 @@ fn a_readiness_probe_without_answer_is_not_ready() {
     p.spec.as_mut().unwrap().containers[0].readiness_probe = Some(Default::default());
     let status = generate(&p, vec![seen("a", 0, Running, 0)], &[], false);
     assert!(!status.container_statuses.unwrap()[0].ready);
-    let ready = status.conditions.unwrap().into_iter().find(|c| c.type_ == "Ready").unwrap();
+    let ready = status
+        .conditions
+        .unwrap()
+        .into_iter()
+        .find(|c| c.type_ == "Ready")
+        .unwrap();
     assert_eq!(ready.reason.as_deref(), Some("ContainersNotReady"));
-    assert_eq!(ready.message.as_deref(), Some("containers with unready status: [a]"));
+    assert_eq!(
+        ready.message.as_deref(),
+        Some("containers with unready status: [a]")
+    );
 }

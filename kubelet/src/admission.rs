@@ -1,0 +1,412 @@
+//! May the pod run here? Asked once, before anything of it is started.
+//!
+//! Owns: [`can_admit_pod`], pure: operating system, resources, ports, affinity, taints, sysctls. Upstream:
+//! `pkg/kubelet/lifecycle/predicate.go`, `pkg/kubelet/sysctl`, v1.36.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use component_helpers::affinity::RequiredNodeAffinity;
+use component_helpers::quantity::{Amount, amount};
+use component_helpers::resources::{
+    PodResourcesOptions, ResourceList, is_native_resource, pod_requests,
+};
+use component_helpers::taints::{NO_EXECUTE, find_matching_untolerated_taint};
+use k8s_openapi::api::core::v1::{ContainerPort, Node, Pod};
+
+use crate::pod;
+
+/// Why not: `status.reason`, and what follows "Pod was rejected: ".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    pub reason: String,
+    pub message: String,
+}
+
+fn reject(reason: impl Into<String>, message: impl Into<String>) -> Rejection {
+    Rejection {
+        reason: reason.into(),
+        message: message.into(),
+    }
+}
+
+fn predicate(name: &str, why: &str) -> Rejection {
+    reject(name, format!("Predicate {name} failed: {why}"))
+}
+
+/// What the decision looks at, besides the pod.
+pub struct AdmissionInput<'a> {
+    pub node: &'a Node,
+    pub allocatable: &'a ResourceList,
+    /// Every other pod that counts: admitted and not ended.
+    pub active: &'a [Arc<Pod>],
+    pub allowed_unsafe_sysctls: &'a [String],
+    /// The node has little memory left.
+    pub memory_pressure: bool,
+    pub disk_pressure: bool,
+    pub pid_pressure: bool,
+}
+
+/// # Errors
+/// The first rule the pod breaks.
+pub fn can_admit_pod(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejection> {
+    under_pressure(pod, input)?;
+    sysctls(pod, input.allowed_unsafe_sysctls)?;
+    operating_system(pod)?;
+    resources(pod, input)?;
+    general_predicates(pod, input)
+}
+
+/// Upstream: the eviction manager's `Admit`.
+fn under_pressure(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejection> {
+    let conditions: Vec<&str> = [
+        (input.memory_pressure, "MemoryPressure"),
+        (input.disk_pressure, "DiskPressure"),
+        (input.pid_pressure, "PIDPressure"),
+    ]
+    .into_iter()
+    .filter_map(|(on, name)| on.then_some(name))
+    .collect();
+    if conditions.is_empty() || pod::is_critical(pod) {
+        return Ok(());
+    }
+    if conditions == ["MemoryPressure"] {
+        use component_helpers::qos::{QosClass, get_pod_qos};
+        let tolerates = pod
+            .spec
+            .iter()
+            .flat_map(|s| s.tolerations.iter().flatten())
+            .any(|t| {
+                t.key.as_deref() == Some("node.kubernetes.io/memory-pressure")
+                    || (t.key.is_none() && t.operator.as_deref() == Some("Exists"))
+            });
+        if get_pod_qos(pod) != QosClass::BestEffort || tolerates {
+            return Ok(());
+        }
+    }
+    let list = format!("[{}]", conditions.join(" "));
+    Err(reject(
+        "Evicted",
+        format!("The node had condition: {list}. "),
+    ))
+}
+
+fn operating_system(pod: &Pod) -> Result<(), Rejection> {
+    if pod
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|l| l.get("kubernetes.io/os"))
+        .is_some_and(|os| os != "linux")
+    {
+        return Err(reject(
+            "PodOSSelectorNodeLabelDoesNotMatch",
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+        ));
+    }
+    if pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.os.as_ref())
+        .is_some_and(|os| os.name != "linux")
+    {
+        return Err(reject(
+            "PodOSNotSupported",
+            "Failed to admit pod as the OS field doesn't match node OS",
+        ));
+    }
+    Ok(())
+}
+
+/// Sysctls that belong to a namespace and cannot hurt another pod.
+const SAFE_SYSCTLS: &[&str] = &[
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
+/// The namespace a sysctl belongs to; `None`: the whole machine.
+fn sysctl_namespace(name: &str) -> Option<&'static str> {
+    if name == "kernel.sem"
+        || ["kernel.shm", "kernel.msg", "fs.mqueue."]
+            .iter()
+            .any(|p| name.starts_with(p))
+    {
+        Some("ipc")
+    } else if name.starts_with("net.") {
+        Some("net")
+    } else {
+        None
+    }
+}
+
+fn sysctls(pod: &Pod, allowed: &[String]) -> Result<(), Rejection> {
+    let spec = pod.spec.as_ref();
+    let list = spec
+        .and_then(|s| s.security_context.as_ref())
+        .and_then(|c| c.sysctls.as_deref())
+        .unwrap_or_default();
+    for sysctl in list {
+        let name = sysctl.name.replace('/', ".");
+        let forbidden = |why: &str| {
+            Err(reject(
+                "SysctlForbidden",
+                format!("forbidden sysctl: {name:?} {why}"),
+            ))
+        };
+        let allowlisted = SAFE_SYSCTLS.contains(&name.as_str())
+            || allowed
+                .iter()
+                .map(|p| p.replace('/', "."))
+                .any(|p| match p.strip_suffix('*') {
+                    Some(prefix) => name.starts_with(prefix),
+                    None => p == name,
+                });
+        if !allowlisted {
+            return forbidden("not allowlisted");
+        }
+        match sysctl_namespace(&name) {
+            Some("ipc") if spec.and_then(|s| s.host_ipc).unwrap_or(false) => {
+                return forbidden("not allowed with host ipc enabled");
+            }
+            Some("net") if pod::is_host_network(pod) => {
+                return forbidden("not allowed with host net enabled");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Asks for resources beyond what is left.
+fn resources(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejection> {
+    let options = PodResourcesOptions::default();
+    let capacity = |name: &str| input.allocatable.get(name).map_or(Amount::ZERO, amount);
+    let shortage = |name: &str, requested: i64, used: i64, capacity: i64| {
+        let reason = match name {
+            "cpu" => "OutOfcpu".to_owned(),
+            "memory" => "OutOfmemory".to_owned(),
+            "ephemeral-storage" => "OutOfephemeral-storage".to_owned(),
+            "pods" => "OutOfpods".to_owned(),
+            other => format!("OutOf{other}"),
+        };
+        Err(reject(
+            reason,
+            format!(
+                "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+            ),
+        ))
+    };
+    let pods = i64::try_from(input.active.len()).unwrap_or(i64::MAX);
+    if pods + 1 > capacity("pods").value() {
+        return shortage("pods", 1, pods, capacity("pods").value());
+    }
+    let wanted = pod_requests(pod, &options);
+    if wanted.values().all(|a| a.is_zero()) {
+        return Ok(());
+    }
+    let mut used: BTreeMap<String, Amount> = BTreeMap::new();
+    for other in input.active {
+        component_helpers::resources::add(&mut used, &pod_requests(other, &options));
+    }
+    for (name, request) in wanted.iter().filter(|(_, a)| !a.is_zero()) {
+        if !is_native_resource(name)
+            && !name.starts_with("hugepages-")
+            && !input.allocatable.contains_key(name)
+        {
+            // A resource of the cluster, not of the node.
+            continue;
+        }
+        let used = used.get(name).copied().unwrap_or(Amount::ZERO);
+        let number = |a: Amount| {
+            if name == "cpu" {
+                a.milli_value()
+            } else {
+                a.value()
+            }
+        };
+        if number(*request) + number(used) > number(capacity(name)) {
+            return shortage(name, number(*request), number(used), number(capacity(name)));
+        }
+    }
+    Ok(())
+}
+
+fn host_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
+    let sidecars = pod::init_containers(pod)
+        .iter()
+        .filter(|c| pod::is_restartable_init(c));
+    sidecars
+        .chain(pod::containers(pod))
+        .flat_map(|c| c.ports.iter().flatten())
+        .filter(|p| p.host_port.unwrap_or(0) > 0)
+}
+
+fn ports_conflict(a: &ContainerPort, b: &ContainerPort) -> bool {
+    let any = |ip: &Option<String>| {
+        ip.as_deref()
+            .is_none_or(|ip| ip.is_empty() || ip == "0.0.0.0" || ip == "::")
+    };
+    let protocol = |p: &ContainerPort| p.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+    a.host_port == b.host_port
+        && protocol(a) == protocol(b)
+        && (any(&a.host_ip) || any(&b.host_ip) || a.host_ip == b.host_ip)
+}
+
+fn general_predicates(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejection> {
+    if !RequiredNodeAffinity::new(pod).matches(input.node) {
+        return Err(predicate(
+            "NodeAffinity",
+            "node(s) didn't match Pod's node affinity/selector",
+        ));
+    }
+    let wanted_node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+    if wanted_node.is_some_and(|n| !n.is_empty() && Some(n) != input.node.metadata.name.as_deref())
+    {
+        return Err(predicate(
+            "NodeName",
+            "node(s) didn't match the requested node name",
+        ));
+    }
+    let taken: Vec<&ContainerPort> = input.active.iter().flat_map(|p| host_ports(p)).collect();
+    if host_ports(pod).any(|p| taken.iter().any(|t| ports_conflict(p, t))) {
+        return Err(predicate(
+            "NodePorts",
+            "node(s) didn't have free ports for the requested pod ports",
+        ));
+    }
+    if !pod::is_static(pod) {
+        let taints = input
+            .node
+            .spec
+            .as_ref()
+            .and_then(|s| s.taints.as_deref())
+            .unwrap_or_default();
+        let tolerations = pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.tolerations.as_deref())
+            .unwrap_or_default();
+        if find_matching_untolerated_taint(taints, tolerations, |t| t.effect == NO_EXECUTE, true)
+            .is_some()
+        {
+            return Err(predicate(
+                "TaintToleration",
+                "node(s) had taints that the pod didn't tolerate",
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::{Container, NodeSpec, PodSpec, ResourceRequirements, Taint};
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+    fn pod(cpu: &str, host_port: i32) -> Pod {
+        Pod {
+            spec: Some(PodSpec {
+                containers: vec![Container {
+                    ports: Some(vec![ContainerPort {
+                        container_port: 1,
+                        host_port: Some(host_port),
+                        ..Default::default()
+                    }]),
+                    resources: Some(ResourceRequirements {
+                        requests: Some([("cpu".to_owned(), Quantity(cpu.into()))].into()),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn check(pod: &Pod, active: Vec<Pod>, node: Node) -> Result<(), String> {
+        let allocatable = [("cpu", "1"), ("pods", "2")]
+            .map(|(k, v)| (k.to_owned(), Quantity(v.into())))
+            .into();
+        let active: Vec<Arc<Pod>> = active.into_iter().map(Arc::new).collect();
+        can_admit_pod(
+            pod,
+            &AdmissionInput {
+                node: &node,
+                allocatable: &allocatable,
+                active: &active,
+                allowed_unsafe_sysctls: &[],
+                memory_pressure: false,
+                disk_pressure: false,
+                pid_pressure: false,
+            },
+        )
+        .map_err(|r| format!("{}|{}", r.reason, r.message))
+    }
+
+    #[test]
+    fn the_node_is_never_committed_past_its_allocatable() {
+        assert_eq!(check(&pod("1", 0), vec![], Node::default()), Ok(()));
+        assert_eq!(
+            check(&pod("600m", 0), vec![pod("500m", 0)], Node::default()).unwrap_err(),
+            "OutOfcpu|Node didn't have enough resource: cpu, requested: 600, used: 500, capacity: 1000"
+        );
+        assert!(
+            check(
+                &pod("0", 0),
+                vec![pod("0", 0), pod("0", 0)],
+                Node::default()
+            )
+            .unwrap_err()
+            .starts_with("OutOfpods|")
+        );
+    }
+
+    #[test]
+    fn ports_and_selectors() {
+        assert_eq!(
+            check(&pod("0", 80), vec![pod("0", 80)], Node::default()).unwrap_err(),
+            "NodePorts|Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+        );
+        let mut picky = pod("0", 0);
+        picky.spec.as_mut().unwrap().node_selector =
+            Some([("a".to_owned(), "b".to_owned())].into());
+        assert!(
+            check(&picky, vec![], Node::default())
+                .unwrap_err()
+                .starts_with("NodeAffinity|")
+        );
+    }
+
+    #[test]
+    fn no_execute_taints_reject() {
+        let taint = Taint {
+            key: "k".into(),
+            effect: "NoExecute".into(),
+            ..Default::default()
+        };
+        let node = Node {
+            spec: Some(NodeSpec {
+                taints: Some(vec![taint]),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert!(
+            check(&pod("0", 0), vec![], node)
+                .unwrap_err()
+                .starts_with("TaintToleration|")
+        );
+    }
+}

@@ -1,0 +1,593 @@
+//! Puts a kubelet together and runs it.
+//!
+//! Owns: the order of the start, and who gets what. Upstream: `cmd/kubelet/app/server.go`, v1.36.
+
+mod servers;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use component_base::client::ClientConfig;
+use component_base::events::Recorder;
+use component_base::informer::{Factory, InformerOptions};
+use component_base::shutdown::Shutdown;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use runtime::api::Runtime;
+use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig};
+use tokio::sync::{Notify, mpsc};
+use volumes::VolumeManager;
+
+use crate::cm::cgroup::{CgroupError, CgroupManager};
+use crate::cm::machine::{MachineInfo, fs_stats, swap_is_on};
+use crate::cm::{ContainerManager, allocatable};
+use crate::config::{Source, apiserver, file};
+use crate::configuration::KubeletConfiguration;
+use crate::configuration::load::{LoadError, load};
+use crate::events::{KubeletRecorder, Type, reason};
+use crate::image_manager::ImageManager;
+use crate::image_manager::credentials::Keyring;
+use crate::kubelet::Kubelet;
+use crate::kuberuntime::gc::GcPolicy;
+use crate::kuberuntime::{Dependencies, RuntimeManager};
+use crate::node::NodeState;
+use crate::node_status::register::Registration;
+use crate::node_status::{lease, report};
+use crate::object_cache::ObjectCache;
+use crate::options::{Options, OptionsError, flag_set};
+use crate::paths::Paths;
+use crate::pod_manager::PodManager;
+use crate::pod_workers::PodWorkers;
+use crate::prober::ProbeManager;
+use crate::runtime_class;
+use crate::status::manager::StatusManager;
+use crate::sync_loop::{Channels, SyncLoop};
+use crate::user_namespaces::UserNamespaceManager;
+use crate::{certificate, container_log, eviction, image_gc, metrics, node_network, pleg};
+
+/// Pause between two tries to get a first certificate.
+const BOOTSTRAP_RETRY: Duration = Duration::from_secs(5);
+
+/// Why the kubelet does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Flags(#[from] component_base::flags::FlagError),
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    #[error(transparent)]
+    Configuration(#[from] LoadError),
+    #[error(transparent)]
+    Features(#[from] component_base::features::FeatureError),
+    #[error("{what}: {source}")]
+    Io {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Client(#[from] component_base::client::ClientError),
+    #[error(
+        "failed to run Kubelet: running with swap on is not supported, please disable swap or set --fail-swap-on flag to false"
+    )]
+    SwapOn,
+    #[error(
+        "failed to run Kubelet: kubelet is configured to not run on a host using cgroup v1. cgroup v1 support is \
+         unsupported and will be removed in a future release; set failCgroupV1: false to run anyway"
+    )]
+    CgroupV1,
+    #[error("failed to run Kubelet: {0}")]
+    Cgroup(#[from] CgroupError),
+    #[error("failed to run Kubelet: image store: {0}")]
+    Images(#[from] images::ImageStoreError),
+    #[error("failed to run Kubelet: pod network: {0}")]
+    Network(#[from] network::NetworkError),
+    #[error("failed to run Kubelet: container runtime: {0}")]
+    Runtime(#[from] runtime::api::RuntimeError),
+    #[error(transparent)]
+    Tls(#[from] component_base::tls::TlsError),
+    #[error(transparent)]
+    Serving(#[from] component_base::serving::ServingError),
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
+    let what = what.into();
+    move |source| AppError::Io { what, source }
+}
+
+/// Reads the command line of the process, then runs until SIGTERM.
+///
+/// # Errors
+/// Whatever keeps it from starting; nothing of it goes away by itself.
+pub async fn run() -> Result<(), AppError> {
+    let flags = flag_set().parse_or_exit();
+    let options = Options::from_flags(&flags)?;
+    flags.init_logs()?;
+    let loaded = load(
+        options.config.as_deref(),
+        options.config_dir.as_deref(),
+        options.config_overrides.clone(),
+    )?;
+    for field in &loaded.unused {
+        tracing::warn!(
+            field,
+            "The configuration field is accepted and not used by this build"
+        );
+    }
+    let config = Arc::new(loaded.config);
+    feature_gates(&options, &config)?;
+    let shutdown = Shutdown::on_signals().map_err(io("install signal handlers"))?;
+    metrics::init(&options.node_name);
+    Parts::build(options, config, shutdown).await?.run().await
+}
+
+/// Upstream's gates that decide something here; others are named in a warning.
+const FEATURES: &[component_base::features::Feature] = &[];
+
+fn feature_gates(options: &Options, config: &KubeletConfiguration) -> Result<(), AppError> {
+    let mut gates = component_base::features::FeatureGates::new(FEATURES);
+    let mut settings: std::collections::BTreeMap<String, String> = config
+        .feature_gates
+        .iter()
+        .map(|(name, on)| (name.clone(), on.to_string()))
+        .collect();
+    settings.extend(options.feature_gates.clone());
+    gates.set(&settings)?;
+    gates.record_metrics();
+    Ok(())
+}
+
+/// A client, once there is a certificate. `None`: no kubeconfig, the kubelet runs alone, or it is to end.
+async fn api_client(
+    options: &Options,
+    config: &KubeletConfiguration,
+    shutdown: &Shutdown,
+) -> Result<Option<kube::Client>, AppError> {
+    let Some(kubeconfig) = &options.kubeconfig else {
+        tracing::warn!("standalone mode, no API client");
+        return Ok(None);
+    };
+    if let Some(bootstrap) = options.bootstrap_kubeconfig.as_ref() {
+        loop {
+            let load = certificate::load_client_cert(
+                kubeconfig,
+                bootstrap,
+                &options.cert_dir,
+                &options.node_name,
+            );
+            match shutdown.run_until(load).await {
+                None => return Ok(None),
+                Some(Ok(())) => break,
+                Some(Err(error)) => {
+                    tracing::error!(%error, "cannot get a client certificate, will retry")
+                }
+            }
+            if shutdown
+                .run_until(tokio::time::sleep(BOOTSTRAP_RETRY))
+                .await
+                .is_none()
+            {
+                return Ok(None);
+            }
+        }
+    }
+    let mut client = ClientConfig::new("kubelet");
+    client.kubeconfig = Some(kubeconfig.clone());
+    // The configuration holds whole numbers that fit.
+    client.qps = config.kube_api_qps as f32;
+    client.burst = u32::try_from(config.kube_api_burst).unwrap_or(100);
+    Ok(Some(client.build().await?))
+}
+
+/// `--node-ip`, else the address the machine would use towards the outside. Nothing is sent.
+fn node_addresses(options: &Options) -> Vec<IpAddr> {
+    let given: Vec<IpAddr> = options
+        .node_ips
+        .iter()
+        .copied()
+        .filter(|ip| !ip.is_unspecified())
+        .collect();
+    if !given.is_empty() {
+        return given;
+    }
+    let probe = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        // Connecting a datagram socket only looks up the route.
+        socket.connect("192.0.2.1:9")?;
+        Ok(socket.local_addr()?.ip())
+    };
+    match probe() {
+        Ok(ip) => vec![ip],
+        Err(error) => {
+            tracing::warn!(%error, "no address of this node was found, use --node-ip");
+            vec![]
+        }
+    }
+}
+
+fn check_machine(config: &KubeletConfiguration, cgroups: &CgroupManager) -> Result<(), AppError> {
+    if config.fail_swap_on && swap_is_on() {
+        return Err(AppError::SwapOn);
+    }
+    if !cgroups.is_v2() {
+        if config.fail_cgroup_v1 {
+            return Err(AppError::CgroupV1);
+        }
+        tracing::warn!("cgroup v1 support is in maintenance mode, please migrate to cgroup v2");
+    }
+    cgroups.require_controllers()?;
+    Ok(())
+}
+
+/// Upstream: the kubelet is the last to be killed. Not everywhere may a process say so.
+fn protect_from_oom(score: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::warn!(score, %error, "failed to set the kubelet's own oom_score_adj");
+    }
+}
+
+fn apparmor_enabled() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|t| t.starts_with('Y'))
+}
+
+/// Everything, made and not yet running.
+struct Parts {
+    options: Options,
+    config: Arc<KubeletConfiguration>,
+    shutdown: Shutdown,
+    client: Option<kube::Client>,
+    factory: Option<Factory>,
+    linux: LinuxRuntime,
+    runtime: Arc<dyn Runtime>,
+    kubelet: Arc<Kubelet>,
+    addresses: Vec<IpAddr>,
+    channels: Channels,
+    config_updates: mpsc::UnboundedSender<crate::config::PodUpdate>,
+    pleg_events: mpsc::UnboundedSender<pleg::PodLifecycleEvent>,
+}
+
+impl Parts {
+    async fn build(
+        options: Options,
+        config: Arc<KubeletConfiguration>,
+        shutdown: Shutdown,
+    ) -> Result<Self, AppError> {
+        let paths = Paths::new(
+            options.root_dir.clone(),
+            PathBuf::from(&config.pod_logs_dir),
+        );
+        for dir in [
+            paths.root().to_path_buf(),
+            paths.pods(),
+            paths.pod_logs_root().to_path_buf(),
+        ] {
+            std::fs::create_dir_all(&dir).map_err(io(format!("create {}", dir.display())))?;
+        }
+        let cgroups = CgroupManager::detect()?;
+        check_machine(&config, &cgroups)?;
+        protect_from_oom(config.oom_score_adj);
+
+        let machine = MachineInfo::read();
+        let root_fs = fs_stats(paths.root()).map_err(|e| AppError::Io {
+            what: format!("statfs {}", paths.root().display()),
+            source: e.into(),
+        })?;
+        let capacity = allocatable::capacity(&machine, root_fs, &config);
+        let allocatable = allocatable::allocatable(&capacity, &config);
+        let container_manager = Arc::new(ContainerManager::new(&config, cgroups));
+        container_manager.setup_node(&capacity)?;
+        let node = Arc::new(NodeState::new(
+            options.node_name.clone(),
+            machine,
+            capacity,
+            allocatable,
+        ));
+        let addresses = node_addresses(&options);
+        node.host_ips.store(Arc::new(
+            addresses.iter().map(ToString::to_string).collect(),
+        ));
+
+        // The runtime first: what runs is found again whether or not the API server is there.
+        let linux = open_runtime(&options).await?;
+        let runtime: Arc<dyn Runtime> = Arc::new(linux.clone());
+        let client = api_client(&options, &config, &shutdown).await?;
+        let factory = client
+            .as_ref()
+            .map(|c| Factory::new(c.clone(), shutdown.clone()));
+
+        let events = match &client {
+            Some(client) => {
+                Recorder::core_v1(client.clone(), "kubelet", &options.node_name, &shutdown)
+            }
+            None => Recorder::discard(),
+        };
+        let recorder = KubeletRecorder::new(events, &options.node_name);
+        let (config_updates, config_rx) = mpsc::unbounded_channel();
+        let (pleg_events, pleg_rx) = mpsc::unbounded_channel();
+        let (probe_updates, probes_rx) = mpsc::unbounded_channel();
+        let (object_changes, objects_rx) = mpsc::unbounded_channel();
+        let (finished, finished_rx) = mpsc::unbounded_channel();
+
+        let pods = Arc::new(PodManager::default());
+        let status = Arc::new(StatusManager::new(pods.clone(), client.clone()));
+        let token = shutdown.token().clone();
+        let probes = Arc::new(ProbeManager::new(
+            runtime.clone(),
+            status.clone(),
+            recorder.clone(),
+            probe_updates,
+            token.clone(),
+        ));
+        let watched = factory.as_ref().map(|f| {
+            (
+                f.client().clone(),
+                f.informer::<Service>(InformerOptions::default()),
+            )
+        });
+        let objects = Arc::new(ObjectCache::new(
+            watched,
+            node.clone(),
+            paths.clone(),
+            object_changes,
+            &shutdown,
+        ));
+        let volumes = VolumeManager::new(paths.root().to_path_buf(), objects.clone());
+        objects.set_volumes(volumes.clone());
+        let classes = factory.as_ref().map(|f| {
+            (
+                f.informer::<RuntimeClass>(InformerOptions::default()),
+                f.client().clone(),
+            )
+        });
+        let user_namespaces = Arc::new(UserNamespaceManager::load(
+            paths.clone(),
+            config.ids_per_pod(),
+            u32::try_from(config.max_pods).unwrap_or(110),
+        ));
+        let keyring = Arc::new(Keyring::for_node(paths.root()));
+        let images = Arc::new(ImageManager::new(
+            runtime.clone(),
+            recorder.clone(),
+            keyring,
+            &config,
+        ));
+        let runtime_manager = Arc::new(RuntimeManager::new(Dependencies {
+            runtime: runtime.clone(),
+            recorder: recorder.clone(),
+            images,
+            volumes: volumes.clone(),
+            objects: objects.clone(),
+            runtime_classes: Arc::new(runtime_class::Manager::new(classes)),
+            container_manager: container_manager.clone(),
+            user_namespaces: user_namespaces.clone(),
+            probes: probes.clone(),
+            node: node.clone(),
+            paths: paths.clone(),
+            config: config.clone(),
+            supports_rro: true,
+            supports_user_namespaces: true,
+            apparmor_enabled: apparmor_enabled(),
+        }));
+        let workers = Arc::new(PodWorkers::new(config.sync_frequency.0, token));
+        let kubelet = Arc::new(Kubelet {
+            node,
+            pods,
+            status,
+            workers: workers.clone(),
+            runtime: runtime_manager,
+            probes,
+            volumes,
+            objects,
+            container_manager,
+            user_namespaces,
+            recorder,
+            paths,
+            config: config.clone(),
+            client: client.clone(),
+            runtime_state: ArcSwap::default(),
+            runtime_handlers: ArcSwap::default(),
+            finished,
+            gc_policy: GcPolicy {
+                min_age: options.minimum_container_ttl,
+                max_per_container: options.max_dead_containers_per_container,
+            },
+            supports_rro: true,
+            loop_turned: ArcSwap::default(),
+        });
+        workers.set_syncer(kubelet.clone());
+        let channels = Channels {
+            config: config_rx,
+            pleg: pleg_rx,
+            probes: probes_rx,
+            objects: objects_rx,
+            finished: finished_rx,
+        };
+        Ok(Self {
+            options,
+            config,
+            shutdown,
+            client,
+            factory,
+            linux,
+            runtime,
+            kubelet,
+            addresses,
+            channels,
+            config_updates,
+            pleg_events,
+        })
+    }
+
+    async fn run(self) -> Result<(), AppError> {
+        let token = self.shutdown.token().clone();
+        let kubelet = self.kubelet.clone();
+        servers::start(&self).await?;
+
+        let (changed, nudge) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        // Subscribed before anything is asked: no exit falls between.
+        let events = self.runtime.events();
+        tokio::spawn(report::watch_runtime(
+            kubelet.clone(),
+            self.runtime.clone(),
+            changed.clone(),
+            nudge.clone(),
+            token.clone(),
+        ));
+        tokio::spawn(pleg::run(
+            kubelet.runtime.clone(),
+            events,
+            self.pleg_events.clone(),
+            token.clone(),
+        ));
+        tokio::spawn(
+            kubelet
+                .status
+                .clone()
+                .run(kubelet.workers.clone(), token.clone()),
+        );
+        tokio::spawn(container_log::run(kubelet.clone(), token.clone()));
+        tokio::spawn(image_gc::run(kubelet.clone(), token.clone()));
+        tokio::spawn(eviction::manager::run(
+            kubelet.clone(),
+            changed.clone(),
+            token.clone(),
+        ));
+        if let (Some(client), Some(factory)) = (&self.client, &self.factory) {
+            self.start_node(client, factory, &changed, &nudge);
+        }
+        kubelet
+            .recorder
+            .node(Type::Normal, reason::STARTING, "Starting kubelet.");
+
+        let adopted: BTreeSet<String> = match kubelet.runtime.pods().await {
+            Ok(pods) => pods
+                .into_iter()
+                .filter(|(_, p)| p.has_live_container())
+                .map(|(uid, _)| uid)
+                .collect(),
+            Err(error) => {
+                tracing::error!(%error, "cannot list what runs on this node");
+                BTreeSet::new()
+            }
+        };
+        tracing::info!(pods = adopted.len(), "adopted running pods");
+        let sources = self.start_sources();
+        SyncLoop::new(kubelet, sources, adopted)
+            .run(self.channels, token)
+            .await;
+        tracing::info!("kubelet ends; its pods run on");
+        Ok(())
+    }
+
+    fn start_sources(&self) -> BTreeSet<Source> {
+        let token = self.shutdown.token().clone();
+        let mut sources = BTreeSet::new();
+        if let Some(factory) = &self.factory {
+            sources.insert(Source::Api);
+            let options = InformerOptions::default()
+                .fields(format!("spec.nodeName={}", self.options.node_name));
+            let informer = factory.informer::<Pod>(options);
+            tokio::spawn(apiserver::run(
+                informer,
+                self.config_updates.clone(),
+                token.clone(),
+            ));
+        }
+        if !self.config.static_pod_path.is_empty() {
+            sources.insert(Source::File);
+            let path = PathBuf::from(&self.config.static_pod_path);
+            tokio::spawn(file::run(
+                path,
+                self.options.node_name.clone(),
+                self.config_updates.clone(),
+                token,
+            ));
+        }
+        sources
+    }
+
+    fn start_node(
+        &self,
+        client: &kube::Client,
+        factory: &Factory,
+        changed: &Arc<Notify>,
+        nudge: &Arc<Notify>,
+    ) {
+        let token = self.shutdown.token().clone();
+        let (options, config, kubelet) = (&self.options, &self.config, &self.kubelet);
+        let hostname = options
+            .hostname_override
+            .clone()
+            .unwrap_or_else(|| options.node_name.clone());
+        let registration = Registration {
+            name: options.node_name.clone(),
+            hostname,
+            architecture: kubelet.node.machine.architecture.clone(),
+            labels: options.node_labels.clone(),
+            taints: options
+                .register_with_taints
+                .clone()
+                .unwrap_or_else(|| config.register_with_taints.clone()),
+            provider_id: config.provider_id.clone(),
+            external_cloud_provider: options.cloud_provider_external,
+        };
+        let reporter = report::Reporter {
+            kubelet: kubelet.clone(),
+            runtime: self.runtime.clone(),
+            client: client.clone(),
+            config: config.clone(),
+            registration,
+            addresses: self.addresses.clone(),
+            recorder: kubelet.recorder.clone(),
+            changed: changed.clone(),
+        };
+        tokio::spawn(reporter.run(token.clone()));
+        tokio::spawn(lease::run(
+            client.clone(),
+            kubelet.node.clone(),
+            config.node_lease_duration_seconds,
+            token.clone(),
+        ));
+        tokio::spawn(node_network::watch_own_node(
+            factory.clone(),
+            kubelet.node.clone(),
+            self.runtime.clone(),
+            nudge.clone(),
+            token.clone(),
+        ));
+        let network = self.linux.network().clone();
+        tokio::spawn(node_network::watch_peers(
+            factory.clone(),
+            options.node_name.clone(),
+            network,
+            token,
+        ));
+    }
+}
+
+async fn open_runtime(options: &Options) -> Result<LinuxRuntime, AppError> {
+    let images = images::ImageStore::open(images::ImageStoreConfig {
+        root: options.runtime_root_dir.join("images"),
+        registry_config_dir: options.registry_config_dir.clone(),
+        ..images::ImageStoreConfig::default()
+    })
+    .await?;
+    let network = network::PodNetwork::open(network::NetworkConfig {
+        state_dir: options.runtime_root_dir.join("network"),
+        node_name: options.node_name.clone(),
+        ..network::NetworkConfig::default()
+    })
+    .await?;
+    let config = LinuxRuntimeConfig {
+        root_dir: options.runtime_root_dir.clone(),
+        state_dir: options.runtime_state_dir.clone(),
+        handlers: ["runc", "youki", "test-handler"].map(str::to_owned).into(),
+        ..LinuxRuntimeConfig::default()
+    };
+    Ok(LinuxRuntime::open(config, images, network).await?)
+}

@@ -1,0 +1,456 @@
+//! The kubelet proper: what is done for one pod, from its first sight to its last trace.
+//!
+//! Owns: the three rounds of a pod worker (sync, terminate, clean up) and everything they need. The pods themselves come
+//! through `sync_loop`. Upstream: `SyncPod`, `SyncTerminatingPod`, `SyncTerminatedPod` in `pkg/kubelet/kubelet.go`, v1.36.
+
+mod cleanup;
+mod server_context;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use component_helpers::qos::get_pod_qos;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus as ApiPodStatus};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use volumes::VolumeManager;
+
+use crate::cm::ContainerManager;
+use crate::configuration::KubeletConfiguration;
+use crate::events::{KubeletRecorder, Type, reason};
+use crate::kuberuntime::RuntimeManager;
+use crate::kuberuntime::gc::GcPolicy;
+use crate::node::NodeState;
+use crate::object_cache::ObjectCache;
+use crate::paths::Paths;
+use crate::pod;
+use crate::pod_manager::PodManager;
+use crate::pod_status::PodStatus;
+use crate::pod_workers::{PodSyncer, PodWorkers, SyncError, SyncOutcome};
+use crate::prober::ProbeManager;
+use crate::status::generate::{ForcedFailure, GenerateInput, generate_api_pod_status};
+use crate::status::manager::StatusManager;
+use crate::user_namespaces::UserNamespaceManager;
+use crate::{metrics, mirror, termination};
+
+/// When the network is not ready yet; upstream: `backOffOnTransientErrorPeriod`.
+const TRANSIENT_ERROR_RETRY: Duration = Duration::from_secs(1);
+
+/// What the runtime last said of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeState {
+    /// `None`: not asked yet. `Some(None)`: ready. Else reason and message.
+    pub runtime: Option<Option<(String, String)>>,
+    pub network: Option<Option<(String, String)>>,
+}
+
+/// The parts of a kubelet, made by `app`.
+pub struct Kubelet {
+    pub node: Arc<NodeState>,
+    pub pods: Arc<PodManager>,
+    pub status: Arc<StatusManager>,
+    pub workers: Arc<PodWorkers>,
+    pub runtime: Arc<RuntimeManager>,
+    pub probes: Arc<ProbeManager>,
+    pub volumes: VolumeManager,
+    pub objects: Arc<ObjectCache>,
+    pub container_manager: Arc<ContainerManager>,
+    pub user_namespaces: Arc<UserNamespaceManager>,
+    pub recorder: KubeletRecorder,
+    pub paths: Paths,
+    pub config: Arc<KubeletConfiguration>,
+    pub client: Option<kube::Client>,
+    pub runtime_state: ArcSwap<RuntimeState>,
+    pub runtime_handlers: ArcSwap<Vec<runtime::api::RuntimeHandler>>,
+    /// Wakes the sync loop when a worker is through.
+    pub finished: mpsc::UnboundedSender<String>,
+    pub gc_policy: GcPolicy,
+    pub supports_rro: bool,
+    /// When the sync loop last turned; for its health.
+    pub loop_turned: ArcSwap<Option<std::time::Instant>>,
+}
+
+impl Kubelet {
+    /// The status of the pod as of now, from all that is known.
+    async fn generate_status(
+        &self,
+        pod: &Pod,
+        status: &PodStatus,
+        pod_is_terminal: bool,
+        forced: Option<&ForcedFailure>,
+    ) -> ApiPodStatus {
+        let mut status = status.clone();
+        for container in &mut status.containers {
+            termination::fill_message(container);
+        }
+        let mut messages: Vec<&mut String> = status
+            .containers
+            .iter_mut()
+            .map(|c| &mut c.message)
+            .collect();
+        termination::limit_pod(&mut messages);
+        let uid = pod::uid(pod);
+        let old = self
+            .status
+            .get_pod_status(uid)
+            .or_else(|| pod.status.clone())
+            .unwrap_or_default();
+        let deadline = past_active_deadline(pod, &old);
+        generate_api_pod_status(&GenerateInput {
+            pod,
+            status: &status,
+            old: &old,
+            pod_is_terminal,
+            start_failures: &self.runtime.start_failures(uid),
+            probes: self.probes.as_ref(),
+            host_ips: &self.node.host_ips.load(),
+            qos_class: get_pod_qos(pod).as_str(),
+            supports_rro: self.supports_rro,
+            forced_failure: forced.or(deadline.as_ref()),
+        })
+    }
+
+    /// The newest version of the pod that a source gave.
+    fn latest(&self, pod: &Arc<Pod>) -> Arc<Pod> {
+        self.pods
+            .get_pod_by_uid(pod::uid(pod))
+            .unwrap_or_else(|| pod.clone())
+    }
+
+    async fn reconcile_mirror_pod(&self, pod: &Pod) {
+        if !pod::is_static(pod) {
+            return;
+        }
+        let Some(client) = &self.client else { return };
+        let mut present = false;
+        if let Some(mirror) = self.pods.get_mirror_pod_by_pod(pod) {
+            if pod::is_deleted(&mirror) || pod::mirror_hash(&mirror) != pod::config_hash(pod) {
+                if let Err(error) = mirror::delete_mirror_pod(client, &mirror).await {
+                    tracing::warn!(pod = %pod::format(&mirror), %error, "failed deleting mirror pod");
+                    return;
+                }
+            } else {
+                present = true;
+            }
+        }
+        if !present && let Err(error) = mirror::create_mirror_pod(client, &self.node, pod).await {
+            tracing::warn!(pod = %pod::format(pod), %error, "failed creating a mirror pod");
+        }
+    }
+
+    fn make_pod_data_dirs(&self, pod: &Pod) -> std::io::Result<()> {
+        let dir = self.paths.pod(pod::uid(pod));
+        for path in [dir.clone(), dir.join("volumes"), dir.join("plugins")] {
+            std::fs::create_dir_all(&path)?;
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o750))?;
+        }
+        Ok(())
+    }
+
+    fn observe_start(&self, pod: &Pod, before: Option<&ApiPodStatus>, now: &ApiPodStatus) {
+        let was_pending = before.is_none_or(|s| s.phase.as_deref() == Some("Pending"));
+        if !was_pending || now.phase.as_deref() != Some("Running") {
+            return;
+        }
+        let since = |t: Timestamp| Timestamp::now().duration_since(t).as_secs_f64().max(0.0);
+        let seen = pod::annotation(pod, pod::CONFIG_FIRST_SEEN_ANNOTATION)
+            .and_then(|t| t.parse::<Timestamp>().ok());
+        if let Some(seen) = seen {
+            metrics::POD_START_DURATION.observe(since(seen));
+        }
+        if let Some(created) = pod.metadata.creation_timestamp.as_ref() {
+            metrics::POD_START_SLI_DURATION.observe(since(created.0));
+        }
+    }
+
+    /// The pod's cgroup, made if need be.
+    fn ensure_cgroup(&self, pod: &Arc<Pod>) -> Result<(), SyncError> {
+        let first = !self.container_manager.exists(pod);
+        if first
+            && let Err(error) = self
+                .container_manager
+                .update_qos_cgroups(&self.active_pods())
+        {
+            tracing::warn!(%error, "failed to update QoS cgroups while syncing pod");
+        }
+        if !first {
+            return Ok(());
+        }
+        self.container_manager.ensure_pod(pod).map_err(|error| {
+            let message = format!("unable to ensure pod container exists: {error}");
+            self.recorder.pod(
+                pod,
+                Type::Warning,
+                reason::FAILED_CREATE_POD_CONTAINER,
+                message.clone(),
+            );
+            SyncError(message)
+        })
+    }
+
+    async fn sync(
+        &self,
+        pod: &Arc<Pod>,
+        cancel: &CancellationToken,
+    ) -> Result<SyncOutcome, SyncError> {
+        let uid = pod::uid(pod);
+        let status = self
+            .runtime
+            .pod_status(uid)
+            .await
+            .map_err(|e| SyncError(e.to_string()))?;
+        let api_status = self.generate_status(pod, &status, false, None).await;
+        if pod::is_terminal_phase(api_status.phase.as_deref().unwrap_or_default()) {
+            self.status.set_pod_status(pod, api_status);
+            return Ok(SyncOutcome {
+                terminal: true,
+                ..SyncOutcome::default()
+            });
+        }
+        self.observe_start(pod, self.status.get_pod_status(uid).as_ref(), &api_status);
+        let start_time = api_status.start_time.clone();
+        self.status.set_pod_status(pod, api_status);
+
+        if let Some(Some((_, message))) = &self.runtime_state.load().network
+            && !pod::is_host_network(pod)
+        {
+            let message = format!("network is not ready: {message}");
+            self.recorder.pod(
+                pod,
+                Type::Warning,
+                reason::NETWORK_NOT_READY,
+                message.clone(),
+            );
+            return Ok(SyncOutcome {
+                failed: true,
+                retry_after: Some(TRANSIENT_ERROR_RETRY),
+                ..SyncOutcome::default()
+            });
+        }
+        if cancel.is_cancelled() {
+            return Ok(SyncOutcome::default());
+        }
+        self.objects.register_pod(pod);
+        self.ensure_cgroup(pod)?;
+        self.reconcile_mirror_pod(pod).await;
+        self.make_pod_data_dirs(pod).map_err(|error| {
+            let message = format!("error making pod data directories: {error}");
+            self.recorder
+                .pod(pod, Type::Warning, reason::FAILED, message.clone());
+            SyncError(message)
+        })?;
+
+        let mounted = tokio::select! {
+            mounted = self.volumes.mount_pod(pod) => mounted,
+            () = cancel.cancelled() => return Ok(SyncOutcome::default()),
+        };
+        let volumes = mounted.map_err(|error| {
+            for failure in error.failures() {
+                self.recorder.pod(
+                    pod,
+                    Type::Warning,
+                    reason::FAILED_MOUNT,
+                    failure.to_string(),
+                );
+            }
+            if error.failures().is_empty() {
+                let message = format!("Unable to attach or mount volumes: {error}");
+                self.recorder
+                    .pod(pod, Type::Warning, reason::FAILED_MOUNT, message);
+            }
+            SyncError(error.to_string())
+        })?;
+        let (secrets, missing) = self.objects.pull_secrets(pod).await;
+        if !missing.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            );
+            self.recorder
+                .pod(pod, Type::Warning, reason::UNABLE_TO_PULL_SECRETS, message);
+        }
+        self.probes.add_pod(pod);
+
+        let result = self
+            .runtime
+            .sync_pod(pod, &status, &volumes, &secrets, cancel)
+            .await;
+        if !result.errors.is_empty() && !cancel.is_cancelled() {
+            for error in &result.errors {
+                tracing::warn!(pod = %pod::format(pod), error, "error syncing pod");
+            }
+            // Why it waits must be seen now, not at the next round.
+            if let Ok(status) = self.runtime.pod_status(uid).await {
+                let api_status = self.generate_status(pod, &status, false, None).await;
+                self.status.set_pod_status(pod, api_status);
+            }
+        }
+        let deadline = until_active_deadline(pod, start_time.map(|t| t.0));
+        let refresh = self.volumes.next_refresh(uid).map(|at| {
+            Duration::try_from(at.duration_since(Timestamp::now()))
+                .unwrap_or(Duration::ZERO)
+                .max(Duration::from_secs(1))
+        });
+        Ok(SyncOutcome {
+            terminal: false,
+            failed: !result.errors.is_empty(),
+            retry_after: [result.retry_after, deadline, refresh]
+                .into_iter()
+                .flatten()
+                .min(),
+        })
+    }
+
+    /// Everything that counts when another pod asks for room.
+    pub fn active_pods(&self) -> Vec<Arc<Pod>> {
+        self.pods
+            .pods()
+            .into_iter()
+            .filter(|p| {
+                let uid = pod::uid(p);
+                let ended = |s: Option<&str>| pod::is_terminal_phase(s.unwrap_or_default());
+                match self.workers.status(uid) {
+                    Some(work) => {
+                        !work.finished && work.state != crate::pod_workers::WorkState::Terminated
+                    }
+                    None => {
+                        let own = self.status.get_pod_status(uid);
+                        !ended(Some(pod::phase(p)))
+                            && !ended(own.as_ref().and_then(|s| s.phase.as_deref()))
+                    }
+                }
+            })
+            .collect()
+    }
+}
+
+/// Upstream: `pkg/kubelet/active_deadline.go`.
+fn past_active_deadline(pod: &Pod, status: &ApiPodStatus) -> Option<ForcedFailure> {
+    let start = status.start_time.as_ref().map(|t| t.0)?;
+    (until_active_deadline(pod, Some(start))? == Duration::ZERO).then(|| ForcedFailure {
+        reason: "DeadlineExceeded".to_owned(),
+        message: "Pod was active on the node longer than the specified deadline".to_owned(),
+        disruption: None,
+    })
+}
+
+fn until_active_deadline(pod: &Pod, start: Option<Timestamp>) -> Option<Duration> {
+    let deadline = pod.spec.as_ref()?.active_deadline_seconds?;
+    let ran = Timestamp::now().duration_since(start?).as_secs_f64();
+    Some(Duration::try_from_secs_f64(deadline as f64 - ran).unwrap_or(Duration::ZERO))
+}
+
+#[async_trait]
+impl PodSyncer for Kubelet {
+    async fn sync_pod(&self, pod: &Arc<Pod>, cancel: &CancellationToken) -> SyncOutcome {
+        let pod = self.latest(pod);
+        let begin = std::time::Instant::now();
+        let outcome = self.sync(&pod, cancel).await;
+        metrics::POD_WORKER_DURATION
+            .with_label_values(&["sync"])
+            .observe(begin.elapsed().as_secs_f64());
+        match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::error!(pod = %pod::format(&pod), %error, "Error syncing pod, skipping");
+                SyncOutcome {
+                    failed: true,
+                    ..SyncOutcome::default()
+                }
+            }
+        }
+    }
+
+    async fn sync_terminating_pod(
+        &self,
+        pod: &Arc<Pod>,
+        forced: Option<&ForcedFailure>,
+        grace_period_seconds: i64,
+    ) -> Result<(), SyncError> {
+        let pod = self.latest(pod);
+        let uid = pod::uid(&pod);
+        let fail = |e: &dyn std::fmt::Display| SyncError(e.to_string());
+        let status = self.runtime.pod_status(uid).await.map_err(|e| fail(&e))?;
+        let api_status = self.generate_status(&pod, &status, false, forced).await;
+        self.status.set_pod_status(&pod, api_status);
+        self.probes.stop_liveness_and_startup(&pod);
+        if let Err(error) = self
+            .runtime
+            .kill_pod(Some(&pod), &status, Some(grace_period_seconds))
+            .await
+        {
+            let message = format!("error killing pod: {error}");
+            self.recorder.pod(
+                &pod,
+                Type::Warning,
+                reason::FAILED_KILL_POD,
+                message.clone(),
+            );
+            return Err(SyncError(message));
+        }
+        self.probes.remove_pod(uid);
+        let stopped = self.runtime.pod_status(uid).await.map_err(|e| fail(&e))?;
+        let running: Vec<&str> = stopped
+            .running_containers()
+            .map(|c| c.id.as_str())
+            .collect();
+        if !running.is_empty() {
+            return Err(SyncError(format!(
+                "detected running containers after a successful KillPod, CRI violation: {running:?}"
+            )));
+        }
+        let api_status = self.generate_status(&pod, &stopped, true, forced).await;
+        self.status.set_pod_status(&pod, api_status);
+        // The terminal phase may be written from now on; the state of the worker changes right after.
+        self.status.wake();
+        Ok(())
+    }
+
+    async fn sync_terminating_runtime_pod(&self, pod: &PodStatus) -> Result<(), SyncError> {
+        let status = self
+            .runtime
+            .pod_status(&pod.uid)
+            .await
+            .map_err(|e| SyncError(e.to_string()))?;
+        self.runtime
+            .kill_pod(None, &status, None)
+            .await
+            .map_err(|e| SyncError(e.to_string()))
+    }
+
+    async fn sync_terminated_pod(&self, pod: &Arc<Pod>) -> Result<(), SyncError> {
+        let pod = self.latest(pod);
+        let uid = pod::uid(&pod);
+        let fail = |e: &dyn std::fmt::Display| SyncError(e.to_string());
+        let status = self.runtime.pod_status(uid).await.map_err(|e| fail(&e))?;
+        let forced = self.workers.status(uid).and_then(|s| s.forced);
+        let api_status = self
+            .generate_status(&pod, &status, true, forced.as_ref())
+            .await;
+        self.status.set_pod_status(&pod, api_status);
+        self.volumes.unmount_pod(uid).await.map_err(|e| fail(&e))?;
+        self.objects.unregister_pod(uid);
+        self.container_manager
+            .destroy_pod(&pod)
+            .await
+            .map_err(|e| fail(&e))?;
+        self.user_namespaces.release(uid);
+        self.status.terminate_pod(&pod);
+        Ok(())
+    }
+
+    fn pod_finished(&self, uid: &str) {
+        // The sync loop is gone only when the kubelet ends.
+        let _ = self.finished.send(uid.to_owned());
+    }
+}
+
+/// UIDs as a set, for what is cleaned up by "everything but".
+pub(crate) fn uids<'a>(list: impl IntoIterator<Item = &'a Arc<Pod>>) -> BTreeSet<String> {
+    list.into_iter().map(|p| pod::uid(p).to_owned()).collect()
+}

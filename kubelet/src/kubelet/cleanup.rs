@@ -1,0 +1,170 @@
+//! What nobody wants any longer: pods only the runtime knows, and the traces of pods that are gone.
+//!
+//! Owns: [`Kubelet::handle_pod_cleanups`] and the end of one pod. Runs after every source told of its pods once, so that
+//! a restart never takes a pod for an orphan. Upstream: `HandlePodCleanups` in `kubelet_pods.go`, v1.36.
+
+use std::collections::BTreeSet;
+
+use super::{Kubelet, uids};
+use crate::metrics;
+use crate::pod;
+use crate::pod_workers::{Update, WorkState};
+
+impl Kubelet {
+    /// The worker of the pod is through. If no source names it any more, nothing of it is left after this.
+    pub async fn handle_pod_finished(&self, uid: &str) {
+        self.status.wake();
+        let status = match self.runtime.pod_status(uid).await {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::warn!(uid, %error, "cannot look at a finished pod, housekeeping will");
+                return;
+            }
+        };
+        let gone = self.pods.get_pod_by_uid(uid).is_none();
+        self.runtime
+            .collect_pod(&status, gone, &self.gc_policy)
+            .await;
+        if !gone {
+            return;
+        }
+        if let Err(error) = self.volumes.remove_pod(uid).await {
+            tracing::warn!(uid, %error, "failed to remove the pod's directory, housekeeping will");
+        }
+        self.runtime.forget_pod(uid);
+        self.objects.unregister_pod(uid);
+        self.probes.remove_pod(uid);
+        self.workers.forget(uid);
+    }
+
+    /// The whole round.
+    pub async fn handle_pod_cleanups(&self) {
+        let desired = self.pods.pods();
+        let desired_uids = uids(&desired);
+        let running = match self.runtime.pods().await {
+            Ok(running) => running,
+            Err(error) => {
+                tracing::error!(%error, "failed listing pods of the runtime, no cleanup");
+                return;
+            }
+        };
+        let statuses = self.workers.statuses();
+
+        for (uid, status) in &running {
+            let known = desired_uids.contains(uid);
+            match statuses.get(uid) {
+                None if !known => {
+                    // Left by an earlier kubelet, and no source wants it.
+                    metrics::ORPHANED_RUNTIME_PODS.inc();
+                    tracing::info!(
+                        uid,
+                        pod = status.name,
+                        namespace = status.namespace,
+                        "clean up orphaned pod"
+                    );
+                    self.workers
+                        .update_pod(uid, Update::KillRuntimePod(status.clone()));
+                }
+                Some(work) if work.finished => {
+                    self.runtime
+                        .collect_pod(status, !known, &self.gc_policy)
+                        .await;
+                }
+                Some(work) if work.state == WorkState::Syncing => {
+                    self.runtime
+                        .collect_pod(status, false, &self.gc_policy)
+                        .await;
+                }
+                _ => {}
+            }
+        }
+        for (uid, work) in &statuses {
+            if desired_uids.contains(uid) {
+                continue;
+            }
+            if work.finished {
+                self.workers.forget(uid);
+                self.runtime.forget_pod(uid);
+            }
+        }
+
+        let working: BTreeSet<String> = self
+            .workers
+            .statuses()
+            .into_iter()
+            .filter(|(_, w)| !w.finished)
+            .map(|(uid, _)| uid)
+            .collect();
+        let live: BTreeSet<String> = desired_uids.union(&working).cloned().collect();
+        self.probes.cleanup_pods(&live);
+        self.status.remove_orphaned_statuses(&live);
+        // The directory of a pod stays as long as the runtime has a container of it.
+        let with_containers: BTreeSet<String> = running
+            .iter()
+            .filter(|(_, s)| s.has_live_container())
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        let keep: BTreeSet<String> = live.union(&with_containers).cloned().collect();
+        match self.volumes.orphans(&keep).await {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(?removed, "cleaned up orphaned pod directories"),
+            Err(error) => tracing::warn!(%error, "failed to clean up orphaned pod directories"),
+        }
+        self.cleanup_cgroups(&keep).await;
+        let known: BTreeSet<String> = keep
+            .iter()
+            .cloned()
+            .chain(running.keys().cloned())
+            .collect();
+        self.runtime.remove_orphaned_logs(|uid| known.contains(uid));
+
+        if let Some(client) = &self.client {
+            for mirror in self.pods.orphaned_mirrors() {
+                if let Err(error) = crate::mirror::delete_mirror_pod(client, &mirror).await {
+                    tracing::warn!(pod = %pod::format(&mirror), %error, "failed deleting orphaned mirror pod");
+                }
+            }
+        }
+        self.count(&running);
+    }
+
+    async fn cleanup_cgroups(&self, keep: &BTreeSet<String>) {
+        // Pods that ended have had theirs destroyed; what is left and not wanted is an orphan.
+        self.container_manager
+            .cleanup_orphaned_pod_cgroups(keep)
+            .await;
+    }
+
+    fn count(&self, running: &std::collections::BTreeMap<String, crate::pod_status::PodStatus>) {
+        use runtime::api::ContainerState;
+        let with_sandbox = running.values().filter(|p| p.has_ready_sandbox()).count();
+        metrics::RUNNING_PODS.set(i64::try_from(with_sandbox).unwrap_or(i64::MAX));
+        for (state, label) in [
+            (ContainerState::Created, "created"),
+            (ContainerState::Running, "running"),
+            (ContainerState::Exited, "exited"),
+            (ContainerState::Unknown, "unknown"),
+        ] {
+            let n = running
+                .values()
+                .flat_map(|p| &p.containers)
+                .filter(|c| c.state == state)
+                .count();
+            metrics::RUNNING_CONTAINERS
+                .with_label_values(&[label])
+                .set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+        let count = |metric: &prometheus::IntGaugeVec,
+                     pods: &[std::sync::Arc<k8s_openapi::api::core::v1::Pod>]| {
+            let fixed = pods.iter().filter(|p| pod::is_static(p)).count();
+            metric
+                .with_label_values(&["true"])
+                .set(i64::try_from(fixed).unwrap_or(i64::MAX));
+            metric
+                .with_label_values(&[""])
+                .set(i64::try_from(pods.len() - fixed).unwrap_or(i64::MAX));
+        };
+        count(&metrics::DESIRED_PODS, &self.pods.pods());
+        count(&metrics::ACTIVE_PODS, &self.active_pods());
+    }
+}

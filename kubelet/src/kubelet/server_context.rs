@@ -1,0 +1,75 @@
+//! What the HTTP server asks its kubelet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use runtime::api::Runtime;
+
+use super::Kubelet;
+use crate::cm::ContainerManager;
+use crate::paths::Paths;
+use crate::pod;
+use crate::server::ServerContext;
+
+/// The sync loop turns at least at every housekeeping; upstream tolerates twice its period.
+const LOOP_IS_STUCK_AFTER: Duration = Duration::from_secs(120);
+
+impl Kubelet {
+    fn with_newest_status(&self, pod: &Arc<Pod>) -> Arc<Pod> {
+        match self.status.get_pod_status(pod::uid(pod)) {
+            Some(status) => {
+                let mut pod = (**pod).clone();
+                pod.status = Some(status);
+                Arc::new(pod)
+            }
+            None => pod.clone(),
+        }
+    }
+}
+
+impl ServerContext for Kubelet {
+    fn node_name(&self) -> &str {
+        &self.node.name
+    }
+
+    fn runtime(&self) -> &Arc<dyn Runtime> {
+        self.runtime.runtime()
+    }
+
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods
+            .pods()
+            .iter()
+            .map(|p| self.with_newest_status(p))
+            .collect()
+    }
+
+    fn pod_by_name(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.pods
+            .get_pod_by_name(namespace, name)
+            .map(|p| self.with_newest_status(&p))
+    }
+
+    fn sync_loop_health(&self) -> Result<(), String> {
+        match self.loop_turned.load().as_ref() {
+            Some(at) if at.elapsed() > LOOP_IS_STUCK_AFTER => Err(format!(
+                "sync Loop took longer than expected: {:?}",
+                at.elapsed()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn configz(&self) -> serde_json::Value {
+        serde_json::to_value(self.config.as_ref()).unwrap_or_default()
+    }
+
+    fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    fn container_manager(&self) -> &ContainerManager {
+        &self.container_manager
+    }
+}

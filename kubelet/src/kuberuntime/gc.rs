@@ -1,0 +1,193 @@
+//! Takes away what ended: dead containers, dead sandboxes, their logs.
+//!
+//! Owns: what may be removed when ([`plan`], pure). Never touches what runs. Upstream:
+//! `pkg/kubelet/kuberuntime/kuberuntime_gc.go`, v1.36.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use runtime::api::{ContainerState, ContainerStatus, RuntimeError, SandboxState};
+
+use super::{RuntimeManager, observe};
+use crate::paths::{CONTAINER_LOGS_DIR, uid_of_log_directory};
+use crate::pod_status::PodStatus;
+
+/// How many dead containers are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct GcPolicy {
+    /// Younger ones stay.
+    pub min_age: Duration,
+    /// Of each container of a pod; negative: all.
+    pub max_per_container: i64,
+}
+
+/// What to remove of one pod.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Garbage {
+    pub containers: Vec<String>,
+    pub sandboxes: Vec<String>,
+}
+
+/// `gone`: no source names the pod any longer, and it has ended.
+pub fn plan(status: &PodStatus, gone: bool, policy: &GcPolicy, now: Timestamp) -> Garbage {
+    let mut garbage = Garbage::default();
+    let mut seen: BTreeMap<&str, i64> = BTreeMap::new();
+    let dead = |c: &ContainerStatus| !matches!(c.state, ContainerState::Running);
+    // Newest first.
+    for container in status.containers.iter().filter(|c| dead(c)) {
+        let age = Duration::try_from(now.duration_since(container.created_at)).unwrap_or_default();
+        if gone {
+            garbage.containers.push(container.id.clone());
+            continue;
+        }
+        if age < policy.min_age || container.state != ContainerState::Exited {
+            continue;
+        }
+        let count = seen.entry(&container.metadata.name).or_default();
+        *count += 1;
+        // One more than the policy says: the newest is the state, the next the last state.
+        if policy.max_per_container >= 0 && *count > policy.max_per_container.max(1) {
+            garbage.containers.push(container.id.clone());
+        }
+    }
+    for (index, sandbox) in status.sandboxes.iter().enumerate() {
+        let in_use = sandbox.state == SandboxState::Ready
+            || status
+                .containers
+                .iter()
+                .any(|c| c.sandbox_id == sandbox.id && !garbage.containers.contains(&c.id));
+        // The newest of a pod that is still wanted tells how often it was made.
+        if !in_use && (gone || index > 0) {
+            garbage.sandboxes.push(sandbox.id.clone());
+        }
+    }
+    garbage
+}
+
+impl RuntimeManager {
+    /// Removes what [`plan`] says of the pod. Goes on past errors; the next round finds what is left.
+    pub async fn collect_pod(&self, status: &PodStatus, gone: bool, policy: &GcPolicy) {
+        let garbage = plan(status, gone, policy, Timestamp::now());
+        for id in &garbage.containers {
+            let Some(container) = status.containers.iter().find(|c| c.id == *id) else {
+                continue;
+            };
+            if let Err(error) = self.remove_container(container).await {
+                tracing::warn!(container = id, %error, "failed to remove container");
+            }
+        }
+        for id in &garbage.sandboxes {
+            // Stopping again costs nothing and frees what a crash may have left.
+            let stopped = observe("stop_podsandbox", self.d.runtime.stop_pod_sandbox(id)).await;
+            if let Err(error) = stopped {
+                tracing::warn!(sandbox = id, %error, "failed to stop sandbox before removing");
+                continue;
+            }
+            if let Err(error) =
+                observe("remove_podsandbox", self.d.runtime.remove_pod_sandbox(id)).await
+            {
+                tracing::warn!(sandbox = id, %error, "failed to remove sandbox");
+            }
+        }
+        if gone {
+            let logs = self
+                .d
+                .paths
+                .pod_log_directory(&status.namespace, &status.name, &status.uid);
+            remove_dir(&logs);
+        }
+    }
+
+    /// The container, its log with the rotated ones, and the link to it.
+    ///
+    /// # Errors
+    /// The runtime's; a retry may help.
+    pub(super) async fn remove_container(
+        &self,
+        container: &ContainerStatus,
+    ) -> Result<(), RuntimeError> {
+        match observe(
+            "remove_container",
+            self.d.runtime.remove_container(&container.id),
+        )
+        .await
+        {
+            Ok(()) | Err(RuntimeError::ContainerNotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        for log in log_files(&container.log_path) {
+            // A log that is gone is what is wanted.
+            let _ = std::fs::remove_file(log);
+        }
+        let label = |key: &str| {
+            container
+                .labels
+                .get(key)
+                .map(String::as_str)
+                .unwrap_or_default()
+        };
+        let link = self.d.paths.legacy_log_link(
+            label(crate::pod::label::POD_NAMESPACE),
+            label(crate::pod::label::POD_NAME),
+            &container.metadata.name,
+            &container.id,
+        );
+        let _ = std::fs::remove_file(link);
+        Ok(())
+    }
+
+    /// Log directories and links of pods nobody knows any longer.
+    pub fn remove_orphaned_logs(&self, known: impl Fn(&str) -> bool) {
+        for entry in std::fs::read_dir(self.d.paths.pod_logs_root())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name();
+            if uid_of_log_directory(&name.to_string_lossy()).is_some_and(|uid| !known(uid)) {
+                remove_dir(&entry.path());
+            }
+        }
+        for entry in std::fs::read_dir(CONTAINER_LOGS_DIR)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = entry.path();
+            let dangling =
+                std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) && !path.exists();
+            let ours = std::fs::read_link(&path)
+                .is_ok_and(|t| t.starts_with(self.d.paths.pod_logs_root()));
+            if dangling && ours {
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+    }
+}
+
+fn remove_dir(dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(dir)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(dir = %dir.display(), %error, "failed to remove log directory");
+    }
+}
+
+/// `0.log`, and `0.log.<time>[.gz]` beside it.
+pub fn log_files(log: &Path) -> Vec<PathBuf> {
+    let (Some(dir), Some(name)) = (log.parent(), log.file_name()) else {
+        return vec![];
+    };
+    let prefix = format!("{}.", name.to_string_lossy());
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|e| e.path())
+        .collect();
+    files.push(log.to_path_buf());
+    files
+}

@@ -1,0 +1,419 @@
+//! Starts one container: image, configuration, create, start, postStart.
+//!
+//! Owns: the crash-loop back-off and the waiting reasons. Upstream: `startContainer`, `doBackOff`, v1.36.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use runtime::api::{ContainerState, ImageStatus, NamespaceMode};
+use tokio_util::sync::CancellationToken;
+use volumes::PodVolumes;
+
+use super::{RuntimeManager, SyncResult, observe};
+use crate::cm::resources::container_resources;
+use crate::container_config::{
+    ContainerConfigError, ContainerFacts, calc_restart_count_by_log_dir, generate_container_config,
+};
+use crate::environment::{NodeFacts, make_environment_variables};
+use crate::events::{Type, reason};
+use crate::image_manager::ImageFailure;
+use crate::pod::{self, ContainerKind};
+use crate::pod_actions::KillReason;
+use crate::pod_status::PodStatus;
+use crate::sandbox_config::namespaces_for_pod;
+use crate::security_context::{ImageUser, SecurityDefaults, to_runtime, verify_run_as_non_root};
+use crate::status::containers::StartFailure;
+use crate::{hosts, lifecycle, metrics};
+
+/// What is the same for every container of the pod.
+pub(super) struct StartContext<'a> {
+    pub pod: &'a Arc<Pod>,
+    pub status: &'a PodStatus,
+    pub sandbox_id: &'a str,
+    pub pod_ips: &'a [String],
+    pub volumes: &'a PodVolumes,
+    pub image_volumes: &'a HashMap<String, Result<String, ImageFailure>>,
+    pub secrets: &'a [Arc<Secret>],
+    pub cancel: &'a CancellationToken,
+}
+
+struct Failure {
+    reason: &'static str,
+    message: String,
+    retry_after: Option<Duration>,
+}
+
+fn failure(reason: &'static str, message: impl ToString) -> Failure {
+    Failure {
+        reason,
+        message: message.to_string(),
+        retry_after: None,
+    }
+}
+
+impl From<ImageFailure> for Failure {
+    fn from(f: ImageFailure) -> Self {
+        Failure {
+            reason: f.reason,
+            message: f.message,
+            retry_after: f.retry_after,
+        }
+    }
+}
+
+impl RuntimeManager {
+    /// Returns whether the container runs.
+    pub(super) async fn start(
+        &self,
+        context: &StartContext<'_>,
+        container: &Container,
+        kind: ContainerKind,
+        target: Option<&str>,
+        result: &mut SyncResult,
+    ) -> bool {
+        if context.cancel.is_cancelled() {
+            return false;
+        }
+        let uid = pod::uid(context.pod);
+        let outcome = match self.do_back_off(context, container) {
+            Some(failed) => Err(failed),
+            None => {
+                metrics::STARTED_CONTAINERS
+                    .with_label_values(&[kind.metric_label()])
+                    .inc();
+                let outcome = self.start_container(context, container, target).await;
+                if let Err(failed) = &outcome {
+                    metrics::STARTED_CONTAINERS_ERRORS
+                        .with_label_values(&[kind.metric_label(), failed.reason])
+                        .inc();
+                }
+                outcome
+            }
+        };
+        let mut failures = self.failures();
+        match outcome {
+            Ok(()) => {
+                if let Some(of_pod) = failures.get_mut(uid) {
+                    of_pod.remove(&container.name);
+                }
+                true
+            }
+            Err(failed) => {
+                let entry = StartFailure {
+                    reason: failed.reason.to_owned(),
+                    message: failed.message.clone(),
+                };
+                failures
+                    .entry(uid.to_owned())
+                    .or_default()
+                    .insert(container.name.clone(), entry);
+                let text = format!(
+                    "failed to {:?} for {:?} with {}: {:?}",
+                    "StartContainer", container.name, failed.reason, failed.message
+                );
+                result.fail(text, failed.retry_after);
+                false
+            }
+        }
+    }
+
+    /// A container that ended lately must wait before it starts again.
+    fn do_back_off(&self, context: &StartContext<'_>, container: &Container) -> Option<Failure> {
+        let pod = context.pod;
+        let ended = context
+            .status
+            .containers
+            .iter()
+            .find(|c| c.metadata.name == container.name && c.state == ContainerState::Exited)?;
+        let finished = ended.finished_at.unwrap_or(ended.created_at);
+        let key = format!(
+            "{}/{}/{:x}",
+            pod::uid(pod),
+            container.name,
+            pod::hash_container(container)
+        );
+        if let Some(wait) = self
+            .crash_loop
+            .remaining_since(&key, finished, Timestamp::now())
+        {
+            self.d.recorder.container(
+                pod,
+                &container.name,
+                Type::Warning,
+                reason::BACK_OFF,
+                format!(
+                    "Back-off restarting failed container {} in pod {}",
+                    container.name,
+                    pod::format(pod)
+                ),
+            );
+            let backoff = component_base::duration::format(self.crash_loop.get(&key));
+            return Some(Failure {
+                reason: "CrashLoopBackOff",
+                message: format!(
+                    "back-off {backoff} restarting failed container={} pod={}",
+                    container.name,
+                    pod::format(pod)
+                ),
+                retry_after: Some(wait),
+            });
+        }
+        self.crash_loop.next(&key, finished);
+        None
+    }
+
+    async fn start_container(
+        &self,
+        context: &StartContext<'_>,
+        container: &Container,
+        target: Option<&str>,
+    ) -> Result<(), Failure> {
+        let pod = context.pod;
+        let name = container.name.as_str();
+        let failed_event = |message: &str| {
+            self.d.recorder.container(
+                pod,
+                name,
+                Type::Warning,
+                reason::FAILED,
+                format!("Error: {message}"),
+            );
+        };
+        let mut image_volumes = HashMap::new();
+        for mount in container.volume_mounts.iter().flatten() {
+            match context.image_volumes.get(&mount.name) {
+                Some(Ok(image)) => drop(image_volumes.insert(mount.name.clone(), image.clone())),
+                Some(Err(failed)) => return Err(failed.clone().into()),
+                None => {}
+            }
+        }
+        let image = self
+            .d
+            .images
+            .ensure_image_exists(
+                pod,
+                name,
+                container.image.as_deref().unwrap_or_default(),
+                container.image_pull_policy.as_deref(),
+                context.secrets,
+                context.cancel,
+            )
+            .await
+            .map_err(|failed| {
+                failed_event(failed.reason);
+                Failure::from(failed)
+            })?;
+        if context.cancel.is_cancelled() {
+            return Err(failure("ErrImagePull", "pod is being terminated"));
+        }
+
+        let restart_count = match context.status.find_container_status_by_name(name) {
+            Some(previous) => previous.metadata.attempt + 1,
+            None => {
+                let logs = self.d.paths.pod_log_directory(
+                    pod::namespace(pod),
+                    pod::name(pod),
+                    pod::uid(pod),
+                );
+                calc_restart_count_by_log_dir(&logs.join(name))
+            }
+        };
+        let config = match self
+            .config(
+                context,
+                container,
+                &image,
+                &image_volumes,
+                restart_count,
+                target,
+            )
+            .await
+        {
+            Ok(config) => config,
+            Err(error) => {
+                let text = error.to_string();
+                failed_event(&text);
+                return Err(failure("CreateContainerConfigError", text));
+            }
+        };
+        let runtime = &self.d.runtime;
+        let id = match observe(
+            "create_container",
+            runtime.create_container(context.sandbox_id, &config),
+        )
+        .await
+        {
+            Ok(id) => id,
+            Err(error) => {
+                failed_event(&error.to_string());
+                return Err(failure("CreateContainerError", error));
+            }
+        };
+        let event = |reason: &str, message: &str| {
+            self.d
+                .recorder
+                .container(pod, name, Type::Normal, reason, message)
+        };
+        event(reason::CREATED, "Container created");
+        if let Err(error) = observe("start_container", runtime.start_container(&id)).await {
+            failed_event(&error.to_string());
+            return Err(failure("RunContainerError", error));
+        }
+        event(reason::STARTED, "Container started");
+        self.link_log(pod, name, &id, &config.log_path);
+        self.post_start(context, container, &id).await
+    }
+
+    async fn config(
+        &self,
+        context: &StartContext<'_>,
+        container: &Container,
+        image: &ImageStatus,
+        image_volumes: &HashMap<String, String>,
+        restart_count: u32,
+        target: Option<&str>,
+    ) -> Result<runtime::api::ContainerConfig, ContainerConfigError> {
+        let pod = context.pod;
+        let image_user = ImageUser {
+            uid: image.uid,
+            username: image.username.clone(),
+        };
+        verify_run_as_non_root(pod, container, &image_user)?;
+
+        let host_ips = self.d.node.host_ips.load();
+        let allocatable = self.d.node.allocatable.load();
+        let facts = NodeFacts {
+            host_ips: &host_ips,
+            pod_ips: context.pod_ips,
+            allocatable: &allocatable,
+        };
+        let envs =
+            make_environment_variables(pod, container, &facts, self.d.objects.as_ref()).await?;
+
+        let mut namespaces = namespaces_for_pod(pod, self.user_namespace(pod)?);
+        if let Some(target) = target.filter(|t| !t.is_empty()) {
+            let found = context
+                .status
+                .find_container_status_by_name(target)
+                .filter(|c| c.state == ContainerState::Running)
+                .ok_or_else(|| ContainerConfigError::NoTarget(target.to_owned()))?;
+            if namespaces.pid == NamespaceMode::Container {
+                namespaces.pid = NamespaceMode::Target;
+                namespaces.target_id = Some(found.id.clone());
+            }
+        }
+        let seccomp_root = self.d.paths.seccomp();
+        let defaults = SecurityDefaults {
+            seccomp_root: &seccomp_root,
+            seccomp_default: self.d.config.seccomp_default,
+            apparmor_enabled: self.d.apparmor_enabled,
+        };
+        let security = to_runtime(pod, container, &image_user, namespaces, &defaults)?;
+
+        let (hostname, domain) =
+            hosts::generate_pod_hostname_and_domain(pod, &self.d.config.cluster_domain)?;
+        let pod_dir = self.d.paths.pod(pod::uid(pod));
+        let hosts_file =
+            hosts::ensure_hosts_file(&pod_dir, pod, context.pod_ips, &hostname, &domain).map_err(
+                |source| ContainerConfigError::Io {
+                    what: "write the pod's hosts file".to_owned(),
+                    source,
+                },
+            )?;
+        generate_container_config(
+            pod,
+            container,
+            ContainerFacts {
+                restart_count,
+                image_ref: image.id.clone(),
+                envs,
+                security,
+                resources: container_resources(pod, container, &self.resource_defaults()),
+                volumes: context.volumes,
+                image_volumes,
+                volume_manager: &self.d.volumes,
+                paths: &self.d.paths,
+                hosts_file: Some(hosts_file),
+                supports_rro: self.d.supports_rro,
+            },
+        )
+        .await
+    }
+
+    /// The old place of container logs, where collectors look.
+    fn link_log(&self, pod: &Pod, container: &str, id: &str, log_path: &std::path::Path) {
+        let (namespace, name) = (pod::namespace(pod), pod::name(pod));
+        let log = self
+            .d
+            .paths
+            .pod_log_directory(namespace, name, pod::uid(pod))
+            .join(log_path);
+        let link = self.d.paths.legacy_log_link(namespace, name, container, id);
+        if let Some(dir) = link.parent()
+            && let Err(error) =
+                std::fs::create_dir_all(dir).and_then(|()| std::os::unix::fs::symlink(&log, &link))
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            tracing::warn!(link = %link.display(), %error, "failed to create legacy symbolic link");
+        }
+    }
+
+    async fn post_start(
+        &self,
+        context: &StartContext<'_>,
+        container: &Container,
+        id: &str,
+    ) -> Result<(), Failure> {
+        let pod = context.pod;
+        let Some(handler) = container
+            .lifecycle
+            .as_ref()
+            .and_then(|l| l.post_start.as_ref())
+        else {
+            return Ok(());
+        };
+        let ip = context.pod_ips.first().map(String::as_str);
+        let hook = lifecycle::run_handler(
+            self.d.runtime.as_ref(),
+            &self.d.recorder,
+            pod,
+            container,
+            id,
+            handler,
+            ip,
+        );
+        // A container that is to end does not wait for its beginning.
+        let outcome = tokio::select! {
+            outcome = hook => outcome,
+            () = context.cancel.cancelled() => return Ok(()),
+        };
+        let Err(error) = outcome else { return Ok(()) };
+        tracing::error!(pod = %pod::format(pod), container = container.name, %error, "failed to execute PostStartHook");
+        // Not the error itself: it may hold secrets.
+        self.d.recorder.container(
+            pod,
+            &container.name,
+            Type::Warning,
+            reason::FAILED_POST_START_HOOK,
+            "PostStartHook failed",
+        );
+        let killed = self
+            .kill_container(
+                pod,
+                id,
+                &container.name,
+                "FailedPostStartHook",
+                KillReason::FailedPostStartHook,
+                None,
+                None,
+            )
+            .await;
+        if let Err(error) = killed {
+            tracing::error!(pod = %pod::format(pod), container = container.name, %error, "failed to kill container");
+        }
+        Err(failure("PostStartHookError", error))
+    }
+}

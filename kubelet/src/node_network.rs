@@ -1,0 +1,109 @@
+//! Feeds the pod network: this node's pod CIDRs, and the other nodes'.
+//!
+//! Owns: two watches on Nodes (its own, and all) and what follows from them. Upstream's kubelet leaves this to a CNI
+//! plugin's daemon; here it is part of the node.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use component_base::informer::{Factory, InformerOptions};
+use component_helpers::node::{addresses, pod_cidrs};
+use k8s_openapi::api::core::v1::Node;
+use network::{Peer, PodNetwork};
+use runtime::api::Runtime;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::node::NodeState;
+
+/// Keeps the node's own object at hand and tells the runtime its pod CIDRs.
+pub async fn watch_own_node(
+    factory: Factory,
+    node: Arc<NodeState>,
+    runtime: Arc<dyn Runtime>,
+    nudge: Arc<Notify>,
+    shutdown: CancellationToken,
+) {
+    let options = InformerOptions::default().fields(format!("metadata.name={}", node.name));
+    let informer = factory.informer::<Node>(options);
+    let mut events = informer.subscribe();
+    let mut told: Option<Vec<String>> = None;
+    loop {
+        let event = tokio::select! {
+            () = shutdown.cancelled() => return,
+            event = events.recv() => event,
+        };
+        let Some(event) = event else { return };
+        if matches!(event, component_base::informer::InformerEvent::Deleted(_)) {
+            continue;
+        }
+        let object = event.object().clone();
+        let cidrs: Vec<String> = pod_cidrs(&object).into_iter().map(str::to_owned).collect();
+        node.node.store(Arc::new(Some(object)));
+        if cidrs.is_empty() || told.as_ref() == Some(&cidrs) {
+            continue;
+        }
+        match runtime.update_pod_cidrs(cidrs.clone()).await {
+            Ok(()) => {
+                tracing::info!(?cidrs, "updated pod CIDRs");
+                told = Some(cidrs);
+                // The network may have become ready.
+                nudge.notify_one();
+            }
+            Err(error) => tracing::error!(%error, ?cidrs, "failed to update pod CIDRs"),
+        }
+    }
+}
+
+/// What the network needs to know of another node; `None` while it has no address or no CIDR.
+fn peer(node: &Node, own: &str) -> Option<Peer> {
+    let name = node.metadata.name.clone()?;
+    if name == own {
+        return None;
+    }
+    let pod_cidrs: Vec<_> = pod_cidrs(node)
+        .into_iter()
+        .filter_map(|c| c.parse().ok())
+        .collect();
+    let internal_ip: IpAddr = addresses(node, "InternalIP").find_map(|a| a.parse().ok())?;
+    (!pod_cidrs.is_empty()).then_some(Peer {
+        node: name,
+        internal_ip,
+        pod_cidrs,
+    })
+}
+
+/// Keeps the routes to the other nodes' pods. A change that comes while routes are set waits for the next turn.
+pub async fn watch_peers(
+    factory: Factory,
+    own: String,
+    network: PodNetwork,
+    shutdown: CancellationToken,
+) {
+    let informer = factory.informer::<Node>(InformerOptions::default());
+    let mut events = informer.subscribe();
+    if !informer.wait_for_sync().await {
+        return;
+    }
+    let mut told: Option<Vec<Peer>> = None;
+    loop {
+        // Everything that is queued makes one change.
+        while events.try_recv().is_some() {}
+        let mut peers: Vec<Peer> = informer
+            .list()
+            .iter()
+            .filter_map(|n| peer(n, &own))
+            .collect();
+        peers.sort_by(|a, b| a.node.cmp(&b.node));
+        if told.as_ref() != Some(&peers) {
+            match network.set_peers(peers.clone()).await {
+                Ok(()) => told = Some(peers),
+                Err(error) => tracing::error!(%error, "failed to set the routes to other nodes"),
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            event = events.recv() => if event.is_none() { return },
+        }
+    }
+}

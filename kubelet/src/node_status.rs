@@ -1,0 +1,307 @@
+//! The Node object: registration and status.
+//!
+//! Owns: [`generate`] (pure), registering the node, and writing its status when it changed. Upstream:
+//! `pkg/kubelet/kubelet_node_status.go`, `pkg/kubelet/nodestatus`, v1.36.
+
+pub mod lease;
+pub mod register;
+pub mod report;
+
+use std::net::IpAddr;
+
+use component_helpers::resources::ResourceList;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use runtime::api::{ImageStatus, RuntimeHandler};
+
+use crate::cm::machine::MachineInfo;
+use crate::kubelet::RuntimeState;
+
+/// Names an image keeps in the status; upstream: `MaxNamesPerImageInNodeStatus`.
+const MAX_NAMES_PER_IMAGE: usize = 5;
+
+/// Everything the status is made from.
+pub struct StatusInput<'a> {
+    pub machine: &'a MachineInfo,
+    pub capacity: &'a ResourceList,
+    pub allocatable: &'a ResourceList,
+    pub addresses: &'a [IpAddr],
+    pub hostname: &'a str,
+    pub kubelet_port: i32,
+    pub runtime_name: &'a str,
+    pub runtime_version: &'a str,
+    pub kubelet_version: &'a str,
+    pub runtime_state: &'a RuntimeState,
+    pub handlers: &'a [RuntimeHandler],
+    pub images: &'a [ImageStatus],
+    /// `-1`: all.
+    pub max_images: i32,
+    /// Conditions of pressure that are on.
+    pub pressure: &'a [&'static str],
+    pub swap_capacity_bytes: u64,
+    pub volumes_in_use: &'a [String],
+    /// The conditions the API server has: times of transition are kept.
+    pub old_conditions: &'a [NodeCondition],
+    pub now: jiff::Timestamp,
+}
+
+fn seconds(t: jiff::Timestamp) -> Time {
+    Time(jiff::Timestamp::from_second(t.as_second()).unwrap_or(t))
+}
+
+/// The status, the kubelet's own conditions only.
+pub fn generate(input: &StatusInput<'_>) -> NodeStatus {
+    let mut addresses: Vec<NodeAddress> = input
+        .addresses
+        .iter()
+        .map(|ip| NodeAddress {
+            type_: "InternalIP".to_owned(),
+            address: ip.to_string(),
+        })
+        .collect();
+    addresses.push(NodeAddress {
+        type_: "Hostname".to_owned(),
+        address: input.hostname.to_owned(),
+    });
+    let machine = input.machine;
+    NodeStatus {
+        addresses: Some(addresses),
+        capacity: Some(input.capacity.clone()),
+        allocatable: Some(input.allocatable.clone()),
+        conditions: Some(conditions(input)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: input.kubelet_port,
+            }),
+        }),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(true),
+        }),
+        images: Some(images(input)),
+        node_info: Some(NodeSystemInfo {
+            architecture: machine.architecture.clone(),
+            boot_id: machine.boot_id.clone(),
+            container_runtime_version: format!(
+                "{}://{}",
+                input.runtime_name, input.runtime_version
+            ),
+            kernel_version: machine.kernel_version.clone(),
+            // Upstream stopped filling it in.
+            kube_proxy_version: String::new(),
+            kubelet_version: input.kubelet_version.to_owned(),
+            machine_id: machine.machine_id.clone(),
+            operating_system: "linux".to_owned(),
+            os_image: machine.os_image.clone(),
+            system_uuid: machine.system_uuid.clone(),
+            swap: (input.swap_capacity_bytes > 0).then(|| {
+                k8s_openapi::api::core::v1::NodeSwapStatus {
+                    capacity: i64::try_from(input.swap_capacity_bytes).ok(),
+                }
+            }),
+        }),
+        runtime_handlers: Some(handlers(input.handlers)),
+        volumes_in_use: (!input.volumes_in_use.is_empty()).then(|| input.volumes_in_use.to_vec()),
+        ..NodeStatus::default()
+    }
+}
+
+fn handlers(list: &[RuntimeHandler]) -> Vec<NodeRuntimeHandler> {
+    list.iter()
+        .map(|h| NodeRuntimeHandler {
+            name: Some(h.name.clone()),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(h.recursive_read_only_mounts),
+                user_namespaces: Some(h.user_namespaces),
+            }),
+        })
+        .collect()
+}
+
+fn images(input: &StatusInput<'_>) -> Vec<ContainerImage> {
+    let mut list: Vec<&ImageStatus> = input.images.iter().collect();
+    // Largest first: those are worth scheduling by.
+    list.sort_by(|a, b| {
+        b.size_bytes
+            .cmp(&a.size_bytes)
+            .then_with(|| a.id.cmp(&b.id))
+    });
+    let max = usize::try_from(input.max_images).unwrap_or(usize::MAX);
+    list.into_iter()
+        .take(max)
+        .map(|image| ContainerImage {
+            names: Some(
+                image
+                    .repo_digests
+                    .iter()
+                    .chain(&image.repo_tags)
+                    .take(MAX_NAMES_PER_IMAGE)
+                    .cloned()
+                    .collect(),
+            ),
+            size_bytes: i64::try_from(image.size_bytes).ok(),
+        })
+        .collect()
+}
+
+fn conditions(input: &StatusInput<'_>) -> Vec<NodeCondition> {
+    let now = seconds(input.now);
+    let make = |type_: &str, status: bool, reason: &str, message: String| {
+        let status = if status { "True" } else { "False" };
+        let before = input.old_conditions.iter().find(|c| c.type_ == type_);
+        let since = before
+            .filter(|b| b.status == status)
+            .and_then(|b| b.last_transition_time.clone());
+        NodeCondition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            last_heartbeat_time: Some(now.clone()),
+            last_transition_time: since.or_else(|| Some(now.clone())),
+        }
+    };
+    let pressure = |type_: &str, on: (&str, &str), off: (&str, &str)| {
+        let is_on = input.pressure.contains(&type_);
+        let (reason, message) = if is_on { on } else { off };
+        make(type_, is_on, reason, message.to_owned())
+    };
+    let mut list = vec![
+        pressure(
+            "MemoryPressure",
+            (
+                "KubeletHasInsufficientMemory",
+                "kubelet has insufficient memory available",
+            ),
+            (
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ),
+        ),
+        pressure(
+            "DiskPressure",
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        pressure(
+            "PIDPressure",
+            (
+                "KubeletHasInsufficientPID",
+                "kubelet has insufficient PID available",
+            ),
+            (
+                "KubeletHasSufficientPID",
+                "kubelet has sufficient PID available",
+            ),
+        ),
+    ];
+    // Ready comes last: older control planes read it so.
+    let errors = not_ready(input.runtime_state);
+    list.push(match errors.len() {
+        0 => make(
+            "Ready",
+            true,
+            "KubeletReady",
+            "kubelet is posting ready status".to_owned(),
+        ),
+        1 => make(
+            "Ready",
+            false,
+            "KubeletNotReady",
+            errors.into_iter().next().unwrap_or_default(),
+        ),
+        _ => make(
+            "Ready",
+            false,
+            "KubeletNotReady",
+            format!("[{}]", errors.join(", ")),
+        ),
+    });
+    list
+}
+
+/// Why the node cannot run pods; empty when it can.
+pub fn not_ready(state: &RuntimeState) -> Vec<String> {
+    let mut errors = vec![];
+    match &state.runtime {
+        None => errors.push("container runtime status check may not have completed yet".to_owned()),
+        Some(Some((reason, message))) => {
+            errors.push(format!(
+                "container runtime not ready: RuntimeReady=false reason:{reason} message:{message}"
+            ));
+        }
+        Some(None) => {}
+    }
+    if let Some(Some((reason, message))) = &state.network {
+        errors.push(format!("container runtime network not ready: NetworkReady=false reason:{reason} message:{message}"));
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(state: RuntimeState, old: &[NodeCondition]) -> NodeCondition {
+        let (capacity, machine) = (ResourceList::new(), MachineInfo::default());
+        let status = generate(&StatusInput {
+            machine: &machine,
+            capacity: &capacity,
+            allocatable: &capacity,
+            addresses: &[],
+            hostname: "n",
+            kubelet_port: 10250,
+            runtime_name: "youki",
+            runtime_version: "1",
+            kubelet_version: "v1.36.3",
+            runtime_state: &state,
+            handlers: &[],
+            images: &[],
+            max_images: 50,
+            pressure: &[],
+            swap_capacity_bytes: 0,
+            volumes_in_use: &[],
+            old_conditions: old,
+            now: jiff::Timestamp::from_second(1000).unwrap(),
+        });
+        status.conditions.unwrap().pop().unwrap()
+    }
+
+    #[test]
+    fn ready_says_why_not() {
+        let broken = Some(("NetworkPluginNotReady".to_owned(), "no podCIDR".to_owned()));
+        let got = ready(
+            RuntimeState {
+                runtime: Some(None),
+                network: Some(broken),
+            },
+            &[],
+        );
+        assert_eq!(got.status, "False");
+        assert_eq!(
+            got.message.as_deref(),
+            Some(
+                "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:no podCIDR"
+            )
+        );
+    }
+
+    #[test]
+    fn transitions_keep_their_time() {
+        let fine = RuntimeState {
+            runtime: Some(None),
+            network: Some(None),
+        };
+        let old = NodeCondition {
+            type_: "Ready".into(),
+            status: "True".into(),
+            last_transition_time: Some(Time(jiff::Timestamp::from_second(5).unwrap())),
+            ..Default::default()
+        };
+        let got = ready(fine, &[old]);
+        assert_eq!(got.last_transition_time.unwrap().0.as_second(), 5);
+        assert_eq!(got.last_heartbeat_time.unwrap().0.as_second(), 1000);
+    }
+}

@@ -1,0 +1,310 @@
+//! Tells the API server how the node is.
+//!
+//! Owns: when the status is written: at once when readiness changes, soon when anything else does, and now and then when
+//! nothing did. Upstream: `syncNodeStatus`, `fastStatusUpdateOnce`, v1.36.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use kube::api::{Api, Patch, PatchParams};
+use runtime::api::Runtime;
+use serde_json::{Map, Value, json};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::register::Registration;
+use super::{StatusInput, generate, not_ready};
+use crate::configuration::KubeletConfiguration;
+use crate::events::{KubeletRecorder, Type, reason};
+use crate::kubelet::Kubelet;
+
+/// How often the runtime is asked how it is; upstream: `updateRuntimeUp`, every 5 s.
+const RUNTIME_CHECK_PERIOD: Duration = Duration::from_secs(5);
+/// While the runtime is not ready: soon.
+const RUNTIME_CHECK_FAST: Duration = Duration::from_millis(500);
+
+/// Writes the node's status.
+pub struct Reporter {
+    pub kubelet: Arc<Kubelet>,
+    pub runtime: Arc<dyn Runtime>,
+    pub client: kube::Client,
+    pub config: Arc<KubeletConfiguration>,
+    pub registration: Registration,
+    pub addresses: Vec<IpAddr>,
+    pub recorder: KubeletRecorder,
+    /// Something changed that should be seen at once.
+    pub changed: Arc<Notify>,
+}
+
+impl Reporter {
+    async fn status(&self, old: Option<&Node>) -> NodeStatus {
+        let images = self.runtime.list_images().await.unwrap_or_default();
+        self.status_with(old, &images)
+    }
+
+    fn status_with(&self, old: Option<&Node>, images: &[runtime::api::ImageStatus]) -> NodeStatus {
+        let (name, version) = self.runtime.version();
+        let state = self.kubelet.runtime_state.load();
+        let old_conditions = old
+            .and_then(|n| n.status.as_ref())
+            .and_then(|s| s.conditions.as_deref())
+            .unwrap_or_default();
+        generate(&StatusInput {
+            machine: &self.kubelet.node.machine,
+            capacity: &self.kubelet.node.capacity.load(),
+            allocatable: &self.kubelet.node.allocatable.load(),
+            addresses: &self.addresses,
+            hostname: &self.registration.hostname,
+            kubelet_port: self.config.port,
+            runtime_name: &name,
+            runtime_version: &version,
+            kubelet_version: component_base::version::GIT_VERSION,
+            runtime_state: &state,
+            handlers: &self.kubelet.runtime_handlers.load(),
+            images,
+            max_images: self.config.node_status_max_images,
+            pressure: &self.kubelet.node.pressure.load(),
+            swap_capacity_bytes: self.kubelet.node.machine.swap_capacity_bytes,
+            volumes_in_use: &[],
+            old_conditions,
+            now: jiff::Timestamp::now(),
+        })
+    }
+
+    /// Registers, then reports until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        if self.config.register_node {
+            let registered = self
+                .registration
+                .register(&self.client, || self.status_with(None, &[]), &shutdown)
+                .await;
+            let Some(node) = registered else { return };
+            self.check_reboot(&node);
+            self.kubelet.node.node.store(Arc::new(Some(Arc::new(node))));
+        }
+        let frequency = self.config.node_status_update_frequency.0;
+        let mut last: Option<(NodeStatus, Instant)> = None;
+        loop {
+            match self.update(&mut last).await {
+                Ok(()) => {}
+                Err(error) => tracing::error!(%error, "unable to update node status"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(frequency) => {}
+            }
+        }
+    }
+
+    async fn update(&self, last: &mut Option<(NodeStatus, Instant)>) -> kube::Result<()> {
+        let old = self.kubelet.node.node.load().as_ref().clone();
+        let status = self.status(old.as_deref()).await;
+        let due = match last {
+            Some((before, at)) => {
+                at.elapsed() >= self.config.node_status_report_frequency.0
+                    || changed(before, &status)
+            }
+            None => true,
+        };
+        if !due {
+            return Ok(());
+        }
+        let theirs = old
+            .as_ref()
+            .and_then(|n| n.status.clone())
+            .unwrap_or_default();
+        self.event_on_transition(&theirs, &status);
+        let body = patch(&theirs, &status);
+        let api: Api<Node> = Api::all(self.client.clone());
+        let node = api
+            .patch_status(
+                &self.kubelet.node.name,
+                &PatchParams::default(),
+                &Patch::Strategic(&body),
+            )
+            .await?;
+        self.kubelet.node.node.store(Arc::new(Some(Arc::new(node))));
+        *last = Some((status, Instant::now()));
+        Ok(())
+    }
+
+    fn event_on_transition(&self, old: &NodeStatus, new: &NodeStatus) {
+        let find = |s: &NodeStatus, type_: &str| {
+            s.conditions
+                .iter()
+                .flatten()
+                .find(|c| c.type_ == type_)
+                .map(|c| c.status.clone())
+        };
+        let name = &self.kubelet.node.name;
+        let tell = |type_: &str, on: &str, off: &str| {
+            let (before, now) = (find(old, type_), find(new, type_));
+            if before == now {
+                return;
+            }
+            let reason = if now.as_deref() == Some("True") {
+                on
+            } else {
+                off
+            };
+            self.recorder.node(
+                Type::Normal,
+                reason,
+                format!("Node {name} status is now: {reason}"),
+            );
+        };
+        tell(
+            "MemoryPressure",
+            "NodeHasInsufficientMemory",
+            "NodeHasSufficientMemory",
+        );
+        tell(
+            "DiskPressure",
+            "NodeHasDiskPressure",
+            "NodeHasNoDiskPressure",
+        );
+        tell(
+            "PIDPressure",
+            "NodeHasInsufficientPID",
+            "NodeHasSufficientPID",
+        );
+        tell("Ready", reason::NODE_READY, reason::NODE_NOT_READY);
+    }
+
+    fn check_reboot(&self, node: &Node) {
+        let before = node
+            .status
+            .as_ref()
+            .and_then(|s| s.node_info.as_ref())
+            .map(|i| i.boot_id.as_str());
+        let now = self.kubelet.node.machine.boot_id.as_str();
+        if before.is_some_and(|b| !b.is_empty() && b != now) {
+            let message = format!(
+                "Node {} has been rebooted, boot id: {now}",
+                self.kubelet.node.name
+            );
+            self.recorder.node(Type::Warning, reason::REBOOTED, message);
+        }
+    }
+}
+
+/// Apart from heartbeats.
+fn changed(old: &NodeStatus, new: &NodeStatus) -> bool {
+    let still = |s: &NodeStatus| {
+        let mut s = s.clone();
+        for c in s.conditions.iter_mut().flatten() {
+            c.last_heartbeat_time = None;
+        }
+        s
+    };
+    still(old) != still(new)
+}
+
+/// A strategic merge: conditions of others stay, addresses are replaced as a whole.
+fn patch(old: &NodeStatus, new: &NodeStatus) -> Value {
+    let (Ok(Value::Object(old)), Ok(Value::Object(new))) =
+        (serde_json::to_value(old), serde_json::to_value(new))
+    else {
+        return json!({});
+    };
+    let mut status = Map::new();
+    for (key, value) in new {
+        if old.get(&key) == Some(&value) {
+            continue;
+        }
+        let value = match (key.as_str(), value) {
+            ("addresses", Value::Array(mut list)) => {
+                list.push(json!({ "$patch": "replace" }));
+                Value::Array(list)
+            }
+            (_, value) => value,
+        };
+        status.insert(key, value);
+    }
+    for key in ["volumesInUse"] {
+        if old.contains_key(key) && !status.contains_key(key) && !status.is_empty() {
+            status.insert(key.to_owned(), Value::Null);
+        }
+    }
+    json!({ "status": status })
+}
+
+/// Follows the health of runtime and network until `shutdown`.
+pub async fn watch_runtime(
+    kubelet: Arc<Kubelet>,
+    runtime: Arc<dyn Runtime>,
+    changed: Arc<Notify>,
+    nudge: Arc<Notify>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let state = match runtime.status().await {
+            Ok(status) => {
+                if **kubelet.runtime_handlers.load() != status.handlers {
+                    kubelet.runtime_handlers.store(Arc::new(status.handlers));
+                    changed.notify_one();
+                }
+                crate::kubelet::RuntimeState {
+                    runtime: Some(status.runtime_ready),
+                    network: Some(status.network_ready),
+                }
+            }
+            Err(error) => crate::kubelet::RuntimeState {
+                runtime: Some(Some(("RuntimeStatus".to_owned(), error.to_string()))),
+                network: None,
+            },
+        };
+        let before = kubelet.runtime_state.load_full();
+        if *before != state {
+            let errors = not_ready(&state);
+            if !errors.is_empty() {
+                tracing::warn!(?errors, "container runtime is not ready");
+            }
+            kubelet.runtime_state.store(Arc::new(state.clone()));
+            changed.notify_one();
+            if errors.is_empty() {
+                // Pods that waited for the network wait no longer.
+                for pod in kubelet.pods.pods() {
+                    kubelet.workers.wake(crate::pod::uid(&pod));
+                }
+            }
+        }
+        let wait = if not_ready(&state).is_empty() {
+            RUNTIME_CHECK_PERIOD
+        } else {
+            RUNTIME_CHECK_FAST
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = nudge.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::NodeAddress;
+
+    #[test]
+    fn only_what_changed_is_written() {
+        let status = |ip: &str| NodeStatus {
+            addresses: Some(vec![NodeAddress {
+                type_: "InternalIP".into(),
+                address: ip.into(),
+            }]),
+            phase: Some("x".into()),
+            ..Default::default()
+        };
+        let got = patch(&status("1.1.1.1"), &status("2.2.2.2"));
+        assert_eq!(
+            got,
+            json!({"status": {"addresses": [{"type": "InternalIP", "address": "2.2.2.2"}, {"$patch": "replace"}]}})
+        );
+        assert_eq!(patch(&status("a"), &status("a")), json!({"status": {}}));
+    }
+}

@@ -1,0 +1,409 @@
+//! ConfigMaps and Secrets of the pods on this node, each watched alone.
+//!
+//! Owns: one informer an object for as long as a pod refers to it (a node may read no others), and the news that
+//! an object changed. Upstream: `pkg/kubelet/util/manager/watch_based_manager.go`, v1.36.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use component_base::informer::{Informer, InformerEvent, InformerOptions, Object};
+use component_base::shutdown::Shutdown;
+use component_helpers::pod::references::{config_map_names, secret_names};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::authentication::v1::{
+    BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec,
+};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::api::{Api, PostParams};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use volumes::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest};
+
+use crate::environment::{EnvironmentError, Objects};
+use crate::node::NodeState;
+use crate::pod;
+
+/// How long a reader waits for an object that the API server refuses yet: the node authorizer learns of a new pod a
+/// moment after the kubelet does.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+const REFUSAL_RETRY: Duration = Duration::from_millis(100);
+
+type Key = (String, String);
+
+struct Entry<K: Object> {
+    pods: HashSet<String>,
+    informer: Informer<K>,
+}
+
+/// Objects of one kind.
+struct Store<K: Object> {
+    resource: &'static str,
+    client: kube::Client,
+    shutdown: Shutdown,
+    entries: Mutex<HashMap<Key, Entry<K>>>,
+    changes: mpsc::UnboundedSender<BTreeSet<String>>,
+}
+
+impl<K> Store<K>
+where
+    K: Object + DeserializeOwned + kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Entry<K>>> {
+        self.entries.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn register(self: &Arc<Self>, pod_uid: &str, namespace: &str, names: &BTreeSet<&str>) {
+        let mut entries = self.lock();
+        // Objects a pod no longer names (never, as its spec is fixed, but for a pod of the same UID read again).
+        for ((ns, name), entry) in entries.iter_mut() {
+            if ns == namespace && !names.contains(name.as_str()) {
+                entry.pods.remove(pod_uid);
+            }
+        }
+        for name in names {
+            let key = (namespace.to_owned(), (*name).to_owned());
+            let entry = entries.entry(key.clone()).or_insert_with(|| {
+                let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+                let options = InformerOptions::default().fields(format!("metadata.name={name}"));
+                let informer = Informer::start(api, &options, &self.shutdown);
+                self.forward(key, &informer);
+                Entry {
+                    pods: HashSet::new(),
+                    informer,
+                }
+            });
+            entry.pods.insert(pod_uid.to_owned());
+        }
+        entries.retain(|_, e| !e.pods.is_empty());
+    }
+
+    /// Tells which pods an object's change concerns. Ends with the informer.
+    fn forward(self: &Arc<Self>, key: Key, informer: &Informer<K>) {
+        let mut events = informer.subscribe();
+        let store = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                let Some(store) = store.upgrade() else { return };
+                if matches!(event, InformerEvent::Added(_)) && !store.is_known(&key) {
+                    continue;
+                }
+                let pods: BTreeSet<String> = store
+                    .lock()
+                    .get(&key)
+                    .map(|e| e.pods.iter().cloned().collect())
+                    .unwrap_or_default();
+                if store.changes.send(pods).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn is_known(&self, key: &Key) -> bool {
+        self.lock().contains_key(key)
+    }
+
+    fn unregister(&self, pod_uid: &str) {
+        self.lock().retain(|_, e| {
+            e.pods.remove(pod_uid);
+            !e.pods.is_empty()
+        });
+    }
+
+    async fn get(&self, namespace: &str, name: &str) -> Result<Option<Arc<K>>, SourceError> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let informer = self.lock().get(&key).map(|e| e.informer.clone());
+        if let Some(informer) = informer.as_ref().filter(|i| i.has_synced()) {
+            return Ok(informer.get(namespace, name));
+        }
+        // The watch has not begun: ask once, so that no pod waits for it.
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let begin = tokio::time::Instant::now();
+        loop {
+            match api.get_opt(name).await {
+                Ok(found) => return Ok(found.map(Arc::new)),
+                Err(kube::Error::Api(status))
+                    if status.code == 403 && begin.elapsed() < REFUSAL_PATIENCE =>
+                {
+                    tokio::time::sleep(REFUSAL_RETRY).await;
+                }
+                Err(kube::Error::Api(status)) => {
+                    return Err(SourceError::Refused {
+                        code: status.code,
+                        message: status.message.clone(),
+                    });
+                }
+                Err(error) => {
+                    return Err(SourceError::Transport {
+                        resource: self.resource,
+                        namespace: namespace.to_owned(),
+                        name: name.to_owned(),
+                        source: Box::new(error),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Everything of the API that containers and volumes are made of.
+pub struct ObjectCache {
+    api: Option<Watched>,
+    node: Arc<NodeState>,
+    volumes: std::sync::OnceLock<volumes::VolumeManager>,
+    paths: crate::paths::Paths,
+}
+
+struct Watched {
+    client: kube::Client,
+    config_maps: Arc<Store<ConfigMap>>,
+    secrets: Arc<Store<Secret>>,
+    services: Informer<Service>,
+}
+
+impl ObjectCache {
+    /// `changes`: the pods whose objects changed. Without a client, nothing is there but what static pods bring.
+    pub fn new(
+        api: Option<(kube::Client, Informer<Service>)>,
+        node: Arc<NodeState>,
+        paths: crate::paths::Paths,
+        changes: mpsc::UnboundedSender<BTreeSet<String>>,
+        shutdown: &Shutdown,
+    ) -> Self {
+        let api = api.map(|(client, services)| Watched {
+            config_maps: Arc::new(Store {
+                resource: "configmap",
+                client: client.clone(),
+                shutdown: shutdown.clone(),
+                entries: Mutex::default(),
+                changes: changes.clone(),
+            }),
+            secrets: Arc::new(Store {
+                resource: "secret",
+                client: client.clone(),
+                shutdown: shutdown.clone(),
+                entries: Mutex::default(),
+                changes,
+            }),
+            client,
+            services,
+        });
+        Self {
+            api,
+            node,
+            volumes: std::sync::OnceLock::new(),
+            paths,
+        }
+    }
+
+    /// Where `fileKeyRef` reads; once, when the volume manager is made.
+    pub fn set_volumes(&self, volumes: volumes::VolumeManager) {
+        // Set once by the wiring.
+        let _ = self.volumes.set(volumes);
+    }
+
+    /// Begins to watch what the pod refers to. Idempotent.
+    pub fn register_pod(&self, pod: &Pod) {
+        if let Some(api) = &self.api {
+            let (uid, namespace) = (pod::uid(pod), pod::namespace(pod));
+            api.config_maps
+                .register(uid, namespace, &config_map_names(pod));
+            api.secrets.register(uid, namespace, &secret_names(pod));
+        }
+    }
+
+    pub fn unregister_pod(&self, uid: &str) {
+        if let Some(api) = &self.api {
+            api.config_maps.unregister(uid);
+            api.secrets.unregister(uid);
+        }
+    }
+
+    /// The pull secrets of the pod that exist, and the names of those that do not.
+    pub async fn pull_secrets(&self, pod: &Pod) -> (Vec<Arc<Secret>>, Vec<String>) {
+        let (mut found, mut missing) = (vec![], vec![]);
+        for reference in pod
+            .spec
+            .iter()
+            .flat_map(|s| s.image_pull_secrets.iter().flatten())
+        {
+            let name = &reference.name;
+            match self.secret_of(pod::namespace(pod), name).await {
+                Ok(Some(secret)) => found.push(secret),
+                _ if name.is_empty() => {}
+                _ => missing.push(name.clone()),
+            }
+        }
+        (found, missing)
+    }
+
+    async fn secret_of(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Secret>>, SourceError> {
+        match &self.api {
+            Some(api) => api.secrets.get(namespace, name).await,
+            None => Err(no_client("secret", namespace, name)),
+        }
+    }
+
+    async fn config_map_of(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<ConfigMap>>, SourceError> {
+        match &self.api {
+            Some(api) => api.config_maps.get(namespace, name).await,
+            None => Err(no_client("configMap", namespace, name)),
+        }
+    }
+}
+
+fn no_client(kind: &str, namespace: &str, name: &str) -> SourceError {
+    SourceError::Refused {
+        code: 0,
+        message: format!("couldn't get {kind} {namespace}/{name}, no kubeClient defined"),
+    }
+}
+
+#[async_trait]
+impl Objects for ObjectCache {
+    async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<ConfigMap>>, SourceError> {
+        self.config_map_of(namespace, name).await
+    }
+
+    async fn secret(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Secret>>, SourceError> {
+        self.secret_of(namespace, name).await
+    }
+
+    fn services(&self) -> Option<Vec<Arc<Service>>> {
+        match &self.api {
+            Some(api) => api.services.has_synced().then(|| api.services.list()),
+            None => Some(vec![]),
+        }
+    }
+
+    async fn volume_file(
+        &self,
+        pod_uid: &str,
+        volume: &str,
+        path: &str,
+    ) -> Result<String, EnvironmentError> {
+        // `fileKeyRef` only reads emptyDir volumes.
+        let dir = self
+            .paths
+            .pod(pod_uid)
+            .join("volumes/kubernetes.io~empty-dir")
+            .join(volume);
+        let (dir, path, volume) = (dir, std::path::PathBuf::from(path), volume.to_owned());
+        let read = tokio::task::spawn_blocking(move || {
+            let root =
+                std::fs::canonicalize(&dir).map_err(|_| EnvironmentError::NoVolume(volume))?;
+            // A link of the container's making must not lead outside.
+            let file =
+                std::fs::canonicalize(root.join(path)).map_err(|_| EnvironmentError::EnvFile)?;
+            if !file.starts_with(&root) {
+                return Err(EnvironmentError::EnvFile);
+            }
+            std::fs::read_to_string(file).map_err(|_| EnvironmentError::EnvFile)
+        });
+        read.await.unwrap_or(Err(EnvironmentError::EnvFile))
+    }
+}
+
+#[async_trait]
+impl ObjectSource for ObjectCache {
+    async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<ConfigMap>>, SourceError> {
+        self.config_map_of(namespace, name).await
+    }
+
+    async fn secret(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Secret>>, SourceError> {
+        self.secret_of(namespace, name).await
+    }
+
+    async fn service_account_token(
+        &self,
+        request: &TokenRequest,
+    ) -> Result<ServiceAccountToken, SourceError> {
+        let (namespace, name) = (&request.namespace, &request.service_account);
+        let Some(api) = &self.api else {
+            return Err(no_client("serviceaccount token", namespace, name));
+        };
+        let body = ApiTokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: Some(request.audiences.clone()).filter(|a| !a.is_empty()),
+                expiration_seconds: request.expiration_seconds,
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: Some(request.pod_name.clone()),
+                    uid: Some(request.pod_uid.clone()),
+                }),
+            }),
+            ..ApiTokenRequest::default()
+        };
+        let accounts: Api<ServiceAccount> = Api::namespaced(api.client.clone(), namespace);
+        let begin = tokio::time::Instant::now();
+        let answer = loop {
+            match accounts
+                .create_token_request(name, &PostParams::default(), &body)
+                .await
+            {
+                Ok(answer) => break answer,
+                Err(kube::Error::Api(status))
+                    if status.code == 403 && begin.elapsed() < REFUSAL_PATIENCE =>
+                {
+                    tokio::time::sleep(REFUSAL_RETRY).await;
+                }
+                Err(kube::Error::Api(status)) => {
+                    return Err(SourceError::Refused {
+                        code: status.code,
+                        message: format!("failed to fetch token: {}", status.message),
+                    });
+                }
+                Err(error) => {
+                    return Err(SourceError::Transport {
+                        resource: "serviceaccount token",
+                        namespace: namespace.clone(),
+                        name: name.clone(),
+                        source: Box::new(error),
+                    });
+                }
+            }
+        };
+        let no_token = || SourceError::Refused {
+            code: 0,
+            message: "the API server answered a token request without a token".to_owned(),
+        };
+        let status = answer.status.ok_or_else(no_token)?;
+        Ok(ServiceAccountToken {
+            token: status.token.ok_or_else(no_token)?,
+            expires_at: status.expiration_timestamp.ok_or_else(no_token)?.0,
+            expiration_seconds: answer.spec.and_then(|s| s.expiration_seconds),
+        })
+    }
+
+    fn node_allocatable(&self) -> Result<BTreeMap<String, Quantity>, SourceError> {
+        Ok(self.node.allocatable.load().as_ref().clone())
+    }
+}

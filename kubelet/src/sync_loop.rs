@@ -1,0 +1,354 @@
+//! The one loop: everything that happens to pods passes here, one event at a time.
+//!
+//! Owns: the closed list of events, admission, and handing work to the pod workers. Never waits for a pod: slow things
+//! are done by workers and tasks. Upstream: `syncLoopIteration` in `pkg/kubelet/kubelet.go`, v1.36.
+//!
+//! **Invariant:** nothing is cleaned up before every source told of its pods once.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use component_helpers::qos::get_pod_qos;
+use k8s_openapi::api::core::v1::{Node, Pod, PodStatus as ApiPodStatus};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::{AdmissionInput, Rejection, can_admit_pod};
+use crate::config::{PodUpdate, Source};
+use crate::events::Type;
+use crate::kubelet::Kubelet;
+use crate::metrics;
+use crate::pleg::PodLifecycleEvent;
+use crate::pod;
+use crate::pod_actions::ProbeResult;
+use crate::pod_workers::Update;
+use crate::prober::{ProbeType, ProbeUpdate};
+
+/// How often traces are looked for without a cause; upstream cleans up every 2 s, we when something ended.
+const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(60);
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub enum Event {
+    Config(PodUpdate),
+    Pleg(PodLifecycleEvent),
+    Probe(ProbeUpdate),
+    /// A ConfigMap or Secret of these pods changed.
+    ObjectsChanged(BTreeSet<String>),
+    /// A pod's worker is through.
+    PodFinished(String),
+    Housekeeping,
+}
+
+/// Where events come from.
+pub struct Channels {
+    pub config: mpsc::UnboundedReceiver<PodUpdate>,
+    pub pleg: mpsc::UnboundedReceiver<PodLifecycleEvent>,
+    pub probes: mpsc::UnboundedReceiver<ProbeUpdate>,
+    pub objects: mpsc::UnboundedReceiver<BTreeSet<String>>,
+    pub finished: mpsc::UnboundedReceiver<String>,
+}
+
+impl Channels {
+    /// `None`: a sender is gone for good, the kubelet ends.
+    async fn next(&mut self, housekeeping: &mut tokio::time::Interval) -> Option<Event> {
+        tokio::select! {
+            biased;
+            update = self.config.recv() => update.map(Event::Config),
+            event = self.pleg.recv() => event.map(Event::Pleg),
+            update = self.probes.recv() => update.map(Event::Probe),
+            uid = self.finished.recv() => uid.map(Event::PodFinished),
+            uids = self.objects.recv() => uids.map(Event::ObjectsChanged),
+            _ = housekeeping.tick() => Some(Event::Housekeeping),
+        }
+    }
+}
+
+/// The loop's own memory.
+pub struct SyncLoop {
+    kubelet: Arc<Kubelet>,
+    /// Sources that have not told of their pods yet.
+    waiting_for: BTreeSet<Source>,
+    /// UIDs that ran before this kubelet started: adopted without being admitted again.
+    adopted: BTreeSet<String>,
+    cleaning: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl SyncLoop {
+    /// `sources`: those that are configured.
+    pub fn new(
+        kubelet: Arc<Kubelet>,
+        sources: BTreeSet<Source>,
+        adopted: BTreeSet<String>,
+    ) -> Self {
+        Self {
+            kubelet,
+            waiting_for: sources,
+            adopted,
+            cleaning: None,
+        }
+    }
+
+    /// Until `shutdown`.
+    pub async fn run(mut self, mut channels: Channels, shutdown: CancellationToken) {
+        let start = tokio::time::Instant::now() + HOUSEKEEPING_PERIOD;
+        let mut housekeeping = tokio::time::interval_at(start, HOUSEKEEPING_PERIOD);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.kubelet
+                .loop_turned
+                .store(Arc::new(Some(Instant::now())));
+            let event = tokio::select! {
+                () = shutdown.cancelled() => return,
+                event = channels.next(&mut housekeeping) => event,
+            };
+            match event {
+                Some(event) => self.handle(event).await,
+                None => return,
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        match event {
+            Event::Config(PodUpdate::Set(pod)) => self.handle_pod_set(pod).await,
+            Event::Config(PodUpdate::Removed(pod)) => self.handle_pod_remove(&pod),
+            Event::Config(PodUpdate::Ready(source)) => {
+                tracing::info!(?source, "source of pods is ready");
+                self.waiting_for.remove(&source);
+                self.housekeeping();
+            }
+            Event::Pleg(event) => self.kubelet.workers.wake(&event.pod_uid),
+            Event::Probe(update) => self.handle_probe(update),
+            Event::ObjectsChanged(uids) => self.handle_objects(uids),
+            Event::PodFinished(uid) => {
+                let kubelet = self.kubelet.clone();
+                let restart = kubelet
+                    .workers
+                    .status(&uid)
+                    .is_some_and(|s| s.restart_requested);
+                if restart && let Some(pod) = kubelet.pods.get_pod_by_uid(&uid) {
+                    // A static pod that came back while its former self was ending.
+                    kubelet.workers.forget(&uid);
+                    metrics::RESTARTED_PODS.with_label_values(&["true"]).inc();
+                    kubelet.workers.update_pod(&uid, Update::Pod(pod));
+                    return;
+                }
+                tokio::spawn(async move { kubelet.handle_pod_finished(&uid).await });
+            }
+            Event::Housekeeping => self.housekeeping(),
+        }
+    }
+
+    fn housekeeping(&mut self) {
+        if !self.waiting_for.is_empty() || self.cleaning.as_ref().is_some_and(|t| !t.is_finished())
+        {
+            return;
+        }
+        let kubelet = self.kubelet.clone();
+        self.cleaning = Some(tokio::spawn(
+            async move { kubelet.handle_pod_cleanups().await },
+        ));
+    }
+
+    async fn handle_pod_set(&mut self, pod: Arc<Pod>) {
+        let kubelet = self.kubelet.clone();
+        let uid = pod::uid(&pod).to_owned();
+        if pod::is_mirror(&pod) {
+            kubelet.pods.update_pod(pod.clone());
+            if let Some(owner) = kubelet.pods.get_pod_by_mirror_pod(&pod) {
+                let wrong =
+                    pod::is_deleted(&pod) || pod::mirror_hash(&pod) != pod::config_hash(&owner);
+                kubelet.status.reconcile_as(&owner, &pod);
+                if wrong {
+                    kubelet.workers.wake(pod::uid(&owner));
+                }
+            } else if self.waiting_for.is_empty() {
+                self.housekeeping();
+            }
+            return;
+        }
+        let before = kubelet.pods.get_pod_by_uid(&uid);
+        kubelet.pods.update_pod(pod.clone());
+        kubelet.status.reconcile(&pod);
+        match before {
+            Some(before) => {
+                if differs(&before, &pod) {
+                    kubelet.workers.update_pod(&uid, Update::Pod(pod));
+                }
+            }
+            None => self.handle_pod_addition(pod).await,
+        }
+    }
+
+    async fn handle_pod_addition(&mut self, pod: Arc<Pod>) {
+        let uid = pod::uid(&pod).to_owned();
+        let ended = pod::is_deleted(&pod) || pod::is_terminal_phase(pod::phase(&pod));
+        if !ended
+            && !self.adopted.contains(&uid)
+            && !self.kubelet.workers.is_termination_requested(&uid)
+        {
+            if let Err(rejection) = self.admit(&pod) {
+                self.reject_pod(&pod, &rejection);
+                return;
+            }
+        }
+        self.kubelet.workers.update_pod(&uid, Update::Pod(pod));
+    }
+
+    fn admit(&self, pod: &Arc<Pod>) -> Result<(), Rejection> {
+        let kubelet = &self.kubelet;
+        let uid = pod::uid(pod);
+        let active: Vec<Arc<Pod>> = kubelet
+            .active_pods()
+            .into_iter()
+            .filter(|p| pod::uid(p) != uid)
+            .collect();
+        let node_object = kubelet.node.node.load();
+        let fallback;
+        let node: &Node = match node_object.as_ref() {
+            Some(node) => node,
+            None => {
+                let mut own = Node::default();
+                own.metadata.name = Some(kubelet.node.name.clone());
+                fallback = own;
+                &fallback
+            }
+        };
+        can_admit_pod(
+            pod,
+            &AdmissionInput {
+                node,
+                allocatable: &kubelet.node.allocatable.load(),
+                active: &active,
+                allowed_unsafe_sysctls: &kubelet.config.allowed_unsafe_sysctls,
+                memory_pressure: kubelet.node.under_pressure("MemoryPressure"),
+                disk_pressure: kubelet.node.under_pressure("DiskPressure"),
+                pid_pressure: kubelet.node.under_pressure("PIDPressure"),
+            },
+        )
+    }
+
+    fn reject_pod(&self, pod: &Pod, rejection: &Rejection) {
+        metrics::ADMISSION_REJECTIONS
+            .with_label_values(&[&rejection.reason])
+            .inc();
+        self.kubelet.recorder.pod(
+            pod,
+            Type::Warning,
+            &rejection.reason,
+            rejection.message.clone(),
+        );
+        let status = ApiPodStatus {
+            qos_class: Some(get_pod_qos(pod).as_str().to_owned()),
+            phase: Some("Failed".to_owned()),
+            reason: Some(rejection.reason.clone()),
+            message: Some(format!("Pod was rejected: {}", rejection.message)),
+            observed_generation: pod.metadata.generation,
+            conditions: pod.status.as_ref().and_then(|s| s.conditions.clone()),
+            ..ApiPodStatus::default()
+        };
+        self.kubelet.status.set_pod_status(pod, status);
+    }
+
+    fn handle_pod_remove(&mut self, pod: &Arc<Pod>) {
+        let kubelet = &self.kubelet;
+        kubelet.pods.remove_pod(pod);
+        let uid = pod::uid(pod);
+        if pod::is_mirror(pod) {
+            if let Some(owner) = kubelet.pods.get_pod_by_mirror_pod(pod) {
+                kubelet.workers.wake(pod::uid(&owner));
+            }
+            return;
+        }
+        self.adopted.remove(uid);
+        if kubelet.workers.is_finished(uid) {
+            let (kubelet, uid) = (kubelet.clone(), uid.to_owned());
+            tokio::spawn(async move { kubelet.handle_pod_finished(&uid).await });
+            return;
+        }
+        if kubelet.workers.status(uid).is_some() {
+            let kill = Update::Kill {
+                pod: pod.clone(),
+                grace_period_seconds: None,
+                forced: None,
+            };
+            kubelet.workers.update_pod(uid, kill);
+        }
+        if pod::is_static(pod) {
+            // Its mirror has no owner any longer.
+            self.housekeeping();
+        }
+    }
+
+    fn handle_probe(&self, update: ProbeUpdate) {
+        let kubelet = &self.kubelet;
+        let Some(pod) = kubelet.pods.get_pod_by_uid(&update.pod_uid) else {
+            return;
+        };
+        let passed = update.result == ProbeResult::Success;
+        match update.probe_type {
+            ProbeType::Liveness if passed => return,
+            ProbeType::Liveness => {}
+            ProbeType::Readiness => {
+                kubelet
+                    .status
+                    .set_container_readiness(&pod, &update.container_id, passed)
+            }
+            ProbeType::Startup => {
+                kubelet
+                    .status
+                    .set_container_startup(&pod, &update.container_id, passed);
+                if passed {
+                    kubelet.probes.trigger_after_startup(&update.pod_uid);
+                }
+            }
+        }
+        kubelet.workers.wake(&update.pod_uid);
+    }
+
+    fn handle_objects(&self, uids: BTreeSet<String>) {
+        for uid in uids {
+            let Some(pod) = self.kubelet.pods.get_pod_by_uid(&uid) else {
+                continue;
+            };
+            if self.kubelet.workers.is_termination_requested(&uid) {
+                continue;
+            }
+            let kubelet = self.kubelet.clone();
+            tokio::spawn(async move {
+                if let Err(error) = kubelet.volumes.refresh_pod(&pod).await {
+                    tracing::warn!(pod = %pod::format(&pod), %error, "failed to refresh the pod's volumes");
+                }
+                // A container may wait for just this object.
+                kubelet.workers.wake(&uid);
+            });
+        }
+    }
+}
+
+/// Is there anything in the new version that the kubelet did not write itself?
+fn differs(old: &Pod, new: &Pod) -> bool {
+    let foreign = |p: &Pod| {
+        let conditions: Vec<_> = p
+            .status
+            .iter()
+            .flat_map(|s| s.conditions.iter().flatten())
+            .filter(|c| !crate::status::conditions::KUBELET_CONDITIONS.contains(&c.type_.as_str()))
+            .cloned()
+            .collect();
+        (conditions, pod::is_terminal_phase(pod::phase(p)))
+    };
+    let annotations = |p: &Pod| {
+        let mut a = p.metadata.annotations.clone().unwrap_or_default();
+        a.remove(pod::CONFIG_FIRST_SEEN_ANNOTATION);
+        a
+    };
+    old.spec != new.spec
+        || old.metadata.labels != new.metadata.labels
+        || annotations(old) != annotations(new)
+        || old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
+        || old.metadata.deletion_grace_period_seconds != new.metadata.deletion_grace_period_seconds
+        || foreign(old) != foreign(new)
+}
