@@ -135,17 +135,23 @@ pub fn router(
         ];
         router = disabled(router, &paths, "Debug endpoints are disabled.");
     }
-    router.with_state(server)
+    counted(router, "readwrite").with_state(server)
 }
 
 /// The routes of the read-only port, 10255.
 pub fn read_only_router(context: Arc<dyn ServerContext>, shutdown: CancellationToken) -> Router {
-    open_routes().with_state(Server {
+    counted(open_routes(), "readonly").with_state(Server {
         stats: Arc::new(stats::Stats::new(context.clone())),
         context,
         options: ServerOptions::default(),
         shutdown,
     })
+}
+
+fn counted(router: Router<Server>, server_type: &'static str) -> Router<Server> {
+    router.layer(axum::middleware::from_fn(move |request, next| {
+        metrics::count(server_type, request, next)
+    }))
 }
 
 fn open_routes() -> Router<Server> {

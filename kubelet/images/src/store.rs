@@ -207,7 +207,7 @@ impl ImageStore {
     /// # Errors
     /// The disk failed.
     pub async fn usage(&self) -> Result<Usage, ImageStoreError> {
-        self.blocking(|inner| gc::usage(inner)).await
+        self.blocking(gc::usage).await
     }
 
     /// The directories of the unpacked image, topmost first, for overlayfs `lowerdir`; never empty. They stay until

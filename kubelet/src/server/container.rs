@@ -36,6 +36,22 @@ impl Server {
         found.ok_or_else(|| ApiError::internal(format!("container not found ({name:?})")))
     }
 
+    /// The container of this name, which must run. The refusal's text is containerd's.
+    pub(super) async fn running_container(
+        &self,
+        pod: &Pod,
+        name: &str,
+    ) -> Result<ContainerStatus, ApiError> {
+        let container = self.container(pod, name).await?;
+        let state = match container.state {
+            ContainerState::Running => return Ok(container),
+            ContainerState::Created => "CONTAINER_CREATED",
+            ContainerState::Exited => "CONTAINER_EXITED",
+            ContainerState::Unknown => "CONTAINER_UNKNOWN",
+        };
+        Err(ApiError::internal(format!("container is in {state} state")))
+    }
+
     /// The sandbox the pod lives in now.
     pub(super) async fn sandbox(&self, pod: &Pod) -> Result<String, ApiError> {
         let sandboxes = self.context.runtime().list_pod_sandboxes().await?;

@@ -4,6 +4,7 @@
 
 mod cadvisor;
 mod exposition;
+mod http;
 mod resource;
 
 use axum::extract::State;
@@ -11,12 +12,14 @@ use axum::response::{IntoResponse, Response};
 use prometheus::{Encoder as _, TextEncoder};
 
 use super::{ApiError, Server};
+pub(super) use http::count;
+
 use crate::metrics::{PROBE_DURATION, PROBE_RESULTS};
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 fn text(body: String) -> Response {
-    ([(http::header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response()
+    ([(::http::header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response()
 }
 
 /// What this process counts, without the probes: they have a page of their own.

@@ -57,7 +57,7 @@ pub(super) async fn exec(
         ));
     }
     let pod = server.pod(&target.namespace, &target.pod, target.uid.as_deref())?;
-    let container = server.container(&pod, &target.container).await?;
+    let container = server.running_container(&pod, &target.container).await?;
     let runtime = server.context.runtime().clone();
     let start = move || async move {
         let session = runtime
@@ -79,7 +79,7 @@ pub(super) async fn attach(
 ) -> Result<Response, ApiError> {
     let mut options = options(&request)?;
     let pod = server.pod(&target.namespace, &target.pod, target.uid.as_deref())?;
-    let container = server.container(&pod, &target.container).await?;
+    let container = server.running_container(&pod, &target.container).await?;
     // Whether there is a terminal was decided when the container was made, not now.
     let tty = pod::find_container(&pod, &target.container)
         .is_some_and(|(spec, _)| spec.tty.unwrap_or(false));

@@ -238,7 +238,7 @@ async fn pulls_holds_removes() {
     let store = open(dir.path()).await;
     let image = store.pull(&name, &[]).await.unwrap();
     assert_eq!(image.id, id);
-    assert_eq!(image.repo_tags, [name.clone()]);
+    assert_eq!(image.repo_tags, std::slice::from_ref(&name));
     assert_eq!(image.repo_digests.len(), 1);
     assert_eq!(image.layers.len(), 2);
     assert!(image.size_bytes > 500);
@@ -325,8 +325,10 @@ async fn pulls_holds_removes() {
 async fn goes_on_after_a_cut() {
     let dir = tempfile::tempdir().unwrap();
     let big = layer(&[("big", &noise(1, 60_000))]);
-    let mut fake = Fake::default();
-    fake.cut = AtomicUsize::new(10_000);
+    let mut fake = Fake {
+        cut: AtomicUsize::new(10_000),
+        ..Fake::default()
+    };
     publish(&mut fake, "big", "v1", &[big]);
     let fake = start(fake).await;
     let store = open(dir.path()).await;
@@ -353,7 +355,7 @@ async fn refuses_what_does_not_match() {
     let dir = tempfile::tempdir().unwrap();
     let good = layer(&[("a", "a")]);
     let mut fake = Fake::default();
-    publish(&mut fake, "bad", "layer", &[good.clone()]);
+    publish(&mut fake, "bad", "layer", std::slice::from_ref(&good));
     let mut evil = good.0.to_vec();
     let end = evil.len() - 1;
     evil[end] ^= 1;

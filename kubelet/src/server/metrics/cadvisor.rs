@@ -4,6 +4,8 @@ use super::super::stats::{ContainerSnapshot, PodSnapshot, Snapshot};
 use super::exposition::Page;
 use crate::pod;
 
+/// The node, a pod, or a container of a pod.
+type Of<'a> = Option<(&'a PodSnapshot, Option<&'a ContainerSnapshot>)>;
 type Labels<'a> = [(&'a str, &'a str); 6];
 
 /// Renders the page.
@@ -49,7 +51,7 @@ fn rows(page: &mut Page, snapshot: &Snapshot) {
         working_set: Option<u64>,
         rss: Option<u64>,
     }
-    let mut rows: Vec<(Option<(&PodSnapshot, Option<&ContainerSnapshot>)>, Row)> = Vec::new();
+    let mut rows: Vec<(Of<'_>, Row)> = Vec::new();
     let of_usage = |usage: &super::super::stats::Usage| Row {
         cpu_seconds: usage.cpu_nanoseconds.map(|n| n as f64 / 1e9),
         usage: usage.memory_bytes,
@@ -114,7 +116,7 @@ fn rows(page: &mut Page, snapshot: &Snapshot) {
     }
 }
 
-fn id(of: Option<(&PodSnapshot, Option<&ContainerSnapshot>)>) -> String {
+fn id(of: Of<'_>) -> String {
     match of {
         None => "/".to_owned(),
         Some((pod, None)) => pod.cgroup.clone(),
@@ -122,10 +124,7 @@ fn id(of: Option<(&PodSnapshot, Option<&ContainerSnapshot>)>) -> String {
     }
 }
 
-fn labels<'a>(
-    of: Option<(&'a PodSnapshot, Option<&'a ContainerSnapshot>)>,
-    id: &'a str,
-) -> Labels<'a> {
+fn labels<'a>(of: Of<'a>, id: &'a str) -> Labels<'a> {
     let (pod, container) = (
         of.map(|(pod, _)| pod),
         of.and_then(|(_, container)| container),

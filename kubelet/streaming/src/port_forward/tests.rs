@@ -87,14 +87,11 @@ async fn client(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
     );
 }
 
-fn forward() -> Arc<
-    Forward<
-        impl Fn(u16) -> futures::future::BoxFuture<'static, Result<DuplexStream, String>>
-        + Send
-        + Sync
-        + 'static,
-    >,
-> {
+type Connecting = futures::future::BoxFuture<'static, Result<DuplexStream, String>>;
+
+type Connect = fn(u16) -> Connecting;
+
+fn forward() -> Arc<Forward<Connect>> {
     use futures::FutureExt as _;
     Arc::new(Forward {
         pod: "web, uid 1".to_owned(),

@@ -30,9 +30,9 @@ fn cat(code: i32) -> Process {
         let task = tokio::spawn(async move {
             stderr_far.write_all(b"ready").await.unwrap();
             drop(stderr_far);
-            let mut from = tokio::io::join(&mut stdin_far, tokio::io::sink());
-            tokio::io::copy(&mut from, &mut stdout_far).await.unwrap();
-            drop(from);
+            tokio::io::copy(&mut stdin_far, &mut stdout_far)
+                .await
+                .unwrap();
         });
         task.await.map_err(|error| error.to_string())?;
         Ok(code)
@@ -78,17 +78,12 @@ impl Client {
             })
             .await
             .unwrap();
-        loop {
-            match self.read.next().await.unwrap().unwrap() {
-                Frame::SynReply {
-                    stream_id: replied, ..
-                } => {
-                    assert_eq!(replied, stream_id);
-                    return;
-                }
-                other => panic!("{other:?}"),
-            }
-        }
+        let expect = Frame::SynReply {
+            stream_id,
+            fin: false,
+            headers: Headers::default(),
+        };
+        assert_eq!(self.read.next().await.unwrap().unwrap(), expect);
     }
 
     async fn send(&mut self, stream_id: u32, data: &'static [u8], fin: bool) {
