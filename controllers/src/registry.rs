@@ -66,6 +66,9 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("replicaset-controller", "replicaset", |c| {
         crate::replicaset::start(c).boxed()
     }),
+    built("replicationcontroller-controller", "replicationcontroller", |c| {
+        crate::replicaset::start_replication(c).boxed()
+    }),
     built("deployment-controller", "deployment", |c| {
         crate::deployment::start(c).boxed()
     }),
@@ -138,7 +141,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "persistentvolumeclaim-protection-controller",
         "pvc-protection",
     ),
-    missing("replicationcontroller-controller", "replicationcontroller"),
     missing("resourceclaim-controller", "resource-claim-controller"),
     missing("resourcequota-controller", "resourcequota"),
     missing("service-cidr-controller", ""),

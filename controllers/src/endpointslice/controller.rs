@@ -95,8 +95,6 @@ pub enum EndpointSliceError {
         pods: Vec<String>,
         service: ObjectKey,
     },
-    #[error("EndpointSlice informer cache is out of date")]
-    StaleCache,
 }
 
 /// Reconciles Services by key.
@@ -211,6 +209,12 @@ impl EndpointSliceController {
                 }
             }
         }
+        // A sync that waits for the cache need not wait longer.
+        if let Some(key) = service_key(event.object())
+            && self.tracker.take_deferred(&key)
+        {
+            queue.add(key);
+        }
     }
 
     fn enqueue_service(&self, queue: &WorkQueue, slice: &EndpointSlice) {
@@ -222,7 +226,8 @@ impl EndpointSliceController {
         }
     }
 
-    fn observe(&self, key: &ObjectKey, service: &Service) -> Result<Observed, EndpointSliceError> {
+    /// `None`: the cache of slices lags behind what was written.
+    fn observe(&self, key: &ObjectKey, service: &Service) -> Option<Observed> {
         let wanted = selector(service).cloned().unwrap_or_default();
         let pods: Vec<_> = self
             .pods
@@ -237,7 +242,8 @@ impl EndpointSliceController {
             .filter(|s| is_managed(s) && s.metadata.deletion_timestamp.is_none())
             .collect();
         if self.tracker.is_stale(key, slices.iter().map(|s| &**s)) {
-            return Err(EndpointSliceError::StaleCache);
+            self.tracker.defer(key);
+            return None;
         }
         let mut zones = BTreeMap::new();
         for name in pods.iter().filter_map(|p| node_name(p)) {
@@ -248,7 +254,7 @@ impl EndpointSliceController {
                 );
             }
         }
-        Ok(Observed {
+        Some(Observed {
             pods,
             slices,
             zones,
@@ -379,7 +385,10 @@ impl Controller for EndpointSliceController {
         if selector(&service).is_none() {
             return Ok(None);
         }
-        let observed = self.observe(key, &service)?;
+        let Some(observed) = self.observe(key, &service) else {
+            // The slice's event brings the Service back; this is for an event that came just before.
+            return Ok(Some(SYNC_BACK_OFF.base));
+        };
         // Also when nothing is to be written: it remembers what it saw.
         let trigger_time = self.trigger_times.compute(key, &service, &observed.pods);
         let plan = sync::sync(&service, &observed, self.settings.max_endpoints_per_slice);

@@ -1,7 +1,7 @@
 //! The generations of the slices as we wrote them: a cache that shows older ones is not acted on.
 //! Upstream: k8s.io/endpointslice/util/endpointslice_tracker.go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use controller_runtime::ObjectKey;
@@ -19,6 +19,8 @@ enum Expected {
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     services: Mutex<HashMap<ObjectKey, HashMap<String, Expected>>>,
+    /// Services whose sync waits for the cache.
+    deferred: Mutex<HashSet<ObjectKey>>,
 }
 
 fn uid(slice: &EndpointSlice) -> &str {
@@ -96,7 +98,22 @@ impl Tracker {
         matches!(gone, Some(Expected::Generation(_)))
     }
 
+    /// The sync of this Service waits for the next event of one of its slices.
+    pub fn defer(&self, key: &ObjectKey) {
+        self.deferred().insert(key.clone());
+    }
+
+    /// Whether a sync of this Service waits; it does no longer.
+    pub fn take_deferred(&self, key: &ObjectKey) -> bool {
+        self.deferred().remove(key)
+    }
+
+    fn deferred(&self) -> MutexGuard<'_, HashSet<ObjectKey>> {
+        self.deferred.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn delete_service(&self, key: &ObjectKey) {
+        self.take_deferred(key);
         self.lock().remove(key);
     }
 

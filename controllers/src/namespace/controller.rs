@@ -11,7 +11,7 @@ use controller_runtime::executor::Executor;
 use controller_runtime::work_queue::RateLimit;
 use controller_runtime::{Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 
 use super::deleter::{Deleter, DeletionError, Progress};
 use crate::context::{ControllerContext, Running, StartError};
@@ -82,6 +82,19 @@ impl NamespaceController {
                 }
             },
         );
+        // Everything else waits for the pods: with the last one gone there is no reason to wait longer.
+        let namespaces = factory.informer::<Namespace>(InformerOptions::default());
+        let pods = factory.informer::<Pod>(InformerOptions::default());
+        let (keys, left) = (queue.clone(), pods.clone());
+        watches.on(&pods, move |event| {
+            if let InformerEvent::Deleted(pod) = event
+                && let Some(name) = pod.metadata.namespace.as_deref()
+                && namespaces.get("", name).is_some_and(|n| finalizes_now(&n))
+                && left.list_namespace(name).is_empty()
+            {
+                keys.add(ObjectKey::new("", name));
+            }
+        });
         (
             Arc::new(Self {
                 deleter: Deleter {
@@ -94,6 +107,15 @@ impl NamespaceController {
             watches,
         )
     }
+}
+
+/// Being deleted, and seen as such by the first pass: its grace period is over.
+fn finalizes_now(namespace: &Namespace) -> bool {
+    let conditions = namespace
+        .status
+        .as_ref()
+        .and_then(|s| s.conditions.as_ref());
+    namespace.metadata.deletion_timestamp.is_some() && conditions.is_some_and(|c| !c.is_empty())
 }
 
 #[async_trait]

@@ -1,11 +1,11 @@
-//! The shell: watches ReplicaSets and Pods, keeps expectations, and carries out what [`super::sync`] decides.
+//! The shell: watches ReplicaSets (or ReplicationControllers) and Pods, keeps expectations, and carries out what [`super::sync`] decides.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::clock::Clock;
-use component_base::events::EventType;
+use component_base::events::{EventType, object_reference};
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_helpers::labels::{Selector, SelectorError};
@@ -16,9 +16,10 @@ use controller_runtime::expectations::Expectations;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use super::kind::Replicated;
 use super::reason;
 use super::sync::{self, Observed, Outcome, Plan};
 use crate::context::{ControllerContext, Running, StartError};
@@ -30,12 +31,10 @@ use crate::controller_ref::{
 ///
 /// # Errors
 /// When it has no client.
-pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
-    let executor = context
-        .executor("replicaset-controller", "replicaset-controller")
-        .await?;
-    let workers = context.options.workers("replicaset");
-    let (controller, queue, watches) = ReplicaSetController::new(
+pub async fn start<K: Replicated>(context: ControllerContext) -> Result<Running, StartError> {
+    let executor = context.executor(K::CONTROLLER, K::CONTROLLER).await?;
+    let workers = context.options.workers(K::SYNCS);
+    let (controller, queue, watches) = ReplicaSetController::<K>::new(
         &context.informers,
         executor,
         Clock::real(),
@@ -56,26 +55,27 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
 pub enum ReplicaSetError {
     #[error(transparent)]
     Api(#[from] ApiError),
-    #[error("replicaset {0} is being deleted, it adopts nothing")]
-    Deleting(ObjectKey),
-    #[error("original ReplicaSet {key} is gone: got uid {found:?}, wanted {wanted:?}")]
+    #[error("{kind} {key} is being deleted, it adopts nothing")]
+    Deleting { kind: &'static str, key: ObjectKey },
+    #[error("original {kind} {key} is gone: got uid {found:?}, wanted {wanted:?}")]
     Replaced {
+        kind: &'static str,
         key: ObjectKey,
         found: String,
         wanted: String,
     },
 }
 
-/// Reconciles ReplicaSets by key.
-pub struct ReplicaSetController {
-    replica_sets: Informer<ReplicaSet>,
+/// Reconciles ReplicaSets, or what is like them, by key.
+pub struct ReplicaSetController<K: Replicated> {
+    replica_sets: Informer<K>,
     pods: Informer<Pod>,
     expectations: Expectations,
     executor: Executor,
     clock: Clock,
 }
 
-impl ReplicaSetController {
+impl<K: Replicated> ReplicaSetController<K> {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
     pub fn new(
         factory: &Factory,
@@ -92,7 +92,7 @@ impl ReplicaSetController {
         });
         index_by_controller(&controller.replica_sets);
         index_by_controller(&controller.pods);
-        let queue = WorkQueue::new("replicaset");
+        let queue = WorkQueue::new(K::QUEUE);
         let mut watches = Watches::new(shutdown.clone());
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.replica_sets, move |event| {
@@ -103,12 +103,12 @@ impl ReplicaSetController {
         (controller, queue, watches)
     }
 
-    fn on_replica_set(&self, queue: &WorkQueue, event: &InformerEvent<ReplicaSet>) {
+    fn on_replica_set(&self, queue: &WorkQueue, event: &InformerEvent<K>) {
         let key = ObjectKey::of(&**event.object());
         match event {
             InformerEvent::Deleted(_) => self.expectations.delete(&key),
             // Deleted and created again between two looks: what was expected of the old one will never come.
-            InformerEvent::Updated { old, new } if old.metadata.uid != new.metadata.uid => {
+            InformerEvent::Updated { old, new } if old.meta().uid != new.meta().uid => {
                 self.expectations.delete(&key)
             }
             InformerEvent::Added(_) | InformerEvent::Updated { .. } => {}
@@ -165,7 +165,7 @@ impl ReplicaSetController {
         let min_ready = self
             .replica_sets
             .get_key(&key)
-            .map_or(0, |rs| sync::min_ready_seconds(&rs));
+            .map_or(0, |rs| sync::min_ready_seconds(&rs.view()));
         if !is_pod_ready(old) && is_pod_ready(new) && min_ready > 0 {
             queue.add_after(
                 key.clone(),
@@ -190,7 +190,7 @@ impl ReplicaSetController {
         meta: &ObjectMeta,
         owner: &OwnerReference,
     ) -> Option<ObjectKey> {
-        if owner.kind != "ReplicaSet" {
+        if owner.kind != <K as k8s_openapi::Resource>::KIND {
             return None;
         }
         let key = ObjectKey::new(
@@ -198,7 +198,7 @@ impl ReplicaSetController {
             owner.name.as_str(),
         );
         let rs = self.replica_sets.get_key(&key)?;
-        (rs.metadata.uid.as_ref() == Some(&owner.uid)).then_some(key)
+        (rs.meta().uid.as_ref() == Some(&owner.uid)).then_some(key)
     }
 
     /// An orphan: whoever selects it may want to adopt it.
@@ -210,7 +210,7 @@ impl ReplicaSetController {
             .replica_sets
             .list_namespace(meta.namespace.as_deref().unwrap_or_default())
         {
-            if selector(&rs).is_ok_and(|s| !s.is_everything() && s.matches(labels)) {
+            if selector(&rs.view()).is_ok_and(|s| !s.is_everything() && s.matches(labels)) {
                 queue.add(ObjectKey::of(&*rs));
             }
         }
@@ -234,7 +234,7 @@ impl ReplicaSetController {
         if !claim.adopt.is_empty() {
             self.recheck(key, owner_uid).await?;
         }
-        let owner = new_controller_ref::<ReplicaSet>(&rs.metadata);
+        let owner = new_controller_ref::<K>(&rs.metadata);
         let adopt = claim
             .adopt
             .iter()
@@ -260,23 +260,25 @@ impl ReplicaSetController {
 
     /// Past the cache: a ReplicaSet that is being deleted must not adopt what the garbage collector is about to orphan.
     async fn recheck(&self, key: &ObjectKey, uid: &str) -> Result<(), ReplicaSetError> {
-        let fresh = self
-            .executor
-            .get::<ReplicaSet>(&key.namespace, &key.name)
-            .await?;
+        let kind = <K as k8s_openapi::Resource>::KIND;
+        let fresh = self.executor.get::<K>(&key.namespace, &key.name).await?;
         let found = fresh
             .as_ref()
-            .and_then(|rs| rs.metadata.uid.clone())
+            .and_then(|rs| rs.meta().uid.clone())
             .unwrap_or_default();
         if found != uid {
             return Err(ReplicaSetError::Replaced {
+                kind,
                 key: key.clone(),
                 found,
                 wanted: uid.to_owned(),
             });
         }
-        match fresh.is_some_and(|rs| rs.metadata.deletion_timestamp.is_some()) {
-            true => Err(ReplicaSetError::Deleting(key.clone())),
+        match fresh.is_some_and(|rs| rs.meta().deletion_timestamp.is_some()) {
+            true => Err(ReplicaSetError::Deleting {
+                kind,
+                key: key.clone(),
+            }),
             false => Ok(()),
         }
     }
@@ -318,28 +320,25 @@ impl ReplicaSetController {
         let siblings = controlled_by(&self.replica_sets, &owner.uid);
         siblings
             .iter()
-            .filter_map(|s| s.metadata.uid.as_deref())
+            .filter_map(|s| s.meta().uid.as_deref())
             .flat_map(|uid| controlled_by(&self.pods, uid))
             .collect()
     }
 
-    async fn carry_out(&self, key: &ObjectKey, rs: &ReplicaSet, plan: Plan) -> Option<ApiError> {
+    async fn carry_out(&self, key: &ObjectKey, object: &K, plan: Plan) -> Option<ApiError> {
         if plan.create > 0 {
-            self.create_pods(key, rs, plan.create).await
+            self.create_pods(key, object, plan.create).await
         } else if !plan.delete.is_empty() {
-            self.delete_pods(key, rs, &plan.delete).await
+            self.delete_pods(key, object, &plan.delete).await
         } else {
             None
         }
     }
 
-    async fn create_pods(
-        &self,
-        key: &ObjectKey,
-        rs: &ReplicaSet,
-        count: usize,
-    ) -> Option<ApiError> {
-        let pod = sync::pod_from_template(rs);
+    async fn create_pods(&self, key: &ObjectKey, object: &K, count: usize) -> Option<ApiError> {
+        let about = object_reference(object);
+        let owner = new_controller_ref::<K>(object.meta());
+        let pod = sync::pod_from_template(&object.view(), owner);
         let actions = vec![Action::create(&pod); count];
         self.expectations.expect_creations(key, count);
         let results = self.executor.slow_start_batch(&actions).await;
@@ -351,7 +350,7 @@ impl ReplicaSetController {
                     created += 1;
                     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
                     self.record(
-                        rs,
+                        &about,
                         EventType::Normal,
                         reason::SUCCESSFUL_CREATE,
                         format!("Created pod: {name}"),
@@ -362,7 +361,7 @@ impl ReplicaSetController {
                 Err(ApiError::NamespaceTerminating(_)) => {}
                 Err(error) => {
                     self.record(
-                        rs,
+                        &about,
                         EventType::Warning,
                         reason::FAILED_CREATE,
                         format!("Error creating: {error}"),
@@ -382,9 +381,10 @@ impl ReplicaSetController {
     async fn delete_pods(
         &self,
         key: &ObjectKey,
-        rs: &ReplicaSet,
+        object: &K,
         pods: &[Arc<Pod>],
     ) -> Option<ApiError> {
+        let about = object_reference(object);
         self.expectations
             .expect_deleted_uids(key, pods.iter().map(|p| uid(p).to_owned()));
         let deletions = pods.iter().map(|pod| async move {
@@ -410,7 +410,7 @@ impl ReplicaSetController {
                 }
                 Ok(_) => {
                     self.record(
-                        rs,
+                        &about,
                         EventType::Normal,
                         reason::SUCCESSFUL_DELETE,
                         format!("Deleted pod: {name}"),
@@ -424,7 +424,7 @@ impl ReplicaSetController {
                         continue;
                     }
                     self.record(
-                        rs,
+                        &about,
                         EventType::Warning,
                         reason::FAILED_DELETE,
                         format!("Error deleting: {error}"),
@@ -439,32 +439,42 @@ impl ReplicaSetController {
 
     async fn record(
         &self,
-        rs: &ReplicaSet,
+        about: &ObjectReference,
         event_type: EventType,
         reason: &'static str,
         message: String,
     ) {
         // Recording only queues; it has no failure that anyone could act on.
-        let _ = self
-            .executor
-            .execute(&Action::event(rs, event_type, reason, message))
-            .await;
+        let regarding = Box::new(about.clone());
+        let event = Action::Event {
+            regarding,
+            event_type,
+            reason,
+            message,
+        };
+        let _ = self.executor.execute(&event).await;
     }
 
     async fn update_status(
         &self,
-        rs: &ReplicaSet,
+        object: &K,
         observed: &Observed,
         outcome: &Outcome,
         now: jiff::Timestamp,
     ) -> Result<(), ApiError> {
-        let status = sync::calculate_status(rs, observed, outcome, now);
+        let rs = object.view();
+        let mut status = sync::calculate_status(&rs, observed, outcome, now);
+        if !K::COUNTS_TERMINATING {
+            status.terminating_replicas = None;
+        }
         if rs.status.as_ref() == Some(&status) {
             return Ok(());
         }
-        let mut rs = rs.clone();
-        rs.status = Some(status.clone());
-        match self.executor.update_status(&rs).await {
+        match self
+            .executor
+            .update_status(&object.with_status(status.clone()))
+            .await
+        {
             Ok(_) => Ok(()),
             Err(error) if error.is_conflict() => {
                 // Once more on a fresh copy, with the generation that was acted on, as upstream.
@@ -472,9 +482,9 @@ impl ReplicaSetController {
                     rs.metadata.namespace.as_deref().unwrap_or_default(),
                     rs.metadata.name.as_deref().unwrap_or_default(),
                 );
-                match self.executor.get::<ReplicaSet>(namespace, name).await? {
-                    Some(mut fresh) if fresh.metadata.uid == rs.metadata.uid => {
-                        fresh.status = Some(status);
+                match self.executor.get::<K>(namespace, name).await? {
+                    Some(fresh) if fresh.meta().uid == rs.metadata.uid => {
+                        let fresh = fresh.with_status(status);
                         self.executor.update_status(&fresh).await.map(drop)
                     }
                     _ => Ok(()),
@@ -494,19 +504,20 @@ fn selector(rs: &ReplicaSet) -> Result<Selector, SelectorError> {
 }
 
 #[async_trait]
-impl Controller for ReplicaSetController {
+impl<K: Replicated> Controller for ReplicaSetController<K> {
     type Key = ObjectKey;
     type Error = ReplicaSetError;
 
     fn name(&self) -> &'static str {
-        "replicaset-controller"
+        K::CONTROLLER
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReplicaSetError> {
-        let Some(rs) = self.replica_sets.get_key(key) else {
+        let Some(object) = self.replica_sets.get_key(key) else {
             self.expectations.delete(key);
             return Ok(None);
         };
+        let rs = object.view();
         // Before the pods are read: what is seen in between is then in the pods.
         let expectations_met = self.expectations.satisfied(key);
         let selector = match selector(&rs) {
@@ -523,11 +534,12 @@ impl Controller for ReplicaSetController {
         let observed = self.observe(&rs, &selector, active, expectations_met);
         let now = self.clock.now();
         let plan = sync::sync(&rs, &observed, now);
-        let error = self.carry_out(key, &rs, plan).await;
+        let error = self.carry_out(key, &object, plan).await;
         let outcome = Outcome {
             error: error.as_ref().map(ApiError::to_string),
         };
-        self.update_status(&rs, &observed, &outcome, now).await?;
+        self.update_status(&object, &observed, &outcome, now)
+            .await?;
         match error {
             Some(error) => Err(error.into()),
             None => Ok(sync::next_availability_check(&rs, &observed, now)),

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use component_helpers::labels::is_subset;
-use component_helpers::owner_ref::new_controller_ref;
 use component_helpers::pod::{available_at, is_pod_available, is_pod_ready};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 
 use super::ranking::pods_to_delete;
 use super::reason;
@@ -72,7 +71,7 @@ pub fn min_ready_seconds(rs: &ReplicaSet) -> i32 {
 }
 
 /// A pod of the template, to be created with a generated name.
-pub fn pod_from_template(rs: &ReplicaSet) -> Pod {
+pub fn pod_from_template(rs: &ReplicaSet, owner: OwnerReference) -> Pod {
     let template = rs
         .spec
         .as_ref()
@@ -87,7 +86,7 @@ pub fn pod_from_template(rs: &ReplicaSet) -> Pod {
             labels: of_template.labels,
             annotations: of_template.annotations,
             finalizers: of_template.finalizers,
-            owner_references: Some(vec![new_controller_ref::<ReplicaSet>(&rs.metadata)]),
+            owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
         spec: template.spec,

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use component_helpers::owner_ref::new_controller_ref;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
@@ -85,7 +86,10 @@ fn creates_what_is_missing_and_deletes_what_is_too_much() {
 
 #[test]
 fn pods_are_made_from_the_template() {
-    let pod = pod_from_template(&replica_set(1, json!({})));
+    let pod = pod_from_template(
+        &replica_set(1, json!({})),
+        new_controller_ref::<ReplicaSet>(&replica_set(1, json!({})).metadata),
+    );
     let meta = &pod.metadata;
     assert_eq!(
         (
@@ -187,4 +191,26 @@ fn failures_are_a_condition_while_they_last() {
         calculate_status(&rs, &observed, &Outcome::default(), now()).conditions,
         None
     );
+}
+
+#[test]
+fn a_replication_controller_is_seen_as_a_replica_set() {
+    use super::kind::Replicated;
+    use k8s_openapi::api::core::v1::ReplicationController;
+    let rc: ReplicationController = serde_json::from_value(json!({
+        "metadata": {"name": "rc", "namespace": "ns", "uid": "rc", "generation": 1},
+        "spec": {"replicas": 2, "minReadySeconds": 3, "template": {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c"}]}}},
+        "status": {"replicas": 1, "conditions": [{"type": "ReplicaFailure", "status": "True"}]},
+    }))
+    .unwrap();
+    let view = rc.view();
+    let spec = view.spec.as_ref().unwrap();
+    assert_eq!(
+        spec.selector.match_labels.as_ref().unwrap()["app"],
+        "a",
+        "the template's labels by default"
+    );
+    assert_eq!((spec.replicas, spec.min_ready_seconds), (Some(2), Some(3)));
+    let back = rc.with_status(view.status.clone().unwrap());
+    assert_eq!(back, rc);
 }
