@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use nftables::{Family, NftProgram, Syncer};
+use nftables::{Family, NftProgram, Syncer, conntrack};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::namespace::run_in;
@@ -13,7 +13,9 @@ use crate::netlink::Netlink;
 use crate::plan::{self, ALIAS_PREFIX, ResolvedPeer, Way};
 use crate::pod_link;
 use crate::store::{SandboxRecord, Store};
-use crate::{NetworkConfig, NetworkError, Peer, SandboxNetwork, cni, ipam, rules};
+use crate::{
+    NetworkConfig, NetworkError, Peer, PortMapping, Protocol, SandboxNetwork, cni, ipam, rules,
+};
 
 /// The node's pod network. Cheap to clone; every method may be called from several tasks at once.
 ///
@@ -71,7 +73,7 @@ impl PodNetwork {
         let state = State {
             records,
             last_reserved: store.last_reserved(),
-            pod_cidrs: Vec::new(),
+            pod_cidrs: store.pod_cidrs(),
             peers,
             resolved,
         };
@@ -107,7 +109,14 @@ impl PodNetwork {
                 });
             }
         }
-        self.inner.state.lock().await.pod_cidrs = pod_cidrs.iter().map(IpNet::trunc).collect();
+        {
+            let mut state = self.inner.state.lock().await;
+            let pod_cidrs: Vec<_> = pod_cidrs.iter().map(IpNet::trunc).collect();
+            if state.pod_cidrs != pod_cidrs {
+                self.inner.store.write_pod_cidrs(&pod_cidrs)?;
+                state.pod_cidrs = pod_cidrs;
+            }
+        }
         self.sync_node().await
     }
 
@@ -235,6 +244,7 @@ impl PodNetwork {
                 .any(|mapping| mapping.host_port != 0)
             {
                 self.sync_rules().await?;
+                forget_udp_flows(&record).await;
             }
             Ok(())
         };
@@ -528,6 +538,47 @@ impl PodNetwork {
             locks.entry(sandbox_id.to_owned()).or_default().clone()
         };
         lock.lock_owned().await
+    }
+}
+
+/// Senders to a UDP host port of a pod that is gone would stay with it for ever. A failure costs only that.
+/// Upstream: the CNI portmap plugin, deletePortmapStaleConnections.
+async fn forget_udp_flows(record: &SandboxRecord) {
+    let (ports, addresses) = (record.port_mappings.clone(), record.addresses.clone());
+    let is_stale = move |entry: &conntrack::Entry| {
+        let to_port =
+            |m: &PortMapping| m.protocol == Protocol::Udp && m.host_port == entry.destination_port;
+        let at = |m: &PortMapping| {
+            m.host_ip
+                .is_none_or(|ip| ip.is_unspecified() || ip == entry.destination)
+        };
+        ports.iter().any(|m| to_port(m) && at(m)) && !addresses.contains(&entry.reply_source)
+    };
+    if !record
+        .port_mappings
+        .iter()
+        .any(|m| m.protocol == Protocol::Udp)
+    {
+        return;
+    }
+    for family in record
+        .addresses
+        .iter()
+        .map(Family::of)
+        .collect::<BTreeSet<_>>()
+    {
+        let is_stale = is_stale.clone();
+        match tokio::task::spawn_blocking(move || conntrack::delete_matching(family, is_stale))
+            .await
+        {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(sandbox = %record.sandbox_id, %error, "cannot delete stale UDP flows")
+            }
+            Err(error) => {
+                tracing::warn!(sandbox = %record.sandbox_id, %error, "deleting stale UDP flows ended early")
+            }
+        }
     }
 }
 

@@ -83,6 +83,7 @@ pub struct Store {
     sandboxes: PathBuf,
     last_reserved: PathBuf,
     peers: PathBuf,
+    pod_cidrs: PathBuf,
 }
 
 impl Store {
@@ -92,6 +93,7 @@ impl Store {
             sandboxes: state_dir.join("sandboxes"),
             last_reserved: state_dir.join("last-reserved.json"),
             peers: state_dir.join("peers.json"),
+            pod_cidrs: state_dir.join("pod-cidrs.json"),
         };
         let context = |path: &Path| format!("open {}", path.display());
         std::fs::create_dir_all(&store.sandboxes)
@@ -162,8 +164,7 @@ impl Store {
 
     /// The peers as last told: a restart must not take the routes to them away until they are told again.
     pub fn peers(&self) -> Vec<Peer> {
-        let text = std::fs::read(&self.peers).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
+        read_or_default(&self.peers)
     }
 
     pub fn write_peers(&self, peers: &[Peer]) -> Result<(), NetworkError> {
@@ -172,9 +173,27 @@ impl Store {
         write_atomically(&self.peers, &text, false)
     }
 
+    /// This node's ranges as last told, so that a restart without an API server can go on.
+    pub fn pod_cidrs(&self) -> Vec<IpNet> {
+        read_or_default(&self.pod_cidrs)
+    }
+
+    pub fn write_pod_cidrs(&self, pod_cidrs: &[IpNet]) -> Result<(), NetworkError> {
+        let text = serde_json::to_vec(pod_cidrs).expect("ranges can be written");
+        write_atomically(&self.pod_cidrs, &text, false)
+    }
+
     fn path(&self, sandbox_id: &str) -> PathBuf {
         self.sandboxes.join(format!("{sandbox_id}.json"))
     }
+}
+
+/// What is told again anyway may be lost.
+fn read_or_default<T: Default + serde::de::DeserializeOwned>(path: &Path) -> T {
+    std::fs::read(path)
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default()
 }
 
 /// Temporary file, (fsync,) rename.

@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conntrack;
 mod diff;
 mod error;
 mod fake;

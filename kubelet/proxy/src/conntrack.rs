@@ -3,8 +3,6 @@
 //! A UDP "connection" lives for as long as packets come, so a client would talk to a dead endpoint for ever.
 //! Upstream: pkg/proxy/conntrack/cleanup.go.
 
-mod netlink;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -13,7 +11,7 @@ use nftables::{Family, Protocol};
 use crate::metrics::{METRICS, family_label};
 use crate::render::ServiceEntry;
 use crate::service::NamespacedName;
-use netlink::Entry;
+use nftables::conntrack::{self, Entry};
 
 type Endpoints = BTreeSet<(IpAddr, u16)>;
 
@@ -83,7 +81,7 @@ pub async fn clean_stale_entries(
         .conntrack_sync_duration_seconds
         .with_label_values(&[label])
         .start_timer();
-    let work = move || netlink::delete_matching(family, |entry| is_stale(entry, &expected));
+    let work = move || conntrack::delete_matching(family, |entry| is_stale(entry, &expected));
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(deleted)) => {
             METRICS
@@ -156,13 +154,7 @@ mod tests {
         };
         let expected = expected(&[(service("with"), with), (service("without"), without)].into());
         let check = |to: &str, to_port, reply: &str, stale| {
-            let entry = Entry {
-                destination: ip(to),
-                destination_port: to_port,
-                reply_source: ip(reply),
-                reply_source_port: 5353,
-                original: Vec::new(),
-            };
+            let entry = Entry::sample(ip(to), to_port, ip(reply), 5353);
             assert_eq!(
                 is_stale(&entry, &expected),
                 stale,

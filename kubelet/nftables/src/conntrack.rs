@@ -1,4 +1,7 @@
-//! ctnetlink, as little of it as is needed: list the UDP entries, delete some.
+//! ctnetlink, as little of it as is needed: list the UDP entries of connection tracking, delete some.
+//!
+//! NAT is decided once for each entry, and a UDP entry lives for as long as packets come: whoever changes where
+//! packets go must delete the entries that lead where nothing is any more.
 //!
 //! linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h.
 
@@ -7,7 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
-use nftables::Family;
+
+use crate::Family;
 
 const HEADER_BYTES: usize = 16;
 const NFGEN_BYTES: usize = 4;
@@ -34,7 +38,7 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 const UDP: u8 = 17;
 
 /// A UDP entry, as far as it matters.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Where the client sent to.
     pub destination: IpAddr,
@@ -43,7 +47,25 @@ pub struct Entry {
     pub reply_source: IpAddr,
     pub reply_source_port: u16,
     /// The attribute CTA_TUPLE_ORIG as the kernel gave it: what names the entry in a deletion.
-    pub original: Vec<u8>,
+    original: Vec<u8>,
+}
+
+impl Entry {
+    /// One that is in no kernel, for tests.
+    pub fn sample(
+        destination: IpAddr,
+        destination_port: u16,
+        reply_source: IpAddr,
+        reply_source_port: u16,
+    ) -> Self {
+        Self {
+            destination,
+            destination_port,
+            reply_source,
+            reply_source_port,
+            original: Vec::new(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -55,7 +77,8 @@ struct Tuple {
     destination_port: u16,
 }
 
-/// Deletes the UDP entries that `is_stale` names; returns how many there were.
+/// Deletes the UDP entries that `is_stale` names, in the network namespace of the calling thread; returns how many
+/// there were. Blocks.
 pub fn delete_matching(family: Family, is_stale: impl Fn(&Entry) -> bool) -> io::Result<u64> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
@@ -78,7 +101,7 @@ pub fn delete_matching(family: Family, is_stale: impl Fn(&Entry) -> bool) -> io:
         match receive(&socket, |_, _| {}) {
             Ok(()) => deleted += 1,
             // Gone by itself.
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(error),
         }
     }
@@ -108,8 +131,8 @@ fn message(kind: u16, flags: u16, family: Family, attributes: &[u8]) -> Vec<u8> 
     message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
     let family = match family {
-        Family::Ip => nix::libc::AF_INET,
-        Family::Ip6 => nix::libc::AF_INET6,
+        Family::Ip => libc::AF_INET,
+        Family::Ip6 => libc::AF_INET6,
     };
     message.extend([
         u8::try_from(family).expect("address families are small"),
