@@ -87,7 +87,8 @@ impl Namespace {
     /// Everything that the network may have made, with handles and indexes, so that a remade thing shows.
     fn kernel_state(&self) -> String {
         let all = [
-            "route show table all",
+            "route show",
+            "route show table local",
             "-6 route show proto 71",
             "-o -4 addr",
         ];
