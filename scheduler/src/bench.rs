@@ -209,7 +209,11 @@ pub fn run(
 }
 
 fn pod(i: usize, workload: Workload) -> Arc<PodInfo> {
-    let milli_cpu = if workload == Workload::Distinct { 100 + i } else { 100 };
+    let milli_cpu = if workload == Workload::Distinct {
+        100 + i
+    } else {
+        100
+    };
     let pod = testing::make_pod(&format!("pod-{i}"))
         .uid(&format!("uid-{i}"))
         .label("app", "bench")

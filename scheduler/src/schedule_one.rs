@@ -163,7 +163,13 @@ impl SchedulingLoop {
         }
         // What was kept for the signature has no state for plugins that look at the whole cluster; preemption needs all of it.
         let mut state = CycleState::new();
-        let _ = framework.run_pre_filter_plugins(&mut state, pod, &self.snapshot);
+        let reads = |plugin: &Arc<dyn Plugin>| {
+            let post_filter = plugin.as_post_filter();
+            post_filter.is_some_and(|p| p.reads_state(pod, &self.snapshot))
+        };
+        if framework.points().post_filter.iter().any(reads) {
+            let _ = framework.run_pre_filter_plugins(&mut state, pod, &self.snapshot);
+        }
         let (nominating, status) = framework.run_post_filter_plugins(
             &mut state,
             pod,

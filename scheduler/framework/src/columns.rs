@@ -118,6 +118,8 @@ pub struct NodeColumns {
     pub non_zero_milli_cpu: Vec<i64>,
     /// Memory requests with the 200Mi floor.
     pub non_zero_memory: Vec<i64>,
+    /// The lowest priority of each node's pods; the largest number there is without pods, and where there is no node.
+    pub lowest_priority: Vec<i32>,
     /// `spec.unschedulable`.
     pub unschedulable: NodeSet,
     /// The id of each node's taints in [`NodeColumns::taints`]; 0 for none.
@@ -215,6 +217,7 @@ impl NodeColumns {
             self.grow(i + 1);
         }
         self.live.set(index, new.is_some());
+        self.lowest_priority[i] = new.map_or(i32::MAX, NodeInfo::lowest_priority);
         if let Some(node) = new {
             self.set_resources(i, node);
         }
@@ -278,6 +281,7 @@ impl NodeColumns {
         self.non_zero_milli_cpu.resize(len, 0);
         self.non_zero_memory.resize(len, 0);
         self.taint_set.resize(len, 0);
+        self.lowest_priority.resize(len, i32::MAX);
     }
 
     fn set_resources(&mut self, i: usize, node: &NodeInfo) {

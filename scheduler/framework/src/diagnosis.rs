@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use crate::node_set::NodeIndex;
 use crate::snapshot::Snapshot;
 use crate::status::{Code, Status};
 use crate::verdicts::Verdicts;
@@ -53,23 +54,27 @@ impl NodeToStatus {
 
     /// One node's status.
     pub fn get(&self, node: &str, snapshot: &Snapshot) -> &Status {
-        if let Some(status) = self.named.get(node) {
+        self.at(snapshot.index(node), node)
+    }
+
+    fn at(&self, index: Option<NodeIndex>, node: &str) -> &Status {
+        if !self.named.is_empty()
+            && let Some(status) = self.named.get(node)
+        {
             return status;
         }
-        let verdict = snapshot
-            .index(node)
-            .and_then(|index| self.verdicts.as_ref()?.status(index));
+        let verdict = index.and_then(|index| self.verdicts.as_ref()?.status(index));
         verdict.unwrap_or(&self.absent)
     }
 
-    /// The names of the snapshot's nodes with that status code, in the snapshot's order; those not looked at count as the absent status.
+    /// The snapshot's nodes with that status code, in the snapshot's order; those not looked at count as the absent status.
     pub fn nodes_for_status_code<'a>(
         &'a self,
         snapshot: &'a Snapshot,
         code: Code,
-    ) -> Vec<&'a Arc<crate::node_info::NodeInfo>> {
-        let list = snapshot.list().map(|(_, node)| node);
-        list.filter(|node| self.get(node.name(), snapshot).code() == code)
+    ) -> Vec<(NodeIndex, &'a Arc<crate::node_info::NodeInfo>)> {
+        let list = snapshot.list();
+        list.filter(|(index, node)| self.at(Some(*index), node.name()).code() == code)
             .collect()
     }
 

@@ -76,6 +76,7 @@ pub struct NodeInfo {
     non_zero_memory: i64,
     used_ports: HostPortInfo,
     pvc_ref_counts: BTreeMap<String, u32>,
+    lowest_priority: i32,
     pods_with_affinity: u32,
     pods_with_required_anti_affinity: u32,
     allocatable: Arc<Resource>,
@@ -96,6 +97,7 @@ impl NodeInfo {
             non_zero_memory: 0,
             used_ports: HostPortInfo::default(),
             pvc_ref_counts: BTreeMap::new(),
+            lowest_priority: i32::MAX,
             pods_with_affinity: 0,
             pods_with_required_anti_affinity: 0,
             allocatable: Arc::default(),
@@ -153,6 +155,7 @@ impl NodeInfo {
     /// Adds a pod.
     pub fn add_pod(&mut self, pod: Arc<PodInfo>) {
         self.update(&pod, 1);
+        self.lowest_priority = self.lowest_priority.min(pod.priority);
         self.pods.push(pod);
     }
 
@@ -169,6 +172,10 @@ impl NodeInfo {
         };
         let pod = self.pods.swap_remove(at);
         self.update(&pod, -1);
+        if pod.priority == self.lowest_priority {
+            let priorities = self.pods.iter().map(|pod| pod.priority);
+            self.lowest_priority = priorities.min().unwrap_or(i32::MAX);
+        }
         Ok(pod)
     }
 
@@ -254,6 +261,11 @@ impl NodeInfo {
     /// The pods, assumed ones included, in no particular order.
     pub fn pods(&self) -> &[Arc<PodInfo>] {
         &self.pods
+    }
+
+    /// The lowest priority of its pods; the largest number there is without pods.
+    pub fn lowest_priority(&self) -> i32 {
+        self.lowest_priority
     }
 
     /// Those with any inter-pod affinity.

@@ -195,6 +195,13 @@ pub enum NominatingInfo {
 
 /// Acts when no node fits: preemption.
 pub trait PostFilterPlugin: Plugin {
+    /// Will [`PostFilterPlugin::post_filter`] read the state for this pod? PreFilter is run again for it, over the whole cluster, unless nobody
+    /// does. Must be fast.
+    fn reads_state(&self, pod: &Arc<PodInfo>, snapshot: &Snapshot) -> bool {
+        let _ = (pod, snapshot);
+        true
+    }
+
     /// `Success` with a nomination when the pod will fit after what was done; a rejection otherwise.
     fn post_filter(
         &self,

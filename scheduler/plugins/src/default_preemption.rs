@@ -13,8 +13,9 @@ use component_helpers::names::fnv64a;
 use framework::args::{DefaultPreemptionArgs, decode};
 use framework::{
     ActionType, ClusterEventWithHint, Code, CycleState, Diagnosis, EnqueueExtensions,
-    EventResource, FitError, Handle, NodeInfo, NodeToStatus, NominatingInfo, Plugin, PluginError,
-    PodInfo, PostFilterPlugin, PreEnqueuePlugin, QueueingHint, Snapshot, Status,
+    EventResource, FitError, Handle, NodeInfo, NodeSet, NodeToStatus, NominatingInfo, Plugin,
+    PluginError, PodInfo, PostFilterPlugin, PreEnqueuePlugin, QueueingHint, Snapshot, Status,
+    Verdicts,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -30,6 +31,11 @@ mod tests;
 pub use candidate::Candidate;
 use candidate::pick_one_node_for_preemption;
 use executor::Executor;
+
+/// There is nobody of lower priority.
+const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
+/// Whoever is ended there, the pod will not fit.
+const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
 
 struct DefaultPreemption {
     args: DefaultPreemptionArgs,
@@ -117,6 +123,11 @@ impl EnqueueExtensions for DefaultPreemption {
 }
 
 impl PostFilterPlugin for DefaultPreemption {
+    fn reads_state(&self, pod: &Arc<PodInfo>, snapshot: &Snapshot) -> bool {
+        let lowest = &snapshot.columns().lowest_priority;
+        lowest.iter().any(|priority| *priority < pod.priority)
+    }
+
     fn post_filter(
         &self,
         state: &mut CycleState,
@@ -199,20 +210,30 @@ impl DefaultPreemption {
         now: Timestamp,
     ) -> (Vec<Candidate>, NodeToStatus, Vec<String>) {
         let mut node_statuses = NodeToStatus::default();
-        node_statuses.set_absent_nodes_status(Status::unresolvable(
-            "Preemption is not helpful for scheduling",
-        ));
+        node_statuses.set_absent_nodes_status(Status::unresolvable(NOT_HELPFUL));
         let mut errors = Vec::new();
         let nodes = statuses.nodes_for_status_code(snapshot, Code::Unschedulable);
-        if nodes.is_empty() {
+        let lowest = &snapshot.columns().lowest_priority;
+        let (with_victims, without): (Vec<_>, Vec<_>) = nodes
+            .iter()
+            .partition(|(index, _)| lowest[*index as usize] < pod.priority);
+        if !without.is_empty() {
+            // Most nodes of a full cluster: told by index, not by name.
+            let without: NodeSet = without.iter().map(|(index, _)| *index).collect();
+            let mut verdicts = Verdicts::new(without.clone(), snapshot.columns().len());
+            verdicts.reject_all(&without, Status::unresolvable(NO_VICTIMS));
+            node_statuses = NodeToStatus::from_verdicts(Arc::new(verdicts));
+            node_statuses.set_absent_nodes_status(Status::unresolvable(NOT_HELPFUL));
+        }
+        if with_victims.is_empty() {
             return (Vec::new(), node_statuses, errors);
         }
         let budgets = Budget::all(&self.handle.listers().pod_disruption_budgets());
         let enough = self.calculate_num_candidates(nodes.len());
-        let offset = (fnv64a(pod.uid.as_bytes()) % nodes.len() as u64) as usize;
+        let offset = (fnv64a(pod.uid.as_bytes()) % with_victims.len() as u64) as usize;
         let (mut clean, mut violating) = (Vec::new(), Vec::new());
-        for i in 0..nodes.len() {
-            let node = nodes[(offset + i) % nodes.len()];
+        for i in 0..with_victims.len() {
+            let (_, node) = with_victims[(offset + i) % with_victims.len()];
             match self.select_victims_on_node(state, pod, node, &budgets, now) {
                 Ok(candidate) if candidate.num_pdb_violations == 0 => clean.push(candidate),
                 Ok(candidate) => violating.push(candidate),
@@ -255,9 +276,7 @@ impl DefaultPreemption {
             .cloned()
             .collect();
         if potential.is_empty() {
-            return Err(Status::unresolvable(
-                "No preemption victims found for incoming pod",
-            ));
+            return Err(Status::unresolvable(NO_VICTIMS));
         }
         let mut trial = Trial {
             handle: &*self.handle,
