@@ -234,6 +234,19 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+/// Runs what must not stop half-way, even if the caller is dropped meanwhile.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, RuntimeError>> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(RuntimeError::Io {
+            context: "runtime task".to_owned(),
+            source: std::io::Error::other(error),
+        }),
+    }
+}
+
 #[async_trait]
 impl Runtime for LinuxRuntime {
     fn version(&self) -> (String, String) {
@@ -284,15 +297,18 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn run_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<String, RuntimeError> {
-        sandbox::run(&self.inner, config).await
+        let (inner, config) = (self.inner.clone(), config.clone());
+        to_its_end(async move { sandbox::run(&inner, &config).await }).await
     }
 
     async fn stop_pod_sandbox(&self, sandbox_id: &str) -> Result<(), RuntimeError> {
-        sandbox::stop(&self.inner, sandbox_id).await
+        let (inner, sandbox_id) = (self.inner.clone(), sandbox_id.to_owned());
+        to_its_end(async move { sandbox::stop(&inner, &sandbox_id).await }).await
     }
 
     async fn remove_pod_sandbox(&self, sandbox_id: &str) -> Result<(), RuntimeError> {
-        sandbox::remove(&self.inner, sandbox_id).await
+        let (inner, sandbox_id) = (self.inner.clone(), sandbox_id.to_owned());
+        to_its_end(async move { sandbox::remove(&inner, &sandbox_id).await }).await
     }
 
     async fn pod_sandbox_status(&self, sandbox_id: &str) -> Result<PodSandboxStatus, RuntimeError> {
@@ -315,11 +331,14 @@ impl Runtime for LinuxRuntime {
         sandbox_id: &str,
         config: &ContainerConfig,
     ) -> Result<String, RuntimeError> {
-        container::create(&self.inner, sandbox_id, config).await
+        let (inner, sandbox_id, config) =
+            (self.inner.clone(), sandbox_id.to_owned(), config.clone());
+        to_its_end(async move { container::create(&inner, &sandbox_id, &config).await }).await
     }
 
     async fn start_container(&self, container_id: &str) -> Result<(), RuntimeError> {
-        container::start(&self.inner, container_id).await
+        let (inner, container_id) = (self.inner.clone(), container_id.to_owned());
+        to_its_end(async move { container::start(&inner, &container_id).await }).await
     }
 
     async fn stop_container(
@@ -331,7 +350,8 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn remove_container(&self, container_id: &str) -> Result<(), RuntimeError> {
-        container::remove(&self.inner, container_id).await
+        let (inner, container_id) = (self.inner.clone(), container_id.to_owned());
+        to_its_end(async move { container::remove(&inner, &container_id).await }).await
     }
 
     async fn container_status(&self, container_id: &str) -> Result<ContainerStatus, RuntimeError> {

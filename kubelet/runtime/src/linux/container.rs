@@ -20,9 +20,6 @@ use super::{Inner, blocking, image, io, layout, machine, mount, shim_error, watc
 use crate::api::*;
 use crate::spec::{self, Facts, User};
 
-/// A start that takes longer is given up: libcontainer or the kernel hangs.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// After SIGKILL a process is gone at once, but for one stuck in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -518,29 +515,24 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
         .map_err(io("write the container's record"))?;
     let request = Request::Start(Box::new(start_request(inner, &record)));
     let state_dir = inner.layout.sandbox_state(&record.sandbox_id);
-    let answer = tokio::time::timeout(START_TIMEOUT, shim::call(&state_dir, &request)).await;
+    let answer = shim::call(&state_dir, &request).await;
     match answer {
-        Ok(Ok(Response::Started { pid, started_at_ns })) => {
+        Ok(Response::Started { pid, started_at_ns }) => {
             watch::started(inner, id, pid, started_at_ns);
             Ok(())
         }
-        Ok(Ok(other)) => Err(fail_start(
+        Ok(other) => Err(fail_start(
             inner,
             &container,
             ShimCallError::Unexpected(format!("{other:?}")).to_string(),
         )),
-        Ok(Err(error)) => {
+        Err(error) => {
             let prefix = match error.kind() {
                 Some(ErrorKind::Exec) => "unable to start container process: ",
                 _ => "failed to create containerd task: ",
             };
             Err(fail_start(inner, &container, format!("{prefix}{error}")))
         }
-        Err(_) => Err(fail_start(
-            inner,
-            &container,
-            format!("the start took longer than {START_TIMEOUT:?}"),
-        )),
     }
 }
 

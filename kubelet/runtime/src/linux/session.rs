@@ -200,13 +200,24 @@ pub async fn exec_sync(
         stderr: true,
         tty: false,
     };
-    let mut exec = begin(inner, id, command, &options).await?;
+    let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout);
+    let timed_out = || RuntimeError::Timeout {
+        what: format!("command {command:?}"),
+        after: timeout.unwrap_or_default(),
+    };
+    let beginning = begin(inner, id, command, &options);
+    let mut exec = match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, beginning)
+            .await
+            .map_err(|_| timed_out())??,
+        None => beginning.await?,
+    };
     let state_dir = running(inner, id).map(|(_, path)| path);
     let stdout = collect(exec.stdout.take()).map_err(io_error("open a stream"))?;
     let stderr = collect(exec.stderr.take()).map_err(io_error("open a stream"))?;
     let waiting = exit_code(&mut exec.connection);
-    let result = match timeout {
-        Some(timeout) => tokio::time::timeout(timeout, waiting).await,
+    let result = match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, waiting).await,
         None => Ok(waiting.await),
     };
     match result {
@@ -226,10 +237,7 @@ pub async fn exec_sync(
                     tracing::debug!(container = %id, %error, "cannot kill an exec that timed out");
                 }
             }
-            Err(RuntimeError::Timeout {
-                what: format!("command {command:?}"),
-                after: timeout.unwrap_or_default(),
-            })
+            Err(timed_out())
         }
     }
 }

@@ -5,16 +5,20 @@
 //! upgrade on disk changes no running pod.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use shim_protocol::wire::{self, Decoder, WireError};
 use shim_protocol::{ErrorKind, Request, Response, SOCKET_NAME};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// No request takes a sound shim longer; a start takes some 20 ms.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Why a shim did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +34,8 @@ pub enum ShimCallError {
     Wire(#[from] WireError),
     #[error("the shim hung up")]
     HungUp,
+    #[error("the shim did not answer within {0:?}")]
+    Silent(Duration),
     #[error(transparent)]
     Refused(#[from] shim_protocol::ShimError),
     #[error("unexpected answer {0}")]
@@ -65,7 +71,7 @@ pub struct ShimProgram {
 
 impl ShimProgram {
     pub fn load(path: &Path) -> io::Result<Self> {
-        let mut source = File::open(path)?;
+        let program = trim(std::fs::read(path)?);
         // SAFETY: the name is a static string; the descriptor is new and ours.
         let sealed: File = unsafe {
             let fd = libc::memfd_create(
@@ -77,7 +83,7 @@ impl ShimProgram {
             }
             std::os::fd::FromRawFd::from_raw_fd(fd)
         };
-        io::copy(&mut source, &mut &sealed)?;
+        (&sealed).write_all(&program)?;
         let seals =
             libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
         // SAFETY: fcntl on a live descriptor with integers.
@@ -120,6 +126,44 @@ impl ShimProgram {
     }
 }
 
+/// Leaves out of an ELF program what is never loaded: symbols, debug information, section headers. The
+/// copy lies in memory for as long as a shim runs. What is no 64-bit ELF comes back as it is.
+fn trim(mut program: Vec<u8>) -> Vec<u8> {
+    let number = |bytes: &[u8], at: usize, size: usize| -> Option<usize> {
+        let field = bytes.get(at..at + size)?;
+        Some(
+            field
+                .iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | usize::from(*byte)),
+        )
+    };
+    let end = |bytes: &[u8]| -> Option<usize> {
+        // 64 bits, little-endian.
+        if bytes.get(..6)? != b"\x7fELF\x02\x01" {
+            return None;
+        }
+        let (table, size, count) = (
+            number(bytes, 32, 8)?,
+            number(bytes, 54, 2)?,
+            number(bytes, 56, 2)?,
+        );
+        let mut end = table + size * count;
+        for index in 0..count {
+            let header = table + index * size;
+            end = end.max(number(bytes, header + 8, 8)? + number(bytes, header + 32, 8)?);
+        }
+        (end <= bytes.len()).then_some(end)
+    };
+    if let Some(end) = end(&program) {
+        program.truncate(end);
+        // e_shoff, e_shnum and e_shstrndx: there are no sections any more.
+        program[40..48].fill(0);
+        program[60..64].fill(0);
+    }
+    program
+}
+
 /// One connection: one request, then its answers.
 pub struct Connection {
     socket: AsyncFd<UnixStream>,
@@ -127,19 +171,13 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Never blocks: a shim that accepts nothing more is an error.
     pub fn open(state_dir: &Path) -> Result<Self, ShimCallError> {
-        let failed = |source| ShimCallError::Connect {
+        let failed = |source: io::Error| ShimCallError::Connect {
             path: state_dir.join(SOCKET_NAME),
             source,
         };
-        // A socket's name has 107 bytes; the state directory may be longer.
-        let directory = File::open(state_dir).map_err(failed)?;
-        let socket = UnixStream::connect(format!(
-            "/proc/self/fd/{}/{SOCKET_NAME}",
-            directory.as_raw_fd()
-        ))
-        .map_err(failed)?;
-        socket.set_nonblocking(true).map_err(failed)?;
+        let socket = connect(state_dir).map_err(failed)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         // SAFETY: the socket owns its descriptor and never exchanges it.
         let socket = unsafe { AsyncFd::register_with_interest(socket, interest) }
@@ -202,11 +240,28 @@ impl Connection {
     }
 }
 
-/// One request and its one answer.
+fn connect(state_dir: &Path) -> io::Result<UnixStream> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    // A socket's name has 107 bytes; the state directory may be longer.
+    let directory = File::open(state_dir)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd());
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+    Ok(UnixStream::from(fd))
+}
+
+/// One request and its one answer, within [`CALL_TIMEOUT`].
 pub async fn call(state_dir: &Path, request: &Request) -> Result<Response, ShimCallError> {
-    let mut connection = Connection::open(state_dir)?;
-    connection.send(request, &[]).await?;
-    Ok(connection.answer().await?.0)
+    let answer = async {
+        let mut connection = Connection::open(state_dir)?;
+        connection.send(request, &[]).await?;
+        Ok(connection.answer().await?.0)
+    };
+    match tokio::time::timeout(CALL_TIMEOUT, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(ShimCallError::Silent(CALL_TIMEOUT)),
+    }
 }
 
 /// A pipe: (the runtime's non-blocking end, the process's end). `process_reads`: it is its stdin.
@@ -229,4 +284,20 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(flags))
         .map(drop)
         .map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_trimmed_program_still_runs() {
+        let path = std::env::current_exe().unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        assert!(trim(whole.clone()).len() < whole.len());
+        assert_eq!(trim(b"#!/bin/sh\n".to_vec()), b"#!/bin/sh\n");
+        let program = ShimProgram::load(&path).unwrap();
+        program.run(&["--list".as_ref()]).await.unwrap();
+        assert!(program.run(&["--no-such-flag".as_ref()]).await.is_err());
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use shim_protocol::{ContainerExit, Event, Request, Response, ShimState};
 
@@ -10,13 +11,20 @@ use super::shim::{Connection, ShimCallError};
 use super::{Inner, layout};
 use crate::api::RuntimeEvent;
 
+/// A shim that does not answer a subscription by then is as good as dead.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Subscribes and takes over what the shim knows; a task of its own then follows the events until the
 /// shim hangs up or the runtime is dropped.
 pub async fn begin(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) -> Result<(), ShimCallError> {
     let id = sandbox.record().id.clone();
     let mut connection = Connection::open(&inner.layout.sandbox_state(&id))?;
     connection.send(&Request::Subscribe, &[]).await?;
-    let state = match connection.answer().await?.0 {
+    let answer = tokio::time::timeout(SUBSCRIBE_TIMEOUT, connection.answer()).await;
+    let state = match answer
+        .map_err(|_| ShimCallError::Silent(SUBSCRIBE_TIMEOUT))??
+        .0
+    {
         Response::State(state) => state,
         other => return Err(ShimCallError::Unexpected(format!("{other:?}"))),
     };
