@@ -192,3 +192,6 @@ fn change(kernel: &Table, wanted: &Table) -> Difference {
         rebuilt: false,
     }
 }
+
+#[cfg(test)]
+mod tests;

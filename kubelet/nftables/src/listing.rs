@@ -243,3 +243,6 @@ fn address(json: &Json) -> Option<Value> {
         .find(|net| net.network() == first && net.broadcast() == last)
         .map(Value::net)
 }
+
+#[cfg(test)]
+mod tests;
