@@ -1,16 +1,18 @@
-//! Approves and signs CertificateSigningRequests of the signers Kubernetes itself owns.
+//! Approves, signs and clears away CertificateSigningRequests of the signers Kubernetes itself owns.
 //!
 //! Approving: client certificates of kubelets, when a SubjectAccessReview allows them. Signing: `kubernetes.io/kubelet-serving`,
 //! `kube-apiserver-client-kubelet`, `kube-apiserver-client` and `legacy-unknown`, each by its CA file. Requests of other signers are left
-//! alone. Upstream: pkg/controller/certificates/{approver,signer,authority}, pkg/apis/certificates/helpers.go, v1.36.
+//! alone. Upstream: pkg/controller/certificates/{approver,signer,authority,cleaner}, pkg/apis/certificates/helpers.go, v1.36.
 
 mod approving;
 mod authority;
+mod cleaning;
 mod der;
 mod request;
 mod signing;
 
 pub use approving::start as start_approving;
+pub use cleaning::start as start_cleaning;
 pub use signing::start as start_signing;
 
 /// Client certificates of kubelets.

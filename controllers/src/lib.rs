@@ -10,11 +10,14 @@ pub mod options;
 pub mod registry;
 
 // shared by controllers
+pub mod bootstrap_token;
 pub mod controller_ref;
 pub mod discovery;
 
 // the controllers, by name
+pub mod bootstrap_signer;
 pub mod certificatesigningrequest;
+pub mod clusterrole_aggregation;
 pub mod deployment;
 pub mod endpointslice;
 pub mod garbage_collector;
@@ -26,3 +29,4 @@ pub mod replicaset;
 pub mod root_ca_certificate_publisher;
 pub mod serviceaccount;
 pub mod taint_eviction;
+pub mod token_cleaner;

@@ -34,6 +34,19 @@ const fn built(name: &'static str, alias: &'static str, constructor: Constructor
     }
 }
 
+const fn built_off(
+    name: &'static str,
+    alias: &'static str,
+    constructor: Constructor,
+) -> Descriptor {
+    Descriptor {
+        name,
+        alias,
+        on_by_default: false,
+        constructor: Some(constructor),
+    }
+}
+
 const fn missing(name: &'static str, alias: &'static str) -> Descriptor {
     Descriptor {
         name,
@@ -66,9 +79,11 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("replicaset-controller", "replicaset", |c| {
         crate::replicaset::start(c).boxed()
     }),
-    built("replicationcontroller-controller", "replicationcontroller", |c| {
-        crate::replicaset::start_replication(c).boxed()
-    }),
+    built(
+        "replicationcontroller-controller",
+        "replicationcontroller",
+        |c| crate::replicaset::start_replication(c).boxed(),
+    ),
     built("deployment-controller", "deployment", |c| {
         crate::deployment::start(c).boxed()
     }),
@@ -103,12 +118,17 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("pod-garbage-collector-controller", "podgc", |c| {
         crate::pod_garbage_collector::start(c).boxed()
     }),
-    // not built yet
-    missing("certificatesigningrequest-cleaner-controller", "csrcleaner"),
-    missing(
+    built(
+        "certificatesigningrequest-cleaner-controller",
+        "csrcleaner",
+        |c| crate::certificatesigningrequest::start_cleaning(c).boxed(),
+    ),
+    built(
         "clusterrole-aggregation-controller",
         "clusterrole-aggregation",
+        |c| crate::clusterrole_aggregation::start(c).boxed(),
     ),
+    // not built yet
     missing("cronjob-controller", "cronjob"),
     missing("daemonset-controller", "daemonset"),
     missing("disruption-controller", "disruption"),
@@ -153,8 +173,12 @@ pub const CONTROLLERS: &[Descriptor] = &[
     missing("volumeattributesclass-protection-controller", ""),
     missing("device-taint-eviction-controller", ""),
     // off by default, behind a feature gate upstream has off, or of a cloud provider
-    missing_off("bootstrap-signer-controller", "bootstrapsigner"),
-    missing_off("token-cleaner-controller", "tokencleaner"),
+    built_off("bootstrap-signer-controller", "bootstrapsigner", |c| {
+        crate::bootstrap_signer::start(c).boxed()
+    }),
+    built_off("token-cleaner-controller", "tokencleaner", |c| {
+        crate::token_cleaner::start(c).boxed()
+    }),
     missing_off("selinux-warning-controller", ""),
     missing_off(
         "kube-apiserver-serving-clustertrustbundle-publisher-controller",

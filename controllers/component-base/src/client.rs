@@ -260,7 +260,16 @@ impl<S> tower::Layer<S> for ObserveLayer {
     }
 }
 
-/// Waits for the rate limit and records `rest_client_*`.
+/// How long the first byte of an answer may take. The API server gives up after 60 s itself; a watch answers at once. Without
+/// this, a request to a server that vanished would hold its worker for as long as TCP tries.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(70);
+
+/// No answer came in time; the request may have been carried out.
+#[derive(Debug, thiserror::Error)]
+#[error("the API server did not answer within 70s")]
+struct NoAnswer;
+
+/// Waits for the rate limit, bounds the wait for an answer, and records `rest_client_*`.
 struct Observe<S> {
     inner: S,
     layer: ObserveLayer,
@@ -268,16 +277,15 @@ struct Observe<S> {
 
 impl<S, B> tower::Service<Request<Body>> for Observe<S>
 where
-    S: tower::Service<Request<Body>, Response = Response<B>>,
+    S: tower::Service<Request<Body>, Response = Response<B>, Error = tower::BoxError>,
     S::Future: Send + 'static,
-    S::Error: Send,
     B: Send,
 {
     type Response = Response<B>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
+    type Error = tower::BoxError;
+    type Future = BoxFuture<'static, Result<Response<B>, tower::BoxError>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), tower::BoxError>> {
         self.inner.poll_ready(cx)
     }
 
@@ -301,7 +309,10 @@ where
                 limiter.acquire().await;
             }
             let start = Instant::now();
-            let result = response.await;
+            let result = match tokio::time::timeout(ANSWER_TIMEOUT, response).await {
+                Ok(result) => result,
+                Err(_) => Err(tower::BoxError::from(NoAnswer)),
+            };
             let code = match &result {
                 Ok(response) => response.status().as_str().to_string(),
                 Err(_) => "<error>".to_string(),

@@ -184,7 +184,10 @@ impl Recorder {
         );
         match &self.sink {
             Sink::Queue(sender) => {
-                if sender.try_send((Timestamp::now(), event)).is_err() {
+                // Closed means that the process ends; nobody writes events then.
+                if let Err(mpsc::error::TrySendError::Full(_)) =
+                    sender.try_send((Timestamp::now(), event))
+                {
                     tracing::warn!("Unable to record event: too many queued events, dropped event");
                 }
             }

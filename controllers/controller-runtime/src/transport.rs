@@ -82,6 +82,8 @@ pub enum PatchKind {
     Strategic,
     /// RFC 6902.
     Json,
+    /// Server-side apply as this field manager, which takes fields over from others.
+    Apply(&'static str),
 }
 
 /// One request.
@@ -236,6 +238,8 @@ impl Transport for ApiTransport {
             Verb::Patch(PatchKind::Merge) => "application/merge-patch+json",
             Verb::Patch(PatchKind::Strategic) => "application/strategic-merge-patch+json",
             Verb::Patch(PatchKind::Json) => "application/json-patch+json",
+            // JSON is YAML.
+            Verb::Patch(PatchKind::Apply(_)) => "application/apply-patch+yaml",
             _ => "application/json",
         };
         let http = http::Request::builder()
@@ -269,11 +273,14 @@ fn path(request: &Request) -> String {
     if !request.subresource.is_empty() {
         path += &format!("/{}", request.subresource);
     }
-    let query: Vec<String> = request
+    let mut query: Vec<String> = request
         .query
         .iter()
         .map(|(key, value)| format!("{key}={}", escape(value)))
         .collect();
+    if let Verb::Patch(PatchKind::Apply(manager)) = request.verb {
+        query.push(format!("fieldManager={}&force=true", escape(manager)));
+    }
     if query.is_empty() {
         path
     } else {
