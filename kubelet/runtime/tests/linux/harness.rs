@@ -77,12 +77,7 @@ impl Node {
 
     /// The runtime over what is in `directory` already.
     pub async fn open(directory: &Path) -> Self {
-        let images = ImageStore::open(ImageStoreConfig {
-            root: directory.join("images"),
-            ..Default::default()
-        })
-        .await
-        .unwrap();
+        let images = open_images(directory).await;
         let network = PodNetwork::open(NetworkConfig {
             state_dir: directory.join("network"),
             cni_conf_dir: directory.join("cni"),
@@ -180,6 +175,23 @@ impl Node {
         let text = [response.stdout, response.stderr].concat();
         (response.exit_code, String::from_utf8(text).unwrap())
     }
+}
+
+/// A store that was just left may be held for a moment by its last work.
+async fn open_images(directory: &Path) -> ImageStore {
+    for _ in 0..100 {
+        let config = ImageStoreConfig {
+            root: directory.join("images"),
+            ..Default::default()
+        };
+        match ImageStore::open(config).await {
+            Err(images::ImageStoreError::Locked { .. }) => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return result.unwrap(),
+        }
+    }
+    panic!("the image store stays locked");
 }
 
 impl Drop for Node {
