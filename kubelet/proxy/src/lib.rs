@@ -16,7 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
-mod conntrack;
+pub mod conntrack;
 mod endpoint;
 mod healthcheck;
 mod local_detector;

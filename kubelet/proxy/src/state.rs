@@ -213,3 +213,6 @@ fn service_of(slice: &EndpointSlice) -> Option<NamespacedName> {
         name: name.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -364,6 +364,34 @@ fn services_in_the_kernel() {
     });
     assert_eq!(answer, ("pod4".into(), "10.96.0.4:80".into()));
 
+    // A UDP flow that stands stays with its endpoint until that is gone; then it moves, without a new socket.
+    let flow = pods[0].run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    flow.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let talk = |flow: &UdpSocket| {
+        flow.send_to(b"hello", "10.96.0.4:80").unwrap();
+        let mut buffer = [0; 64];
+        let (length, _) = flow.recv_from(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    assert_eq!(talk(&flow), "pod4");
+    let mut udp = port("10.96.0.4");
+    udp.protocol = Protocol::Udp;
+    service(&mut services, "udp", udp, &[3]);
+    sync(&node, Family::Ip, &services, &mut syncer, &mut slots);
+    assert_eq!(talk(&flow), "pod4", "the kernel decides once for each flow");
+    let seen = services.clone();
+    node.run(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(kube_proxy::conntrack::clean_stale_entries(
+            Family::Ip,
+            &seen,
+        ));
+    });
+    assert_eq!(talk(&flow), "pod3");
+
     // A new process adopts everything: not one operation, the same handles, the same affinity.
     let before = node.ruleset();
     let (mut syncer, mut slots) = (None, Slots::default());
@@ -442,4 +470,44 @@ fn services_in_the_kernel() {
         sync(&node, Family::Ip6, &services, &mut syncer, &mut slots),
         0
     );
+}
+
+/// Prints what 10,000 Services cost. `cargo test -p kube-proxy --test kernel -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn ten_thousand_services() {
+    let node = Namespace::new("many");
+    let mut services = Services::new();
+    for i in 0..10_000u16 {
+        let [high, low] = i.to_be_bytes();
+        let mut wanted = port(&format!("10.96.{high}.{low}"));
+        wanted.node_port = 20_000 + i;
+        service(&mut services, &format!("s{i}"), wanted, &[2, 3]);
+    }
+    let (mut syncer, mut slots) = (None, Slots::default());
+    let mut timed = |what: &str, syncer: &mut Option<Syncer>, services: &Services| {
+        let cpu = || {
+            use nix::sys::resource::{UsageWho, getrusage};
+            let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
+            let of = |who| {
+                getrusage(who)
+                    .map(|u| seconds(u.user_time()) + seconds(u.system_time()))
+                    .unwrap()
+            };
+            (of(UsageWho::RUSAGE_SELF), of(UsageWho::RUSAGE_CHILDREN))
+        };
+        let (start, before) = (std::time::Instant::now(), cpu());
+        let operations = sync(&node, Family::Ip, services, syncer, &mut slots);
+        let (elapsed, after) = (start.elapsed(), cpu());
+        let (own, nft) = (after.0 - before.0, after.1 - before.1);
+        println!(
+            "{what}: {elapsed:?}, CPU {own:.3} s here, {nft:.3} s in nft, {operations} operations"
+        );
+    };
+    timed("cold", &mut syncer, &services);
+    timed("nothing", &mut syncer, &services);
+    service(&mut services, "one-more", port("10.96.200.1"), &[2, 3, 4]);
+    timed("one more", &mut syncer, &services);
+    let mut fresh = None;
+    timed("adopt", &mut fresh, &services);
 }
