@@ -19,7 +19,7 @@ use framework::EventRecord;
 use kube::Client;
 
 use crate::api_writer::KubeWriter;
-use crate::config::{API_VERSION, DEFAULT_SCHEDULER_NAME, KIND};
+use crate::config::{self, API_VERSION, DEFAULT_SCHEDULER_NAME, KIND};
 use crate::event_handlers::EventHandlers;
 use crate::listers::{InformerListers, Informers, Revisions};
 use crate::metrics;
@@ -70,6 +70,12 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
         version = component_base::version::GIT_VERSION,
         "Starting Kubernetes Scheduler"
     );
+    for field in config::not_acted_on(&options.config) {
+        tracing::warn!(
+            field,
+            "The configuration sets a field that has no effect here"
+        );
+    }
     let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
     let health = Health::new();
     component_base::metrics::init();
@@ -93,10 +99,10 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
         serving,
         election,
         client: client_config,
-        config,
+        config: configuration,
         ..
     } = options;
-    let configz = serde_json::to_value(&config).context("encoding the configuration")?;
+    let configz = serde_json::to_value(&configuration).context("encoding the configuration")?;
     let Some(election) = election else {
         serving
             .serve(pages(&health, &flags, configz), shutdown.clone())

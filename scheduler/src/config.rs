@@ -368,6 +368,43 @@ fn validate_profile(path: &str, profile: &KubeSchedulerProfile, errors: &mut Vec
     }
 }
 
+/// Settings that upstream acts on and this program does not, where they differ from the defaults.
+pub fn not_acted_on(config: &KubeSchedulerConfiguration) -> Vec<String> {
+    let default = KubeSchedulerConfiguration::default();
+    let mut fields = Vec::new();
+    let mut note = |differs: bool, field: &str| {
+        if differs {
+            fields.push(field.to_owned());
+        }
+    };
+    note(config.parallelism != default.parallelism, "parallelism");
+    note(
+        config.percentage_of_nodes_to_score != 0,
+        "percentageOfNodesToScore",
+    );
+    note(config.delay_cache_until_active, "delayCacheUntilActive");
+    note(!config.enable_profiling, "enableProfiling");
+    note(
+        !config.enable_contention_profiling,
+        "enableContentionProfiling",
+    );
+    for (i, profile) in config.profiles.iter().enumerate() {
+        let percentage = profile.percentage_of_nodes_to_score.unwrap_or(0);
+        note(
+            percentage != 0,
+            &format!("profiles[{i}].percentageOfNodesToScore"),
+        );
+        for (j, plugin) in profile.plugin_config.iter().enumerate() {
+            let absent = NOT_BUILT.contains(&plugin.name.as_str());
+            note(
+                absent,
+                &format!("profiles[{i}].pluginConfig[{j}] ({})", plugin.name),
+            );
+        }
+    }
+    fields
+}
+
 #[cfg(test)]
 mod tests {
     use component_base::config::decode_strict;

@@ -277,9 +277,11 @@ fn handle_assumed_pod_deletion(scheduler: &Scheduler, pod: &Arc<Pod>) {
 
 fn delete_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
     let start = Instant::now();
+    // Whoever bound it may have done so unseen, between two events: it can be in the queue still.
+    scheduler.queue.delete(uid(pod));
     if assigned(pod) {
         if let Err(error) = scheduler.cache.remove_pod(uid(pod)) {
-            tracing::error!(%error, "Scheduler cache RemovePod failed");
+            tracing::debug!(%error, "Scheduler cache RemovePod failed");
         }
         scheduler.queue.move_all_to_active_or_backoff_queue(
             ClusterEvent::ASSIGNED_POD_DELETE,
@@ -289,7 +291,6 @@ fn delete_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
         );
         observe(&ClusterEvent::ASSIGNED_POD_DELETE, start);
     } else if scheduler.responsible_for_pod(pod) {
-        scheduler.queue.delete(uid(pod));
         if scheduler.cache.is_assumed_pod(uid(pod)) {
             handle_assumed_pod_deletion(scheduler, pod);
         } else if let Some(info) = info(pod)

@@ -19,6 +19,12 @@ impl NodeSet {
         }
     }
 
+    /// Becomes equal to `other`, keeping the memory at hand.
+    pub fn copy_from(&mut self, other: &NodeSet) {
+        self.words.clone_from(&other.words);
+        self.len = other.len;
+    }
+
     /// How many nodes are in the set.
     pub const fn len(&self) -> usize {
         self.len

@@ -34,6 +34,17 @@ impl Verdicts {
         }
     }
 
+    /// Becomes equal to `other`, keeping the memory at hand: copying what is large costs no allocation.
+    pub fn copy_from(&mut self, other: &Verdicts) {
+        self.feasible.copy_from(&other.feasible);
+        self.judged.copy_from(&other.judged);
+        self.rejection.clone_from(&other.rejection);
+        self.statuses.clone_from(&other.statuses);
+        self.counts.clone_from(&other.counts);
+        self.lookup.clone_from(&other.lookup);
+        self.plugin = other.plugin;
+    }
+
     /// Names the plugin whose rejections follow (the runtime does this).
     pub fn set_plugin(&mut self, plugin: &'static str) {
         self.plugin = plugin;

@@ -69,6 +69,15 @@ pub(super) struct Entry {
     totals: Vec<i64>,
     ranking: Ranking,
     changed: Vec<NodeIndex>,
+    scratch: Scratch,
+}
+
+/// Room for one decision with views, used again for the next: in a large cluster getting it anew costs more than filling it.
+#[derive(Default)]
+struct Scratch {
+    verdicts: Verdicts,
+    feasible: NodeSet,
+    totals: Vec<i64>,
     scores: Vec<i64>,
 }
 
@@ -169,7 +178,7 @@ impl Entry {
             totals: vec![0; len],
             ranking: Ranking::default(),
             changed: Vec::new(),
-            scores: Vec::new(),
+            scratch: Scratch::default(),
         };
         entry.total_all();
         Ok(Some(entry))
@@ -330,58 +339,76 @@ impl Entry {
     }
 
     fn choose_viewed(&mut self, request: &Request<'_>) -> Result<Chosen, NotChosen> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let chosen = self.choose_with(request, &mut scratch);
+        self.scratch = scratch;
+        chosen
+    }
+
+    fn choose_with(
+        &mut self,
+        request: &Request<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Chosen, NotChosen> {
         let snapshot = request.snapshot;
-        let mut verdicts = self.verdicts.clone();
+        let Scratch {
+            verdicts,
+            feasible,
+            totals,
+            scores,
+        } = scratch;
+        verdicts.copy_from(&self.verdicts);
         for view in self.views.iter_mut().filter(|view| view.filter) {
             verdicts.set_plugin(view.name);
-            view.incremental.filter_all(snapshot, &mut verdicts);
+            view.incremental.filter_all(snapshot, verdicts);
         }
         let excluded = request.excluded_by_nominations(verdicts.feasible(), None)?;
-        let mut feasible = verdicts.feasible().clone();
-        excluded
-            .iter()
-            .for_each(|(node, _)| _ = feasible.remove(*node));
+        feasible.copy_from(verdicts.feasible());
+        for (node, _) in &excluded {
+            feasible.remove(*node);
+        }
         if feasible.is_empty() {
-            return Err(request.no_fit(verdicts, excluded));
+            return Err(request.no_fit(verdicts.clone(), excluded));
         }
         let judged = verdicts.judged().len();
-        if let Some(node) = request.own_nomination(&feasible) {
+        if let Some(node) = request.own_nomination(feasible) {
             return Ok(request.chosen(node, judged, 1, self.state.clone()));
         }
-        // Fewer nodes are feasible than without the views, so the largest raw scores may differ, and with them the totals.
-        let mut totals = self.totals.clone();
+        totals.clone_from(&self.totals);
+        self.correct_for_fewer(feasible, totals);
+        scores.resize(totals.len(), 0);
+        for view in &mut self.views {
+            let Some(weight) = view.weight else { continue };
+            if view.incremental.score_all(snapshot, feasible, scores) {
+                for node in feasible.iter() {
+                    totals[node as usize] += weight * scores[node as usize];
+                }
+            }
+        }
+        let node = best(feasible, totals, request.random).expect("feasible is not empty");
+        Ok(request.chosen(node, judged, feasible.len(), self.state.clone()))
+    }
+
+    /// Fewer nodes may be feasible than without the views, so the largest raw scores may differ, and with them the totals.
+    fn correct_for_fewer(&self, feasible: &NodeSet, totals: &mut [i64]) {
+        if feasible.len() == self.verdicts.feasible().len() {
+            return;
+        }
         for scorer in &self.scorers {
             let Some(by_max) = &scorer.by_max else {
                 continue;
             };
-            let max = feasible
-                .iter()
-                .map(|node| scorer.raw[node as usize])
-                .max()
-                .unwrap_or(0)
-                .max(0);
-            if max != by_max.max {
-                for node in feasible.iter() {
-                    let raw = scorer.raw[node as usize];
-                    let score = |max| Normalize::by_max(raw, max, by_max.reverse);
-                    totals[node as usize] += scorer.weight * (score(max) - score(by_max.max));
-                }
+            let raw = feasible.iter().map(|node| scorer.raw[node as usize]);
+            let max = raw.max().unwrap_or(0).max(0);
+            if max == by_max.max {
+                continue;
+            }
+            for node in feasible.iter() {
+                let raw = scorer.raw[node as usize];
+                let score = |max| Normalize::by_max(raw, max, by_max.reverse);
+                totals[node as usize] += scorer.weight * (score(max) - score(by_max.max));
             }
         }
-        self.scores.resize(totals.len(), 0);
-        for view in &mut self.views {
-            let Some(weight) = view.weight else { continue };
-            if view
-                .incremental
-                .score_all(snapshot, &feasible, &mut self.scores)
-            {
-                feasible
-                    .iter()
-                    .for_each(|node| totals[node as usize] += weight * self.scores[node as usize]);
-            }
-        }
-        let node = best(&feasible, &totals, request.random).expect("feasible is not empty");
-        Ok(request.chosen(node, judged, feasible.len(), self.state.clone()))
     }
 }
 
