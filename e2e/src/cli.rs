@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::cluster::{Cluster, Component, Options};
-use crate::programs::Outputs;
+use crate::programs::{Outputs, Profile};
 use crate::step::Steps;
 use crate::{bench, conformance, forward, images, test_run, tidy};
 
@@ -78,6 +78,9 @@ struct Up {
     /// Pods a node takes.
     #[arg(long, default_value_t = 150)]
     max_pods: u32,
+    /// How our programs are built.
+    #[arg(long, value_enum, default_value = "release")]
+    profile: Profile,
 }
 
 /// Runs the command that the process was started with.
@@ -94,6 +97,7 @@ pub fn run() -> Result<ExitCode> {
                 with_upstream: up.with_upstream.into_iter().collect(),
                 replicas: up.replicas,
                 max_pods: up.max_pods,
+                profile: up.profile,
             })?;
             println!("{}", cluster.hints());
         }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::debian;
 use crate::images;
 use crate::node;
-use crate::programs::{self, Outputs};
+use crate::programs::{self, Outputs, Profile};
 use crate::step::{Steps, output};
 use layout::Layout;
 use process::{Place, Process, Program};
@@ -62,11 +62,12 @@ pub struct Options {
     /// Of the scheduler and the controller-manager, each.
     pub replicas: u8,
     pub max_pods: u32,
+    pub profile: Profile,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name: "gantry".to_owned(), nodes: 2, with_upstream: BTreeSet::new(), replicas: 1, max_pods: 150 }
+        Self { name: "gantry".to_owned(), nodes: 2, with_upstream: BTreeSet::new(), replicas: 1, max_pods: 150, profile: Profile::Release }
     }
 }
 
@@ -107,7 +108,7 @@ impl Cluster {
                 running.state.options.nodes
             );
         }
-        let outputs = Outputs::find();
+        let outputs = Outputs::find().with_profile(options.profile);
         let steps = Steps::new(outputs.logs())?;
         debian::install_missing(&steps)?;
         Self::build(&steps, &outputs, &options)?;
@@ -186,8 +187,9 @@ impl Cluster {
         let layout = Layout::new(name);
         let text = fs::read_to_string(layout.state())
             .with_context(|| format!("no cluster {name:?} here; `cargo e2e up` makes one"))?;
-        let state = serde_json::from_str(&text).with_context(|| format!("read {}", layout.state().display()))?;
-        Ok(Self { layout, outputs: Outputs::find(), state })
+        let state: State = serde_json::from_str(&text).with_context(|| format!("read {}", layout.state().display()))?;
+        let outputs = Outputs::find().with_profile(state.options.profile);
+        Ok(Self { layout, outputs, state })
     }
 
     /// Whether etcd and kube-apiserver live.

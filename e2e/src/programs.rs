@@ -10,11 +10,40 @@ use crate::step::Steps;
 /// Kubernetes' version; the Go module pins the same one.
 pub const KUBERNETES_VERSION: &str = "1.36.3";
 
+/// How our programs are built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// As users run them; what is measured.
+    #[default]
+    Release,
+    /// Quicker to build, with checks of overflow and debug assertions; what is tested.
+    Dev,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dev => "dev",
+        }
+    }
+
+    /// Cargo's folder of it.
+    fn dir(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dev => "debug",
+        }
+    }
+}
+
 /// Where built things go, all below cargo's target folder.
 #[derive(Clone, Debug)]
 pub struct Outputs {
     pub workspace: PathBuf,
     pub target: PathBuf,
+    pub profile: Profile,
 }
 
 impl Outputs {
@@ -27,7 +56,12 @@ impl Outputs {
         let target = std::env::var_os("CARGO_TARGET_DIR")
             .map(|dir| workspace.join(dir))
             .unwrap_or_else(|| workspace.join("target"));
-        Self { workspace, target }
+        Self { workspace, target, profile: Profile::default() }
+    }
+
+    pub fn with_profile(mut self, profile: Profile) -> Self {
+        self.profile = profile;
+        self
     }
 
     pub fn e2e(&self) -> PathBuf {
@@ -44,7 +78,7 @@ impl Outputs {
     }
 
     pub fn ours(&self, program: &str) -> PathBuf {
-        self.target.join("release").join(program)
+        self.target.join(self.profile.dir()).join(program)
     }
 
     pub fn logs(&self) -> PathBuf {
@@ -199,7 +233,7 @@ pub fn build_ours(steps: &Steps, outputs: &Outputs, packages: &[&str]) -> Result
     let step = steps.start("build Gantry", None)?;
     step.message(&packages.join(" "));
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(&outputs.workspace).args(["build", "--release"]);
+    command.current_dir(&outputs.workspace).args(["build", "--profile", outputs.profile.name()]);
     for package in packages {
         command.args(["--package", package]);
     }

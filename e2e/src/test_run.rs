@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::cluster::{Cluster, Options};
-use crate::programs::Outputs;
+use crate::programs::{Outputs, Profile};
 use crate::{conformance, debian, tidy};
 use crate::step::Steps;
 
@@ -58,7 +58,7 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
     }
 
     Cluster::down(TEST_CLUSTER).context("clear what an earlier run left")?;
-    match Cluster::up(Options { name: TEST_CLUSTER.to_owned(), replicas: 2, ..Options::default() }) {
+    match Cluster::up(Options { name: TEST_CLUSTER.to_owned(), replicas: 2, profile: Profile::Dev, ..Options::default() }) {
         Ok(_) => {
             count.passed += 1;
             let mut args = vec!["--release", "--package", "e2e", "--test", "*"];

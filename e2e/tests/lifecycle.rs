@@ -19,7 +19,7 @@ fn a_second_up_says_that_one_runs() -> Result<()> {
 #[test]
 fn down_leaves_nothing_of_a_cluster_whose_programs_were_killed() -> Result<()> {
     let name = "gantryhalf";
-    let cluster = Cluster::up(Options { name: name.to_owned(), nodes: 1, ..Options::default() })?;
+    let cluster = Cluster::up(Options { name: name.to_owned(), nodes: 1, profile: cluster()?.state.options.profile, ..Options::default() })?;
     for victim in ["etcd", "kubelet-node-1", "kube-proxy-node-1"] {
         cluster.process(victim)?.signal(Signal::SIGKILL)?;
     }
