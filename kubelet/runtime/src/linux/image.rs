@@ -26,17 +26,25 @@ pub async fn pull(
         .map_err(|error| pull_error(error).into())
 }
 
+/// As containerd, nearly all are `ErrImagePull`: its users, and upstream's conformance suite, look for that. The reasons
+/// go without the words that [`ImageError::Pull`] puts before them.
 fn pull_error(error: PullError) -> ImageError {
-    let reason = error.to_string();
-    match error {
-        PullError::InvalidName { image, .. } => ImageError::InvalidImageName { image, reason },
-        PullError::Unavailable { image, .. } => ImageError::RegistryUnavailable { image, reason },
-        PullError::Verification { image, .. } => ImageError::Verification { image, reason },
-        PullError::Refused { image, reason } => ImageError::Pull { image, reason },
-        PullError::NoMatchingPlatform { image, .. }
-        | PullError::Unpack { image, .. }
-        | PullError::Store { image, .. } => ImageError::Pull { image, reason },
-    }
+    let (image, reason) = match error {
+        PullError::InvalidName { image, source } => {
+            let reason = source.to_string();
+            return ImageError::InvalidImageName { image, reason };
+        }
+        PullError::Unavailable { image, reason }
+        | PullError::Verification { image, reason }
+        | PullError::Refused { image, reason } => (image, reason),
+        PullError::NoMatchingPlatform { image, platform } => (
+            image,
+            format!("no match for platform in manifest {platform}: not found"),
+        ),
+        PullError::Unpack { image, source } => (image, source.to_string()),
+        PullError::Store { image, source } => (image, source.to_string()),
+    };
+    ImageError::Pull { image, reason }
 }
 
 pub fn store_error(error: ImageStoreError) -> RuntimeError {
