@@ -16,6 +16,9 @@ use crate::listers::{Informers, Revisions};
 use crate::metrics;
 use crate::scheduler::Scheduler;
 
+#[cfg(test)]
+mod tests;
+
 /// Feeds the cache and the queue.
 pub struct EventHandlers {
     scheduler: Arc<Scheduler>,

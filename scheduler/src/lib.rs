@@ -19,3 +19,5 @@ pub mod profile;
 pub mod runtime;
 pub mod schedule_one;
 pub mod scheduler;
+#[cfg(test)]
+mod testing;

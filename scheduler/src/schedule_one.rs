@@ -16,6 +16,9 @@ use crate::metrics;
 use crate::runtime::Framework;
 use crate::scheduler::Scheduler;
 
+#[cfg(test)]
+mod tests;
+
 /// The loop's own state: the snapshot, and what was decided before.
 pub struct SchedulingLoop {
     scheduler: Arc<Scheduler>,

@@ -1,0 +1,225 @@
+//! A pod's way from the queue to a binding or back, without an API server.
+
+use std::sync::atomic::Ordering;
+
+use framework::testing::{PodBuilder, make_node, make_pod};
+
+use crate::testing::{Bed, UNRESERVED};
+
+fn pod(label: &str, value: &str) -> PodBuilder {
+    make_pod("p")
+        .uid("p")
+        .label(label, value)
+        .req(&[("cpu", "1")])
+}
+
+async fn bed(pod: PodBuilder, nodes: usize) -> Bed {
+    let info = pod.info();
+    let mut bed = Bed::new(std::slice::from_ref(&info));
+    for i in 0..nodes {
+        bed.scheduler.cache.add_node(
+            make_node(&format!("n{i}"))
+                .capacity(&[("cpu", "2")])
+                .build(),
+        );
+    }
+    bed.scheduler.queue.add(info);
+    bed.settle().await;
+    bed
+}
+
+#[tokio::test]
+async fn a_pod_that_fits_is_bound() {
+    let bed = bed(pod("a", "b"), 1).await;
+    assert_eq!(*bed.writes.bound.lock().unwrap(), ["p -> n0"]);
+    assert_eq!(
+        *bed.events.lock().unwrap(),
+        ["Scheduled Successfully assigned default/p to n0"]
+    );
+    assert!(bed.scheduler.cache.is_assumed_pod("p"));
+    assert_eq!(bed.scheduler.queue.counts().in_flight_pods, 0);
+}
+
+#[tokio::test]
+async fn what_stops_a_pod_says_so_and_takes_all_back() {
+    let volume = |pod: PodBuilder| {
+        pod.with(|pod| {
+            use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Volume};
+            let claim = PersistentVolumeClaimVolumeSource {
+                claim_name: "c".into(),
+                ..Default::default()
+            };
+            let volume = Volume {
+                name: "v".into(),
+                persistent_volume_claim: Some(claim),
+                ..Default::default()
+            };
+            pod.spec.get_or_insert_default().volumes = Some(vec![volume]);
+        })
+    };
+    for (what, pod, nodes, condition, plugin) in [
+        (
+            "no nodes",
+            pod("a", "b"),
+            0,
+            "p Unschedulable no nodes available to schedule pods",
+            None,
+        ),
+        (
+            "too large",
+            pod("a", "b").req(&[("cpu", "4")]),
+            2,
+            "p Unschedulable 0/2 nodes are available: 2 Insufficient cpu. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.",
+            Some("NodeResourcesFit"),
+        ),
+        (
+            "a claim",
+            volume(pod("a", "b")),
+            1,
+            "p Unschedulable 0/1 nodes are available: pods with PersistentVolumeClaims are not supported yet.",
+            Some("VolumeBinding"),
+        ),
+        (
+            "Reserve rejects",
+            pod("reserve", "reject"),
+            2,
+            "p Unschedulable 0/1 nodes are available: 1 no.",
+            Some("Scripted"),
+        ),
+        (
+            "Reserve fails",
+            pod("reserve", "error"),
+            1,
+            "p SchedulerError running Reserve plugin \"Scripted\": boom",
+            None,
+        ),
+        (
+            "Permit rejects",
+            pod("permit", "reject"),
+            1,
+            "p Unschedulable 0/1 nodes are available: 1 no.",
+            Some("Scripted"),
+        ),
+        (
+            "PreBind rejects",
+            pod("prebind", "reject"),
+            1,
+            "p Unschedulable 0/1 nodes are available: 1 no.",
+            Some("Scripted"),
+        ),
+        (
+            "PreBind fails",
+            pod("prebind", "error"),
+            1,
+            "p SchedulerError running PreBind plugin \"Scripted\": boom",
+            None,
+        ),
+        (
+            "Bind fails",
+            pod("bind", "error"),
+            1,
+            "p SchedulerError running Bind plugin \"DefaultBinder\": the server is away",
+            None,
+        ),
+    ] {
+        let bed = bed(pod, nodes).await;
+        assert_eq!(
+            *bed.writes.conditions.lock().unwrap(),
+            [condition],
+            "{what}"
+        );
+        let note = condition.splitn(3, ' ').nth(2).expect("a message");
+        assert_eq!(
+            *bed.events.lock().unwrap(),
+            [format!("FailedScheduling {note}")],
+            "{what}"
+        );
+        assert!(bed.writes.bound.lock().unwrap().is_empty(), "{what}");
+        assert_eq!(
+            bed.scheduler.cache.counts().pods,
+            0,
+            "{what}: the assumption is taken back"
+        );
+        let counts = bed.scheduler.queue.counts();
+        assert_eq!(
+            (counts.in_flight_pods, counts.unschedulable + counts.backoff),
+            (0, 1),
+            "{what}: {counts:?}"
+        );
+        let rejected_by = bed.scheduler.queue.rejected_by();
+        let waits_for = rejected_by
+            .iter()
+            .find(|(_, pods)| *pods > 0)
+            .map(|(plugin, _)| *plugin);
+        // A rejection after the pod left flight backs off instead of waiting for an event.
+        if what != "PreBind rejects" {
+            assert_eq!(waits_for, plugin, "{what}");
+        }
+    }
+    assert!(UNRESERVED.load(Ordering::Acquire) >= 5);
+}
+
+#[tokio::test]
+async fn a_permit_plugin_may_delay_a_pod() {
+    for (allow, bound) in [(true, 1), (false, 0)] {
+        let mut bed = bed(pod("permit", "wait"), 1).await;
+        assert!(bed.writes.bound.lock().unwrap().is_empty());
+        assert_eq!(
+            *bed.writes.nominations.lock().unwrap(),
+            ["p -> n0"],
+            "others see where it is going"
+        );
+        let waiting = bed.scheduler.shared.waiting_pods().get("p").expect("waits");
+        let waiting: &dyn framework::WaitingPod = &*waiting;
+        if allow {
+            waiting.allow("Scripted")
+        } else {
+            _ = waiting.reject("Scripted", "changed my mind")
+        };
+        bed.settle().await;
+        assert_eq!(bed.writes.bound.lock().unwrap().len(), bound);
+        assert_eq!(bed.scheduler.cache.is_assumed_pod("p"), allow);
+        if !allow {
+            assert_eq!(
+                *bed.writes.conditions.lock().unwrap(),
+                ["p Unschedulable 0/1 nodes are available: 1 changed my mind."]
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pod_being_deleted_is_left_alone() {
+    let deleted = pod("a", "b").with(|pod| {
+        let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
+        pod.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+    });
+    let bed = bed(deleted, 1).await;
+    assert_eq!(
+        *bed.events.lock().unwrap(),
+        ["FailedScheduling skip schedule deleting pod: default/p"]
+    );
+    assert_eq!(
+        bed.scheduler.queue.counts(),
+        backend::queue::QueueCounts::default()
+    );
+}
+
+#[tokio::test]
+async fn room_that_comes_back_brings_waiting_pods_back() {
+    let mut bed = bed(pod("a", "b").req(&[("cpu", "4")]), 1).await;
+    assert_eq!(bed.scheduler.queue.counts().unschedulable, 1);
+    let node = make_node("large").capacity(&[("cpu", "8")]).build();
+    bed.scheduler.cache.add_node(node.clone());
+    let event =
+        framework::ClusterEvent::new(framework::EventResource::Node, framework::ActionType::ADD);
+    bed.scheduler.queue.move_all_to_active_or_backoff_queue(
+        event,
+        None,
+        Some(framework::EventObject::Node(node)),
+        None,
+    );
+    bed.settle().await;
+    assert_eq!(*bed.writes.bound.lock().unwrap(), ["p -> large"]);
+}

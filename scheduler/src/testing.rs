@@ -1,0 +1,220 @@
+//! A scheduler without an API server, for tests: default plugins, and one whose answers a pod's labels tell.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use framework::*;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use tokio_util::sync::CancellationToken;
+
+use crate::bench::NoObjects;
+use crate::config::{KubeSchedulerConfiguration, default_profiles};
+use crate::runtime::Shared;
+use crate::schedule_one::SchedulingLoop;
+use crate::scheduler::{POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION, Scheduler};
+
+/// Unreserve calls of the scripted plugin, over all tests of the process.
+pub static UNRESERVED: AtomicUsize = AtomicUsize::new(0);
+
+/// At each point does what the pod's label of the point's name says: `reject`, `error`, `wait`.
+struct Scripted;
+
+fn answer(pod: &PodInfo, point: &str) -> Status {
+    match pod.labels().get(point).map(String::as_str) {
+        Some("reject") => Status::unschedulable("no"),
+        Some("error") => Status::error("boom"),
+        Some("wait") => Status::wait(),
+        _ => Status::success(),
+    }
+}
+
+impl Plugin for Scripted {
+    fn name(&self) -> &'static str {
+        "Scripted"
+    }
+    fn as_reserve(&self) -> Option<&dyn ReservePlugin> {
+        Some(self)
+    }
+    fn as_permit(&self) -> Option<&dyn PermitPlugin> {
+        Some(self)
+    }
+    fn as_pre_bind(&self) -> Option<&dyn PreBindPlugin> {
+        Some(self)
+    }
+}
+impl ReservePlugin for Scripted {
+    fn reserve(&self, _: &mut CycleState, pod: &Arc<PodInfo>, _: &str) -> Status {
+        answer(pod, "reserve")
+    }
+    fn unreserve(&self, _: &mut CycleState, _: &Arc<PodInfo>, _: &str) {
+        UNRESERVED.fetch_add(1, Ordering::AcqRel);
+    }
+}
+impl PermitPlugin for Scripted {
+    fn permit(&self, _: &mut CycleState, pod: &Arc<PodInfo>, _: &str) -> (Status, Duration) {
+        (answer(pod, "permit"), Duration::from_secs(60))
+    }
+}
+impl PreBindPlugin for Scripted {
+    fn pre_bind_pre_flight(
+        &self,
+        _: &CycleState,
+        pod: &Arc<PodInfo>,
+        _: &str,
+    ) -> (PreBindPreFlightResult, Status) {
+        let status = if pod.labels().contains_key("prebind") {
+            Status::success()
+        } else {
+            Status::skip()
+        };
+        (PreBindPreFlightResult::default(), status)
+    }
+    fn pre_bind<'a>(
+        &'a self,
+        _: &'a CycleState,
+        pod: &'a Arc<PodInfo>,
+        _: &'a str,
+    ) -> BoxFuture<'a, Status> {
+        Box::pin(async move { answer(pod, "prebind") })
+    }
+}
+
+/// Remembers what was written; binding a pod labelled `bind: error` fails.
+#[derive(Default)]
+pub struct Writes {
+    /// `pod -> node`.
+    pub bound: Mutex<Vec<String>>,
+    /// `pod reason message`.
+    pub conditions: Mutex<Vec<String>>,
+    /// `pod -> node` nominations.
+    pub nominations: Mutex<Vec<String>>,
+}
+
+impl ApiWriter for Writes {
+    fn bind<'a>(
+        &'a self,
+        pod: &'a Pod,
+        node_name: &'a str,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
+        Box::pin(async move {
+            if framework::pod_info::labels(pod)
+                .get("bind")
+                .is_some_and(|how| how == "error")
+            {
+                return Err(ApiWriteError::Failed("the server is away".to_owned()));
+            }
+            self.bound
+                .lock()
+                .unwrap()
+                .push(format!("{} -> {node_name}", framework::pod_info::name(pod)));
+            Ok(())
+        })
+    }
+    fn delete_pod<'a>(&'a self, _: &'a Pod) -> BoxFuture<'a, Result<(), ApiWriteError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn patch_pod_status<'a>(
+        &'a self,
+        pod: &'a Pod,
+        condition: Option<PodCondition>,
+        nominating: NominatingInfo,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
+        let name = framework::pod_info::name(pod);
+        if let Some(c) = condition {
+            let text = format!(
+                "{name} {} {}",
+                c.reason.unwrap_or_default(),
+                c.message.unwrap_or_default()
+            );
+            self.conditions.lock().unwrap().push(text);
+        }
+        if let NominatingInfo::Override(node) = nominating
+            && !node.is_empty()
+        {
+            self.nominations
+                .lock()
+                .unwrap()
+                .push(format!("{name} -> {node}"));
+        }
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// A scheduler, its loop and what it did.
+pub struct Bed {
+    /// The scheduler.
+    pub scheduler: Arc<Scheduler>,
+    /// The loop.
+    pub scheduling: SchedulingLoop,
+    /// What was written.
+    pub writes: Arc<Writes>,
+    /// `reason note` of events.
+    pub events: Arc<Mutex<Vec<String>>>,
+}
+
+impl Bed {
+    /// The informer knows these pods; the queue does not, yet.
+    pub fn new(pods: &[Arc<PodInfo>]) -> Self {
+        let mut config = KubeSchedulerConfiguration::default();
+        default_profiles(&mut config);
+        let mut registry = plugins::registry::in_tree();
+        registry.push(Registration {
+            name: "Scripted",
+            default_weight: 0,
+            default_enabled: true,
+            factory: |_, _| Ok(Arc::new(Scripted)),
+        });
+        let (writes, events) = (
+            Arc::new(Writes::default()),
+            Arc::new(Mutex::new(Vec::new())),
+        );
+        let recorded = Arc::clone(&events);
+        let record = Arc::new(move |event: EventRecord| {
+            recorded
+                .lock()
+                .unwrap()
+                .push(format!("{} {}", event.reason, event.note))
+        });
+        let listers = Arc::new(NoObjects::with_pods(
+            pods.iter().map(|pod| Arc::clone(&pod.pod)),
+        ));
+        let shared = Shared::new(
+            listers,
+            writes.clone(),
+            record,
+            tokio::runtime::Handle::current(),
+            CancellationToken::new(),
+        );
+        let scheduler = Scheduler::new(
+            &config,
+            &registry,
+            shared,
+            POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION,
+        )
+        .expect("defaults are valid");
+        let scheduling = SchedulingLoop::new(Arc::clone(&scheduler), 1);
+        Bed {
+            scheduler,
+            scheduling,
+            writes,
+            events,
+        }
+    }
+
+    /// Schedules all that can be popped, until nothing is in flight (or waits on Permit).
+    pub async fn settle(&mut self) {
+        loop {
+            while let Some(queued) = self.scheduler.queue.try_pop() {
+                self.scheduling.schedule_one(queued);
+            }
+            for _ in 0..50 {
+                tokio::task::yield_now().await;
+            }
+            let counts = self.scheduler.queue.counts();
+            if counts.active == 0 {
+                return;
+            }
+        }
+    }
+}
