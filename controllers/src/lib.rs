@@ -13,6 +13,8 @@ pub mod registry;
 pub mod bootstrap_token;
 pub mod controller_ref;
 pub mod discovery;
+#[cfg(test)]
+mod testing;
 
 // the controllers, by name
 pub mod bootstrap_signer;

@@ -90,10 +90,24 @@ impl DeploymentController {
         clock: Clock,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
+        let deployments = factory.informer(InformerOptions::default());
+        let replica_sets = factory.informer(InformerOptions::default());
+        let pods = factory.informer(InformerOptions::default());
+        Self::over(deployments, replica_sets, pods, executor, clock, shutdown)
+    }
+
+    fn over(
+        deployments: Informer<Deployment>,
+        replica_sets: Informer<ReplicaSet>,
+        pods: Informer<Pod>,
+        executor: Executor,
+        clock: Clock,
+        shutdown: &Shutdown,
+    ) -> (Arc<Self>, WorkQueue, Watches) {
         let controller = Arc::new(Self {
-            deployments: factory.informer(InformerOptions::default()),
-            replica_sets: factory.informer(InformerOptions::default()),
-            pods: factory.informer(InformerOptions::default()),
+            deployments,
+            replica_sets,
+            pods,
             executor,
             clock,
         });
@@ -450,3 +464,7 @@ impl Controller for DeploymentController {
         Some(MAX_RETRIES)
     }
 }
+
+#[cfg(test)]
+#[path = "controller/tests.rs"]
+mod tests;

@@ -83,9 +83,21 @@ impl<K: Replicated> ReplicaSetController<K> {
         clock: Clock,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
+        let replica_sets = factory.informer(InformerOptions::default());
+        let pods = factory.informer(InformerOptions::default());
+        Self::over(replica_sets, pods, executor, clock, shutdown)
+    }
+
+    fn over(
+        replica_sets: Informer<K>,
+        pods: Informer<Pod>,
+        executor: Executor,
+        clock: Clock,
+        shutdown: &Shutdown,
+    ) -> (Arc<Self>, WorkQueue, Watches) {
         let controller = Arc::new(Self {
-            replica_sets: factory.informer(InformerOptions::default()),
-            pods: factory.informer(InformerOptions::default()),
+            replica_sets,
+            pods,
             expectations: Expectations::new(clock.clone()),
             executor,
             clock,
@@ -546,3 +558,7 @@ impl<K: Replicated> Controller for ReplicaSetController<K> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "controller/tests.rs"]
+mod tests;

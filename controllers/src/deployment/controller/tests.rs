@@ -1,0 +1,146 @@
+//! The shell over an in-memory API: name conflicts and failures of a new ReplicaSet.
+
+use component_base::clock::FakeClock;
+use controller_runtime::testing::FakeApi;
+use controller_runtime::transport::Verb;
+use serde_json::json;
+
+use super::*;
+use crate::testing::{Feed, settle};
+
+struct World {
+    api: FakeApi,
+    deployments: Feed<Deployment>,
+    sets: Feed<ReplicaSet>,
+    _pods: Feed<Pod>,
+    controller: Arc<DeploymentController>,
+    _watches: Watches,
+}
+
+impl World {
+    async fn new() -> Self {
+        let api = FakeApi::new();
+        let clock = FakeClock::new("2026-01-01T00:00:00Z".parse().unwrap());
+        let ((deployments, of_deployments), (sets, of_sets), (pods, of_pods)) =
+            (Feed::new(), Feed::new(), Feed::new());
+        let (controller, _, watches) = DeploymentController::over(
+            of_deployments,
+            of_sets,
+            of_pods,
+            api.executor(),
+            clock.clock(),
+            &Shutdown::new(),
+        );
+        let world = Self {
+            api,
+            deployments,
+            sets,
+            _pods: pods,
+            controller,
+            _watches: watches,
+        };
+        let deployment: Deployment = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "ns", "uid": "d", "generation": 1},
+            "spec": {
+                "replicas": 2, "selector": {"matchLabels": {"app": "a"}}, "progressDeadlineSeconds": 600,
+                "template": {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c", "image": "v1"}]}},
+            },
+        }))
+        .unwrap();
+        world.api.insert(&deployment);
+        world.sync().await;
+        world
+    }
+
+    /// The cache catches up with Deployments.
+    async fn sync(&self) {
+        self.api
+            .list::<Deployment>()
+            .into_iter()
+            .for_each(|d| self.deployments.apply(d));
+        settle().await;
+    }
+
+    async fn reconcile(&self) -> Result<Option<Duration>, DeploymentError> {
+        self.controller
+            .reconcile(&ObjectKey::new("ns", "web"))
+            .await
+    }
+
+    fn deployment(&self) -> Deployment {
+        self.api.get("ns", "web").unwrap()
+    }
+
+    fn creates(&self) -> usize {
+        self.api
+            .writes()
+            .iter()
+            .filter(|r| r.verb == Verb::Create)
+            .count()
+    }
+}
+
+#[tokio::test]
+async fn a_slow_cache_makes_no_second_replica_set() {
+    let world = World::new().await;
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.list::<ReplicaSet>().len(), 1);
+    world.sync().await;
+    // The ReplicaSet's event is late: the same name is tried, and found to be ours.
+    world.reconcile().await.unwrap();
+    assert_eq!(
+        (world.api.list::<ReplicaSet>().len(), world.creates()),
+        (1, 2)
+    );
+    assert_eq!(world.deployment().status.unwrap().collision_count, None);
+    world
+        .api
+        .list::<ReplicaSet>()
+        .into_iter()
+        .for_each(|rs| world.sets.apply(rs));
+    settle().await;
+    world.reconcile().await.unwrap();
+    assert_eq!(world.creates(), 2);
+}
+
+#[tokio::test]
+async fn a_collision_gives_another_name() {
+    let world = World::new().await;
+    world.reconcile().await.unwrap();
+    let mut foreign = world.api.list::<ReplicaSet>().remove(0);
+    foreign.metadata.owner_references = None;
+    foreign.metadata.labels = None;
+    world.api.insert(&foreign);
+    world.sync().await;
+    assert!(world.reconcile().await.is_err());
+    assert_eq!(world.deployment().status.unwrap().collision_count, Some(1));
+    world.sync().await;
+    world.reconcile().await.unwrap();
+    assert_eq!(world.api.list::<ReplicaSet>().len(), 2);
+}
+
+#[tokio::test]
+async fn a_failed_creation_is_told_in_the_status() {
+    let world = World::new().await;
+    world.api.fail(
+        |r| r.verb == Verb::Create,
+        ApiError::Forbidden("quota".into()),
+    );
+    assert!(world.reconcile().await.is_err());
+    let conditions = world.deployment().status.unwrap().conditions.unwrap();
+    let progressing = conditions
+        .iter()
+        .find(|c| c.type_ == "Progressing")
+        .unwrap();
+    assert_eq!(
+        (progressing.status.as_str(), progressing.reason.as_deref()),
+        ("False", Some("ReplicaSetCreateError"))
+    );
+    world.api.heal();
+    world.api.fail(
+        |r| r.verb == Verb::Create,
+        ApiError::NamespaceTerminating("going".into()),
+    );
+    world.sync().await;
+    assert!(world.reconcile().await.is_ok());
+}
