@@ -299,6 +299,21 @@ impl LeaderElector {
             if let Ok(true) = tokio::time::timeout(left, self.try_acquire_or_renew()).await {
                 return true;
             }
+            // DIFFERS: upstream tries until the deadline. Once another holds the lease there is nothing left to win.
+            let holder = self
+                .observed
+                .spec
+                .holder_identity
+                .as_deref()
+                .unwrap_or_default();
+            if !holder.is_empty() && !self.is_leader() {
+                tracing::info!(
+                    lock = self.describe(),
+                    holder,
+                    "Failed to renew lease: it has another holder"
+                );
+                return false;
+            }
             let left = deadline.saturating_sub(self.clock.monotonic());
             self.clock.sleep(self.config.retry_period.min(left)).await;
         }

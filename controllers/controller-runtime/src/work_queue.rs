@@ -110,6 +110,11 @@ impl<K: Key> WorkQueue<K> {
             metrics: QueueMetrics::new(name),
         });
         tokio::spawn(move_due_keys(Arc::downgrade(&shared)));
+        let weak = Arc::downgrade(&shared);
+        metrics::watch(
+            name,
+            Box::new(move || weak.upgrade().map(|shared| shared.in_progress())),
+        );
         Self { shared }
     }
 
@@ -241,6 +246,19 @@ impl<K: Key> WorkQueue<K> {
 impl<K: Key> Shared<K> {
     fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().expect("no panic while the lock is held")
+    }
+
+    /// Seconds that workers have spent on the keys they hold: all together, and the longest.
+    fn in_progress(&self) -> (f64, f64) {
+        let now = self.clock.monotonic();
+        let state = self.lock();
+        let times = state
+            .processing
+            .values()
+            .map(|since| now.saturating_sub(*since).as_secs_f64());
+        times.fold((0.0, 0.0), |(sum, longest), time| {
+            (sum + time, f64::max(longest, time))
+        })
     }
 
     fn add(&self, key: K) {
