@@ -6,11 +6,15 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// mount(2) takes one page of options.
 const MAX_OPTION_BYTES: usize = 4095;
+
+/// Kernels before 6.7 do not know `lowerdir+`, and say so in their log each time.
+static LOWERDIR_PLUS_IS_UNKNOWN: AtomicBool = AtomicBool::new(false);
 
 fn check(result: libc::c_long) -> io::Result<i32> {
     if result < 0 {
@@ -31,18 +35,17 @@ pub fn overlay(
     lower: &[PathBuf],
     writable: Option<(&Path, &Path)>,
 ) -> io::Result<()> {
-    match overlay_by_descriptor(target, lower, writable) {
-        // Kernels before 6.7 do not know `lowerdir+`.
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)
-            ) =>
-        {
-            overlay_by_options(target, lower, writable)
+    if LOWERDIR_PLUS_IS_UNKNOWN.load(Ordering::Relaxed) {
+        overlay_by_options(target, lower, writable)?;
+    } else {
+        match overlay_by_descriptor(target, lower, writable) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+                overlay_by_options(target, lower, writable)?;
+                LOWERDIR_PLUS_IS_UNKNOWN.store(true, Ordering::Relaxed);
+            }
+            result => result?,
         }
-        result => result,
-    }?;
+    }
     // Nothing that is mounted inside may travel to the host.
     mount(
         None::<&str>,
