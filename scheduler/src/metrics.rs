@@ -94,6 +94,21 @@ metric! {
     )
 }
 metric! {
+    /// PostFilter calls of DefaultPreemption.
+    PREEMPTION_ATTEMPTS: IntCounter = register_int_counter!(
+        "scheduler_preemption_attempts_total",
+        "Total preemption attempts in the cluster till now"
+    )
+}
+metric! {
+    /// Victims of each preemption.
+    PREEMPTION_VICTIMS: Histogram = register_histogram!(
+        "scheduler_preemption_victims",
+        "Number of selected preemption victims",
+        buckets(1.0, 2.0, 7)
+    )
+}
+metric! {
     /// By part of the queue and event.
     QUEUE_INCOMING_PODS: IntCounterVec = register_int_counter_vec!(
         "scheduler_queue_incoming_pods_total",
@@ -254,6 +269,8 @@ pub fn init() {
     LazyLock::force(&POD_SCHEDULED_AFTER_FLUSH);
     LazyLock::force(&FRAMEWORK_EXTENSION_POINT_DURATION);
     LazyLock::force(&PLUGIN_EXECUTION_DURATION);
+    LazyLock::force(&PREEMPTION_ATTEMPTS);
+    LazyLock::force(&PREEMPTION_VICTIMS);
     LazyLock::force(&QUEUE_INCOMING_PODS);
     LazyLock::force(&PERMIT_WAIT_DURATION);
     LazyLock::force(&EVENT_HANDLING_DURATION);

@@ -162,6 +162,10 @@ pub trait Handle: Send + Sync {
     fn reject_waiting_pod(&self, uid: &str) -> bool;
     /// Stops the binding cycle of a pod that is in PreBind; false when it is not, or is past the point.
     fn cancel_pod_in_pre_bind(&self, uid: &str, reason: &str) -> bool;
+    /// Counts a preemption for the metrics: `None` an attempt, a number the victims chosen.
+    fn observe_preemption(&self, victims: Option<usize>) {
+        let _ = victims;
+    }
     /// Moves pods to the active queue whatever they waited for.
     fn activate(&self, pods: Vec<Arc<Pod>>);
 }

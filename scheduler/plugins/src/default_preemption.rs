@@ -135,6 +135,7 @@ impl PostFilterPlugin for DefaultPreemption {
         snapshot: &Snapshot,
         statuses: &NodeToStatus,
     ) -> (Option<NominatingInfo>, Status) {
+        self.handle.observe_preemption(None);
         let (result, status) = self.preempt(state, pod, snapshot, statuses);
         match status.reasons().is_empty() {
             true => (result, status),
@@ -195,6 +196,7 @@ impl DefaultPreemption {
             victims = best.victims.len(),
             "preempting"
         );
+        self.handle.observe_preemption(Some(best.victims.len()));
         let nominating = NominatingInfo::Override(best.node.to_string());
         Executor::prepare_candidate_async(&self.executor, best, pod);
         (Some(nominating), Status::success())

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
 use super::{Framework, WaitingPods, WeakFramework};
+use crate::metrics;
 
 /// Takes event records; never blocks.
 pub type RecordFn = Arc<dyn Fn(EventRecord) + Send + Sync>;
@@ -251,6 +252,12 @@ impl Handle for FrameworkHandle {
         tracing::info!(uid, reason, "binding cancelled");
         token.cancel();
         true
+    }
+    fn observe_preemption(&self, victims: Option<usize>) {
+        match victims {
+            None => metrics::PREEMPTION_ATTEMPTS.inc(),
+            Some(victims) => metrics::PREEMPTION_VICTIMS.observe(victims as f64),
+        }
     }
     fn activate(&self, pods: Vec<Arc<Pod>>) {
         if let Some(queue) = self.shared.queue.get() {
