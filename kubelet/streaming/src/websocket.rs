@@ -4,6 +4,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf,
 };
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -33,6 +35,8 @@ const MAX_DATA_BYTES: usize = 32 * 1024;
 const CLOSE_SIGNAL: u8 = 255;
 /// How long the client may take to answer our goodbye.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a client may take to read what is queued when the connection closes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 const TUNNEL_BYTES: usize = 64 * 1024;
 
 /// How channels are written.
@@ -48,13 +52,48 @@ pub(crate) struct Codec {
 pub(crate) struct Channels {
     out: mpsc::Sender<Message>,
     codec: Codec,
+    life: Arc<Life>,
+}
+
+/// What the two tasks and their owner know of the connection.
+struct Life {
+    /// Nothing comes any more.
     closed: CancellationToken,
+    /// The client is gone, or has idled away: nothing more is written.
+    gone: CancellationToken,
+    /// We want to end: what is queued is written, then the connection closes.
     closing: CancellationToken,
+    last_activity: Mutex<Instant>,
+}
+
+impl Life {
+    fn touch(&self) {
+        *self
+            .last_activity
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    async fn idle(&self, timeout: Duration) {
+        if timeout.is_zero() {
+            return std::future::pending().await;
+        }
+        loop {
+            let last = *self
+                .last_activity
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if last + timeout <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(last + timeout).await;
+        }
+    }
 }
 
 impl Drop for Channels {
     fn drop(&mut self) {
-        self.closing.cancel();
+        self.life.closing.cancel();
     }
 }
 
@@ -72,7 +111,12 @@ impl Channels {
     {
         let (sink, stream) = socket(io).await.split();
         let (out, messages) = mpsc::channel(WRITE_QUEUE);
-        let (closed, closing) = (CancellationToken::new(), CancellationToken::new());
+        let life = Arc::new(Life {
+            closed: CancellationToken::new(),
+            gone: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            last_activity: Mutex::new(Instant::now()),
+        });
         let mut senders = Vec::with_capacity(readable.len());
         let mut readers = Vec::with_capacity(readable.len());
         for readable in readable {
@@ -92,26 +136,12 @@ impl Channels {
             stream,
             codec,
             channels: senders,
-            closed: closed.clone(),
-            closing: closing.clone(),
+            life: life.clone(),
             idle_timeout,
         };
         tokio::spawn(reading.run());
-        tokio::spawn(write_messages(
-            sink,
-            messages,
-            closed.clone(),
-            closing.clone(),
-        ));
-        (
-            Self {
-                out,
-                codec,
-                closed,
-                closing,
-            },
-            readers,
-        )
+        tokio::spawn(write_messages(sink, messages, life.clone()));
+        (Self { out, codec, life }, readers)
     }
 
     /// The write end of channel `number`.
@@ -130,7 +160,7 @@ impl Channels {
 
     /// Resolves when the client has hung up, or the connection broke or idled away.
     pub(crate) fn closed(&self) -> CancellationToken {
-        self.closed.clone()
+        self.life.closed.clone()
     }
 }
 
@@ -198,28 +228,26 @@ struct ReadTask<T> {
     stream: SplitStream<WebSocketStream<T>>,
     codec: Codec,
     channels: Vec<Option<mpsc::Sender<Bytes>>>,
-    closed: CancellationToken,
-    closing: CancellationToken,
+    life: Arc<Life>,
     idle_timeout: Duration,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> ReadTask<T> {
     async fn run(mut self) {
+        let mut by_us = false;
         loop {
-            let idle = async {
-                match self.idle_timeout {
-                    Duration::ZERO => std::future::pending().await,
-                    timeout => tokio::time::sleep(timeout).await,
-                }
-            };
             let message = tokio::select! {
                 message = self.stream.next() => message,
-                () = idle => {
+                () = self.life.idle(self.idle_timeout) => {
                     tracing::debug!("closing an idle streaming connection");
                     break;
                 }
-                () = self.closing.cancelled() => break,
+                () = self.life.closing.cancelled() => {
+                    by_us = true;
+                    break;
+                }
             };
+            self.life.touch();
             let data = match message {
                 Some(Ok(Message::Binary(data))) => data,
                 Some(Ok(Message::Text(text))) => text.into(),
@@ -242,7 +270,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> ReadTask<T> {
                         tokio::select! {
                             // Nobody reads it: dropped.
                             _ = channel.send(data) => {}
-                            () = self.closing.cancelled() => break,
+                            () = self.life.closing.cancelled() => {
+                                by_us = true;
+                                break;
+                            }
                         }
                     }
                 }
@@ -257,9 +288,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> ReadTask<T> {
                 }
             }
         }
-        self.closed.cancel();
+        if !by_us {
+            self.life.gone.cancel();
+        }
+        self.life.closed.cancel();
         self.channels.clear();
-        self.closing.cancelled().await;
+        self.life.closing.cancelled().await;
         // Until the client answers our goodbye, so that the last bytes are not lost to a reset.
         let _ = tokio::time::timeout(LINGER, async {
             while let Some(Ok(_)) = self.stream.next().await {}
@@ -271,24 +305,35 @@ impl<T: AsyncRead + AsyncWrite + Unpin> ReadTask<T> {
 async fn write_messages<T: AsyncRead + AsyncWrite + Unpin>(
     mut sink: SplitSink<WebSocketStream<T>, Message>,
     mut messages: mpsc::Receiver<Message>,
-    closed: CancellationToken,
-    closing: CancellationToken,
+    life: Arc<Life>,
 ) {
-    loop {
-        let message = tokio::select! {
-            biased;
-            message = messages.recv() => message,
-            () = closing.cancelled() => None,
-        };
-        let Some(message) = message else { break };
-        if let Err(error) = sink.send(message).await {
-            tracing::debug!(%error, "streaming connection broke");
-            closed.cancel();
-            return;
+    let writing = async {
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = messages.recv() => message,
+                () = life.closing.cancelled() => None,
+            };
+            let Some(message) = message else { break };
+            life.touch();
+            if let Err(error) = sink.send(message).await {
+                tracing::debug!(%error, "streaming connection broke");
+                life.closed.cancel();
+                break;
+            }
         }
+    };
+    tokio::select! {
+        () = writing => {}
+        () = life.gone.cancelled() => {}
+        () = async {
+            life.closing.cancelled().await;
+            tokio::time::sleep(CLOSE_TIMEOUT).await;
+        } => {}
     }
+    messages.close();
     // The client may be gone already.
-    let _ = sink.send(goodbye()).await;
+    let _ = tokio::time::timeout(LINGER, sink.send(goodbye())).await;
 }
 
 /// What the client sends on one channel.

@@ -449,3 +449,34 @@ fn options() {
         Err("you must specify at least 1 of stdin, stdout, stderr"),
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_reads_nothing_is_left_when_it_idles() {
+    let (near, far) = tokio::io::duplex(64);
+    let options = RemoteCommandOptions {
+        stdout: true,
+        ..Default::default()
+    };
+    let config = StreamConfig {
+        idle_timeout: Duration::from_secs(60),
+        ..config()
+    };
+    let server = tokio::spawn(async move {
+        let start = || async {
+            Ok(Process {
+                stdin: None,
+                stdout: Some(Box::new(tokio::io::repeat(b'x'))),
+                stderr: None,
+                resize: None,
+                exit: std::future::pending().boxed(),
+            })
+        };
+        let protocol = "v4.channel.k8s.io";
+        spdy::serve(far, protocol, RemoteCommand::Exec, options, &config, start).await;
+    });
+    let mut client = Client::new(near);
+    client.open(1, "error").await;
+    client.open(3, "stdout").await;
+    let ended = tokio::time::timeout(Duration::from_secs(300), server).await;
+    ended.expect("it hangs").unwrap();
+}

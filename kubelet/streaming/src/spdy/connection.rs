@@ -34,6 +34,8 @@ const ACCEPT_QUEUE: usize = 64;
 const MAX_STREAMS: usize = 4096;
 /// How long a closed connection waits for the client to hang up, so that the last bytes are not lost to a reset.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a client may take to read what is queued when the connection closes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A server's connection. Dropping it closes it.
 pub struct Connection {
@@ -46,6 +48,8 @@ struct Shared {
     streams: Mutex<HashMap<u32, Arc<StreamState>>>,
     /// Nothing comes any more.
     closed: CancellationToken,
+    /// The client is gone, or has idled away: nothing more is written.
+    gone: CancellationToken,
     /// We want to end: what is queued is written, then the connection closes.
     closing: CancellationToken,
     last_activity: Mutex<Instant>,
@@ -93,6 +97,7 @@ impl Connection {
             out,
             streams: Mutex::default(),
             closed: CancellationToken::new(),
+            gone: CancellationToken::new(),
             closing: CancellationToken::new(),
             last_activity: Mutex::new(Instant::now()),
         });
@@ -320,6 +325,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
     idle_timeout: Duration,
 ) {
     let mut frames = FramedRead::with_capacity(read, FrameDecoder::default(), MAX_DATA_BYTES);
+    let mut by_us = false;
     loop {
         let idle = async {
             if idle_timeout.is_zero() {
@@ -339,12 +345,16 @@ async fn read_frames<R: AsyncRead + Unpin>(
                 tracing::debug!(?idle_timeout, "closing an idle streaming connection");
                 break;
             }
-            () = shared.closing.cancelled() => break,
+            () = shared.closing.cancelled() => {
+                by_us = true;
+                break;
+            }
         };
         match frame {
             Some(Ok(frame)) => {
                 shared.touch();
                 if !handle(frame, &shared, &accept).await {
+                    by_us = shared.closing.is_cancelled();
                     break;
                 }
             }
@@ -358,6 +368,9 @@ async fn read_frames<R: AsyncRead + Unpin>(
             }
             None => break,
         }
+    }
+    if !by_us {
+        shared.gone.cancel();
     }
     shared.closed.cancel();
     // Readers see their end.
@@ -490,7 +503,7 @@ async fn write_frames<W: AsyncWrite + Unpin>(
     mut frames: mpsc::Receiver<Frame>,
 ) {
     let mut sink = FramedWrite::new(write, FrameEncoder::default());
-    let result: Result<(), SpdyError> = async {
+    let writing = async {
         loop {
             let frame = match frames.try_recv() {
                 Ok(frame) => frame,
@@ -510,15 +523,27 @@ async fn write_frames<W: AsyncWrite + Unpin>(
             forget_finished(&shared, &frame);
             sink.feed(frame).await?;
         }
-    }
-    .await;
+    };
+    let give_up = async {
+        tokio::select! {
+            () = shared.gone.cancelled() => {}
+            () = async {
+                shared.closing.cancelled().await;
+                tokio::time::sleep(CLOSE_TIMEOUT).await;
+            } => {}
+        }
+    };
+    let result: Result<(), SpdyError> = tokio::select! {
+        result = writing => result,
+        () = give_up => Ok(()),
+    };
     if let Err(error) = result {
         tracing::debug!(%error, "streaming connection broke");
         shared.closed.cancel();
     }
     frames.close();
     // The client may be gone already.
-    let _ = sink.into_inner().shutdown().await;
+    let _ = tokio::time::timeout(LINGER, sink.into_inner().shutdown()).await;
 }
 
 /// A stream both sides have ended is forgotten.
