@@ -111,6 +111,9 @@ pub async fn set_loopback_up(netlink: &Netlink) -> Result<(), NetworkError> {
 
 /// Lets 127.0.0.1 on the node reach the pod's host ports. Guarded in `rules.rs`.
 fn allow_localhost(link: &str) -> Result<(), NetworkError> {
+    // The answer comes in here with 127.0.0.1 as its source, which a strict reverse path would not have; the larger
+    // one of the link's and the general setting counts, and "loose" is the largest.
+    write_sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "2")?;
     write_sysctl(&format!("net/ipv4/conf/{link}/route_localnet"), "1")
 }
 

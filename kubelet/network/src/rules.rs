@@ -38,7 +38,7 @@ pub fn table<'r>(
 
     let mut by_address = Set::map(&port_key, &[address, Type::Port]);
     let mut any_address = Set::map(&port_key[1..], &[address, Type::Port]);
-    let mut hairpin = Set::set(&[address, address]);
+    let mut hairpin = Set::plain(&[address, address]);
     for record in records {
         let Some(pod) = record.addresses.iter().find(|a| Family::of(a) == family) else {
             continue;

@@ -309,6 +309,8 @@ fn host_ports() {
         return;
     }
     let node = Node::new("node");
+    node.namespace
+        .run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap());
     let outside = Namespace::new("outside");
     connect(
         &node.namespace,

@@ -125,7 +125,7 @@ impl Set {
         }
     }
 
-    pub fn set(key: &[Type]) -> Self {
+    pub fn plain(key: &[Type]) -> Self {
         Self::with_shape(key, None, false, None)
     }
 

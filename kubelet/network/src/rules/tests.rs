@@ -220,7 +220,7 @@ fn conflicts() {
     )];
     let check = |sandbox: &str, wanted: PortMapping, free: bool| {
         assert_eq!(
-            check_host_ports(sandbox, &[wanted.clone()], &taken).is_ok(),
+            check_host_ports(sandbox, std::slice::from_ref(&wanted), &taken).is_ok(),
             free,
             "{wanted:?}"
         );

@@ -144,16 +144,16 @@ fn sets(table: &mut Table, options: &RenderOptions) {
             table.add_set(map, Set::verdict_map(&key));
         }
     }
-    table.add_set(CLUSTER_IPS, Set::set(&[address]));
+    table.add_set(CLUSTER_IPS, Set::plain(&[address]));
     table.add_set(
         HAIRPIN_CONNECTIONS,
-        Set::set(&[address, address, Type::Protocol, Type::Port]),
+        Set::plain(&[address, address, Type::Protocol, Type::Port]),
     );
-    table.add_set(FIREWALL_IPS, Set::set(&by_address));
+    table.add_set(FIREWALL_IPS, Set::plain(&by_address));
     let allowed: Vec<_> = by_address.into_iter().chain([address]).collect();
     table.add_set(FIREWALL_ALLOWED, Set::interval_set(&allowed));
     if let Some(addresses) = &options.node_port_addresses {
-        let set = table.add_set(NODE_PORT_IPS, Set::set(&[address]));
+        let set = table.add_set(NODE_PORT_IPS, Set::plain(&[address]));
         // Node ports on loopback are never offered.
         let usable = |ip: &&std::net::IpAddr| Family::of(ip) == options.family && !ip.is_loopback();
         addresses
