@@ -77,13 +77,10 @@ impl ConditionLike for Condition {
 }
 
 /// The condition of this type.
-pub fn find<'a, C: ConditionLike>(
+pub fn find<'a, C: ConditionLike + 'a>(
     conditions: impl IntoIterator<Item = &'a C>,
     type_: &str,
-) -> Option<&'a C>
-where
-    C: 'a,
-{
+) -> Option<&'a C> {
     conditions
         .into_iter()
         .find(|condition| condition.type_() == type_)

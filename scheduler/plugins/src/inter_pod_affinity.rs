@@ -212,7 +212,8 @@ impl FilterPlugin for InterPodAffinity {
             }
         }
         // The first of a group that wants to be together has nobody to join.
-        if !near && !(terms.matches_itself && counts.is_empty(Kind::Affinity)) {
+        let is_first = terms.matches_itself && counts.is_empty(Kind::Affinity);
+        if !near && !is_first {
             return Status::unresolvable(ERR_REASON_AFFINITY_RULES_NOT_MATCH);
         }
         if counts.any_on(Kind::AntiAffinity, node) {

@@ -18,8 +18,11 @@ pub const ERR_REASON: &str = "node(s) didn't match Pod's required features";
 
 const STATE: &str = "PreFilterNodeDeclaredFeatures";
 
+/// Does a pod need a feature?
+type Needs = fn(&PodSpec) -> bool;
+
 /// The features a pod can need to run at all; the others only matter to updates.
-const FEATURES: &[(&str, fn(&PodSpec) -> bool)] = &[
+const FEATURES: &[(&str, Needs)] = &[
     (
         "RestartAllContainersOnContainerExits",
         restarts_all_containers,

@@ -71,9 +71,12 @@ pub(crate) fn shares(node: &NodeInfo, wanted: &[Wanted], non_zero: bool, out: &m
     }));
 }
 
-/// The same shares, read from columns.
+/// A resource's columns of what is allocatable and allocated, and the pod's request.
+type Column<'a> = (&'a [i64], &'a [i64], i64);
+
+/// The same shares, read from columns; `None` for a resource that counts nowhere.
 pub(crate) struct Columns<'a> {
-    columns: Vec<Option<(&'a [i64], &'a [i64], i64)>>,
+    columns: Vec<Option<Column<'a>>>,
 }
 
 impl<'a> Columns<'a> {
