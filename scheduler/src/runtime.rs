@@ -144,7 +144,12 @@ impl Framework {
             let (name, Some(pre_filter)) = (plugin.name(), plugin.as_pre_filter()) else {
                 continue;
             };
-            let (narrowed, status) = pre_filter.pre_filter(state, pod, snapshot);
+            let (narrowed, status) = observed(
+                &**plugin,
+                "PreFilter",
+                || pre_filter.pre_filter(state, pod, snapshot),
+                |(_, status)| status.code(),
+            );
             if status.is_skip() {
                 skip.insert(name);
                 continue;
@@ -310,7 +315,12 @@ impl Framework {
             let Some(post_filter) = plugin.as_post_filter() else {
                 continue;
             };
-            let (result, status) = post_filter.post_filter(state, pod, snapshot, statuses);
+            let (result, status) = observed(
+                &**plugin,
+                "PostFilter",
+                || post_filter.post_filter(state, pod, snapshot, statuses),
+                |(_, status)| status.code(),
+            );
             if status.is_success() {
                 return (result, status);
             }
@@ -346,7 +356,8 @@ impl Framework {
                 let Some(reserve) = plugin.as_reserve() else {
                     continue;
                 };
-                let status = reserve.reserve(state, pod, node_name);
+                let run = || reserve.reserve(state, pod, node_name);
+                let status = observed(&**plugin, "Reserve", run, Status::code);
                 if !status.is_success() {
                     return if status.is_rejected() {
                         status.by(plugin.name())
@@ -394,7 +405,12 @@ impl Framework {
             let (name, Some(permit)) = (plugin.name(), plugin.as_permit()) else {
                 continue;
             };
-            let (status, timeout) = permit.permit(state, pod, node_name);
+            let (status, timeout) = observed(
+                &**plugin,
+                "Permit",
+                || permit.permit(state, pod, node_name),
+                |(status, _)| status.code(),
+            );
             if status.is_wait() {
                 waits.push((name, timeout.min(MAX_PERMIT_TIMEOUT)));
             } else if status.is_rejected() {
@@ -479,7 +495,9 @@ impl Framework {
             if state.skip_pre_bind_plugins().contains(name) {
                 continue;
             }
+            let began = Instant::now();
             let answer = pre_bind.pre_bind(state, pod, node_name).await;
+            observe_plugin(&**plugin, "PreBind", answer.code(), began);
             if !answer.is_success() {
                 status = if answer.is_rejected() {
                     answer.by(name)
@@ -511,7 +529,9 @@ impl Framework {
             let (name, Some(bind)) = (plugin.name(), plugin.as_bind()) else {
                 continue;
             };
+            let began = Instant::now();
             let answer = bind.bind(state, pod, node_name).await;
+            observe_plugin(&**plugin, "Bind", answer.code(), began);
             if answer.is_skip() {
                 continue;
             }
@@ -541,6 +561,25 @@ impl Framework {
             }
         }
     }
+}
+
+/// Runs a plugin at a point and observes how long it took.
+fn observed<T>(
+    plugin: &dyn Plugin,
+    point: &str,
+    run: impl FnOnce() -> T,
+    code: impl FnOnce(&T) -> Code,
+) -> T {
+    let start = Instant::now();
+    let result = run();
+    observe_plugin(plugin, point, code(&result), start);
+    result
+}
+
+fn observe_plugin(plugin: &dyn Plugin, point: &str, code: Code, start: Instant) {
+    metrics::PLUGIN_EXECUTION_DURATION
+        .with_label_values(&[plugin.name(), point, code.as_str()])
+        .observe(start.elapsed().as_secs_f64());
 }
 
 /// The longest a Permit plugin may make a pod wait (upstream's `maxTimeout`).

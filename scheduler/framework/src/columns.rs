@@ -133,6 +133,10 @@ pub struct NodeColumns {
     scalars: HashMap<String, ResourceColumn>,
     taint_sets: Vec<Arc<[Taint]>>,
     taint_lookup: HashMap<String, u32>,
+    /// For each set: its key in the lookup, and how many nodes have it.
+    taint_users: Vec<(String, u32)>,
+    /// Ids whose set no node has any more, to be given to the next new set.
+    free_taint_sets: Vec<u32>,
     images: HashMap<String, ImageColumn>,
     /// Only of labels that some node has: pods may ask for any key, and what they ask for must not fill the memory.
     labels: Mutex<HashMap<String, Arc<LabelColumn>>>,
@@ -236,7 +240,9 @@ impl NodeColumns {
         }
         self.unschedulable
             .set(index, new.is_some_and(NodeInfo::unschedulable));
-        self.taint_set[i] = new.map_or(0, |n| self.intern_taints(n.taints()));
+        let taints = new.map_or(0, |n| self.intern_taints(n.taints()));
+        let old_taints = std::mem::replace(&mut self.taint_set[i], taints);
+        self.release_taints(old_taints);
         self.set_images(index, old, new);
         let labels = self
             .labels
@@ -317,26 +323,47 @@ impl NodeColumns {
         }
     }
 
+    /// The id of a set of taints, with one more node counted.
     fn intern_taints(&mut self, taints: &[Taint]) -> u32 {
         if taints.is_empty() {
             return 0;
         }
         let mut key = String::new();
         for taint in taints {
-            key.push_str(&format!(
-                "{}={}:{}\n",
-                taint.key,
-                taint.value.as_deref().unwrap_or_default(),
-                taint.effect
-            ));
+            let value = taint.value.as_deref().unwrap_or_default();
+            key.push_str(&format!("{}={value}:{}\n", taint.key, taint.effect));
         }
         if let Some(&id) = self.taint_lookup.get(&key) {
+            self.taint_users[id as usize - 1].1 += 1;
             return id;
         }
-        self.taint_sets.push(taints.into());
-        let id = self.taint_sets.len() as u32;
+        let (set, users) = (Arc::from(taints), (key.clone(), 1));
+        let id = match self.free_taint_sets.pop() {
+            Some(id) => {
+                self.taint_sets[id as usize - 1] = set;
+                self.taint_users[id as usize - 1] = users;
+                id
+            }
+            None => {
+                self.taint_sets.push(set);
+                self.taint_users.push(users);
+                self.taint_sets.len() as u32
+            }
+        };
         self.taint_lookup.insert(key, id);
         id
+    }
+
+    fn release_taints(&mut self, id: u32) {
+        if id == 0 {
+            return;
+        }
+        let (key, nodes) = &mut self.taint_users[id as usize - 1];
+        *nodes -= 1;
+        if *nodes == 0 {
+            self.taint_lookup.remove(key);
+            self.free_taint_sets.push(id);
+        }
     }
 
     fn set_images(&mut self, index: NodeIndex, old: Option<&NodeInfo>, new: Option<&NodeInfo>) {

@@ -142,3 +142,20 @@ fn the_snapshot_tells_what_changed_and_its_columns_follow() {
     cache.update_snapshot(&mut snapshot);
     assert_eq!(snapshot.columns().len(), 3, "a free index is used again");
 }
+
+#[test]
+fn ids_of_taint_sets_are_used_again() {
+    let (cache, mut snapshot) = (Cache::new(), Snapshot::new());
+    for i in 0..50 {
+        let tainted = make_node("a")
+            .taint("serial", &i.to_string(), "NoSchedule")
+            .build();
+        cache.update_node(tainted);
+        cache.update_node(make_node("b").taint("serial", "same", "NoSchedule").build());
+        cache.update_snapshot(&mut snapshot);
+        let (a, columns) = (snapshot.index("a").expect("a") as usize, snapshot.columns());
+        let value = columns.taints(columns.taint_set[a])[0].value.clone();
+        assert_eq!(value, Some(i.to_string()));
+    }
+    assert!(snapshot.columns().num_taint_sets() <= 4);
+}
