@@ -12,6 +12,9 @@ use framework::{Handle, Plugin, PluginError, Registration};
 use crate::config::{KubeSchedulerProfile, NOT_BUILT, PluginSet, Plugins};
 use crate::runtime::{Framework, FrameworkHandle, Points, Shared};
 
+#[cfg(test)]
+mod tests;
+
 /// Why a profile cannot work.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {

@@ -1,0 +1,160 @@
+//! Which plugins a profile enables where, in which order, with which weight.
+
+use std::sync::Arc;
+
+use framework::Plugin;
+
+use super::*;
+use crate::bench::{CountingWriter, NoObjects};
+
+fn framework(yaml: &str) -> Result<Arc<Framework>, ProfileError> {
+    let mut profile: KubeSchedulerProfile = serde_json::from_str(yaml).expect("valid JSON");
+    profile.scheduler_name = Some("test".to_owned());
+    let end = tokio_util::sync::CancellationToken::new();
+    let tasks = tokio::runtime::Handle::current();
+    let shared = Shared::new(
+        Arc::new(NoObjects::default()),
+        Arc::new(CountingWriter::default()),
+        Arc::new(|_| {}),
+        tasks,
+        end,
+    );
+    new_framework(&profile, &plugins::registry::in_tree(), shared)
+}
+
+fn names<'a>(list: impl IntoIterator<Item = &'a Arc<dyn Plugin>>) -> String {
+    list.into_iter()
+        .map(|plugin| plugin.name())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn scores(framework: &Framework) -> String {
+    framework
+        .points()
+        .score
+        .iter()
+        .map(|(plugin, weight)| format!("{}={weight}", plugin.name()))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+const DEFAULT_SCORES: &str = "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 NodeResourcesBalancedAllocation=1 ImageLocality=1";
+
+#[tokio::test]
+async fn the_defaults() {
+    let framework = framework("{}").expect("valid");
+    let points = framework.points();
+    assert_eq!(scores(&framework), DEFAULT_SCORES);
+    assert_eq!(names(&points.queue_sort), "PrioritySort");
+    assert_eq!(names(&points.bind), "DefaultBinder");
+    assert_eq!(names(&points.post_filter), "DefaultPreemption");
+    let filters = "NodeUnschedulable NodeName TaintToleration NodeAffinity NodePorts NodeResourcesFit PodTopologySpread InterPodAffinity";
+    assert!(
+        names(&points.filter).starts_with(filters),
+        "{}",
+        names(&points.filter)
+    );
+    assert!(names(&points.pre_enqueue).starts_with("SchedulingGates"));
+}
+
+#[tokio::test]
+async fn changes_to_scoring() {
+    for (what, plugins, expect) in [
+        (
+            "a weight, which also comes first",
+            r#"{"score": {"enabled": [{"name": "ImageLocality", "weight": 7}]}}"#,
+            {
+                "ImageLocality=7 TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 NodeResourcesBalancedAllocation=1"
+            },
+        ),
+        (
+            "one disabled",
+            r#"{"score": {"disabled": [{"name": "PodTopologySpread"}]}}"#,
+            {
+                "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 InterPodAffinity=2 NodeResourcesBalancedAllocation=1 ImageLocality=1"
+            },
+        ),
+        (
+            "only one",
+            r#"{"score": {"disabled": [{"name": "*"}], "enabled": [{"name": "NodeResourcesFit", "weight": 5}]}}"#,
+            "NodeResourcesFit=5",
+        ),
+        (
+            "multiPoint weight keeps the place",
+            r#"{"multiPoint": {"enabled": [{"name": "NodeAffinity", "weight": 9}]}}"#,
+            {
+                "TaintToleration=3 NodeAffinity=9 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 NodeResourcesBalancedAllocation=1 ImageLocality=1"
+            },
+        ),
+        (
+            "multiPoint disabled",
+            r#"{"multiPoint": {"disabled": [{"name": "ImageLocality"}]}}"#,
+            {
+                "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 NodeResourcesBalancedAllocation=1"
+            },
+        ),
+        (
+            "a zero weight is the default's",
+            r#"{"multiPoint": {"enabled": [{"name": "NodeAffinity", "weight": 0}]}}"#,
+            DEFAULT_SCORES,
+        ),
+    ] {
+        let framework = framework(&format!(r#"{{"plugins": {plugins}}}"#))
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(scores(&framework), expect, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_point_may_drop_a_plugin_that_stays_at_others() {
+    let framework =
+        framework(r#"{"plugins": {"filter": {"disabled": [{"name": "NodeResourcesFit"}]}}}"#)
+            .expect("valid");
+    let fit = framework
+        .judges()
+        .iter()
+        .find(|judge| judge.plugin.name() == "NodeResourcesFit")
+        .expect("still scores");
+    assert!(!fit.filter && fit.score == Some(1));
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused_and_named() {
+    for (profile, expect) in [
+        (
+            r#"{"plugins": {"filter": {"enabled": [{"name": "Foo"}]}}}"#,
+            "plugin \"Foo\" does not exist",
+        ),
+        (
+            r#"{"plugins": {"filter": {"enabled": [{"name": "DefaultBinder"}]}}}"#,
+            "plugin \"DefaultBinder\" does not extend Filter plugin",
+        ),
+        (
+            r#"{"plugins": {"score": {"enabled": [{"name": "ImageLocality"}, {"name": "ImageLocality"}]}}}"#,
+            "already registered as Score",
+        ),
+        (
+            r#"{"plugins": {"queueSort": {"disabled": [{"name": "*"}]}}}"#,
+            "exactly one queue sort plugin required, got 0",
+        ),
+        (
+            r#"{"plugins": {"bind": {"disabled": [{"name": "*"}]}}}"#,
+            "at least one bind plugin is needed",
+        ),
+        (
+            r#"{"plugins": {"score": {"enabled": [{"name": "ImageLocality", "weight": -1}]}}}"#,
+            "invalid weight -1",
+        ),
+        (
+            r#"{"pluginConfig": [{"name": "NodeResourcesFit", "args": {"nope": 1}}]}"#,
+            "initializing profile \"test\"",
+        ),
+    ] {
+        let error = framework(profile)
+            .err()
+            .unwrap_or_else(|| panic!("{profile} is accepted"))
+            .to_string();
+        assert!(error.contains(expect), "{profile}: {error}");
+    }
+}
