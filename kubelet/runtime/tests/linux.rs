@@ -995,7 +995,7 @@ async fn a_pod_network_has_addresses_forwarding_sysctls_and_counters() {
     config.sysctls = [
         (
             "net.ipv4.ip_unprivileged_port_start".to_owned(),
-            "0".to_owned(),
+            "1".to_owned(),
         ),
         ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
     ]
@@ -1015,7 +1015,7 @@ async fn a_pod_network_has_addresses_forwarding_sysctls_and_counters() {
     probe.security.readonly_paths = vec!["/proc/sys".into()];
     probe.security.masked_paths = vec!["/proc/kcore".into(), "/sys/firmware".into()];
     let (_, log) = node.run(&sandbox, &probe).await;
-    assert_eq!(log, "network\n0\n1\nnetwork\nnetwork\n2\nrefused\n");
+    assert_eq!(log, "network\n1\n1\nnetwork\nnetwork\n2\nrefused\n");
 
     // A server in the pod's network namespace, reached by port-forward and from the host.
     let netns = node

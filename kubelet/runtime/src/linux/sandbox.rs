@@ -4,6 +4,7 @@
 //! Creating --set up--> Ready --stop, or the shim dies--> Stopped --remove--> (gone)
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -194,9 +195,30 @@ fn shim_config(inner: &Inner, record: &SandboxRecord) -> ShimConfig {
         } else {
             String::new()
         },
-        sysctls: config.sysctls.clone(),
+        sysctls: sysctls(config),
         shim_cgroup: inner.config.shim_cgroup.clone(),
     }
+}
+
+/// The pod's sysctls over containerd's defaults (`enable_unprivileged_ports`, `enable_unprivileged_icmp`):
+/// in a network of its own any user may listen on any port and ping.
+fn sysctls(config: &PodSandboxConfig) -> BTreeMap<String, String> {
+    let mut sysctls = BTreeMap::new();
+    if config.namespaces.network != NamespaceMode::Node {
+        sysctls.insert(
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "0".to_owned(),
+        );
+        // Group ids of the namespace; a range that is not mapped is refused.
+        if config.namespaces.user.is_none() {
+            sysctls.insert(
+                "net.ipv4.ping_group_range".to_owned(),
+                "0 2147483647".to_owned(),
+            );
+        }
+    }
+    sysctls.extend(config.sysctls.clone());
+    sysctls
 }
 
 fn resolv_conf(dns: &DnsConfig) -> String {
@@ -404,6 +426,24 @@ mod tests {
         ] {
             assert_eq!(parse_bits(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_pods_own_sysctls_win_over_the_defaults() {
+        let mut config = PodSandboxConfig::default();
+        assert_eq!(sysctls(&config)["net.ipv4.ip_unprivileged_port_start"], "0");
+        config.sysctls = [(
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "1024".to_owned(),
+        )]
+        .into();
+        assert_eq!(
+            sysctls(&config)["net.ipv4.ip_unprivileged_port_start"],
+            "1024"
+        );
+        config.namespaces.network = NamespaceMode::Node;
+        config.sysctls.clear();
+        assert!(sysctls(&config).is_empty());
     }
 
     #[test]
