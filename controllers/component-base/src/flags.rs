@@ -378,9 +378,9 @@ fn set_value(
                 .map(str::trim)
                 .filter(|pair| !pair.is_empty())
             {
-                let (key, value) = pair.split_once('=').ok_or_else(|| {
-                    invalid(flag, text, format!("malformed pair, expect string=string"))
-                })?;
+                let (key, value) = pair
+                    .split_once('=')
+                    .ok_or_else(|| invalid(flag, text, "malformed pair, expect string=string"))?;
                 map.insert(key.trim().to_string(), value.trim().to_string());
             }
             Value::Map(map)

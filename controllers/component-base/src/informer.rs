@@ -105,10 +105,13 @@ pub struct Factory {
     inner: Arc<FactoryInner>,
 }
 
+/// Type, resource or namespace, selection.
+type InformerId = (TypeId, String, InformerOptions);
+
 struct FactoryInner {
     client: Client,
     shutdown: Shutdown,
-    informers: Mutex<HashMap<(TypeId, String, InformerOptions), Box<dyn Any + Send>>>,
+    informers: Mutex<HashMap<InformerId, Box<dyn Any + Send>>>,
 }
 
 impl Factory {

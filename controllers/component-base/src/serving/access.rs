@@ -106,6 +106,7 @@ impl Attributes {
 type AttributesOf = dyn Fn(&http::request::Parts) -> Vec<Attributes> + Send + Sync;
 
 /// Who decides what a known user may do.
+#[expect(clippy::large_enum_variant, reason = "one a server, made at start")]
 pub enum Authorization {
     /// Everybody may do everything (`AlwaysAllow`).
     AlwaysAllow,
