@@ -5,16 +5,22 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use component_base::informer::{Factory, InformerOptions};
 use component_helpers::node::{addresses, pod_cidrs};
 use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::ListParams;
 use network::{Peer, PodNetwork};
 use runtime::api::Runtime;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::NodeState;
+
+/// How often a node without the right to see the others asks again.
+const PERMISSION_RETRY: Duration = Duration::from_secs(5);
 
 /// Keeps the node's own object at hand and tells the runtime its pod CIDRs.
 pub async fn watch_own_node(
@@ -73,6 +79,29 @@ fn peer(node: &Node, own: &str) -> Option<Peer> {
     })
 }
 
+/// The node authorizer lets a node read no Node but its own; a role must be granted for the others. Asks now and then
+/// rather than watch in vain.
+async fn wait_until_allowed(client: &kube::Client) {
+    let api: Api<Node> = Api::all(client.clone());
+    let mut told = false;
+    loop {
+        match api.list(&ListParams::default().limit(1)).await {
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                if !told {
+                    told = true;
+                    tracing::warn!(
+                        reason = status.message,
+                        "no routes to other nodes' pods: grant group system:nodes get, list and watch of nodes (ClusterRole gantry:pod-network)"
+                    );
+                }
+            }
+            // Anything else is the watch's business.
+            _ => return,
+        }
+        tokio::time::sleep(PERMISSION_RETRY).await;
+    }
+}
+
 /// Keeps the routes to the other nodes' pods. A change that comes while routes are set waits for the next turn.
 pub async fn watch_peers(
     factory: Factory,
@@ -80,6 +109,10 @@ pub async fn watch_peers(
     network: PodNetwork,
     shutdown: CancellationToken,
 ) {
+    tokio::select! {
+        () = shutdown.cancelled() => return,
+        () = wait_until_allowed(factory.client()) => {}
+    }
     let informer = factory.informer::<Node>(InformerOptions::default());
     let mut events = informer.subscribe();
     if !informer.wait_for_sync().await {

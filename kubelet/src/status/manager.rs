@@ -364,13 +364,11 @@ impl StatusManager {
                 None => return Ok(()),
             },
             Some(p) => p,
-            None => match api.get_opt(&name).await? {
-                Some(p) if p.metadata.uid.as_deref() == Some(uid) => Arc::new(p),
-                _ => {
-                    self.mark_written(uid, version, true);
-                    return Ok(());
-                }
-            },
+            // No source names it any longer: nobody would read a status.
+            None => {
+                self.mark_written(uid, version, true);
+                return Ok(());
+            }
         };
         let could_run = safety.pod_could_have_running_containers(uid);
         for attempt in 0..5 {
