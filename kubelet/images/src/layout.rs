@@ -26,6 +26,10 @@ pub(crate) struct ImageRecord {
     pub(crate) layers: Vec<String>,
     #[serde(default)]
     pub(crate) pinned: bool,
+    /// The machine's boot during which the layers came, until they are known to have reached the disk. After another
+    /// boot they cannot be trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unsynced_boot: Option<String>,
 }
 
 /// The layers a container stands on.
@@ -163,6 +167,12 @@ impl Layout {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Tells one boot of the machine from another; empty if the kernel does not say.
+pub(crate) fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
 }
 
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {

@@ -236,6 +236,7 @@ pub(crate) async fn install(
         size_bytes,
         layers: chain_ids,
         pinned: false,
+        unsynced_boot: Some(crate::layout::boot_id()),
     };
     let worker = inner.clone();
     blocking(move || {
@@ -243,6 +244,7 @@ pub(crate) async fn install(
             worker.put_blob(digest, bytes)?;
         }
         worker.commit(record, Arc::new(config.image))?;
+        worker.sync_later(vec![id.clone()]);
         worker
             .image(&id)
             .ok_or(ImageStoreError::NotFound { image: id })

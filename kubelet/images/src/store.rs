@@ -1,8 +1,8 @@
 //! The image store's front door: names, layers and holds, and the records of them on disk.
 //!
-//! State in memory mirrors the records; a record is on disk before it is in memory. An image's record is written
-//! only after all it stands on has reached the disk, so a layer no record names may be half written and is removed
-//! at the next start.
+//! State in memory mirrors the records; a record is on disk before it is in memory. An image's record says so until all
+//! it stands on has reached the disk: after a power cut such an image is forgotten. A layer no record names is removed at
+//! the next start.
 
 mod gc;
 mod open;
@@ -144,9 +144,18 @@ impl ImageStore {
     /// The directory cannot be used, another process has it open, or a newer program wrote it.
     pub async fn open(config: ImageStoreConfig) -> Result<Self, ImageStoreError> {
         let inner = blocking(move || open::open(config)).await?;
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        let inner = Arc::new(inner);
+        let unsynced: Vec<String> = inner
+            .state()
+            .images
+            .values()
+            .filter(|known| known.record.unsynced_boot.is_some())
+            .map(|known| known.record.id.clone())
+            .collect();
+        if !unsynced.is_empty() {
+            inner.sync_later(unsynced);
+        }
+        Ok(Self { inner })
     }
 
     /// Makes the image present and unpacked. `auths` are tried in order, then anonymously.
@@ -565,9 +574,6 @@ impl Inner {
         config: Arc<ImageConfiguration>,
     ) -> Result<(), ImageStoreError> {
         let _writer = self.writer();
-        std::fs::File::open(self.layout.root())
-            .and_then(|root| Ok(rustix::fs::syncfs(&root)?))
-            .map_err(ImageStoreError::io("syncing the image store"))?;
         let mut losers = Vec::new();
         {
             let state = self.state();
@@ -580,6 +586,10 @@ impl Inner {
                     .extend(known.record.repo_digests.iter().cloned());
                 record.blobs.extend(known.record.blobs.iter().cloned());
                 record.pinned |= known.record.pinned;
+                // The same image stands on the same layers.
+                if known.record.unsynced_boot.is_none() {
+                    record.unsynced_boot = None;
+                }
             }
             for names in [
                 &mut record.repo_tags,
@@ -617,6 +627,44 @@ impl Inner {
         state
             .images
             .insert(record.id.clone(), Known { record, config });
+        Ok(())
+    }
+
+    /// Has everything written to the disk, without keeping anybody waiting, and notes it for these images. Until then a
+    /// power cut costs them.
+    pub(crate) fn sync_later(self: &Arc<Self>, ids: Vec<String>) {
+        let (root, weak) = (self.layout.root().to_owned(), Arc::downgrade(self));
+        tokio::task::spawn_blocking(move || {
+            let synced = std::fs::File::open(&root).and_then(|root| Ok(rustix::fs::syncfs(&root)?));
+            let result = synced
+                .map_err(ImageStoreError::io(format!("syncing {}", root.display())))
+                .and_then(|()| match weak.upgrade() {
+                    Some(inner) => ids.iter().try_for_each(|id| inner.mark_synced(id)),
+                    None => Ok(()),
+                });
+            if let Err(error) = result {
+                tracing::warn!(%error, "images may not have reached the disk");
+            }
+        });
+    }
+
+    fn mark_synced(&self, id: &str) -> Result<(), ImageStoreError> {
+        let _writer = self.writer();
+        let Some(mut record) = self
+            .state()
+            .images
+            .get(id)
+            .map(|known| known.record.clone())
+        else {
+            return Ok(());
+        };
+        if record.unsynced_boot.take().is_none() {
+            return Ok(());
+        }
+        self.write_image(&record)?;
+        if let Some(known) = self.state().images.get_mut(id) {
+            known.record = record;
+        }
         Ok(())
     }
 

@@ -15,6 +15,9 @@ use crate::registry::Registry;
 
 /// A partial download nobody went on with for this long is given up.
 const INGEST_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// How long the store's former owner may take to let go.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Opens the store at `config.root`.
 pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageStoreError> {
@@ -39,10 +42,8 @@ pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageStoreError> {
 
     let lock_path = layout.lock();
     let lock = std::fs::File::create(&lock_path).map_err(io_at(&lock_path))?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        ImageStoreError::Locked {
-            path: layout.root().to_owned(),
-        }
+    take_lock(&lock).map_err(|_| ImageStoreError::Locked {
+        path: layout.root().to_owned(),
     })?;
     check_version(&layout)?;
 
@@ -72,6 +73,19 @@ pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageStoreError> {
     // What no record names may not have reached the disk before a power cut.
     gc::collect(&inner)?;
     Ok(inner)
+}
+
+/// A process that just ended may hold the lock for another moment.
+fn take_lock(lock: &std::fs::File) -> Result<(), rustix::io::Errno> {
+    let started = std::time::Instant::now();
+    loop {
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if started.elapsed() < LOCK_TIMEOUT => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn restrict(root: &std::path::Path) -> io::Result<()> {
@@ -211,6 +225,15 @@ fn read_image(layout: &Layout, state: &State, path: &std::path::Path) -> io::Res
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "names another image",
+        ));
+    }
+    let boot_id = crate::layout::boot_id();
+    if let Some(boot) = &record.unsynced_boot
+        && (boot.is_empty() || *boot != boot_id)
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the machine went down before its layers had reached the disk",
         ));
     }
     let bytes = std::fs::read(layout.blob(&record.id))?;

@@ -485,7 +485,7 @@ async fn survives_torn_files() {
         .into_iter()
         .map(|image| image.id)
         .collect();
-    assert_eq!(ids, [b]);
+    assert_eq!(ids, std::slice::from_ref(&b));
     assert!(
         lower[0].join("a").exists(),
         "a container may still stand on it"
@@ -495,6 +495,15 @@ async fn survives_torn_files() {
     assert!(!lower[0].exists());
     assert!(!layout.layers().join("0123456789abcdef").exists());
     assert!(!layout.tmp().join("junk").exists());
+
+    // An image whose layers had not reached the disk when the machine went down.
+    drop(store);
+    let mut record: crate::layout::ImageRecord =
+        crate::layout::read_json(&layout.image(&b)).unwrap();
+    record.unsynced_boot = Some("another boot".into());
+    layout.write_json(&layout.image(&b), &record).unwrap();
+    let store = open(dir.path()).await;
+    assert!(store.list().await.unwrap().is_empty());
 
     std::fs::write(layout.version(), "99").unwrap();
     drop(store);
