@@ -350,6 +350,18 @@ fn host_ports() {
         ask(&a, "192.0.2.1:8080").is_some(),
         "a pod reaches itself by its host port"
     );
+    for namespace in [&node.namespace, &a] {
+        let net = format!("--net={}", namespace.path.display());
+        let output = Command::new("nsenter")
+            .args([&net, "tc", "qdisc", "show"])
+            .output()
+            .unwrap();
+        let buckets = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            buckets.contains("tbf 1: ") && buckets.contains("rate 100Mbit"),
+            "{buckets}"
+        );
+    }
     // Out of the cluster, as the node.
     serve(&outside, 81);
     assert_eq!(ask(&a, "192.0.2.9:81").as_deref(), Some("192.0.2.1"));
@@ -611,4 +623,52 @@ fn write_program(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Ranges that join and part again in one set: each step is one transaction that nft takes.
+#[test]
+fn peers_come_and_go() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("node");
+    let outside = Namespace::new("outside");
+    connect(
+        &node.namespace,
+        "eth0",
+        "192.0.2.1/24",
+        &outside,
+        "eth0",
+        "192.0.2.9/24",
+    );
+    let steps: [&[u8]; 8] = [
+        &[2],
+        &[2, 3],
+        &[3],
+        &[0, 2, 3],
+        &[0, 2, 3, 4, 5, 6, 7],
+        &[7, 5],
+        &[],
+        &[4, 5],
+    ];
+    node.with(move |network| async move {
+        network
+            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
+            .await
+            .unwrap();
+        for step in steps {
+            let of = |n: &u8| peer(&format!("192.0.2.{}", 10 + n), &format!("10.244.{n}.0/24"));
+            network
+                .set_peers(step.iter().map(of).collect())
+                .await
+                .unwrap();
+        }
+    });
+    let routes = node.namespace.ip("route show proto 71");
+    assert_eq!(routes.matches(" via ").count(), 2, "{routes}");
+    let rules = node.namespace.nft();
+    assert!(
+        rules.contains("{ 10.244.1.0/24, 10.244.4.0/23 }"),
+        "{rules}"
+    );
 }
