@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
@@ -19,6 +20,7 @@ use rtnetlink::{
     AddressMessageBuilder, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
     RouteMessageBuilder,
 };
+use tokio::sync::Mutex;
 
 use crate::NetworkError;
 use crate::plan::{Change, Link, Mac, Observed, Route, Target, VXLAN, Vxlan, Way};
@@ -30,6 +32,8 @@ const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(71);
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
+    /// The kernel runs one dump a socket at a time and refuses a second one with EBUSY.
+    dumps: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -38,7 +42,10 @@ impl Netlink {
         let (connection, handle, _) = rtnetlink::new_connection()
             .map_err(|e| NetworkError::io("open a netlink socket", e))?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            dumps: Arc::default(),
+        })
     }
 
     pub(crate) fn handle(&self) -> Handle {
@@ -46,6 +53,7 @@ impl Netlink {
     }
 
     async fn links(&self) -> Result<BTreeMap<String, LinkMessage>, NetworkError> {
+        let _turn = self.dumps.lock().await;
         let links: Vec<_> = self
             .handle
             .link()
@@ -90,6 +98,7 @@ impl Netlink {
     }
 
     async fn all_routes(&self) -> Result<Vec<RouteMessage>, NetworkError> {
+        let _turn = self.dumps.lock().await;
         let mut routes = Vec::new();
         for message in [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
@@ -114,12 +123,14 @@ impl Netlink {
             names.insert(link.header.index, name.clone());
             observed.links.insert(name, describe(&link));
         }
+        let turn = self.dumps.lock().await;
         let addresses = self.handle.address().get().execute();
-        for address in addresses
+        let addresses = addresses
             .try_collect::<Vec<_>>()
             .await
-            .map_err(error("list addresses"))?
-        {
+            .map_err(error("list addresses"))?;
+        drop(turn);
+        for address in addresses {
             let Some(link) = names.get(&address.header.index) else {
                 continue;
             };
@@ -156,6 +167,7 @@ impl Netlink {
             AddressFamily::Inet6,
             AddressFamily::Bridge,
         ] {
+            let _turn = self.dumps.lock().await;
             let listed = self
                 .handle
                 .neighbours()
