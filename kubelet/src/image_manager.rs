@@ -114,7 +114,9 @@ impl ImageManager {
                 .container(pod, container, kind, reason, message);
         };
         let image = apply_default_image_tag(requested).map_err(|e| {
-            let message = format!("Failed to apply default image tag {requested:?}: {e}");
+            let message = format!(
+                "Failed to apply default image tag {requested:?}: couldn't parse image name {requested:?}: {e}"
+            );
             event(Type::Warning, reason::INSPECT_FAILED, message.clone());
             failure("InvalidImageName", message)
         })?;
