@@ -130,11 +130,12 @@ impl Store {
         Ok((store, records))
     }
 
-    /// Writes a record atomically and durably.
+    /// Writes a record atomically. It waits for the disk only for a sandbox of CNI plugins: what they keep elsewhere
+    /// outlives a loss of power and wants its DEL, while links, namespaces and rules of our own do not.
     pub fn write(&self, record: &SandboxRecord) -> Result<(), NetworkError> {
         let text =
             serde_json::to_vec(record).expect("a record has no map with keys that are not strings");
-        write_atomically(&self.path(&record.sandbox_id), &text, true)
+        write_atomically(&self.path(&record.sandbox_id), &text, record.cni.is_some())
     }
 
     /// Removes a record; one that is not there is no error.

@@ -672,3 +672,32 @@ fn peers_come_and_go() {
         "{rules}"
     );
 }
+
+/// Prints what connecting and disconnecting a pod takes.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_a_pod_takes() {
+    let node = Node::new("node");
+    let pods: Vec<_> = (0..50).map(|n| Namespace::new(&format!("p{n}"))).collect();
+    let sandboxes: Vec<_> = pods
+        .iter()
+        .enumerate()
+        .map(|(n, pod)| sandbox(&format!("s{n}"), pod))
+        .collect();
+    node.with(|network| async move {
+        network
+            .set_pod_cidrs(vec!["10.244.1.0/24".parse().unwrap()])
+            .await
+            .unwrap();
+        let start = std::time::Instant::now();
+        for sandbox in &sandboxes {
+            network.setup(sandbox).await.unwrap();
+        }
+        println!("setup {:?} each", start.elapsed() / 50);
+        let start = std::time::Instant::now();
+        for sandbox in &sandboxes {
+            network.teardown(&sandbox.sandbox_id).await.unwrap();
+        }
+        println!("teardown {:?} each", start.elapsed() / 50);
+    });
+}

@@ -45,18 +45,26 @@ pub async fn sync_loop(
     }
     loop {
         let due = due(proxiers, last_sync, min_sync_period);
-        let event = tokio::select! {
-            biased;
-            () = shutdown.triggered() => return,
-            event = inputs.services.recv() => event.map_or(Event::Ended, Event::Service),
-            event = inputs.slices.recv() => event.map_or(Event::Ended, Event::Slice),
-            event = inputs.nodes.recv() => event.map_or(Event::Ended, Event::Node),
-            event = inputs.cidrs.recv() => event.map_or(Event::Ended, |_| Event::Cidr),
-            () = tokio::time::sleep_until(due.into()) => Event::Due,
+        // What is due is not put off by a stream of events.
+        let event = if due <= Instant::now() {
+            Event::Due
+        } else {
+            tokio::select! {
+                biased;
+                () = shutdown.triggered() => return,
+                event = inputs.services.recv() => event.map_or(Event::Ended, Event::Service),
+                event = inputs.slices.recv() => event.map_or(Event::Ended, Event::Slice),
+                event = inputs.nodes.recv() => event.map_or(Event::Ended, Event::Node),
+                event = inputs.cidrs.recv() => event.map_or(Event::Ended, |_| Event::Cidr),
+                () = tokio::time::sleep_until(due.into()) => Event::Due,
+            }
         };
         match event {
             Event::Ended => return,
             Event::Due => {
+                if shutdown.is_triggered() {
+                    return;
+                }
                 // Each family has what is waiting for it; one failing does not hold the other up.
                 for proxier in proxiers.iter_mut() {
                     if is_due(proxier) {
