@@ -58,11 +58,11 @@ fn encode(families: &[prometheus::proto::MetricFamily]) -> Response {
 /// CPU and memory of node, pods and containers: what metrics-server reads.
 pub(super) async fn resource(State(server): State<Server>) -> Response {
     text(resource::render(
-        server.stats.snapshot().await.ok().as_ref(),
+        server.stats.snapshot(false).await.ok().as_ref(),
     ))
 }
 
 /// Containers in detail, by cadvisor's names.
 pub(super) async fn cadvisor(State(server): State<Server>) -> Result<Response, ApiError> {
-    Ok(text(cadvisor::render(&server.stats.snapshot().await?)))
+    Ok(text(cadvisor::render(&server.stats.snapshot(false).await?)))
 }

@@ -9,6 +9,7 @@ mod cgroup;
 mod network;
 mod rate;
 mod summary;
+mod volume;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,11 +28,13 @@ pub(super) use cgroup::Usage;
 pub(super) use network::Interface;
 use rate::Rates;
 pub(super) use summary::Summary;
+pub(super) use volume::Volume;
 
 /// Looks at the node, and remembers what rates need.
 pub(super) struct Stats {
     context: Arc<dyn ServerContext>,
     rates: Mutex<Rates>,
+    volume_sizes: Arc<Mutex<volume::Sizes>>,
 }
 
 /// One look.
@@ -57,6 +60,7 @@ pub(super) struct PodSnapshot {
     pub(super) usage: Option<Usage>,
     pub(super) sandbox: Option<PodSandboxStats>,
     pub(super) containers: Vec<ContainerSnapshot>,
+    pub(super) volumes: Vec<Volume>,
 }
 
 pub(super) struct ContainerSnapshot {
@@ -71,6 +75,7 @@ impl Stats {
         Self {
             context,
             rates: Mutex::default(),
+            volume_sizes: Arc::default(),
         }
     }
 
@@ -83,7 +88,9 @@ impl Stats {
     }
 
     /// Looks at everything.
-    pub(super) async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+    ///
+    /// `volumes`: also at what volumes hold, which is dear.
+    pub(super) async fn snapshot(&self, volumes: bool) -> Result<Snapshot, ApiError> {
         let runtime = self.context.runtime().clone();
         let (containers, stats, sandboxes, image_fs) = tokio::join!(
             runtime.list_containers(),
@@ -94,7 +101,17 @@ impl Stats {
         let (containers, stats, sandboxes) = (containers?, stats?, sandboxes?);
         let context = self.context.clone();
         let image_fs = image_fs.ok();
-        let look = move || look(context.as_ref(), containers, stats, sandboxes, image_fs);
+        let sizes = volumes.then(|| self.volume_sizes.clone());
+        let look = move || {
+            let mut snapshot = look(context.as_ref(), containers, stats, sandboxes, image_fs);
+            if let Some(sizes) = sizes {
+                let mut sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
+                for pod in &mut snapshot.pods {
+                    pod.volumes = volume::volumes(context.paths(), &pod.pod, &mut sizes);
+                }
+            }
+            snapshot
+        };
         tokio::task::spawn_blocking(look)
             .await
             .map_err(|error| ApiError::internal(error.to_string()))
@@ -162,6 +179,7 @@ fn look(
             pod,
             sandbox,
             containers,
+            volumes: Vec::new(),
         });
     }
     let fs = |path: &std::path::Path| machine::fs_stats(path).unwrap_or_default();
@@ -206,6 +224,6 @@ pub(super) async fn summary(
     let short = query
         .get("only_cpu_and_memory")
         .is_some_and(|value| value == "true");
-    let snapshot = server.stats.snapshot().await?;
+    let snapshot = server.stats.snapshot(!short).await?;
     Ok(Json(Summary::new(&snapshot, &server.stats, short)))
 }

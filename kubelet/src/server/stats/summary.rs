@@ -63,6 +63,8 @@ struct PodStats {
     memory: Option<MemoryStats>,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<NetworkStats>,
+    #[serde(rename = "volume", skip_serializing_if = "Vec::is_empty")]
+    volumes: Vec<VolumeStats>,
     #[serde(rename = "ephemeral-storage", skip_serializing_if = "Option::is_none")]
     ephemeral_storage: Option<FsStats>,
     #[serde(rename = "process_stats", skip_serializing_if = "Option::is_none")]
@@ -76,6 +78,21 @@ struct PodReference {
     name: String,
     namespace: String,
     uid: String,
+}
+
+#[derive(Serialize)]
+struct VolumeStats {
+    #[serde(flatten)]
+    fs: FsStats,
+    name: String,
+    #[serde(rename = "pvcRef", skip_serializing_if = "Option::is_none")]
+    pvc_ref: Option<PvcReference>,
+}
+
+#[derive(Serialize)]
+struct PvcReference {
+    name: String,
+    namespace: String,
 }
 
 #[derive(Serialize)]
@@ -266,6 +283,13 @@ fn pod_stats(snapshot: &Snapshot, stats: &Stats, pod: &PodSnapshot, short: bool)
                 inodes + container.stats.writable_layer_inodes_used + container.logs_inodes,
             )
         });
+    let (bytes, inodes) = pod
+        .volumes
+        .iter()
+        .filter(|volume| volume.claim.is_none())
+        .fold((bytes, inodes), |(bytes, inodes), volume| {
+            (bytes + volume.used_bytes, inodes + volume.inodes_used)
+        });
     let sandbox = pod.sandbox.as_ref();
     PodStats {
         pod_ref: PodReference {
@@ -296,6 +320,22 @@ fn pod_stats(snapshot: &Snapshot, stats: &Stats, pod: &PodSnapshot, short: bool)
                     default,
                 }
             }),
+        volumes: pod
+            .volumes
+            .iter()
+            .map(|volume| VolumeStats {
+                fs: fs_stats(
+                    time,
+                    &volume.fs,
+                    Some((volume.used_bytes, volume.inodes_used)),
+                ),
+                name: volume.name.clone(),
+                pvc_ref: volume
+                    .claim
+                    .clone()
+                    .map(|(name, namespace)| PvcReference { name, namespace }),
+            })
+            .collect(),
         ephemeral_storage: (!short)
             .then(|| fs_stats(time, &snapshot.root_fs, Some((bytes, inodes)))),
         process_stats: sandbox.filter(|_| !short).map(|sandbox| ProcessStats {
