@@ -63,11 +63,13 @@ fn failure(reason: &'static str, message: String) -> ImageFailure {
 /// # Errors
 /// When it is no image name.
 pub fn apply_default_image_tag(image: &str) -> Result<String, String> {
-    let reference = Reference::parse(image).map_err(|e| e.to_string())?;
-    if reference.tag().is_none() && reference.digest().is_none() {
-        return Ok(format!("{image}:latest"));
+    Reference::parse(image).map_err(|e| e.to_string())?;
+    // The host may have a port; a tag stands in the last part.
+    let last = image.rsplit('/').next().unwrap_or(image);
+    if last.contains([':', '@']) {
+        return Ok(image.to_owned());
     }
-    Ok(image.to_owned())
+    Ok(format!("{image}:latest"))
 }
 
 impl ImageManager {

@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(got["cpu"].0, "3500m");
         assert_eq!(
             got["memory"].0,
-            format!("{}Ki", ((7 << 30) - (100 << 20)) / 1024)
+            format!("{}Ki", ((7u64 << 30) - (100 << 20)) / 1024)
         );
         assert_eq!(got["ephemeral-storage"].0, (90u64 << 30).to_string());
     }

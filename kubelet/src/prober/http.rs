@@ -240,8 +240,10 @@ async fn exchange<S>(request: &HttpGet, stream: S) -> Result<Response, HttpError
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .title_case_headers(true)
+        .handshake(TokioIo::new(stream))
+        .await?;
     let driver = tokio::spawn(connection);
     // The connection ends with the request, answered or given up.
     let _guard = AbortOnDrop(driver);
