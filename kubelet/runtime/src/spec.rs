@@ -6,7 +6,6 @@
 //!
 //! Upstream: containerd's `internal/cri/server/container_create_linux.go`, v2.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -552,11 +551,6 @@ pub fn exec_process(container: &ProcessSpec, command: &[String], terminal: bool)
         process.env.push("TERM=xterm".to_owned());
     }
     process
-}
-
-/// The unified files of the configuration, for cgroup v2.
-pub fn unified(resources: &Resources) -> BTreeMap<String, String> {
-    resources.unified.clone()
 }
 
 #[cfg(test)]

@@ -940,22 +940,17 @@ async fn a_killed_shim_takes_its_sandbox_down() {
     let status = node.wait(&id).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (255, "Unknown"));
     loop {
-        match tokio::time::timeout(Duration::from_secs(10), events.recv())
-            .await
-            .unwrap()
-            .unwrap()
+        let event = tokio::time::timeout(Duration::from_secs(10), events.recv()).await;
+        if let RuntimeEvent::SandboxNotReady {
+            sandbox_id,
+            pod_uid,
+        } = event.unwrap().unwrap()
         {
-            RuntimeEvent::SandboxNotReady {
-                sandbox_id,
-                pod_uid,
-            } => {
-                assert_eq!(
-                    (sandbox_id, pod_uid.as_str()),
-                    (sandbox.clone(), "uid-lostshim")
-                );
-                break;
-            }
-            _ => {}
+            assert_eq!(
+                (sandbox_id.as_str(), pod_uid.as_str()),
+                (sandbox.as_str(), "uid-lostshim")
+            );
+            break;
         }
     }
     assert_eq!(
@@ -1092,7 +1087,7 @@ async fn privileged_containers_and_the_nodes_namespaces() {
     let (code, _) = node.run(&sandbox, &config).await;
     assert_eq!(code, 0);
     let left = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-        std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\0424242\0")
+        std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\x00424242\x00")
     });
     assert!(!left);
 }

@@ -63,7 +63,7 @@ impl Decoder {
     }
 
     /// The next whole message with its descriptors, if one is here.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
+    pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
         let Some(header) = self.buffer.get(..HEADER_BYTES) else {
             return Ok(None);
         };
@@ -213,7 +213,7 @@ mod tests {
         let mut seen = Vec::new();
         while seen.len() < 2 {
             assert!(decoder.receive(&right).unwrap() > 0);
-            while let Some((request, fds)) = decoder.next::<Request>().unwrap() {
+            while let Some((request, fds)) = decoder.take::<Request>().unwrap() {
                 seen.push((request, fds));
             }
         }
@@ -245,7 +245,7 @@ mod tests {
             fds: VecDeque::new(),
         };
         assert!(matches!(
-            decoder.next::<Request>(),
+            decoder.take::<Request>(),
             Err(WireError::TooLong(_))
         ));
     }

@@ -84,7 +84,7 @@ fn report(socket: &OwnedFd, message: &serde_json::Value, terminal: Option<&Owned
 /// Reads the helper's report. `None`: not there yet.
 pub fn finish(decoder: &mut Decoder, result: &OwnedFd) -> Option<Result<Created, String>> {
     loop {
-        match decoder.next::<serde_json::Value>() {
+        match decoder.take::<serde_json::Value>() {
             Err(error) => return Some(Err(error.to_string())),
             Ok(Some((message, mut fds))) => {
                 return Some(match (message["pid"].as_i64(), message["error"].as_str()) {

@@ -560,7 +560,7 @@ impl Server {
             }
         };
         loop {
-            match exec.decoder.next::<serde_json::Value>() {
+            match exec.decoder.take::<serde_json::Value>() {
                 Ok(Some((message, mut fds))) => {
                     if let Some(pid) = message["pid"].as_i64() {
                         exec.pid = pid as i32;

@@ -279,7 +279,12 @@ fn mount_root(
     for (index, layer) in lower.iter().enumerate() {
         let target = staging.join(index.to_string());
         fs::create_dir_all(&target).map_err(io(format!("create {}", target.display())))?;
-        result = mount::idmapped(layer, &target, namespace).map_err(io("map a layer's ids"));
+        result = mount::idmapped(layer, &target, namespace).map_err(|error| {
+            RuntimeError::Create(format!(
+                "user namespaces need a file system that supports idmapped mounts: {}: {error}",
+                layer.display()
+            ))
+        });
         staged.push(target);
         if result.is_err() {
             break;

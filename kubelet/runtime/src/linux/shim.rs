@@ -216,7 +216,7 @@ impl Connection {
     /// The next answer. Cancel-safe: what came of a message is kept.
     pub async fn receive(&mut self) -> Result<(Response, Vec<OwnedFd>), ShimCallError> {
         loop {
-            if let Some(message) = self.decoder.next::<Response>()? {
+            if let Some(message) = self.decoder.take::<Response>()? {
                 return Ok(message);
             }
             let mut guard = self.socket.readable().await.map_err(WireError::Io)?;

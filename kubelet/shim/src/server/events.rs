@@ -215,7 +215,7 @@ impl Server {
             let Some(client) = self.clients.get_mut(&id) else {
                 return;
             };
-            match client.decoder.next::<Request>() {
+            match client.decoder.take::<Request>() {
                 Ok(Some((request, fds))) => {
                     self.handle(id, request, fds);
                     continue;
