@@ -32,6 +32,7 @@ mod session;
 mod shim;
 mod stats;
 mod stream;
+mod volume;
 mod watch;
 
 use layout::Layout;
@@ -149,6 +150,13 @@ impl LinuxRuntime {
             containers: Mutex::default(),
             layer_usage: Mutex::default(),
         });
+        let missing = shim_protocol::capability::ALL & !inner.available_capabilities;
+        if missing != 0 {
+            tracing::warn!(
+                capabilities = ?shim_protocol::capability::names(missing),
+                "this process lacks capabilities; no container can be given them"
+            );
+        }
         adopt::adopt(&inner).await;
         Ok(Self { inner })
     }

@@ -26,6 +26,8 @@ pub struct ImageFacts {
     pub cmd: Vec<String>,
     pub env: Vec<String>,
     pub working_dir: String,
+    /// Of VOLUME: directories that must not lie on the container's overlay.
+    pub volumes: Vec<String>,
 }
 
 /// A device node of the machine.
@@ -65,6 +67,8 @@ pub struct Facts {
     pub hostname_file: PathBuf,
     /// Host paths of `config.mounts`, in their order: as asked for, or staged (idmapped, images).
     pub mount_sources: Vec<PathBuf>,
+    /// Container path and host path of the image's volumes that no mount takes the place of.
+    pub image_volumes: Vec<(String, PathBuf)>,
     pub devices: Vec<DeviceNode>,
     pub user: User,
     /// The compiled profile; `None`: unconfined.
@@ -447,6 +451,11 @@ fn mounts(
             }));
         }
     }
+    for (destination, source) in &facts.image_volumes {
+        list.push(json!({
+            "destination": destination, "type": "bind", "source": source, "options": ["rbind", "rw"],
+        }));
+    }
     let mut asked: Vec<(&Mount, &PathBuf)> =
         config.mounts.iter().zip(&facts.mount_sources).collect();
     if let Some((relative, _)) = asked
@@ -494,7 +503,7 @@ fn mounts(
 }
 
 /// Without double and trailing slashes.
-fn clean(path: &str) -> String {
+pub fn clean(path: &str) -> String {
     let parts: Vec<&str> = path
         .split('/')
         .filter(|part| !part.is_empty() && *part != ".")

@@ -560,6 +560,16 @@ async fn mounts_files_and_read_only_roots() {
     );
     let (_, log) = node.run(&sandbox, &script("cat /dev/shm/x")).await;
     assert_eq!(log, "shm\n", "/dev/shm is the pod's");
+    let mut volumes = script(
+        "echo x > /home/x && echo y > /made/by/image/y && cat /home/x /made/by/image/y; \
+         grep -c ' /home ' /proc/self/mountinfo",
+    );
+    volumes.security.readonly_rootfs = true;
+    let (_, log) = node.run(&sandbox, &volumes).await;
+    assert_eq!(
+        log, "x\ny\n1\n",
+        "an image's volumes are writable and beside the overlay"
+    );
     let mut image =
         script("cat /img/etc/passwd | head -n 1; (echo x > /img/new) 2>/dev/null || echo refused");
     image.mounts = vec![

@@ -16,7 +16,7 @@ use super::record::{
     Container, ContainerPhase, ContainerRecord, Failure, RECORD_VERSION, SandboxRecord,
 };
 use super::shim::{self, Connection, ShimCallError};
-use super::{Inner, blocking, image, io, layout, machine, mount, shim_error, watch};
+use super::{Inner, blocking, image, io, layout, machine, mount, shim_error, volume, watch};
 use crate::api::*;
 use crate::spec::{self, Facts, User};
 
@@ -92,9 +92,19 @@ async fn prepare(
             config.clone(),
             id.to_owned(),
         );
-        let user = image::facts(image).user;
-        blocking(move || gather(&inner, &sandbox, &config, &id, &lower, &image_mounts, &user))
-            .await?
+        let facts = image::facts(image);
+        blocking(move || {
+            gather(
+                &inner,
+                &sandbox,
+                &config,
+                &id,
+                &lower,
+                &image_mounts,
+                &facts,
+            )
+        })
+        .await?
     };
     let mut facts = Facts {
         target_pid_namespace: target,
@@ -179,7 +189,7 @@ fn gather(
     id: &str,
     lower: &[PathBuf],
     image_mounts: &[(usize, Vec<PathBuf>)],
-    image_user: &str,
+    image: &spec::ImageFacts,
 ) -> Result<Facts, RuntimeError> {
     let state_dir = inner.layout.sandbox_state(&sandbox.id);
     let namespace_dir = inner.layout.namespaces(&sandbox.id);
@@ -195,7 +205,7 @@ fn gather(
     let text = |path| read_in_root(&rootfs, path);
     let user = spec::user::resolve(
         &config.security,
-        image_user,
+        &image.user,
         &text("/etc/passwd"),
         &text("/etc/group"),
     )
@@ -213,6 +223,14 @@ fn gather(
         machine::devices(&config.devices)
     }
     .map_err(|error| RuntimeError::Create(format!("devices: {error}")))?;
+    let taken: Vec<String> = config
+        .mounts
+        .iter()
+        .map(|mount| spec::clean(&mount.container_path))
+        .collect();
+    let volumes = inner.layout.container(id).join("volumes");
+    let image_volumes = volume::prepare(&rootfs, &volumes, &image.volumes, &taken)
+        .map_err(|error| RuntimeError::Create(format!("the image's volumes: {error}")))?;
     let own_ipc = sandbox.config.namespaces.ipc != NamespaceMode::Node;
     Ok(Facts {
         rootfs,
@@ -234,6 +252,7 @@ fn gather(
         resolv_conf: state_dir.join("resolv.conf"),
         hostname_file: state_dir.join("hostname"),
         mount_sources,
+        image_volumes,
         devices,
         user: User { ..user },
         seccomp_filter: None,

@@ -127,6 +127,7 @@ pub fn facts(image: &Image) -> ImageFacts {
         cmd: config.cmd().clone().unwrap_or_default(),
         env: config.env().clone().unwrap_or_default(),
         working_dir: config.working_dir().clone().unwrap_or_default(),
+        volumes: config.volumes().clone().unwrap_or_default(),
     }
 }
 

@@ -1,0 +1,110 @@
+//! The volumes an image declares (VOLUME): directories of the container's own beside its overlay, with
+//! what the image has at their place. They go with the container.
+//!
+//! Upstream: containerd's `customopts.WithVolumes`.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use super::mount;
+use crate::spec::clean;
+
+/// Makes a directory below `directory` for each volume, filled from `rootfs`. `taken` are the paths of
+/// the container's own mounts, which win.
+pub fn prepare(
+    rootfs: &Path,
+    directory: &Path,
+    volumes: &[String],
+    taken: &[String],
+) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut wanted: Vec<String> = volumes.iter().map(|path| clean(path)).collect();
+    wanted.retain(|path| path != "/" && !taken.contains(path));
+    wanted.sort();
+    wanted.dedup();
+    let mut made = Vec::new();
+    for (index, path) in wanted.into_iter().enumerate() {
+        let target = directory.join(index.to_string());
+        fs::create_dir_all(&target)?;
+        match mount::open_in_root(rootfs, &path, libc::O_PATH | libc::O_DIRECTORY) {
+            Ok(source) => {
+                // The file system's view of what was found: no link of the image leads elsewhere.
+                let source_path = fs::read_link(format!("/proc/self/fd/{}", source.as_raw_fd()))?;
+                copy_tree(&source_path, &target)?;
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+                // As new as the root itself, and the root's owner's.
+                let data = fs::metadata(rootfs)?;
+                lchown(&target, Some(data.uid()), Some(data.gid()))?;
+            }
+            Err(error) => return Err(error),
+        }
+        made.push((path, target));
+    }
+    Ok(made)
+}
+
+/// Copies what is in a directory, with owners and modes; devices and sockets are left out.
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    copy_attributes(from, to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            fs::create_dir(&target)?;
+            copy_tree(&source, &target)?;
+        } else if kind.is_symlink() {
+            symlink(fs::read_link(&source)?, &target)?;
+            let data = entry.metadata()?;
+            lchown(&target, Some(data.uid()), Some(data.gid()))?;
+        } else if kind.is_file() {
+            fs::copy(&source, &target)?;
+            copy_attributes(&source, &target)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let data = fs::symlink_metadata(from)?;
+    lchown(to, Some(data.uid()), Some(data.gid()))?;
+    fs::set_permissions(to, data.permissions())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_hold_what_the_image_has_and_links_stay_inside() {
+        let directory = tempfile::tempdir().unwrap();
+        let (rootfs, volumes) = (
+            directory.path().join("root"),
+            directory.path().join("volumes"),
+        );
+        fs::create_dir_all(rootfs.join("data/deep")).unwrap();
+        fs::write(rootfs.join("data/deep/file"), "x").unwrap();
+        symlink("/etc", rootfs.join("data/link")).unwrap();
+        symlink("/etc", rootfs.join("out")).unwrap();
+        let wanted = ["/data/", "/out", "/new", "/taken", "/data"].map(str::to_owned);
+        let made = prepare(&rootfs, &volumes, &wanted, &["/taken".to_owned()]).unwrap();
+        let paths: Vec<&str> = made.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(paths, ["/data", "/new", "/out"]);
+        assert_eq!(
+            fs::read_to_string(made[0].1.join("deep/file")).unwrap(),
+            "x"
+        );
+        assert_eq!(
+            fs::read_link(made[0].1.join("link")).unwrap(),
+            Path::new("/etc")
+        );
+        assert_eq!(
+            fs::read_dir(&made[2].1).unwrap().count(),
+            0,
+            "the host's /etc is not the image's"
+        );
+    }
+}
