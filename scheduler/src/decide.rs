@@ -115,10 +115,10 @@ impl Decider {
             random,
             nominated,
         };
-        if self.sign(framework, snapshot, pod) {
-            if let Some(entry) = self.entry(&request)? {
-                return entry.choose(&request);
-            }
+        if self.sign(framework, snapshot, pod)
+            && let Some(entry) = self.entry(&request)?
+        {
+            return entry.choose(&request);
         }
         from_scratch(&request)
     }

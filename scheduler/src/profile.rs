@@ -95,6 +95,9 @@ pub enum ProfileError {
     },
 }
 
+/// A plugin and its weight in scoring.
+type Weighted = (Arc<dyn Plugin>, i64);
+
 struct Builder<'a> {
     profile: &'a str,
     registry: &'a [Registration],
@@ -195,10 +198,7 @@ impl Builder<'_> {
     }
 
     /// The defaults as changed by the profile's `multiPoint`: a default that is named again keeps its place and takes the new weight.
-    fn multi_point(
-        &mut self,
-        set: &PluginSet,
-    ) -> Result<Vec<(Arc<dyn Plugin>, i64)>, ProfileError> {
+    fn multi_point(&mut self, set: &PluginSet) -> Result<Vec<Weighted>, ProfileError> {
         let disabled = |name: &str| set.disabled.iter().any(|d| d.name == name || d.name == "*");
         let mut wanted: Vec<(String, i64)> = Vec::new();
         for line in self
@@ -242,11 +242,11 @@ impl Builder<'_> {
         &mut self,
         point: &'static str,
         set: &PluginSet,
-        multi_point: &[(Arc<dyn Plugin>, i64)],
+        multi_point: &[Weighted],
         implements: fn(&dyn Plugin) -> bool,
-    ) -> Result<Vec<(Arc<dyn Plugin>, i64)>, ProfileError> {
+    ) -> Result<Vec<Weighted>, ProfileError> {
         let disabled = |name: &str| set.disabled.iter().any(|d| d.name == name || d.name == "*");
-        let mut named: Vec<(Arc<dyn Plugin>, i64)> = Vec::new();
+        let mut named: Vec<Weighted> = Vec::new();
         for plugin in &set.enabled {
             let made = self.plugin(&plugin.name)?;
             let (profile, name) = (self.profile.to_owned(), plugin.name.clone());

@@ -104,7 +104,7 @@ pub struct PodInfoError {
     pub name: String,
     /// What is wrong with the selector.
     #[source]
-    pub source: SelectorError,
+    pub source: Box<SelectorError>,
 }
 
 impl PodInfo {
@@ -124,7 +124,7 @@ impl PodInfo {
                 field,
                 namespace,
                 name,
-                source,
+                source: Box::new(source),
             }
         };
         let required_affinity_terms = terms(

@@ -7,7 +7,8 @@ use super::QueuedPodInfo;
 
 pub(super) type Less = Box<dyn Fn(&QueuedPodInfo, &QueuedPodInfo) -> bool + Send>;
 
-/// Pods, the least (by `less`) first.
+/// Pods, the least (by `less`) first. Boxed: they move a lot, within the heap and between the parts of the queue.
+#[allow(clippy::vec_box, reason = "swaps move pointers, not pods")]
 pub(super) struct Heap {
     items: Vec<Box<QueuedPodInfo>>,
     places: HashMap<Arc<str>, usize>,
