@@ -23,6 +23,11 @@ pub fn is_unified() -> bool {
     }
 }
 
+/// The cgroup's directory where there is one hierarchy only.
+pub fn unified_directory(path: &Path) -> PathBuf {
+    Path::new(ROOT).join(path.strip_prefix("/").unwrap_or(path))
+}
+
 /// The cgroup's directory in every hierarchy that has it.
 fn directories(path: &Path) -> Vec<PathBuf> {
     let relative = path.strip_prefix("/").unwrap_or(path);

@@ -83,22 +83,27 @@ fn helper(
             namespaces.push((name, kind, file));
         }
     }
-    crate::cgroup::join_running(cgroup_path, init)
-        .map_err(|error| format!("join cgroup: {error}"))?;
     if let Some(file) = pid_namespace {
         sys::set_namespace(&file, libc::CLONE_NEWPID)
             .map_err(|error| format!("join pid namespace: {error}"))?;
     }
-    // SAFETY: as fork: one thread, and no stack is given.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone,
-            libc::CLONE_PARENT | libc::SIGCHLD,
-            0,
-            0,
-            0,
-            0,
-        ) as i32
+    let pid = match clone_into_cgroup(cgroup_path) {
+        Some(pid) => pid,
+        None => {
+            crate::cgroup::join_running(cgroup_path, init)
+                .map_err(|error| format!("join cgroup: {error}"))?;
+            // SAFETY: as fork: one thread, and no stack is given.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_clone,
+                    libc::CLONE_PARENT | libc::SIGCHLD,
+                    0,
+                    0,
+                    0,
+                    0,
+                ) as i32
+            }
+        }
     };
     match pid {
         0 => {
@@ -111,6 +116,41 @@ fn helper(
         pid if pid < 0 => Err(format!("clone: {}", io::Error::last_os_error())),
         pid => send(result, &json!({ "pid": pid }), None),
     }
+}
+
+/// Clones a sibling right into the cgroup (v2, kernel 5.7): moving a process later waits for the kernel
+/// some 10 ms. `None`: not here, move it.
+fn clone_into_cgroup(path: &Path) -> Option<i32> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    /// `struct clone_args` of linux/sched.h.
+    #[repr(C)]
+    #[derive(Default)]
+    struct CloneArgs {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    if !crate::cgroup::is_unified() {
+        return None;
+    }
+    let directory = File::open(crate::cgroup::unified_directory(path)).ok()?;
+    let args = CloneArgs {
+        flags: CLONE_INTO_CGROUP | libc::CLONE_PARENT as u64,
+        // With CLONE_PARENT the signal is the helper's own: SIGCHLD.
+        cgroup: directory.as_raw_fd() as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: as fork: one thread, and no stack is given; `args` has the layout and size clone3 wants.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) as i32 };
+    (pid >= 0).then_some(pid)
 }
 
 /// The namespace of `init`, if it is not our own.
