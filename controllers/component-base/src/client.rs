@@ -9,9 +9,14 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
-use kube::client::{Body, ClientBuilder};
+use http_body_util::BodyExt as _;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ClientBuilder, ConfigExt as _, DynBody};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tokio::sync::Mutex;
+use tower::util::BoxService;
+use tower::{BoxError, ServiceBuilder, ServiceExt as _};
 
 /// How to reach the API server.
 #[derive(Clone, Debug)]
@@ -166,10 +171,49 @@ impl ClientConfig {
             host: host.into(),
             token,
         };
-        let builder =
-            ClientBuilder::try_from(config).map_err(|e| ClientError::Build(Box::new(e)))?;
+        let builder = builder(&config).map_err(|e| ClientError::Build(Box::new(e)))?;
         Ok(builder.with_layer(&layer).build())
     }
+}
+
+/// How long a connection may go without a sign of life: a cut cable must not hold a watch until TCP gives up.
+///
+/// Upstream closes an HTTP/2 connection after 30 s of silence and a ping unanswered for 15 s (`HTTP2_READ_IDLE_TIMEOUT_SECONDS`,
+/// `HTTP2_PING_TIMEOUT_SECONDS`).
+const SILENCE: Duration = Duration::from_secs(30);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
+/// Upstream: `net.Dialer.Timeout` of client-go's transport.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+type Service = BoxService<Request<Body>, Response<Box<DynBody>>, BoxError>;
+
+/// kube's own stack over sockets that notice a dead peer.
+fn builder(config: &kube::Config) -> Result<ClientBuilder<Service>, kube::Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(config.connect_timeout.unwrap_or(CONNECT_TIMEOUT)));
+    connector.set_keepalive(Some(SILENCE));
+    connector.set_keepalive_interval(Some(PROBE_INTERVAL));
+    connector.set_keepalive_retries(Some(PROBES));
+    connector.set_tcp_user_timeout(Some(SILENCE + PROBE_INTERVAL * PROBES));
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(client)
+        .map_response(|response: Response<hyper::body::Incoming>| {
+            response.map(|body| Box::new(body.map_err(BoxError::from)) as Box<DynBody>)
+        })
+        .boxed();
+    Ok(ClientBuilder::new(
+        service,
+        config.default_namespace.clone(),
+    ))
 }
 
 /// Makes ring the process's crypto provider. Idempotent; every entry of this crate that needs TLS calls it.
