@@ -397,6 +397,8 @@ impl Parts {
                 max_per_container: options.max_dead_containers_per_container,
             },
             supports_rro: true,
+            allocation: Default::default(),
+            resize_errors: Default::default(),
             loop_turned: ArcSwap::default(),
         });
         workers.set_syncer(kubelet.clone());

@@ -6,15 +6,15 @@
 mod cleanup;
 mod server_context;
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use component_helpers::qos::get_pod_qos;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus as ApiPodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus as ApiPodStatus};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use volumes::VolumeManager;
@@ -32,6 +32,7 @@ use crate::pod_manager::PodManager;
 use crate::pod_status::PodStatus;
 use crate::pod_workers::{PodSyncer, PodWorkers, SyncError, SyncOutcome};
 use crate::prober::ProbeManager;
+use crate::resize::{self, AllocationManager};
 use crate::status::generate::{ForcedFailure, GenerateInput, generate_api_pod_status};
 use crate::status::manager::StatusManager;
 use crate::user_namespaces::UserNamespaceManager;
@@ -70,6 +71,9 @@ pub struct Kubelet {
     pub finished: mpsc::UnboundedSender<String>,
     pub gc_policy: GcPolicy,
     pub supports_rro: bool,
+    pub allocation: AllocationManager,
+    /// Why a resize failed, by pod UID.
+    pub resize_errors: Mutex<HashMap<String, String>>,
     /// When the sync loop last turned; for its health.
     pub loop_turned: ArcSwap<Option<std::time::Instant>>,
 }
@@ -100,6 +104,23 @@ impl Kubelet {
             .or_else(|| pod.status.clone())
             .unwrap_or_default();
         let deadline = past_active_deadline(pod, &old);
+        let actuated = |spec: &Container, cs: &runtime::api::ContainerStatus| {
+            !resize::difference(&self.runtime.wanted_resources(pod, spec), &cs.resources).any()
+        };
+        let resize_conditions = if pod_is_terminal {
+            vec![]
+        } else {
+            let specs = pod::containers(pod).iter().chain(pod::init_containers(pod));
+            let in_progress = specs.into_iter().any(|spec| {
+                let current = status.find_container_status_by_name(&spec.name);
+                current.is_some_and(|cs| {
+                    cs.state == runtime::api::ContainerState::Running && !actuated(spec, cs)
+                })
+            });
+            let error = self.resize_errors().get(uid).cloned();
+            let pending = self.allocation.pending(uid);
+            resize::conditions(pod, pending.as_ref(), in_progress, error.as_deref())
+        };
         generate_api_pod_status(&GenerateInput {
             pod,
             status: &status,
@@ -111,14 +132,22 @@ impl Kubelet {
             qos_class: get_pod_qos(pod).as_str(),
             supports_rro: self.supports_rro,
             forced_failure: forced.or(deadline.as_ref()),
+            actuated: &actuated,
+            resize_conditions,
         })
     }
 
-    /// The newest version of the pod that a source gave.
+    fn resize_errors(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
+        self.resize_errors.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The newest version of the pod that a source gave, with the resources it was granted.
     fn latest(&self, pod: &Arc<Pod>) -> Arc<Pod> {
-        self.pods
+        let pod = self
+            .pods
             .get_pod_by_uid(pod::uid(pod))
-            .unwrap_or_else(|| pod.clone())
+            .unwrap_or_else(|| pod.clone());
+        self.allocation.granted(&pod)
     }
 
     async fn reconcile_mirror_pod(&self, pod: &Pod) {
@@ -280,7 +309,11 @@ impl Kubelet {
             .runtime
             .sync_pod(pod, &status, &volumes, &secrets, cancel)
             .await;
-        if !result.errors.is_empty() && !cancel.is_cancelled() {
+        match &result.resize_error {
+            Some(error) => drop(self.resize_errors().insert(uid.to_owned(), error.clone())),
+            None => drop(self.resize_errors().remove(uid)),
+        }
+        if (!result.errors.is_empty() || result.resized) && !cancel.is_cancelled() {
             for error in &result.errors {
                 tracing::warn!(pod = %pod::format(pod), error, "error syncing pod");
             }
@@ -325,6 +358,7 @@ impl Kubelet {
                     }
                 }
             })
+            .map(|p| self.allocation.granted(&p))
             .collect()
     }
 }
@@ -348,7 +382,20 @@ fn until_active_deadline(pod: &Pod, start: Option<Timestamp>) -> Option<Duration
 #[async_trait]
 impl PodSyncer for Kubelet {
     async fn sync_pod(&self, pod: &Arc<Pod>, cancel: &CancellationToken) -> SyncOutcome {
-        let pod = self.latest(pod);
+        let pod = self
+            .pods
+            .get_pod_by_uid(pod::uid(pod))
+            .unwrap_or_else(|| pod.clone());
+        let others = || {
+            let uid = pod::uid(&pod);
+            self.active_pods()
+                .into_iter()
+                .filter(|p| pod::uid(p) != uid)
+                .collect()
+        };
+        let pod = self
+            .allocation
+            .allocate(&pod, others, &self.node.allocatable.load());
         let begin = std::time::Instant::now();
         let outcome = self.sync(&pod, cancel).await;
         metrics::POD_WORKER_DURATION

@@ -13,14 +13,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use runtime::api::{PodSandboxConfig, Runtime, RuntimeError};
 use tokio_util::sync::CancellationToken;
 use volumes::{PodVolumes, VolumeLocation, VolumeManager};
 
 use crate::backoff::Backoff;
 use crate::cm::ContainerManager;
-use crate::cm::resources::ContainerResourceDefaults;
+use crate::cm::resources::{ContainerResourceDefaults, container_resources};
 use crate::configuration::KubeletConfiguration;
 use crate::dns::Configurer;
 use crate::environment::Objects;
@@ -86,6 +86,10 @@ pub struct SyncResult {
     pub errors: Vec<String>,
     /// The earliest time at which a failed step is worth another try; `None`: the usual back-off.
     pub retry_after: Option<Duration>,
+    /// Resources of running containers were changed.
+    pub resized: bool,
+    /// Why they could not be.
+    pub resize_error: Option<String>,
 }
 
 impl SyncResult {
@@ -181,7 +185,9 @@ impl RuntimeManager {
         cancel: &CancellationToken,
     ) -> SyncResult {
         let mut result = SyncResult::default();
-        let actions = compute_pod_actions(pod, status, self.d.probes.as_ref());
+        let actions = compute_pod_actions(pod, status, self.d.probes.as_ref(), &|c| {
+            Some(self.wanted_resources(pod, c))
+        });
         if !actions.is_empty() {
             tracing::debug!(pod = %pod::format(pod), ?actions, "computed pod actions");
         }
@@ -217,6 +223,7 @@ impl RuntimeManager {
             return result;
         }
 
+        self.update_containers(pod, &actions, &mut result).await;
         let mut pod_ips = status.ips().to_vec();
         let mut sandbox_id = actions.sandbox_id.clone();
         if actions.create_sandbox {
@@ -445,6 +452,42 @@ impl RuntimeManager {
             ));
         }
         Ok(user)
+    }
+
+    /// What the runtime should enforce for the container.
+    pub fn wanted_resources(&self, pod: &Pod, container: &Container) -> runtime::api::Resources {
+        container_resources(pod, container, &self.resource_defaults())
+    }
+
+    /// Resizes in place: the pod's cgroup makes room first and shrinks last.
+    async fn update_containers(
+        &self,
+        pod: &Arc<Pod>,
+        actions: &PodActions,
+        result: &mut SyncResult,
+    ) {
+        if actions.containers_to_update.is_empty() {
+            return;
+        }
+        if let Err(error) = self.d.container_manager.ensure_pod(pod) {
+            // Shrinking is refused as long as a container has more; the second try below counts.
+            tracing::debug!(pod = %pod::format(pod), %error, "pod cgroup is not resized yet");
+        }
+        for update in &actions.containers_to_update {
+            let call = self
+                .d
+                .runtime
+                .update_container_resources(&update.container_id, &update.resources);
+            if let Err(error) = observe("update_container_resources", call).await {
+                result.resize_error = Some(error.to_string());
+                result.fail(format!("ResizePodInPlace {}: {error}", update.name), None);
+            }
+        }
+        if let Err(error) = self.d.container_manager.ensure_pod(pod) {
+            result.resize_error = Some(error.to_string());
+            result.fail(format!("ResizePodInPlace: {error}"), None);
+        }
+        result.resized = true;
     }
 
     fn resource_defaults(&self) -> ContainerResourceDefaults {

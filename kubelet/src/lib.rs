@@ -38,6 +38,7 @@ pub mod pod_manager;
 pub mod pod_status;
 pub mod pod_workers;
 pub mod prober;
+pub mod resize;
 pub mod runtime_class;
 pub mod sandbox_config;
 pub mod security_context;

@@ -63,7 +63,20 @@ pub struct PodActions {
     pub init_containers_to_start: Vec<usize>,
     pub containers_to_start: Vec<usize>,
     pub containers_to_kill: Vec<ContainerToKill>,
+    /// Running containers whose resources are to be changed in place.
+    pub containers_to_update: Vec<ContainerToUpdate>,
 }
+
+/// A running container that gets other resources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerToUpdate {
+    pub container_id: String,
+    pub name: String,
+    pub resources: runtime::api::Resources,
+}
+
+/// What the runtime should enforce for a container; `None`: not looked at.
+pub type WantedResources<'a> = &'a (dyn Fn(&Container) -> Option<runtime::api::Resources> + Sync);
 
 impl PodActions {
     /// Nothing to do: everything is as it should be, or must stay as it ended.
@@ -74,6 +87,7 @@ impl PodActions {
             && self.init_containers_to_start.is_empty()
             && self.containers_to_start.is_empty()
             && self.containers_to_kill.is_empty()
+            && self.containers_to_update.is_empty()
     }
 
     fn kill(&mut self, status: &ContainerStatus, message: String, reason: KillReason) {
@@ -87,7 +101,12 @@ impl PodActions {
 }
 
 /// The one decision about a pod that is not being ended.
-pub fn compute_pod_actions(pod: &Pod, status: &PodStatus, probes: &dyn ProbeResults) -> PodActions {
+pub fn compute_pod_actions(
+    pod: &Pod,
+    status: &PodStatus,
+    probes: &dyn ProbeResults,
+    wanted: WantedResources<'_>,
+) -> PodActions {
     let sandbox = status.pod_sandbox_changed(pod);
     let mut actions = PodActions {
         kill_pod: sandbox.changed,
@@ -108,7 +127,8 @@ pub fn compute_pod_actions(pod: &Pod, status: &PodStatus, probes: &dyn ProbeResu
         .map(|(i, _)| i)
         .collect();
 
-    let has_initialized = init::compute_init_container_actions(pod, status, probes, &mut actions);
+    let has_initialized =
+        init::compute_init_container_actions(pod, status, probes, wanted, &mut actions);
     if actions.kill_pod || !has_initialized {
         return actions;
     }
@@ -118,7 +138,9 @@ pub fn compute_pod_actions(pod: &Pod, status: &PodStatus, probes: &dyn ProbeResu
         let current = status.find_container_status_by_name(&container.name);
         match current {
             Some(running) if running.state == ContainerState::Running => {
-                match reason_to_kill(container, pod, running, probes) {
+                match reason_to_kill(container, pod, running, probes)
+                    .or_else(|| resize(container, running, wanted, &mut actions))
+                {
                     None => keep_count += 1,
                     Some((mut message, reason, restart)) => {
                         if restart {
@@ -224,5 +246,29 @@ fn reason_to_kill(
             restart,
         ));
     }
+    None
+}
+
+/// The container's resources differ: changed in place, or by a restart where its policy says so.
+fn resize(
+    container: &Container,
+    status: &ContainerStatus,
+    wanted: WantedResources<'_>,
+    actions: &mut PodActions,
+) -> Option<(String, KillReason, bool)> {
+    let wanted = wanted(container)?;
+    let difference = crate::resize::difference(&wanted, &status.resources);
+    if !difference.any() {
+        return None;
+    }
+    if difference.needs_restart(container) {
+        let message = format!("Container {} resize requires restart", container.name);
+        return Some((message, KillReason::Other, true));
+    }
+    actions.containers_to_update.push(ContainerToUpdate {
+        container_id: status.id.clone(),
+        name: container.name.clone(),
+        resources: crate::resize::update_for(&wanted, &status.resources),
+    });
     None
 }

@@ -14,6 +14,11 @@ impl Kubelet {
     /// The worker of the pod is through. If no source names it any more, nothing of it is left after this.
     pub async fn handle_pod_finished(&self, uid: &str) {
         self.status.wake();
+        self.allocation.forget(uid);
+        // There may be room now.
+        for waiting in self.allocation.deferred() {
+            self.workers.wake(&waiting);
+        }
         let status = match self.runtime.pod_status(uid).await {
             Ok(status) => status,
             Err(error) => {

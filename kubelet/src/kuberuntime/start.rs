@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use volumes::PodVolumes;
 
 use super::{RuntimeManager, SyncResult, observe};
-use crate::cm::resources::container_resources;
 use crate::container_config::{
     ContainerConfigError, ContainerFacts, calc_restart_count_by_log_dir, generate_container_config,
 };
@@ -331,7 +330,7 @@ impl RuntimeManager {
                 image_ref: image.id.clone(),
                 envs,
                 security,
-                resources: container_resources(pod, container, &self.resource_defaults()),
+                resources: self.wanted_resources(pod, container),
                 volumes: context.volumes,
                 image_volumes,
                 volume_manager: &self.d.volumes,

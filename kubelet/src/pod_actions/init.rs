@@ -6,7 +6,9 @@
 use k8s_openapi::api::core::v1::{Container, Pod};
 use runtime::api::{ContainerState, ContainerStatus};
 
-use super::{KillReason, PodActions, ProbeResult, ProbeResults, container_changed};
+use super::{
+    KillReason, PodActions, ProbeResult, ProbeResults, WantedResources, container_changed, resize,
+};
 use crate::pod;
 use crate::pod_status::{PodStatus, should_container_be_restarted};
 
@@ -15,6 +17,7 @@ pub(super) fn compute_init_container_actions(
     pod: &Pod,
     status: &PodStatus,
     probes: &dyn ProbeResults,
+    wanted: WantedResources<'_>,
     actions: &mut PodActions,
 ) -> bool {
     let init = pod::init_containers(pod);
@@ -52,7 +55,21 @@ pub(super) fn compute_init_container_actions(
                     } else if !previously_initialized {
                         to_start.push(i + 1);
                     }
-                    check_running_sidecar(container, current, probes, actions, i, &mut to_start);
+                    let killed = check_running_sidecar(
+                        container,
+                        current,
+                        probes,
+                        actions,
+                        i,
+                        &mut to_start,
+                    );
+                    if !killed
+                        && let Some((message, reason, _)) =
+                            resize(container, current, wanted, actions)
+                    {
+                        actions.kill(current, message, reason);
+                        to_start.push(i);
+                    }
                 }
             }
             ContainerState::Exited if sidecar => to_start.push(i),
@@ -122,6 +139,7 @@ fn sidecar_is_started(
     }
 }
 
+/// Returns whether it is killed.
 fn check_running_sidecar(
     container: &Container,
     status: &ContainerStatus,
@@ -129,7 +147,7 @@ fn check_running_sidecar(
     actions: &mut PodActions,
     index: usize,
     to_start: &mut Vec<usize>,
-) {
+) -> bool {
     if container_changed(container, status) {
         let message = format!("Init container {} definition changed", container.name);
         actions.kill(status, message, KillReason::Other);
@@ -140,5 +158,8 @@ fn check_running_sidecar(
         let message = format!("Init container {} failed liveness probe", container.name);
         actions.kill(status, message, KillReason::LivenessProbe);
         to_start.push(index);
+    } else {
+        return false;
     }
+    true
 }

@@ -125,7 +125,7 @@ struct Expect<'a> {
 
 #[track_caller]
 fn check(pod: &Pod, status: &PodStatus, probes: &Probes, expect: Expect<'_>) {
-    let got = compute_pod_actions(pod, status, probes);
+    let got = compute_pod_actions(pod, status, probes, &|_| None);
     let got = Expect {
         kill_pod: got.kill_pod,
         create: got.create_sandbox,
@@ -443,5 +443,42 @@ fn an_unknown_container_is_killed_before_it_is_started() {
             kill: vec!["a"],
             ..Default::default()
         },
+    );
+}
+
+#[test]
+fn a_resize_is_done_in_place_unless_the_policy_says_otherwise() {
+    use k8s_openapi::api::core::v1::ContainerResizePolicy;
+    let wanted = |_: &Container| {
+        Some(runtime::api::Resources {
+            cpu_shares: Some(512),
+            ..Default::default()
+        })
+    };
+    let pod = test_pod("Always", vec![], vec![container("a")]);
+    let got = compute_pod_actions(
+        &pod,
+        &observed(&[("a", Running, 0)]),
+        &Probes::default(),
+        &wanted,
+    );
+    assert_eq!(got.containers_to_update[0].resources.cpu_shares, Some(512));
+    assert!(got.containers_to_kill.is_empty());
+    let mut picky = container("a");
+    picky.resize_policy = Some(vec![ContainerResizePolicy {
+        resource_name: "cpu".into(),
+        restart_policy: "RestartContainer".into(),
+    }]);
+    let pod = test_pod("Never", vec![], vec![picky]);
+    let got = compute_pod_actions(
+        &pod,
+        &observed(&[("a", Running, 0)]),
+        &Probes::default(),
+        &wanted,
+    );
+    assert_eq!(got.containers_to_start, [0]);
+    assert_eq!(
+        got.containers_to_kill[0].message,
+        "Container a resize requires restart, will be restarted"
     );
 }

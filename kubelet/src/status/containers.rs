@@ -101,6 +101,7 @@ fn convert(
     spec: &Container,
     cs: &cri::ContainerStatus,
     old: Option<&ContainerStatus>,
+    actuated: bool,
 ) -> ContainerStatus {
     let id = container_id(&cs.id);
     let mut status = ContainerStatus {
@@ -169,7 +170,7 @@ fn convert(
         }
     };
     status.state = Some(state);
-    status.resources = spec.resources.clone();
+    status.resources = crate::resize::shown_resources(spec, actuated, old);
     status.allocated_resources = spec.resources.as_ref().and_then(|r| r.requests.clone());
     status.user = cs.user.as_ref().map(|(uid, gid, groups)| ContainerUser {
         linux: Some(LinuxContainerUser {
@@ -188,6 +189,8 @@ pub struct ContainerStatusInput<'a> {
     pub status: &'a PodStatus,
     pub start_failures: &'a HashMap<String, StartFailure>,
     pub supports_rro: bool,
+    /// Does the runtime enforce what the pod was granted?
+    pub actuated: &'a (dyn Fn(&Container, &cri::ContainerStatus) -> bool + Sync),
 }
 
 /// `specs` are all of one kind; the order is the spec's for init containers, else by name.
@@ -252,7 +255,8 @@ pub fn convert_to_api_container_statuses(
         };
         let count = seen.entry(&spec.name).or_default();
         if *count < 2 {
-            let mut status = convert(spec, cs, pod::container_status(old, &spec.name));
+            let actuated = cs.state != cri::ContainerState::Running || (input.actuated)(spec, cs);
+            let mut status = convert(spec, cs, pod::container_status(old, &spec.name), actuated);
             let slot = statuses
                 .get_mut(spec.name.as_str())
                 .expect("inserted for every spec above");

@@ -47,6 +47,10 @@ pub struct GenerateInput<'a> {
     pub qos_class: &'a str,
     pub supports_rro: bool,
     pub forced_failure: Option<&'a ForcedFailure>,
+    /// Does the runtime enforce what the pod was granted?
+    pub actuated: &'a (dyn Fn(&Container, &runtime::api::ContainerStatus) -> bool + Sync),
+    /// `PodResizePending` and `PodResizeInProgress`, as far as they hold.
+    pub resize_conditions: Vec<PodCondition>,
 }
 
 pub fn generate_api_pod_status(input: &GenerateInput<'_>) -> ApiPodStatus {
@@ -63,6 +67,7 @@ pub fn generate_api_pod_status(input: &GenerateInput<'_>) -> ApiPodStatus {
         status: input.status,
         start_failures: input.start_failures,
         supports_rro: input.supports_rro,
+        actuated: input.actuated,
     };
     let ephemeral: Vec<Container> = pod::ephemeral_containers(pod)
         .iter()
@@ -314,6 +319,7 @@ fn all_conditions(
         list.retain(|c| c.type_ != "DisruptionTarget");
         list.push(disruption);
     }
+    list.extend(input.resize_conditions.iter().cloned());
     let has_sandbox = !input.status.pod_sandbox_changed(pod).changed;
     list.push(conditions::ready_to_start_containers(pod, has_sandbox));
     list.push(conditions::initialized(pod, all, phase));

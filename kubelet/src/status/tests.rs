@@ -101,6 +101,8 @@ fn generate(
         qos_class: "BestEffort",
         supports_rro: true,
         forced_failure: None,
+        actuated: &|_, _| true,
+        resize_conditions: vec![],
     })
 }
 
