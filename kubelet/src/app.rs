@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -235,6 +236,21 @@ fn apparmor_enabled() -> bool {
         .is_ok_and(|t| t.starts_with('Y'))
 }
 
+/// Replaces this program by itself, with the same command line. Returns only if that failed.
+fn start_anew() -> AppError {
+    use std::os::unix::process::CommandExt;
+    tracing::info!("starting anew with the new client certificate");
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    // The name it was started by: the file behind it may be a newer version, and that one is wanted.
+    let named = PathBuf::from(&name);
+    let program = match std::env::current_exe() {
+        Ok(path) if !named.is_absolute() => path,
+        _ => named,
+    };
+    io("start anew")(std::process::Command::new(program).args(args).exec())
+}
+
 /// Everything, made and not yet running.
 struct Parts {
     options: Options,
@@ -429,6 +445,7 @@ impl Parts {
         let token = self.shutdown.token().clone();
         let kubelet = self.kubelet.clone();
         servers::start(&self).await?;
+        let renewed = self.start_rotation();
 
         let (changed, nudge) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         // Subscribed before anything is asked: no exit falls between.
@@ -482,8 +499,34 @@ impl Parts {
         SyncLoop::new(kubelet, sources, adopted)
             .run(self.channels, token)
             .await;
+        if renewed.load(Ordering::Relaxed) {
+            return Err(start_anew());
+        }
         tracing::info!("kubelet ends; its pods run on");
         Ok(())
+    }
+
+    /// DIFFERS: upstream closes its connections and goes on with the new certificate; here the program replaces itself
+    /// (same process id), which costs the pods nothing.
+    fn start_rotation(&self) -> Arc<AtomicBool> {
+        let renewed = Arc::new(AtomicBool::new(false));
+        if let (true, Some(client), Some(kubeconfig)) = (
+            self.config.rotate_certificates,
+            self.client.clone(),
+            self.options.kubeconfig.clone(),
+        ) {
+            let (options, shutdown, flag) =
+                (self.options.clone(), self.shutdown.clone(), renewed.clone());
+            tokio::spawn(async move {
+                let (dir, node) = (&options.cert_dir, &options.node_name);
+                if certificate::rotate_client_cert(&client, &kubeconfig, dir, node, &shutdown).await
+                {
+                    flag.store(true, Ordering::Relaxed);
+                    shutdown.trigger();
+                }
+            });
+        }
+        renewed
     }
 
     fn start_sources(&self) -> BTreeSet<Source> {

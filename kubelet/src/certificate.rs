@@ -23,6 +23,8 @@ const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 /// How long a request may wait for its approval; upstream: `certificateWaitTimeout`.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// After a renewal that failed.
+const ROTATION_RETRY: Duration = Duration::from_secs(60);
 /// Between two looks at a request when the watch ended.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -268,6 +270,71 @@ pub fn validity(pem: &[u8]) -> Option<Validity> {
         not_before: cert.validity().not_before.timestamp(),
         not_after: cert.validity().not_after.timestamp(),
     })
+}
+
+/// Renews the client certificate in time, for as long as `kubeconfig` names the one kept in `cert_dir`. Returns after each
+/// renewal: the caller starts anew with it. `false`: there is nothing to renew, or the kubelet ends.
+pub async fn rotate_client_cert(
+    client: &kube::Client,
+    kubeconfig: &Path,
+    cert_dir: &Path,
+    node_name: &str,
+    shutdown: &component_base::shutdown::Shutdown,
+) -> bool {
+    let store = FileStore::client(cert_dir);
+    let names_the_store = kube::config::Kubeconfig::read_from(kubeconfig).is_ok_and(|config| {
+        config
+            .auth_infos
+            .iter()
+            .filter_map(|a| a.auth_info.as_ref())
+            .any(|user| {
+                user.client_certificate.as_deref().map(Path::new)
+                    == Some(store.current_path().as_path())
+            })
+    });
+    if !names_the_store {
+        tracing::info!("the kubeconfig names a client certificate of its own, it is not rotated");
+        return false;
+    }
+    loop {
+        let wait = match store.current() {
+            Ok((_, validity)) => {
+                crate::metrics::CERTIFICATE_EXPIRATION
+                    .set(validity.not_after - Timestamp::now().as_second());
+                let deadline = validity.rotation_deadline(rand::random());
+                u64::try_from(deadline - Timestamp::now().as_second()).unwrap_or(0)
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot read the client certificate");
+                ROTATION_RETRY.as_secs()
+            }
+        };
+        if shutdown
+            .run_until(tokio::time::sleep(Duration::from_secs(wait)))
+            .await
+            .is_none()
+        {
+            return false;
+        }
+        tracing::info!("rotating certificates");
+        let Some(obtained) = shutdown
+            .run_until(Request::client(node_name).obtain(client))
+            .await
+        else {
+            return false;
+        };
+        match obtained.and_then(|pem| store.update(&pem)) {
+            Ok(_) => return true,
+            Err(error) => tracing::error!(%error, "certificate rotation failed, will retry"),
+        }
+        if shutdown
+            .run_until(tokio::time::sleep(ROTATION_RETRY))
+            .await
+            .is_none()
+        {
+            return false;
+        }
+    }
 }
 
 /// The kubeconfig's own client certificate, if it still holds.

@@ -43,6 +43,6 @@ impl NodeState {
     }
 
     pub fn under_pressure(&self, condition: &str) -> bool {
-        self.pressure.load().iter().any(|c| *c == condition)
+        self.pressure.load().contains(&condition)
     }
 }

@@ -188,11 +188,10 @@ impl SyncLoop {
         if !ended
             && !self.adopted.contains(&uid)
             && !self.kubelet.workers.is_termination_requested(&uid)
+            && let Err(rejection) = self.admit(&pod)
         {
-            if let Err(rejection) = self.admit(&pod) {
-                self.reject_pod(&pod, &rejection);
-                return;
-            }
+            self.reject_pod(&pod, &rejection);
+            return;
         }
         self.kubelet.workers.update_pod(&uid, Update::Pod(pod));
     }

@@ -103,9 +103,9 @@ fn hugepages() -> Vec<(String, u64)> {
                 .trim()
                 .parse()
                 .ok()?;
-            let size = if kb % (1 << 20) == 0 {
+            let size = if kb.is_multiple_of(1 << 20) {
                 format!("{}Gi", kb >> 20)
-            } else if kb % 1024 == 0 {
+            } else if kb.is_multiple_of(1024) {
                 format!("{}Mi", kb >> 10)
             } else {
                 format!("{kb}Ki")

@@ -357,6 +357,11 @@ fn not_built(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     );
     refuse(kc.run_once, "runOnce", "run-once mode was removed");
     refuse(
+        !kc.static_pod_url.is_empty(),
+        "staticPodURL",
+        "static pods come from staticPodPath only",
+    );
+    refuse(
         !kc.reserved_system_cpus.is_empty(),
         "reservedSystemCPUs",
         "CPUs cannot be reserved",
