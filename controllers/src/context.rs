@@ -99,6 +99,12 @@ pub struct ControllerContext {
     clients: Arc<Mutex<HashMap<String, Client>>>,
 }
 
+/// Ending one namespace takes a deletion and a list for every resource there is, so its client may ask more often.
+/// Upstream: `newNamespaceController` (`nsKubeconfig.QPS *= 20`, `nsKubeconfig.Burst *= 100`).
+const NAMESPACE_CONTROLLER: &str = "namespace-controller";
+const NAMESPACE_QPS_FACTOR: f32 = 20.0;
+const NAMESPACE_BURST_FACTOR: u32 = 100;
+
 impl ControllerContext {
     /// A context of a process that leads by `leadership`.
     pub fn new(
@@ -131,10 +137,14 @@ impl ControllerContext {
         if let Some(client) = clients.get(account) {
             return Ok(client.clone());
         }
-        let config = self
+        let mut config = self
             .options
             .client
             .with_component(&format!("{}/{account}", crate::options::COMPONENT));
+        if account == NAMESPACE_CONTROLLER {
+            config.qps *= NAMESPACE_QPS_FACTOR;
+            config.burst = config.burst.saturating_mul(NAMESPACE_BURST_FACTOR);
+        }
         let client = if self.options.use_service_account_credentials {
             let token = BearerToken::default();
             let core = self.informers.client().clone();

@@ -12,7 +12,10 @@ use crate::step::Steps;
 use crate::{bench, conformance, forward, images, test_run, tidy};
 
 #[derive(Parser)]
-#[command(name = "cargo e2e", about = "Brings a Gantry cluster up on this machine, tests it, measures it")]
+#[command(
+    name = "cargo e2e",
+    about = "Brings a Gantry cluster up on this machine, tests it, measures it"
+)]
 struct Cli {
     /// The cluster to work on; several may run side by side.
     #[arg(long, global = true, default_value = "gantry", value_parser = cluster_name)]
@@ -61,7 +64,11 @@ enum Verb {
     Tidy,
     /// Forwards a port into a network namespace.
     #[command(hide = true)]
-    Forward { listen: String, netns: String, target: String },
+    Forward {
+        listen: String,
+        netns: String,
+        target: String,
+    },
 }
 
 #[derive(Args)]
@@ -103,8 +110,12 @@ pub fn run() -> Result<ExitCode> {
         }
         Verb::Down => Cluster::down(&cli.name)?,
         Verb::Status => print!("{}", Cluster::open(&cli.name)?.status()),
-        Verb::Logs { component, follow } => return logs(&Cluster::open(&cli.name)?, &component, follow),
-        Verb::Kubectl { args } => return replace(Cluster::open(&cli.name)?.kubectl_command().args(args)),
+        Verb::Logs { component, follow } => {
+            return logs(&Cluster::open(&cli.name)?, &component, follow);
+        }
+        Verb::Kubectl { args } => {
+            return replace(Cluster::open(&cli.name)?.kubectl_command().args(args));
+        }
         Verb::Enter { node, command } => return enter(&Cluster::open(&cli.name)?, &node, &command),
         Verb::Restart { component } => Cluster::open(&cli.name)?.restart(&component)?,
         Verb::Test(options) => return test_run::run(&options),
@@ -115,7 +126,11 @@ pub fn run() -> Result<ExitCode> {
             images::build(&Steps::new(outputs.logs())?, &outputs)?;
         }
         Verb::Tidy => tidy::check(&Outputs::find())?,
-        Verb::Forward { listen, netns, target } => forward::run(&listen, &netns, &target)?,
+        Verb::Forward {
+            listen,
+            netns,
+            target,
+        } => forward::run(&listen, &netns, &target)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -135,7 +150,10 @@ fn logs(cluster: &Cluster, component: &str, follow: bool) -> Result<ExitCode> {
 
 fn enter(cluster: &Cluster, node: &str, command: &[String]) -> Result<ExitCode> {
     if !cluster.nodes().iter().any(|name| name == node) {
-        bail!("no node {node:?}; there are: {}", cluster.nodes().join(", "));
+        bail!(
+            "no node {node:?}; there are: {}",
+            cluster.nodes().join(", ")
+        );
     }
     let (program, args) = match command.split_first() {
         Some((program, args)) => (program.as_str(), args),
@@ -155,6 +173,12 @@ fn cluster_name(text: &str) -> Result<String, String> {
     let fits = !text.is_empty()
         && text.len() <= 20
         && text.starts_with(|c: char| c.is_ascii_lowercase())
-        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-    if fits { Ok(text.to_owned()) } else { Err("must be 1 to 20 lower-case letters and digits, a letter first".to_owned()) }
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 1 to 20 lower-case letters and digits, a letter first".to_owned())
+    }
 }

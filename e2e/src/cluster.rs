@@ -30,7 +30,9 @@ use layout::Layout;
 use process::{Place, Process, Program};
 
 /// A component that can be swapped for upstream's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
     /// With containerd, runc and the CNI plugins.
@@ -41,7 +43,12 @@ pub enum Component {
 }
 
 impl Component {
-    pub const ALL: [Self; 4] = [Self::Kubelet, Self::KubeProxy, Self::KubeScheduler, Self::KubeControllerManager];
+    pub const ALL: [Self; 4] = [
+        Self::Kubelet,
+        Self::KubeProxy,
+        Self::KubeScheduler,
+        Self::KubeControllerManager,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -67,7 +74,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name: "gantry".to_owned(), nodes: 2, with_upstream: BTreeSet::new(), replicas: 1, max_pods: 150, profile: Profile::Release }
+        Self {
+            name: "gantry".to_owned(),
+            nodes: 2,
+            with_upstream: BTreeSet::new(),
+            replicas: 1,
+            max_pods: 150,
+            profile: Profile::Release,
+        }
     }
 }
 
@@ -95,7 +109,11 @@ impl Cluster {
     pub fn up(options: Options) -> Result<Self> {
         debian::require_root("make network namespaces and mounts")?;
         if options.nodes == 0 || options.nodes > layout::MAX_NODES {
-            bail!("--nodes {}: must be 1 to {}", options.nodes, layout::MAX_NODES);
+            bail!(
+                "--nodes {}: must be 1 to {}",
+                options.nodes,
+                layout::MAX_NODES
+            );
         }
         let layout = Layout::new(&options.name);
         let _lock = lock(&layout)?;
@@ -126,8 +144,15 @@ impl Cluster {
         lan::create(&layout)?;
         step.done();
 
-        let mut cluster =
-            Self { layout, outputs, state: State { options, admin_port: 0, processes: BTreeMap::new() } };
+        let mut cluster = Self {
+            layout,
+            outputs,
+            state: State {
+                options,
+                admin_port: 0,
+                processes: BTreeMap::new(),
+            },
+        };
         cluster.start_everything(&steps, &token)?;
         Ok(cluster)
     }
@@ -174,7 +199,14 @@ impl Cluster {
         step.done();
 
         let step = steps.start("cluster DNS", None)?;
-        self.kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=180s"])?;
+        self.kubectl(&[
+            "-n",
+            "kube-system",
+            "rollout",
+            "status",
+            "deployment/coredns",
+            "--timeout=180s",
+        ])?;
         step.done();
         Ok(())
     }
@@ -187,16 +219,24 @@ impl Cluster {
         let layout = Layout::new(name);
         let text = fs::read_to_string(layout.state())
             .with_context(|| format!("no cluster {name:?} here; `cargo e2e up` makes one"))?;
-        let state: State = serde_json::from_str(&text).with_context(|| format!("read {}", layout.state().display()))?;
+        let state: State = serde_json::from_str(&text)
+            .with_context(|| format!("read {}", layout.state().display()))?;
         let outputs = Outputs::find().with_profile(state.options.profile);
-        Ok(Self { layout, outputs, state })
+        Ok(Self {
+            layout,
+            outputs,
+            state,
+        })
     }
 
     /// Whether etcd and kube-apiserver live.
     pub fn is_running(&self) -> bool {
-        ["etcd", "kube-apiserver"]
-            .iter()
-            .any(|name| self.state.processes.get(*name).is_some_and(Process::is_running))
+        ["etcd", "kube-apiserver"].iter().any(|name| {
+            self.state
+                .processes
+                .get(*name)
+                .is_some_and(Process::is_running)
+        })
     }
 
     /// Ends the cluster and removes all it made. Works on what is left of one, too.
@@ -216,7 +256,9 @@ impl Cluster {
     /// It cannot be started.
     pub fn start(&mut self, program: Program) -> Result<()> {
         let process = Process::start(&self.layout, program)?;
-        self.state.processes.insert(process.program.name.clone(), process);
+        self.state
+            .processes
+            .insert(process.program.name.clone(), process);
         self.save()
     }
 
@@ -226,7 +268,15 @@ impl Cluster {
     /// There is none of that name.
     pub fn process(&self, name: &str) -> Result<&Process> {
         self.state.processes.get(name).with_context(|| {
-            format!("no component {name:?}; there are: {}", self.state.processes.keys().cloned().collect::<Vec<_>>().join(", "))
+            format!(
+                "no component {name:?}; there are: {}",
+                self.state
+                    .processes
+                    .keys()
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
         })
     }
 
@@ -252,7 +302,10 @@ impl Cluster {
 
     /// The control plane's place.
     pub fn control_plane(&self) -> Place {
-        Place { netns: Some(self.layout.lan_netns()), node: None }
+        Place {
+            netns: Some(self.layout.lan_netns()),
+            node: None,
+        }
     }
 
     pub fn node_place(&self, node: &str) -> Place {
@@ -264,7 +317,9 @@ impl Cluster {
 
     /// kubectl as the cluster's admin, in the control plane's place.
     pub fn kubectl_command(&self) -> Command {
-        let mut command = self.control_plane().command(self.outputs.upstream("kubectl"));
+        let mut command = self
+            .control_plane()
+            .command(self.outputs.upstream("kubectl"));
         command.env("KUBECONFIG", self.layout.kubeconfig("admin-inside"));
         command
     }
@@ -289,7 +344,9 @@ impl Cluster {
     }
 
     pub fn nodes(&self) -> Vec<String> {
-        (1..=self.state.options.nodes).map(layout::node_name).collect()
+        (1..=self.state.options.nodes)
+            .map(layout::node_name)
+            .collect()
     }
 
     fn wait_for_nodes(&self, timeout: Duration) -> Result<()> {
@@ -313,23 +370,46 @@ impl Cluster {
             let cidr = self.pod_cidr(node, deadline)?;
             node::route_pods(self, index, &cidr)?;
         }
-        let mut args = vec!["wait".to_owned(), "--for=condition=Ready".to_owned(), format!("--timeout={}s", timeout.as_secs())];
+        let mut args = vec![
+            "wait".to_owned(),
+            "--for=condition=Ready".to_owned(),
+            format!("--timeout={}s", timeout.as_secs()),
+        ];
         args.extend(nodes.iter().map(|node| format!("node/{node}")));
-        self.kubectl(&args.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
+        self.kubectl(&args.iter().map(String::as_str).collect::<Vec<_>>())
+            .map(drop)
     }
 
     fn pod_cidr(&self, node: &str, deadline: Instant) -> Result<String> {
-        let timeout = deadline.saturating_duration_since(Instant::now()).as_secs().max(1);
-        self.kubectl(&["wait", "--for=jsonpath={.spec.podCIDR}", &format!("--timeout={timeout}s"), &format!("node/{node}")])
-            .with_context(|| format!("node {node} was given no podCIDR"))?;
-        Ok(self.kubectl(&["get", "node", node, "-o", "jsonpath={.spec.podCIDR}"])?.trim().to_owned())
+        let timeout = deadline
+            .saturating_duration_since(Instant::now())
+            .as_secs()
+            .max(1);
+        self.kubectl(&[
+            "wait",
+            "--for=jsonpath={.spec.podCIDR}",
+            &format!("--timeout={timeout}s"),
+            &format!("node/{node}"),
+        ])
+        .with_context(|| format!("node {node} was given no podCIDR"))?;
+        Ok(self
+            .kubectl(&["get", "node", node, "-o", "jsonpath={.spec.podCIDR}"])?
+            .trim()
+            .to_owned())
     }
 
     /// A table of the programs and whether they run.
     pub fn status(&self) -> String {
-        let mut text = format!("cluster {:?}, {} nodes\n", self.state.options.name, self.state.options.nodes);
+        let mut text = format!(
+            "cluster {:?}, {} nodes\n",
+            self.state.options.name, self.state.options.nodes
+        );
         for (name, process) in &self.state.processes {
-            let state = if process.is_running() { format!("running, pid {}", process.pid) } else { "ended".to_owned() };
+            let state = if process.is_running() {
+                format!("running, pid {}", process.pid)
+            } else {
+                "ended".to_owned()
+            };
             text.push_str(&format!("  {name:<40} {state}\n"));
         }
         if let Ok(nodes) = self.kubectl(&["get", "nodes", "-o", "wide"]) {
@@ -348,7 +428,10 @@ impl Cluster {
              kubectl get pods -o wide --watch\n\n`cargo e2e down` ends it.",
             self.state.options.nodes,
             kubeconfig.display(),
-            kubectl.parent().expect("a program lies in a folder").display(),
+            kubectl
+                .parent()
+                .expect("a program lies in a folder")
+                .display(),
         )
     }
 }
@@ -357,9 +440,17 @@ impl Cluster {
 fn lock(layout: &Layout) -> Result<nix::fcntl::Flock<fs::File>> {
     let path = layout.lock();
     fs::create_dir_all(path.parent().expect("the lock lies in a folder"))?;
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
-        .map_err(|_| anyhow::anyhow!("another `cargo e2e` works on cluster {:?} right now", layout.name))
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|_| {
+        anyhow::anyhow!(
+            "another `cargo e2e` works on cluster {:?} right now",
+            layout.name
+        )
+    })
 }
 
 fn tear_down(layout: &Layout) -> Result<()> {
@@ -378,10 +469,17 @@ fn tear_down(layout: &Layout) -> Result<()> {
     attempt("remove the namespaces", lan::destroy(layout));
     for dir in [layout.dir(), layout.run_dir()] {
         if dir.exists() {
-            attempt("remove files", fs::remove_dir_all(&dir).with_context(|| dir.display().to_string()));
+            attempt(
+                "remove files",
+                fs::remove_dir_all(&dir).with_context(|| dir.display().to_string()),
+            );
         }
     }
-    if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("\n")) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        bail!("{}", problems.join("\n"))
+    }
 }
 
 /// `[a-z0-9]{6}.[a-z0-9]{16}`, as kubeadm's.
@@ -389,14 +487,19 @@ fn bootstrap_token() -> Result<String> {
     use std::io::Read;
     let mut bytes = [0u8; 22];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    let letters: String =
-        bytes.iter().map(|byte| char::from(b"abcdefghijklmnopqrstuvwxyz012345"[usize::from(byte & 31)])).collect();
+    let letters: String = bytes
+        .iter()
+        .map(|byte| char::from(b"abcdefghijklmnopqrstuvwxyz012345"[usize::from(byte & 31)]))
+        .collect();
     Ok(format!("{}.{}", &letters[..6], &letters[6..]))
 }
 
 /// Each node's programs watch many files; the kernel's default of 128 instances a user is too few.
 fn raise_inotify_limits() -> Result<()> {
-    for (name, wanted) in [("max_user_instances", 8192u64), ("max_user_watches", 524_288)] {
+    for (name, wanted) in [
+        ("max_user_instances", 8192u64),
+        ("max_user_watches", 524_288),
+    ] {
         let path = format!("/proc/sys/fs/inotify/{name}");
         let now: u64 = fs::read_to_string(&path)?.trim().parse()?;
         if now < wanted {

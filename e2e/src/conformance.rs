@@ -74,10 +74,19 @@ pub fn run(options: &ConformanceOptions) -> Result<ExitCode> {
     println!("kept in {}", report.dir.display());
     let whole = focus.is_none() && options.on.is_none();
     if whole && upstream.is_empty() {
-        fs::write(outputs.workspace.join("e2e/CONFORMANCE.md"), report.markdown())?;
+        fs::write(
+            outputs.workspace.join("e2e/CONFORMANCE.md"),
+            report.markdown(),
+        )?;
     }
-    let good = report.failed().count() == 0 && report.count(State::NotRun) == 0 && report.findings.is_empty();
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = report.failed().count() == 0
+        && report.count(State::NotRun) == 0
+        && report.findings.is_empty();
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Runs the smoke list on a cluster that is up: (passed, failed or lost).
@@ -100,8 +109,17 @@ pub fn smoke(cluster: &str) -> Result<(u64, u64)> {
         on: Some(cluster.to_owned()),
     };
     let focus = focus(&outputs, &options)?;
-    let listed = fs::read_to_string(outputs.workspace.join("e2e/smoke.txt"))?.lines().filter(|line| line.starts_with('[')).count();
-    let report = judge(&steps, &outputs, &options, focus.as_deref(), &BTreeSet::new())?;
+    let listed = fs::read_to_string(outputs.workspace.join("e2e/smoke.txt"))?
+        .lines()
+        .filter(|line| line.starts_with('['))
+        .count();
+    let report = judge(
+        &steps,
+        &outputs,
+        &options,
+        focus.as_deref(),
+        &BTreeSet::new(),
+    )?;
     for spec in report.failed() {
         println!("FAILED {}\n{}", spec.name, spec.message);
     }
@@ -109,21 +127,34 @@ pub fn smoke(cluster: &str) -> Result<(u64, u64)> {
         println!("FOUND {finding}");
     }
     let passed = report.count(State::Passed);
-    Ok((passed as u64, (listed - passed.min(listed) + report.findings.len()) as u64))
+    Ok((
+        passed as u64,
+        (listed - passed.min(listed) + report.findings.len()) as u64,
+    ))
 }
 
 /// The regular expression of the selection; `None` for the whole suite.
 fn focus(outputs: &Outputs, options: &ConformanceOptions) -> Result<Option<String>> {
     let names = if options.rerun_failed {
         let last = Report::load_last(&runs(outputs))?;
-        let names: Vec<String> = last.specs.iter().filter(|spec| spec.state != State::Passed).map(|spec| spec.name.clone()).collect();
+        let names: Vec<String> = last
+            .specs
+            .iter()
+            .filter(|spec| spec.state != State::Passed)
+            .map(|spec| spec.name.clone())
+            .collect();
         if names.is_empty() {
             bail!("the last run ({}) has no failed spec", last.dir.display());
         }
         Some(names)
     } else if let Some(file) = &options.specs {
-        let text = fs::read_to_string(file).with_context(|| format!("--specs {}", file.display()))?;
-        let names = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned);
+        let text =
+            fs::read_to_string(file).with_context(|| format!("--specs {}", file.display()))?;
+        let names = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(str::to_owned);
         Some(names.collect())
     } else {
         None
@@ -141,7 +172,15 @@ fn focus(outputs: &Outputs, options: &ConformanceOptions) -> Result<Option<Strin
 
 /// Makes a regular expression that matches `text` itself.
 fn escape(text: &str) -> String {
-    text.chars().flat_map(|c| if "\\.+*?()|[]{}^$".contains(c) { vec!['\\', c] } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| {
+            if "\\.+*?()|[]{}^$".contains(c) {
+                vec!['\\', c]
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
 }
 
 fn runs(outputs: &Outputs) -> PathBuf {
@@ -160,7 +199,11 @@ fn judge(
         Some(name) => Cluster::open(name)?,
         None => {
             Cluster::down(CLUSTER)?;
-            Cluster::up(Options { name: CLUSTER.to_owned(), with_upstream: upstream.clone(), ..Options::default() })?
+            Cluster::up(Options {
+                name: CLUSTER.to_owned(),
+                with_upstream: upstream.clone(),
+                ..Options::default()
+            })?
         }
     };
     let dir = runs(outputs).join(jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string());
@@ -170,7 +213,10 @@ fn judge(
     let phases: &[(&str, &str, u16)] = if options.serial {
         &[("all", "Conformance", 1)]
     } else {
-        &[("parallel", "Conformance && !Serial", options.parallel), ("serial", "Conformance && Serial", 1)]
+        &[
+            ("parallel", "Conformance && !Serial", options.parallel),
+            ("serial", "Conformance && Serial", 1),
+        ]
     };
     for (phase, labels, procs) in phases {
         let step = steps.start(&format!("conformance ({phase}, {procs} at a time)"), None)?;
@@ -186,7 +232,12 @@ fn judge(
         }
         step.done();
     }
-    let mut report = Report { dir, specs, findings: Vec::new(), upstream: upstream.iter().map(|c| c.name().to_owned()).collect() };
+    let mut report = Report {
+        dir,
+        specs,
+        findings: Vec::new(),
+        upstream: upstream.iter().map(|c| c.name().to_owned()).collect(),
+    };
     report.findings = watch.end(&cluster)?;
     report.keep(&cluster)?;
     if options.on.is_none() {
@@ -195,9 +246,20 @@ fn judge(
     Ok(report)
 }
 
-fn ginkgo(cluster: &Cluster, dir: &Path, phase: &str, labels: &str, procs: u16, focus: Option<&str>) -> Command {
+fn ginkgo(
+    cluster: &Cluster,
+    dir: &Path,
+    phase: &str,
+    labels: &str,
+    procs: u16,
+    focus: Option<&str>,
+) -> Command {
     let bin = &cluster.outputs;
-    let kubeconfig = cluster.layout.kubeconfig("admin-inside").display().to_string();
+    let kubeconfig = cluster
+        .layout
+        .kubeconfig("admin-inside")
+        .display()
+        .to_string();
     let mut command = cluster.control_plane().command(bin.upstream("ginkgo"));
     command.env("KUBECONFIG", &kubeconfig).current_dir(dir);
     command
@@ -212,25 +274,62 @@ fn ginkgo(cluster: &Cluster, dir: &Path, phase: &str, labels: &str, procs: u16, 
     }
     command
         .arg(bin.upstream("e2e.test"))
-        .args(["--", "--provider=skeleton", "--disable-log-dump", "--dump-logs-on-failure=false", "--num-nodes=2"])
-        .args(["--allowed-not-ready-nodes=0", "--system-pods-startup-timeout=2m", "--node-os-distro=custom", "--master-os-distro=custom"])
+        .args([
+            "--",
+            "--provider=skeleton",
+            "--disable-log-dump",
+            "--dump-logs-on-failure=false",
+            "--num-nodes=2",
+        ])
+        .args([
+            "--allowed-not-ready-nodes=0",
+            "--system-pods-startup-timeout=2m",
+            "--node-os-distro=custom",
+            "--master-os-distro=custom",
+        ])
         .arg(format!("--kubeconfig={kubeconfig}"))
-        .arg(format!("--kubectl-path={}", bin.upstream("kubectl").display()));
+        .arg(format!(
+            "--kubectl-path={}",
+            bin.upstream("kubectl").display()
+        ));
     command
 }
 
 /// Which of our components is to blame for a failing spec.
-fn explain(steps: &Steps, outputs: &Outputs, options: &ConformanceOptions, spec: &str) -> Result<ExitCode> {
+fn explain(
+    steps: &Steps,
+    outputs: &Outputs,
+    options: &ConformanceOptions,
+    spec: &str,
+) -> Result<ExitCode> {
     let focus = escape(spec);
     let mut lines = Vec::new();
     for component in Component::ALL {
-        let report = judge(steps, outputs, options, Some(&focus), &BTreeSet::from([component]))?;
-        let ran = report.specs.iter().filter(|spec| spec.state != State::NotRun).count();
+        let report = judge(
+            steps,
+            outputs,
+            options,
+            Some(&focus),
+            &BTreeSet::from([component]),
+        )?;
+        let ran = report
+            .specs
+            .iter()
+            .filter(|spec| spec.state != State::NotRun)
+            .count();
         if ran == 0 {
             bail!("no conformance spec is called {spec:?}");
         }
-        let outcome = if report.failed().count() == 0 { "passes" } else { "fails" };
-        lines.push(format!("{outcome} with upstream's {} ({})", component.name(), report.dir.display()));
+        let outcome = if report.failed().count() == 0 {
+            "passes"
+        } else {
+            "fails"
+        };
+        lines.push(format!(
+            "{outcome} with upstream's {} ({})",
+            component.name(),
+            report.dir.display()
+        ));
     }
     println!("{}", lines.join("\n"));
     Ok(ExitCode::SUCCESS)
@@ -242,6 +341,9 @@ mod tests {
 
     #[test]
     fn names_become_expressions_that_match_them() {
-        assert_eq!(escape("[sig-node] a (b) c.d"), "\\[sig-node\\] a \\(b\\) c\\.d");
+        assert_eq!(
+            escape("[sig-node] a (b) c.d"),
+            "\\[sig-node\\] a \\(b\\) c\\.d"
+        );
     }
 }

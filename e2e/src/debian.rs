@@ -33,12 +33,18 @@ const PACKAGES: &[(&str, &str)] = &[
 /// # Errors
 /// Root is needed and we are not root; or apt fails.
 pub fn install_missing(steps: &Steps) -> Result<()> {
-    let missing: Vec<&str> =
-        PACKAGES.iter().map(|(name, _)| *name).filter(|name| !installed(name)).collect();
+    let missing: Vec<&str> = PACKAGES
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| !installed(name))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    require_root(&format!("install the Debian packages {}", missing.join(" ")))?;
+    require_root(&format!(
+        "install the Debian packages {}",
+        missing.join(" ")
+    ))?;
     let step = steps.start("install Debian packages", None)?;
     step.message(&missing.join(" "));
     step.run(Command::new("apt-get").args(["update", "-q"]))?;

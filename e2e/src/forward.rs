@@ -18,7 +18,8 @@ pub fn run(listen: &str, netns: &str, target: &str) -> Result<()> {
     let path = netns_path(netns);
     let namespace = File::open(&path).with_context(|| format!("open {}", path.display()))?;
     // The listening socket stays in the namespace it was made in; new ones are made in the other.
-    nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
+    nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)
+        .context("enter the namespace")?;
     for client in listener.incoming() {
         let Ok(client) = client else { continue };
         let target = target.to_owned();

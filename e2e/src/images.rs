@@ -80,7 +80,12 @@ pub fn build(steps: &Steps, outputs: &Outputs) -> Result<()> {
     }
     let manifest: Manifest = toml::from_str(MANIFEST).context("read images.toml")?;
     fs::create_dir_all(outputs.images())?;
-    base::debian(steps, outputs, &manifest.debian.suite, &manifest.debian.packages)?;
+    base::debian(
+        steps,
+        outputs,
+        &manifest.debian.suite,
+        &manifest.debian.packages,
+    )?;
     base::busybox(steps, outputs)?;
     base::c_programs(steps, outputs)?;
 
@@ -95,20 +100,36 @@ pub fn build(steps: &Steps, outputs: &Outputs) -> Result<()> {
                     "debian" => Blob::from_tar(&base::debian_tar(outputs))?,
                     "busybox" => base::busybox_layer(outputs)?,
                     name => {
-                        let entries = manifest.layer.get(name).with_context(|| format!("images.toml: no layer {name:?}"))?;
+                        let entries = manifest
+                            .layer
+                            .get(name)
+                            .with_context(|| format!("images.toml: no layer {name:?}"))?;
                         layer::build(outputs, entries, |name| {
-                            let image = built.get(name).with_context(|| format!("images.toml: no image {name:?} before this"))?;
-                            Ok((image.manifest.as_slice(), image.config.as_slice(), image.layers.as_slice()))
+                            let image = built.get(name).with_context(|| {
+                                format!("images.toml: no image {name:?} before this")
+                            })?;
+                            Ok((
+                                image.manifest.as_slice(),
+                                image.config.as_slice(),
+                                image.layers.as_slice(),
+                            ))
                         })?
                     }
                 };
                 layers.insert(name.clone(), blob);
             }
         }
-        let blobs: Vec<Blob> = image.layers.iter().map(|name| layers[name].clone()).collect();
+        let blobs: Vec<Blob> = image
+            .layers
+            .iter()
+            .map(|name| layers[name].clone())
+            .collect();
         let image_built = assemble(image, blobs);
         for name in &image.names {
-            write_layout(&outputs.images().join("oci").join(file_name(name)), &image_built)?;
+            write_layout(
+                &outputs.images().join("oci").join(file_name(name)),
+                &image_built,
+            )?;
         }
         built.insert(image.names[0].clone(), image_built);
         step.advance();
@@ -122,29 +143,45 @@ pub fn build(steps: &Steps, outputs: &Outputs) -> Result<()> {
 fn stamp(outputs: &Outputs) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(MANIFEST);
-    for text in [include_str!("images/base.rs"), include_str!("images/layer.rs"), include_str!("images.rs")] {
+    for text in [
+        include_str!("images/base.rs"),
+        include_str!("images/layer.rs"),
+        include_str!("images.rs"),
+    ] {
         hash.update(text);
     }
     for program in PROGRAMS {
-        hash.update(fs::read(outputs.upstream(program)).with_context(|| format!("read {program}"))?);
+        hash.update(
+            fs::read(outputs.upstream(program)).with_context(|| format!("read {program}"))?,
+        );
     }
     Ok(layer::hex(&hash.finalize()))
 }
 
 fn assemble(image: &Image, layers: Vec<Blob>) -> Built {
-    let mut config = json!({"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]});
+    let mut config =
+        json!({"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]});
     for (key, words) in [("Entrypoint", &image.entrypoint), ("Cmd", &image.cmd)] {
         if !words.is_empty() {
             config[key] = json!(words);
         }
     }
-    for (key, word) in [("User", &image.user), ("WorkingDir", &image.working_dir), ("StopSignal", &image.stop_signal)] {
+    for (key, word) in [
+        ("User", &image.user),
+        ("WorkingDir", &image.working_dir),
+        ("StopSignal", &image.stop_signal),
+    ] {
         if !word.is_empty() {
             config[key] = json!(word);
         }
     }
     if !image.ports.is_empty() {
-        config["ExposedPorts"] = image.ports.iter().map(|port| (port.clone(), json!({}))).collect::<serde_json::Map<_, _>>().into();
+        config["ExposedPorts"] = image
+            .ports
+            .iter()
+            .map(|port| (port.clone(), json!({})))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
     }
     let config = json!({
         "architecture": "amd64", "os": "linux", "created": CREATED, "config": config,
@@ -162,7 +199,11 @@ fn assemble(image: &Image, layers: Vec<Blob>) -> Built {
     })
     .to_string()
     .into_bytes();
-    Built { manifest, config, layers }
+    Built {
+        manifest,
+        config,
+        layers,
+    }
 }
 
 /// An OCI layout whose index holds an index, as upstream's images are multi-architecture.
@@ -177,8 +218,14 @@ fn write_layout(dir: &Path, image: &Built) -> Result<()> {
     .to_string();
     fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
     fs::write(dir.join("index.json"), index)?;
-    let layers = image.layers.iter().map(|layer| (layer.digest.clone(), layer.compressed.as_slice()));
-    let rest = [(layer::digest(&image.manifest), image.manifest.as_slice()), (layer::digest(&image.config), image.config.as_slice())];
+    let layers = image
+        .layers
+        .iter()
+        .map(|layer| (layer.digest.clone(), layer.compressed.as_slice()));
+    let rest = [
+        (layer::digest(&image.manifest), image.manifest.as_slice()),
+        (layer::digest(&image.config), image.config.as_slice()),
+    ];
     for (digest, bytes) in layers.chain(rest) {
         let path = blobs.join(digest.trim_start_matches("sha256:"));
         if !path.exists() {
@@ -200,7 +247,14 @@ pub fn push_all(cluster: &Cluster, address: &str, step: &Step) -> Result<()> {
     let manifest: Manifest = toml::from_str(MANIFEST).context("read images.toml")?;
     let crane = cluster.outputs.upstream("crane");
     let deadline = Instant::now() + std::time::Duration::from_secs(20);
-    while let Err(err) = output(cluster.control_plane().command(&crane).args(["catalog", "--insecure", address])) {
+    while let Err(err) =
+        output(
+            cluster
+                .control_plane()
+                .command(&crane)
+                .args(["catalog", "--insecure", address]),
+        )
+    {
         if Instant::now() > deadline {
             bail!("the registry at {address} does not answer: {err:#}");
         }
@@ -208,7 +262,9 @@ pub fn push_all(cluster: &Cluster, address: &str, step: &Step) -> Result<()> {
     }
     for name in manifest.image.iter().flat_map(|image| &image.names) {
         step.message(&format!("push {name}"));
-        let path = name.strip_prefix("registry.k8s.io/").with_context(|| format!("images.toml: {name:?} has another host"))?;
+        let path = name
+            .strip_prefix("registry.k8s.io/")
+            .with_context(|| format!("images.toml: {name:?} has another host"))?;
         let layout: PathBuf = cluster.outputs.images().join("oci").join(file_name(name));
         step.run(
             cluster
@@ -232,7 +288,11 @@ mod tests {
         for image in &manifest.image {
             assert!(!image.names.is_empty());
             for layer in &image.layers {
-                assert!(["debian", "busybox"].contains(&layer.as_str()) || manifest.layer.contains_key(layer), "{layer}");
+                assert!(
+                    ["debian", "busybox"].contains(&layer.as_str())
+                        || manifest.layer.contains_key(layer),
+                    "{layer}"
+                );
             }
         }
     }

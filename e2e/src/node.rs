@@ -37,12 +37,26 @@ pub fn create(cluster: &mut Cluster, index: u8) -> Result<()> {
     lan::add_node(&cluster.layout, index)?;
     cgroup::create(&cluster.layout.node_cgroup(&name))?;
     let dir = cluster.layout.node_dir(&name);
-    for part in ["etc", "etc-work", "log/pods", "log/containers", "lib/kubelet", "lib/kube-proxy", "lib/cni", "lib/misc"] {
+    for part in [
+        "etc",
+        "etc-work",
+        "log/pods",
+        "log/containers",
+        "lib/kubelet",
+        "lib/kube-proxy",
+        "lib/cni",
+        "lib/misc",
+    ] {
         fs::create_dir_all(dir.join(part)).with_context(|| format!("make {part} of {name}"))?;
     }
     files::write(cluster, index, &dir)?;
     pin(cluster, &name)?;
-    if cluster.state.options.with_upstream.contains(&Component::Kubelet) {
+    if cluster
+        .state
+        .options
+        .with_upstream
+        .contains(&Component::Kubelet)
+    {
         start_containerd(cluster, &name)?;
     }
     start_kubelet(cluster, index)?;
@@ -55,10 +69,17 @@ fn pin(cluster: &Cluster, name: &str) -> Result<()> {
     if !fs::read_to_string("/proc/self/mountinfo")?.contains(&format!(" {} ", pins.display())) {
         fs::create_dir_all(&pins)?;
         // A mount namespace can only be pinned on a private mount.
-        output(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=700", "gantry-e2e"]).arg(&pins))?;
+        output(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", "mode=700", "gantry-e2e"])
+                .arg(&pins),
+        )?;
         output(Command::new("mount").arg("--make-private").arg(&pins))?;
     }
-    let (mnt, uts) = (pins.join(format!("{name}.mnt")), pins.join(format!("{name}.uts")));
+    let (mnt, uts) = (
+        pins.join(format!("{name}.mnt")),
+        pins.join(format!("{name}.uts")),
+    );
     fs::write(&mnt, "")?;
     fs::write(&uts, "")?;
     let netns = layout::netns_path(&cluster.layout.node_netns(name));
@@ -71,7 +92,9 @@ fn pin(cluster: &Cluster, name: &str) -> Result<()> {
         .args(["--propagation", "private", "sh", "-c", SETUP, "node-setup"])
         .arg(cluster.layout.node_dir(name))
         .arg(name);
-    output(&mut command).map(drop).with_context(|| format!("set up {name}'s mounts"))
+    output(&mut command)
+        .map(drop)
+        .with_context(|| format!("set up {name}'s mounts"))
 }
 
 fn pins(layout: &Layout) -> std::path::PathBuf {
@@ -103,7 +126,10 @@ fn start_containerd(cluster: &mut Cluster, name: &str) -> Result<()> {
     let bin = cluster.outputs.upstream_bin();
     cluster.start(Program {
         name: format!("containerd-{name}"),
-        argv: vec![bin.join("containerd").display().to_string(), "--config=/etc/containerd/config.toml".to_owned()],
+        argv: vec![
+            bin.join("containerd").display().to_string(),
+            "--config=/etc/containerd/config.toml".to_owned(),
+        ],
         env: vec![("PATH".to_owned(), files::path_with(&bin))],
         place,
     })
@@ -124,7 +150,12 @@ pub fn start_kubelet(cluster: &mut Cluster, index: u8) -> Result<()> {
     ];
     let place = cluster.node_place(&name);
     let path = files::path_with(&cluster.outputs.upstream_bin());
-    cluster.start(Program { name: format!("kubelet-{name}"), argv, env: vec![("PATH".to_owned(), path)], place })
+    cluster.start(Program {
+        name: format!("kubelet-{name}"),
+        argv,
+        env: vec![("PATH".to_owned(), path)],
+        place,
+    })
 }
 
 /// # Errors
@@ -137,7 +168,12 @@ pub fn start_kube_proxy(cluster: &mut Cluster, name: &str) -> Result<()> {
         "--v=2".to_owned(),
     ];
     let place = cluster.node_place(name);
-    cluster.start(Program { name: format!("kube-proxy-{name}"), argv, env: Vec::new(), place })
+    cluster.start(Program {
+        name: format!("kube-proxy-{name}"),
+        argv,
+        env: Vec::new(),
+        place,
+    })
 }
 
 /// Once a node has its podCIDR: the control plane learns the way to its pods; upstream's kubelets
@@ -148,7 +184,12 @@ pub fn start_kube_proxy(cluster: &mut Cluster, name: &str) -> Result<()> {
 pub fn route_pods(cluster: &Cluster, index: u8, pod_cidr: &str) -> Result<()> {
     let node_ip = layout::node_ip(index).to_string();
     lan::route_pods(&cluster.layout.lan_netns(), pod_cidr, &node_ip)?;
-    if !cluster.state.options.with_upstream.contains(&Component::Kubelet) {
+    if !cluster
+        .state
+        .options
+        .with_upstream
+        .contains(&Component::Kubelet)
+    {
         return Ok(());
     }
     let name = layout::node_name(index);

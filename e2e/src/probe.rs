@@ -18,7 +18,8 @@ use crate::step::output;
 /// # Errors
 /// It is not up.
 pub fn cluster() -> Result<Cluster> {
-    let name = std::env::var("GANTRY_E2E_CLUSTER").unwrap_or_else(|_| crate::test_run::TEST_CLUSTER.to_owned());
+    let name = std::env::var("GANTRY_E2E_CLUSTER")
+        .unwrap_or_else(|_| crate::test_run::TEST_CLUSTER.to_owned());
     let cluster = Cluster::open(&name)?;
     if !cluster.is_running() {
         bail!("cluster {name:?} is not running");
@@ -36,12 +37,28 @@ impl<'a> Namespace<'a> {
     /// # Errors
     /// It cannot be made, or its service account does not appear.
     pub fn create(cluster: &'a Cluster, name: &str) -> Result<Self> {
-        let _ = cluster.kubectl(&["delete", "namespace", name, "--ignore-not-found", "--wait=true", "--timeout=120s"]);
+        let _ = cluster.kubectl(&[
+            "delete",
+            "namespace",
+            name,
+            "--ignore-not-found",
+            "--wait=true",
+            "--timeout=120s",
+        ]);
         cluster.kubectl(&["create", "namespace", name])?;
-        let namespace = Self { cluster, name: name.to_owned() };
-        wait_until("the default service account", Duration::from_secs(30), || {
-            Ok(namespace.kubectl(&["get", "serviceaccount", "default"]).is_ok())
-        })?;
+        let namespace = Self {
+            cluster,
+            name: name.to_owned(),
+        };
+        wait_until(
+            "the default service account",
+            Duration::from_secs(30),
+            || {
+                Ok(namespace
+                    .kubectl(&["get", "serviceaccount", "default"])
+                    .is_ok())
+            },
+        )?;
         Ok(namespace)
     }
 
@@ -62,7 +79,8 @@ impl<'a> Namespace<'a> {
     pub fn apply(&self, manifest: &str) -> Result<()> {
         let file = tempfile::NamedTempFile::new()?;
         fs::write(file.path(), manifest)?;
-        self.kubectl(&["apply", "-f", &file.path().to_string_lossy()]).map(drop)
+        self.kubectl(&["apply", "-f", &file.path().to_string_lossy()])
+            .map(drop)
     }
 
     /// # Errors
@@ -96,13 +114,27 @@ impl<'a> Namespace<'a> {
     /// # Errors
     /// It is not gone after two minutes.
     pub fn delete(self) -> Result<()> {
-        self.cluster.kubectl(&["delete", "namespace", &self.name, "--wait=true", "--timeout=120s"]).map(drop)
+        self.cluster
+            .kubectl(&[
+                "delete",
+                "namespace",
+                &self.name,
+                "--wait=true",
+                "--timeout=120s",
+            ])
+            .map(drop)
     }
 }
 
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
-        let _ = self.cluster.kubectl(&["delete", "namespace", &self.name, "--ignore-not-found", "--wait=false"]);
+        let _ = self.cluster.kubectl(&[
+            "delete",
+            "namespace",
+            &self.name,
+            "--ignore-not-found",
+            "--wait=false",
+        ]);
     }
 }
 
@@ -110,12 +142,18 @@ impl Drop for Namespace<'_> {
 ///
 /// # Errors
 /// Not done in time, or `done` fails for good.
-pub fn wait_until(what: &str, timeout: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait_until(
+    what: &str,
+    timeout: Duration,
+    mut done: impl FnMut() -> Result<bool>,
+) -> Result<()> {
     let deadline = Instant::now() + timeout;
     loop {
         match done() {
             Ok(true) => return Ok(()),
-            Err(err) if Instant::now() > deadline => return Err(err.context(format!("waited {timeout:?} for {what}"))),
+            Err(err) if Instant::now() > deadline => {
+                return Err(err.context(format!("waited {timeout:?} for {what}")));
+            }
             Ok(false) if Instant::now() > deadline => bail!("waited {timeout:?} for {what}"),
             _ => std::thread::sleep(Duration::from_millis(100)),
         }
@@ -155,8 +193,16 @@ impl Holdings {
             cgroups.extend(cgroup::below(&hierarchy.join(&group)));
         }
         Ok(Self {
-            mounts: mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect(),
-            links: links.lines().filter_map(|line| line.split(": ").nth(1)).map(str::to_owned).collect(),
+            mounts: mounts
+                .lines()
+                .filter_map(|line| line.split(' ').nth(4))
+                .map(str::to_owned)
+                .collect(),
+            links: links
+                .lines()
+                .filter_map(|line| line.split(": ").nth(1))
+                .map(str::to_owned)
+                .collect(),
             cgroups,
             pids: cgroup::processes(&group)?.into_iter().collect(),
         })
@@ -172,6 +218,21 @@ impl Holdings {
         }
     }
 
+    /// Counts, and a few of each kind.
+    pub fn summary(&self) -> String {
+        fn few<T: std::fmt::Debug>(kind: &str, set: &BTreeSet<T>) -> String {
+            let shown: Vec<&T> = set.iter().take(3).collect();
+            format!("{} {kind} {shown:?}", set.len())
+        }
+        [
+            few("mounts", &self.mounts),
+            few("links", &self.links),
+            few("cgroups", &self.cgroups),
+            few("processes", &self.pids),
+        ]
+        .join(", ")
+    }
+
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -181,23 +242,41 @@ impl Holdings {
 ///
 /// # Errors
 /// Something is left; the error lists it.
-pub fn assert_nothing_left(cluster: &Cluster, node: &str, before: &Holdings, timeout: Duration) -> Result<()> {
-    wait_until(&format!("{node} to hold nothing more than before"), timeout, || {
-        let left = Holdings::of(cluster, node)?.beyond(before);
-        if left.is_empty() { Ok(true) } else { bail!("left on {node}: {left:#?}") }
-    })
+pub fn assert_nothing_left(
+    cluster: &Cluster,
+    node: &str,
+    before: &Holdings,
+    timeout: Duration,
+) -> Result<()> {
+    wait_until(
+        &format!("{node} to hold nothing more than before"),
+        timeout,
+        || {
+            let left = Holdings::of(cluster, node)?.beyond(before);
+            if left.is_empty() {
+                Ok(true)
+            } else {
+                bail!("left on {node}: {}", left.summary())
+            }
+        },
+    )
 }
 
 /// PIDs of processes on this machine whose command line holds `words`.
 pub fn pids_of(words: &str) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok())
         .filter(|pid| *pid != std::process::id())
         .filter(|pid| {
-            fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(words))
+            fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).is_ok_and(|line| {
+                String::from_utf8_lossy(&line)
+                    .replace('\0', " ")
+                    .contains(words)
+            })
         })
         .collect()
 }

@@ -11,7 +11,17 @@ use crate::step::Steps;
 pub const KUBERNETES_VERSION: &str = "1.36.3";
 
 /// How our programs are built.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    clap::ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
     /// As users run them; what is measured.
@@ -56,7 +66,11 @@ impl Outputs {
         let target = std::env::var_os("CARGO_TARGET_DIR")
             .map(|dir| workspace.join(dir))
             .unwrap_or_else(|| workspace.join("target"));
-        Self { workspace, target, profile: Profile::default() }
+        Self {
+            workspace,
+            target,
+            profile: Profile::default(),
+        }
     }
 
     pub fn with_profile(mut self, profile: Profile) -> Self {
@@ -109,37 +123,144 @@ enum GoKind {
     Test,
 }
 
-const fn go(name: &'static str, module: &'static str, package: &'static str, kind: GoKind) -> GoProgram {
-    GoProgram { name, module, package, kind }
+const fn go(
+    name: &'static str,
+    module: &'static str,
+    package: &'static str,
+    kind: GoKind,
+) -> GoProgram {
+    GoProgram {
+        name,
+        module,
+        package,
+        kind,
+    }
 }
 
 const GO_PROGRAMS: &[GoProgram] = &[
     go("etcd", "", "go.etcd.io/etcd/server/v3", GoKind::Plain),
-    go("kube-apiserver", "", "k8s.io/kubernetes/cmd/kube-apiserver", GoKind::Kubernetes),
-    go("kubectl", "", "k8s.io/kubernetes/cmd/kubectl", GoKind::Kubernetes),
-    go("kube-scheduler", "", "k8s.io/kubernetes/cmd/kube-scheduler", GoKind::Kubernetes),
-    go("kube-controller-manager", "", "k8s.io/kubernetes/cmd/kube-controller-manager", GoKind::Kubernetes),
-    go("kubelet", "", "k8s.io/kubernetes/cmd/kubelet", GoKind::Kubernetes),
-    go("kube-proxy", "", "k8s.io/kubernetes/cmd/kube-proxy", GoKind::Kubernetes),
-    go("agnhost", "", "k8s.io/kubernetes/test/images/agnhost", GoKind::Plain),
+    go(
+        "kube-apiserver",
+        "",
+        "k8s.io/kubernetes/cmd/kube-apiserver",
+        GoKind::Kubernetes,
+    ),
+    go(
+        "kubectl",
+        "",
+        "k8s.io/kubernetes/cmd/kubectl",
+        GoKind::Kubernetes,
+    ),
+    go(
+        "kube-scheduler",
+        "",
+        "k8s.io/kubernetes/cmd/kube-scheduler",
+        GoKind::Kubernetes,
+    ),
+    go(
+        "kube-controller-manager",
+        "",
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+        GoKind::Kubernetes,
+    ),
+    go(
+        "kubelet",
+        "",
+        "k8s.io/kubernetes/cmd/kubelet",
+        GoKind::Kubernetes,
+    ),
+    go(
+        "kube-proxy",
+        "",
+        "k8s.io/kubernetes/cmd/kube-proxy",
+        GoKind::Kubernetes,
+    ),
+    go(
+        "agnhost",
+        "",
+        "k8s.io/kubernetes/test/images/agnhost",
+        GoKind::Plain,
+    ),
     go("e2e.test", "", "k8s.io/kubernetes/test/e2e", GoKind::Test),
-    go("ginkgo", "", "github.com/onsi/ginkgo/v2/ginkgo", GoKind::Plain),
-    go("sample-apiserver", "", "k8s.io/sample-apiserver", GoKind::Plain),
+    go(
+        "ginkgo",
+        "",
+        "github.com/onsi/ginkgo/v2/ginkgo",
+        GoKind::Plain,
+    ),
+    go(
+        "sample-apiserver",
+        "",
+        "k8s.io/sample-apiserver",
+        GoKind::Plain,
+    ),
     go("schedulerbench", "", "./schedulerbench", GoKind::Kubernetes),
-    go("crane", "addons", "github.com/google/go-containerregistry/cmd/crane", GoKind::Plain),
+    go(
+        "crane",
+        "addons",
+        "github.com/google/go-containerregistry/cmd/crane",
+        GoKind::Plain,
+    ),
     go("coredns", "addons", "./coredns", GoKind::Plain),
-    go("containerd", "node", "github.com/containerd/containerd/v2/cmd/containerd", GoKind::Containerd),
-    go("containerd-shim-runc-v2", "node", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", GoKind::Containerd),
-    go("ctr", "node", "github.com/containerd/containerd/v2/cmd/ctr", GoKind::Containerd),
-    go("runc", "node", "github.com/opencontainers/runc", GoKind::Runc),
-    go("cni/bridge", "node", "github.com/containernetworking/plugins/plugins/main/bridge", GoKind::Plain),
-    go("cni/loopback", "node", "github.com/containernetworking/plugins/plugins/main/loopback", GoKind::Plain),
-    go("cni/host-local", "node", "github.com/containernetworking/plugins/plugins/ipam/host-local", GoKind::Plain),
-    go("cni/portmap", "node", "github.com/containernetworking/plugins/plugins/meta/portmap", GoKind::Plain),
+    go(
+        "containerd",
+        "node",
+        "github.com/containerd/containerd/v2/cmd/containerd",
+        GoKind::Containerd,
+    ),
+    go(
+        "containerd-shim-runc-v2",
+        "node",
+        "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+        GoKind::Containerd,
+    ),
+    go(
+        "ctr",
+        "node",
+        "github.com/containerd/containerd/v2/cmd/ctr",
+        GoKind::Containerd,
+    ),
+    go(
+        "runc",
+        "node",
+        "github.com/opencontainers/runc",
+        GoKind::Runc,
+    ),
+    go(
+        "cni/bridge",
+        "node",
+        "github.com/containernetworking/plugins/plugins/main/bridge",
+        GoKind::Plain,
+    ),
+    go(
+        "cni/loopback",
+        "node",
+        "github.com/containernetworking/plugins/plugins/main/loopback",
+        GoKind::Plain,
+    ),
+    go(
+        "cni/host-local",
+        "node",
+        "github.com/containernetworking/plugins/plugins/ipam/host-local",
+        GoKind::Plain,
+    ),
+    go(
+        "cni/portmap",
+        "node",
+        "github.com/containernetworking/plugins/plugins/meta/portmap",
+        GoKind::Plain,
+    ),
 ];
 
 /// What every cluster needs.
-pub const CLUSTER_PROGRAMS: &[&str] = &["etcd", "kube-apiserver", "kubectl", "crane", "coredns", "agnhost"];
+pub const CLUSTER_PROGRAMS: &[&str] = &[
+    "etcd",
+    "kube-apiserver",
+    "kubectl",
+    "crane",
+    "coredns",
+    "agnhost",
+];
 /// The peers of our kubelet.
 pub const NODE_PEERS: &[&str] = &[
     "kubelet",
@@ -160,7 +281,10 @@ pub const NODE_PEERS: &[&str] = &[
 pub fn build_upstream(steps: &Steps, outputs: &Outputs, names: &[&str]) -> Result<()> {
     let bin = outputs.upstream_bin();
     std::fs::create_dir_all(bin.join("cni"))?;
-    let missing: Vec<&&str> = names.iter().filter(|name| !outputs.upstream(name).exists()).collect();
+    let missing: Vec<&&str> = names
+        .iter()
+        .filter(|name| !outputs.upstream(name).exists())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -177,7 +301,12 @@ pub fn build_upstream(steps: &Steps, outputs: &Outputs, names: &[&str]) -> Resul
         } else {
             // Written beside and renamed: an interrupted link must not leave half a program behind.
             let half = bin.join(format!("{name}.half"));
-            step.run(go_command(outputs, program).arg("-o").arg(&half).arg(program.package))?;
+            step.run(
+                go_command(outputs, program)
+                    .arg("-o")
+                    .arg(&half)
+                    .arg(program.package),
+            )?;
             std::fs::rename(&half, outputs.upstream(name))?;
         }
         step.advance();
@@ -200,13 +329,22 @@ fn go_command(outputs: &Outputs, program: &GoProgram) -> Command {
              -X k8s.io/client-go/pkg/version.gitVersion=v{version}"
         ),
         GoKind::Plain => "-s -w".to_owned(),
-        GoKind::Containerd => "-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2".to_owned(),
+        GoKind::Containerd => {
+            "-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2".to_owned()
+        }
         GoKind::Runc => "-s -w -X main.version=1.5.2".to_owned(),
     };
     let mut command = Command::new("go");
     command
         .current_dir(outputs.workspace.join("e2e/upstream").join(program.module))
-        .env("CGO_ENABLED", if program.kind == GoKind::Runc { "1" } else { "0" })
+        .env(
+            "CGO_ENABLED",
+            if program.kind == GoKind::Runc {
+                "1"
+            } else {
+                "0"
+            },
+        )
         .env("GOFLAGS", "-buildvcs=false");
     if program.kind == GoKind::Test {
         command.args(["test", "-c"]);
@@ -233,15 +371,24 @@ pub fn build_ours(steps: &Steps, outputs: &Outputs, packages: &[&str]) -> Result
     let step = steps.start("build Gantry", None)?;
     step.message(&packages.join(" "));
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(&outputs.workspace).args(["build", "--profile", outputs.profile.name()]);
+    command
+        .current_dir(&outputs.workspace)
+        .args(["build", "--profile", outputs.profile.name()]);
     for package in packages {
         command.args(["--package", package]);
     }
     step.run(&mut command)?;
     for package in packages {
-        let program = if *package == "shim" { "gantry-shim" } else { package };
+        let program = if *package == "shim" {
+            "gantry-shim"
+        } else {
+            package
+        };
         if !outputs.ours(program).is_file() {
-            bail!("cargo built package {package:?} but {} is not there", outputs.ours(program).display());
+            bail!(
+                "cargo built package {package:?} but {} is not there",
+                outputs.ours(program).display()
+            );
         }
     }
     step.done();

@@ -34,14 +34,18 @@ impl Steps {
 
     /// Starts a step called `name`; `total` units give a bar, `None` a spinner.
     pub fn start(&self, name: &str, total: Option<u64>) -> Result<Step> {
-        let file: String =
-            name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let file: String = name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
         let log = self.log_dir.join(format!("{file}.log"));
         File::create(&log).with_context(|| format!("make {}", log.display()))?;
         let bar = match total {
             Some(total) => ProgressBar::new(total).with_style(
-                ProgressStyle::with_template("{spinner} {prefix:<44} [{bar:24}] {pos}/{len} {wide_msg} {elapsed}")
-                    .expect("the template is a constant"),
+                ProgressStyle::with_template(
+                    "{spinner} {prefix:<44} [{bar:24}] {pos}/{len} {wide_msg} {elapsed}",
+                )
+                .expect("the template is a constant"),
             ),
             None => ProgressBar::new_spinner().with_style(
                 ProgressStyle::with_template("{spinner} {prefix:<44} {wide_msg} {elapsed}")
@@ -50,7 +54,13 @@ impl Steps {
         };
         bar.set_prefix(name.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
-        Ok(Step { name: name.to_owned(), bar, log, started: Instant::now(), finished: false })
+        Ok(Step {
+            name: name.to_owned(),
+            bar,
+            log,
+            started: Instant::now(),
+            finished: false,
+        })
     }
 }
 
@@ -101,7 +111,11 @@ impl Step {
     pub fn done(mut self) {
         self.finished = true;
         self.bar.finish_and_clear();
-        eprintln!("  ok  {:<44} {:>6.1} s", self.name, self.started.elapsed().as_secs_f64());
+        eprintln!(
+            "  ok  {:<44} {:>6.1} s",
+            self.name,
+            self.started.elapsed().as_secs_f64()
+        );
     }
 }
 

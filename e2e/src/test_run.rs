@@ -10,8 +10,8 @@ use clap::Args;
 
 use crate::cluster::{Cluster, Options};
 use crate::programs::{Outputs, Profile};
-use crate::{conformance, debian, tidy};
 use crate::step::Steps;
+use crate::{conformance, debian, tidy};
 
 #[derive(Args)]
 pub struct TestOptions {
@@ -54,11 +54,20 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
     if !options.no_unit && options.filter.is_none() {
         // With the checks of the dev profile: overflow, debug assertions.
         cargo_test(&outputs, &["--workspace", "--exclude", "e2e"], &mut count)?;
-        cargo_test(&outputs, &["--release", "--package", "e2e", "--lib", "--bins"], &mut count)?;
+        cargo_test(
+            &outputs,
+            &["--release", "--package", "e2e", "--lib", "--bins"],
+            &mut count,
+        )?;
     }
 
     Cluster::down(TEST_CLUSTER).context("clear what an earlier run left")?;
-    match Cluster::up(Options { name: TEST_CLUSTER.to_owned(), replicas: 2, profile: Profile::Dev, ..Options::default() }) {
+    match Cluster::up(Options {
+        name: TEST_CLUSTER.to_owned(),
+        replicas: 2,
+        profile: Profile::Dev,
+        ..Options::default()
+    }) {
         Ok(_) => {
             count.passed += 1;
             let mut args = vec!["--release", "--package", "e2e", "--test", "*"];
@@ -90,7 +99,11 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
     }
     eprintln!("{:.0} s", started.elapsed().as_secs_f64());
     println!("{} passed, {} failed", count.passed, count.failed);
-    Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if count.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Runs `cargo test` and adds its closing lines up. A run that dies without one counts as one failure.
@@ -128,7 +141,10 @@ fn closing_line(line: &str) -> Option<(u64, u64)> {
     let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
     let mut parts = counts.split("; ");
     let number = |part: Option<&str>, word: &str| part?.strip_suffix(word)?.trim().parse().ok();
-    Some((number(parts.next(), "passed")?, number(parts.next(), "failed")?))
+    Some((
+        number(parts.next(), "passed")?,
+        number(parts.next(), "failed")?,
+    ))
 }
 
 #[cfg(test)]
@@ -138,8 +154,14 @@ mod tests {
     #[test]
     fn closing_lines_are_counted() {
         let check = |line, expect| assert_eq!(closing_line(line), expect, "{line}");
-        check("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out", Some((12, 0)));
-        check("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured", Some((3, 2)));
+        check(
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
+            Some((12, 0)),
+        );
+        check(
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured",
+            Some((3, 2)),
+        );
         check("test pod::runs ... ok", None);
     }
 }

@@ -13,24 +13,56 @@ use crate::step::output;
 const ARROWS: &[(&str, &[&str])] = &[
     ("component-helpers", &[]),
     ("component-base", &["component-helpers"]),
-    ("controller-runtime", &["component-base", "component-helpers"]),
-    ("kube-controller-manager", &["controller-runtime", "component-base", "component-helpers"]),
+    (
+        "controller-runtime",
+        &["component-base", "component-helpers"],
+    ),
+    (
+        "kube-controller-manager",
+        &["controller-runtime", "component-base", "component-helpers"],
+    ),
     ("framework", &["component-helpers"]),
     // `component-helpers` comes with the framework: a plugin compares quantities, labels and taints.
     ("plugins", &["framework", "component-helpers"]),
     ("backend", &["framework", "component-helpers"]),
-    ("kube-scheduler", &["framework", "plugins", "backend", "component-base", "component-helpers"]),
+    (
+        "kube-scheduler",
+        &[
+            "framework",
+            "plugins",
+            "backend",
+            "component-base",
+            "component-helpers",
+        ],
+    ),
     ("shim-protocol", &[]),
     ("shim", &["shim-protocol"]),
     ("images", &[]),
     ("nftables", &[]),
     ("network", &["nftables"]),
-    ("runtime", &["shim-protocol", "images", "network", "component-helpers"]),
+    (
+        "runtime",
+        &["shim-protocol", "images", "network", "component-helpers"],
+    ),
     ("volumes", &["component-helpers"]),
     // The wire protocols of exec, attach and port-forward: pure framing, of use without a kubelet.
     ("streaming", &[]),
-    ("kubelet", &["runtime", "images", "network", "volumes", "streaming", "component-base", "component-helpers"]),
-    ("kube-proxy", &["nftables", "component-base", "component-helpers"]),
+    (
+        "kubelet",
+        &[
+            "runtime",
+            "images",
+            "network",
+            "volumes",
+            "streaming",
+            "component-base",
+            "component-helpers",
+        ],
+    ),
+    (
+        "kube-proxy",
+        &["nftables", "component-base", "component-helpers"],
+    ),
     ("e2e", &[]),
 ];
 
@@ -43,8 +75,17 @@ const PURE: &[(&str, &[&str])] = &[
     ("shim", &["tokio", "kube", "k8s-openapi"]),
 ];
 
-const TOP_LEVEL: &[&str] =
-    &["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "charts", "controllers", "e2e", "kubelet", "scheduler"];
+const TOP_LEVEL: &[&str] = &[
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "charts",
+    "controllers",
+    "e2e",
+    "kubelet",
+    "scheduler",
+];
 
 /// # Errors
 /// A wall is broken: every broken one is named.
@@ -64,8 +105,13 @@ pub fn check(outputs: &Outputs) -> Result<()> {
 }
 
 fn broken_arrows(metadata: &Value) -> Result<Vec<String>> {
-    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
-    let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata has no packages")?;
+    let ours: BTreeSet<&str> = packages
+        .iter()
+        .filter_map(|package| package["name"].as_str())
+        .collect();
     let mut problems = Vec::new();
     for package in packages {
         let name = package["name"].as_str().unwrap_or_default();
@@ -73,9 +119,18 @@ fn broken_arrows(metadata: &Value) -> Result<Vec<String>> {
             problems.push(format!("crate {name} is not in the plan"));
             continue;
         };
-        let forbidden = PURE.iter().find(|(from, _)| *from == name).map_or(&[] as &[&str], |(_, names)| names);
-        let dependencies = package["dependencies"].as_array().map(Vec::as_slice).unwrap_or_default();
-        for dependency in dependencies.iter().filter(|dependency| dependency["kind"] != "dev") {
+        let forbidden = PURE
+            .iter()
+            .find(|(from, _)| *from == name)
+            .map_or(&[] as &[&str], |(_, names)| names);
+        let dependencies = package["dependencies"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        for dependency in dependencies
+            .iter()
+            .filter(|dependency| dependency["kind"] != "dev")
+        {
             let to = dependency["name"].as_str().unwrap_or_default();
             // A crate of the registry may share a name with one of ours.
             let local = dependency["path"].is_string();
@@ -91,7 +146,11 @@ fn broken_arrows(metadata: &Value) -> Result<Vec<String>> {
 }
 
 fn strays(outputs: &Outputs) -> Result<Vec<String>> {
-    let listed = output(Command::new("git").current_dir(&outputs.workspace).args(["ls-files"]))?;
+    let listed = output(
+        Command::new("git")
+            .current_dir(&outputs.workspace)
+            .args(["ls-files"]),
+    )?;
     let mut problems = BTreeSet::new();
     for file in listed.lines() {
         let top = file.split('/').next().unwrap_or(file);

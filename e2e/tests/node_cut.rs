@@ -17,7 +17,9 @@ fn a_cut_node_is_replaced_and_tidied_on_its_return() -> Result<()> {
     let ns = Namespace::create(&cluster, "node-cut")?;
     let before = Holdings::of(&cluster, "node-2")?;
     let toleration = |key: &str| {
-        format!("{{key: node.kubernetes.io/{key}, operator: Exists, effect: NoExecute, tolerationSeconds: {TOLERATION_SECONDS}}}")
+        format!(
+            "{{key: node.kubernetes.io/{key}, operator: Exists, effect: NoExecute, tolerationSeconds: {TOLERATION_SECONDS}}}"
+        )
     };
     ns.apply(&format!(
         "apiVersion: apps/v1
@@ -39,27 +41,69 @@ spec:
         toleration("unreachable")
     ))?;
     ns.wait_rollout("deployment/web", 90)?;
-    let on_node_2 = || ns.kubectl(&["get", "pods", "-l", "app=web", "--field-selector=spec.nodeName=node-2", "-o", "name"]);
+    let on_node_2 = || {
+        ns.kubectl(&[
+            "get",
+            "pods",
+            "-l",
+            "app=web",
+            "--field-selector=spec.nodeName=node-2",
+            "-o",
+            "name",
+        ])
+    };
     let old = on_node_2()?;
-    ensure!(old.lines().count() == 1, "one pod on each node, not {old:?} on node-2");
+    ensure!(
+        old.lines().count() == 1,
+        "one pod on each node, not {old:?} on node-2"
+    );
 
     lan::set_cable(&cluster.layout, 2, false)?;
     let cut = Instant::now();
     let seen = (|| -> Result<()> {
         wait_until("node-2 to be NotReady", NOT_READY_WITHIN, || {
-            let status = cluster.kubectl(&["get", "node", "node-2", "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"])?;
+            let status = cluster.kubectl(&[
+                "get",
+                "node",
+                "node-2",
+                "-o",
+                "jsonpath={.status.conditions[?(@.type=='Ready')].status}",
+            ])?;
             Ok(status == "Unknown")
         })?;
-        ensure!(cut.elapsed() > Duration::from_secs(35), "NotReady after only {:?}", cut.elapsed());
-        wait_until("two pods on node-1", Duration::from_secs(TOLERATION_SECONDS + 30), || {
-            let pods = ns.kubectl(&["get", "pods", "-l", "app=web", "--field-selector=spec.nodeName=node-1,status.phase=Running", "-o", "name"])?;
-            Ok(pods.lines().count() == 2)
-        })
+        ensure!(
+            cut.elapsed() > Duration::from_secs(35),
+            "NotReady after only {:?}",
+            cut.elapsed()
+        );
+        wait_until(
+            "two pods on node-1",
+            Duration::from_secs(TOLERATION_SECONDS + 30),
+            || {
+                let pods = ns.kubectl(&[
+                    "get",
+                    "pods",
+                    "-l",
+                    "app=web",
+                    "--field-selector=spec.nodeName=node-1,status.phase=Running",
+                    "-o",
+                    "name",
+                ])?;
+                Ok(pods.lines().count() == 2)
+            },
+        )
     })();
     lan::set_cable(&cluster.layout, 2, true)?;
     seen?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", "node/node-2", "--timeout=60s"])?;
-    wait_until("the old pod to be gone", Duration::from_secs(60), || Ok(on_node_2()?.trim().is_empty()))?;
+    cluster.kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "node/node-2",
+        "--timeout=60s",
+    ])?;
+    wait_until("the old pod to be gone", Duration::from_secs(60), || {
+        Ok(on_node_2()?.trim().is_empty())
+    })?;
     ns.wait_rollout("deployment/web", 60)?;
     ns.delete()?;
     assert_nothing_left(&cluster, "node-2", &before, Duration::from_secs(60))

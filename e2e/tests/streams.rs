@@ -25,15 +25,31 @@ impl Drop for Ended {
 fn logs_are_followed_to_the_end() -> Result<()> {
     let cluster = cluster()?;
     let ns = Namespace::create(&cluster, "streams-logs")?;
-    ns.apply(&busybox_pod("counter", "node-1", "for i in $(seq 1 40); do echo line $i; sleep 0.1; done; echo over >&2"))?;
+    ns.apply(&busybox_pod(
+        "counter",
+        "node-1",
+        "for i in $(seq 1 40); do echo line $i; sleep 0.1; done; echo over >&2",
+    ))?;
     ns.wait_ready("pod/counter", 60)?;
     let followed = ns.kubectl(&["logs", "-f", "counter"])?;
-    let expected: String = (1..=40).map(|i| format!("line {i}\n")).chain(["over\n".to_owned()]).collect();
+    let expected: String = (1..=40)
+        .map(|i| format!("line {i}\n"))
+        .chain(["over\n".to_owned()])
+        .collect();
     ensure!(followed == expected, "logs -f gave {followed:?}");
-    ensure!(ns.kubectl(&["logs", "--tail=2", "counter"])? == "line 40\nover\n", "--tail");
+    ensure!(
+        ns.kubectl(&["logs", "--tail=2", "counter"])? == "line 40\nover\n",
+        "--tail"
+    );
     let stamped = ns.kubectl(&["logs", "--timestamps", "--tail=1", "counter"])?;
-    ensure!(stamped.starts_with("20") && stamped.ends_with(" over\n"), "--timestamps gave {stamped:?}");
-    ensure!(ns.kubectl(&["logs", "--limit-bytes=7", "counter"])? == "line 1\n", "--limit-bytes");
+    ensure!(
+        stamped.starts_with("20") && stamped.ends_with(" over\n"),
+        "--timestamps gave {stamped:?}"
+    );
+    ensure!(
+        ns.kubectl(&["logs", "--limit-bytes=7", "counter"])? == "line 1\n",
+        "--limit-bytes"
+    );
     ns.delete()
 }
 
@@ -44,13 +60,37 @@ fn exec_carries_streams_and_the_exit_code() -> Result<()> {
     ns.apply(&busybox_pod("box", "node-2", "sleep 3600"))?;
     ns.wait_ready("pod/box", 60)?;
 
-    let out = ns.command().args(["exec", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).output()?;
-    ensure!(out.status.code() == Some(7), "exit code {:?}", out.status.code());
-    ensure!(out.stdout == b"out\n", "stdout {:?}", String::from_utf8_lossy(&out.stdout));
-    ensure!(String::from_utf8_lossy(&out.stderr).starts_with("err\n"), "stderr {:?}", String::from_utf8_lossy(&out.stderr));
+    let out = ns
+        .command()
+        .args([
+            "exec",
+            "box",
+            "--",
+            "sh",
+            "-c",
+            "echo out; echo err >&2; exit 7",
+        ])
+        .output()?;
+    ensure!(
+        out.status.code() == Some(7),
+        "exit code {:?}",
+        out.status.code()
+    );
+    ensure!(
+        out.stdout == b"out\n",
+        "stdout {:?}",
+        String::from_utf8_lossy(&out.stdout)
+    );
+    ensure!(
+        String::from_utf8_lossy(&out.stderr).starts_with("err\n"),
+        "stderr {:?}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 
     // A megabyte in and out again: nothing lost, the end of input seen.
-    let payload: Vec<u8> = (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let payload: Vec<u8> = (0..1 << 20)
+        .map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     let mut child = ns
         .command()
         .args(["exec", "-i", "box", "--", "cat"])
@@ -61,9 +101,18 @@ fn exec_carries_streams_and_the_exit_code() -> Result<()> {
     let sent = payload.clone();
     let writer = std::thread::spawn(move || stdin.write_all(&sent));
     let mut echoed = Vec::new();
-    child.stdout.take().context("stdout is piped")?.read_to_end(&mut echoed)?;
+    child
+        .stdout
+        .take()
+        .context("stdout is piped")?
+        .read_to_end(&mut echoed)?;
     writer.join().expect("the writer does not panic")?;
-    ensure!(child.wait()?.success() && echoed == payload, "cat gave back {} of {} bytes", echoed.len(), payload.len());
+    ensure!(
+        child.wait()?.success() && echoed == payload,
+        "cat gave back {} of {} bytes",
+        echoed.len(),
+        payload.len()
+    );
     ns.delete()
 }
 
@@ -74,12 +123,20 @@ fn exec_it_is_a_real_terminal_that_resizes() -> Result<()> {
     ns.apply(&busybox_pod("box", "node-1", "sleep 3600"))?;
     ns.wait_ready("pod/box", 60)?;
 
-    let size = nix::pty::Winsize { ws_row: 33, ws_col: 101, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = nix::pty::Winsize {
+        ws_row: 33,
+        ws_col: 101,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     let pty = nix::pty::openpty(&size, None)?;
     let slave: OwnedFd = pty.slave;
     let mut command = ns.command();
     command.args(["exec", "-it", "box", "--", "sh"]);
-    command.stdin(Stdio::from(slave.try_clone()?)).stdout(Stdio::from(slave.try_clone()?)).stderr(Stdio::from(slave.try_clone()?));
+    command
+        .stdin(Stdio::from(slave.try_clone()?))
+        .stdout(Stdio::from(slave.try_clone()?))
+        .stderr(Stdio::from(slave.try_clone()?));
     // SAFETY: setsid and ioctl are async-signal-safe; descriptor 0 is the terminal.
     unsafe {
         command.pre_exec(|| {
@@ -99,9 +156,17 @@ fn exec_it_is_a_real_terminal_that_resizes() -> Result<()> {
     terminal.write_all(b"tty; stty size\n")?;
     screen.wait_for("/dev/pts/0")?;
     screen.wait_for("33 101")?;
-    let size = nix::pty::Winsize { ws_row: 44, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = nix::pty::Winsize {
+        ws_row: 44,
+        ws_col: 132,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: the descriptor is open and the struct lives through the call.
-    ensure!(unsafe { set_window_size(terminal.as_raw_fd(), &size) } == 0, "resize");
+    ensure!(
+        unsafe { set_window_size(terminal.as_raw_fd(), &size) } == 0,
+        "resize"
+    );
     wait_until("the new size to arrive", Duration::from_secs(10), || {
         terminal.write_all(b"stty size\n")?;
         std::thread::sleep(Duration::from_millis(300));
@@ -115,7 +180,9 @@ fn exec_it_is_a_real_terminal_that_resizes() -> Result<()> {
     screen.wait_for("interrupted=130")?;
     terminal.write_all(b"exit 5\n")?;
     let mut child = child;
-    wait_until("the shell's end", Duration::from_secs(10), || Ok(child.0.try_wait()?.is_some()))?;
+    wait_until("the shell's end", Duration::from_secs(10), || {
+        Ok(child.0.try_wait()?.is_some())
+    })?;
     ensure!(child.0.wait()?.code() == Some(5), "exit code");
     ns.delete()
 }
@@ -149,7 +216,10 @@ impl Screen {
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = terminal.read(&mut buffer) {
-                shown.lock().expect("no reader panics").push_str(&String::from_utf8_lossy(&buffer[..n]));
+                shown
+                    .lock()
+                    .expect("no reader panics")
+                    .push_str(&String::from_utf8_lossy(&buffer[..n]));
             }
         });
         Self { text }
@@ -160,11 +230,15 @@ impl Screen {
     }
 
     fn wait_for(&mut self, words: &str) -> Result<()> {
-        wait_until(&format!("the terminal to show {words:?}"), Duration::from_secs(10), || {
-            let text = self.text();
-            ensure!(text.contains(words), "the terminal shows {text:?}");
-            Ok(true)
-        })
+        wait_until(
+            &format!("the terminal to show {words:?}"),
+            Duration::from_secs(10),
+            || {
+                let text = self.text();
+                ensure!(text.contains(words), "the terminal shows {text:?}");
+                Ok(true)
+            },
+        )
     }
 }
 
@@ -172,20 +246,44 @@ impl Screen {
 fn attach_reaches_the_containers_own_streams() -> Result<()> {
     let cluster = cluster()?;
     let ns = Namespace::create(&cluster, "streams-attach")?;
-    let pod = busybox_pod("box", "node-1", "while read line; do echo got $line; done; echo end of input");
-    ns.apply(&pod.replace("    command:", "    stdin: true\n    stdinOnce: true\n    command:"))?;
+    let pod = busybox_pod(
+        "box",
+        "node-1",
+        "while read line; do echo got $line; done; echo end of input",
+    );
+    ns.apply(&pod.replace(
+        "    command:",
+        "    stdin: true\n    stdinOnce: true\n    command:",
+    ))?;
     ns.wait_ready("pod/box", 60)?;
-    let mut child = Ended(ns.command().args(["attach", "-i", "box"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
+    let mut child = Ended(
+        ns.command()
+            .args(["attach", "-i", "box"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
     let mut stdin = child.0.stdin.take().context("stdin is piped")?;
     let mut lines = BufReader::new(child.0.stdout.take().context("stdout is piped")?).lines();
     // A line sent before the attachment stands is kept by kubectl, not lost.
     stdin.write_all(b"one\n")?;
     ensure!(lines.next().context("no line")?? == "got one", "first line");
     stdin.write_all(b"two\n")?;
-    ensure!(lines.next().context("no line")?? == "got two", "second line");
+    ensure!(
+        lines.next().context("no line")?? == "got two",
+        "second line"
+    );
     drop(stdin);
-    ensure!(lines.next().context("no line")?? == "end of input", "the end of input reaches the container");
-    ns.kubectl(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/box", "--timeout=30s"])?;
+    ensure!(
+        lines.next().context("no line")?? == "end of input",
+        "the end of input reaches the container"
+    );
+    ns.kubectl(&[
+        "wait",
+        "--for=jsonpath={.status.phase}=Succeeded",
+        "pod/box",
+        "--timeout=30s",
+    ])?;
     ns.delete()
 }
 
@@ -209,11 +307,17 @@ fn cp_copies_both_ways() -> Result<()> {
 fn port_forward_carries_connections() -> Result<()> {
     let cluster = cluster()?;
     let ns = Namespace::create(&cluster, "streams-forward")?;
-    ns.kubectl(&["run", "web", "--image=registry.k8s.io/e2e-test-images/nginx:1.27-0"])?;
+    ns.kubectl(&[
+        "run",
+        "web",
+        "--image=registry.k8s.io/e2e-test-images/nginx:1.27-0",
+    ])?;
     ns.wait_ready("pod/web", 90)?;
     // From the machine's own network: a listener on loopback that this test can reach.
     let mut command = std::process::Command::new(cluster.outputs.upstream("kubectl"));
-    command.env("KUBECONFIG", cluster.layout.admin_kubeconfig()).args(["-n", &ns.name, "port-forward", "pod/web", ":80"]);
+    command
+        .env("KUBECONFIG", cluster.layout.admin_kubeconfig())
+        .args(["-n", &ns.name, "port-forward", "pod/web", ":80"]);
     let mut child = Ended(command.stdout(Stdio::piped()).spawn()?);
     let mut line = String::new();
     // Held to the end: kubectl writes a line a connection and would die of a closed pipe.

@@ -44,14 +44,39 @@ struct Figures {
 /// A cluster does not come up, or a pod does not get Ready.
 pub fn run(options: &NodeOptions) -> Result<()> {
     let mut clusters = Vec::new();
-    for (name, whose, with_upstream) in
-        [("benchours", "ours", BTreeSet::new()), ("benchupstream", "upstream", BTreeSet::from([Component::Kubelet]))]
-    {
+    for (name, whose, with_upstream) in [
+        ("benchours", "ours", BTreeSet::new()),
+        (
+            "benchupstream",
+            "upstream",
+            BTreeSet::from([Component::Kubelet]),
+        ),
+    ] {
         Cluster::down(name)?;
-        let cluster = Cluster::up(Options { name: name.to_owned(), nodes: 1, with_upstream, ..Options::default() })?;
+        let cluster = Cluster::up(Options {
+            name: name.to_owned(),
+            nodes: 1,
+            with_upstream,
+            ..Options::default()
+        })?;
         // The node is to be empty but for what is measured.
-        cluster.kubectl(&["-n", "kube-system", "scale", "deployment/coredns", "--replicas=0"])?;
-        cluster.kubectl(&["-n", "kube-system", "wait", "--for=delete", "pod", "-l", "k8s-app=kube-dns", "--timeout=90s"])?;
+        cluster.kubectl(&[
+            "-n",
+            "kube-system",
+            "scale",
+            "deployment/coredns",
+            "--replicas=0",
+        ])?;
+        cluster.kubectl(&[
+            "-n",
+            "kube-system",
+            "wait",
+            "--for=delete",
+            "pod",
+            "-l",
+            "k8s-app=kube-dns",
+            "--timeout=90s",
+        ])?;
         // One warm-up pod: the image is then on the node.
         let mut watch = Watch::start(&cluster)?;
         watch.create(&cluster, &["warm-up".to_owned()])?;
@@ -89,7 +114,9 @@ pub fn run(options: &NodeOptions) -> Result<()> {
     for (cluster, _, figures) in &mut clusters {
         let mut watch = Watch::start(cluster)?;
         let started = Instant::now();
-        let names: Vec<String> = (0..options.burst).map(|index| format!("burst-{index}")).collect();
+        let names: Vec<String> = (0..options.burst)
+            .map(|index| format!("burst-{index}"))
+            .collect();
         watch.create(cluster, &names)?;
         figures.burst = watch.wait(names.len())?;
         figures.burst_all = started.elapsed().as_secs_f64();
@@ -106,19 +133,53 @@ pub fn run(options: &NodeOptions) -> Result<()> {
 }
 
 fn print(clusters: &mut [(Cluster, &str, Figures)], options: &NodeOptions) {
-    println!("{:<44} {:>10} {:>10} {:>8}", "", "ours", "upstream", "ratio");
+    println!(
+        "{:<44} {:>10} {:>10} {:>8}",
+        "", "ours", "upstream", "ratio"
+    );
     let mut row = |title: String, value: &mut dyn FnMut(&mut Figures) -> f64| {
-        let values: Vec<f64> = clusters.iter_mut().map(|(_, _, figures)| value(figures)).collect();
-        println!("{title:<44} {:>10.2} {:>10.2} {:>8.2}", values[0], values[1], values[0] / values[1]);
+        let values: Vec<f64> = clusters
+            .iter_mut()
+            .map(|(_, _, figures)| value(figures))
+            .collect();
+        println!(
+            "{title:<44} {:>10.2} {:>10.2} {:>8.2}",
+            values[0],
+            values[1],
+            values[0] / values[1]
+        );
     };
-    row("memory with 0 pods, PSS MiB".to_owned(), &mut |figures| figures.idle_mib);
-    row(format!("memory with {} pods, PSS MiB", options.pods), &mut |figures| figures.loaded_mib);
-    row(format!("CPU over 30 s with {} pods, s", options.pods), &mut |figures| figures.cpu_seconds);
-    row("create to Ready one by one, p50 s".to_owned(), &mut |figures| quantile(&mut figures.one_by_one, 0.5));
-    row("create to Ready one by one, p99 s".to_owned(), &mut |figures| quantile(&mut figures.one_by_one, 0.99));
-    row(format!("{} at once, p50 s", options.burst), &mut |figures| quantile(&mut figures.burst, 0.5));
-    row(format!("{} at once, p99 s", options.burst), &mut |figures| quantile(&mut figures.burst, 0.99));
-    row(format!("{} at once, all Ready after s", options.burst), &mut |figures| figures.burst_all);
+    row("memory with 0 pods, PSS MiB".to_owned(), &mut |figures| {
+        figures.idle_mib
+    });
+    row(
+        format!("memory with {} pods, PSS MiB", options.pods),
+        &mut |figures| figures.loaded_mib,
+    );
+    row(
+        format!("CPU over 30 s with {} pods, s", options.pods),
+        &mut |figures| figures.cpu_seconds,
+    );
+    row(
+        "create to Ready one by one, p50 s".to_owned(),
+        &mut |figures| quantile(&mut figures.one_by_one, 0.5),
+    );
+    row(
+        "create to Ready one by one, p99 s".to_owned(),
+        &mut |figures| quantile(&mut figures.one_by_one, 0.99),
+    );
+    row(
+        format!("{} at once, p50 s", options.burst),
+        &mut |figures| quantile(&mut figures.burst, 0.5),
+    );
+    row(
+        format!("{} at once, p99 s", options.burst),
+        &mut |figures| quantile(&mut figures.burst, 0.99),
+    );
+    row(
+        format!("{} at once, all Ready after s", options.burst),
+        &mut |figures| figures.burst_all,
+    );
 }
 
 /// The node's own programs: kubelet and shims; upstream's with containerd and the pause processes.
@@ -131,23 +192,44 @@ fn programs(cluster: &Cluster) -> Vec<u32> {
     }
     // A daemon's children are in the daemons' cgroup of this cluster, but for those in pods.
     let group = format!("{}/daemons", cluster.layout.cgroup());
-    let daemons: BTreeSet<u32> = crate::cluster::cgroup::processes(&group).unwrap_or_default().into_iter().collect();
+    let daemons: BTreeSet<u32> = crate::cluster::cgroup::processes(&group)
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
     for words in ["gantry-shim", "containerd-shim-runc-v2"] {
-        pids.extend(pids_of(words).into_iter().filter(|pid| daemons.contains(pid)));
+        pids.extend(
+            pids_of(words)
+                .into_iter()
+                .filter(|pid| daemons.contains(pid)),
+        );
     }
-    pids.extend(pids_of("/pause").into_iter().filter(|pid| in_pod_sandbox(cluster, *pid)));
+    pids.extend(
+        pids_of("/pause")
+            .into_iter()
+            .filter(|pid| in_pod_sandbox(cluster, *pid)),
+    );
     pids.into_iter().collect()
 }
 
 /// containerd keeps a pause process a pod; the measured pods run the same program as their container.
 fn in_pod_sandbox(cluster: &Cluster, pid: u32) -> bool {
-    let upstream = cluster.state.options.with_upstream.contains(&Component::Kubelet);
-    let in_this = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&format!("/{}/", cluster.layout.cgroup())));
-    upstream && in_this && std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"/pause\0")
+    let upstream = cluster
+        .state
+        .options
+        .with_upstream
+        .contains(&Component::Kubelet);
+    let in_this = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+        .is_ok_and(|text| text.contains(&format!("/{}/", cluster.layout.cgroup())));
+    upstream
+        && in_this
+        && std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"/pause\0")
 }
 
 fn memory(cluster: &Cluster) -> f64 {
-    programs(cluster).into_iter().filter_map(pss_bytes).sum::<u64>() as f64
+    programs(cluster)
+        .into_iter()
+        .filter_map(pss_bytes)
+        .sum::<u64>() as f64
 }
 
 fn cpu(cluster: &Cluster) -> f64 {
@@ -155,7 +237,9 @@ fn cpu(cluster: &Cluster) -> f64 {
 }
 
 fn delete_all(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl(&["delete", "pods", "--all", "--wait=true", "--timeout=180s"]).map(drop)
+    cluster
+        .kubectl(&["delete", "pods", "--all", "--wait=true", "--timeout=180s"])
+        .map(drop)
 }
 
 /// One kubectl that prints a line a change; the time between a pod's first line and the one that says Ready is what is measured.
@@ -186,7 +270,12 @@ impl Watch {
         });
         // The first pod must not be created before the watch stands.
         std::thread::sleep(Duration::from_secs(2));
-        Ok(Self { child, lines, created: BTreeMap::new(), ready: BTreeSet::new() })
+        Ok(Self {
+            child,
+            lines,
+            created: BTreeMap::new(),
+            ready: BTreeSet::new(),
+        })
     }
 
     fn create(&mut self, cluster: &Cluster, names: &[String]) -> Result<()> {
@@ -199,8 +288,17 @@ impl Watch {
                 )
             })
             .collect();
-        let mut child = cluster.kubectl_command().args(["create", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        child.stdin.take().context("stdin is piped")?.write_all(manifest.join("---\n").as_bytes())?;
+        let mut child = cluster
+            .kubectl_command()
+            .args(["create", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        child
+            .stdin
+            .take()
+            .context("stdin is piped")?
+            .write_all(manifest.join("---\n").as_bytes())?;
         anyhow::ensure!(child.wait()?.success(), "kubectl create failed");
         Ok(())
     }
@@ -210,7 +308,10 @@ impl Watch {
         let mut seconds = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(180);
         while seconds.len() < count {
-            let (at, line) = match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            let (at, line) = match self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(next) => next,
                 Err(err) => bail!("{} of {count} pods got Ready: {err}", seconds.len()),
             };

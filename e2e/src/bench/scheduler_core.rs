@@ -48,10 +48,20 @@ pub fn run(options: &SchedulerCoreOptions) -> Result<()> {
     step.run(
         Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .current_dir(&outputs.workspace)
-            .args(["build", "--release", "--package", "kube-scheduler", "--bin", "scheduler-core-bench"]),
+            .args([
+                "build",
+                "--release",
+                "--package",
+                "kube-scheduler",
+                "--bin",
+                "scheduler-core-bench",
+            ]),
     )?;
     step.done();
-    println!("{:>8} {:>10} {:>14} {:>12} {:>10} {:>10}", "nodes", "whose", "decisions/CPU-s", "CPU-s", "p50 us", "p99 us");
+    println!(
+        "{:>8} {:>10} {:>14} {:>12} {:>10} {:>10}",
+        "nodes", "whose", "decisions/CPU-s", "CPU-s", "p50 us", "p99 us"
+    );
     for &nodes in &options.nodes {
         let mut ratios = Vec::new();
         for _ in 0..options.rounds {
@@ -60,21 +70,36 @@ pub fn run(options: &SchedulerCoreOptions) -> Result<()> {
             for (whose, outcome) in [("ours", &ours), ("upstream", &theirs)] {
                 println!(
                     "{nodes:>8} {whose:>10} {:>14.0} {:>12.3} {:>10.0} {:>10.0}",
-                    outcome.decisions_per_cpu_second, outcome.cpu_seconds, outcome.p50_us, outcome.p99_us
+                    outcome.decisions_per_cpu_second,
+                    outcome.cpu_seconds,
+                    outcome.p50_us,
+                    outcome.p99_us
                 );
             }
             ratios.push(ours.decisions_per_cpu_second / theirs.decisions_per_cpu_second);
         }
-        println!("{nodes:>8} ours / upstream, decisions a CPU second: median {:.1}x, lowest {:.1}x", quantile(&mut ratios, 0.5), ratios[0]);
+        println!(
+            "{nodes:>8} ours / upstream, decisions a CPU second: median {:.1}x, lowest {:.1}x",
+            quantile(&mut ratios, 0.5),
+            ratios[0]
+        );
     }
     Ok(())
 }
 
 fn measure(program: &Path, nodes: u32, options: &SchedulerCoreOptions) -> Result<Outcome> {
-    let text = output(
-        Command::new(program)
-            .args(["--nodes", &nodes.to_string(), "--pods", &options.pods.to_string(), "--workload", &options.workload]),
-    )?;
-    let line = text.lines().rev().find(|line| line.starts_with('{')).with_context(|| format!("{} printed no JSON", program.display()))?;
+    let text = output(Command::new(program).args([
+        "--nodes",
+        &nodes.to_string(),
+        "--pods",
+        &options.pods.to_string(),
+        "--workload",
+        &options.workload,
+    ]))?;
+    let line = text
+        .lines()
+        .rev()
+        .find(|line| line.starts_with('{'))
+        .with_context(|| format!("{} printed no JSON", program.display()))?;
     serde_json::from_str(line).with_context(|| format!("{} printed {line:?}", program.display()))
 }

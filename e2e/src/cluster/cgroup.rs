@@ -18,7 +18,8 @@ pub fn hierarchies() -> Result<Vec<PathBuf>> {
         .filter_map(|line| {
             let mut fields = line.split(' ').skip(1);
             let (dir, kind) = (fields.next()?, fields.next()?);
-            (matches!(kind, "cgroup" | "cgroup2") && dir.starts_with(ROOT)).then(|| PathBuf::from(dir))
+            (matches!(kind, "cgroup" | "cgroup2") && dir.starts_with(ROOT))
+                .then(|| PathBuf::from(dir))
         })
         .collect();
     found.sort();
@@ -44,20 +45,26 @@ pub fn create(path: &str) -> Result<()> {
         for part in Path::new(path) {
             let parent = dir.clone();
             dir.push(part);
-            if parent.join("cgroup.controllers").exists() && parent.join("cgroup.type").exists() == (parent != hierarchy) {
+            if parent.join("cgroup.controllers").exists()
+                && parent.join("cgroup.type").exists() == (parent != hierarchy)
+            {
                 let controllers = fs::read_to_string(parent.join("cgroup.controllers"))?;
                 for controller in controllers.split_whitespace() {
                     // A controller that cannot be delegated here is simply not offered below.
-                    let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}"));
+                    let _ = fs::write(
+                        parent.join("cgroup.subtree_control"),
+                        format!("+{controller}"),
+                    );
                 }
             }
             if !dir.exists() {
                 fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
             }
             for file in ["cpuset.cpus", "cpuset.mems"] {
-                if let (Ok(own), Ok(above)) =
-                    (fs::read_to_string(dir.join(file)), fs::read_to_string(parent.join(file)))
-                    && own.trim().is_empty()
+                if let (Ok(own), Ok(above)) = (
+                    fs::read_to_string(dir.join(file)),
+                    fs::read_to_string(parent.join(file)),
+                ) && own.trim().is_empty()
                     && !above.trim().is_empty()
                 {
                     fs::write(dir.join(file), above.trim())

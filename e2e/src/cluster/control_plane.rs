@@ -70,7 +70,12 @@ pub fn start_api_server(cluster: &mut Cluster) -> Result<()> {
         place: cluster.control_plane(),
     })?;
     let argv = api_server(cluster);
-    cluster.start(Program { name: "kube-apiserver".to_owned(), argv, env: Vec::new(), place: cluster.control_plane() })?;
+    cluster.start(Program {
+        name: "kube-apiserver".to_owned(),
+        argv,
+        env: Vec::new(),
+        place: cluster.control_plane(),
+    })?;
     start_forwarder(cluster)?;
     wait_ready(cluster, Duration::from_secs(120))
 }
@@ -84,7 +89,11 @@ pub fn wait_ready(cluster: &Cluster, timeout: Duration) -> Result<()> {
             Ok(_) => return Ok(()),
             Err(err) if Instant::now() > deadline => {
                 let log = cluster.layout.log("kube-apiserver");
-                bail!("kube-apiserver is not ready: {err:#}\n{}\nthe whole log: {}", tail(&log, 20), log.display());
+                bail!(
+                    "kube-apiserver is not ready: {err:#}\n{}\nthe whole log: {}",
+                    tail(&log, 20),
+                    log.display()
+                );
             }
             Err(_) => std::thread::sleep(Duration::from_millis(250)),
         }
@@ -93,7 +102,13 @@ pub fn wait_ready(cluster: &Cluster, timeout: Duration) -> Result<()> {
 
 fn api_server(cluster: &Cluster) -> Vec<String> {
     let pki = |file: &str| cluster.layout.pki(file).display().to_string();
-    let mut argv = vec![cluster.outputs.upstream("kube-apiserver").display().to_string()];
+    let mut argv = vec![
+        cluster
+            .outputs
+            .upstream("kube-apiserver")
+            .display()
+            .to_string(),
+    ];
     argv.extend([
         format!("--advertise-address={CONTROL_PLANE_IP}"),
         format!("--secure-port={}", layout::API_SERVER_PORT),
@@ -108,13 +123,22 @@ fn api_server(cluster: &Cluster) -> Vec<String> {
         format!("--client-ca-file={}", pki("ca.crt")),
         format!("--tls-cert-file={}", pki("apiserver.crt")),
         format!("--tls-private-key-file={}", pki("apiserver.key")),
-        format!("--kubelet-client-certificate={}", pki("apiserver-kubelet-client.crt")),
-        format!("--kubelet-client-key={}", pki("apiserver-kubelet-client.key")),
+        format!(
+            "--kubelet-client-certificate={}",
+            pki("apiserver-kubelet-client.crt")
+        ),
+        format!(
+            "--kubelet-client-key={}",
+            pki("apiserver-kubelet-client.key")
+        ),
         "--kubelet-preferred-address-types=InternalIP,ExternalIP,Hostname".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
         format!("--service-account-key-file={}", pki("sa.pub")),
         format!("--service-account-signing-key-file={}", pki("sa.key")),
-        format!("--requestheader-client-ca-file={}", pki("front-proxy-ca.crt")),
+        format!(
+            "--requestheader-client-ca-file={}",
+            pki("front-proxy-ca.crt")
+        ),
         "--requestheader-allowed-names=front-proxy-client".to_owned(),
         "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
         "--requestheader-group-headers=X-Remote-Group".to_owned(),
@@ -154,7 +178,11 @@ fn start_forwarder(cluster: &mut Cluster) -> Result<()> {
 /// It cannot be started.
 pub fn start_controller_manager(cluster: &mut Cluster, replica: u8) -> Result<()> {
     let pki = |file: &str| cluster.layout.pki(file).display().to_string();
-    let kubeconfig = cluster.layout.kubeconfig("controller-manager").display().to_string();
+    let kubeconfig = cluster
+        .layout
+        .kubeconfig("controller-manager")
+        .display()
+        .to_string();
     let mut argv = vec![program(cluster, Component::KubeControllerManager)];
     argv.extend([
         format!("--kubeconfig={kubeconfig}"),
@@ -163,7 +191,10 @@ pub fn start_controller_manager(cluster: &mut Cluster, replica: u8) -> Result<()
         "--bind-address=127.0.0.1".to_owned(),
         format!("--secure-port={}", 10257 + u16::from(replica) * 100),
         format!("--client-ca-file={}", pki("ca.crt")),
-        format!("--requestheader-client-ca-file={}", pki("front-proxy-ca.crt")),
+        format!(
+            "--requestheader-client-ca-file={}",
+            pki("front-proxy-ca.crt")
+        ),
         format!("--root-ca-file={}", pki("ca.crt")),
         format!("--service-account-private-key-file={}", pki("sa.key")),
         format!("--cluster-signing-cert-file={}", pki("ca.crt")),
@@ -207,13 +238,21 @@ pub fn start_scheduler(cluster: &mut Cluster, replica: u8) -> Result<()> {
 
 /// The first replica has the plain name.
 pub fn replica_name(component: &str, replica: u8) -> String {
-    if replica == 0 { component.to_owned() } else { format!("{component}-{replica}") }
+    if replica == 0 {
+        component.to_owned()
+    } else {
+        format!("{component}-{replica}")
+    }
 }
 
 /// The path of ours, or of upstream's where it takes the place.
 pub fn program(cluster: &Cluster, component: Component) -> String {
     let upstream = cluster.state.options.with_upstream.contains(&component);
-    let path = if upstream { cluster.outputs.upstream(component.name()) } else { cluster.outputs.ours(component.name()) };
+    let path = if upstream {
+        cluster.outputs.upstream(component.name())
+    } else {
+        cluster.outputs.ours(component.name())
+    };
     path.display().to_string()
 }
 

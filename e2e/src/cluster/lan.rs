@@ -16,7 +16,16 @@ pub fn create(layout: &Layout) -> Result<()> {
     ip(None, &["netns", "add", &lan])?;
     ip(Some(&lan), &["link", "set", "lo", "up"])?;
     ip(Some(&lan), &["link", "add", "lan0", "type", "bridge"])?;
-    ip(Some(&lan), &["addr", "add", &format!("{}/24", layout::CONTROL_PLANE_IP), "dev", "lan0"])?;
+    ip(
+        Some(&lan),
+        &[
+            "addr",
+            "add",
+            &format!("{}/24", layout::CONTROL_PLANE_IP),
+            "dev",
+            "lan0",
+        ],
+    )?;
     ip(Some(&lan), &["link", "set", "lan0", "up"])?;
     sysctl(&lan, &["net.ipv4.ip_forward=1"])
 }
@@ -33,12 +42,32 @@ pub fn add_node(layout: &Layout, index: u8) -> Result<()> {
     let port = format!("port{index}");
     ip(
         Some(&lan),
-        &["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &node],
+        &[
+            "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &node,
+        ],
     )?;
     ip(Some(&lan), &["link", "set", &port, "master", "lan0", "up"])?;
-    ip(Some(&node), &["addr", "add", &format!("{}/24", layout::node_ip(index)), "dev", "eth0"])?;
+    ip(
+        Some(&node),
+        &[
+            "addr",
+            "add",
+            &format!("{}/24", layout::node_ip(index)),
+            "dev",
+            "eth0",
+        ],
+    )?;
     ip(Some(&node), &["link", "set", "eth0", "up"])?;
-    ip(Some(&node), &["route", "add", "default", "via", &layout::CONTROL_PLANE_IP.to_string()])?;
+    ip(
+        Some(&node),
+        &[
+            "route",
+            "add",
+            "default",
+            "via",
+            &layout::CONTROL_PLANE_IP.to_string(),
+        ],
+    )?;
     sysctl(
         &node,
         &[
@@ -57,7 +86,10 @@ pub fn add_node(layout: &Layout, index: u8) -> Result<()> {
 /// The link cannot be set.
 pub fn set_cable(layout: &Layout, index: u8, plugged: bool) -> Result<()> {
     let state = if plugged { "up" } else { "down" };
-    ip(Some(&layout.lan_netns()), &["link", "set", &format!("port{index}"), state])
+    ip(
+        Some(&layout.lan_netns()),
+        &["link", "set", &format!("port{index}"), state],
+    )
 }
 
 /// Tells the control plane's machine (and, with upstream's kubelets, the other nodes) where a node's pods are.
@@ -74,11 +106,16 @@ pub fn route_pods(netns: &str, pod_cidr: &str, node_ip: &str) -> Result<()> {
 /// A namespace cannot be removed.
 pub fn destroy(layout: &Layout) -> Result<()> {
     let prefix = format!("{}-", layout.name);
-    let Ok(entries) = std::fs::read_dir("/run/netns") else { return Ok(()) };
+    let Ok(entries) = std::fs::read_dir("/run/netns") else {
+        return Ok(());
+    };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let ours = name.strip_prefix(&prefix).is_some_and(|rest| {
-            rest == "lan" || rest.strip_prefix("node-").is_some_and(|index| index.parse::<u8>().is_ok())
+            rest == "lan"
+                || rest
+                    .strip_prefix("node-")
+                    .is_some_and(|index| index.parse::<u8>().is_ok())
         });
         if ours {
             ip(None, &["netns", "delete", &name])?;
@@ -93,7 +130,9 @@ pub fn ip(netns: Option<&str>, args: &[&str]) -> Result<()> {
     let mut command = match netns {
         Some(netns) => {
             let mut command = Command::new("nsenter");
-            command.arg(format!("--net={}", netns_path(netns).display())).args(["--", "ip"]);
+            command
+                .arg(format!("--net={}", netns_path(netns).display()))
+                .args(["--", "ip"]);
             command
         }
         None => Command::new("ip"),
@@ -103,6 +142,8 @@ pub fn ip(netns: Option<&str>, args: &[&str]) -> Result<()> {
 
 fn sysctl(netns: &str, settings: &[&str]) -> Result<()> {
     let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", netns_path(netns).display())).args(["--", "sysctl", "-qw"]);
+    command
+        .arg(format!("--net={}", netns_path(netns).display()))
+        .args(["--", "sysctl", "-qw"]);
     output(command.args(settings)).map(drop)
 }

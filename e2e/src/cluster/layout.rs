@@ -24,7 +24,9 @@ pub struct Layout {
 
 impl Layout {
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned() }
+        Self {
+            name: name.to_owned(),
+        }
     }
 
     /// Everything that is kept on disk; removed by `down`.

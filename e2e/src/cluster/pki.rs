@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
 use super::layout::{self, Layout};
@@ -20,12 +20,42 @@ struct Client {
 }
 
 const CLIENTS: &[Client] = &[
-    Client { file: "admin", user: "kubernetes-admin", groups: &["system:masters"], front_proxy: false },
-    Client { file: "controller-manager", user: "system:kube-controller-manager", groups: &[], front_proxy: false },
-    Client { file: "scheduler", user: "system:kube-scheduler", groups: &[], front_proxy: false },
-    Client { file: "kube-proxy", user: "system:kube-proxy", groups: &[], front_proxy: false },
-    Client { file: "apiserver-kubelet-client", user: "kube-apiserver-kubelet-client", groups: &[], front_proxy: false },
-    Client { file: "front-proxy-client", user: "front-proxy-client", groups: &[], front_proxy: true },
+    Client {
+        file: "admin",
+        user: "kubernetes-admin",
+        groups: &["system:masters"],
+        front_proxy: false,
+    },
+    Client {
+        file: "controller-manager",
+        user: "system:kube-controller-manager",
+        groups: &[],
+        front_proxy: false,
+    },
+    Client {
+        file: "scheduler",
+        user: "system:kube-scheduler",
+        groups: &[],
+        front_proxy: false,
+    },
+    Client {
+        file: "kube-proxy",
+        user: "system:kube-proxy",
+        groups: &[],
+        front_proxy: false,
+    },
+    Client {
+        file: "apiserver-kubelet-client",
+        user: "kube-apiserver-kubelet-client",
+        groups: &[],
+        front_proxy: false,
+    },
+    Client {
+        file: "front-proxy-client",
+        user: "front-proxy-client",
+        groups: &[],
+        front_proxy: true,
+    },
 ];
 
 /// Makes both CAs, every certificate, the service account key and the kubeconfigs.
@@ -39,19 +69,37 @@ pub fn create(layout: &Layout, bootstrap_token: &str) -> Result<()> {
     let front_proxy = authority(layout, "front-proxy-ca", "front-proxy-ca")?;
 
     let mut server = params("kube-apiserver", &[], ExtendedKeyUsagePurpose::ServerAuth);
-    let dns = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
+    let dns = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        "localhost",
+    ];
     server.subject_alt_names = dns
         .iter()
         .map(|name| Ok(SanType::DnsName((*name).try_into()?)))
         .collect::<Result<Vec<_>, rcgen::Error>>()?;
-    for ip in [layout::CONTROL_PLANE_IP, layout::KUBERNETES_SERVICE_IP, std::net::Ipv4Addr::LOCALHOST] {
+    for ip in [
+        layout::CONTROL_PLANE_IP,
+        layout::KUBERNETES_SERVICE_IP,
+        std::net::Ipv4Addr::LOCALHOST,
+    ] {
         server.subject_alt_names.push(SanType::IpAddress(ip.into()));
     }
     issue(layout, "apiserver", server, &ca)?;
 
     for client in CLIENTS {
-        let issuer = if client.front_proxy { &front_proxy } else { &ca };
-        let certificate = params(client.user, client.groups, ExtendedKeyUsagePurpose::ClientAuth);
+        let issuer = if client.front_proxy {
+            &front_proxy
+        } else {
+            &ca
+        };
+        let certificate = params(
+            client.user,
+            client.groups,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        );
         issue(layout, client.file, certificate, issuer)?;
     }
 
@@ -59,7 +107,11 @@ pub fn create(layout: &Layout, bootstrap_token: &str) -> Result<()> {
     write_private(&layout.pki("sa.key"), &service_accounts.serialize_pem())?;
     fs::write(layout.pki("sa.pub"), service_accounts.public_key_pem())?;
 
-    let inside = format!("https://{}:{}", layout::CONTROL_PLANE_IP, layout::API_SERVER_PORT);
+    let inside = format!(
+        "https://{}:{}",
+        layout::CONTROL_PLANE_IP,
+        layout::API_SERVER_PORT
+    );
     for user in ["controller-manager", "scheduler", "kube-proxy"] {
         write_kubeconfig(layout, user, user, &inside)?;
     }
@@ -73,7 +125,12 @@ pub fn create(layout: &Layout, bootstrap_token: &str) -> Result<()> {
 /// # Errors
 /// A file cannot be read or written.
 pub fn write_admin_kubeconfig(layout: &Layout, port: u16) -> Result<()> {
-    write_kubeconfig(layout, "admin", "admin", &format!("https://127.0.0.1:{port}"))
+    write_kubeconfig(
+        layout,
+        "admin",
+        "admin",
+        &format!("https://127.0.0.1:{port}"),
+    )
 }
 
 type Authority = Issuer<'static, KeyPair>;
@@ -82,8 +139,11 @@ fn authority(layout: &Layout, file: &str, common_name: &str) -> Result<Authority
     let mut params = CertificateParams::default();
     params.distinguished_name = distinguished_name(common_name, &[]);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages =
-        vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::KeyEncipherment];
+    params.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::KeyEncipherment,
+    ];
     validity(&mut params);
     let key = KeyPair::generate()?;
     let certificate: Certificate = params.self_signed(&key)?;
@@ -95,7 +155,10 @@ fn authority(layout: &Layout, file: &str, common_name: &str) -> Result<Authority
 fn params(user: &str, groups: &[&str], usage: ExtendedKeyUsagePurpose) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = distinguished_name(user, groups);
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyEncipherment,
+    ];
     params.extended_key_usages = vec![usage];
     validity(&mut params);
     params
@@ -162,10 +225,15 @@ pub fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let word = chunk
+            .iter()
+            .fold(0u32, |word, byte| word << 8 | u32::from(*byte))
+            << (8 * (3 - chunk.len()));
         for index in 0..4 {
             if index <= chunk.len() {
-                text.push(char::from(ALPHABET[(word >> (18 - 6 * index) & 63) as usize]));
+                text.push(char::from(
+                    ALPHABET[(word >> (18 - 6 * index) & 63) as usize],
+                ));
             } else {
                 text.push('=');
             }
@@ -180,7 +248,13 @@ mod tests {
 
     #[test]
     fn base64_pads() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")] {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+        ] {
             assert_eq!(base64(plain.as_bytes()), coded);
         }
     }

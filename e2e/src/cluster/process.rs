@@ -94,10 +94,18 @@ impl Process {
                 Ok(())
             });
         }
-        let child = command.spawn().with_context(|| format!("start {}", program.name))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("start {}", program.name))?;
         let pid = child.id();
-        let start_time = start_time(pid).with_context(|| format!("{} ended at once", program.name))?;
-        Ok(Self { program, pid, start_time, log_start })
+        let start_time =
+            start_time(pid).with_context(|| format!("{} ended at once", program.name))?;
+        Ok(Self {
+            program,
+            pid,
+            start_time,
+            log_start,
+        })
     }
 
     pub fn is_running(&self) -> bool {
@@ -118,7 +126,8 @@ impl Process {
     /// The signal cannot be sent.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         if self.is_running() {
-            kill(Pid::from_raw(self.pid as i32), signal).with_context(|| format!("signal {}", self.program.name))?;
+            kill(Pid::from_raw(self.pid as i32), signal)
+                .with_context(|| format!("signal {}", self.program.name))?;
         }
         Ok(())
     }
@@ -194,5 +203,9 @@ pub fn cpu_seconds(pid: u32) -> Option<f64> {
 pub fn pss_bytes(pid: u32) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = rollup.lines().find(|line| line.starts_with("Pss:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    line.split_whitespace()
+        .nth(1)?
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib * 1024)
 }

@@ -32,7 +32,10 @@ pub struct Spec {
 impl Spec {
     /// `node` of `[sig-node] …`.
     pub fn sig(&self) -> &str {
-        self.name.split_once("[sig-").and_then(|(_, rest)| rest.split_once(']')).map_or("?", |(sig, _)| sig)
+        self.name
+            .split_once("[sig-")
+            .and_then(|(_, rest)| rest.split_once(']'))
+            .map_or("?", |(sig, _)| sig)
     }
 }
 
@@ -58,7 +61,9 @@ impl Report {
             .filter(|file| file.exists())
             .collect();
         dirs.sort();
-        let file = dirs.last().with_context(|| format!("no earlier run in {}", runs.display()))?;
+        let file = dirs
+            .last()
+            .with_context(|| format!("no earlier run in {}", runs.display()))?;
         serde_json::from_slice(&fs::read(file)?).with_context(|| format!("read {}", file.display()))
     }
 
@@ -86,9 +91,14 @@ impl Report {
     }
 
     pub fn table(&self) -> String {
-        let mut text = format!("{:<20} {:>7} {:>7} {:>8} {:>9}\n", "SIG", "passed", "failed", "not run", "seconds");
+        let mut text = format!(
+            "{:<20} {:>7} {:>7} {:>8} {:>9}\n",
+            "SIG", "passed", "failed", "not run", "seconds"
+        );
         for (sig, (passed, failed, not_run, seconds)) in self.by_sig() {
-            text.push_str(&format!("{sig:<20} {passed:>7} {failed:>7} {not_run:>8} {seconds:>9.0}\n"));
+            text.push_str(&format!(
+                "{sig:<20} {passed:>7} {failed:>7} {not_run:>8} {seconds:>9.0}\n"
+            ));
         }
         let total: f64 = self.specs.iter().map(|spec| spec.seconds).sum();
         text.push_str(&format!(
@@ -128,7 +138,10 @@ impl Report {
         if !self.findings.is_empty() {
             text.push_str("\n## Found beside the specs\n\n");
             for finding in &self.findings {
-                text.push_str(&format!("- {}\n", finding.lines().next().unwrap_or_default()));
+                text.push_str(&format!(
+                    "- {}\n",
+                    finding.lines().next().unwrap_or_default()
+                ));
             }
         }
         text
@@ -139,15 +152,27 @@ impl Report {
     /// # Errors
     /// A file cannot be written.
     pub fn keep(&self, cluster: &Cluster) -> Result<()> {
-        fs::write(self.dir.join("results.json"), serde_json::to_vec_pretty(self)?)?;
+        fs::write(
+            self.dir.join("results.json"),
+            serde_json::to_vec_pretty(self)?,
+        )?;
         for (index, spec) in self.failed().enumerate() {
             let dir = self.dir.join(format!("failed-{index:03}"));
             fs::create_dir_all(&dir)?;
-            fs::write(dir.join("message.txt"), format!("{}\n{} to {}\n\n{}\n", spec.name, spec.start, spec.end, spec.message))?;
+            fs::write(
+                dir.join("message.txt"),
+                format!(
+                    "{}\n{} to {}\n\n{}\n",
+                    spec.name, spec.start, spec.end, spec.message
+                ),
+            )?;
             for name in cluster.state.processes.keys() {
                 let log = fs::read(cluster.layout.log(name)).unwrap_or_default();
                 let log = String::from_utf8_lossy(&log);
-                let lines: Vec<&str> = log.lines().filter(|line| within(line, &spec.start, &spec.end)).collect();
+                let lines: Vec<&str> = log
+                    .lines()
+                    .filter(|line| within(line, &spec.start, &spec.end))
+                    .collect();
                 if !lines.is_empty() {
                     fs::write(dir.join(format!("{name}.log")), lines.join("\n"))?;
                 }
@@ -159,9 +184,17 @@ impl Report {
 
 /// Whether a log line was written between two RFC 3339 times; lines start with such a time, or klog's.
 fn within(line: &str, start: &str, end: &str) -> bool {
-    let (Ok(start), Ok(end)) = (start.parse::<jiff::Timestamp>(), end.parse::<jiff::Timestamp>()) else { return false };
+    let (Ok(start), Ok(end)) = (
+        start.parse::<jiff::Timestamp>(),
+        end.parse::<jiff::Timestamp>(),
+    ) else {
+        return false;
+    };
     let first = line.split(' ').next().unwrap_or_default();
-    let at = first.parse::<jiff::Timestamp>().ok().or_else(|| klog_time(line, start));
+    let at = first
+        .parse::<jiff::Timestamp>()
+        .ok()
+        .or_else(|| klog_time(line, start));
     at.is_some_and(|at| at >= start && at <= end)
 }
 
@@ -169,7 +202,9 @@ fn within(line: &str, start: &str, end: &str) -> bool {
 fn klog_time(line: &str, near: jiff::Timestamp) -> Option<jiff::Timestamp> {
     let (day, rest) = (line.get(1..5)?, line.get(6..21)?);
     let year = near.to_zoned(jiff::tz::TimeZone::UTC).year();
-    format!("{year}-{}-{}T{rest}Z", &day[..2], &day[2..]).parse().ok()
+    format!("{year}-{}-{}T{rest}Z", &day[..2], &day[2..])
+        .parse()
+        .ok()
 }
 
 #[derive(Deserialize)]
@@ -216,8 +251,13 @@ struct GinkgoFailure {
 /// The file is missing or not a report.
 pub fn read_ginkgo(path: &Path) -> Result<Vec<Spec>> {
     let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    let suites: Vec<GinkgoSuite> = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
-    Ok(suites.into_iter().flat_map(|suite| suite.spec_reports.unwrap_or_default()).filter_map(GinkgoSpec::into_spec).collect())
+    let suites: Vec<GinkgoSuite> =
+        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+    Ok(suites
+        .into_iter()
+        .flat_map(|suite| suite.spec_reports.unwrap_or_default())
+        .filter_map(GinkgoSpec::into_spec)
+        .collect())
 }
 
 impl GinkgoSpec {
@@ -225,7 +265,10 @@ impl GinkgoSpec {
         if self.leaf_node_type != "It" {
             return None;
         }
-        let message = self.failure.map(|failure| failure.message).unwrap_or_default();
+        let message = self
+            .failure
+            .map(|failure| failure.message)
+            .unwrap_or_default();
         let state = match self.state.as_str() {
             "passed" => State::Passed,
             // Without a message the selection skipped it.
@@ -236,14 +279,26 @@ impl GinkgoSpec {
         let mut words = self.container_hierarchy_texts.unwrap_or_default();
         words.push(self.leaf_node_text);
         let mut name = words.join(" ");
-        let labels = self.container_hierarchy_labels.unwrap_or_default().into_iter().flatten().flatten();
+        let labels = self
+            .container_hierarchy_labels
+            .unwrap_or_default()
+            .into_iter()
+            .flatten()
+            .flatten();
         for label in labels.chain(self.leaf_node_labels.unwrap_or_default()) {
             let tag = format!("[{label}]");
             if !name.contains(&tag) && label == "Conformance" {
                 name = format!("{name} {tag}");
             }
         }
-        Some(Spec { name, state, seconds: self.run_time as f64 / 1e9, start: self.start_time, end: self.end_time, message })
+        Some(Spec {
+            name,
+            state,
+            seconds: self.run_time as f64 / 1e9,
+            start: self.start_time,
+            end: self.end_time,
+            message,
+        })
     }
 }
 
@@ -254,7 +309,11 @@ mod tests {
     #[test]
     fn log_lines_fall_into_their_window() {
         let check = |line: &str, expect| {
-            assert_eq!(within(line, "2026-11-21T10:00:00Z", "2026-11-21T10:00:10Z"), expect, "{line}");
+            assert_eq!(
+                within(line, "2026-11-21T10:00:00Z", "2026-11-21T10:00:10Z"),
+                expect,
+                "{line}"
+            );
         };
         check("2026-11-21T10:00:05.5Z INFO kubelet: started", true);
         check("2026-11-21T10:00:11Z INFO kubelet: started", false);

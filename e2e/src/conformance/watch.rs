@@ -29,13 +29,22 @@ impl Watch {
     /// # Errors
     /// A node cannot be entered.
     pub fn begin(cluster: &Cluster) -> Result<Self> {
-        let mut watch = Self { log_sizes: BTreeMap::new(), holdings: BTreeMap::new(), pids: BTreeMap::new() };
+        let mut watch = Self {
+            log_sizes: BTreeMap::new(),
+            holdings: BTreeMap::new(),
+            pids: BTreeMap::new(),
+        };
         for (name, process) in &cluster.state.processes {
-            watch.log_sizes.insert(name.clone(), fs::metadata(cluster.layout.log(name)).map_or(0, |file| file.len()));
+            watch.log_sizes.insert(
+                name.clone(),
+                fs::metadata(cluster.layout.log(name)).map_or(0, |file| file.len()),
+            );
             watch.pids.insert(name.clone(), process.pid);
         }
         for node in cluster.nodes() {
-            watch.holdings.insert(node.clone(), Holdings::of(cluster, &node)?);
+            watch
+                .holdings
+                .insert(node.clone(), Holdings::of(cluster, &node)?);
         }
         Ok(watch)
     }
@@ -47,22 +56,43 @@ impl Watch {
     pub fn end(self, cluster: &Cluster) -> Result<Vec<String>> {
         let mut findings = Vec::new();
         for (name, size) in &self.log_sizes {
-            if cluster.process(name).is_ok_and(|process| !process.is_running()) {
+            if cluster
+                .process(name)
+                .is_ok_and(|process| !process.is_running())
+            {
                 findings.push(format!("{name} ended during the run"));
             }
             if !is_ours(cluster, name) {
                 continue;
             }
             let log = fs::read(cluster.layout.log(name)).unwrap_or_default();
-            let log = String::from_utf8_lossy(&log[usize::try_from(*size)?.min(log.len())..]).into_owned();
-            findings.extend(log.lines().filter(|line| line.contains("panicked at")).map(|line| format!("{name} panicked: {line}")));
+            let log = String::from_utf8_lossy(&log[usize::try_from(*size)?.min(log.len())..])
+                .into_owned();
+            findings.extend(
+                log.lines()
+                    .filter(|line| line.contains("panicked at"))
+                    .map(|line| format!("{name} panicked: {line}")),
+            );
             let mut kinds: BTreeMap<String, (usize, String)> = BTreeMap::new();
-            for line in log.lines().filter(|line| line.contains(" ERROR ") && !EXPECTED.iter().any(|words| line.contains(words))) {
+            for line in log.lines().filter(|line| {
+                line.contains(" ERROR ") && !EXPECTED.iter().any(|words| line.contains(words))
+            }) {
                 // Numbers and ids differ from line to line of one kind.
-                let kind: String = line.split(" ERROR ").nth(1).unwrap_or(line).chars().filter(|c| !c.is_ascii_digit()).take(60).collect();
+                let kind: String = line
+                    .split(" ERROR ")
+                    .nth(1)
+                    .unwrap_or(line)
+                    .chars()
+                    .filter(|c| !c.is_ascii_digit())
+                    .take(60)
+                    .collect();
                 kinds.entry(kind).or_insert_with(|| (0, line.to_owned())).0 += 1;
             }
-            findings.extend(kinds.into_values().map(|(count, line)| format!("{name} logged {count} times: {line}")));
+            findings.extend(
+                kinds
+                    .into_values()
+                    .map(|(count, line)| format!("{name} logged {count} times: {line}")),
+            );
         }
         for (node, before) in &self.holdings {
             if let Err(err) = assert_nothing_left(cluster, node, before, Duration::from_secs(60)) {
@@ -74,7 +104,8 @@ impl Watch {
 }
 
 fn is_ours(cluster: &Cluster, process: &str) -> bool {
-    Component::ALL
-        .iter()
-        .any(|component| process.starts_with(component.name()) && !cluster.state.options.with_upstream.contains(component))
+    Component::ALL.iter().any(|component| {
+        process.starts_with(component.name())
+            && !cluster.state.options.with_upstream.contains(component)
+    })
 }

@@ -13,7 +13,10 @@ use crate::programs::Outputs;
 use crate::step::{Steps, output};
 
 /// Programs in `e2e/images/NAME.c`.
-const C_PROGRAMS: &[(&str, &str)] = &[("pause", include_str!("../../images/pause.c")), ("nnp", include_str!("../../images/nnp.c"))];
+const C_PROGRAMS: &[(&str, &str)] = &[
+    ("pause", include_str!("../../images/pause.c")),
+    ("nnp", include_str!("../../images/nnp.c")),
+];
 
 pub fn debian_tar(outputs: &Outputs) -> PathBuf {
     outputs.images().join("debian.tar")
@@ -56,7 +59,11 @@ pub fn debian_file(outputs: &Outputs, path: &str) -> Result<Vec<u8>> {
     let mut archive = tar::Archive::new(fs::File::open(debian_tar(outputs))?);
     for entry in archive.entries()? {
         let mut entry = entry?;
-        if entry.path()?.strip_prefix("./").is_ok_and(|inside| inside == std::path::Path::new(path)) {
+        if entry
+            .path()?
+            .strip_prefix("./")
+            .is_ok_and(|inside| inside == std::path::Path::new(path))
+        {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
             return Ok(bytes);
@@ -83,16 +90,25 @@ pub fn busybox(steps: &Steps, outputs: &Outputs) -> Result<()> {
     for dir in ["lists/partial", "source"] {
         fs::create_dir_all(work.join(dir))?;
     }
-    fs::write(work.join("sources.list"), "deb-src http://deb.debian.org/debian bookworm main\n")?;
+    fs::write(
+        work.join("sources.list"),
+        "deb-src http://deb.debian.org/debian bookworm main\n",
+    )?;
     let apt = || {
         let mut command = Command::new("apt-get");
         command
             .current_dir(&work)
             .args(["-q", "-o", "Dir::Etc::sourceparts=-"])
             .arg("-o")
-            .arg(format!("Dir::Etc::sourcelist={}", work.join("sources.list").display()))
+            .arg(format!(
+                "Dir::Etc::sourcelist={}",
+                work.join("sources.list").display()
+            ))
             .arg("-o")
-            .arg(format!("Dir::State::lists={}", work.join("lists").display()))
+            .arg(format!(
+                "Dir::State::lists={}",
+                work.join("lists").display()
+            ))
             // The sandbox user cannot write below the workspace.
             .args(["-o", "APT::Sandbox::User=root"]);
         command
@@ -105,11 +121,20 @@ pub fn busybox(steps: &Steps, outputs: &Outputs) -> Result<()> {
         .map(|entry| entry.path())
         .find(|path| path.to_string_lossy().contains(".orig.tar."))
         .context("the source package has no original archive")?;
-    step.run(Command::new("tar").args(["--strip-components=1", "-C"]).arg(work.join("source")).arg("-xf").arg(source))?;
+    step.run(
+        Command::new("tar")
+            .args(["--strip-components=1", "-C"])
+            .arg(work.join("source"))
+            .arg("-xf")
+            .arg(source),
+    )?;
     step.message("build");
     let make = || {
         let mut command = Command::new("make");
-        command.current_dir(work.join("source")).env("SOURCE_DATE_EPOCH", "1700000000").env("KCONFIG_NOTIMESTAMP", "1");
+        command
+            .current_dir(work.join("source"))
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            .env("KCONFIG_NOTIMESTAMP", "1");
         command
     };
     step.run(make().arg("defconfig"))?;
@@ -119,7 +144,10 @@ pub fn busybox(steps: &Steps, outputs: &Outputs) -> Result<()> {
     let text = text
         .replace("# CONFIG_STATIC is not set", "CONFIG_STATIC=y")
         .replace("CONFIG_TC=y", "# CONFIG_TC is not set")
-        .replace("CONFIG_FEATURE_TC_INGRESS=y", "# CONFIG_FEATURE_TC_INGRESS is not set");
+        .replace(
+            "CONFIG_FEATURE_TC_INGRESS=y",
+            "# CONFIG_FEATURE_TC_INGRESS is not set",
+        );
     fs::write(&config, text)?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     step.run(make().arg(format!("-j{jobs}")).arg("busybox"))?;
@@ -139,18 +167,38 @@ pub fn busybox_layer(outputs: &Outputs) -> Result<Blob> {
     let applets = output(Command::new(&program).arg("--list-full"))?;
     let mut tar = Tar::default();
     for (path, mode) in [
-        ("bin/", 0o755), ("dev/", 0o755), ("etc/", 0o755), ("home/", 0o755), ("lib/", 0o755), ("proc/", 0o755), ("root/", 0o700),
-        ("sbin/", 0o755), ("sys/", 0o755), ("tmp/", 0o1777), ("usr/", 0o755), ("usr/bin/", 0o755), ("usr/sbin/", 0o755),
-        ("var/", 0o755), ("var/spool/", 0o755), ("var/spool/mail/", 0o755), ("var/www/", 0o755),
+        ("bin/", 0o755),
+        ("dev/", 0o755),
+        ("etc/", 0o755),
+        ("home/", 0o755),
+        ("lib/", 0o755),
+        ("proc/", 0o755),
+        ("root/", 0o700),
+        ("sbin/", 0o755),
+        ("sys/", 0o755),
+        ("tmp/", 0o1777),
+        ("usr/", 0o755),
+        ("usr/bin/", 0o755),
+        ("usr/sbin/", 0o755),
+        ("var/", 0o755),
+        ("var/spool/", 0o755),
+        ("var/spool/mail/", 0o755),
+        ("var/www/", 0o755),
     ] {
         tar.directory(path, mode)?;
     }
     tar.file("bin/busybox", 0o755, &fs::read(&program)?)?;
     let mut links = BTreeSet::new();
-    for applet in applets.lines().filter(|applet| !matches!(*applet, "bin/busybox" | "linuxrc")) {
+    for applet in applets
+        .lines()
+        .filter(|applet| !matches!(*applet, "bin/busybox" | "linuxrc"))
+    {
         links.insert(applet.to_owned());
         // Every applet is found in /bin too, wherever it belongs.
-        links.insert(format!("bin/{}", applet.rsplit('/').next().unwrap_or(applet)));
+        links.insert(format!(
+            "bin/{}",
+            applet.rsplit('/').next().unwrap_or(applet)
+        ));
     }
     for link in links {
         tar.link(&link, "/bin/busybox")?;
@@ -196,7 +244,12 @@ pub fn c_programs(steps: &Steps, outputs: &Outputs) -> Result<()> {
     for (name, source) in C_PROGRAMS {
         let file = dir.join(format!("{name}.c"));
         fs::write(&file, source)?;
-        step.run(Command::new("gcc").args(["-static", "-Os", "-s", "-Wl,--build-id=none", "-o"]).arg(dir.join(name)).arg(&file))?;
+        step.run(
+            Command::new("gcc")
+                .args(["-static", "-Os", "-s", "-Wl,--build-id=none", "-o"])
+                .arg(dir.join(name))
+                .arg(&file),
+        )?;
     }
     step.done();
     Ok(())

@@ -47,15 +47,23 @@ impl Blob {
     /// The file cannot be read.
     pub fn from_tar(path: &Path) -> Result<Self> {
         let mut tar = Vec::new();
-        fs::File::open(path).with_context(|| format!("open {}", path.display()))?.read_to_end(&mut tar)?;
+        fs::File::open(path)
+            .with_context(|| format!("open {}", path.display()))?
+            .read_to_end(&mut tar)?;
         Self::from_bytes(&tar)
     }
 
     fn from_bytes(tar: &[u8]) -> Result<Self> {
-        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
+        let mut gzip = GzBuilder::new()
+            .mtime(0)
+            .write(Vec::new(), Compression::fast());
         gzip.write_all(tar)?;
         let compressed = gzip.finish()?;
-        Ok(Self { digest: digest(&compressed), diff_id: digest(tar), compressed })
+        Ok(Self {
+            digest: digest(&compressed),
+            diff_id: digest(tar),
+            compressed,
+        })
     }
 }
 
@@ -66,7 +74,11 @@ pub type Parts<'a> = (&'a [u8], &'a [u8], &'a [Blob]);
 ///
 /// # Errors
 /// A source is missing.
-pub fn build<'a>(outputs: &Outputs, entries: &[Entry], image: impl Fn(&str) -> Result<Parts<'a>>) -> Result<Blob> {
+pub fn build<'a>(
+    outputs: &Outputs,
+    entries: &[Entry],
+    image: impl Fn(&str) -> Result<Parts<'a>>,
+) -> Result<Blob> {
     let mut tar = Tar::default();
     for entry in entries {
         let mode = entry.mode.unwrap_or(0o755);
@@ -80,7 +92,10 @@ pub fn build<'a>(outputs: &Outputs, entries: &[Entry], image: impl Fn(&str) -> R
         } else if entry.path.ends_with('/') {
             tar.directory(&entry.path, mode)?;
         } else {
-            bail!("images.toml: {:?} has no content; a directory ends in '/'", entry.path);
+            bail!(
+                "images.toml: {:?} has no content; a directory ends in '/'",
+                entry.path
+            );
         }
     }
     tar.finish()
@@ -93,7 +108,9 @@ fn content(outputs: &Outputs, entry: &Entry) -> Result<Option<Vec<u8>>> {
         base::built(outputs, program)
     } else if let Some(file) = &entry.module {
         let cache = output(Command::new("go").args(["env", "GOMODCACHE"]))?;
-        Path::new(cache.trim()).join(format!("k8s.io/kubernetes@v{KUBERNETES_VERSION}")).join(file)
+        Path::new(cache.trim())
+            .join(format!("k8s.io/kubernetes@v{KUBERNETES_VERSION}"))
+            .join(file)
     } else if let Some(text) = &entry.append {
         let mut below = base::debian_file(outputs, &entry.path)?;
         below.extend_from_slice(text.as_bytes());
@@ -101,11 +118,19 @@ fn content(outputs: &Outputs, entry: &Entry) -> Result<Option<Vec<u8>>> {
     } else {
         return Ok(entry.text.as_ref().map(|text| text.clone().into_bytes()));
     };
-    fs::read(&path).map(Some).with_context(|| format!("images.toml: {:?}: read {}", entry.path, path.display()))
+    fs::read(&path)
+        .map(Some)
+        .with_context(|| format!("images.toml: {:?}: read {}", entry.path, path.display()))
 }
 
 /// Lays an image out as the on-disk store that `agnhost fake-registry-server` serves.
-fn fake_registry(tar: &mut Tar, root: &str, manifest: &[u8], config: &[u8], layers: &[Blob]) -> Result<()> {
+fn fake_registry(
+    tar: &mut Tar,
+    root: &str,
+    manifest: &[u8],
+    config: &[u8],
+    layers: &[Blob],
+) -> Result<()> {
     let index = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.list.v2+json",
         "manifests": [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest(manifest),
@@ -117,11 +142,24 @@ fn fake_registry(tar: &mut Tar, root: &str, manifest: &[u8], config: &[u8], laye
         let hex = hex(&Sha256::digest(bytes));
         format!("{repository}{kind}/sha256/{}/{hex}/data", &hex[..2])
     };
-    for directory in [root.to_owned(), repository.clone(), format!("{repository}manifests/"), format!("{repository}blobs/")] {
+    for directory in [
+        root.to_owned(),
+        repository.clone(),
+        format!("{repository}manifests/"),
+        format!("{repository}blobs/"),
+    ] {
         tar.directory(&directory, 0o755)?;
     }
-    tar.file(&data("manifests", index.as_bytes()), 0o644, index.as_bytes())?;
-    tar.file(&format!("{repository}manifests/testing"), 0o644, format!("{}\n", digest(index.as_bytes())).as_bytes())?;
+    tar.file(
+        &data("manifests", index.as_bytes()),
+        0o644,
+        index.as_bytes(),
+    )?;
+    tar.file(
+        &format!("{repository}manifests/testing"),
+        0o644,
+        format!("{}\n", digest(index.as_bytes())).as_bytes(),
+    )?;
     tar.file(&data("manifests", manifest), 0o644, manifest)?;
     tar.file(&data("blobs", config), 0o644, config)?;
     for layer in layers {
@@ -137,7 +175,9 @@ pub struct Tar {
 
 impl Default for Tar {
     fn default() -> Self {
-        Self { builder: tar::Builder::new(Vec::new()) }
+        Self {
+            builder: tar::Builder::new(Vec::new()),
+        }
     }
 }
 
@@ -155,7 +195,9 @@ impl Tar {
 
     pub fn directory(&mut self, path: &str, mode: u32) -> Result<()> {
         let mut header = Self::header(tar::EntryType::Directory, mode, 0);
-        Ok(self.builder.append_data(&mut header, path, std::io::empty())?)
+        Ok(self
+            .builder
+            .append_data(&mut header, path, std::io::empty())?)
     }
 
     pub fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<()> {

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::cluster::layout::{CLUSTER_CIDR, CONTROL_PLANE_IP, DNS_SERVICE_IP, REGISTRY_PORT, node_name};
+use crate::cluster::layout::{
+    CLUSTER_CIDR, CONTROL_PLANE_IP, DNS_SERVICE_IP, REGISTRY_PORT, node_name,
+};
 use crate::cluster::{Cluster, Component};
 
 /// Writes everything below the node's folder; `etc` and `lib` become its /etc and /var/lib.
@@ -23,15 +25,27 @@ pub fn write(cluster: &Cluster, index: u8, dir: &Path) -> Result<()> {
     fs::create_dir_all(etc.join("kubernetes/manifests"))?;
     fs::create_dir_all(etc.join("cni/net.d"))?;
     put("etc/hostname", &format!("{name}\n"))?;
-    put("etc/hosts", &format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n"))?;
+    put(
+        "etc/hosts",
+        &format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n"),
+    )?;
     // Nothing answers there: the cluster reaches no outside world.
-    put("etc/resolv.conf", &format!("nameserver {CONTROL_PLANE_IP}\n"))?;
+    put(
+        "etc/resolv.conf",
+        &format!("nameserver {CONTROL_PLANE_IP}\n"),
+    )?;
     for (from, to) in [("ca.crt", "pki/ca.crt")] {
         fs::create_dir_all(etc.join("kubernetes/pki"))?;
         fs::copy(cluster.layout.pki(from), etc.join("kubernetes").join(to))?;
     }
-    fs::copy(cluster.layout.kubeconfig("bootstrap-kubelet"), etc.join("kubernetes/bootstrap-kubelet.conf"))?;
-    fs::copy(cluster.layout.kubeconfig("kube-proxy"), dir.join("lib/kube-proxy/kubeconfig.conf"))?;
+    fs::copy(
+        cluster.layout.kubeconfig("bootstrap-kubelet"),
+        etc.join("kubernetes/bootstrap-kubelet.conf"),
+    )?;
+    fs::copy(
+        cluster.layout.kubeconfig("kube-proxy"),
+        dir.join("lib/kube-proxy/kubeconfig.conf"),
+    )?;
     put("lib/kubelet/config.yaml", &kubelet_config(cluster, &name))?;
     put("lib/kube-proxy/config.conf", &kube_proxy_config())?;
     put(
@@ -41,8 +55,16 @@ pub fn write(cluster: &Cluster, index: u8, dir: &Path) -> Result<()> {
              capabilities = [\"pull\", \"resolve\"]\n"
         ),
     )?;
-    if cluster.state.options.with_upstream.contains(&Component::Kubelet) {
-        put("etc/containerd/config.toml", &containerd_config(&cluster.outputs.upstream_bin()))?;
+    if cluster
+        .state
+        .options
+        .with_upstream
+        .contains(&Component::Kubelet)
+    {
+        put(
+            "etc/containerd/config.toml",
+            &containerd_config(&cluster.outputs.upstream_bin()),
+        )?;
     }
     Ok(())
 }
@@ -154,8 +176,14 @@ pub fn write_cni(cluster: &Cluster, name: &str, pod_cidr: &str) -> Result<()> {
         .args(["-c", script])
         .stdin(std::process::Stdio::piped())
         .spawn()?;
-    std::io::Write::write_all(child.stdin.as_mut().expect("stdin is piped"), text.as_bytes())?;
-    anyhow::ensure!(child.wait()?.success(), "writing the CNI configuration of {name} failed");
+    std::io::Write::write_all(
+        child.stdin.as_mut().expect("stdin is piped"),
+        text.as_bytes(),
+    )?;
+    anyhow::ensure!(
+        child.wait()?.success(),
+        "writing the CNI configuration of {name} failed"
+    );
     Ok(())
 }
 
