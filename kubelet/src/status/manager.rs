@@ -357,7 +357,10 @@ impl StatusManager {
         };
         let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
         // The copy the watch gave is the cheapest base; a conflict gets a fresh one.
-        let mut base = match self.pods.get_pod_by_uid(uid) {
+        let desired = self.pods.get_pod_by_uid(uid);
+        // A mirror comes back, and then `reconcile_as` writes again; any other object is gone for good.
+        let for_good = desired.as_ref().is_none_or(|p| !pod::is_static(p));
+        let mut base = match desired {
             Some(p) if pod::is_static(&p) => match self.pods.get_mirror_pod_by_pod(&p) {
                 Some(mirror) => mirror,
                 // Written when the mirror has come: `reconcile` sees to it.
@@ -395,14 +398,19 @@ impl StatusManager {
                     break;
                 }
                 Err(kube::Error::Api(e)) if e.code == 404 => {
-                    self.mark_written(uid, version, true);
+                    self.mark_written(uid, version, for_good);
                     return Ok(());
                 }
                 Err(kube::Error::Api(e)) if e.code == 409 && attempt < 4 => {
-                    match api.get_opt(&name).await? {
-                        Some(p) if p.metadata.uid == base.metadata.uid => base = Arc::new(p),
-                        _ => {
-                            self.mark_written(uid, version, true);
+                    let found = match api.get_opt(&name).await {
+                        // The node authorizer forgets a pod a moment before its watch tells.
+                        Err(kube::Error::Api(e)) if e.code == 403 => None,
+                        other => other?,
+                    };
+                    match found.filter(|p| p.metadata.uid == base.metadata.uid) {
+                        Some(p) => base = Arc::new(p),
+                        None => {
+                            self.mark_written(uid, version, for_good);
                             return Ok(());
                         }
                     }
