@@ -53,49 +53,67 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
     }
     if !options.no_unit && options.filter.is_none() {
         // With the checks of the dev profile: overflow, debug assertions.
-        cargo_test(&outputs, &["--workspace", "--exclude", "e2e"], &mut count)?;
+        cargo_test(
+            &outputs,
+            &["--workspace", "--exclude", "e2e"],
+            &[],
+            &mut count,
+        )?;
         cargo_test(
             &outputs,
             &["--release", "--package", "e2e", "--lib", "--bins"],
+            &[],
             &mut count,
         )?;
     }
 
-    Cluster::down(TEST_CLUSTER).context("clear what an earlier run left")?;
-    match Cluster::up(Options {
-        name: TEST_CLUSTER.to_owned(),
-        replicas: 2,
-        profile: Profile::Dev,
-        ..Options::default()
-    }) {
-        Ok(_) => {
-            count.passed += 1;
-            let mut args = vec!["--release", "--package", "e2e", "--test", "*"];
-            // The tests break and mend one cluster, so one at a time.
-            args.extend(["--", "--test-threads=1"]);
-            if let Some(filter) = &options.filter {
-                args.push(filter);
-            }
-            cargo_test(&outputs, &args, &mut count)?;
-            if options.filter.is_none() {
-                let (passed, failed) = conformance::smoke(TEST_CLUSTER)?;
-                count.passed += passed;
-                count.failed += failed;
-            }
-        }
-        Err(err) => {
-            count.failed += 1;
-            eprintln!("the cluster did not come up: {err:#}");
-        }
-    }
-    if !options.keep {
-        match Cluster::down(TEST_CLUSTER) {
-            Ok(()) => count.passed += 1,
-            Err(err) => {
-                count.failed += 1;
-                eprintln!("the cluster did not go down: {err:#}");
-            }
-        }
+    let lanes = [
+        Lane {
+            cluster: TEST_CLUSTER,
+            tests: test_files(&outputs, |name| !DISRUPTIVE.contains(&name))?,
+            smoke: options.filter.is_none(),
+        },
+        Lane {
+            cluster: DISRUPTED_CLUSTER,
+            tests: test_files(&outputs, |name| DISRUPTIVE.contains(&name))?,
+            smoke: false,
+        },
+    ];
+    // Compiled before either lane starts: they would wait for each other's lock.
+    cargo_test(
+        &outputs,
+        &["--release", "--package", "e2e", "--test", "*", "--no-run"],
+        &[],
+        &mut Count::default(),
+    )?;
+    let counts: Vec<Result<Count>> = std::thread::scope(|scope| {
+        // One after the other: they build the same programs.
+        let started: Vec<_> = lanes.iter().map(|lane| (lane, lane.up())).collect();
+        let running: Vec<_> = started
+            .into_iter()
+            .map(|(lane, up)| {
+                let outputs = &outputs;
+                scope.spawn(move || match up {
+                    Ok(()) => lane.run(outputs, options),
+                    Err(err) => {
+                        eprintln!("cluster {} did not come up: {err:#}", lane.cluster);
+                        Ok(Count {
+                            passed: 0,
+                            failed: 1,
+                        })
+                    }
+                })
+            })
+            .collect();
+        running
+            .into_iter()
+            .map(|lane| lane.join().expect("a lane does not panic"))
+            .collect()
+    });
+    for lane in counts {
+        let lane = lane?;
+        count.passed += lane.passed;
+        count.failed += lane.failed;
     }
     eprintln!("{:.0} s", started.elapsed().as_secs_f64());
     println!("{} passed, {} failed", count.passed, count.failed);
@@ -106,18 +124,102 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
     })
 }
 
+/// Tests that kill, cut and stop: on a cluster of their own, beside the others.
+const DISRUPTIVE: &[&str] = &["killed", "node_cut"];
+const DISRUPTED_CLUSTER: &str = "gantrybreak";
+
+/// A cluster and the tests that run on it, one at a time.
+struct Lane {
+    cluster: &'static str,
+    tests: Vec<String>,
+    /// Then the conformance smoke list.
+    smoke: bool,
+}
+
+impl Lane {
+    fn up(&self) -> Result<()> {
+        Cluster::down(self.cluster).context("clear what an earlier run left")?;
+        let options = Options {
+            name: self.cluster.to_owned(),
+            replicas: 2,
+            profile: Profile::Dev,
+            ..Options::default()
+        };
+        Cluster::up(options).map(drop)
+    }
+
+    fn run(&self, outputs: &Outputs, options: &TestOptions) -> Result<Count> {
+        // The cluster itself is the first test.
+        let mut count = Count {
+            passed: 1,
+            failed: 0,
+        };
+        let mut args = vec!["--release", "--package", "e2e"];
+        for test in &self.tests {
+            args.extend(["--test", test]);
+        }
+        // The tests break and mend one cluster, so one at a time.
+        args.extend(["--", "--test-threads=1"]);
+        args.extend(options.filter.as_deref());
+        cargo_test(
+            outputs,
+            &args,
+            &[("GANTRY_E2E_CLUSTER", self.cluster)],
+            &mut count,
+        )?;
+        if self.smoke {
+            let (passed, failed) = conformance::smoke(self.cluster)?;
+            count.passed += passed;
+            count.failed += failed;
+        }
+        if !options.keep {
+            match Cluster::down(self.cluster) {
+                Ok(()) => count.passed += 1,
+                Err(err) => {
+                    count.failed += 1;
+                    eprintln!("cluster {} did not go down: {err:#}", self.cluster);
+                }
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// The black-box test files whose name `fits`.
+fn test_files(outputs: &Outputs, fits: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let mut names: Vec<String> = std::fs::read_dir(outputs.workspace.join("e2e/tests"))?
+        .flatten()
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_suffix(".rs")
+                .map(str::to_owned)
+        })
+        .filter(|name| fits(name))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
 /// Runs `cargo test` and adds its closing lines up. A run that dies without one counts as one failure.
-fn cargo_test(outputs: &Outputs, args: &[&str], count: &mut Count) -> Result<()> {
+fn cargo_test(
+    outputs: &Outputs,
+    args: &[&str],
+    env: &[(&str, &str)],
+    count: &mut Count,
+) -> Result<()> {
     let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(&outputs.workspace)
         .args(["test", "--no-fail-fast"])
         .args(args)
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .context("start cargo test")?;
     let mut failed_here = 0;
-    let mut out = std::io::stdout().lock();
+    let mut out = std::io::stdout();
     for line in BufReader::new(child.stdout.take().expect("stdout is piped")).lines() {
         let line = line?;
         if let Some((passed, failed)) = closing_line(&line) {
