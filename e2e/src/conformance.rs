@@ -161,7 +161,8 @@ fn focus(outputs: &Outputs, options: &ConformanceOptions) -> Result<Option<Strin
     };
     if let Some(names) = names {
         let escaped: Vec<String> = names.iter().map(|name| escape(name)).collect();
-        return Ok(Some(format!("^({})$", escaped.join("|"))));
+        // ginkgo matches the suite's name, a blank and the spec's name.
+        return Ok(Some(format!(" ({})$", escaped.join("|"))));
     }
     Ok(match (&options.sig, &options.focus) {
         (Some(sig), None) => Some(format!("\\[sig-{}\\]", escape(sig))),
