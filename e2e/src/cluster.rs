@@ -69,6 +69,7 @@ pub struct Options {
     /// Of the scheduler and the controller-manager, each.
     pub replicas: u8,
     pub max_pods: u32,
+    #[serde(default)]
     pub profile: Profile,
 }
 
