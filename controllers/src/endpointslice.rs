@@ -8,11 +8,11 @@
 // `spec.trafficDistribution`, its successor, does.
 
 pub mod controller;
-mod endpoint;
+pub(crate) mod endpoint;
 pub mod sync;
 mod tracker;
 mod traffic;
-mod trigger_time;
+pub(crate) mod trigger_time;
 
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ pub mod registry;
 pub mod bootstrap_token;
 pub mod controller_ref;
 pub mod discovery;
+pub mod pod_control;
 #[cfg(test)]
 mod testing;
 
@@ -21,8 +22,10 @@ pub mod bootstrap_signer;
 pub mod certificatesigningrequest;
 pub mod clusterrole_aggregation;
 pub mod deployment;
+pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage_collector;
+pub mod job;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;

@@ -84,8 +84,12 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "replicationcontroller",
         |c| crate::replicaset::start_replication(c).boxed(),
     ),
+    built("job-controller", "job", |c| crate::job::start(c).boxed()),
     built("deployment-controller", "deployment", |c| {
         crate::deployment::start(c).boxed()
+    }),
+    built("endpoints-controller", "endpoint", |c| {
+        crate::endpoints::start(c).boxed()
     }),
     built("endpointslice-controller", "endpointslice", |c| {
         crate::endpointslice::start(c).boxed()
@@ -132,7 +136,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
     missing("cronjob-controller", "cronjob"),
     missing("daemonset-controller", "daemonset"),
     missing("disruption-controller", "disruption"),
-    missing("endpoints-controller", "endpoint"),
     missing(
         "endpointslice-mirroring-controller",
         "endpointslicemirroring",
@@ -142,7 +145,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "horizontal-pod-autoscaler-controller",
         "horizontalpodautoscaling",
     ),
-    missing("job-controller", "job"),
     missing(
         "legacy-serviceaccount-token-cleaner-controller",
         "legacy-service-account-token-cleaner",

@@ -177,13 +177,7 @@ impl EndpointSliceController {
     }
 
     fn services_of(&self, pod: &ObjectMeta) -> BTreeSet<ObjectKey> {
-        let services = self
-            .services
-            .list_namespace(pod.namespace.as_deref().unwrap_or_default());
-        let selected = services
-            .into_iter()
-            .filter(|s| selector(s).is_some_and(|selector| is_subset(selector, &pod.labels)));
-        selected.map(|s| ObjectKey::of(&*s)).collect()
+        services_of(&self.services, pod)
     }
 
     fn on_slice(&self, queue: &WorkQueue, event: &InformerEvent<EndpointSlice>) {
@@ -322,8 +316,18 @@ impl EndpointSliceController {
     }
 }
 
+/// The Services whose selector matches the pod.
+pub(crate) fn services_of(services: &Informer<Service>, pod: &ObjectMeta) -> BTreeSet<ObjectKey> {
+    services
+        .list_namespace(pod.namespace.as_deref().unwrap_or_default())
+        .into_iter()
+        .filter(|s| selector(s).is_some_and(|selector| is_subset(selector, &pod.labels)))
+        .map(|s| ObjectKey::of(&*s))
+        .collect()
+}
+
 /// `None`: the Service's slices are not ours to make.
-fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
+pub(crate) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
     let spec = service.spec.as_ref()?;
     spec.selector
         .as_ref()
@@ -340,7 +344,7 @@ fn is_managed(slice: &EndpointSlice) -> bool {
 }
 
 /// Whether the pod changed in what an endpoint shows, and in what decides whose endpoint it is.
-fn pod_endpoints_changed(old: &Pod, new: &Pod) -> (bool, bool) {
+pub(crate) fn pod_endpoints_changed(old: &Pod, new: &Pod) -> (bool, bool) {
     let names = |pod: &Pod| {
         pod.spec
             .as_ref()

@@ -109,7 +109,7 @@ pub fn pod_to_endpoint(
 }
 
 /// A pod of this subdomain has a DNS name of its own.
-fn hostname(pod: &Pod, service: &Service) -> Option<String> {
+pub fn hostname(pod: &Pod, service: &Service) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let hostname = spec.hostname.clone().filter(|h| !h.is_empty())?;
     (spec.subdomain == service.metadata.name
@@ -143,7 +143,8 @@ fn protocol(protocol: Option<&str>) -> &str {
     protocol.unwrap_or("TCP")
 }
 
-fn find_port(pod: &Pod, service_port: &ServicePort) -> Option<i32> {
+/// The pod's number for a Service's port; `None`: it has no port of that name.
+pub fn find_port(pod: &Pod, service_port: &ServicePort) -> Option<i32> {
     let name = match &service_port.target_port {
         Some(IntOrString::Int(number)) => return Some(*number),
         // The API server defaults it to the port.

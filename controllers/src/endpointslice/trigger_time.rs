@@ -17,7 +17,7 @@ struct State {
 
 /// What the last sync of each Service saw. Bounded by the Services there are: [`TriggerTimes::delete_service`].
 #[derive(Debug, Default)]
-pub(super) struct TriggerTimes {
+pub(crate) struct TriggerTimes {
     states: Mutex<HashMap<ObjectKey, State>>,
 }
 
