@@ -10,6 +10,7 @@
 
 mod queue;
 mod store;
+mod tolerant;
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -137,7 +138,7 @@ impl Factory {
         K: Object + DeserializeOwned + Resource<DynamicType = ()>,
     {
         self.cached(String::new(), &options, || {
-            Informer::start(
+            Informer::start_tolerant(
                 Api::all(self.inner.client.clone()),
                 &options,
                 &self.inner.shutdown,
@@ -151,7 +152,7 @@ impl Factory {
         K: Object + DeserializeOwned + Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
         self.cached(namespace.to_string(), &options, || {
-            Informer::start(
+            Informer::start_tolerant(
                 Api::namespaced(self.inner.client.clone(), namespace),
                 &options,
                 &self.inner.shutdown,
@@ -236,6 +237,20 @@ impl<K: Object> Informer<K> {
     {
         let kind = api.resource_url().to_string();
         Self::from_stream(watcher(api, options.watcher_config()), kind, shutdown)
+    }
+
+    /// As `start`, for kinds whose objects may hold a null where the schema demands a time.
+    fn start_tolerant(
+        api: Api<tolerant::Tolerant<K>>,
+        options: &InformerOptions,
+        shutdown: &Shutdown,
+    ) -> Self
+    where
+        K: DeserializeOwned,
+    {
+        let kind = api.resource_url().to_string();
+        let stream = tolerant::watch(api, options.watcher_config());
+        Self::from_stream(stream, kind, shutdown)
     }
 
     /// Feeds a store from a stream of watcher events; the seam for tests and unusual sources.
