@@ -13,6 +13,7 @@ pub mod registry;
 pub mod bootstrap_token;
 pub mod controller_ref;
 pub mod discovery;
+pub mod history;
 pub mod pod_control;
 #[cfg(test)]
 mod testing;
@@ -21,6 +22,7 @@ mod testing;
 pub mod bootstrap_signer;
 pub mod certificatesigningrequest;
 pub mod clusterrole_aggregation;
+pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;

@@ -85,6 +85,9 @@ pub const CONTROLLERS: &[Descriptor] = &[
         |c| crate::replicaset::start_replication(c).boxed(),
     ),
     built("job-controller", "job", |c| crate::job::start(c).boxed()),
+    built("daemonset-controller", "daemonset", |c| {
+        crate::daemonset::start(c).boxed()
+    }),
     built("deployment-controller", "deployment", |c| {
         crate::deployment::start(c).boxed()
     }),
@@ -134,7 +137,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
     ),
     // not built yet
     missing("cronjob-controller", "cronjob"),
-    missing("daemonset-controller", "daemonset"),
     missing("disruption-controller", "disruption"),
     missing(
         "endpointslice-mirroring-controller",
@@ -263,8 +265,8 @@ mod tests {
         assert!(!is_enabled(account, &list(&["*", "-serviceaccount"])));
         assert!(is_enabled(account, &list(&["serviceaccount-controller"])));
         assert!(!is_enabled(account, &list(&["root-ca-cert-publisher"])));
-        assert!(validate(&list(&["*", "-daemonset", "serviceaccount"])).is_empty());
-        assert_eq!(validate(&list(&["daemonset", "nobody"])).len(), 2);
+        assert!(validate(&list(&["*", "-statefulset", "serviceaccount"])).is_empty());
+        assert_eq!(validate(&list(&["statefulset", "nobody"])).len(), 2);
     }
 
     #[test]

@@ -1,0 +1,336 @@
+//! The shell: watches DaemonSets, their pods and revisions, and Nodes, and carries out what [`super::sync`] decides.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use component_base::clock::Clock;
+use component_base::events::object_reference;
+use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
+use component_base::shutdown::Shutdown;
+use component_helpers::labels::Selector;
+use component_helpers::owner_ref::new_controller_ref;
+use component_helpers::pod::{available_at, is_terminating, label, uid};
+use controller_runtime::executor::{Action, DeleteOptions, Executor};
+use controller_runtime::expectations::Expectations;
+use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use futures::FutureExt as _;
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+use super::sync::{self, Observed, Plan};
+use crate::context::{ControllerContext, Running, StartError};
+use crate::controller_ref::{controlled_by, index_by_controller};
+use crate::history::{self, HASH_LABEL, Next};
+use crate::pod_control::{claim_pods, concerned, create_pods, delete_pod, resolve};
+
+/// `spec.revisionHistoryLimit` as the API server defaults it.
+const HISTORY_LIMIT: i32 = 10;
+
+/// Starts the controller under its own account.
+///
+/// # Errors
+/// When it has no client.
+pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
+    let executor = context
+        .executor("daemon-set-controller", "daemonset-controller")
+        .await?;
+    let workers = context.options.workers("daemonset");
+    let (controller, queue, watches) = DaemonSetController::new(
+        &context.informers,
+        executor,
+        Clock::real(),
+        &context.shutdown,
+    );
+    Ok(run_controller(
+        controller,
+        queue,
+        watches,
+        workers,
+        context.shutdown.clone(),
+    )
+    .boxed())
+}
+
+/// Reconciles DaemonSets by key.
+pub struct DaemonSetController {
+    daemon_sets: Informer<DaemonSet>,
+    pods: Informer<Pod>,
+    nodes: Informer<Node>,
+    revisions: Informer<ControllerRevision>,
+    expectations: Expectations,
+    executor: Executor,
+    clock: Clock,
+}
+
+impl DaemonSetController {
+    /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
+    pub fn new(
+        factory: &Factory,
+        executor: Executor,
+        clock: Clock,
+        shutdown: &Shutdown,
+    ) -> (Arc<Self>, WorkQueue, Watches) {
+        let controller = Arc::new(Self {
+            daemon_sets: factory.informer(InformerOptions::default()),
+            pods: factory.informer(InformerOptions::default()),
+            nodes: factory.informer(InformerOptions::default()),
+            revisions: factory.informer(InformerOptions::default()),
+            expectations: Expectations::new(clock.clone()),
+            executor,
+            clock,
+        });
+        index_by_controller(&controller.pods);
+        index_by_controller(&controller.revisions);
+        let queue = WorkQueue::new("daemonset");
+        let mut watches = Watches::new(shutdown.clone());
+        let keys = queue.clone();
+        watches.on(&controller.daemon_sets, move |event| {
+            keys.add(ObjectKey::of(&**event.object()))
+        });
+        let (handler, keys) = (controller.clone(), queue.clone());
+        watches.on(&controller.pods, move |event| handler.on_pod(&keys, &event));
+        let (handler, keys) = (controller.clone(), queue.clone());
+        watches.on(&controller.revisions, move |event| {
+            let owner = resolve(&handler.daemon_sets, &event.object().metadata);
+            owner
+                .into_iter()
+                .for_each(|ds| keys.add(ObjectKey::of(&*ds)));
+        });
+        let (handler, keys) = (controller.clone(), queue.clone());
+        watches.on(&controller.nodes, move |event| {
+            handler.on_node(&keys, &event)
+        });
+        (controller, queue, watches)
+    }
+
+    fn on_pod(&self, queue: &WorkQueue, event: &InformerEvent<Pod>) {
+        let pod = event.object();
+        if let Some(ds) = resolve(&self.daemon_sets, &pod.metadata) {
+            let key = ObjectKey::of(&*ds);
+            match event {
+                InformerEvent::Added(pod) if !is_terminating(pod) => {
+                    self.expectations.creation_observed(&key)
+                }
+                InformerEvent::Updated { new, .. } if !is_terminating(new) => {}
+                _ => self.expectations.deleted_uid_observed(&key, uid(pod)),
+            }
+        }
+        let selects = |ds: &DaemonSet, pod: &Pod| {
+            selector(ds).is_some_and(|s| s.matches(&pod.metadata.labels))
+        };
+        concerned(&self.daemon_sets, event, selects)
+            .into_iter()
+            .for_each(|key| queue.add(key));
+    }
+
+    fn on_node(&self, queue: &WorkQueue, event: &InformerEvent<Node>) {
+        if let InformerEvent::Updated { old, new } = event {
+            // A heartbeat changes nothing for us.
+            let taints = |n: &Node| n.spec.as_ref().and_then(|s| s.taints.clone());
+            if old.metadata.labels == new.metadata.labels && taints(old) == taints(new) {
+                return;
+            }
+        }
+        self.daemon_sets
+            .list()
+            .iter()
+            .for_each(|ds| queue.add(ObjectKey::of(&**ds)));
+    }
+
+    /// `None`: the watch or a retry brings the DaemonSet back.
+    async fn revision(
+        &self,
+        ds: &DaemonSet,
+        existing: &[Arc<ControllerRevision>],
+    ) -> Result<Option<Arc<ControllerRevision>>, ApiError> {
+        let template = ds
+            .spec
+            .as_ref()
+            .map(|s| s.template.clone())
+            .unwrap_or_default();
+        let collisions = ds.status.as_ref().and_then(|s| s.collision_count);
+        let reference = new_controller_ref::<DaemonSet>(&ds.metadata);
+        match history::next(&ds.metadata, reference, &template, existing, collisions) {
+            Next::Use(revision) => Ok(Some(revision)),
+            Next::Renumber(revision) => Ok(Some(Arc::new(self.executor.update(&*revision).await?))),
+            Next::Create(revision) => {
+                let error = match self.executor.create(&*revision).await {
+                    Ok(created) => return Ok(Some(Arc::new(created))),
+                    Err(ApiError::NamespaceTerminating(_)) => return Ok(None),
+                    Err(error) => error,
+                };
+                if !error.is_already_exists() {
+                    return Err(error);
+                }
+                let (ns, name) = (
+                    revision.metadata.namespace.as_deref().unwrap_or_default(),
+                    revision.metadata.name.as_deref().unwrap_or_default(),
+                );
+                match self.executor.get::<ControllerRevision>(ns, name).await? {
+                    // Our own, which the cache does not have yet.
+                    Some(found) if found.data == revision.data => Ok(Some(Arc::new(found))),
+                    _ => {
+                        let mut ds = ds.clone();
+                        let status = ds.status.get_or_insert_default();
+                        status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+                        self.executor.update_status(&ds).await?;
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&self, key: &ObjectKey, ds: &DaemonSet, plan: Plan) -> Option<ApiError> {
+        let about = object_reference(ds);
+        if !plan.delete.is_empty() {
+            self.expectations
+                .expect_deleted_uids(key, plan.delete.iter().map(|p| uid(p).to_owned()));
+            let deletions = plan.delete.iter().map(|p| {
+                let about = &about;
+                async move { (p, delete_pod(&self.executor, about, p).await) }
+            });
+            let mut first_error = None;
+            for (pod, result) in futures::future::join_all(deletions).await {
+                match result {
+                    Ok(true) => {}
+                    Ok(false) => self.expectations.deleted_uid_observed(key, uid(pod)),
+                    Err(error) => {
+                        self.expectations.deleted_uid_observed(key, uid(pod));
+                        first_error.get_or_insert(error);
+                    }
+                }
+            }
+            // What is to be created comes with the next pass, which their events bring.
+            return first_error;
+        }
+        if plan.create.is_empty() {
+            return None;
+        }
+        self.expectations.expect_creations(key, plan.create.len());
+        let created = create_pods(&self.executor, &about, &plan.create).await;
+        for _ in created.count..plan.create.len() {
+            self.expectations.creation_observed(key);
+        }
+        created.error
+    }
+
+    async fn clean_up(
+        &self,
+        ds: &DaemonSet,
+        existing: &[Arc<ControllerRevision>],
+        observed: &Observed,
+    ) -> Result<(), ApiError> {
+        let mut live: BTreeSet<String> = observed
+            .pods
+            .iter()
+            .filter_map(|p| label(p, HASH_LABEL).map(str::to_owned))
+            .collect();
+        live.insert(observed.hash.clone());
+        let limit = ds
+            .spec
+            .as_ref()
+            .and_then(|s| s.revision_history_limit)
+            .unwrap_or(HISTORY_LIMIT);
+        for revision in history::surplus(existing, &live, usize::try_from(limit).unwrap_or(0)) {
+            let meta = &revision.metadata;
+            let options = DeleteOptions {
+                uid: meta.uid.clone(),
+                ..DeleteOptions::default()
+            };
+            let (ns, name) = (
+                meta.namespace.as_deref().unwrap_or_default(),
+                meta.name.as_deref().unwrap_or_default(),
+            );
+            self.executor
+                .execute(&Action::delete::<ControllerRevision>(ns, name, options))
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+fn selector(ds: &DaemonSet) -> Option<Selector> {
+    let selector = Selector::new(&ds.spec.as_ref()?.selector).ok()?;
+    (!selector.is_everything()).then_some(selector)
+}
+
+#[async_trait]
+impl Controller for DaemonSetController {
+    type Key = ObjectKey;
+    type Error = ApiError;
+
+    fn name(&self) -> &'static str {
+        "daemonset-controller"
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ApiError> {
+        let Some(ds) = self.daemon_sets.get_key(key) else {
+            self.expectations.delete(key);
+            return Ok(None);
+        };
+        let expectations_met = self.expectations.satisfied(key);
+        let Some(selector) = selector(&ds) else {
+            // No retry helps; a change of the object brings it back.
+            tracing::error!(daemon_set = %key, "the selector is empty or invalid");
+            return Ok(None);
+        };
+        if ds.metadata.deletion_timestamp.is_some() {
+            return Ok(None);
+        }
+        let claimed = claim_pods::<DaemonSet>(
+            &self.executor,
+            &self.pods,
+            &ds.metadata,
+            &selector,
+            None,
+            |_| true,
+        );
+        let Some(pods) = claimed.await? else {
+            return Ok(None);
+        };
+        let revisions = controlled_by(
+            &self.revisions,
+            ds.metadata.uid.as_deref().unwrap_or_default(),
+        );
+        let Some(revision) = self.revision(&ds, &revisions).await? else {
+            return Ok(None);
+        };
+        let hash = history::hash(&revision).to_owned();
+        let observed = Observed {
+            nodes: self.nodes.list(),
+            pods,
+            hash,
+            expectations_met,
+        };
+        let now = self.clock.now();
+        let error = self
+            .carry_out(key, &ds, sync::sync(&ds, &observed, now))
+            .await;
+        let status = sync::calculate_status(&ds, &observed, now);
+        if ds.status.as_ref() != Some(&status) {
+            let updated = DaemonSet {
+                status: Some(status),
+                ..(*ds).clone()
+            };
+            match self.executor.update_status(&updated).await {
+                Ok(_) | Err(ApiError::NotFound(_)) => {}
+                Err(status_error) => return Err(error.unwrap_or(status_error)),
+            }
+        }
+        if let Some(error) = error {
+            return Err(error);
+        }
+        self.clean_up(&ds, &revisions, &observed).await?;
+        let min_ready = sync::min_ready_seconds(&ds);
+        let next = observed
+            .pods
+            .iter()
+            .filter_map(|p| available_at(p, min_ready))
+            .filter(|at| *at > now)
+            .min();
+        Ok(next.and_then(|at| Duration::try_from(at.duration_since(now)).ok()))
+    }
+}

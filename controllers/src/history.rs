@@ -1,0 +1,112 @@
+//! ControllerRevisions: the templates a DaemonSet has had, numbered. Pure.
+//!
+//! Upstream: pkg/controller/history, v1.36.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use component_helpers::names::compute_hash;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use serde_json::{Value, json};
+
+/// The label of revisions and pods that tells which template they are of.
+pub const HASH_LABEL: &str = "controller-revision-hash";
+
+/// What to do to have a revision of the present template.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// It is there.
+    Use(Arc<ControllerRevision>),
+    /// It is there and not the newest: a rollback.
+    Renumber(Box<ControllerRevision>),
+    /// There is none.
+    Create(Box<ControllerRevision>),
+}
+
+/// Finds or makes the revision of `template`.
+pub fn next(
+    owner: &ObjectMeta,
+    reference: OwnerReference,
+    template: &PodTemplateSpec,
+    existing: &[Arc<ControllerRevision>],
+    collision_count: Option<i32>,
+) -> Next {
+    let data = data(template);
+    let same = existing
+        .iter()
+        .filter(|r| r.data.as_ref().is_some_and(|d| d.0 == data))
+        .max_by_key(|r| r.revision);
+    let last = existing
+        .iter()
+        .filter(|r| same.is_none_or(|s| s.metadata.uid != r.metadata.uid))
+        .map(|r| r.revision)
+        .max()
+        .unwrap_or(0);
+    if let Some(same) = same {
+        return match same.revision > last {
+            true => Next::Use(same.clone()),
+            false => Next::Renumber(Box::new(ControllerRevision {
+                revision: last + 1,
+                ..(**same).clone()
+            })),
+        };
+    }
+    let hash = compute_hash(data.to_string().as_bytes(), collision_count);
+    let mut labels = template
+        .metadata
+        .as_ref()
+        .and_then(|m| m.labels.clone())
+        .unwrap_or_default();
+    labels.insert(HASH_LABEL.to_owned(), hash.clone());
+    Next::Create(Box::new(ControllerRevision {
+        data: Some(RawExtension(data)),
+        metadata: ObjectMeta {
+            name: Some(format!(
+                "{}-{hash}",
+                owner.name.as_deref().unwrap_or_default()
+            )),
+            namespace: owner.namespace.clone(),
+            labels: Some(labels),
+            annotations: owner.annotations.clone(),
+            owner_references: Some(vec![reference]),
+            ..ObjectMeta::default()
+        },
+        revision: last + 1,
+    }))
+}
+
+/// A strategic merge patch that puts the template back.
+fn data(template: &PodTemplateSpec) -> Value {
+    let mut value =
+        serde_json::to_value(template).expect("API types have string keys and serialize");
+    value["$patch"] = json!("replace");
+    json!({"spec": {"template": value}})
+}
+
+/// The hash a revision is labelled with.
+pub fn hash(revision: &ControllerRevision) -> &str {
+    let labels = revision.metadata.labels.as_ref();
+    labels
+        .and_then(|l| l.get(HASH_LABEL))
+        .map_or("", String::as_str)
+}
+
+/// The oldest revisions that nobody needs beyond `limit`; `live`: hashes that are in use.
+pub fn surplus(
+    existing: &[Arc<ControllerRevision>],
+    live: &BTreeSet<String>,
+    limit: usize,
+) -> Vec<Arc<ControllerRevision>> {
+    let mut idle: Vec<_> = existing
+        .iter()
+        .filter(|r| !live.contains(hash(r)))
+        .cloned()
+        .collect();
+    idle.sort_by_key(|r| r.revision);
+    let excess = idle.len().saturating_sub(limit);
+    idle.truncate(excess);
+    idle
+}
