@@ -102,6 +102,8 @@ pub struct Sandbox {
     record: Mutex<SandboxRecord>,
     /// A stop is under way or done: the shim's end is no surprise.
     stopping: Mutex<bool>,
+    /// Held while the sandbox is taken down or removed.
+    pub teardown: tokio::sync::Mutex<()>,
 }
 
 impl Sandbox {
@@ -110,6 +112,7 @@ impl Sandbox {
         Arc::new(Self {
             record: Mutex::new(record),
             stopping: Mutex::new(stopping),
+            teardown: tokio::sync::Mutex::new(()),
         })
     }
 

@@ -317,10 +317,24 @@ pub async fn stop(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
         Ok(sandbox) => sandbox,
         Err(_) => return Ok(()),
     };
+    let _alone = sandbox.teardown.lock().await;
+    if inner.sandbox(id).is_err() {
+        // Removed while this call waited.
+        return Ok(());
+    }
+    stop_alone(inner, &sandbox, id).await
+}
+
+/// The caller holds `teardown`: two calls at once would write into a directory that the other one removes.
+async fn stop_alone(
+    inner: &Arc<Inner>,
+    sandbox: &Arc<Sandbox>,
+    id: &str,
+) -> Result<(), RuntimeError> {
     sandbox.begin_stop();
-    let problems = take_down(inner, &sandbox).await;
+    let problems = take_down(inner, sandbox).await;
     watch::settle(inner, id);
-    set_phase(inner, &sandbox, SandboxPhase::Stopped);
+    set_phase(inner, sandbox, SandboxPhase::Stopped);
     match problems.into_iter().next() {
         None => Ok(()),
         Some(problem) => Err(problem),
@@ -331,7 +345,11 @@ pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
     let Ok(sandbox) = inner.sandbox(id) else {
         return Ok(());
     };
-    stop(inner, id).await?;
+    let _alone = sandbox.teardown.lock().await;
+    if inner.sandbox(id).is_err() {
+        return Ok(());
+    }
+    stop_alone(inner, &sandbox, id).await?;
     for container in inner.containers_of(id) {
         let container_id = container.record().id.clone();
         container::remove(inner, &container_id).await?;

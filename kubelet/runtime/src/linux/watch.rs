@@ -115,10 +115,14 @@ pub fn ended(inner: &Inner, id: &str, phase: ContainerPhase) {
 /// The shim died unasked: its containers cannot be watched any more, so they are ended.
 pub async fn lost(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) {
     sandbox.begin_stop();
+    let _alone = sandbox.teardown.lock().await;
     let (id, pod_uid) = {
         let record = sandbox.record();
         (record.id.clone(), record.config.metadata.uid.clone())
     };
+    if inner.sandbox(&id).is_err() {
+        return;
+    }
     super::sandbox::take_down(inner, sandbox).await;
     settle(inner, &id);
     super::sandbox::set_phase(inner, sandbox, SandboxPhase::Stopped);
