@@ -35,5 +35,6 @@ pub mod pod_garbage_collector;
 pub mod replicaset;
 pub mod root_ca_certificate_publisher;
 pub mod serviceaccount;
+pub mod statefulset;
 pub mod taint_eviction;
 pub mod token_cleaner;

@@ -88,6 +88,9 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("daemonset-controller", "daemonset", |c| {
         crate::daemonset::start(c).boxed()
     }),
+    built("statefulset-controller", "statefulset", |c| {
+        crate::statefulset::start(c).boxed()
+    }),
     built("deployment-controller", "deployment", |c| {
         crate::deployment::start(c).boxed()
     }),
@@ -169,7 +172,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
     missing("resourcequota-controller", "resourcequota"),
     missing("service-cidr-controller", ""),
     missing("serviceaccount-token-controller", "serviceaccount-token"),
-    missing("statefulset-controller", "statefulset"),
     missing("storage-version-migrator-controller", "svm"),
     missing("ttl-after-finished-controller", "ttl-after-finished"),
     missing("ttl-controller", "ttl"),
@@ -265,8 +267,8 @@ mod tests {
         assert!(!is_enabled(account, &list(&["*", "-serviceaccount"])));
         assert!(is_enabled(account, &list(&["serviceaccount-controller"])));
         assert!(!is_enabled(account, &list(&["root-ca-cert-publisher"])));
-        assert!(validate(&list(&["*", "-statefulset", "serviceaccount"])).is_empty());
-        assert_eq!(validate(&list(&["statefulset", "nobody"])).len(), 2);
+        assert!(validate(&list(&["*", "-cronjob", "serviceaccount"])).is_empty());
+        assert_eq!(validate(&list(&["cronjob", "nobody"])).len(), 2);
     }
 
     #[test]

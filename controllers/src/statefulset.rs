@@ -1,0 +1,16 @@
+//! The statefulset controller: pods with a name, a place in an order and volumes of their own.
+//!
+//! With `OrderedReady` one pod at a time: the next comes when all before it are available, the last goes first. Names are fixed, so a
+//! stale cache cannot create twice: the second is refused.
+//!
+//! Upstream: pkg/controller/statefulset, v1.36.
+// DIFFERS: claims are never deleted (`persistentVolumeClaimRetentionPolicy` counts as `Retain`), a rolling update takes one pod at a time
+// (`maxUnavailable`), the identity of adopted pods is not repaired, orphaned ControllerRevisions are not adopted.
+
+pub mod controller;
+pub mod sync;
+
+#[cfg(test)]
+mod tests;
+
+pub use controller::start;

@@ -1,0 +1,278 @@
+//! The decision: which pods to create or delete next, and the status. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use component_helpers::owner_ref::new_controller_ref;
+use component_helpers::pod::{
+    is_pod_available, is_pod_ready, is_terminal, is_terminating, label, phase,
+};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
+};
+
+use crate::history::HASH_LABEL;
+use crate::pod_control::pod_from_template;
+
+/// What the caches hold about one StatefulSet.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Controlled, selected and named as ours.
+    pub pods: Vec<Arc<Pod>>,
+    /// That of `status.currentRevision`.
+    pub current: Arc<ControllerRevision>,
+    /// That of the present template.
+    pub update: Arc<ControllerRevision>,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// The claims first, those that are not there.
+    Create {
+        pod: Box<Pod>,
+        claims: Vec<PersistentVolumeClaim>,
+    },
+    Delete(Arc<Pod>),
+}
+
+/// The ordinal in a name, if it is of this set.
+pub fn ordinal(set: &str, pod: &str) -> Option<i32> {
+    let digits = pod.strip_prefix(set)?.strip_prefix('-')?;
+    digits
+        .parse()
+        .ok()
+        .filter(|n: &i32| *n >= 0 && n.to_string() == digits)
+}
+
+fn name_of(set: &StatefulSet) -> &str {
+    set.metadata.name.as_deref().unwrap_or_default()
+}
+
+fn name_of_revision(revision: &ControllerRevision) -> &str {
+    revision.metadata.name.as_deref().unwrap_or_default()
+}
+
+fn start(set: &StatefulSet) -> i32 {
+    set.spec
+        .as_ref()
+        .and_then(|s| s.ordinals.as_ref()?.start)
+        .unwrap_or(0)
+}
+
+fn replicas(set: &StatefulSet) -> i32 {
+    set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+}
+
+/// `minReadySeconds`.
+pub fn min_ready_seconds(set: &StatefulSet) -> i32 {
+    set.spec
+        .as_ref()
+        .and_then(|s| s.min_ready_seconds)
+        .unwrap_or(0)
+}
+
+fn is_rolling(set: &StatefulSet) -> bool {
+    let strategy = set
+        .spec
+        .as_ref()
+        .and_then(|s| s.update_strategy.as_ref()?.type_.as_deref());
+    strategy.unwrap_or("RollingUpdate") == "RollingUpdate"
+}
+
+fn partition(set: &StatefulSet) -> Option<i32> {
+    let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
+    Some(strategy.rolling_update.as_ref()?.partition.unwrap_or(0))
+}
+
+fn is_parallel(set: &StatefulSet) -> bool {
+    set.spec
+        .as_ref()
+        .and_then(|s| s.pod_management_policy.as_deref())
+        == Some("Parallel")
+}
+
+fn is_available(set: &StatefulSet, pod: &Pod, now: Timestamp) -> bool {
+    phase(pod) == "Running"
+        && is_pod_ready(pod)
+        && !is_terminating(pod)
+        && is_pod_available(pod, min_ready_seconds(set), now)
+}
+
+/// Decides one pass.
+pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if set.metadata.deletion_timestamp.is_some() {
+        return steps;
+    }
+    let parallel = is_parallel(set);
+    let (first, end) = (start(set), start(set) + replicas(set));
+    let mut pods: BTreeMap<i32, &Arc<Pod>> = observed
+        .pods
+        .iter()
+        .filter_map(|p| Some((ordinal(name_of(set), p.metadata.name.as_deref()?)?, p)))
+        .collect();
+    for at in first..end {
+        let Some(pod) = pods.get(&at) else {
+            steps.push(create(set, observed, at));
+            if !parallel {
+                return steps;
+            }
+            continue;
+        };
+        if is_terminal(pod) && !is_terminating(pod) {
+            steps.push(Step::Delete((*pod).clone()));
+        }
+        if !parallel && !is_available(set, pod, now) {
+            return steps;
+        }
+    }
+    let wanted: BTreeMap<_, _> = pods.extract_if(first..end, |_, _| true).collect();
+    for pod in pods.into_values().rev() {
+        if !is_terminating(pod) {
+            steps.push(Step::Delete(pod.clone()));
+        }
+        if !parallel {
+            return steps;
+        }
+    }
+    if !steps.is_empty() || !is_rolling(set) {
+        return steps;
+    }
+    for (at, pod) in wanted.into_iter().rev() {
+        if at < first.max(partition(set).unwrap_or(0)) {
+            break;
+        }
+        if label(pod, HASH_LABEL) != Some(name_of_revision(&observed.update))
+            && !is_terminating(pod)
+        {
+            return vec![Step::Delete(pod.clone())];
+        }
+        if !is_available(set, pod, now) {
+            break;
+        }
+    }
+    steps
+}
+
+fn create(set: &StatefulSet, observed: &Observed, at: i32) -> Step {
+    let current = is_rolling(set)
+        && match partition(set) {
+            Some(partition) => at < partition,
+            None => {
+                at < start(set)
+                    + set
+                        .status
+                        .as_ref()
+                        .and_then(|s| s.current_replicas)
+                        .unwrap_or(0)
+            }
+        };
+    let revision = if current {
+        &observed.current
+    } else {
+        &observed.update
+    };
+    let template = revision
+        .data
+        .as_ref()
+        .and_then(|d| {
+            serde_json::from_value::<PodTemplateSpec>(d.0["spec"]["template"].clone()).ok()
+        })
+        .or_else(|| set.spec.as_ref().map(|s| s.template.clone()))
+        .unwrap_or_default();
+    let spec = set.spec.clone().unwrap_or_default();
+    let name = format!("{}-{at}", name_of(set));
+    let owner = new_controller_ref::<StatefulSet>(&set.metadata);
+    let mut pod = pod_from_template(
+        &template,
+        set.metadata.namespace.clone(),
+        String::new(),
+        owner,
+    );
+    pod.metadata.generate_name = None;
+    pod.metadata.name = Some(name.clone());
+    let labels = pod.metadata.labels.get_or_insert_default();
+    labels.insert(
+        "statefulset.kubernetes.io/pod-name".to_owned(),
+        name.clone(),
+    );
+    labels.insert("apps.kubernetes.io/pod-index".to_owned(), at.to_string());
+    labels.insert(HASH_LABEL.to_owned(), name_of_revision(revision).to_owned());
+    let pod_spec = pod.spec.get_or_insert_default();
+    pod_spec.hostname = Some(name.clone());
+    pod_spec.subdomain = spec.service_name.clone().filter(|s| !s.is_empty());
+    let mut claims = Vec::new();
+    for template in spec.volume_claim_templates.into_iter().flatten() {
+        let volume = template.metadata.name.clone().unwrap_or_default();
+        let claim_name = format!("{volume}-{name}");
+        let volumes = pod_spec.volumes.get_or_insert_default();
+        volumes.retain(|v| v.name != volume);
+        volumes.push(Volume {
+            name: volume,
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim_name.clone(),
+                read_only: None,
+            }),
+            ..Volume::default()
+        });
+        let mut claim = PersistentVolumeClaim {
+            status: None,
+            ..template
+        };
+        claim.metadata.name = Some(claim_name);
+        claim.metadata.namespace = set.metadata.namespace.clone();
+        let selected = spec.selector.match_labels.clone().unwrap_or_default();
+        claim
+            .metadata
+            .labels
+            .get_or_insert_default()
+            .extend(selected);
+        claims.push(claim);
+    }
+    Step::Create {
+        pod: Box::new(pod),
+        claims,
+    }
+}
+
+/// The status by what is observed now.
+pub fn calculate_status(
+    set: &StatefulSet,
+    observed: &Observed,
+    now: Timestamp,
+) -> StatefulSetStatus {
+    let old = set.status.clone().unwrap_or_default();
+    let count = |test: &dyn Fn(&Pod) -> bool| {
+        i32::try_from(observed.pods.iter().filter(|p| test(p)).count()).unwrap_or(i32::MAX)
+    };
+    let nonzero = |n: i32| Some(n).filter(|n| *n != 0);
+    let of = |revision: &ControllerRevision| {
+        let name = name_of_revision(revision).to_owned();
+        count(&|p| label(p, HASH_LABEL) == Some(&name) && !is_terminating(p))
+    };
+    let ready = count(&|p| phase(p) == "Running" && is_pod_ready(p));
+    let (mut current, updated) = (of(&observed.current), of(&observed.update));
+    let mut current_revision = name_of_revision(&observed.current).to_owned();
+    let total = count(&|_| true);
+    // The update is through.
+    if is_rolling(set) && updated == total && ready == total && updated == replicas(set) {
+        current = updated;
+        current_revision = name_of_revision(&observed.update).to_owned();
+    }
+    StatefulSetStatus {
+        replicas: total,
+        ready_replicas: nonzero(ready),
+        // The API server wants it also as zero.
+        available_replicas: Some(count(&|p| is_available(set, p, now))),
+        current_replicas: nonzero(current),
+        updated_replicas: nonzero(updated),
+        current_revision: Some(current_revision),
+        update_revision: Some(name_of_revision(&observed.update).to_owned()),
+        observed_generation: set.metadata.generation,
+        collision_count: old.collision_count.or(Some(0)),
+        conditions: old.conditions,
+    }
+}

@@ -1,0 +1,166 @@
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use super::sync::{Observed, Step, calculate_status, ordinal, sync};
+
+fn now() -> Timestamp {
+    "2026-01-01T01:00:00Z".parse().unwrap()
+}
+
+fn set(replicas: i32, more: Value) -> StatefulSet {
+    let mut spec = json!({"replicas": replicas, "serviceName": "s", "selector": {"matchLabels": {"a": "a"}},
+        "template": {"metadata": {"labels": {"a": "a"}}, "spec": {"containers": []}}});
+    spec.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    serde_json::from_value(
+        json!({"metadata": {"name": "w", "namespace": "n", "uid": "w"}, "spec": spec}),
+    )
+    .unwrap()
+}
+
+fn revision(name: &str) -> Arc<ControllerRevision> {
+    let data = json!({"spec": {"template": {"$patch": "replace", "metadata": {"labels": {"a": "a", "of": name}}, "spec": {"containers": []}}}});
+    Arc::new(
+        serde_json::from_value(json!({"metadata": {"name": name}, "data": data, "revision": 1}))
+            .unwrap(),
+    )
+}
+
+/// `w-0:new` is available, `w-0:new!` is not, `w-0:new-` is going.
+fn pod(text: &str) -> Arc<Pod> {
+    let (name, hash) = text.split_once(':').unwrap();
+    let ready = if hash.ends_with('!') { "False" } else { "True" };
+    let going = hash.ends_with('-').then_some("2026-01-01T00:00:00Z");
+    Arc::new(serde_json::from_value(json!({
+        "metadata": {"name": name, "uid": name, "deletionTimestamp": going,
+            "labels": {"controller-revision-hash": hash.trim_end_matches(['!', '-'])}},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})).unwrap())
+}
+
+fn observe(pods: &[&str]) -> Observed {
+    Observed {
+        pods: pods.iter().map(|p| pod(p)).collect(),
+        current: revision("old"),
+        update: revision("new"),
+    }
+}
+
+fn check(set: &StatefulSet, pods: &[&str], expect: &[&str]) {
+    let steps: Vec<_> = sync(set, &observe(pods), now())
+        .into_iter()
+        .map(|step| match step {
+            Step::Create { pod, .. } => format!(
+                "+{}:{}",
+                pod.metadata.name.unwrap(),
+                pod.metadata.labels.unwrap()["of"]
+            ),
+            Step::Delete(pod) => format!("-{}", pod.metadata.name.clone().unwrap()),
+        })
+        .collect();
+    assert_eq!(steps, expect, "{pods:?}");
+}
+
+#[test]
+fn in_order_or_not() {
+    let ordered = set(3, json!({}));
+    check(&ordered, &[], &["+w-0:new"]);
+    check(&ordered, &["w-0:new!"], &[]);
+    check(&ordered, &["w-0:new", "w-1:new-"], &[]);
+    check(&ordered, &["w-0:new", "w-1:new"], &["+w-2:new"]);
+    check(
+        &set(1, json!({})),
+        &["w-0:new", "w-1:new", "w-2:new"],
+        &["-w-2"],
+    );
+    check(&set(1, json!({})), &["w-0:new!", "w-1:new"], &[]);
+    let parallel = |n| set(n, json!({"podManagementPolicy": "Parallel"}));
+    check(&parallel(3), &["w-0:new!"], &["+w-1:new", "+w-2:new"]);
+    check(
+        &parallel(1),
+        &["w-0:new!", "w-1:new", "w-2:new"],
+        &["-w-2", "-w-1"],
+    );
+    check(
+        &set(2, json!({"ordinals": {"start": 5}})),
+        &["w-0:new", "w-5:new", "w-6:new"],
+        &["-w-0"],
+    );
+}
+
+#[test]
+fn updates() {
+    let rolling = |partition: i32| {
+        set(
+            3,
+            json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": partition}}}),
+        )
+    };
+    let old = ["w-0:old", "w-1:old", "w-2:old"];
+    check(&rolling(0), &old, &["-w-2"]);
+    check(&rolling(0), &["w-0:old", "w-1:old", "w-2:new!"], &[]);
+    check(&rolling(2), &["w-0:old", "w-1:old", "w-2:new"], &[]);
+    check(&rolling(2), &["w-0:old", "w-2:new"], &["+w-1:old"]);
+    check(
+        &set(3, json!({"updateStrategy": {"type": "OnDelete"}})),
+        &old,
+        &[],
+    );
+    let status = calculate_status(
+        &rolling(0),
+        &observe(&["w-0:new", "w-1:new", "w-2:new"]),
+        now(),
+    );
+    assert_eq!(
+        (status.current_revision.as_deref(), status.current_replicas),
+        (Some("new"), Some(3))
+    );
+    let status = calculate_status(
+        &rolling(2),
+        &observe(&["w-0:old", "w-1:old", "w-2:new"]),
+        now(),
+    );
+    assert_eq!(
+        (
+            status.current_revision.as_deref(),
+            status.current_replicas,
+            status.updated_replicas
+        ),
+        (Some("old"), Some(2), Some(1))
+    );
+}
+
+#[test]
+fn identity_and_claims() {
+    let with_claims = set(
+        1,
+        json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}]}),
+    );
+    let mut steps = sync(&with_claims, &observe(&[]), now());
+    let Some(Step::Create { pod, claims }) = steps.pop() else {
+        panic!()
+    };
+    let value = serde_json::to_value(&pod).unwrap();
+    assert_eq!(
+        (&value["spec"]["hostname"], &value["spec"]["subdomain"]),
+        (&json!("w-0"), &json!("s"))
+    );
+    assert_eq!(
+        value["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"],
+        "data-w-0"
+    );
+    assert_eq!(claims[0].metadata.name.as_deref(), Some("data-w-0"));
+    for (name, expect) in [
+        ("w-0", Some(0)),
+        ("w-01", None),
+        ("w-x", None),
+        ("ww-1", None),
+        ("w", None),
+    ] {
+        assert_eq!(ordinal("w", name), expect, "{name}");
+    }
+}
