@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::layout::{self, CLUSTER_CIDR, CONTROL_PLANE_IP, REGISTRY_PORT, SERVICE_CIDR};
 use super::process::{Place, Program};
@@ -159,7 +159,15 @@ fn start_forwarder(cluster: &mut Cluster) -> Result<()> {
     drop(listener);
     cluster.state.admin_port = port;
     pki::write_admin_kubeconfig(&cluster.layout, port)?;
-    let own = std::env::current_exe()?;
+    // A copy: cargo may replace the program while it runs, and a test that brings a cluster up is another one.
+    let built = cluster.outputs.target.join("release/e2e");
+    let source = if built.is_file() {
+        built
+    } else {
+        "/proc/self/exe".into()
+    };
+    let own = cluster.layout.dir().join("e2e-forward");
+    fs::copy(&source, &own).with_context(|| format!("copy {}", source.display()))?;
     cluster.start(Program {
         name: "forwarder".to_owned(),
         argv: strings(&[
