@@ -33,6 +33,7 @@ pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod pod_garbage_collector;
 pub mod replicaset;
+pub mod resourcequota;
 pub mod root_ca_certificate_publisher;
 pub mod serviceaccount;
 pub mod statefulset;

@@ -91,6 +91,9 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("statefulset-controller", "statefulset", |c| {
         crate::statefulset::start(c).boxed()
     }),
+    built("resourcequota-controller", "resourcequota", |c| {
+        crate::resourcequota::start(c).boxed()
+    }),
     built("deployment-controller", "deployment", |c| {
         crate::deployment::start(c).boxed()
     }),
@@ -169,7 +172,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "pvc-protection",
     ),
     missing("resourceclaim-controller", "resource-claim-controller"),
-    missing("resourcequota-controller", "resourcequota"),
     missing("service-cidr-controller", ""),
     missing("serviceaccount-token-controller", "serviceaccount-token"),
     missing("storage-version-migrator-controller", "svm"),

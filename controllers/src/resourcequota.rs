@@ -1,0 +1,14 @@
+//! The resourcequota controller: writes into each ResourceQuota what its namespace uses.
+//!
+//! Admission in the API server counts up as objects are made; this loop counts what went away, and everything anew every five minutes.
+//!
+//! Upstream: pkg/controller/resourcequota and pkg/quota/v1/evaluator/core, v1.36.
+// DIFFERS: of `count/RESOURCE` only those of the core group; ResourceClaims and VolumeAttributesClasses are not counted.
+
+pub mod controller;
+pub mod sync;
+
+#[cfg(test)]
+mod tests;
+
+pub use controller::start;

@@ -1,0 +1,223 @@
+//! The decision: the usage that a quota measures. Pure.
+
+use std::sync::Arc;
+
+use component_helpers::pod::is_terminal;
+use component_helpers::qos::{QosClass, get_pod_qos};
+use component_helpers::quantity::{Amount, Format};
+use component_helpers::resources::{
+    Amounts, PodResourcesOptions, add, amounts, is_extended_resource_name, pod_limits,
+    pod_requests, quantities,
+};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus,
+    ScopedResourceSelectorRequirement, Service,
+};
+
+/// What the caches hold about one namespace.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    pub pods: Vec<Arc<Pod>>,
+    pub services: Vec<Arc<Service>>,
+    pub claims: Vec<Arc<PersistentVolumeClaim>>,
+    /// Of kinds that are only counted, by plural.
+    pub counts: Vec<(&'static str, usize)>,
+}
+
+/// The status that is to be written; `None`: it is right.
+pub fn sync(quota: &ResourceQuota, observed: &Observed) -> Option<ResourceQuotaStatus> {
+    let hard = quota
+        .spec
+        .as_ref()
+        .and_then(|s| s.hard.clone())
+        .unwrap_or_default();
+    let usage = usage(quota, observed);
+    let mut used = Amounts::default();
+    for name in hard.keys() {
+        let amount = usage
+            .get(name)
+            .copied()
+            .or_else(|| is_known(name).then_some(Amount::ZERO));
+        used.extend(amount.map(|a| (name.clone(), a)));
+    }
+    let old = quota.status.clone().unwrap_or_default();
+    let same =
+        amounts(old.hard.as_ref()) == amounts(Some(&hard)) && amounts(old.used.as_ref()) == used;
+    (!same || old.hard.is_none()).then(|| ResourceQuotaStatus {
+        hard: Some(hard),
+        used: Some(quantities(&used)),
+    })
+}
+
+fn is_known(name: &str) -> bool {
+    let plain = name.strip_prefix("count/").unwrap_or(name);
+    let prefixed = ["requests.", "limits.", "hugepages-", "services."]
+        .iter()
+        .any(|p| name.starts_with(p));
+    prefixed
+        || name.contains(".storageclass.storage.k8s.io/")
+        || [
+            "pods",
+            "services",
+            "replicationcontrollers",
+            "resourcequotas",
+            "secrets",
+            "configmaps",
+            "persistentvolumeclaims",
+            "cpu",
+            "memory",
+            "ephemeral-storage",
+        ]
+        .contains(&plain)
+}
+
+fn one(n: usize) -> Amount {
+    Amount::new(i64::try_from(n).unwrap_or(i64::MAX), Format::DecimalSI)
+}
+
+fn usage(quota: &ResourceQuota, observed: &Observed) -> Amounts {
+    let mut usage = Amounts::default();
+    let scopes = scopes(quota);
+    for pod in observed
+        .pods
+        .iter()
+        .filter(|p| scopes.iter().all(|s| matches_scope(s, p)))
+    {
+        add(&mut usage, &of_pod(pod));
+    }
+    if !scopes.is_empty() {
+        return usage;
+    }
+    for service in &observed.services {
+        add(&mut usage, &of_service(service));
+    }
+    for claim in &observed.claims {
+        add(&mut usage, &of_claim(claim));
+    }
+    for (name, count) in &observed.counts {
+        usage.insert((*name).to_owned(), one(*count));
+        usage.insert(format!("count/{name}"), one(*count));
+    }
+    usage
+}
+
+fn of_pod(pod: &Pod) -> Amounts {
+    let mut usage = Amounts::from([("count/pods".to_owned(), one(1))]);
+    if is_terminal(pod) {
+        return usage;
+    }
+    usage.insert("pods".to_owned(), one(1));
+    let options = PodResourcesOptions {
+        use_status_resources: true,
+        ..PodResourcesOptions::default()
+    };
+    for (name, amount) in pod_requests(pod, &options) {
+        if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage")
+            || name.starts_with("hugepages-")
+        {
+            usage.insert(name.clone(), amount);
+            usage.insert(format!("requests.{name}"), amount);
+        } else if is_extended_resource_name(&name) {
+            usage.insert(format!("requests.{name}"), amount);
+        }
+    }
+    for (name, amount) in pod_limits(pod, &options) {
+        if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") {
+            usage.insert(format!("limits.{name}"), amount);
+        }
+    }
+    usage
+}
+
+fn of_service(service: &Service) -> Amounts {
+    let mut usage = Amounts::from([
+        ("services".to_owned(), one(1)),
+        ("count/services".to_owned(), one(1)),
+    ]);
+    let Some(spec) = &service.spec else {
+        return usage;
+    };
+    let ports = spec.ports.as_deref().unwrap_or_default();
+    let given = ports
+        .iter()
+        .filter(|p| p.node_port.unwrap_or(0) != 0)
+        .count();
+    let node_ports = match spec.type_.as_deref() {
+        Some("NodePort") => ports.len(),
+        Some("LoadBalancer") if spec.allocate_load_balancer_node_ports == Some(false) => given,
+        Some("LoadBalancer") => ports.len(),
+        _ => 0,
+    };
+    usage.insert("services.nodeports".to_owned(), one(node_ports));
+    let balancer = usize::from(spec.type_.as_deref() == Some("LoadBalancer"));
+    usage.insert("services.loadbalancers".to_owned(), one(balancer));
+    usage
+}
+
+fn of_claim(claim: &PersistentVolumeClaim) -> Amounts {
+    let spec = claim.spec.clone().unwrap_or_default();
+    let requests = amounts(spec.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    let storage = requests.get("storage").copied();
+    let mut usage = Amounts::default();
+    usage.insert("persistentvolumeclaims".to_owned(), one(1));
+    usage.insert("count/persistentvolumeclaims".to_owned(), one(1));
+    usage.extend(storage.map(|s| ("requests.storage".to_owned(), s)));
+    if let Some(class) = spec.storage_class_name.filter(|c| !c.is_empty()) {
+        let prefix = format!("{class}.storageclass.storage.k8s.io/");
+        usage.insert(format!("{prefix}persistentvolumeclaims"), one(1));
+        usage.extend(storage.map(|s| (format!("{prefix}requests.storage"), s)));
+    }
+    usage
+}
+
+fn scopes(quota: &ResourceQuota) -> Vec<ScopedResourceSelectorRequirement> {
+    let Some(spec) = &quota.spec else {
+        return Vec::new();
+    };
+    let plain = spec
+        .scopes
+        .iter()
+        .flatten()
+        .map(|name| ScopedResourceSelectorRequirement {
+            operator: "Exists".to_owned(),
+            scope_name: name.clone(),
+            values: None,
+        });
+    let selected = spec
+        .scope_selector
+        .iter()
+        .flat_map(|s| s.match_expressions.iter().flatten().cloned());
+    plain.chain(selected).collect()
+}
+
+fn matches_scope(scope: &ScopedResourceSelectorRequirement, pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    let terminating = spec.and_then(|s| s.active_deadline_seconds).is_some();
+    let best_effort = get_pod_qos(pod) == QosClass::BestEffort;
+    match scope.scope_name.as_str() {
+        "Terminating" => terminating,
+        "NotTerminating" => !terminating,
+        "BestEffort" => best_effort,
+        "NotBestEffort" => !best_effort,
+        "PriorityClass" => {
+            let class = spec
+                .and_then(|s| s.priority_class_name.clone())
+                .filter(|c| !c.is_empty());
+            let listed = class
+                .as_ref()
+                .is_some_and(|c| scope.values.iter().flatten().any(|v| v == c));
+            match scope.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                "Exists" => class.is_some(),
+                _ => class.is_none(),
+            }
+        }
+        "CrossNamespacePodAffinity" => {
+            let affinity = spec.and_then(|s| s.affinity.clone()).unwrap_or_default();
+            let text = serde_json::to_string(&affinity).unwrap_or_default();
+            text.contains("\"namespaces\"") || text.contains("\"namespaceSelector\"")
+        }
+        _ => false,
+    }
+}

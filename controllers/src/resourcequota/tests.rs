@@ -1,0 +1,54 @@
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::sync::{Observed, sync};
+
+#[test]
+fn usage_by_kind_and_scope() {
+    let quota =
+        |spec| serde_json::from_value(json!({"metadata": {"name": "q"}, "spec": spec})).unwrap();
+    let pod = |phase: &str, cpu: &str| {
+        Arc::new(
+            serde_json::from_value(json!({"spec": {"containers": [{"name": "c",
+        "resources": {"requests": {"cpu": cpu}}}]}, "status": {"phase": phase}}))
+            .unwrap(),
+        )
+    };
+    let service = json!({"spec": {"type": "NodePort", "ports": [{"port": 1}, {"port": 2}]}});
+    let claim = json!({"spec": {"storageClassName": "gold", "resources": {"requests": {"storage": "1Gi"}}}});
+    let observed = Observed {
+        pods: vec![
+            pod("Running", "500m"),
+            pod("Running", "1"),
+            pod("Succeeded", "9"),
+        ],
+        services: vec![Arc::new(serde_json::from_value(service).unwrap())],
+        claims: vec![Arc::new(serde_json::from_value(claim).unwrap())],
+        counts: vec![("secrets", 3)],
+    };
+    let hard = json!({"pods": "9", "count/pods": "9", "cpu": "9", "requests.cpu": "9", "services.nodeports": "9", "secrets": "9",
+        "requests.storage": "9Gi", "gold.storageclass.storage.k8s.io/requests.storage": "9Gi", "count/widgets.example.com": "9"});
+    let mut counted: k8s_openapi::api::core::v1::ResourceQuota = quota(json!({"hard": hard}));
+    let status = sync(&counted, &observed).unwrap();
+    assert_eq!(
+        serde_json::to_value(&status.used).unwrap(),
+        json!({"pods": "2", "count/pods": "3", "cpu": "1500m", "requests.cpu": "1500m",
+        "services.nodeports": "2", "secrets": "3", "requests.storage": "1Gi", "gold.storageclass.storage.k8s.io/requests.storage": "1Gi"})
+    );
+    counted.status = Some(status);
+    assert_eq!(sync(&counted, &observed), None);
+    for (scope, pods) in [
+        ("BestEffort", "0"),
+        ("NotBestEffort", "2"),
+        ("Terminating", "0"),
+        ("NotTerminating", "2"),
+    ] {
+        let status = sync(
+            &quota(json!({"hard": {"pods": "9"}, "scopes": [scope]})),
+            &observed,
+        )
+        .unwrap();
+        assert_eq!(status.used.unwrap()["pods"].0, pods, "{scope}");
+    }
+}
