@@ -39,3 +39,4 @@ pub mod serviceaccount;
 pub mod statefulset;
 pub mod taint_eviction;
 pub mod token_cleaner;
+pub mod ttl_after_finished;

@@ -94,6 +94,9 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("resourcequota-controller", "resourcequota", |c| {
         crate::resourcequota::start(c).boxed()
     }),
+    built("ttl-after-finished-controller", "ttl-after-finished", |c| {
+        crate::ttl_after_finished::start(c).boxed()
+    }),
     built("deployment-controller", "deployment", |c| {
         crate::deployment::start(c).boxed()
     }),
@@ -175,7 +178,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
     missing("service-cidr-controller", ""),
     missing("serviceaccount-token-controller", "serviceaccount-token"),
     missing("storage-version-migrator-controller", "svm"),
-    missing("ttl-after-finished-controller", "ttl-after-finished"),
     missing("ttl-controller", "ttl"),
     missing("validatingadmissionpolicy-status-controller", ""),
     missing("volumeattributesclass-protection-controller", ""),
