@@ -16,6 +16,8 @@ const EXPECTED: &[&str] = &[
     "the object has been modified",
     "AlreadyExists",
     "NotFound",
+    // A pod of a namespace that the suite is just deleting cannot be bound.
+    "because it is being terminated",
 ];
 
 /// What there was before the run.
