@@ -39,7 +39,8 @@ fn steady_pids(cluster: &Cluster) -> Result<BTreeMap<String, u32>> {
             .iter()
             .find(|name| line.contains(&format!("I am {name};")))
         {
-            found.insert((*name).to_owned(), pid);
+            // The first: a child that was just forked has the same command line for a moment.
+            found.entry((*name).to_owned()).or_insert(pid);
         }
     }
     Ok(found)
@@ -160,11 +161,11 @@ fn kube_proxy_killed_keeps_connections() -> Result<()> {
     ))?;
     ns.wait_ready("pod/server", 60)?;
     ns.kubectl(&["expose", "pod", "server", "--port=7000"])?;
-    // One connection for the whole test: a line a half second, through the service.
+    // Tried until the service's name and rules are there, then one connection for the whole test: a line a half second, through the service.
     ns.apply(&busybox_pod(
         "client",
         "node-1",
-        "until nslookup -type=a server.killed-proxy.svc.cluster.local. >/dev/null 2>&1; do sleep 0.2; done; (for i in $(seq 1 30); do echo $i; sleep 0.5; done) | nc server 7000",
+        "until (for i in $(seq 1 30); do echo $i; sleep 0.5; done) | nc server 7000; do sleep 0.2; done",
     ))?;
     ns.wait_ready("pod/client", 60)?;
     wait_until("the connection", Duration::from_secs(60), || {

@@ -8,6 +8,7 @@
 //! watcher -> store (objects, indexes) -> queue per subscriber -> InformerEvent
 //! ```
 
+mod backoff;
 mod queue;
 mod store;
 mod tolerant;
@@ -264,7 +265,7 @@ impl<K: Object> Informer<K> {
         let guard = Arc::new(end.token().clone().drop_guard());
         let task_store = store.clone();
         tokio::spawn(async move {
-            let mut stream = Box::pin(stream.default_backoff());
+            let mut stream = Box::pin(stream.backoff(backoff::RelistBackoff::default()));
             while let Some(Some(event)) = end.run_until(stream.next()).await {
                 match event {
                     Ok(event) => {
