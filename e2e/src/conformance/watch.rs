@@ -41,7 +41,9 @@ impl Watch {
                 name.clone(),
                 fs::metadata(cluster.layout.log(name)).map_or(0, |file| file.len()),
             );
-            watch.pids.insert(name.clone(), process.pid);
+            if process.is_running() {
+                watch.pids.insert(name.clone(), process.pid);
+            }
         }
         for node in cluster.nodes() {
             watch
@@ -58,9 +60,10 @@ impl Watch {
     pub fn end(self, cluster: &Cluster) -> Result<Vec<String>> {
         let mut findings = Vec::new();
         for (name, size) in &self.log_sizes {
-            if cluster
-                .process(name)
-                .is_ok_and(|process| !process.is_running())
+            if self.pids.contains_key(name)
+                && cluster
+                    .process(name)
+                    .is_ok_and(|process| !process.is_running())
             {
                 findings.push(format!("{name} ended during the run"));
             }
