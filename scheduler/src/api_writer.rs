@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use component_base::client::{api_status, is_conflict, is_not_found};
+use component_base::leader_election::Leadership;
 use framework::{ApiWriteError, ApiWriter, BoxFuture, NominatingInfo};
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -35,15 +36,17 @@ struct Waiting {
 /// See the module.
 pub struct KubeWriter {
     client: Client,
+    leadership: Leadership,
     requests: Arc<Semaphore>,
     waiting: Mutex<Waiting>,
 }
 
 impl KubeWriter {
-    /// Writes by `client`.
-    pub fn new(client: Client) -> Self {
+    /// Writes by `client` while this process leads; waits while it is paused.
+    pub fn new(client: Client, leadership: Leadership) -> Self {
         KubeWriter {
             client,
+            leadership,
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             waiting: Mutex::default(),
         }
@@ -53,11 +56,15 @@ impl KubeWriter {
         Api::namespaced(self.client.clone(), namespace)
     }
 
+    /// A turn to write, for as long as the permit is kept.
     async fn slot(&self) -> Result<tokio::sync::OwnedSemaphorePermit, ApiWriteError> {
-        Arc::clone(&self.requests)
-            .acquire_owned()
-            .await
-            .map_err(|_| ApiWriteError::Failed("the scheduler is ending".to_owned()))
+        let permit = Arc::clone(&self.requests).acquire_owned().await;
+        if !self.leadership.wait().await {
+            return Err(ApiWriteError::Failed(
+                "this process does not lead".to_owned(),
+            ));
+        }
+        permit.map_err(|_| ApiWriteError::Failed("the scheduler is ending".to_owned()))
     }
 
     async fn send(&self, patch: &StatusPatch) -> Result<(), ApiWriteError> {

@@ -13,10 +13,9 @@ use component_base::events::{EventType, RecordedEvent, Recorder, object_referenc
 use component_base::flags::Flags;
 use component_base::health::{Health, Kind};
 use component_base::informer::Factory;
-use component_base::leader_election::{LeaderElector, Outcome};
+use component_base::leader_election::{LeaderElector, Leadership, Outcome};
 use component_base::shutdown::Shutdown;
 use framework::EventRecord;
-use kube::Client;
 
 use crate::api_writer::KubeWriter;
 use crate::config::{self, API_VERSION, DEFAULT_SCHEDULER_NAME, KIND};
@@ -85,7 +84,12 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let client = options.client.build().await?;
     let factory = Factory::new(client.clone(), shutdown.child());
     let informers = Informers::start(&factory);
-    let parts = Parts::new(&options, &informers, client, &shutdown).await?;
+    let elector = elector(&options, &shutdown).await?;
+    let leadership = elector
+        .as_ref()
+        .map_or_else(Leadership::always, LeaderElector::leadership);
+    let writer = KubeWriter::new(client, leadership);
+    let parts = Parts::new(&options, &informers, writer, &shutdown).await?;
     let synced = informers.clone();
     health.add("sched-handler-sync", Kind::Ready, move || {
         if synced.has_synced() {
@@ -95,31 +99,17 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
         }
     });
 
-    let Options {
-        serving,
-        election,
-        client: client_config,
-        config: configuration,
-        ..
-    } = options;
-    let configz = serde_json::to_value(&configuration).context("encoding the configuration")?;
-    let Some(election) = election else {
-        serving
-            .serve(pages(&health, &flags, configz), shutdown.clone())
-            .await?;
-        return parts.schedule(shutdown).await;
-    };
-    let own = ClientConfig {
-        qps: 0.0,
-        ..client_config.with_component("leader-election")
-    };
-    let lease_client = own.build().await?;
-    let recorder = Recorder::events_v1(lease_client.clone(), DEFAULT_SCHEDULER_NAME, &shutdown);
-    let elector = LeaderElector::new(lease_client, election, recorder)?;
-    elector.add_health_check(&health);
-    serving
+    if let Some(elector) = &elector {
+        elector.add_health_check(&health);
+    }
+    let configz = serde_json::to_value(&options.config).context("encoding the configuration")?;
+    options
+        .serving
         .serve(pages(&health, &flags, configz), shutdown.clone())
         .await?;
+    let Some(elector) = elector else {
+        return parts.schedule(shutdown).await;
+    };
     let (sender, failed) = tokio::sync::oneshot::channel();
     let outcome = elector
         .run(&shutdown, |leading| async move {
@@ -131,6 +121,20 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
         Outcome::Lost => anyhow::bail!("leaderelection lost"),
         Outcome::Shutdown | Outcome::Finished => failed.await.unwrap_or(Ok(())),
     }
+}
+
+/// The candidate for the lease, if the options want an election.
+async fn elector(options: &Options, shutdown: &Shutdown) -> anyhow::Result<Option<LeaderElector>> {
+    let Some(election) = options.election.clone() else {
+        return Ok(None);
+    };
+    let own = ClientConfig {
+        qps: 0.0,
+        ..options.client.with_component("leader-election")
+    };
+    let client = own.build().await?;
+    let recorder = Recorder::events_v1(client.clone(), DEFAULT_SCHEDULER_NAME, shutdown);
+    Ok(Some(LeaderElector::new(client, election, recorder)?))
 }
 
 /// All that scheduling needs, before it may begin.
@@ -145,7 +149,7 @@ impl Parts {
     async fn new(
         options: &Options,
         informers: &Informers,
-        client: Client,
+        writer: KubeWriter,
         shutdown: &Shutdown,
     ) -> anyhow::Result<Self> {
         let revisions = Arc::new(Revisions::default());
@@ -173,7 +177,7 @@ impl Parts {
         let tasks = tokio::runtime::Handle::current();
         let shared = Shared::new(
             listers,
-            Arc::new(KubeWriter::new(client)),
+            Arc::new(writer),
             record,
             tasks,
             shutdown.token().clone(),

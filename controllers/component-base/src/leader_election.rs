@@ -6,11 +6,17 @@
 //!
 //! ```text
 //! candidate --acquired--> leader --renewed--> leader
-//!                           |--not renewed for renew_deadline--> lost (the process ends)
+//!                           |--not renewed for renew_deadline--> paused --renewed--> leader
+//!                           |                                      `--another holds the lease--> lost
+//!                           |--another holds the lease--> lost (the process ends)
 //!                           `--shutdown, work ended--> released
 //! ```
+//!
+//! DIFFERS: upstream's leader ends itself at the renew deadline. When it was the API server that was away, nobody else can have led
+//! meanwhile, yet a standby then waits a whole lease out. Ours pauses: it writes nothing ([`Leadership::wait`] holds its writes back),
+//! keeps its caches, and leads on at once when the lease is still its own.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,6 +24,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::{Api, Client};
+use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::events::{EventType, Recorder, object_reference};
@@ -113,6 +120,15 @@ pub enum Outcome {
     Finished,
 }
 
+/// How a try to renew ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Renewal {
+    Renewed,
+    /// The renew deadline passed and nobody else was seen to hold the lease.
+    OutOfReach,
+    Taken,
+}
+
 /// What was last seen in the lease, and when by this process's clock.
 #[derive(Default)]
 struct Observed {
@@ -124,32 +140,70 @@ struct Observed {
 /// Shared with the health check and the executor.
 #[derive(Clone, Debug)]
 pub struct Leadership {
-    state: Arc<Mutex<Option<Duration>>>,
+    state: Arc<watch::Sender<State>>,
     clock: Clock,
     renew_deadline: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Never led, or leads no more.
+    Follower,
+    /// Renewed at this time of the clock.
+    Leader(Duration),
+    /// Could not renew in time; nobody else is known to lead.
+    Paused,
 }
 
 impl Leadership {
     /// A process that needs no election leads always.
     pub fn always() -> Self {
         Self {
-            state: Arc::new(Mutex::new(Some(Duration::MAX))),
+            state: Arc::new(watch::Sender::new(State::Leader(Duration::MAX))),
             clock: Clock::real(),
             renew_deadline: Duration::ZERO,
         }
     }
     /// Whether this process leads by what it knows now: it renewed within the renew deadline.
     pub fn is_leading(&self) -> bool {
-        let renewed = *self.state.lock().expect("no panic while the lock is held");
-        renewed.is_some_and(|at| self.clock.monotonic() < at.saturating_add(self.renew_deadline))
+        match *self.state.borrow() {
+            State::Leader(at) => self.clock.monotonic() < at.saturating_add(self.renew_deadline),
+            State::Follower | State::Paused => false,
+        }
     }
-    fn set(&self, renewed: Option<Duration>) {
-        *self.state.lock().expect("no panic while the lock is held") = renewed;
+    /// Returns once this process leads: `true`, or `false` when it never led or leads no more. Waits while the leader is paused.
+    pub async fn wait(&self) -> bool {
+        let mut state = self.state.subscribe();
+        loop {
+            if self.is_leading() {
+                return true;
+            }
+            // Marked as seen before it is judged, so that no change is missed in between.
+            if *state.borrow_and_update() == State::Follower {
+                return false;
+            }
+            if self.is_leading() {
+                return true;
+            }
+            if state.changed().await.is_err() {
+                return false;
+            }
+        }
+    }
+    /// Waits out a pause; for reads, which a candidate may make.
+    pub async fn wait_while_paused(&self) {
+        let mut state = self.state.subscribe();
+        // The sender lives in self, so waiting cannot fail.
+        let _ = state.wait_for(|state| *state != State::Paused).await;
+    }
+    fn set(&self, state: State) {
+        self.state.send_replace(state);
     }
     fn check(&self, lease_duration: Duration) -> Result<(), String> {
-        let renewed = *self.state.lock().expect("no panic while the lock is held");
-        match renewed {
-            Some(at) if self.clock.monotonic() > at.saturating_add(lease_duration + WATCHDOG) => {
+        match *self.state.borrow() {
+            State::Leader(at)
+                if self.clock.monotonic() > at.saturating_add(lease_duration + WATCHDOG) =>
+            {
                 Err("failed election to renew leadership on lease".into())
             }
             _ => Ok(()),
@@ -181,7 +235,7 @@ impl LeaderElector {
         config.validate()?;
         let clock = Clock::real();
         let leadership = Leadership {
-            state: Arc::default(),
+            state: Arc::new(watch::Sender::new(State::Follower)),
             clock: clock.clone(),
             renew_deadline: config.renew_deadline,
         };
@@ -223,6 +277,8 @@ impl LeaderElector {
         }
         let leading = shutdown.child();
         let mut work = tokio::spawn(lead(leading.clone()));
+        let mut paused = false;
+        let clock = self.clock.clone();
         let outcome = loop {
             tokio::select! {
                 ended = &mut work => {
@@ -231,11 +287,36 @@ impl LeaderElector {
                     }
                     break if shutdown.is_triggered() { Outcome::Shutdown } else { Outcome::Finished };
                 }
-                () = self.clock.sleep(self.config.retry_period) => {
-                    if !self.renew().await {
-                        break Outcome::Lost;
-                    }
+                () = clock.sleep(self.config.retry_period) => {}
+            }
+            let renewal = if paused {
+                let Some(renewal) = shutdown.run_until(self.renew()).await else {
+                    break Outcome::Shutdown;
+                };
+                renewal
+            } else {
+                self.renew().await
+            };
+            match renewal {
+                Renewal::Taken => break Outcome::Lost,
+                Renewal::Renewed if paused => {
+                    tracing::info!(
+                        lock = self.describe(),
+                        "Leading on: the lease is still ours"
+                    );
+                    crate::metrics::leader_status(&self.config.name, true);
+                    paused = false;
                 }
+                Renewal::OutOfReach if !paused => {
+                    tracing::warn!(
+                        lock = self.describe(),
+                        "Paused: the lease could not be renewed in time"
+                    );
+                    crate::metrics::leader_status(&self.config.name, false);
+                    self.leadership.set(State::Paused);
+                    paused = true;
+                }
+                Renewal::Renewed | Renewal::OutOfReach => {}
             }
         };
         crate::metrics::leader_status(&self.config.name, false);
@@ -244,10 +325,16 @@ impl LeaderElector {
         if outcome == Outcome::Lost {
             tracing::error!(lease = self.describe(), "leaderelection lost");
             work.abort();
+        } else if paused {
+            // What waits for the pause to end must end first, else the work never does.
+            self.leadership.set(State::Follower);
+            if !work.is_finished() && work.await.is_err() {
+                tracing::error!("The leader's work ended with a panic");
+            }
         } else {
             self.release().await;
         }
-        self.leadership.set(None);
+        self.leadership.set(State::Follower);
         outcome
     }
 
@@ -285,7 +372,7 @@ impl LeaderElector {
     }
 
     /// Tries until the renew deadline has passed since the last renewal.
-    async fn renew(&mut self) -> bool {
+    async fn renew(&mut self) -> Renewal {
         let deadline = self.clock.monotonic() + self.config.renew_deadline;
         loop {
             let left = deadline.saturating_sub(self.clock.monotonic());
@@ -294,10 +381,10 @@ impl LeaderElector {
                     lock = self.describe(),
                     "Failed to renew lease: timed out waiting for the condition"
                 );
-                return false;
+                return Renewal::OutOfReach;
             }
             if let Ok(true) = tokio::time::timeout(left, self.try_acquire_or_renew()).await {
-                return true;
+                return Renewal::Renewed;
             }
             // DIFFERS: upstream tries until the deadline. Once another holds the lease there is nothing left to win.
             let holder = self
@@ -312,7 +399,7 @@ impl LeaderElector {
                     holder,
                     "Failed to renew lease: it has another holder"
                 );
-                return false;
+                return Renewal::Taken;
             }
             let left = deadline.saturating_sub(self.clock.monotonic());
             self.clock.sleep(self.config.retry_period.min(left)).await;
@@ -359,7 +446,7 @@ impl LeaderElector {
         };
         if done {
             // Counted from before the write, so that this process never believes longer than the others wait.
-            self.leadership.set(Some(started));
+            self.leadership.set(State::Leader(started));
         }
         done
     }
@@ -517,5 +604,148 @@ mod tests {
             ..good
         };
         assert_eq!(slow.validate(), Err(LeaderElectionError::RenewDeadline));
+    }
+
+    /// A lease in memory behind an API server that can be away.
+    #[derive(Clone, Default)]
+    struct Server(Arc<std::sync::Mutex<(bool, Option<serde_json::Value>, u64)>>);
+
+    impl Server {
+        fn set_away(&self, away: bool) {
+            self.0.lock().expect("no panic").0 = away;
+        }
+        fn take_over(&self) {
+            let mut state = self.0.lock().expect("no panic");
+            let lease = state.1.as_mut().expect("there is a lease");
+            lease["spec"]["holderIdentity"] = "another".into();
+            lease["spec"]["leaseDurationSeconds"] = 3600.into();
+            lease["metadata"]["resourceVersion"] = "taken".into();
+        }
+        fn answer(&self, method: &http::Method, body: &[u8]) -> (u16, serde_json::Value) {
+            let mut state = self.0.lock().expect("no panic");
+            let failure = |code: u16, reason: &str| {
+                let body = serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code, "message": reason});
+                (code, body)
+            };
+            if state.0 {
+                return failure(503, "ServiceUnavailable");
+            }
+            match (method.as_str(), state.1.clone()) {
+                ("GET", Some(lease)) => (200, lease),
+                ("GET", None) => failure(404, "NotFound"),
+                (_, stored) => {
+                    let mut lease: serde_json::Value =
+                        serde_json::from_slice(body).expect("a lease");
+                    let version = &lease["metadata"]["resourceVersion"];
+                    if stored.is_some_and(|s| s["metadata"]["resourceVersion"] != *version) {
+                        return failure(409, "Conflict");
+                    }
+                    state.2 += 1;
+                    lease["metadata"]["resourceVersion"] = state.2.to_string().into();
+                    state.1 = Some(lease.clone());
+                    (200, lease)
+                }
+            }
+        }
+        fn client(&self) -> Client {
+            let server = self.clone();
+            let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+                let server = server.clone();
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let body = body.collect_bytes().await?;
+                    let (code, answer) = server.answer(&parts.method, &body);
+                    let answer = http::Response::builder()
+                        .status(code)
+                        .header("content-type", "application/json")
+                        .body(kube::client::Body::from(answer.to_string().into_bytes()))?;
+                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer)
+                }
+            });
+            Client::new(service, "default")
+        }
+    }
+
+    async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while !holds() {
+            assert!(tokio::time::Instant::now() < deadline, "{what}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A leader with short times, the handle to its leadership, its shutdown and its end.
+    fn leader(
+        server: &Server,
+    ) -> (
+        Leadership,
+        Shutdown,
+        tokio::task::JoinHandle<Outcome>,
+        tokio::sync::oneshot::Receiver<()>,
+    ) {
+        let config = LeaderElectionConfig {
+            lease_duration: Duration::from_millis(1500),
+            renew_deadline: Duration::from_millis(200),
+            retry_period: Duration::from_millis(20),
+            ..LeaderElectionConfig::new("x")
+        };
+        let shutdown = Shutdown::new();
+        let recorder = Recorder::core_v1(server.client(), "x", "", &shutdown);
+        let elector = LeaderElector::new(server.client(), config, recorder).expect("valid");
+        let leadership = elector.leadership();
+        let (sender, started) = tokio::sync::oneshot::channel();
+        let (token, handle) = (shutdown.clone(), leadership.clone());
+        let end = tokio::spawn(async move {
+            let work = |leading: Shutdown| async move {
+                let _ = sender.send(());
+                leading.triggered().await;
+                // A write that waits for the pause to end must not hold the end of the process up.
+                handle.wait().await;
+            };
+            elector.run(&token, work).await
+        });
+        (leadership, shutdown, end, started)
+    }
+
+    #[tokio::test]
+    async fn a_leader_cut_off_pauses_and_leads_on() {
+        let server = Server::default();
+        let (leadership, shutdown, end, started) = leader(&server);
+        assert!(!leadership.wait().await, "nobody leads before the election");
+        started.await.expect("it leads");
+        assert!(leadership.wait().await);
+        server.set_away(true);
+        eventually("it pauses", || *leadership.state.borrow() == State::Paused).await;
+        assert!(!leadership.is_leading());
+        let waiting = tokio::spawn({
+            let leadership = leadership.clone();
+            async move { leadership.wait().await }
+        });
+        server.set_away(false);
+        assert!(waiting.await.expect("no panic"), "the write goes out");
+        assert!(!end.is_finished());
+        shutdown.trigger();
+        assert_eq!(end.await.expect("no panic"), Outcome::Shutdown);
+    }
+
+    #[tokio::test]
+    async fn a_paused_leader_ends_when_told_and_when_another_leads() {
+        let server = Server::default();
+        let (leadership, shutdown, end, started) = leader(&server);
+        started.await.expect("it leads");
+        server.set_away(true);
+        eventually("it pauses", || *leadership.state.borrow() == State::Paused).await;
+        shutdown.trigger();
+        assert_eq!(end.await.expect("no panic"), Outcome::Shutdown);
+
+        let server = Server::default();
+        let (leadership, _shutdown, end, started) = leader(&server);
+        started.await.expect("it leads");
+        server.set_away(true);
+        eventually("it pauses", || *leadership.state.borrow() == State::Paused).await;
+        server.take_over();
+        server.set_away(false);
+        assert_eq!(end.await.expect("no panic"), Outcome::Lost);
+        assert!(!leadership.wait().await);
     }
 }

@@ -411,7 +411,7 @@ impl Executor {
         }
     }
 
-    /// Sends any request; the leadership check holds for everything but reads.
+    /// Sends any request. A write needs leadership; while the leader is paused, reads and writes wait.
     ///
     /// # Errors
     /// See [`ApiError`].
@@ -422,7 +422,9 @@ impl Executor {
         query: Vec<(&'static str, String)>,
         body: Value,
     ) -> Result<Value, ApiError> {
-        if !matches!(verb, Verb::Get | Verb::List) && !self.leadership.is_leading() {
+        if matches!(verb, Verb::Get | Verb::List) {
+            self.leadership.wait_while_paused().await;
+        } else if !self.leadership.wait().await {
             return Err(ApiError::NotLeading);
         }
         let request = Request {
