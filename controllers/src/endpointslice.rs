@@ -10,7 +10,7 @@
 pub mod controller;
 pub(crate) mod endpoint;
 pub mod sync;
-mod tracker;
+pub(crate) mod tracker;
 mod traffic;
 pub(crate) mod trigger_time;
 

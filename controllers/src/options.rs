@@ -49,6 +49,10 @@ pub struct Options {
     pub max_endpoints_per_slice: usize,
     /// `--endpointslice-updates-batch-period`.
     pub endpointslice_updates_batch_period: Duration,
+    /// `--mirroring-max-endpoints-per-subset`.
+    pub mirroring_max_endpoints_per_subset: usize,
+    /// `--mirroring-endpointslice-updates-batch-period`.
+    pub mirroring_endpointslice_updates_batch_period: Duration,
     /// `--namespace-sync-period`.
     pub namespace_sync_period: Duration,
     /// `--enable-garbage-collector`.
@@ -308,6 +312,8 @@ pub fn flag_set() -> FlagSet {
         Duration::ZERO,
         "The length of endpoint slice updates batching period.",
     );
+    flags.int("mirroring-max-endpoints-per-subset", 1000, "The maximum number of endpoints that will be added to an EndpointSlice by the EndpointSliceMirroring controller.");
+    flags.duration("mirroring-endpointslice-updates-batch-period", Duration::ZERO, "The length of EndpointSlice updates batching period for EndpointSliceMirroring controller.");
     flags.duration(
         "namespace-sync-period",
         seconds(300),
@@ -348,8 +354,6 @@ fn unused(flags: &mut FlagSet) {
         ("disable-attach-detach-reconcile-sync", Value::Bool(false)),
         ("disable-force-detach-on-timeout", Value::Bool(false)),
         ("endpoint-updates-batch-period", time(0)),
-        ("mirroring-endpointslice-updates-batch-period", time(0)),
-        ("mirroring-max-endpoints-per-subset", Value::Int(1000)),
         (
             "horizontal-pod-autoscaler-cpu-initialization-period",
             time(300),
@@ -426,6 +430,14 @@ impl Options {
                 "must be between 1 and 1000, inclusive",
             ));
         }
+        let mirrored = flags.int("mirroring-max-endpoints-per-subset");
+        if !(1..=1000).contains(&mirrored) {
+            errors.push(FieldError::invalid(
+                "mirroring-max-endpoints-per-subset",
+                mirrored,
+                "must be between 1 and 1000, inclusive",
+            ));
+        }
         if flags.duration("node-monitor-period").is_zero() {
             errors.push(FieldError::invalid(
                 "node-monitor-period",
@@ -461,6 +473,9 @@ impl Options {
             max_endpoints_per_slice: usize::try_from(slice).unwrap_or(100),
             endpointslice_updates_batch_period: flags
                 .duration("endpointslice-updates-batch-period"),
+            mirroring_max_endpoints_per_subset: usize::try_from(mirrored).unwrap_or(1000),
+            mirroring_endpointslice_updates_batch_period: flags
+                .duration("mirroring-endpointslice-updates-batch-period"),
             namespace_sync_period: flags.duration("namespace-sync-period"),
             enable_garbage_collector: flags.bool("enable-garbage-collector"),
             concurrent_syncs,

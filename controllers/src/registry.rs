@@ -144,13 +144,14 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "clusterrole-aggregation",
         |c| crate::clusterrole_aggregation::start(c).boxed(),
     ),
+    built(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring",
+        |c| crate::endpointslice_mirroring::start(c).boxed(),
+    ),
     // not built yet
     missing("cronjob-controller", "cronjob"),
     missing("disruption-controller", "disruption"),
-    missing(
-        "endpointslice-mirroring-controller",
-        "endpointslicemirroring",
-    ),
     missing("ephemeral-volume-controller", "ephemeral-volume"),
     missing(
         "horizontal-pod-autoscaler-controller",

@@ -28,7 +28,7 @@ impl AddressType {
         }
     }
 
-    fn of(address: &IpAddr) -> Self {
+    pub fn of(address: &IpAddr) -> Self {
         if address.is_ipv4() {
             Self::IPv4
         } else {

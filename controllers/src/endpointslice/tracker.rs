@@ -17,7 +17,7 @@ enum Expected {
 
 /// By Service, then by the slice's UID. Bounded by the Services there are: [`Tracker::delete_service`].
 #[derive(Debug, Default)]
-pub(super) struct Tracker {
+pub(crate) struct Tracker {
     services: Mutex<HashMap<ObjectKey, HashMap<String, Expected>>>,
     /// Services whose sync waits for the cache.
     deferred: Mutex<HashSet<ObjectKey>>,
@@ -32,7 +32,7 @@ fn generation(slice: &EndpointSlice) -> i64 {
 }
 
 /// The Service a slice is labelled with.
-pub(super) fn service_key(slice: &EndpointSlice) -> Option<ObjectKey> {
+pub(crate) fn service_key(slice: &EndpointSlice) -> Option<ObjectKey> {
     let service = slice
         .metadata
         .labels
