@@ -41,3 +41,4 @@ pub mod statefulset;
 pub mod taint_eviction;
 pub mod token_cleaner;
 pub mod ttl_after_finished;
+pub mod volume_protection;

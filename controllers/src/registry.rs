@@ -149,6 +149,19 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "endpointslicemirroring",
         |c| crate::endpointslice_mirroring::start(c).boxed(),
     ),
+    built(
+        "persistentvolume-protection-controller",
+        "pv-protection",
+        |c| crate::volume_protection::start_persistent_volume(c).boxed(),
+    ),
+    built(
+        "persistentvolumeclaim-protection-controller",
+        "pvc-protection",
+        |c| crate::volume_protection::start_persistent_volume_claim(c).boxed(),
+    ),
+    built("volumeattributesclass-protection-controller", "", |c| {
+        crate::volume_protection::start_volume_attributes_class(c).boxed()
+    }),
     // not built yet
     missing("cronjob-controller", "cronjob"),
     missing("disruption-controller", "disruption"),
@@ -170,18 +183,12 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "persistentvolume-expander-controller",
         "persistentvolume-expander",
     ),
-    missing("persistentvolume-protection-controller", "pv-protection"),
-    missing(
-        "persistentvolumeclaim-protection-controller",
-        "pvc-protection",
-    ),
     missing("resourceclaim-controller", "resource-claim-controller"),
     missing("service-cidr-controller", ""),
     missing("serviceaccount-token-controller", "serviceaccount-token"),
     missing("storage-version-migrator-controller", "svm"),
     missing("ttl-controller", "ttl"),
     missing("validatingadmissionpolicy-status-controller", ""),
-    missing("volumeattributesclass-protection-controller", ""),
     missing("device-taint-eviction-controller", ""),
     // off by default, behind a feature gate upstream has off, or of a cloud provider
     built_off("bootstrap-signer-controller", "bootstrapsigner", |c| {
