@@ -40,5 +40,6 @@ pub mod serviceaccount;
 pub mod statefulset;
 pub mod taint_eviction;
 pub mod token_cleaner;
+pub mod ttl;
 pub mod ttl_after_finished;
 pub mod volume_protection;

@@ -162,6 +162,7 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("volumeattributesclass-protection-controller", "", |c| {
         crate::volume_protection::start_volume_attributes_class(c).boxed()
     }),
+    built("ttl-controller", "ttl", |c| crate::ttl::start(c).boxed()),
     // not built yet
     missing("cronjob-controller", "cronjob"),
     missing("disruption-controller", "disruption"),
@@ -187,7 +188,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
     missing("service-cidr-controller", ""),
     missing("serviceaccount-token-controller", "serviceaccount-token"),
     missing("storage-version-migrator-controller", "svm"),
-    missing("ttl-controller", "ttl"),
     missing("validatingadmissionpolicy-status-controller", ""),
     missing("device-taint-eviction-controller", ""),
     // off by default, behind a feature gate upstream has off, or of a cloud provider
