@@ -36,6 +36,7 @@ pub mod pod_garbage_collector;
 pub mod replicaset;
 pub mod resourcequota;
 pub mod root_ca_certificate_publisher;
+pub mod service_cidr;
 pub mod serviceaccount;
 pub mod statefulset;
 pub mod taint_eviction;

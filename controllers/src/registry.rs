@@ -163,6 +163,9 @@ pub const CONTROLLERS: &[Descriptor] = &[
         crate::volume_protection::start_volume_attributes_class(c).boxed()
     }),
     built("ttl-controller", "ttl", |c| crate::ttl::start(c).boxed()),
+    built("service-cidr-controller", "", |c| {
+        crate::service_cidr::start(c).boxed()
+    }),
     // not built yet
     missing("cronjob-controller", "cronjob"),
     missing("disruption-controller", "disruption"),
@@ -185,7 +188,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "persistentvolume-expander",
     ),
     missing("resourceclaim-controller", "resource-claim-controller"),
-    missing("service-cidr-controller", ""),
     missing("serviceaccount-token-controller", "serviceaccount-token"),
     missing("storage-version-migrator-controller", "svm"),
     missing("validatingadmissionpolicy-status-controller", ""),
