@@ -11,6 +11,9 @@ use crate::programs::{Outputs, Profile};
 use crate::step::Steps;
 use crate::{bench, conformance, forward, images, test_run, tidy};
 
+/// The cluster's name where `--name` is not given.
+const DEFAULT_NAME: &str = "gantry";
+
 #[derive(Parser)]
 #[command(
     name = "cargo e2e",
@@ -18,7 +21,7 @@ use crate::{bench, conformance, forward, images, test_run, tidy};
 )]
 struct Cli {
     /// The cluster to work on; several may run side by side.
-    #[arg(long, global = true, default_value = "gantry", value_parser = cluster_name)]
+    #[arg(long, global = true, default_value = DEFAULT_NAME, value_parser = cluster_name)]
     name: String,
     #[command(subcommand)]
     command: Verb,
@@ -119,7 +122,11 @@ pub fn run() -> Result<ExitCode> {
         Verb::Enter { node, command } => return enter(&Cluster::open(&cli.name)?, &node, &command),
         Verb::Restart { component } => Cluster::open(&cli.name)?.restart(&component)?,
         Verb::Test(options) => return test_run::run(&options),
-        Verb::Conformance(options) => return conformance::run(&options),
+        Verb::Conformance(options) => {
+            // The cluster that a user works in is not taken down for a run.
+            let name = Some(cli.name.as_str()).filter(|name| *name != DEFAULT_NAME);
+            return conformance::run(name, &options);
+        }
         Verb::Bench(options) => bench::run(&options)?,
         Verb::Images => {
             let outputs = Outputs::find();

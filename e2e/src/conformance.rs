@@ -18,7 +18,7 @@ use crate::programs::{self, Outputs};
 use crate::step::Steps;
 use report::{Report, Spec, State};
 
-/// The cluster that the suite runs on.
+/// The cluster that the suite runs on, unless `--name` says otherwise.
 const CLUSTER: &str = "gantryconf";
 
 #[derive(Args, Clone)]
@@ -50,11 +50,19 @@ pub struct ConformanceOptions {
     /// Run on the cluster of this name, which is up, and leave it up.
     #[arg(long, value_name = "NAME")]
     on: Option<String>,
+    /// The cluster that is made for the run.
+    #[arg(skip = CLUSTER)]
+    name: String,
 }
 
 /// # Errors
 /// The suite could not be run; failed specs are no error but the exit code.
-pub fn run(options: &ConformanceOptions) -> Result<ExitCode> {
+pub fn run(name: Option<&str>, options: &ConformanceOptions) -> Result<ExitCode> {
+    let mut options = options.clone();
+    if let Some(name) = name {
+        options.name = name.to_owned();
+    }
+    let options = &options;
     let outputs = Outputs::find();
     let steps = Steps::new(outputs.logs())?;
     programs::build_upstream(&steps, &outputs, &["e2e.test", "ginkgo"])?;
@@ -107,6 +115,7 @@ pub fn smoke(cluster: &str) -> Result<(u64, u64)> {
         rerun_failed: false,
         explain: None,
         on: Some(cluster.to_owned()),
+        name: CLUSTER.to_owned(),
     };
     let focus = focus(&outputs, &options)?;
     let listed = fs::read_to_string(outputs.workspace.join("e2e/smoke.txt"))?
@@ -199,9 +208,9 @@ fn judge(
     let cluster = match &options.on {
         Some(name) => Cluster::open(name)?,
         None => {
-            Cluster::down(CLUSTER)?;
+            Cluster::down(&options.name)?;
             Cluster::up(Options {
-                name: CLUSTER.to_owned(),
+                name: options.name.clone(),
                 with_upstream: upstream.clone(),
                 ..Options::default()
             })?
@@ -242,7 +251,7 @@ fn judge(
     report.findings = watch.end(&cluster)?;
     report.keep(&cluster)?;
     if options.on.is_none() {
-        Cluster::down(CLUSTER)?;
+        Cluster::down(&options.name)?;
     }
     Ok(report)
 }

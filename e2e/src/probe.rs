@@ -178,6 +178,10 @@ pub struct Holdings {
     pub cgroups: BTreeSet<PathBuf>,
     /// Processes in the node's pods.
     pub pids: BTreeSet<u32>,
+    /// Addresses of pods: routes to them, and what the pod network's records hold.
+    pub addresses: BTreeSet<String>,
+    /// Addresses that nftables rules, sets and maps speak of.
+    pub nft: BTreeSet<String>,
 }
 
 impl Holdings {
@@ -192,7 +196,18 @@ impl Holdings {
         for hierarchy in cgroup::hierarchies()? {
             cgroups.extend(cgroup::below(&hierarchy.join(&group)));
         }
+        let mut addresses =
+            words_with_addresses(&output(place.command("ip").args(["-o", "route", "show"]))?);
+        // Nothing is there when another pod network is in use.
+        let records = output(place.command("sh").args([
+            "-c",
+            "cat /var/lib/gantry/network/sandboxes/*.json 2>/dev/null || true",
+        ]))?;
+        addresses.extend(words_with_addresses(&records));
+        let ruleset = output(place.command("nft").args(["list", "ruleset"]))?;
         Ok(Self {
+            addresses,
+            nft: words_with_addresses(&ruleset),
             mounts: mounts
                 .lines()
                 .filter_map(|line| line.split(' ').nth(4))
@@ -215,6 +230,12 @@ impl Holdings {
             links: self.links.difference(&before.links).cloned().collect(),
             cgroups: self.cgroups.difference(&before.cgroups).cloned().collect(),
             pids: self.pids.difference(&before.pids).copied().collect(),
+            addresses: self
+                .addresses
+                .difference(&before.addresses)
+                .cloned()
+                .collect(),
+            nft: self.nft.difference(&before.nft).cloned().collect(),
         }
     }
 
@@ -229,6 +250,8 @@ impl Holdings {
             few("links", &self.links),
             few("cgroups", &self.cgroups),
             few("processes", &self.pids),
+            few("addresses", &self.addresses),
+            few("addresses in nftables", &self.nft),
         ]
         .join(", ")
     }
@@ -236,6 +259,14 @@ impl Holdings {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// Every IPv4 address in a text.
+fn words_with_addresses(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_ascii_digit() && c != '.')
+        .filter(|word| word.parse::<std::net::Ipv4Addr>().is_ok())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Waits until a node holds nothing beyond `before`.
