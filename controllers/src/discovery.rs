@@ -15,6 +15,8 @@ pub struct Discovered {
     pub verbs: Vec<String>,
     /// The version the server prefers for this resource; others serve the same objects.
     pub preferred: bool,
+    /// `status`, `scale`, …
+    pub subresources: Vec<String>,
 }
 
 impl Discovered {
@@ -116,6 +118,11 @@ fn discovered(group: &str, version: &str, resource: APIResourceDiscovery) -> Opt
         namespaced: resource.scope.as_deref() == Some("Namespaced"),
         verbs: resource.verbs,
         preferred: false,
+        subresources: resource
+            .subresources
+            .into_iter()
+            .filter_map(|s| s.subresource)
+            .collect(),
     })
 }
 

@@ -166,9 +166,11 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("service-cidr-controller", "", |c| {
         crate::service_cidr::start(c).boxed()
     }),
+    built("disruption-controller", "disruption", |c| {
+        crate::disruption::start(c).boxed()
+    }),
     // not built yet
     missing("cronjob-controller", "cronjob"),
-    missing("disruption-controller", "disruption"),
     missing("ephemeral-volume-controller", "ephemeral-volume"),
     missing(
         "horizontal-pod-autoscaler-controller",

@@ -343,6 +343,7 @@ fn collector(api: &FakeApi) -> Collector {
         namespaced,
         verbs: vec![],
         preferred: true,
+        subresources: vec![],
     };
     let resources = vec![
         kind(Resource::of::<Deployment>(), true),

@@ -24,6 +24,7 @@ impl Discovery for Kinds {
             namespaced: true,
             verbs: verbs.iter().map(|v| (*v).to_owned()).collect(),
             preferred: true,
+            subresources: vec![],
         };
         let resources = vec![
             kind(
