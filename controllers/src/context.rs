@@ -181,6 +181,14 @@ impl ControllerContext {
             recorder,
         ))
     }
+
+    /// An executor with the process's own credentials, for the controller that makes tokens for accounts.
+    pub fn root_executor(&self, component: &str) -> Executor {
+        let client = self.informers.client().clone();
+        let recorder = Recorder::core_v1(client.clone(), component, "", &self.shutdown);
+        let transport = Arc::new(ApiTransport::new(client));
+        Executor::new(transport, self.leadership.clone(), recorder)
+    }
 }
 
 /// Puts a fresh token in and returns when it expires.

@@ -39,6 +39,7 @@ pub mod resourcequota;
 pub mod root_ca_certificate_publisher;
 pub mod service_cidr;
 pub mod serviceaccount;
+pub mod serviceaccount_token;
 pub mod statefulset;
 pub mod taint_eviction;
 pub mod token_cleaner;

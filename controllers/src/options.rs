@@ -53,6 +53,8 @@ pub struct Options {
     pub mirroring_max_endpoints_per_subset: usize,
     /// `--mirroring-endpointslice-updates-batch-period`.
     pub mirroring_endpointslice_updates_batch_period: Duration,
+    /// `--service-account-private-key-file`.
+    pub service_account_private_key_file: Option<PathBuf>,
     /// `--namespace-sync-period`.
     pub namespace_sync_period: Duration,
     /// `--enable-garbage-collector`.
@@ -314,6 +316,7 @@ pub fn flag_set() -> FlagSet {
     );
     flags.int("mirroring-max-endpoints-per-subset", 1000, "The maximum number of endpoints that will be added to an EndpointSlice by the EndpointSliceMirroring controller.");
     flags.duration("mirroring-endpointslice-updates-batch-period", Duration::ZERO, "The length of EndpointSlice updates batching period for EndpointSliceMirroring controller.");
+    flags.string("service-account-private-key-file", "", "Enables legacy secret-based tokens when set. Filename containing a PEM-encoded private RSA or ECDSA key used to sign service account tokens.");
     flags.duration(
         "namespace-sync-period",
         seconds(300),
@@ -386,7 +389,6 @@ fn unused(flags: &mut FlagSet) {
         ("pv-recycler-timeout-increment-hostpath", Value::Int(30)),
         ("pvclaimbinder-sync-period", time(15)),
         ("resource-quota-sync-period", time(300)),
-        ("service-account-private-key-file", text("")),
     ]);
 }
 
@@ -476,6 +478,9 @@ impl Options {
             mirroring_max_endpoints_per_subset: usize::try_from(mirrored).unwrap_or(1000),
             mirroring_endpointslice_updates_batch_period: flags
                 .duration("mirroring-endpointslice-updates-batch-period"),
+            service_account_private_key_file: flags
+                .optional("service-account-private-key-file")
+                .map(PathBuf::from),
             namespace_sync_period: flags.duration("namespace-sync-period"),
             enable_garbage_collector: flags.bool("enable-garbage-collector"),
             concurrent_syncs,

@@ -169,6 +169,11 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("disruption-controller", "disruption", |c| {
         crate::disruption::start(c).boxed()
     }),
+    built(
+        "serviceaccount-token-controller",
+        "serviceaccount-token",
+        |c| crate::serviceaccount_token::start(c).boxed(),
+    ),
     // not built yet
     missing("cronjob-controller", "cronjob"),
     missing("ephemeral-volume-controller", "ephemeral-volume"),
@@ -190,7 +195,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "persistentvolume-expander",
     ),
     missing("resourceclaim-controller", "resource-claim-controller"),
-    missing("serviceaccount-token-controller", "serviceaccount-token"),
     missing("storage-version-migrator-controller", "svm"),
     missing("validatingadmissionpolicy-status-controller", ""),
     missing("device-taint-eviction-controller", ""),
