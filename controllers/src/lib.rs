@@ -28,6 +28,7 @@ pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod endpointslice_mirroring;
+pub mod ephemeral_volume;
 pub mod garbage_collector;
 pub mod job;
 pub mod namespace;

@@ -174,9 +174,11 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "serviceaccount-token",
         |c| crate::serviceaccount_token::start(c).boxed(),
     ),
+    built("ephemeral-volume-controller", "ephemeral-volume", |c| {
+        crate::ephemeral_volume::start(c).boxed()
+    }),
     // not built yet
     missing("cronjob-controller", "cronjob"),
-    missing("ephemeral-volume-controller", "ephemeral-volume"),
     missing(
         "horizontal-pod-autoscaler-controller",
         "horizontalpodautoscaling",
