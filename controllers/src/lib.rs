@@ -31,6 +31,7 @@ pub mod endpointslice_mirroring;
 pub mod ephemeral_volume;
 pub mod garbage_collector;
 pub mod job;
+pub mod legacy_token_cleaner;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;

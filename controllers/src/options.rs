@@ -53,6 +53,8 @@ pub struct Options {
     pub mirroring_max_endpoints_per_subset: usize,
     /// `--mirroring-endpointslice-updates-batch-period`.
     pub mirroring_endpointslice_updates_batch_period: Duration,
+    /// `--legacy-service-account-token-clean-up-period`.
+    pub legacy_token_clean_up_period: Duration,
     /// `--service-account-private-key-file`.
     pub service_account_private_key_file: Option<PathBuf>,
     /// `--namespace-sync-period`.
@@ -316,6 +318,7 @@ pub fn flag_set() -> FlagSet {
     );
     flags.int("mirroring-max-endpoints-per-subset", 1000, "The maximum number of endpoints that will be added to an EndpointSlice by the EndpointSliceMirroring controller.");
     flags.duration("mirroring-endpointslice-updates-batch-period", Duration::ZERO, "The length of EndpointSlice updates batching period for EndpointSliceMirroring controller.");
+    flags.duration("legacy-service-account-token-clean-up-period", seconds(365 * 24 * 3600), "The period of time since the last usage of an legacy service account token before it can be deleted.");
     flags.string("service-account-private-key-file", "", "Enables legacy secret-based tokens when set. Filename containing a PEM-encoded private RSA or ECDSA key used to sign service account tokens.");
     flags.duration(
         "namespace-sync-period",
@@ -371,10 +374,6 @@ fn unused(flags: &mut FlagSet) {
         ),
         ("horizontal-pod-autoscaler-sync-period", time(15)),
         ("horizontal-pod-autoscaler-tolerance", Value::Float(0.1)),
-        (
-            "legacy-service-account-token-clean-up-period",
-            time(365 * 24 * 3600),
-        ),
         ("enable-dynamic-provisioning", Value::Bool(true)),
         ("enable-hostpath-provisioner", Value::Bool(false)),
         (
@@ -447,12 +446,13 @@ impl Options {
                 "must be greater than zero",
             ));
         }
-        if flags.duration("namespace-sync-period").is_zero() {
-            errors.push(FieldError::invalid(
-                "namespace-sync-period",
-                "0s",
-                "must be greater than zero",
-            ));
+        for flag in [
+            "namespace-sync-period",
+            "legacy-service-account-token-clean-up-period",
+        ] {
+            if flags.duration(flag).is_zero() {
+                errors.push(FieldError::invalid(flag, "0s", "must be greater than zero"));
+            }
         }
         errors.extend(crate::registry::validate(flags.list("controllers")));
         if !errors.is_empty() {
@@ -478,6 +478,8 @@ impl Options {
             mirroring_max_endpoints_per_subset: usize::try_from(mirrored).unwrap_or(1000),
             mirroring_endpointslice_updates_batch_period: flags
                 .duration("mirroring-endpointslice-updates-batch-period"),
+            legacy_token_clean_up_period: flags
+                .duration("legacy-service-account-token-clean-up-period"),
             service_account_private_key_file: flags
                 .optional("service-account-private-key-file")
                 .map(PathBuf::from),

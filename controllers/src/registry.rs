@@ -177,15 +177,16 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("ephemeral-volume-controller", "ephemeral-volume", |c| {
         crate::ephemeral_volume::start(c).boxed()
     }),
+    built(
+        "legacy-serviceaccount-token-cleaner-controller",
+        "legacy-service-account-token-cleaner",
+        |c| crate::legacy_token_cleaner::start(c).boxed(),
+    ),
     // not built yet
     missing("cronjob-controller", "cronjob"),
     missing(
         "horizontal-pod-autoscaler-controller",
         "horizontalpodautoscaling",
-    ),
-    missing(
-        "legacy-serviceaccount-token-cleaner-controller",
-        "legacy-service-account-token-cleaner",
     ),
     missing("persistentvolume-attach-detach-controller", "attachdetach"),
     missing(
