@@ -130,8 +130,14 @@ pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step>
         }
     }
     let wanted: BTreeMap<_, _> = pods.extract_if(first..end, |_, _| true).collect();
-    for pod in pods.into_values().rev() {
-        if !is_terminating(pod) {
+    // One that is not available halts the way down, unless it is the first such pod itself.
+    let first_unavailable = pods
+        .iter()
+        .find(|(_, p)| !is_available(set, p, now))
+        .map(|(at, _)| *at);
+    for (at, pod) in pods.into_iter().rev() {
+        let halted = !parallel && !is_available(set, pod, now) && first_unavailable != Some(at);
+        if !is_terminating(pod) && !halted {
             steps.push(Step::Delete(pod.clone()));
         }
         if !parallel {
@@ -142,7 +148,7 @@ pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step>
         return steps;
     }
     for (at, pod) in wanted.into_iter().rev() {
-        if at < first.max(partition(set).unwrap_or(0)) {
+        if at - first < partition(set).unwrap_or(0) {
             break;
         }
         if label(pod, HASH_LABEL) != Some(name_of_revision(&observed.update))
@@ -160,7 +166,7 @@ pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step>
 fn create(set: &StatefulSet, observed: &Observed, at: i32) -> Step {
     let current = is_rolling(set)
         && match partition(set) {
-            Some(partition) => at < partition,
+            Some(partition) => at - start(set) < partition,
             None => {
                 at < start(set)
                     + set

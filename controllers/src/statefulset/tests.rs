@@ -78,6 +78,11 @@ fn in_order_or_not() {
         &["-w-2"],
     );
     check(&set(1, json!({})), &["w-0:new!", "w-1:new"], &[]);
+    let none = set(0, json!({}));
+    check(&none, &["w-0:new!", "w-1:new!", "w-2:new!"], &[]);
+    check(&none, &["w-0:new", "w-1:new", "w-2:new!"], &["-w-2"]);
+    check(&none, &["w-0:new!", "w-1:new!", "w-2:new"], &["-w-2"]);
+    check(&none, &["w-0:new!"], &["-w-0"]);
     let parallel = |n| set(n, json!({"podManagementPolicy": "Parallel"}));
     check(&parallel(3), &["w-0:new!"], &["+w-1:new", "+w-2:new"]);
     check(
@@ -105,6 +110,14 @@ fn updates() {
     check(&rolling(0), &["w-0:old", "w-1:old", "w-2:new!"], &[]);
     check(&rolling(2), &["w-0:old", "w-1:old", "w-2:new"], &[]);
     check(&rolling(2), &["w-0:old", "w-2:new"], &["+w-1:old"]);
+    // The partition counts from the first ordinal.
+    let shifted = set(
+        2,
+        json!({"ordinals": {"start": 5}, "updateStrategy": {"rollingUpdate": {"partition": 1}}}),
+    );
+    check(&shifted, &["w-6:new"], &["+w-5:old"]);
+    check(&shifted, &["w-5:old", "w-6:old"], &["-w-6"]);
+    check(&shifted, &["w-5:old", "w-6:new"], &[]);
     check(
         &set(3, json!({"updateStrategy": {"type": "OnDelete"}})),
         &old,
