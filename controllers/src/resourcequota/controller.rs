@@ -10,6 +10,8 @@ use component_helpers::pod::is_terminal;
 use controller_runtime::executor::Executor;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret, Service,
 };
@@ -50,6 +52,11 @@ pub struct ResourceQuotaController {
     secrets: Informer<Secret>,
     config_maps: Informer<ConfigMap>,
     controllers: Informer<ReplicationController>,
+    replica_sets: Informer<ReplicaSet>,
+    deployments: Informer<Deployment>,
+    stateful_sets: Informer<StatefulSet>,
+    daemon_sets: Informer<DaemonSet>,
+    jobs: Informer<Job>,
     executor: Executor,
 }
 
@@ -68,6 +75,11 @@ impl ResourceQuotaController {
             secrets: factory.informer(InformerOptions::default()),
             config_maps: factory.informer(InformerOptions::default()),
             controllers: factory.informer(InformerOptions::default()),
+            replica_sets: factory.informer(InformerOptions::default()),
+            deployments: factory.informer(InformerOptions::default()),
+            stateful_sets: factory.informer(InformerOptions::default()),
+            daemon_sets: factory.informer(InformerOptions::default()),
+            jobs: factory.informer(InformerOptions::default()),
             executor,
         });
         let queue = WorkQueue::new("resourcequota_primary");
@@ -90,6 +102,13 @@ impl ResourceQuotaController {
         controller.on_less(&mut watches, &queue, &controller.secrets, |_, _| false);
         controller.on_less(&mut watches, &queue, &controller.config_maps, |_, _| false);
         controller.on_less(&mut watches, &queue, &controller.controllers, |_, _| false);
+        controller.on_less(&mut watches, &queue, &controller.replica_sets, |_, _| false);
+        controller.on_less(&mut watches, &queue, &controller.deployments, |_, _| false);
+        controller.on_less(&mut watches, &queue, &controller.stateful_sets, |_, _| {
+            false
+        });
+        controller.on_less(&mut watches, &queue, &controller.daemon_sets, |_, _| false);
+        controller.on_less(&mut watches, &queue, &controller.jobs, |_, _| false);
         (controller, queue, watches)
     }
 
@@ -145,6 +164,20 @@ impl Controller for ResourceQuotaController {
                     self.controllers.list_namespace(ns).len(),
                 ),
                 ("resourcequotas", self.quotas.list_namespace(ns).len()),
+                (
+                    "replicasets.apps",
+                    self.replica_sets.list_namespace(ns).len(),
+                ),
+                (
+                    "deployments.apps",
+                    self.deployments.list_namespace(ns).len(),
+                ),
+                (
+                    "statefulsets.apps",
+                    self.stateful_sets.list_namespace(ns).len(),
+                ),
+                ("daemonsets.apps", self.daemon_sets.list_namespace(ns).len()),
+                ("jobs.batch", self.jobs.list_namespace(ns).len()),
             ],
         };
         if let Some(status) = sync::sync(&quota, &observed) {

@@ -20,7 +20,7 @@ pub struct Observed {
     pub pods: Vec<Arc<Pod>>,
     pub services: Vec<Arc<Service>>,
     pub claims: Vec<Arc<PersistentVolumeClaim>>,
-    /// Of kinds that are only counted, by plural.
+    /// Of kinds that are only counted, by plural and group.
     pub counts: Vec<(&'static str, usize)>,
 }
 
@@ -95,7 +95,10 @@ fn usage(quota: &ResourceQuota, observed: &Observed) -> Amounts {
         add(&mut usage, &of_claim(claim));
     }
     for (name, count) in &observed.counts {
-        usage.insert((*name).to_owned(), one(*count));
+        // Only kinds of the core group have a name of their own.
+        if !name.contains('.') {
+            usage.insert((*name).to_owned(), one(*count));
+        }
         usage.insert(format!("count/{name}"), one(*count));
     }
     usage

@@ -25,16 +25,17 @@ fn usage_by_kind_and_scope() {
         ],
         services: vec![Arc::new(serde_json::from_value(service).unwrap())],
         claims: vec![Arc::new(serde_json::from_value(claim).unwrap())],
-        counts: vec![("secrets", 3)],
+        counts: vec![("secrets", 3), ("replicasets.apps", 2)],
     };
     let hard = json!({"pods": "9", "count/pods": "9", "cpu": "9", "requests.cpu": "9", "services.nodeports": "9", "secrets": "9",
-        "requests.storage": "9Gi", "gold.storageclass.storage.k8s.io/requests.storage": "9Gi", "count/widgets.example.com": "9"});
+        "requests.storage": "9Gi", "gold.storageclass.storage.k8s.io/requests.storage": "9Gi", "count/widgets.example.com": "9",
+        "count/replicasets.apps": "9"});
     let mut counted: k8s_openapi::api::core::v1::ResourceQuota = quota(json!({"hard": hard}));
     let status = sync(&counted, &observed).unwrap();
     assert_eq!(
         serde_json::to_value(&status.used).unwrap(),
         json!({"pods": "2", "count/pods": "3", "cpu": "1500m", "requests.cpu": "1500m",
-        "services.nodeports": "2", "secrets": "3", "requests.storage": "1Gi", "gold.storageclass.storage.k8s.io/requests.storage": "1Gi"})
+        "services.nodeports": "2", "secrets": "3", "count/replicasets.apps": "2", "requests.storage": "1Gi", "gold.storageclass.storage.k8s.io/requests.storage": "1Gi"})
     );
     counted.status = Some(status);
     assert_eq!(sync(&counted, &observed), None);
