@@ -22,6 +22,7 @@ mod testing;
 pub mod bootstrap_signer;
 pub mod certificatesigningrequest;
 pub mod clusterrole_aggregation;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
 pub mod disruption;

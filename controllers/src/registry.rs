@@ -85,6 +85,9 @@ pub const CONTROLLERS: &[Descriptor] = &[
         |c| crate::replicaset::start_replication(c).boxed(),
     ),
     built("job-controller", "job", |c| crate::job::start(c).boxed()),
+    built("cronjob-controller", "cronjob", |c| {
+        crate::cronjob::start(c).boxed()
+    }),
     built("daemonset-controller", "daemonset", |c| {
         crate::daemonset::start(c).boxed()
     }),
@@ -183,7 +186,6 @@ pub const CONTROLLERS: &[Descriptor] = &[
         |c| crate::legacy_token_cleaner::start(c).boxed(),
     ),
     // not built yet
-    missing("cronjob-controller", "cronjob"),
     missing(
         "horizontal-pod-autoscaler-controller",
         "horizontalpodautoscaling",
@@ -290,8 +292,8 @@ mod tests {
         assert!(!is_enabled(account, &list(&["*", "-serviceaccount"])));
         assert!(is_enabled(account, &list(&["serviceaccount-controller"])));
         assert!(!is_enabled(account, &list(&["root-ca-cert-publisher"])));
-        assert!(validate(&list(&["*", "-cronjob", "serviceaccount"])).is_empty());
-        assert_eq!(validate(&list(&["cronjob", "nobody"])).len(), 2);
+        assert!(validate(&list(&["*", "-attachdetach", "serviceaccount"])).is_empty());
+        assert_eq!(validate(&list(&["attachdetach", "nobody"])).len(), 2);
     }
 
     #[test]
