@@ -2,6 +2,7 @@
 //!
 //! Upstream: the `Run`/`processNextWorkItem` pair of every controller in `pkg/controller`.
 
+use std::any::Any;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 
+use crate::transport::ApiError;
 use crate::work_queue::{Key, WorkQueue};
 
 /// A controller: a name and what to do about a key.
@@ -21,7 +23,7 @@ pub trait Controller: Send + Sync + 'static {
     /// What is reconciled; most often an [`crate::ObjectKey`].
     type Key: Key + Display;
     /// Why a reconcile failed.
-    type Error: Display + Send;
+    type Error: Display + Send + 'static;
 
     /// The canonical name, `deployment-controller`.
     fn name(&self) -> &'static str;
@@ -35,6 +37,14 @@ pub trait Controller: Send + Sync + 'static {
     /// After how many failures in a row a key is dropped until the next event; `None` means never.
     fn max_retries(&self) -> Option<u32> {
         None
+    }
+
+    /// Whether an error only says that someone else wrote first, which is everyday life and no news. Controllers whose errors wrap
+    /// an [`ApiError`] tell here.
+    fn is_conflict(&self, error: &Self::Error) -> bool {
+        (error as &dyn Any)
+            .downcast_ref::<ApiError>()
+            .is_some_and(ApiError::is_conflict)
     }
 }
 
@@ -123,8 +133,14 @@ async fn work<C: Controller>(controller: Arc<C>, queue: WorkQueue<C::Key>) {
                     queue.add_after(key.clone(), delay);
                 }
             }
-            Ok(Err(error)) => retry(&*controller, &queue, &key, &error),
-            Err(_) => retry(&*controller, &queue, &key, &"the reconcile panicked"),
+            Ok(Err(error)) => {
+                let conflict = controller.is_conflict(&error);
+                retry(&*controller, &queue, &key, &error, conflict);
+            }
+            Err(_) => {
+                let error = "the reconcile panicked";
+                retry(&*controller, &queue, &key, &error, false);
+            }
         }
         queue.done(&key);
     }
@@ -135,13 +151,18 @@ fn retry<C: Controller>(
     queue: &WorkQueue<C::Key>,
     key: &C::Key,
     error: &dyn Display,
+    conflict: bool,
 ) {
     let failures = queue.num_requeues(key);
     if controller.max_retries().is_some_and(|max| failures >= max) {
         tracing::error!(controller = controller.name(), %key, %error, "Dropping out of the queue after too many retries");
         queue.forget(key);
+        return;
+    }
+    if conflict {
+        tracing::debug!(controller = controller.name(), %key, %error, failures, "Conflict while syncing, will retry");
     } else {
         tracing::warn!(controller = controller.name(), %key, %error, failures, "Error syncing, will retry");
-        queue.add_rate_limited(key.clone());
     }
+    queue.add_rate_limited(key.clone());
 }

@@ -434,6 +434,10 @@ impl Controller for DeploymentController {
         "deployment-controller"
     }
 
+    fn is_conflict(&self, error: &DeploymentError) -> bool {
+        matches!(error, DeploymentError::Api(source) if source.is_conflict())
+    }
+
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, DeploymentError> {
         let Some(deployment) = self.deployments.get_key(key) else {
             return Ok(None);

@@ -380,6 +380,10 @@ impl Controller for EndpointSliceController {
         "endpointslice-controller"
     }
 
+    fn is_conflict(&self, error: &EndpointSliceError) -> bool {
+        matches!(error, EndpointSliceError::Write { source, .. } if source.is_conflict())
+    }
+
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, EndpointSliceError> {
         let Some(service) = self.services.get_key(key) else {
             self.tracker.delete_service(key);

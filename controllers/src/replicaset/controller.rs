@@ -524,6 +524,10 @@ impl<K: Replicated> Controller for ReplicaSetController<K> {
         K::CONTROLLER
     }
 
+    fn is_conflict(&self, error: &ReplicaSetError) -> bool {
+        matches!(error, ReplicaSetError::Api(source) if source.is_conflict())
+    }
+
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReplicaSetError> {
         let Some(object) = self.replica_sets.get_key(key) else {
             self.expectations.delete(key);
