@@ -1,8 +1,7 @@
-//! ControllerRevisions: the templates a DaemonSet has had, numbered. Pure.
+//! ControllerRevisions: the templates a DaemonSet or StatefulSet has had, numbered. Pure.
 //!
 //! Upstream: pkg/controller/history, v1.36.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use component_helpers::names::compute_hash;
@@ -12,8 +11,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::{Value, json};
 
-/// The label of revisions and pods that tells which template they are of.
+/// The label of pods that tells which template they are of, and of the revisions of a DaemonSet.
 pub const HASH_LABEL: &str = "controller-revision-hash";
+/// The label of the revisions of a StatefulSet.
+pub const REVISION_HASH_LABEL: &str = "controller.kubernetes.io/hash";
+/// A name longer than this leaves no room for a hash.
+const MAX_PREFIX: usize = 223;
 
 /// What to do to have a revision of the present template.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +29,9 @@ pub enum Next {
     Create(Box<ControllerRevision>),
 }
 
-/// Finds or makes the revision of `template`.
+/// Finds or makes the revision of `template`; a new one has its hash in the label `hash_label`.
 pub fn next(
+    hash_label: &str,
     owner: &ObjectMeta,
     reference: OwnerReference,
     template: &PodTemplateSpec,
@@ -60,14 +64,13 @@ pub fn next(
         .as_ref()
         .and_then(|m| m.labels.clone())
         .unwrap_or_default();
-    labels.insert(HASH_LABEL.to_owned(), hash.clone());
+    labels.insert(hash_label.to_owned(), hash.clone());
+    let prefix = owner.name.as_deref().unwrap_or_default();
+    let prefix = prefix.get(..MAX_PREFIX).unwrap_or(prefix);
     Next::Create(Box::new(ControllerRevision {
         data: Some(RawExtension(data)),
         metadata: ObjectMeta {
-            name: Some(format!(
-                "{}-{hash}",
-                owner.name.as_deref().unwrap_or_default()
-            )),
+            name: Some(format!("{prefix}-{hash}")),
             namespace: owner.namespace.clone(),
             labels: Some(labels),
             annotations: owner.annotations.clone(),
@@ -86,7 +89,7 @@ fn data(template: &PodTemplateSpec) -> Value {
     json!({"spec": {"template": value}})
 }
 
-/// The hash a revision is labelled with.
+/// The hash a revision of a DaemonSet is labelled with.
 pub fn hash(revision: &ControllerRevision) -> &str {
     let labels = revision.metadata.labels.as_ref();
     labels
@@ -94,15 +97,15 @@ pub fn hash(revision: &ControllerRevision) -> &str {
         .map_or("", String::as_str)
 }
 
-/// The oldest revisions that nobody needs beyond `limit`; `live`: hashes that are in use.
+/// The oldest revisions beyond `limit` of those that are not in use.
 pub fn surplus(
     existing: &[Arc<ControllerRevision>],
-    live: &BTreeSet<String>,
+    is_live: impl Fn(&ControllerRevision) -> bool,
     limit: usize,
 ) -> Vec<Arc<ControllerRevision>> {
     let mut idle: Vec<_> = existing
         .iter()
-        .filter(|r| !live.contains(hash(r)))
+        .filter(|r| !is_live(r))
         .cloned()
         .collect();
     idle.sort_by_key(|r| r.revision);

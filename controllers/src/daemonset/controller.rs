@@ -152,7 +152,14 @@ impl DaemonSetController {
             .unwrap_or_default();
         let collisions = ds.status.as_ref().and_then(|s| s.collision_count);
         let reference = new_controller_ref::<DaemonSet>(&ds.metadata);
-        match history::next(&ds.metadata, reference, &template, existing, collisions) {
+        match history::next(
+            HASH_LABEL,
+            &ds.metadata,
+            reference,
+            &template,
+            existing,
+            collisions,
+        ) {
             Next::Use(revision) => Ok(Some(revision)),
             Next::Renumber(revision) => Ok(Some(Arc::new(self.executor.update(&*revision).await?))),
             Next::Create(revision) => {
@@ -234,7 +241,9 @@ impl DaemonSetController {
             .as_ref()
             .and_then(|s| s.revision_history_limit)
             .unwrap_or(HISTORY_LIMIT);
-        for revision in history::surplus(existing, &live, usize::try_from(limit).unwrap_or(0)) {
+        let is_live = |r: &ControllerRevision| live.contains(history::hash(r));
+        let limit = usize::try_from(limit).unwrap_or(0);
+        for revision in history::surplus(existing, is_live, limit) {
             let meta = &revision.metadata;
             let options = DeleteOptions {
                 uid: meta.uid.clone(),

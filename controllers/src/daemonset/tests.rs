@@ -167,14 +167,14 @@ fn revisions() {
     let set = ds(json!({}));
     let template = set.spec.as_ref().unwrap().template.clone();
     let owner = || component_helpers::owner_ref::new_controller_ref::<DaemonSet>(&set.metadata);
-    let Next::Create(first) = history::next(&set.metadata, owner(), &template, &[], None) else {
+    let Next::Create(first) = history::next(history::HASH_LABEL, &set.metadata, owner(), &template, &[], None) else {
         panic!()
     };
     let mut first = *first;
     first.metadata.uid = Some("1".into());
     let first = Arc::new(first);
     assert_eq!(
-        history::next(&set.metadata, owner(), &template, &[first.clone()], None),
+        history::next(history::HASH_LABEL, &set.metadata, owner(), &template, &[first.clone()], None),
         Next::Use(first.clone())
     );
     let second = Arc::new(ControllerRevision {
@@ -186,7 +186,7 @@ fn revisions() {
     other.metadata.uid = Some("2".into());
     let existing = [first.clone(), Arc::new(other)];
     assert!(
-        matches!(history::next(&set.metadata, owner(), &template, &existing, None), Next::Renumber(r) if r.revision == 3)
+        matches!(history::next(history::HASH_LABEL, &set.metadata, owner(), &template, &existing, None), Next::Renumber(r) if r.revision == 3)
     );
-    assert_eq!(history::surplus(&existing, &Default::default(), 1), [first]);
+    assert_eq!(history::surplus(&existing, |_| false, 1), [first]);
 }

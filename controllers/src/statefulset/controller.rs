@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use super::sync::{self, Observed, Step, ordinal};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::{controlled_by, index_by_controller};
-use crate::history::{self, HASH_LABEL, Next};
+use crate::history::{self, HASH_LABEL, Next, REVISION_HASH_LABEL};
 use crate::pod_control::{claim_pods, concerned, delete_pod, record};
 
 /// `spec.revisionHistoryLimit` as the API server defaults it.
@@ -113,7 +113,14 @@ impl StatefulSetController {
             .unwrap_or_default();
         let collisions = set.status.as_ref().and_then(|s| s.collision_count);
         let reference = new_controller_ref::<StatefulSet>(&set.metadata);
-        match history::next(&set.metadata, reference, &template, existing, collisions) {
+        match history::next(
+            REVISION_HASH_LABEL,
+            &set.metadata,
+            reference,
+            &template,
+            existing,
+            collisions,
+        ) {
             Next::Use(revision) => Ok(Some(revision)),
             Next::Renumber(revision) => Ok(Some(Arc::new(self.executor.update(&*revision).await?))),
             Next::Create(revision) => match self.executor.create(&*revision).await {
@@ -209,21 +216,17 @@ impl StatefulSetController {
             .filter_map(|p| label(p, HASH_LABEL))
             .collect();
         let kept = [&observed.current, &observed.update].map(|r| r.metadata.name.clone());
-        let is_live = |r: &&Arc<ControllerRevision>| {
+        let is_live = |r: &ControllerRevision| {
             kept.contains(&r.metadata.name)
                 || r.metadata.name.as_deref().is_some_and(|n| used.contains(n))
         };
-        let live = existing
-            .iter()
-            .filter(is_live)
-            .map(|r| history::hash(r).to_owned())
-            .collect();
         let limit = set
             .spec
             .as_ref()
             .and_then(|s| s.revision_history_limit)
             .unwrap_or(HISTORY_LIMIT);
-        for revision in history::surplus(existing, &live, usize::try_from(limit).unwrap_or(0)) {
+        let limit = usize::try_from(limit).unwrap_or(0);
+        for revision in history::surplus(existing, is_live, limit) {
             let key = ObjectKey::of(&*revision);
             let options = DeleteOptions {
                 uid: revision.metadata.uid.clone(),
