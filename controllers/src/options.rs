@@ -59,6 +59,8 @@ pub struct Options {
     pub service_account_private_key_file: Option<PathBuf>,
     /// `--namespace-sync-period`.
     pub namespace_sync_period: Duration,
+    /// `--resource-quota-sync-period`.
+    pub resource_quota_sync_period: Duration,
     /// `--enable-garbage-collector`.
     pub enable_garbage_collector: bool,
     /// Workers of each controller that has a `--concurrent-*-syncs` flag, by the flag's middle word (`deployment`, `gc`).
@@ -325,6 +327,7 @@ pub fn flag_set() -> FlagSet {
         seconds(300),
         "The period for syncing namespace life-cycle updates",
     );
+    flags.duration("resource-quota-sync-period", seconds(300), "The period for syncing quota usage status in the system");
     flags.bool("enable-garbage-collector", true, "Enables the generic garbage collector. MUST be synced with the corresponding flag of the kube-apiserver.");
     for (_, name, default) in CONCURRENT {
         flags.int(
@@ -387,7 +390,6 @@ fn unused(flags: &mut FlagSet) {
         ("pv-recycler-pod-template-filepath-nfs", text("")),
         ("pv-recycler-timeout-increment-hostpath", Value::Int(30)),
         ("pvclaimbinder-sync-period", time(15)),
-        ("resource-quota-sync-period", time(300)),
     ]);
 }
 
@@ -448,6 +450,7 @@ impl Options {
         }
         for flag in [
             "namespace-sync-period",
+            "resource-quota-sync-period",
             "legacy-service-account-token-clean-up-period",
         ] {
             if flags.duration(flag).is_zero() {
@@ -484,6 +487,7 @@ impl Options {
                 .optional("service-account-private-key-file")
                 .map(PathBuf::from),
             namespace_sync_period: flags.duration("namespace-sync-period"),
+            resource_quota_sync_period: flags.duration("resource-quota-sync-period"),
             enable_garbage_collector: flags.bool("enable-garbage-collector"),
             concurrent_syncs,
         })

@@ -1,11 +1,12 @@
 //! The resourcequota controller: writes into each ResourceQuota what its namespace uses.
 //!
-//! Admission in the API server counts up as objects are made; this loop counts what went away, and everything anew every five minutes.
+//! Admission in the API server counts up as objects are made; this loop counts what went away, and everything anew every five minutes (`--resource-quota-sync-period`).
 //!
 //! Upstream: pkg/controller/resourcequota and pkg/quota/v1/evaluator/core, v1.36.
-// DIFFERS: of `count/RESOURCE` only those of the core group; ResourceClaims and VolumeAttributesClasses are not counted.
+// DIFFERS: ResourceClaims are counted, but their devices are not measured; a quota with the scope VolumeAttributesClass measures no claims.
 
 pub mod controller;
+pub mod monitors;
 pub mod sync;
 
 #[cfg(test)]

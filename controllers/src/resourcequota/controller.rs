@@ -10,37 +10,60 @@ use component_helpers::pod::is_terminal;
 use controller_runtime::executor::Executor;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret, Service,
-};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
 
+use super::monitors::{Counts, Less, Monitors, OnLess};
 use super::sync::{self, Observed};
 use crate::context::{ControllerContext, Running, StartError};
 
-/// `--resource-quota-sync-period`.
-const SYNC_PERIOD: Duration = Duration::from_secs(300);
+/// The service account it acts as.
+const ACCOUNT: &str = "resourcequota-controller";
 
 /// Starts the controller under its own account.
 ///
 /// # Errors
 /// When it has no client.
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
-    let executor = context
-        .executor("resourcequota-controller", "resourcequota-controller")
-        .await?;
+    let executor = context.executor(ACCOUNT, ACCOUNT).await?;
+    let discovery = Arc::new(context.client(ACCOUNT).await?);
     let workers = context.options.workers("resource-quota");
-    let (controller, queue, watches) =
-        ResourceQuotaController::new(&context.informers, executor, &context.shutdown);
-    Ok(run_controller(
-        controller,
-        queue,
-        watches,
-        workers,
-        context.shutdown.clone(),
-    )
+    let counts = Counts::default();
+    let (controller, queue, watches) = ResourceQuotaController::new(
+        &context.informers,
+        executor,
+        counts.clone(),
+        context.options.resource_quota_sync_period,
+        &context.shutdown,
+    );
+    let (quotas, keys) = (controller.quotas.clone(), queue.clone());
+    let on_less: OnLess = Arc::new(move |less| concerned(&quotas, less, &keys));
+    let shutdown = context.shutdown.clone();
+    let mut monitors = Monitors::new(
+        context.informers.clone(),
+        discovery,
+        counts,
+        on_less,
+        shutdown.clone(),
+    );
+    Ok(async move {
+        if monitors.start().await {
+            let control = run_controller(controller, queue, watches, workers, shutdown);
+            tokio::join!(monitors.run(), control);
+        }
+    }
     .boxed())
+}
+
+/// Brings back the quotas that limit a kind of which there is less, or which can be counted at last.
+fn concerned(quotas: &Informer<ResourceQuota>, less: Less<'_>, queue: &WorkQueue) {
+    let (name, candidates) = match less {
+        Less::Gone { name, namespace } => (name, quotas.list_namespace(namespace)),
+        Less::Known { name } => (name, quotas.list()),
+    };
+    candidates
+        .iter()
+        .filter(|q| sync::limits_count_of(q, name))
+        .for_each(|q| queue.add(ObjectKey::of(&**q)));
 }
 
 /// Reconciles ResourceQuotas by key.
@@ -49,14 +72,8 @@ pub struct ResourceQuotaController {
     pods: Informer<Pod>,
     services: Informer<Service>,
     claims: Informer<PersistentVolumeClaim>,
-    secrets: Informer<Secret>,
-    config_maps: Informer<ConfigMap>,
-    controllers: Informer<ReplicationController>,
-    replica_sets: Informer<ReplicaSet>,
-    deployments: Informer<Deployment>,
-    stateful_sets: Informer<StatefulSet>,
-    daemon_sets: Informer<DaemonSet>,
-    jobs: Informer<Job>,
+    counts: Counts,
+    sync_period: Duration,
     executor: Executor,
 }
 
@@ -65,6 +82,8 @@ impl ResourceQuotaController {
     pub fn new(
         factory: &Factory,
         executor: Executor,
+        counts: Counts,
+        sync_period: Duration,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
         let controller = Arc::new(Self {
@@ -72,14 +91,8 @@ impl ResourceQuotaController {
             pods: factory.informer(InformerOptions::default()),
             services: factory.informer(InformerOptions::default()),
             claims: factory.informer(InformerOptions::default()),
-            secrets: factory.informer(InformerOptions::default()),
-            config_maps: factory.informer(InformerOptions::default()),
-            controllers: factory.informer(InformerOptions::default()),
-            replica_sets: factory.informer(InformerOptions::default()),
-            deployments: factory.informer(InformerOptions::default()),
-            stateful_sets: factory.informer(InformerOptions::default()),
-            daemon_sets: factory.informer(InformerOptions::default()),
-            jobs: factory.informer(InformerOptions::default()),
+            counts,
+            sync_period,
             executor,
         });
         let queue = WorkQueue::new("resourcequota_primary");
@@ -99,16 +112,6 @@ impl ResourceQuotaController {
         controller.on_less(&mut watches, &queue, &controller.claims, |old, new| {
             old.spec != new.spec
         });
-        controller.on_less(&mut watches, &queue, &controller.secrets, |_, _| false);
-        controller.on_less(&mut watches, &queue, &controller.config_maps, |_, _| false);
-        controller.on_less(&mut watches, &queue, &controller.controllers, |_, _| false);
-        controller.on_less(&mut watches, &queue, &controller.replica_sets, |_, _| false);
-        controller.on_less(&mut watches, &queue, &controller.deployments, |_, _| false);
-        controller.on_less(&mut watches, &queue, &controller.stateful_sets, |_, _| {
-            false
-        });
-        controller.on_less(&mut watches, &queue, &controller.daemon_sets, |_, _| false);
-        controller.on_less(&mut watches, &queue, &controller.jobs, |_, _| false);
         (controller, queue, watches)
     }
 
@@ -156,29 +159,7 @@ impl Controller for ResourceQuotaController {
             pods: self.pods.list_namespace(ns),
             services: self.services.list_namespace(ns),
             claims: self.claims.list_namespace(ns),
-            counts: vec![
-                ("secrets", self.secrets.list_namespace(ns).len()),
-                ("configmaps", self.config_maps.list_namespace(ns).len()),
-                (
-                    "replicationcontrollers",
-                    self.controllers.list_namespace(ns).len(),
-                ),
-                ("resourcequotas", self.quotas.list_namespace(ns).len()),
-                (
-                    "replicasets.apps",
-                    self.replica_sets.list_namespace(ns).len(),
-                ),
-                (
-                    "deployments.apps",
-                    self.deployments.list_namespace(ns).len(),
-                ),
-                (
-                    "statefulsets.apps",
-                    self.stateful_sets.list_namespace(ns).len(),
-                ),
-                ("daemonsets.apps", self.daemon_sets.list_namespace(ns).len()),
-                ("jobs.batch", self.jobs.list_namespace(ns).len()),
-            ],
+            counts: self.counts.of(ns),
         };
         if let Some(status) = sync::sync(&quota, &observed) {
             let updated = ResourceQuota {
@@ -190,6 +171,6 @@ impl Controller for ResourceQuotaController {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Some(SYNC_PERIOD))
+        Ok(Some(self.sync_period))
     }
 }

@@ -20,8 +20,8 @@ pub struct Observed {
     pub pods: Vec<Arc<Pod>>,
     pub services: Vec<Arc<Service>>,
     pub claims: Vec<Arc<PersistentVolumeClaim>>,
-    /// Of kinds that are only counted, by plural and group.
-    pub counts: Vec<(&'static str, usize)>,
+    /// Of kinds that are only counted, by plural and group; all that are known.
+    pub counts: Vec<(String, usize)>,
 }
 
 /// The status that is to be written; `None`: it is right.
@@ -32,21 +32,29 @@ pub fn sync(quota: &ResourceQuota, observed: &Observed) -> Option<ResourceQuotaS
         .and_then(|s| s.hard.clone())
         .unwrap_or_default();
     let usage = usage(quota, observed);
+    let old = quota.status.clone().unwrap_or_default();
+    let before = amounts(old.used.as_ref());
     let mut used = Amounts::default();
     for name in hard.keys() {
         let amount = usage
             .get(name)
             .copied()
-            .or_else(|| is_known(name).then_some(Amount::ZERO));
+            .or_else(|| is_known(name).then_some(Amount::ZERO))
+            // What cannot be measured now keeps its last value.
+            .or_else(|| before.get(name).copied());
         used.extend(amount.map(|a| (name.clone(), a)));
     }
-    let old = quota.status.clone().unwrap_or_default();
-    let same =
-        amounts(old.hard.as_ref()) == amounts(Some(&hard)) && amounts(old.used.as_ref()) == used;
+    let same = amounts(old.hard.as_ref()) == amounts(Some(&hard)) && before == used;
     (!same || old.hard.is_none()).then(|| ResourceQuotaStatus {
         hard: Some(hard),
         used: Some(quantities(&used)),
     })
+}
+
+/// Whether a quota limits how many objects there are of what it calls `name`.
+pub fn limits_count_of(quota: &ResourceQuota, name: &str) -> bool {
+    let hard = quota.spec.as_ref().and_then(|s| s.hard.as_ref());
+    hard.is_some_and(|h| h.contains_key(name) || h.contains_key(&format!("count/{name}")))
 }
 
 fn is_known(name: &str) -> bool {
@@ -96,8 +104,8 @@ fn usage(quota: &ResourceQuota, observed: &Observed) -> Amounts {
     }
     for (name, count) in &observed.counts {
         // Only kinds of the core group have a name of their own.
-        if !name.contains('.') {
-            usage.insert((*name).to_owned(), one(*count));
+        if is_known(name) {
+            usage.insert(name.clone(), one(*count));
         }
         usage.insert(format!("count/{name}"), one(*count));
     }

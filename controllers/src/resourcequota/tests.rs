@@ -25,10 +25,10 @@ fn usage_by_kind_and_scope() {
         ],
         services: vec![Arc::new(serde_json::from_value(service).unwrap())],
         claims: vec![Arc::new(serde_json::from_value(claim).unwrap())],
-        counts: vec![("secrets", 3), ("replicasets.apps", 2)],
+        counts: vec![("secrets".into(), 3), ("replicasets.apps".into(), 2)],
     };
     let hard = json!({"pods": "9", "count/pods": "9", "cpu": "9", "requests.cpu": "9", "services.nodeports": "9", "secrets": "9",
-        "requests.storage": "9Gi", "gold.storageclass.storage.k8s.io/requests.storage": "9Gi", "count/widgets.example.com": "9",
+        "requests.storage": "9Gi", "gold.storageclass.storage.k8s.io/requests.storage": "9Gi", "count/widgets.example.com": "9", "count/gadgets.example.com": "9",
         "count/replicasets.apps": "9"});
     let mut counted: k8s_openapi::api::core::v1::ResourceQuota = quota(json!({"hard": hard}));
     let status = sync(&counted, &observed).unwrap();
@@ -38,6 +38,13 @@ fn usage_by_kind_and_scope() {
         "services.nodeports": "2", "secrets": "3", "count/replicasets.apps": "2", "requests.storage": "1Gi", "gold.storageclass.storage.k8s.io/requests.storage": "1Gi"})
     );
     counted.status = Some(status);
+    assert_eq!(sync(&counted, &observed), None);
+    // A kind that nobody can count just now keeps what was counted before.
+    let used = counted.status.as_mut().unwrap().used.as_mut().unwrap();
+    used.insert(
+        "count/gadgets.example.com".into(),
+        serde_json::from_value(json!("4")).unwrap(),
+    );
     assert_eq!(sync(&counted, &observed), None);
     for (scope, pods) in [
         ("BestEffort", "0"),
