@@ -6,6 +6,7 @@
 //! Upstream: pkg/controller/daemon, v1.36.
 // DIFFERS: orphaned ControllerRevisions are not adopted, and several of one template are not merged.
 
+pub mod backoff;
 pub mod controller;
 pub mod sync;
 

@@ -1,29 +1,33 @@
 //! The shell: watches DaemonSets, their pods and revisions, and Nodes, and carries out what [`super::sync`] decides.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::clock::Clock;
-use component_base::events::object_reference;
+use component_base::events::{EventType, object_reference};
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_helpers::labels::Selector;
 use component_helpers::owner_ref::new_controller_ref;
-use component_helpers::pod::{available_at, is_terminating, label, uid};
+use component_helpers::pod::{
+    available_at, is_terminating, label, name, namespace, phase, uid,
+};
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
 use controller_runtime::expectations::Expectations;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 
+use super::backoff::{self, Backoff};
 use super::sync::{self, Observed, Plan};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::{controlled_by, index_by_controller};
 use crate::history::{self, HASH_LABEL, Next};
-use crate::pod_control::{claim_pods, concerned, create_pods, delete_pod, resolve};
+use crate::pod_control::{claim_pods, concerned, create_pods, delete_pod, record, resolve};
 
 /// `spec.revisionHistoryLimit` as the API server defaults it.
 const HISTORY_LIMIT: i32 = 10;
@@ -60,6 +64,7 @@ pub struct DaemonSetController {
     nodes: Informer<Node>,
     revisions: Informer<ControllerRevision>,
     expectations: Expectations,
+    backoff: Backoff,
     executor: Executor,
     clock: Clock,
 }
@@ -78,6 +83,7 @@ impl DaemonSetController {
             nodes: factory.informer(InformerOptions::default()),
             revisions: factory.informer(InformerOptions::default()),
             expectations: Expectations::new(clock.clone()),
+            backoff: Backoff::default(),
             executor,
             clock,
         });
@@ -190,6 +196,33 @@ impl DaemonSetController {
         }
     }
 
+    /// Tells of ended pods that are about to go, and lets the next failed one on the same node wait.
+    async fn tell_of_ended(&self, ds: &DaemonSet, plan: &Plan, now: Timestamp) {
+        let about = object_reference(ds);
+        for pod in &plan.delete {
+            let (event_type, reason, state, verb) = match phase(pod) {
+                "Failed" => (EventType::Warning, "FailedDaemonPod", "failed", "kill"),
+                "Succeeded" => (
+                    EventType::Normal,
+                    "SucceededDaemonPod",
+                    "succeeded",
+                    "delete",
+                ),
+                _ => continue,
+            };
+            let node = sync::target_node(pod).unwrap_or_default();
+            let message = format!(
+                "Found {state} daemon pod {}/{} on node {node}, will try to {verb} it",
+                namespace(pod),
+                name(pod)
+            );
+            record(&self.executor, &about, event_type, reason, message).await;
+            if reason == "FailedDaemonPod" {
+                self.backoff.next(backoff_key(ds, node), now);
+            }
+        }
+    }
+
     async fn carry_out(&self, key: &ObjectKey, ds: &DaemonSet, plan: Plan) -> Option<ApiError> {
         let about = object_reference(ds);
         if !plan.delete.is_empty() {
@@ -261,6 +294,12 @@ impl DaemonSetController {
     }
 }
 
+fn backoff_key(ds: &DaemonSet, node: String) -> backoff::Key {
+    let generation = ds.status.as_ref().and_then(|s| s.observed_generation);
+    let uid = ds.metadata.uid.clone().unwrap_or_default();
+    (uid, generation.unwrap_or(0), node)
+}
+
 fn selector(ds: &DaemonSet) -> Option<Selector> {
     let selector = Selector::new(&ds.spec.as_ref()?.selector).ok()?;
     (!selector.is_everything()).then_some(selector)
@@ -308,16 +347,26 @@ impl Controller for DaemonSetController {
             return Ok(None);
         };
         let hash = history::hash(&revision).to_owned();
+        let now = self.clock.now();
+        let held_back: BTreeMap<String, Duration> = pods
+            .iter()
+            .filter(|p| phase(p) == "Failed")
+            .filter_map(|p| sync::target_node(p))
+            .filter_map(|node| {
+                let left = self.backoff.remaining(&backoff_key(&ds, node.clone()), now)?;
+                Some((node, left))
+            })
+            .collect();
         let observed = Observed {
             nodes: self.nodes.list(),
             pods,
             hash,
             expectations_met,
+            held_back: held_back.keys().cloned().collect(),
         };
-        let now = self.clock.now();
-        let error = self
-            .carry_out(key, &ds, sync::sync(&ds, &observed, now))
-            .await;
+        let plan = sync::sync(&ds, &observed, now);
+        self.tell_of_ended(&ds, &plan, now).await;
+        let error = self.carry_out(key, &ds, plan).await;
         let status = sync::calculate_status(&ds, &observed, now);
         if ds.status.as_ref() != Some(&status) {
             let updated = DaemonSet {
@@ -340,6 +389,7 @@ impl Controller for DaemonSetController {
             .filter_map(|p| available_at(p, min_ready))
             .filter(|at| *at > now)
             .min();
-        Ok(next.and_then(|at| Duration::try_from(at.duration_since(now)).ok()))
+        let next = next.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
+        Ok(next.into_iter().chain(held_back.into_values()).min())
     }
 }

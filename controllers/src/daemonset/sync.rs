@@ -1,6 +1,6 @@
 //! The decision: on which nodes to create and which pods to delete, and the status. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use component_helpers::affinity::RequiredNodeAffinity;
@@ -39,6 +39,8 @@ pub struct Observed {
     pub hash: String,
     /// All that was done before has been seen: pods may be created and deleted.
     pub expectations_met: bool,
+    /// Nodes on which failed pods are left alone for now.
+    pub held_back: BTreeSet<String>,
 }
 
 /// What to do about the pods.
@@ -183,6 +185,7 @@ fn manage_node(
 ) {
     let name = node.metadata.name.clone().unwrap_or_default();
     let (run, stay) = node_should_run(ds, node);
+    let held_back = observed.held_back.contains(&name);
     let pods = by_node.get(&name).map(Vec::as_slice).unwrap_or_default();
     let present = pods.iter().filter(|p| !is_terminating(p));
     if !stay {
@@ -195,7 +198,10 @@ fn manage_node(
     }
     let (ended, mut running): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) =
         present.copied().partition(|p| is_terminal(p));
-    delete.extend(ended.into_iter().cloned());
+    let ended = ended
+        .into_iter()
+        .filter(|p| !(held_back && phase(p) == "Failed"));
+    delete.extend(ended.cloned());
     running.sort_by_key(|p| age(p));
     if max_surge(ds, observed) == 0 {
         delete.extend(running.into_iter().skip(1).cloned());

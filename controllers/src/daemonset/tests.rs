@@ -46,6 +46,7 @@ fn check(
         pods: pods.to_vec(),
         hash: "new".into(),
         expectations_met: true,
+        ..Observed::default()
     };
     let plan = sync(ds, &observed, now());
     let targets: Vec<_> = plan
@@ -189,4 +190,22 @@ fn revisions() {
         matches!(history::next(history::HASH_LABEL, &set.metadata, owner(), &template, &existing, None), Next::Renumber(r) if r.revision == 3)
     );
     assert_eq!(history::surplus(&existing, |_| false, 1), [first]);
+}
+
+#[test]
+fn a_failed_pod_is_left_alone_while_its_node_is_held_back() {
+    let pods = [
+        pod("f", "a", "new", "Failed", false),
+        pod("s", "b", "new", "Succeeded", false),
+    ];
+    let mut observed = check(
+        &ds(json!({})),
+        &[node("a", "x", None), node("b", "x", None)],
+        &pods,
+        &[],
+        &["f", "s"],
+    );
+    observed.held_back = ["a", "b"].map(str::to_owned).into();
+    let plan = sync(&ds(json!({})), &observed, now());
+    assert_eq!((plan.create, plan.delete), (vec![], vec![pods[1].clone()]));
 }
