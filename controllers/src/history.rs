@@ -103,11 +103,7 @@ pub fn surplus(
     is_live: impl Fn(&ControllerRevision) -> bool,
     limit: usize,
 ) -> Vec<Arc<ControllerRevision>> {
-    let mut idle: Vec<_> = existing
-        .iter()
-        .filter(|r| !is_live(r))
-        .cloned()
-        .collect();
+    let mut idle: Vec<_> = existing.iter().filter(|r| !is_live(r)).cloned().collect();
     idle.sort_by_key(|r| r.revision);
     let excess = idle.len().saturating_sub(limit);
     idle.truncate(excess);
