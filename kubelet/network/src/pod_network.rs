@@ -38,6 +38,8 @@ struct Inner {
 
 struct State {
     records: BTreeMap<String, SandboxRecord>,
+    /// Sandboxes whose rules go before their records do: whoever syncs the rules meanwhile leaves them out.
+    leaving: BTreeSet<String>,
     last_reserved: BTreeMap<IpNet, IpAddr>,
     pod_cidrs: Vec<IpNet>,
     peers: Vec<Peer>,
@@ -72,6 +74,7 @@ impl PodNetwork {
         let (resolved, _) = resolve(&netlink, &peers).await?;
         let state = State {
             records,
+            leaving: BTreeSet::new(),
             last_reserved: store.last_reserved(),
             pod_cidrs: store.pod_cidrs(),
             peers,
@@ -301,6 +304,7 @@ impl PodNetwork {
         inner.store.write_last_reserved(&state.last_reserved)?;
         let record =
             SandboxRecord::new(sandbox, pod_link::link_name(&sandbox.sandbox_id), addresses);
+        state.leaving.remove(&sandbox.sandbox_id);
         state
             .records
             .insert(sandbox.sandbox_id.clone(), record.clone());
@@ -354,9 +358,9 @@ impl PodNetwork {
             .iter()
             .any(|mapping| mapping.host_port != 0)
         {
-            let mut node = self.inner.node.lock().await;
-            self.sync_rules_without(&mut node, Some(&record.sandbox_id))
-                .await?;
+            let id = record.sandbox_id.clone();
+            self.inner.state.lock().await.leaving.insert(id);
+            self.sync_rules().await?;
         }
         self.forget(&record.sandbox_id).await
     }
@@ -364,7 +368,9 @@ impl PodNetwork {
     async fn forget(&self, sandbox_id: &str) -> Result<(), NetworkError> {
         let (store, id) = (self.inner.store.clone(), sandbox_id.to_owned());
         blocking(move || store.remove(&id)).await?;
-        self.inner.state.lock().await.records.remove(sandbox_id);
+        let mut state = self.inner.state.lock().await;
+        state.records.remove(sandbox_id);
+        state.leaving.remove(sandbox_id);
         Ok(())
     }
 
@@ -441,7 +447,7 @@ impl PodNetwork {
             tracing::debug!(?change, node = %inner.config.node_name, "changing the pod network");
             errors.extend(inner.netlink.carry_out(change).await.err());
         }
-        errors.extend(self.sync_rules_without(&mut node, None).await.err());
+        errors.extend(self.sync_node_rules(&mut node).await.err());
         match errors.len() {
             0 => Ok(()),
             1 => Err(errors.remove(0)),
@@ -451,19 +457,15 @@ impl PodNetwork {
 
     async fn sync_rules(&self) -> Result<(), NetworkError> {
         let mut node = self.inner.node.lock().await;
-        self.sync_rules_without(&mut node, None).await
+        self.sync_node_rules(&mut node).await
     }
 
-    async fn sync_rules_without(
-        &self,
-        node: &mut Node,
-        without: Option<&str>,
-    ) -> Result<(), NetworkError> {
+    async fn sync_node_rules(&self, node: &mut Node) -> Result<(), NetworkError> {
         let name = &self.inner.config.table;
         let (ip, ip6, has_ip6) = {
             let state = self.inner.state.lock().await;
             let built_in =
-                |r: &&SandboxRecord| r.cni.is_none() && Some(r.sandbox_id.as_str()) != without;
+                |r: &&SandboxRecord| r.cni.is_none() && !state.leaving.contains(&r.sandbox_id);
             let mut cluster = self.inner.config.cluster_cidrs.clone();
             if cluster.is_empty() {
                 cluster.extend(state.pod_cidrs.iter().copied());

@@ -399,6 +399,45 @@ fn host_ports() {
     assert_eq!(ask(&outside, "192.0.2.1:8080"), None);
 }
 
+/// What one teardown leaves out another that runs meanwhile must not write again.
+#[test]
+fn host_ports_that_go_at_once_leave_no_rule() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("node");
+    let pods: Vec<_> = (0..8u16)
+        .map(|n| (n, Namespace::new(&format!("h{n}"))))
+        .collect();
+    for (n, pod) in &pods {
+        let mut wanted = sandbox(&format!("s{n}"), pod);
+        wanted.port_mappings = vec![PortMapping {
+            protocol: Protocol::Tcp,
+            container_port: 80,
+            host_port: 9000 + n,
+            host_ip: None,
+        }];
+        node.setup(wanted, &RANGES).unwrap();
+    }
+    assert!(node.namespace.nft().contains("9007"));
+    node.with(|network| async move {
+        network
+            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
+            .await
+            .unwrap();
+        let all = (0..8).map(|n| {
+            let network = network.clone();
+            async move { network.teardown(&format!("s{n}")).await }
+        });
+        for result in futures::future::join_all(all).await {
+            result.unwrap();
+        }
+    });
+    let left = node.namespace.nft();
+    assert!(!left.contains(" . 90"), "{left}");
+    assert!(!left.contains("10.244.1.2"), "{left}");
+}
+
 /// A veth pair between two namespaces.
 fn connect(
     one: &Namespace,
