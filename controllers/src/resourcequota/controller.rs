@@ -155,11 +155,16 @@ impl Controller for ResourceQuotaController {
             return Ok(None);
         };
         let ns = key.namespace.as_str();
+        let mut counts = self.counts.of(ns);
+        // The metadata may not have this very quota yet, and nothing would bring it back.
+        counts.retain(|(name, _)| name != "resourcequotas");
+        let quotas = self.quotas.list_namespace(ns).len();
+        counts.push(("resourcequotas".to_owned(), quotas));
         let observed = Observed {
             pods: self.pods.list_namespace(ns),
             services: self.services.list_namespace(ns),
             claims: self.claims.list_namespace(ns),
-            counts: self.counts.of(ns),
+            counts,
         };
         if let Some(status) = sync::sync(&quota, &observed) {
             let updated = ResourceQuota {
