@@ -10,7 +10,9 @@ use component_helpers::pod::is_terminal;
 use controller_runtime::executor::Executor;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, Pod, ResourceQuota, ResourceRequirements, Service,
+};
 
 use super::monitors::{Counts, Less, Monitors, OnLess};
 use super::sync::{self, Observed};
@@ -103,9 +105,11 @@ impl ResourceQuotaController {
             InformerEvent::Updated { old, new } if old.spec == new.spec => {}
             event => keys.add(ObjectKey::of(&**event.object())),
         });
-        let ended =
-            |old: &Pod, new: &Pod| is_terminal(old) != is_terminal(new) || old.spec != new.spec;
-        controller.on_less(&mut watches, &queue, &controller.pods, ended);
+        // Not any change of the spec: on the binding of a pod the cache may lag behind what admission has counted by then.
+        let less = |old: &Pod, new: &Pod| {
+            is_terminal(old) != is_terminal(new) || !same_resources(old, new)
+        };
+        controller.on_less(&mut watches, &queue, &controller.pods, less);
         controller.on_less(&mut watches, &queue, &controller.services, |old, new| {
             old.spec != new.spec
         });
@@ -139,6 +143,18 @@ impl ResourceQuotaController {
             }
         });
     }
+}
+
+/// Whether the containers of a pod ask for what they asked for before (they can be resized in place).
+fn same_resources(old: &Pod, new: &Pod) -> bool {
+    fn of(pod: &Pod) -> impl Iterator<Item = (&str, &Option<ResourceRequirements>)> {
+        let containers = pod.spec.iter().flat_map(|spec| {
+            let init = spec.init_containers.iter().flatten();
+            init.chain(&spec.containers)
+        });
+        containers.map(|container| (container.name.as_str(), &container.resources))
+    }
+    of(old).eq(of(new))
 }
 
 #[async_trait]
@@ -177,5 +193,29 @@ impl Controller for ResourceQuotaController {
             }
         }
         Ok(Some(self.sync_period))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_pod_asks_for_what_it_asked_for() {
+        let pod = |node: Option<&str>, cpu: &str| -> Pod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": { "name": "p" },
+                "spec": {
+                    "nodeName": node,
+                    "containers": [{ "name": "c", "resources": { "requests": { "cpu": cpu } } }],
+                },
+            }))
+            .expect("a pod")
+        };
+        assert!(same_resources(&pod(None, "1"), &pod(Some("node-1"), "1")));
+        assert!(!same_resources(
+            &pod(Some("node-1"), "2"),
+            &pod(Some("node-1"), "1")
+        ));
     }
 }
