@@ -327,7 +327,11 @@ pub fn flag_set() -> FlagSet {
         seconds(300),
         "The period for syncing namespace life-cycle updates",
     );
-    flags.duration("resource-quota-sync-period", seconds(300), "The period for syncing quota usage status in the system");
+    flags.duration(
+        "resource-quota-sync-period",
+        seconds(300),
+        "The period for syncing quota usage status in the system",
+    );
     flags.bool("enable-garbage-collector", true, "Enables the generic garbage collector. MUST be synced with the corresponding flag of the kube-apiserver.");
     for (_, name, default) in CONCURRENT {
         flags.int(

@@ -11,9 +11,7 @@ use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions
 use component_base::shutdown::Shutdown;
 use component_helpers::labels::Selector;
 use component_helpers::owner_ref::new_controller_ref;
-use component_helpers::pod::{
-    available_at, is_terminating, label, name, namespace, phase, uid,
-};
+use component_helpers::pod::{available_at, is_terminating, label, name, namespace, phase, uid};
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
 use controller_runtime::expectations::Expectations;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
@@ -353,7 +351,9 @@ impl Controller for DaemonSetController {
             .filter(|p| phase(p) == "Failed")
             .filter_map(|p| sync::target_node(p))
             .filter_map(|node| {
-                let left = self.backoff.remaining(&backoff_key(&ds, node.clone()), now)?;
+                let left = self
+                    .backoff
+                    .remaining(&backoff_key(&ds, node.clone()), now)?;
                 Some((node, left))
             })
             .collect();

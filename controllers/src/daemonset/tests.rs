@@ -168,14 +168,28 @@ fn revisions() {
     let set = ds(json!({}));
     let template = set.spec.as_ref().unwrap().template.clone();
     let owner = || component_helpers::owner_ref::new_controller_ref::<DaemonSet>(&set.metadata);
-    let Next::Create(first) = history::next(history::HASH_LABEL, &set.metadata, owner(), &template, &[], None) else {
+    let Next::Create(first) = history::next(
+        history::HASH_LABEL,
+        &set.metadata,
+        owner(),
+        &template,
+        &[],
+        None,
+    ) else {
         panic!()
     };
     let mut first = *first;
     first.metadata.uid = Some("1".into());
     let first = Arc::new(first);
     assert_eq!(
-        history::next(history::HASH_LABEL, &set.metadata, owner(), &template, &[first.clone()], None),
+        history::next(
+            history::HASH_LABEL,
+            &set.metadata,
+            owner(),
+            &template,
+            &[first.clone()],
+            None
+        ),
         Next::Use(first.clone())
     );
     let second = Arc::new(ControllerRevision {
