@@ -20,6 +20,8 @@ use report::{Report, Spec, State};
 
 /// The cluster that the suite runs on, unless `--name` says otherwise.
 const CLUSTER: &str = "gantryconf";
+/// The folder of results, below `target/e2e`.
+const RUNS: &str = "conformance";
 
 #[derive(Args, Clone)]
 pub struct ConformanceOptions {
@@ -53,6 +55,9 @@ pub struct ConformanceOptions {
     /// The cluster that is made for the run.
     #[arg(skip = CLUSTER)]
     name: String,
+    /// The folder of results: only a user's own runs are what `--rerun-failed` looks back at.
+    #[arg(skip = RUNS)]
+    folder: &'static str,
 }
 
 /// # Errors
@@ -116,6 +121,7 @@ pub fn smoke(cluster: &str) -> Result<(u64, u64)> {
         explain: None,
         on: Some(cluster.to_owned()),
         name: CLUSTER.to_owned(),
+        folder: "smoke",
     };
     let focus = focus(&outputs, &options)?;
     let listed = fs::read_to_string(outputs.workspace.join("e2e/smoke.txt"))?
@@ -194,7 +200,7 @@ fn escape(text: &str) -> String {
 }
 
 fn runs(outputs: &Outputs) -> PathBuf {
-    outputs.e2e().join("conformance")
+    outputs.e2e().join(RUNS)
 }
 
 /// Brings a cluster up, runs the selection, watches, and counts.
@@ -216,7 +222,10 @@ fn judge(
             })?
         }
     };
-    let dir = runs(outputs).join(jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string());
+    let dir = outputs
+        .e2e()
+        .join(options.folder)
+        .join(jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string());
     fs::create_dir_all(&dir)?;
     let watch = watch::Watch::begin(&cluster)?;
     let mut specs: Vec<Spec> = Vec::new();
@@ -312,6 +321,10 @@ fn explain(
     options: &ConformanceOptions,
     spec: &str,
 ) -> Result<ExitCode> {
+    let options = &ConformanceOptions {
+        folder: "explain",
+        ..options.clone()
+    };
     let focus = escape(spec);
     let mut lines = Vec::new();
     for component in Component::ALL {
