@@ -99,12 +99,19 @@ pub async fn claim_pods<K: Owner>(
     if !claim.adopt.is_empty() {
         // Past the cache: an owner that is being deleted must not adopt what the garbage collector is about to orphan.
         let fresh = executor.get::<K>(ns, owner_name).await?;
-        let fresh =
-            fresh.filter(|o| o.meta().uid == owner.uid && o.meta().deletion_timestamp.is_none());
-        if fresh.is_none() {
-            let kind = <K as k8s_openapi::Resource>::KIND;
+        let kind = <K as k8s_openapi::Resource>::KIND;
+        let found = fresh
+            .as_ref()
+            .and_then(|o| o.meta().uid.as_deref())
+            .unwrap_or_default();
+        if found != owner_uid {
             return Err(ApiError::Conflict(format!(
-                "{kind} {ns}/{owner_name} is gone or being deleted, it adopts nothing"
+                "original {kind} {ns}/{owner_name} is gone: got uid {found:?}, wanted {owner_uid:?}"
+            )));
+        }
+        if fresh.is_some_and(|o| o.meta().deletion_timestamp.is_some()) {
+            return Err(ApiError::Conflict(format!(
+                "{kind} {ns}/{owner_name} is being deleted, it adopts nothing"
             )));
         }
     }

@@ -23,9 +23,8 @@ use super::kind::Replicated;
 use super::reason;
 use super::sync::{self, Observed, Outcome, Plan};
 use crate::context::{ControllerContext, Running, StartError};
-use crate::controller_ref::{
-    adopt_patch, claim, controlled_by, index_by_controller, orphans, release_patch,
-};
+use crate::controller_ref::{controlled_by, index_by_controller};
+use crate::pod_control::claim_pods;
 
 /// Starts the controller under its own account.
 ///
@@ -48,22 +47,6 @@ pub async fn start<K: Replicated>(context: ControllerContext) -> Result<Running,
         context.shutdown.clone(),
     )
     .boxed())
-}
-
-/// Why one pass failed; a retry may help.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplicaSetError {
-    #[error(transparent)]
-    Api(#[from] ApiError),
-    #[error("{kind} {key} is being deleted, it adopts nothing")]
-    Deleting { kind: &'static str, key: ObjectKey },
-    #[error("original {kind} {key} is gone: got uid {found:?}, wanted {wanted:?}")]
-    Replaced {
-        kind: &'static str,
-        key: ObjectKey,
-        found: String,
-        wanted: String,
-    },
 }
 
 /// Reconciles ReplicaSets, or what is like them, by key.
@@ -225,73 +208,6 @@ impl<K: Replicated> ReplicaSetController<K> {
             if selector(&rs.view()).is_ok_and(|s| !s.is_everything() && s.matches(labels)) {
                 queue.add(ObjectKey::of(&*rs));
             }
-        }
-    }
-
-    /// Adopts and releases active pods. `None` if something changed: the watch brings the ReplicaSet back.
-    async fn claim(
-        &self,
-        key: &ObjectKey,
-        rs: &ReplicaSet,
-        selector: &Selector,
-    ) -> Result<Option<Vec<Arc<Pod>>>, ReplicaSetError> {
-        let owner_uid = rs.metadata.uid.as_deref().unwrap_or_default();
-        let candidates = controlled_by(&self.pods, owner_uid)
-            .into_iter()
-            .chain(orphans(&self.pods, &key.namespace));
-        let claim = claim(&rs.metadata, selector, candidates.filter(|p| is_active(p)));
-        if claim.is_settled() {
-            return Ok(Some(claim.owned));
-        }
-        if !claim.adopt.is_empty() {
-            self.recheck(key, owner_uid).await?;
-        }
-        let owner = new_controller_ref::<K>(&rs.metadata);
-        let adopt = claim
-            .adopt
-            .iter()
-            .map(|pod| (pod, adopt_patch(&owner, uid(pod))));
-        let release = claim
-            .release
-            .iter()
-            .map(|pod| (pod, release_patch(owner_uid, uid(pod))));
-        for (pod, patch) in adopt.chain(release) {
-            let name = pod.metadata.name.as_deref().unwrap_or_default();
-            match self
-                .executor
-                .execute(&Action::strategic_patch::<Pod>(&key.namespace, name, patch))
-                .await
-            {
-                // Gone, or a namesake by now.
-                Ok(_) | Err(ApiError::NotFound(_) | ApiError::Invalid(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Past the cache: a ReplicaSet that is being deleted must not adopt what the garbage collector is about to orphan.
-    async fn recheck(&self, key: &ObjectKey, uid: &str) -> Result<(), ReplicaSetError> {
-        let kind = <K as k8s_openapi::Resource>::KIND;
-        let fresh = self.executor.get::<K>(&key.namespace, &key.name).await?;
-        let found = fresh
-            .as_ref()
-            .and_then(|rs| rs.meta().uid.clone())
-            .unwrap_or_default();
-        if found != uid {
-            return Err(ReplicaSetError::Replaced {
-                kind,
-                key: key.clone(),
-                found,
-                wanted: uid.to_owned(),
-            });
-        }
-        match fresh.is_some_and(|rs| rs.meta().deletion_timestamp.is_some()) {
-            true => Err(ReplicaSetError::Deleting {
-                kind,
-                key: key.clone(),
-            }),
-            false => Ok(()),
         }
     }
 
@@ -518,17 +434,17 @@ fn selector(rs: &ReplicaSet) -> Result<Selector, SelectorError> {
 #[async_trait]
 impl<K: Replicated> Controller for ReplicaSetController<K> {
     type Key = ObjectKey;
-    type Error = ReplicaSetError;
+    type Error = ApiError;
 
     fn name(&self) -> &'static str {
         K::CONTROLLER
     }
 
-    fn is_conflict(&self, error: &ReplicaSetError) -> bool {
-        matches!(error, ReplicaSetError::Api(source) if source.is_conflict())
+    fn is_conflict(&self, error: &ApiError) -> bool {
+        error.is_conflict()
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReplicaSetError> {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ApiError> {
         let Some(object) = self.replica_sets.get_key(key) else {
             self.expectations.delete(key);
             return Ok(None);
@@ -544,7 +460,15 @@ impl<K: Replicated> Controller for ReplicaSetController<K> {
                 return Ok(None);
             }
         };
-        let Some(active) = self.claim(key, &rs, &selector).await? else {
+        let claimed = claim_pods::<K>(
+            &self.executor,
+            &self.pods,
+            &rs.metadata,
+            &selector,
+            None,
+            is_active,
+        );
+        let Some(active) = claimed.await? else {
             return Ok(None);
         };
         let observed = self.observe(&rs, &selector, active, expectations_met);
@@ -557,7 +481,7 @@ impl<K: Replicated> Controller for ReplicaSetController<K> {
         self.update_status(&object, &observed, &outcome, now)
             .await?;
         match error {
-            Some(error) => Err(error.into()),
+            Some(error) => Err(error),
             None => Ok(sync::next_availability_check(&rs, &observed, now)),
         }
     }

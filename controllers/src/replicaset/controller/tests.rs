@@ -65,7 +65,7 @@ impl World {
         settle().await;
     }
 
-    async fn reconcile(&self) -> Result<Option<Duration>, ReplicaSetError> {
+    async fn reconcile(&self) -> Result<Option<Duration>, ApiError> {
         self.controller.reconcile(&ObjectKey::new("ns", "rs")).await
     }
 
