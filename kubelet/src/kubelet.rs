@@ -6,7 +6,7 @@
 mod cleanup;
 mod server_context;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -495,9 +495,4 @@ impl PodSyncer for Kubelet {
         // The sync loop is gone only when the kubelet ends.
         let _ = self.finished.send(uid.to_owned());
     }
-}
-
-/// UIDs as a set, for what is cleaned up by "everything but".
-pub(crate) fn uids<'a>(list: impl IntoIterator<Item = &'a Arc<Pod>>) -> BTreeSet<String> {
-    list.into_iter().map(|p| pod::uid(p).to_owned()).collect()
 }

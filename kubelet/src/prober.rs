@@ -13,7 +13,7 @@ pub mod results;
 mod run;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -190,11 +190,10 @@ impl ProbeManager {
     }
 
     /// Ends the probes of pods that are no longer wanted.
-    pub fn cleanup_pods(&self, live: &std::collections::BTreeSet<String>) {
-        for (key, worker) in self.lock().iter() {
-            if !live.contains(&key.pod_uid) {
-                worker.stop.cancel();
-            }
+    pub fn cleanup_pods(&self, live: impl Fn(&str) -> bool) {
+        let known: BTreeSet<String> = self.lock().keys().map(|key| key.pod_uid.clone()).collect();
+        for uid in known.iter().filter(|uid| !live(uid)) {
+            self.remove_pod(uid);
         }
     }
 

@@ -428,7 +428,9 @@ impl Server {
             (Some(Ok(created)), true) => created,
             (created, _) => {
                 let (kind, message) = match created {
-                    Some(Err(message)) if text.is_empty() => (ErrorKind::Create, message),
+                    Some(Err(message)) if text.is_empty() => {
+                        (ErrorKind::Create, message + &self.signalled())
+                    }
                     _ => (ErrorKind::Exec, text),
                 };
                 return self.fail_start(index, client, kind, message);
@@ -462,6 +464,23 @@ impl Server {
         });
         if let Some((status, finished_at_ns)) = stray {
             self.container_exited(index, status, finished_at_ns);
+        }
+    }
+
+    /// Which processes a signal ended while something was being created. libcontainer's own can tell nothing then but
+    /// that a channel broke.
+    fn signalled(&self) -> String {
+        let ends: Vec<String> = self
+            .strays
+            .iter()
+            .filter_map(|(pid, status, _)| {
+                let signal = sys::decode_wait_status(*status).1?;
+                Some(format!("process {pid} was ended by signal {signal}"))
+            })
+            .collect();
+        match ends.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", ends.join(", ")),
         }
     }
 

@@ -3,7 +3,6 @@
 //! Owns: which cgroup a pod lives in, its limits, and removing it. Upstream: `pkg/kubelet/cm/qos_container_manager_linux.go`,
 //! `pod_container_manager_linux.go`, v1.36.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,8 +145,8 @@ impl ContainerManager {
         self.cgroups.destroy(&self.pod_cgroup(pod)).await
     }
 
-    /// Removes the cgroups of pods that are not in `live`.
-    pub async fn cleanup_orphaned_pod_cgroups(&self, live: &BTreeSet<String>) {
+    /// Removes the cgroups of pods that are not `live`, which is asked anew for every one.
+    pub async fn cleanup_orphaned_pod_cgroups(&self, live: impl Fn(&str) -> bool) {
         for qos in [
             QosClass::Guaranteed,
             QosClass::Burstable,
@@ -158,7 +157,7 @@ impl ContainerManager {
                 let Some(uid) = child.strip_prefix("pod") else {
                     continue;
                 };
-                if live.contains(uid) {
+                if live(uid) {
                     continue;
                 }
                 let name = format!("{class}/{child}");

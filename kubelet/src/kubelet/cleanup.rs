@@ -3,9 +3,7 @@
 //! Owns: [`Kubelet::handle_pod_cleanups`] and the end of one pod. Runs after every source told of its pods once, so that
 //! a restart never takes a pod for an orphan. Upstream: `HandlePodCleanups` in `kubelet_pods.go`, v1.36.
 
-use std::collections::BTreeSet;
-
-use super::{Kubelet, uids};
+use super::Kubelet;
 use crate::metrics;
 use crate::pod;
 use crate::pod_workers::{Update, WorkState};
@@ -42,10 +40,12 @@ impl Kubelet {
         self.workers.forget(uid);
     }
 
-    /// The whole round.
+    /// The whole round. Pods come and go while it runs.
+    ///
+    /// **Invariant:** what there is is listed before it is asked who wants it, and that is asked anew for every single
+    /// trace. A pod leaves traces only after it is known, so none of a pod that came meanwhile is taken for an orphan's.
     pub async fn handle_pod_cleanups(&self) {
-        let desired = self.pods.pods();
-        let desired_uids = uids(&desired);
+        let desired = |uid: &str| self.pods.get_pod_by_uid(uid).is_some();
         let running = match self.runtime.pods().await {
             Ok(running) => running,
             Err(error) => {
@@ -53,11 +53,9 @@ impl Kubelet {
                 return;
             }
         };
-        let statuses = self.workers.statuses();
-
         for (uid, status) in &running {
-            let known = desired_uids.contains(uid);
-            match statuses.get(uid) {
+            let known = desired(uid);
+            match self.workers.status(uid) {
                 None if !known => {
                     // Left by an earlier kubelet, and no source wants it.
                     metrics::ORPHANED_RUNTIME_PODS.inc();
@@ -83,45 +81,35 @@ impl Kubelet {
                 _ => {}
             }
         }
-        for (uid, work) in &statuses {
-            if desired_uids.contains(uid) {
-                continue;
-            }
-            if work.finished {
-                self.workers.forget(uid);
-                self.runtime.forget_pod(uid);
+        for (uid, work) in self.workers.statuses() {
+            if work.finished && !desired(&uid) {
+                self.workers.forget(&uid);
+                self.runtime.forget_pod(&uid);
             }
         }
 
-        let working: BTreeSet<String> = self
-            .workers
-            .statuses()
-            .into_iter()
-            .filter(|(_, w)| !w.finished)
-            .map(|(uid, _)| uid)
-            .collect();
-        let live: BTreeSet<String> = desired_uids.union(&working).cloned().collect();
-        self.probes.cleanup_pods(&live);
-        self.status.remove_orphaned_statuses(&live);
+        let live =
+            |uid: &str| desired(uid) || self.workers.status(uid).is_some_and(|work| !work.finished);
+        self.probes.cleanup_pods(live);
+        self.status.remove_orphaned_statuses(live);
         // The directory of a pod stays as long as the runtime has a container of it.
-        let with_containers: BTreeSet<String> = running
-            .iter()
-            .filter(|(_, s)| s.has_live_container())
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        let keep: BTreeSet<String> = live.union(&with_containers).cloned().collect();
-        match self.volumes.orphans(&keep).await {
+        let keep = |uid: &str| {
+            live(uid)
+                || running
+                    .get(uid)
+                    .is_some_and(|status| status.has_live_container())
+        };
+        match self.volumes.orphans(keep).await {
             Ok(removed) if removed.is_empty() => {}
             Ok(removed) => tracing::info!(?removed, "cleaned up orphaned pod directories"),
             Err(error) => tracing::warn!(%error, "failed to clean up orphaned pod directories"),
         }
-        self.cleanup_cgroups(&keep).await;
-        let known: BTreeSet<String> = keep
-            .iter()
-            .cloned()
-            .chain(running.keys().cloned())
-            .collect();
-        self.runtime.remove_orphaned_logs(|uid| known.contains(uid));
+        // Pods that ended have had theirs destroyed; what is left and not wanted is an orphan.
+        self.container_manager
+            .cleanup_orphaned_pod_cgroups(keep)
+            .await;
+        self.runtime
+            .remove_orphaned_logs(|uid| keep(uid) || running.contains_key(uid));
 
         if let Some(client) = &self.client {
             for mirror in self.pods.orphaned_mirrors() {
@@ -131,13 +119,6 @@ impl Kubelet {
             }
         }
         self.count(&running);
-    }
-
-    async fn cleanup_cgroups(&self, keep: &BTreeSet<String>) {
-        // Pods that ended have had theirs destroyed; what is left and not wanted is an orphan.
-        self.container_manager
-            .cleanup_orphaned_pod_cgroups(keep)
-            .await;
     }
 
     fn count(&self, running: &std::collections::BTreeMap<String, crate::pod_status::PodStatus>) {

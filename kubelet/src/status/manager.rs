@@ -4,7 +4,7 @@
 //! Never computes a status and never asks the runtime. A status is written again until the API server
 //! took it; it never goes back to an older version. Upstream: `pkg/kubelet/status/status_manager.go`, v1.36.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -253,8 +253,11 @@ impl StatusManager {
     }
 
     /// Forgets pods that no source names any longer.
-    pub fn remove_orphaned_statuses(&self, live: &BTreeSet<String>) {
-        self.lock().retain(|uid, _| live.contains(uid));
+    pub fn remove_orphaned_statuses(&self, live: impl Fn(&str) -> bool) {
+        let known: Vec<String> = self.lock().keys().cloned().collect();
+        for uid in known.iter().filter(|uid| !live(uid)) {
+            self.lock().remove(uid);
+        }
     }
 
     /// The pod as the API server now has it came in: what differs is written again.

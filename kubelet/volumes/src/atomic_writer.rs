@@ -329,10 +329,12 @@ fn remove_other_timestamp_dirs(target: &Path, current: &Path) -> Result<(), Writ
         let name = entry.file_name();
         let is_timestamp = name.to_str().is_some_and(|n| n.starts_with("..2"));
         let path = entry.path();
-        if is_timestamp && path != current && entry.file_type().is_ok_and(|t| t.is_dir()) {
-            if let Err(e) = fs::remove_dir_all(&path) {
-                last = Err(e).at("removing the old data directory", &path);
-            }
+        if is_timestamp
+            && path != current
+            && entry.file_type().is_ok_and(|t| t.is_dir())
+            && let Err(e) = fs::remove_dir_all(&path)
+        {
+            last = Err(e).at("removing the old data directory", &path);
         }
     }
     last

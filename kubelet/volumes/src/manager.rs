@@ -296,11 +296,12 @@ impl VolumeManager {
         Ok(())
     }
 
-    /// [`remove_pod`](Self::remove_pod) for every pod directory whose UID is not in `live`. Returns the UIDs removed.
+    /// [`remove_pod`](Self::remove_pod) for every pod directory whose UID is not `live`, which is asked anew for
+    /// each: the ones before it took their time. Returns the UIDs removed.
     ///
     /// # Errors
     /// What was left of any of them, after all were tried.
-    pub async fn orphans(&self, live: &BTreeSet<String>) -> Result<Vec<String>, VolumeError> {
+    pub async fn orphans(&self, live: impl Fn(&str) -> bool) -> Result<Vec<String>, VolumeError> {
         let inner = self.inner.clone();
         let (found, report) = blocking(move || {
             let mut report = Report::default();
@@ -309,7 +310,10 @@ impl VolumeManager {
         })
         .await?;
         let (mut removed, mut report) = (Vec::new(), report);
-        for uid in found.into_iter().filter(|uid| !live.contains(uid)) {
+        for uid in found {
+            if live(&uid) {
+                continue;
+            }
             match self.remove_pod(&uid).await {
                 Ok(()) => removed.push(uid),
                 Err(VolumeError::TearDown(error)) => report.extend(error),

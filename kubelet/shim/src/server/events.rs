@@ -179,6 +179,10 @@ impl Server {
                     if let Phase::Creating(pending) = &mut self.containers[index].phase {
                         pending.read_result();
                         pending.read_errors();
+                        if matches!(pending.created, Some(Err(_))) {
+                            // Whether a signal ended a helper belongs into the answer.
+                            self.reap();
+                        }
                     }
                     self.decide_start(index);
                 }

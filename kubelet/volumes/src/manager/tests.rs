@@ -187,11 +187,26 @@ fn empty_dirs_keep_their_content_over_restarts_and_go_without_a_trace() {
         assert!(!world.manager.has_volumes("uid").await.unwrap());
         assert!(!world.path("volumes").exists() && !world.path("plugins").exists());
         world.manager.unmount_pod("uid").await.unwrap();
-        assert_eq!(
-            world.manager.orphans(&BTreeSet::new()).await.unwrap(),
-            ["uid"]
-        );
+        assert_eq!(world.manager.orphans(|_| false).await.unwrap(), ["uid"]);
         assert!(!world.path("").exists());
+    });
+}
+
+#[test]
+fn a_pod_that_came_meanwhile_is_no_orphan() {
+    in_mount_namespace(async |mut world| {
+        let mut pod = pod(json!([{"name": "disk", "emptyDir": {}}]), json!({}));
+        for uid in ["early", "late"] {
+            pod.metadata.uid = Some(uid.to_owned());
+            world.manager.mount_pod(&pod).await.unwrap();
+        }
+        world.restart();
+        let (manager, asked) = (&world.manager, std::cell::Cell::new(0));
+        let removed = manager
+            .orphans(|_| asked.replace(asked.get() + 1) > 0)
+            .await
+            .unwrap();
+        assert_eq!((removed.len(), asked.get()), (1, 2));
     });
 }
 
