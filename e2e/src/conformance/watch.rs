@@ -18,6 +18,8 @@ const EXPECTED: &[&str] = &[
     "NotFound",
     // A pod of a namespace that the suite is just deleting cannot be bound.
     "because it is being terminated",
+    // The specs of the CSI API make pods that want a driver no node has.
+    "volumes of kind csi are not supported by this kubelet",
 ];
 
 /// What there was before the run.
