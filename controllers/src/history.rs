@@ -1,6 +1,8 @@
-//! ControllerRevisions: the templates a DaemonSet or StatefulSet has had, numbered. Pure.
+//! ControllerRevisions: the templates a DaemonSet or StatefulSet has had, numbered. Pure; [`revisions`] carries it out.
 //!
 //! Upstream: pkg/controller/history, v1.36.
+
+pub mod revisions;
 
 use std::sync::Arc;
 

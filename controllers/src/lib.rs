@@ -12,6 +12,7 @@ pub mod registry;
 // shared by controllers
 pub mod bootstrap_token;
 pub mod controller_ref;
+pub mod controller_ref_manager;
 pub mod discovery;
 pub mod history;
 pub mod pod_control;

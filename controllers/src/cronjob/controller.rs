@@ -22,7 +22,7 @@ use prometheus::{Histogram, histogram_opts, register_histogram};
 use super::sync::{self, Start};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::{controlled_by, index_by_controller};
-use crate::pod_control::resolve;
+use crate::controller_ref_manager::resolve;
 
 static CREATION_SKEW: LazyLock<Histogram> = LazyLock::new(|| {
     register_histogram!(histogram_opts!(

@@ -9,10 +9,8 @@ use component_base::clock::Clock;
 use component_base::events::{EventType, object_reference};
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
-use component_helpers::labels::Selector;
-use component_helpers::owner_ref::new_controller_ref;
 use component_helpers::pod::{available_at, is_terminating, label, name, namespace, phase, uid};
-use controller_runtime::executor::{Action, DeleteOptions, Executor};
+use controller_runtime::executor::Executor;
 use controller_runtime::expectations::Expectations;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
@@ -23,12 +21,11 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use super::backoff::{self, Backoff};
 use super::sync::{self, Observed, Plan};
 use crate::context::{ControllerContext, Running, StartError};
-use crate::controller_ref::{controlled_by, index_by_controller};
-use crate::history::{self, HASH_LABEL, Next};
-use crate::pod_control::{claim_pods, concerned, create_pods, delete_pod, record, resolve};
-
-/// `spec.revisionHistoryLimit` as the API server defaults it.
-const HISTORY_LIMIT: i32 = 10;
+use crate::controller_ref::index_by_controller;
+use crate::controller_ref_manager::{claim_objects, concerned, resolve};
+use crate::history::revisions::{Revisioned as _, Revisions};
+use crate::history::{self, HASH_LABEL};
+use crate::pod_control::{create_pods, delete_pod, record};
 
 /// Starts the controller under its own account.
 ///
@@ -60,7 +57,7 @@ pub struct DaemonSetController {
     daemon_sets: Informer<DaemonSet>,
     pods: Informer<Pod>,
     nodes: Informer<Node>,
-    revisions: Informer<ControllerRevision>,
+    revisions: Revisions,
     expectations: Expectations,
     backoff: Backoff,
     executor: Executor,
@@ -79,14 +76,13 @@ impl DaemonSetController {
             daemon_sets: factory.informer(InformerOptions::default()),
             pods: factory.informer(InformerOptions::default()),
             nodes: factory.informer(InformerOptions::default()),
-            revisions: factory.informer(InformerOptions::default()),
+            revisions: Revisions::new(factory, executor.clone()),
             expectations: Expectations::new(clock.clone()),
             backoff: Backoff::default(),
             executor,
             clock,
         });
         index_by_controller(&controller.pods);
-        index_by_controller(&controller.revisions);
         let queue = WorkQueue::new("daemonset");
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
@@ -95,13 +91,10 @@ impl DaemonSetController {
         });
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.pods, move |event| handler.on_pod(&keys, &event));
-        let (handler, keys) = (controller.clone(), queue.clone());
-        watches.on(&controller.revisions, move |event| {
-            let owner = resolve(&handler.daemon_sets, &event.object().metadata);
-            owner
-                .into_iter()
-                .for_each(|ds| keys.add(ObjectKey::of(&*ds)));
-        });
+        let owners = controller.daemon_sets.clone();
+        controller
+            .revisions
+            .watch(&mut watches, owners, queue.clone());
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.nodes, move |event| {
             handler.on_node(&keys, &event)
@@ -122,7 +115,8 @@ impl DaemonSetController {
             }
         }
         let selects = |ds: &DaemonSet, pod: &Pod| {
-            selector(ds).is_some_and(|s| s.matches(&pod.metadata.labels))
+            ds.selector()
+                .is_some_and(|s| s.matches(&pod.metadata.labels))
         };
         concerned(&self.daemon_sets, event, selects)
             .into_iter()
@@ -141,57 +135,6 @@ impl DaemonSetController {
             .list()
             .iter()
             .for_each(|ds| queue.add(ObjectKey::of(&**ds)));
-    }
-
-    /// `None`: the watch or a retry brings the DaemonSet back.
-    async fn revision(
-        &self,
-        ds: &DaemonSet,
-        existing: &[Arc<ControllerRevision>],
-    ) -> Result<Option<Arc<ControllerRevision>>, ApiError> {
-        let template = ds
-            .spec
-            .as_ref()
-            .map(|s| s.template.clone())
-            .unwrap_or_default();
-        let collisions = ds.status.as_ref().and_then(|s| s.collision_count);
-        let reference = new_controller_ref::<DaemonSet>(&ds.metadata);
-        match history::next(
-            HASH_LABEL,
-            &ds.metadata,
-            reference,
-            &template,
-            existing,
-            collisions,
-        ) {
-            Next::Use(revision) => Ok(Some(revision)),
-            Next::Renumber(revision) => Ok(Some(Arc::new(self.executor.update(&*revision).await?))),
-            Next::Create(revision) => {
-                let error = match self.executor.create(&*revision).await {
-                    Ok(created) => return Ok(Some(Arc::new(created))),
-                    Err(ApiError::NamespaceTerminating(_)) => return Ok(None),
-                    Err(error) => error,
-                };
-                if !error.is_already_exists() {
-                    return Err(error);
-                }
-                let (ns, name) = (
-                    revision.metadata.namespace.as_deref().unwrap_or_default(),
-                    revision.metadata.name.as_deref().unwrap_or_default(),
-                );
-                match self.executor.get::<ControllerRevision>(ns, name).await? {
-                    // Our own, which the cache does not have yet.
-                    Some(found) if found.data == revision.data => Ok(Some(Arc::new(found))),
-                    _ => {
-                        let mut ds = ds.clone();
-                        let status = ds.status.get_or_insert_default();
-                        status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
-                        self.executor.update_status(&ds).await?;
-                        Err(error)
-                    }
-                }
-            }
-        }
     }
 
     /// Tells of ended pods that are about to go, and lets the next failed one on the same node wait.
@@ -267,28 +210,8 @@ impl DaemonSetController {
             .filter_map(|p| label(p, HASH_LABEL).map(str::to_owned))
             .collect();
         live.insert(observed.hash.clone());
-        let limit = ds
-            .spec
-            .as_ref()
-            .and_then(|s| s.revision_history_limit)
-            .unwrap_or(HISTORY_LIMIT);
         let is_live = |r: &ControllerRevision| live.contains(history::hash(r));
-        let limit = usize::try_from(limit).unwrap_or(0);
-        for revision in history::surplus(existing, is_live, limit) {
-            let meta = &revision.metadata;
-            let options = DeleteOptions {
-                uid: meta.uid.clone(),
-                ..DeleteOptions::default()
-            };
-            let (ns, name) = (
-                meta.namespace.as_deref().unwrap_or_default(),
-                meta.name.as_deref().unwrap_or_default(),
-            );
-            self.executor
-                .execute(&Action::delete::<ControllerRevision>(ns, name, options))
-                .await?;
-        }
-        Ok(())
+        self.revisions.truncate(ds, existing, is_live).await
     }
 }
 
@@ -296,11 +219,6 @@ fn backoff_key(ds: &DaemonSet, node: String) -> backoff::Key {
     let generation = ds.status.as_ref().and_then(|s| s.observed_generation);
     let uid = ds.metadata.uid.clone().unwrap_or_default();
     (uid, generation.unwrap_or(0), node)
-}
-
-fn selector(ds: &DaemonSet) -> Option<Selector> {
-    let selector = Selector::new(&ds.spec.as_ref()?.selector).ok()?;
-    (!selector.is_everything()).then_some(selector)
 }
 
 #[async_trait]
@@ -318,7 +236,7 @@ impl Controller for DaemonSetController {
             return Ok(None);
         };
         let expectations_met = self.expectations.satisfied(key);
-        let Some(selector) = selector(&ds) else {
+        let Some(selector) = ds.selector() else {
             // No retry helps; a change of the object brings it back.
             tracing::error!(daemon_set = %key, "the selector is empty or invalid");
             return Ok(None);
@@ -326,7 +244,7 @@ impl Controller for DaemonSetController {
         if ds.metadata.deletion_timestamp.is_some() {
             return Ok(None);
         }
-        let claimed = claim_pods::<DaemonSet>(
+        let claimed = claim_objects::<DaemonSet, Pod>(
             &self.executor,
             &self.pods,
             &ds.metadata,
@@ -337,11 +255,10 @@ impl Controller for DaemonSetController {
         let Some(pods) = claimed.await? else {
             return Ok(None);
         };
-        let revisions = controlled_by(
-            &self.revisions,
-            ds.metadata.uid.as_deref().unwrap_or_default(),
-        );
-        let Some(revision) = self.revision(&ds, &revisions).await? else {
+        let Some(revisions) = self.revisions.claim(&*ds, &selector).await? else {
+            return Ok(None);
+        };
+        let Some(revision) = self.revisions.of_template(&*ds, &revisions).await? else {
             return Ok(None);
         };
         let hash = history::hash(&revision).to_owned();

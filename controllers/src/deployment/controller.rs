@@ -9,20 +9,17 @@ use component_base::events::EventType;
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_helpers::labels::{Selector, SelectorError};
-use component_helpers::owner_ref::{get_controller_of, new_controller_ref};
 use controller_runtime::executor::{self, DeleteOptions, Executor};
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::replica_sets::strategy_type;
 use super::sync::{self, Action, Notice, Observed};
 use crate::context::{ControllerContext, Running, StartError};
-use crate::controller_ref::{
-    adopt_patch, claim, controlled_by, index_by_controller, orphans, release_patch,
-};
+use crate::controller_ref::{controlled_by, index_by_controller};
+use crate::controller_ref_manager::{claim_objects, concerned, resolve};
 
 /// Upstream's: 5 ms doubling 15 times is a bit more than 80 s.
 const MAX_RETRIES: u32 = 15;
@@ -62,14 +59,6 @@ pub enum DeploymentError {
         key: ObjectKey,
         #[source]
         source: SelectorError,
-    },
-    #[error("deployment {0} is being deleted, it adopts nothing")]
-    Deleting(ObjectKey),
-    #[error("original Deployment {key} is gone: got uid {found:?}, wanted {wanted:?}")]
-    Replaced {
-        key: ObjectKey,
-        found: String,
-        wanted: String,
     },
 }
 
@@ -121,7 +110,9 @@ impl DeploymentController {
         });
         let keys = queue.clone();
         watches.on(&controller.replica_sets, move |event| {
-            handler.on_replica_set(&keys, &event)
+            concerned(&handler.deployments, &event, selects)
+                .into_iter()
+                .for_each(|key| keys.add(key));
         });
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.pods, move |event| {
@@ -132,78 +123,13 @@ impl DeploymentController {
         (controller, queue, watches)
     }
 
-    fn on_replica_set(&self, queue: &WorkQueue, event: &InformerEvent<ReplicaSet>) {
-        let (old, new) = match event {
-            InformerEvent::Added(new) => (None, new),
-            InformerEvent::Updated { old, new } => (Some(old), new),
-            InformerEvent::Deleted(last) => return self.enqueue_controller(queue, &last.metadata),
-        };
-        let owner = get_controller_of(&new.metadata);
-        if let Some(old) = old
-            && get_controller_of(&old.metadata) != owner
-        {
-            self.enqueue_controller(queue, &old.metadata);
-        }
-        match (owner, old) {
-            (Some(_), _) => self.enqueue_controller(queue, &new.metadata),
-            (None, Some(old))
-                if old.metadata.labels == new.metadata.labels
-                    && get_controller_of(&old.metadata).is_none() => {}
-            (None, _) => self.enqueue_matching(queue, &new.metadata),
-        }
-    }
-
-    fn enqueue_controller(&self, queue: &WorkQueue, meta: &ObjectMeta) {
-        if let Some(deployment) =
-            get_controller_of(meta).and_then(|owner| self.resolve_controller_ref(meta, owner))
-        {
-            queue.add(ObjectKey::of(&*deployment));
-        }
-    }
-
-    /// The Deployment of this reference, if it is still the same one.
-    fn resolve_controller_ref(
-        &self,
-        meta: &ObjectMeta,
-        owner: &OwnerReference,
-    ) -> Option<Arc<Deployment>> {
-        if owner.kind != "Deployment" {
-            return None;
-        }
-        let deployment = self
-            .deployments
-            .get(meta.namespace.as_deref().unwrap_or_default(), &owner.name)?;
-        (deployment.metadata.uid.as_ref() == Some(&owner.uid)).then_some(deployment)
-    }
-
-    /// An orphan: whoever selects it may want to adopt it.
-    fn enqueue_matching(&self, queue: &WorkQueue, meta: &ObjectMeta) {
-        let Some(labels) = meta.labels.as_ref().filter(|l| !l.is_empty()) else {
-            return;
-        };
-        for deployment in self
-            .deployments
-            .list_namespace(meta.namespace.as_deref().unwrap_or_default())
-        {
-            if selector(&deployment).is_ok_and(|s| !s.is_everything() && s.matches(labels)) {
-                queue.add(ObjectKey::of(&*deployment));
-            }
-        }
-    }
-
     /// `Recreate` waits for the last old pod to be gone.
     fn on_pod_deleted(&self, queue: &WorkQueue, pod: &Pod) {
-        let Some(owner) = get_controller_of(&pod.metadata).filter(|o| o.kind == "ReplicaSet")
-        else {
+        let Some(rs) = resolve(&self.replica_sets, &pod.metadata) else {
             return;
         };
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let Some(rs) = self.replica_sets.get(namespace, &owner.name) else {
-            return;
-        };
-        let deployment = get_controller_of(&rs.metadata)
-            .and_then(|owner| self.resolve_controller_ref(&rs.metadata, owner));
-        if let Some(deployment) = deployment.filter(|d| strategy_type(d) == "Recreate")
+        if let Some(deployment) =
+            resolve(&self.deployments, &rs.metadata).filter(|d| strategy_type(d) == "Recreate")
             && self.pods_of(&self.controlled(&deployment)).is_empty()
         {
             queue.add(ObjectKey::of(&*deployment));
@@ -222,84 +148,6 @@ impl DeploymentController {
             .filter_map(|rs| rs.metadata.uid.as_deref())
             .flat_map(|uid| controlled_by(&self.pods, uid))
             .collect()
-    }
-
-    /// Adopts and releases ReplicaSets. Returns those that are owned, or `None` if something changed: then the
-    /// watch brings the Deployment back.
-    async fn claim(
-        &self,
-        key: &ObjectKey,
-        deployment: &Deployment,
-    ) -> Result<Option<Vec<Arc<ReplicaSet>>>, DeploymentError> {
-        let selector = selector(deployment).map_err(|source| DeploymentError::Selector {
-            key: key.clone(),
-            source,
-        })?;
-        let candidates = self
-            .controlled(deployment)
-            .into_iter()
-            .chain(orphans(&self.replica_sets, &key.namespace));
-        let claim = claim(&deployment.metadata, &selector, candidates);
-        if claim.is_settled() {
-            return Ok(Some(claim.owned));
-        }
-        let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
-        if !claim.adopt.is_empty() {
-            self.recheck(key, uid).await?;
-        }
-        let owner = new_controller_ref::<Deployment>(&deployment.metadata);
-        let adopt = claim.adopt.iter().map(|rs| {
-            (
-                rs,
-                adopt_patch(&owner, rs.metadata.uid.as_deref().unwrap_or_default()),
-            )
-        });
-        let release = claim.release.iter().map(|rs| {
-            (
-                rs,
-                release_patch(uid, rs.metadata.uid.as_deref().unwrap_or_default()),
-            )
-        });
-        for (rs, patch) in adopt.chain(release) {
-            let name = rs.metadata.name.as_deref().unwrap_or_default();
-            match self
-                .executor
-                .execute(&executor::Action::strategic_patch::<ReplicaSet>(
-                    &key.namespace,
-                    name,
-                    patch,
-                ))
-                .await
-            {
-                // Gone, or a namesake by now.
-                Ok(_) | Err(ApiError::NotFound(_) | ApiError::Invalid(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Past the cache: a Deployment that is being deleted must not adopt what the garbage collector is about to orphan.
-    async fn recheck(&self, key: &ObjectKey, uid: &str) -> Result<(), DeploymentError> {
-        let fresh = self
-            .executor
-            .get::<Deployment>(&key.namespace, &key.name)
-            .await?;
-        let found = fresh
-            .as_ref()
-            .and_then(|d| d.metadata.uid.clone())
-            .unwrap_or_default();
-        if found != uid {
-            return Err(DeploymentError::Replaced {
-                key: key.clone(),
-                found,
-                wanted: uid.to_owned(),
-            });
-        }
-        match fresh.is_some_and(|d| d.metadata.deletion_timestamp.is_some()) {
-            true => Err(DeploymentError::Deleting(key.clone())),
-            false => Ok(()),
-        }
     }
 
     async fn carry_out(
@@ -403,6 +251,11 @@ fn selector(deployment: &Deployment) -> Result<Selector, SelectorError> {
     }
 }
 
+/// Whether the Deployment would adopt this orphan; an empty selector adopts nothing.
+fn selects(deployment: &Deployment, rs: &ReplicaSet) -> bool {
+    selector(deployment).is_ok_and(|s| !s.is_everything() && s.matches(&rs.metadata.labels))
+}
+
 fn delete(rs: &ReplicaSet) -> executor::Action {
     let meta = &rs.metadata;
     let options = DeleteOptions {
@@ -449,10 +302,25 @@ impl Controller for DeploymentController {
         let replica_sets = match selects_all {
             // Nothing is claimed; the sync only says so.
             true => Vec::new(),
-            false => match self.claim(key, &deployment).await? {
-                Some(owned) => owned,
-                None => return Ok(None),
-            },
+            false => {
+                let selector =
+                    selector(&deployment).map_err(|source| DeploymentError::Selector {
+                        key: key.clone(),
+                        source,
+                    })?;
+                let claimed = claim_objects::<Deployment, ReplicaSet>(
+                    &self.executor,
+                    &self.replica_sets,
+                    &deployment.metadata,
+                    &selector,
+                    None,
+                    |_| true,
+                );
+                match claimed.await? {
+                    Some(owned) => owned,
+                    None => return Ok(None),
+                }
+            }
         };
         let pods = self.pods_of(&replica_sets);
         let plan = sync::sync(

@@ -24,7 +24,8 @@ use super::backoff::Backoff;
 use super::sync::{self, Decision, Observed, Outcome, has_finalizer, is_finished};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::{controlled_by, index_by_controller};
-use crate::pod_control::{claim_pods, concerned, create_pods, delete_pod, record, resolve};
+use crate::controller_ref_manager::{claim_objects, concerned, resolve};
+use crate::pod_control::{create_pods, delete_pod, record};
 
 /// Pods of a Job that end together are counted together.
 const BATCH_PERIOD: Duration = Duration::from_secs(1);
@@ -316,7 +317,7 @@ impl JobController {
             tracing::error!(job = %key, "couldn't convert Job selector");
             return Ok(None);
         };
-        let claimed = claim_pods::<Job>(
+        let claimed = claim_objects::<Job, Pod>(
             &self.executor,
             &self.pods,
             &job.metadata,

@@ -17,14 +17,14 @@ use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, ru
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::kind::Replicated;
 use super::reason;
 use super::sync::{self, Observed, Outcome, Plan};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::{controlled_by, index_by_controller};
-use crate::pod_control::claim_pods;
+use crate::controller_ref_manager::{claim_objects, resolve};
 
 /// Starts the controller under its own account.
 ///
@@ -115,8 +115,8 @@ impl<K: Replicated> ReplicaSetController<K> {
         match event {
             InformerEvent::Added(pod) if is_terminating(pod) => self.on_pod_gone(queue, pod),
             InformerEvent::Added(pod) => match get_controller_of(&pod.metadata) {
-                Some(owner) => {
-                    if let Some(key) = self.resolve_controller_ref(&pod.metadata, owner) {
+                Some(_) => {
+                    if let Some(key) = self.owner_of(&pod.metadata) {
                         self.expectations.creation_observed(&key);
                         queue.add(key);
                     }
@@ -143,18 +143,17 @@ impl<K: Replicated> ReplicaSetController<K> {
             get_controller_of(&new.metadata),
         );
         if old_owner != owner
-            && let Some(key) =
-                old_owner.and_then(|owner| self.resolve_controller_ref(&old.metadata, owner))
+            && let Some(key) = self.owner_of(&old.metadata)
         {
             queue.add(key);
         }
-        let Some(owner) = owner else {
+        if owner.is_none() {
             if labels_changed || old_owner.is_some() {
                 self.enqueue_matching(queue, &new.metadata);
             }
             return;
-        };
-        let Some(key) = self.resolve_controller_ref(&new.metadata, owner) else {
+        }
+        let Some(key) = self.owner_of(&new.metadata) else {
             return;
         };
         let min_ready = self
@@ -171,29 +170,15 @@ impl<K: Replicated> ReplicaSetController<K> {
     }
 
     fn on_pod_gone(&self, queue: &WorkQueue, pod: &Pod) {
-        let owner = get_controller_of(&pod.metadata);
-        if let Some(key) = owner.and_then(|owner| self.resolve_controller_ref(&pod.metadata, owner))
-        {
+        if let Some(key) = self.owner_of(&pod.metadata) {
             self.expectations.deleted_uid_observed(&key, uid(pod));
             queue.add(key);
         }
     }
 
-    /// The ReplicaSet of this reference, if it is still the same one.
-    fn resolve_controller_ref(
-        &self,
-        meta: &ObjectMeta,
-        owner: &OwnerReference,
-    ) -> Option<ObjectKey> {
-        if owner.kind != <K as k8s_openapi::Resource>::KIND {
-            return None;
-        }
-        let key = ObjectKey::new(
-            meta.namespace.as_deref().unwrap_or_default(),
-            owner.name.as_str(),
-        );
-        let rs = self.replica_sets.get_key(&key)?;
-        (rs.meta().uid.as_ref() == Some(&owner.uid)).then_some(key)
+    /// The ReplicaSet that controls this, if it is still the same one.
+    fn owner_of(&self, meta: &ObjectMeta) -> Option<ObjectKey> {
+        resolve(&self.replica_sets, meta).map(|rs| ObjectKey::of(&*rs))
     }
 
     /// An orphan: whoever selects it may want to adopt it.
@@ -460,7 +445,7 @@ impl<K: Replicated> Controller for ReplicaSetController<K> {
                 return Ok(None);
             }
         };
-        let claimed = claim_pods::<K>(
+        let claimed = claim_objects::<K, Pod>(
             &self.executor,
             &self.pods,
             &rs.metadata,

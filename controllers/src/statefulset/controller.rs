@@ -9,10 +9,8 @@ use component_base::clock::Clock;
 use component_base::events::{EventType, object_reference};
 use component_base::informer::{Factory, Informer, InformerOptions};
 use component_base::shutdown::Shutdown;
-use component_helpers::labels::Selector;
-use component_helpers::owner_ref::new_controller_ref;
 use component_helpers::pod::{available_at, label};
-use controller_runtime::executor::{Action, DeleteOptions, Executor};
+use controller_runtime::executor::Executor;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
@@ -20,12 +18,11 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 
 use super::sync::{self, Observed, Step, ordinal};
 use crate::context::{ControllerContext, Running, StartError};
-use crate::controller_ref::{controlled_by, index_by_controller};
-use crate::history::{self, HASH_LABEL, Next, REVISION_HASH_LABEL};
-use crate::pod_control::{claim_pods, concerned, delete_pod, record};
-
-/// `spec.revisionHistoryLimit` as the API server defaults it.
-const HISTORY_LIMIT: i32 = 10;
+use crate::controller_ref::index_by_controller;
+use crate::controller_ref_manager::{claim_objects, concerned};
+use crate::history::HASH_LABEL;
+use crate::history::revisions::{Revisioned as _, Revisions};
+use crate::pod_control::{delete_pod, record};
 
 /// Starts the controller under its own account.
 ///
@@ -56,7 +53,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
 pub struct StatefulSetController {
     sets: Informer<StatefulSet>,
     pods: Informer<Pod>,
-    revisions: Informer<ControllerRevision>,
+    revisions: Revisions,
     claims: Informer<PersistentVolumeClaim>,
     executor: Executor,
     clock: Clock,
@@ -73,13 +70,12 @@ impl StatefulSetController {
         let controller = Arc::new(Self {
             sets: factory.informer(InformerOptions::default()),
             pods: factory.informer(InformerOptions::default()),
-            revisions: factory.informer(InformerOptions::default()),
+            revisions: Revisions::new(factory, executor.clone()),
             claims: factory.informer(InformerOptions::default()),
             executor,
             clock,
         });
         index_by_controller(&controller.pods);
-        index_by_controller(&controller.revisions);
         let queue = WorkQueue::new("statefulset");
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
@@ -89,62 +85,19 @@ impl StatefulSetController {
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.pods, move |event| {
             let selects = |set: &StatefulSet, pod: &Pod| {
-                selector(set).is_some_and(|s| s.matches(&pod.metadata.labels))
+                set.selector()
+                    .is_some_and(|s| s.matches(&pod.metadata.labels))
             };
             concerned(&handler.sets, &event, selects)
                 .into_iter()
                 .for_each(|key| keys.add(key));
         });
-        watches.wait_for(&controller.revisions);
+        let owners = controller.sets.clone();
+        controller
+            .revisions
+            .watch(&mut watches, owners, queue.clone());
         watches.wait_for(&controller.claims);
         (controller, queue, watches)
-    }
-
-    /// The revision of the present template; `None`: nothing can be created there any more.
-    async fn revision(
-        &self,
-        set: &StatefulSet,
-        existing: &[Arc<ControllerRevision>],
-    ) -> Result<Option<Arc<ControllerRevision>>, ApiError> {
-        let template = set
-            .spec
-            .as_ref()
-            .map(|s| s.template.clone())
-            .unwrap_or_default();
-        let collisions = set.status.as_ref().and_then(|s| s.collision_count);
-        let reference = new_controller_ref::<StatefulSet>(&set.metadata);
-        match history::next(
-            REVISION_HASH_LABEL,
-            &set.metadata,
-            reference,
-            &template,
-            existing,
-            collisions,
-        ) {
-            Next::Use(revision) => Ok(Some(revision)),
-            Next::Renumber(revision) => Ok(Some(Arc::new(self.executor.update(&*revision).await?))),
-            Next::Create(revision) => match self.executor.create(&*revision).await {
-                Ok(created) => Ok(Some(Arc::new(created))),
-                Err(ApiError::NamespaceTerminating(_)) => Ok(None),
-                Err(error) if error.is_already_exists() => {
-                    let meta = &revision.metadata;
-                    let (ns, name) = (
-                        meta.namespace.as_deref().unwrap_or_default(),
-                        meta.name.as_deref().unwrap_or_default(),
-                    );
-                    let found = self.executor.get::<ControllerRevision>(ns, name).await?;
-                    if let Some(found) = found.filter(|f| f.data == revision.data) {
-                        return Ok(Some(Arc::new(found)));
-                    }
-                    let mut set = set.clone();
-                    let status = set.status.get_or_insert_default();
-                    status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
-                    self.executor.update_status(&set).await?;
-                    Err(error)
-                }
-                Err(error) => Err(error),
-            },
-        }
     }
 
     async fn carry_out(&self, set: &StatefulSet, steps: Vec<Step>) -> Result<(), ApiError> {
@@ -220,33 +173,8 @@ impl StatefulSetController {
             kept.contains(&r.metadata.name)
                 || r.metadata.name.as_deref().is_some_and(|n| used.contains(n))
         };
-        let limit = set
-            .spec
-            .as_ref()
-            .and_then(|s| s.revision_history_limit)
-            .unwrap_or(HISTORY_LIMIT);
-        let limit = usize::try_from(limit).unwrap_or(0);
-        for revision in history::surplus(existing, is_live, limit) {
-            let key = ObjectKey::of(&*revision);
-            let options = DeleteOptions {
-                uid: revision.metadata.uid.clone(),
-                ..DeleteOptions::default()
-            };
-            self.executor
-                .execute(&Action::delete::<ControllerRevision>(
-                    &key.namespace,
-                    &key.name,
-                    options,
-                ))
-                .await?;
-        }
-        Ok(())
+        self.revisions.truncate(set, existing, is_live).await
     }
-}
-
-fn selector(set: &StatefulSet) -> Option<Selector> {
-    let selector = Selector::new(&set.spec.as_ref()?.selector).ok()?;
-    (!selector.is_everything()).then_some(selector)
 }
 
 #[async_trait]
@@ -266,7 +194,7 @@ impl Controller for StatefulSetController {
         else {
             return Ok(None);
         };
-        let Some(selector) = selector(&set) else {
+        let Some(selector) = set.selector() else {
             // No retry helps; a change of the object brings it back.
             tracing::error!(stateful_set = %key, "the selector is empty or invalid");
             return Ok(None);
@@ -274,7 +202,7 @@ impl Controller for StatefulSetController {
         let ours = |pod: &Pod| {
             ordinal(&key.name, pod.metadata.name.as_deref().unwrap_or_default()).is_some()
         };
-        let claimed = claim_pods::<StatefulSet>(
+        let claimed = claim_objects::<StatefulSet, Pod>(
             &self.executor,
             &self.pods,
             &set.metadata,
@@ -285,11 +213,10 @@ impl Controller for StatefulSetController {
         let Some(pods) = claimed.await? else {
             return Ok(None);
         };
-        let revisions = controlled_by(
-            &self.revisions,
-            set.metadata.uid.as_deref().unwrap_or_default(),
-        );
-        let Some(update) = self.revision(&set, &revisions).await? else {
+        let Some(revisions) = self.revisions.claim(&*set, &selector).await? else {
+            return Ok(None);
+        };
+        let Some(update) = self.revisions.of_template(&*set, &revisions).await? else {
             return Ok(None);
         };
         let current = set

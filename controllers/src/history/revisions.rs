@@ -1,0 +1,305 @@
+//! The shell over [`super`]: finds, adopts, writes and drops the revisions of one owner.
+
+use std::sync::Arc;
+
+use component_base::informer::{Factory, Informer, InformerOptions};
+use component_helpers::labels::Selector;
+use component_helpers::owner_ref::new_controller_ref;
+use controller_runtime::executor::{Action, DeleteOptions, Executor};
+use controller_runtime::{ApiError, ObjectKey, Watches, WorkQueue};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, StatefulSet};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+
+use super::{HASH_LABEL, Next, REVISION_HASH_LABEL, next, surplus};
+use crate::controller_ref::index_by_controller;
+use crate::controller_ref_manager::{Kind, claim_objects, concerned};
+
+/// `spec.revisionHistoryLimit` as the API server defaults it.
+const HISTORY_LIMIT: i32 = 10;
+
+/// A kind whose templates are kept as revisions.
+pub trait Revisioned: Kind + Clone + serde::Serialize {
+    /// The label of its revisions that holds their hash.
+    const HASH_LABEL: &'static str;
+
+    fn template(&self) -> Option<&PodTemplateSpec>;
+    /// `None`: it selects nothing.
+    fn selector(&self) -> Option<Selector>;
+    fn history_limit(&self) -> Option<i32>;
+    fn collision_count(&self) -> Option<i32>;
+    fn set_collision_count(&mut self, count: i32);
+}
+
+macro_rules! revisioned {
+    ($kind:ty, $label:expr) => {
+        impl Revisioned for $kind {
+            const HASH_LABEL: &'static str = $label;
+
+            fn template(&self) -> Option<&PodTemplateSpec> {
+                self.spec.as_ref().map(|s| &s.template)
+            }
+
+            fn selector(&self) -> Option<Selector> {
+                let selector = Selector::new(&self.spec.as_ref()?.selector).ok()?;
+                (!selector.is_everything()).then_some(selector)
+            }
+
+            fn history_limit(&self) -> Option<i32> {
+                self.spec.as_ref()?.revision_history_limit
+            }
+
+            fn collision_count(&self) -> Option<i32> {
+                self.status.as_ref()?.collision_count
+            }
+
+            fn set_collision_count(&mut self, count: i32) {
+                self.status.get_or_insert_default().collision_count = Some(count);
+            }
+        }
+    };
+}
+
+revisioned!(DaemonSet, HASH_LABEL);
+revisioned!(StatefulSet, REVISION_HASH_LABEL);
+
+/// The revisions there are, and the way to write them.
+pub struct Revisions {
+    informer: Informer<ControllerRevision>,
+    executor: Executor,
+}
+
+impl Revisions {
+    pub fn new(factory: &Factory, executor: Executor) -> Self {
+        Self::over(factory.informer(InformerOptions::default()), executor)
+    }
+
+    fn over(informer: Informer<ControllerRevision>, executor: Executor) -> Self {
+        index_by_controller(&informer);
+        Self { informer, executor }
+    }
+
+    /// Queues the owner of every revision that comes, goes or changes, and who might adopt it.
+    pub fn watch<K: Revisioned>(
+        &self,
+        watches: &mut Watches,
+        owners: Informer<K>,
+        queue: WorkQueue,
+    ) {
+        watches.on(&self.informer, move |event| {
+            let selects = |owner: &K, revision: &ControllerRevision| {
+                owner
+                    .selector()
+                    .is_some_and(|s| s.matches(&revision.metadata.labels))
+            };
+            concerned(&owners, &event, selects)
+                .into_iter()
+                .for_each(|key| queue.add(key));
+        });
+    }
+
+    /// The revisions of `owner`. `None`: some were adopted, and the watch brings the owner back.
+    ///
+    /// # Errors
+    /// What the server said; a retry may help.
+    pub async fn claim<K: Revisioned>(
+        &self,
+        owner: &K,
+        selector: &Selector,
+    ) -> Result<Option<Vec<Arc<ControllerRevision>>>, ApiError> {
+        claim_objects::<K, ControllerRevision>(
+            &self.executor,
+            &self.informer,
+            owner.meta(),
+            selector,
+            None,
+            |_| true,
+        )
+        .await
+    }
+
+    /// The revision of the present template, made if need be. `None`: nothing can be created there any more.
+    ///
+    /// # Errors
+    /// What the server said; a retry may help, after a collision of names by another name.
+    pub async fn of_template<K: Revisioned>(
+        &self,
+        owner: &K,
+        existing: &[Arc<ControllerRevision>],
+    ) -> Result<Option<Arc<ControllerRevision>>, ApiError> {
+        let template = owner.template().cloned().unwrap_or_default();
+        let revision = match next(
+            K::HASH_LABEL,
+            owner.meta(),
+            new_controller_ref::<K>(owner.meta()),
+            &template,
+            existing,
+            owner.collision_count(),
+        ) {
+            Next::Use(revision) => return Ok(Some(revision)),
+            Next::Renumber(revision) => {
+                return Ok(Some(Arc::new(self.executor.update(&*revision).await?)));
+            }
+            Next::Create(revision) => revision,
+        };
+        let error = match self.executor.create(&*revision).await {
+            Ok(created) => return Ok(Some(Arc::new(created))),
+            Err(ApiError::NamespaceTerminating(_)) => return Ok(None),
+            Err(error) if error.is_already_exists() => error,
+            Err(error) => return Err(error),
+        };
+        let key = ObjectKey::of(&*revision);
+        let found = self
+            .executor
+            .get::<ControllerRevision>(&key.namespace, &key.name)
+            .await?;
+        // Our own, which the cache does not have yet.
+        if let Some(found) = found.filter(|f| f.data == revision.data) {
+            return Ok(Some(Arc::new(found)));
+        }
+        let mut owner = owner.clone();
+        owner.set_collision_count(owner.collision_count().unwrap_or(0) + 1);
+        self.executor.update_status(&owner).await?;
+        Err(error)
+    }
+
+    /// Drops the oldest revisions beyond the owner's limit of those that are not `live`.
+    ///
+    /// # Errors
+    /// What the server said; a retry may help.
+    pub async fn truncate<K: Revisioned>(
+        &self,
+        owner: &K,
+        existing: &[Arc<ControllerRevision>],
+        is_live: impl Fn(&ControllerRevision) -> bool,
+    ) -> Result<(), ApiError> {
+        let limit = owner.history_limit().unwrap_or(HISTORY_LIMIT);
+        for revision in surplus(existing, is_live, usize::try_from(limit).unwrap_or(0)) {
+            let key = ObjectKey::of(&*revision);
+            let options = DeleteOptions {
+                uid: revision.metadata.uid.clone(),
+                ..DeleteOptions::default()
+            };
+            self.executor
+                .execute(&Action::delete::<ControllerRevision>(
+                    &key.namespace,
+                    &key.name,
+                    options,
+                ))
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use controller_runtime::testing::FakeApi;
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{Feed, settle};
+
+    struct World {
+        api: FakeApi,
+        cache: Feed<ControllerRevision>,
+        revisions: Revisions,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let (api, (cache, informer)) = (FakeApi::new(), Feed::new());
+            let revisions = Revisions::over(informer, api.executor());
+            api.insert(&set("v1"));
+            Self {
+                api,
+                cache,
+                revisions,
+            }
+        }
+
+        /// Writes past the controller, the cache included.
+        async fn put(&self, revision: ControllerRevision) {
+            self.api.insert(&revision);
+            self.cache.apply(revision);
+            settle().await;
+        }
+
+        fn stored(&self) -> Vec<ControllerRevision> {
+            self.api.list()
+        }
+
+        fn set(&self) -> StatefulSet {
+            self.api.get("ns", "db").unwrap()
+        }
+    }
+
+    fn set(image: &str) -> StatefulSet {
+        serde_json::from_value(json!({
+            "metadata": {"name": "db", "namespace": "ns", "uid": "s"},
+            "spec": {
+                "serviceName": "db", "selector": {"matchLabels": {"app": "db"}}, "revisionHistoryLimit": 1,
+                "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [{"name": "c", "image": image}]}},
+            },
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_late_cache_makes_no_second_revision() {
+        let world = World::new();
+        let first = world.revisions.of_template(&set("v1"), &[]).await.unwrap();
+        let again = world.revisions.of_template(&set("v1"), &[]).await.unwrap();
+        assert_eq!(first.unwrap().metadata.name, again.unwrap().metadata.name);
+        assert_eq!(
+            (world.stored().len(), world.set().collision_count()),
+            (1, None)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_strangers_name_is_avoided() {
+        let world = World::new();
+        world.revisions.of_template(&set("v1"), &[]).await.unwrap();
+        let mut foreign = world.stored().remove(0);
+        foreign.data = None;
+        world.api.insert(&foreign);
+        let refused = world.revisions.of_template(&set("v1"), &[]).await;
+        assert!(refused.is_err_and(|error| error.is_already_exists()));
+        assert_eq!(world.set().collision_count(), Some(1));
+        let made = world.revisions.of_template(&world.set(), &[]).await;
+        assert_ne!(made.unwrap().unwrap().metadata.name, foreign.metadata.name);
+    }
+
+    #[tokio::test]
+    async fn orphans_are_adopted_and_old_ones_dropped() {
+        let world = World::new();
+        for (image, number) in [("v1", 1), ("v2", 2), ("v3", 3)] {
+            let made = world.revisions.of_template(&set(image), &[]).await.unwrap();
+            let mut orphan = (*made.unwrap()).clone();
+            orphan.metadata.owner_references = None;
+            orphan.metadata.uid = Some(image.to_owned());
+            orphan.revision = number;
+            world.put(orphan).await;
+        }
+        let selector = set("v3").selector().unwrap();
+        let claim = async || world.revisions.claim(&set("v3"), &selector).await.unwrap();
+        assert!(claim().await.is_none());
+        for mut adopted in world.stored() {
+            // The server's merge of patches is not the fake's; the cache sees the owner.
+            adopted.metadata.owner_references =
+                Some(vec![new_controller_ref::<StatefulSet>(&set("v3").metadata)]);
+            world.put(adopted).await;
+        }
+        let owned = claim().await.unwrap();
+        assert_eq!(owned.len(), 3);
+        let is_live = |r: &ControllerRevision| r.revision == 3;
+        world
+            .revisions
+            .truncate(&set("v3"), &owned, is_live)
+            .await
+            .unwrap();
+        let mut left: Vec<i64> = world.stored().iter().map(|r| r.revision).collect();
+        left.sort_unstable();
+        assert_eq!(left, [2, 3]);
+    }
+}
