@@ -919,6 +919,79 @@ async fn containers_outlive_a_killed_runtime() {
     );
 }
 
+/// Not a test of its own: the process that [`a_start_cut_short_is_finished_or_undone`] kills.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by another test"]
+async fn child_runtime_that_starts() {
+    let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else {
+        return;
+    };
+    let node = Node::open(directory.as_ref()).await;
+    let sandbox = node.sandbox("cut").await;
+    let config = script("echo ran; exec sleep 1000");
+    let id = node
+        .runtime
+        .create_container(&sandbox, &config)
+        .await
+        .unwrap();
+    println!("\nCHILD {id}");
+    node.runtime.start_container(&id).await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+/// However early or late the runtime dies: the container runs, once, or there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_cut_short_is_finished_or_undone() {
+    use std::io::BufRead;
+    if !is_root() {
+        return;
+    }
+    let mut outcomes = Vec::new();
+    for delay_ms in [0, 1, 2, 4, 8, 16, 24, 32] {
+        let mut node = Node::new().await;
+        let directory = node.directory.clone();
+        // Two processes must not have the same store open.
+        node.owned = false;
+        drop(node);
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "child_runtime_that_starts",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(CHILD_DIRECTORY, &directory)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let line = std::io::BufReader::new(child.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok)
+            .find(|line| line.starts_with("CHILD "))
+            .expect("the child creates its container");
+        let id = line.trim_start_matches("CHILD ");
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let mut node = Node::open(&directory).await;
+        node.owned = true;
+        match node.runtime.container_status(id).await {
+            Ok(status) => {
+                assert_eq!(status.state, ContainerState::Running, "{status:?}");
+                assert_eq!(node.exec(id, "echo here").await, (0, "here\n".into()));
+                outcomes.push("runs");
+            }
+            Err(RuntimeError::ContainerNotFound { .. }) => {
+                assert!(!directory.join("root/containers").join(id).exists());
+                outcomes.push("undone");
+            }
+            Err(error) => panic!("{delay_ms} ms: {error}"),
+        }
+    }
+    println!("{outcomes:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_shim_takes_its_sandbox_down() {
     if !is_root() {

@@ -260,6 +260,12 @@ pub enum Event {
         started_at_ns: i64,
     },
     ContainerExited(ContainerExit),
+    /// The start came to nothing, and the shim has forgotten the container. Who asked for it hears it as the answer;
+    /// this is for who took over meanwhile.
+    ContainerFailed {
+        container: String,
+        error: ShimError,
+    },
     #[serde(other)]
     Unknown,
 }

@@ -489,7 +489,12 @@ impl Server {
         cgroup::signal_all(&container.start.cgroup_path, libc::SIGKILL);
         cgroup::remove(&container.start.cgroup_path);
         create::remove(&self.root, &container.start.id);
-        self.send(client, &failure(kind, message), Vec::new());
+        let error = ShimError { kind, message };
+        self.send(client, &Response::Error(error.clone()), Vec::new());
+        self.broadcast(Event::ContainerFailed {
+            container: container.start.id,
+            error,
+        });
     }
 
     fn container_exited(&mut self, index: usize, status: i32, finished_at_ns: i64) {

@@ -3,6 +3,7 @@
 //! The state directory is the truth of what was; the shims are the truth of what runs. Nothing here
 //! fails the start: a problem costs the one sandbox it is about, and is logged.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::record::{
@@ -63,9 +64,9 @@ async fn adopt_sandbox(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) {
     };
     if phase == SandboxPhase::Ready {
         match watch::begin(inner, sandbox).await {
-            Ok(()) => {
+            Ok(known) => {
                 tracing::info!(sandbox = %id, "found a running sandbox again");
-                return fail_half_started(inner, &id);
+                return forget_never_started(inner, &id, &known).await;
             }
             Err(error) => tracing::warn!(sandbox = %id, %error, "the shim of a sandbox is gone"),
         }
@@ -81,19 +82,19 @@ async fn adopt_sandbox(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) {
     }
 }
 
-/// A start was asked for, but the shim knows nothing of it: the runtime died in between.
-fn fail_half_started(inner: &Inner, sandbox: &str) {
+/// The runtime died between a container's creation and the shim's hearing of its start. Nobody will start it any more,
+/// and nothing of it ever ran: it is as if it had never been created.
+async fn forget_never_started(inner: &Arc<Inner>, sandbox: &str, known: &BTreeSet<String>) {
     for container in inner.containers_of(sandbox) {
-        let untouched = container.phase() == ContainerPhase::Created;
-        let record = container.record().clone();
-        if untouched && record.started {
-            let failure = super::record::Failure {
-                exit_code: 128,
-                reason: "StartError".to_owned(),
-                message: "the runtime was restarted while it started the container".to_owned(),
-                at: jiff::Timestamp::now(),
-            };
-            watch::ended(inner, &record.id, ContainerPhase::Failed(failure));
+        let (id, cgroup_path) = {
+            let record = container.record();
+            (record.id.clone(), record.cgroup_path.clone())
+        };
+        if container.phase() == ContainerPhase::Created && !known.contains(&id) {
+            tracing::info!(container = %id, "removed a container whose start was cut short");
+            inner.containers().remove(&id);
+            inner.forget_layer(&id);
+            container::clean(inner, &id, Some(cgroup_path)).await;
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use shim_protocol::{ContainerStart, ErrorKind, Request, Response};
+use shim_protocol::{ContainerStart, ErrorKind, Request, Response, ShimError};
 
 use super::record::{
     Container, ContainerPhase, ContainerRecord, Failure, RECORD_VERSION, SandboxRecord,
@@ -550,12 +550,12 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
             &container,
             ShimCallError::Unexpected(format!("{other:?}")).to_string(),
         )),
+        Err(ShimCallError::Refused(error)) => {
+            Err(fail_start(inner, &container, start_message(&error)))
+        }
         Err(error) => {
-            let prefix = match error.kind() {
-                Some(ErrorKind::Exec) => "unable to start container process: ",
-                _ => "failed to create containerd task: ",
-            };
-            Err(fail_start(inner, &container, format!("{prefix}{error}")))
+            let message = format!("failed to create containerd task: {error}");
+            Err(fail_start(inner, &container, message))
         }
     }
 }
@@ -577,7 +577,17 @@ fn start_request(inner: &Inner, record: &ContainerRecord) -> ContainerStart {
     }
 }
 
-fn fail_start(inner: &Inner, container: &Container, message: String) -> RuntimeError {
+/// As containerd words it.
+pub fn start_message(error: &ShimError) -> String {
+    let prefix = match error.kind {
+        ErrorKind::Exec => "unable to start container process: ",
+        _ => "failed to create containerd task: ",
+    };
+    format!("{prefix}{error}")
+}
+
+/// Writes down that the container never ran, and why.
+pub fn fail_start(inner: &Inner, container: &Container, message: String) -> RuntimeError {
     let failure = Failure {
         exit_code: 128,
         reason: "StartError".to_owned(),

@@ -112,6 +112,7 @@ async fn set_up(
     *sandbox.record() = record;
     watch::begin(inner, sandbox)
         .await
+        .map(drop)
         .map_err(|error| failed(&config, error.to_string()))
 }
 

@@ -1,5 +1,6 @@
 //! Watching a sandbox's shim: exits are pushed, nothing is polled.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -8,15 +9,22 @@ use shim_protocol::{ContainerExit, Event, Request, Response, ShimState};
 
 use super::record::{ContainerPhase, Failure, Sandbox, SandboxPhase};
 use super::shim::{Connection, ShimCallError};
-use super::{Inner, layout};
+use super::{Inner, container, layout};
 use crate::api::RuntimeEvent;
 
 /// A shim that does not answer a subscription by then is as good as dead.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a start that an earlier runtime asked for may take. As a rule it takes some 20 ms.
+const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Subscribes and takes over what the shim knows; a task of its own then follows the events until the
-/// shim hangs up or the runtime is dropped.
-pub async fn begin(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) -> Result<(), ShimCallError> {
+/// shim hangs up or the runtime is dropped. Starts that are under way are waited for, so that nobody takes their
+/// containers for new ones. Returns the IDs of the containers the shim had.
+pub async fn begin(
+    inner: &Arc<Inner>,
+    sandbox: &Arc<Sandbox>,
+) -> Result<BTreeSet<String>, ShimCallError> {
     let id = sandbox.record().id.clone();
     let mut connection = Connection::open(&inner.layout.sandbox_state(&id))?;
     connection.send(&Request::Subscribe, &[]).await?;
@@ -28,23 +36,72 @@ pub async fn begin(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) -> Result<(), Shi
         Response::State(state) => state,
         other => return Err(ShimCallError::Unexpected(format!("{other:?}"))),
     };
-    take_over(inner, &state);
+    let starting = take_over(inner, &state);
+    let decided = decide(inner, &mut connection, starting);
+    match tokio::time::timeout(DECISION_TIMEOUT, decided).await {
+        Ok(result) => result?,
+        Err(_) => tracing::warn!(sandbox = %id, "a container's start is under way for too long"),
+    }
     tokio::spawn(follow(
         Arc::downgrade(inner),
         sandbox.clone(),
         id,
         connection,
     ));
-    Ok(())
+    Ok(state.containers.into_iter().map(|info| info.id).collect())
 }
 
-fn take_over(inner: &Inner, state: &ShimState) {
+/// Returns the containers whose start is under way.
+fn take_over(inner: &Inner, state: &ShimState) -> BTreeSet<String> {
+    let mut starting = BTreeSet::new();
     for info in &state.containers {
         match &info.exit {
             Some(exit) => exited(inner, exit.clone()),
             None if info.pid > 0 => started(inner, &info.id, info.pid, info.started_at_ns),
-            None => {}
+            None => {
+                starting.insert(info.id.clone());
+            }
         }
+    }
+    starting
+}
+
+async fn decide(
+    inner: &Inner,
+    connection: &mut Connection,
+    mut starting: BTreeSet<String>,
+) -> Result<(), ShimCallError> {
+    while !starting.is_empty() {
+        let (Response::Event(event), _) = connection.receive().await? else {
+            continue;
+        };
+        let container = match &event {
+            Event::ContainerStarted { container, .. }
+            | Event::ContainerFailed { container, .. } => container,
+            Event::ContainerExited(exit) => &exit.id,
+            Event::Unknown => continue,
+        };
+        starting.remove(container);
+        if let Event::ContainerFailed { container, error } = &event
+            && let Ok(container) = inner.container(container)
+        {
+            container::fail_start(inner, &container, container::start_message(error));
+        }
+        observe(inner, event);
+    }
+    Ok(())
+}
+
+fn observe(inner: &Inner, event: Event) {
+    match event {
+        Event::ContainerStarted {
+            container,
+            pid,
+            started_at_ns,
+        } => started(inner, &container, pid, started_at_ns),
+        Event::ContainerExited(exit) => exited(inner, exit),
+        // Who asked for the start writes it down.
+        Event::ContainerFailed { .. } | Event::Unknown => {}
     }
 }
 
@@ -53,17 +110,7 @@ async fn follow(inner: Weak<Inner>, sandbox: Arc<Sandbox>, id: String, mut conne
         let message = connection.receive().await;
         let Some(inner) = inner.upgrade() else { return };
         match message {
-            Ok((
-                Response::Event(Event::ContainerStarted {
-                    container,
-                    pid,
-                    started_at_ns,
-                }),
-                _,
-            )) => {
-                started(&inner, &container, pid, started_at_ns);
-            }
-            Ok((Response::Event(Event::ContainerExited(exit)), _)) => exited(&inner, exit),
+            Ok((Response::Event(event), _)) => observe(&inner, event),
             Ok(_) => {}
             Err(error) => break error,
         }
