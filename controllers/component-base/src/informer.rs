@@ -21,11 +21,12 @@ use std::sync::{Arc, Mutex};
 use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+use backoff::{RelistBackoff, is_expired};
 pub use queue::{InformerEvent, Receiver};
 use store::Store;
 
@@ -265,15 +266,27 @@ impl<K: Object> Informer<K> {
         let guard = Arc::new(end.token().clone().drop_guard());
         let task_store = store.clone();
         tokio::spawn(async move {
-            let mut stream = Box::pin(stream.backoff(backoff::RelistBackoff::default()));
+            let mut stream = Box::pin(stream);
+            let mut backoff = RelistBackoff::default();
             while let Some(Some(event)) = end.run_until(stream.next()).await {
                 match event {
                     Ok(event) => {
+                        backoff.note(&event);
                         if task_store.apply(event) {
                             synced_sender.send_replace(true);
                         }
                     }
-                    Err(error) => tracing::warn!(kind, %error, "Watch failed, will retry"),
+                    Err(error) => {
+                        match is_expired(&error) {
+                            true => tracing::debug!(kind, %error, "Watch expired, will list"),
+                            false => tracing::warn!(kind, %error, "Watch failed, will retry"),
+                        }
+                        // The stream asks the server only when it is polled.
+                        let wait = tokio::time::sleep(backoff.after(&error));
+                        if end.run_until(wait).await.is_none() {
+                            break;
+                        }
+                    }
                 }
             }
             task_store.close();

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use kube::runtime::utils::Backoff;
+use http::StatusCode;
+use kube::runtime::watcher::{Error, Event};
 
 /// Upstream: `NewExponentialBackoffManager(800ms, …)` of client-go's reflector.
 const FIRST: Duration = Duration::from_millis(800);
@@ -13,45 +14,95 @@ const LONGEST: Duration = Duration::from_secs(4);
 #[derive(Debug)]
 pub(super) struct RelistBackoff {
     next: Duration,
+    /// A relist without a wait was granted, and nothing has come of it yet.
+    granted: bool,
 }
 
 impl Default for RelistBackoff {
     fn default() -> Self {
-        Self { next: FIRST }
+        Self {
+            next: FIRST,
+            granted: false,
+        }
     }
 }
 
-impl Iterator for RelistBackoff {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+impl RelistBackoff {
+    /// The wait after an error.
+    ///
+    /// DIFFERS: an expired version needs a list, which the server would gladly give: the first time it is asked for at once.
+    /// After an API server's return all versions are expired, and upstream's controllers wait twice.
+    pub(super) fn after(&mut self, error: &Error) -> Duration {
+        if !is_expired(error) {
+            self.granted = false;
+        } else if !std::mem::replace(&mut self.granted, true) {
+            return Duration::ZERO;
+        }
         let wait = self.next;
         self.next = (wait * 2).min(LONGEST);
-        Some(wait.mul_f64(1.0 + 0.25 * rand::random::<f64>()))
+        wait.mul_f64(1.0 + 0.25 * rand::random::<f64>())
+    }
+
+    /// What came shows how well the server is: the begin of a list does not, it is told before the server is asked.
+    pub(super) fn note<K>(&mut self, event: &Event<K>) {
+        match event {
+            Event::Init | Event::InitApply(_) => {}
+            Event::InitDone => self.next = FIRST,
+            Event::Apply(_) | Event::Delete(_) => *self = Self::default(),
+        }
     }
 }
 
-impl Backoff for RelistBackoff {
-    fn reset(&mut self) {
-        self.next = FIRST;
-    }
+/// Whether the server no longer has the version that the watch or the list wanted to go on from.
+pub(super) fn is_expired(error: &Error) -> bool {
+    let code = match error {
+        Error::WatchError(status) => status.code,
+        Error::InitialListFailed(kube::Error::Api(status))
+        | Error::WatchStartFailed(kube::Error::Api(status))
+        | Error::WatchFailed(kube::Error::Api(status)) => status.code,
+        _ => return false,
+    };
+    code == StatusCode::GONE.as_u16()
 }
 
 #[cfg(test)]
 mod tests {
+    use kube::core::Status;
+
     use super::*;
+
+    fn error(code: u16) -> Error {
+        Error::WatchError(Status::failure("no", "no").with_code(code).boxed())
+    }
 
     #[test]
     fn no_wait_is_longer_than_five_seconds_however_long_the_server_is_away() {
         let mut backoff = RelistBackoff::default();
         for _ in 0..100 {
-            assert!(
-                backoff
-                    .next()
-                    .is_some_and(|wait| wait >= FIRST && wait <= Duration::from_secs(5))
-            );
+            let wait = backoff.after(&error(500));
+            assert!(wait >= FIRST && wait <= Duration::from_secs(5), "{wait:?}");
         }
-        backoff.reset();
-        assert!(backoff.next().is_some_and(|wait| wait <= FIRST * 2));
+        // Refused lists begin, too.
+        backoff.note(&Event::<()>::Init);
+        assert!(backoff.after(&error(403)) >= LONGEST);
+        backoff.note(&Event::<()>::InitDone);
+        assert!(backoff.after(&error(500)) <= FIRST * 2);
+    }
+
+    #[test]
+    fn an_expired_version_is_left_behind_at_once_but_not_again_and_again() {
+        let mut backoff = RelistBackoff::default();
+        let relist = |backoff: &mut RelistBackoff| {
+            backoff.note(&Event::<()>::Init);
+            backoff.note(&Event::<()>::InitDone);
+        };
+        assert!(backoff.after(&error(500)) >= FIRST);
+        assert_eq!(backoff.after(&error(410)), Duration::ZERO);
+        relist(&mut backoff);
+        assert!(backoff.after(&error(410)) >= FIRST);
+        relist(&mut backoff);
+        assert!(backoff.after(&error(410)) >= FIRST);
+        backoff.note(&Event::Apply(()));
+        assert_eq!(backoff.after(&error(410)), Duration::ZERO);
     }
 }
