@@ -352,6 +352,14 @@ fn the_api_server_away_stops_no_container() -> Result<()> {
         Ok(text.lines().count())
     };
 
+    let ready_since = || -> Result<String> {
+        handle.kubectl(&[
+            "get",
+            "nodes",
+            "--output=jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].lastTransitionTime}",
+        ])
+    };
+    let before = ready_since()?;
     let process = cluster.process("kube-apiserver")?.clone();
     process.stop(Duration::from_secs(90))?;
     let away_since = Instant::now();
@@ -405,6 +413,10 @@ fn the_api_server_away_stops_no_container() -> Result<()> {
     ensure!(
         steady_pids(&cluster)? == pids,
         "a container was touched when the API server came back"
+    );
+    ensure!(
+        ready_since()? == before,
+        "a node was taken for dead because nobody could hear it"
     );
     ns.delete()
 }

@@ -243,6 +243,11 @@ impl Executor {
         }
     }
 
+    /// What every write waits for.
+    pub fn leadership(&self) -> &Leadership {
+        &self.leadership
+    }
+
     /// The recorder of the controller.
     pub fn recorder(&self) -> &Recorder {
         &self.recorder

@@ -115,6 +115,10 @@ async fn monitor(shell: Shell, period: Duration, shutdown: Shutdown) {
     let mut monitor = Monitor::default();
     loop {
         let pass = async {
+            let leadership = shell.executor.leadership();
+            if !leadership.is_leading() && leadership.wait().await {
+                monitor.forget_silence(shell.clock.now());
+            }
             monitor.monitor_node_health(&shell).await;
             shell.clock.sleep(period).await;
         };

@@ -122,6 +122,14 @@ fn node_reference(name: &str) -> ObjectReference {
 }
 
 impl Monitor {
+    /// Gives every Node its grace period anew: while the API server was away, none could be heard. Upstream's leader ends
+    /// then, and begins with nothing remembered.
+    pub(super) fn forget_silence(&mut self, now: Timestamp) {
+        self.health
+            .values_mut()
+            .for_each(|health| health.probe = now);
+    }
+
     /// One pass over all Nodes.
     pub(super) async fn monitor_node_health(&mut self, shell: &Shell) {
         let nodes = shell.nodes.list();
@@ -262,10 +270,7 @@ impl Monitor {
             tracing::info!(
                 "Controller detected that some Nodes are Ready. Exiting master disruption mode"
             );
-            let now = shell.clock.now();
-            self.health
-                .values_mut()
-                .for_each(|health| health.probe = now);
+            self.forget_silence(shell.clock.now());
         }
         let now = shell.clock.monotonic();
         let mut shared = shell.lock();

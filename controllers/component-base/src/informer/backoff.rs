@@ -14,6 +14,8 @@ const LONGEST: Duration = Duration::from_secs(4);
 #[derive(Debug)]
 pub(super) struct RelistBackoff {
     next: Duration,
+    /// The last error was an answer of the server.
+    answered: bool,
     /// A relist without a wait was granted, and nothing has come of it yet.
     granted: bool,
 }
@@ -22,6 +24,7 @@ impl Default for RelistBackoff {
     fn default() -> Self {
         Self {
             next: FIRST,
+            answered: false,
             granted: false,
         }
     }
@@ -32,7 +35,12 @@ impl RelistBackoff {
     ///
     /// DIFFERS: an expired version needs a list, which the server would gladly give: the first time it is asked for at once.
     /// After an API server's return all versions are expired, and upstream's controllers wait twice.
+    /// A server that was not there and now answers is about to be well: it is waited for from [`FIRST`] on again.
     pub(super) fn after(&mut self, error: &Error) -> Duration {
+        let code = status_code(error);
+        if !std::mem::replace(&mut self.answered, code.is_some()) && code.is_some() {
+            self.next = FIRST;
+        }
         if !is_expired(error) {
             self.granted = false;
         } else if !std::mem::replace(&mut self.granted, true) {
@@ -55,14 +63,18 @@ impl RelistBackoff {
 
 /// Whether the server no longer has the version that the watch or the list wanted to go on from.
 pub(super) fn is_expired(error: &Error) -> bool {
-    let code = match error {
-        Error::WatchError(status) => status.code,
+    status_code(error) == Some(StatusCode::GONE.as_u16())
+}
+
+/// What the server answered; `None`: nothing.
+fn status_code(error: &Error) -> Option<u16> {
+    match error {
+        Error::WatchError(status) => Some(status.code),
         Error::InitialListFailed(kube::Error::Api(status))
         | Error::WatchStartFailed(kube::Error::Api(status))
-        | Error::WatchFailed(kube::Error::Api(status)) => status.code,
-        _ => return false,
-    };
-    code == StatusCode::GONE.as_u16()
+        | Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -75,15 +87,24 @@ mod tests {
         Error::WatchError(Status::failure("no", "no").with_code(code).boxed())
     }
 
+    fn no_answer() -> Error {
+        Error::WatchStartFailed(kube::Error::TlsRequired)
+    }
+
     #[test]
     fn no_wait_is_longer_than_five_seconds_however_long_the_server_is_away() {
         let mut backoff = RelistBackoff::default();
         for _ in 0..100 {
-            let wait = backoff.after(&error(500));
+            let wait = backoff.after(&no_answer());
             assert!(wait >= FIRST && wait <= Duration::from_secs(5), "{wait:?}");
         }
-        // Refused lists begin, too.
-        backoff.note(&Event::<()>::Init);
+        // It is back, and does not know its own rules yet.
+        assert!(backoff.after(&error(403)) <= FIRST * 2);
+        for _ in 0..3 {
+            // Refused lists begin, too.
+            backoff.note(&Event::<()>::Init);
+            backoff.after(&error(403));
+        }
         assert!(backoff.after(&error(403)) >= LONGEST);
         backoff.note(&Event::<()>::InitDone);
         assert!(backoff.after(&error(500)) <= FIRST * 2);
