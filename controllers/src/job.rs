@@ -11,10 +11,13 @@
 // DIFFERS: no Workload and PodGroup is made for a Job (behind a gate that is off upstream).
 
 pub mod backoff;
+pub mod condition;
 pub mod controller;
+pub mod decide;
 pub mod index;
+pub mod pods;
 pub mod policy;
-pub mod sync;
+pub mod tracking;
 
 #[cfg(test)]
 mod tests;
@@ -29,3 +32,7 @@ pub const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 pub const INDEX_FAILURE_COUNT: &str = "batch.kubernetes.io/job-index-failure-count";
 /// How often it has failed in a way that the policy ignores.
 pub const INDEX_IGNORED_FAILURE_COUNT: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
+
+fn count(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}

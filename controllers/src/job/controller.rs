@@ -1,4 +1,4 @@
-//! The shell: watches Jobs and Pods, keeps expectations and backoffs, and carries out what [`super::sync`] decides.
+//! The shell: watches Jobs and Pods, keeps expectations and backoffs, and carries out what [`super::decide`] and [`super::tracking`] decide.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +21,10 @@ use serde_json::json;
 
 use super::TRACKING_FINALIZER;
 use super::backoff::Backoff;
-use super::sync::{self, Decision, Observed, Outcome, has_finalizer, is_finished};
+use super::condition::is_finished;
+use super::decide::{Decision, Observed, decide};
+use super::pods::has_finalizer;
+use super::tracking::{Outcome, Tracked, settle, track};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::{controlled_by, index_by_controller};
 use crate::controller_ref_manager::{claim_objects, concerned, resolve};
@@ -346,7 +349,7 @@ impl JobController {
             finalizer_removed: removed.clone(),
             backoff,
         };
-        let decision = sync::decide(&job, &observed, now);
+        let decision = decide(&job, &observed, now);
         let (outcome, error) = self.act(key, &job, &decision).await;
         let (requeue_after, new_backoff, suspension) = (
             decision.requeue_after,
@@ -376,7 +379,7 @@ impl JobController {
             }
             None => {}
         }
-        let tracked = sync::track(&job, decision, outcome, &observed.pods, &removed, now);
+        let tracked = track(&job, decision, outcome, &observed.pods, &removed, now);
         let mut written = (*job).clone();
         if tracked.flush {
             written = match self.executor.update_status(&tracked.job).await {
@@ -400,7 +403,7 @@ impl JobController {
     async fn take_off(
         &self,
         key: &ObjectKey,
-        tracked: &sync::Tracked,
+        tracked: &Tracked,
         written: &mut Job,
         about: &k8s_openapi::api::core::v1::ObjectReference,
     ) -> Result<Option<ApiError>, ApiError> {
@@ -436,7 +439,7 @@ impl JobController {
                 }
             }
         }
-        let Some((job, finished)) = sync::settle(tracked, written, &gone, self.clock.now()) else {
+        let Some((job, finished)) = settle(tracked, written, &gone, self.clock.now()) else {
             return Ok(first_error);
         };
         match self.executor.update_status(&job).await {

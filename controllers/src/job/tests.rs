@@ -6,8 +6,10 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
+use super::condition::is_finished;
+use super::decide::{Decision, Observed, decide};
 use super::index;
-use super::sync::{Decision, Observed, Outcome, Tracked, decide, is_finished, settle, track};
+use super::tracking::{Outcome, Tracked, settle, track};
 use super::{COMPLETION_INDEX, INDEX_FAILURE_COUNT, TRACKING_FINALIZER};
 
 fn now() -> Timestamp {
