@@ -18,78 +18,28 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use framework::event::pod_scheduling_properties_change;
-use framework::{
-    ClusterEvent, ClusterEventWithHint, EventObject, NominatingInfo, Plugin, PodInfo, QueuedPod,
-    QueueingHint,
-};
+use framework::{ClusterEvent, EventObject, NominatingInfo, PodInfo, QueuedPod};
 
+mod config;
 mod heap;
 mod in_flight;
 mod nominator;
+mod queued_pod_info;
+mod requeue;
+mod state;
 #[cfg(test)]
 mod tests;
 
+pub use config::{IncomingObserver, ProfileQueueing, QueueConfig};
 use heap::Heap;
 use in_flight::{InFlight, InFlightEvent};
 pub use nominator::Nominator;
+pub use queued_pod_info::QueuedPodInfo;
+use requeue::Strategy;
+use state::State;
 
 /// Pods popped close together are ordered by priority within this window (upstream's `backoffQOrderingWindowDuration`).
 pub const BACKOFF_ORDERING_WINDOW: Duration = Duration::from_secs(1);
-
-/// A pod in the queue.
-#[derive(Debug, Clone)]
-pub struct QueuedPodInfo {
-    /// The pod.
-    pub pod: Arc<PodInfo>,
-    /// When it was last put into the queue.
-    pub timestamp: Instant,
-    /// How often it was popped.
-    pub attempts: u32,
-    /// How often it was found unschedulable; gives the backoff.
-    pub unschedulable_count: u32,
-    /// How often in a row it failed with an error; gives the backoff, too.
-    pub consecutive_errors_count: u32,
-    /// When it first entered the active queue; starts the pod's SLI duration.
-    pub initial_attempt_timestamp: Option<Instant>,
-    /// Plugins that rejected it last time.
-    pub unschedulable_plugins: BTreeSet<&'static str>,
-    /// Plugins that answered `Pending` last time.
-    pub pending_plugins: BTreeSet<&'static str>,
-    /// The PreEnqueue plugin that keeps it out.
-    pub gating_plugin: Option<&'static str>,
-    /// Did it come back only because it had waited so long?
-    pub was_flushed_from_unschedulable: bool,
-    backoff_expiration: Option<Instant>,
-}
-
-impl QueuedPodInfo {
-    fn new(pod: Arc<PodInfo>, now: Instant) -> Self {
-        QueuedPodInfo {
-            pod,
-            timestamp: now,
-            attempts: 0,
-            unschedulable_count: 0,
-            consecutive_errors_count: 0,
-            initial_attempt_timestamp: None,
-            unschedulable_plugins: BTreeSet::new(),
-            pending_plugins: BTreeSet::new(),
-            gating_plugin: None,
-            was_flushed_from_unschedulable: false,
-            backoff_expiration: None,
-        }
-    }
-
-    /// Kept out by PreEnqueue?
-    pub fn gated(&self) -> bool {
-        self.gating_plugin.is_some()
-    }
-
-    fn rejectors(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.unschedulable_plugins
-            .union(&self.pending_plugins)
-            .copied()
-    }
-}
 
 /// Numbers of the queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -106,70 +56,6 @@ pub struct QueueCounts {
     pub in_flight_pods: usize,
     /// Events kept for those.
     pub in_flight_events: usize,
-}
-
-/// What a profile brings to the queue.
-#[derive(Default, Clone)]
-pub struct ProfileQueueing {
-    /// PreEnqueue plugins, in order.
-    pub pre_enqueue: Vec<Arc<dyn Plugin>>,
-    /// Which plugin wants to hear which event.
-    pub hints: Vec<(&'static str, ClusterEventWithHint)>,
-}
-
-/// Called for each pod that enters a part of the queue (`active`, `backoff`, `unschedulable`, `gated`), with the event's label.
-pub type IncomingObserver = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
-
-/// How a queue works.
-#[derive(Clone)]
-pub struct QueueConfig {
-    /// The QueueSort plugin.
-    pub queue_sort: Arc<dyn Plugin>,
-    /// By `schedulerName`.
-    pub profiles: HashMap<String, ProfileQueueing>,
-    /// The first backoff; 1 s.
-    pub pod_initial_backoff: Duration,
-    /// The longest backoff; 10 s. Zero turns backoff off.
-    pub pod_max_backoff: Duration,
-    /// A pod waits this long for an event before it is tried anyway; 5 min.
-    pub pod_max_in_unschedulable_pods_duration: Duration,
-    /// The clock.
-    pub now: Arc<dyn Fn() -> Instant + Send + Sync>,
-    /// For metrics.
-    pub incoming: IncomingObserver,
-}
-
-impl QueueConfig {
-    /// Upstream's defaults.
-    pub fn new(queue_sort: Arc<dyn Plugin>) -> Self {
-        QueueConfig {
-            queue_sort,
-            profiles: HashMap::new(),
-            pod_initial_backoff: Duration::from_secs(1),
-            pod_max_backoff: Duration::from_secs(10),
-            pod_max_in_unschedulable_pods_duration: Duration::from_secs(300),
-            now: Arc::new(Instant::now),
-            incoming: Arc::new(|_, _| {}),
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Strategy {
-    Skip,
-    AfterBackoff,
-    Immediately,
-}
-
-struct State {
-    active: Heap,
-    backoff: Heap,
-    error_backoff: Heap,
-    unschedulable: HashMap<Arc<str>, Box<QueuedPodInfo>>,
-    rejected_by: HashMap<&'static str, HashSet<Arc<str>>>,
-    gated: usize,
-    in_flight: InFlight,
-    closed: bool,
 }
 
 /// The queue. Shared; every method locks shortly.
@@ -604,227 +490,5 @@ impl SchedulingQueue {
             .chain(state.unschedulable.values().map(|q| &**q))
             .map(|q| Arc::clone(&q.pod))
             .collect()
-    }
-
-    fn requeue(
-        &self,
-        state: &mut State,
-        queued: Box<QueuedPodInfo>,
-        strategy: Strategy,
-        event: &str,
-    ) {
-        match strategy {
-            Strategy::Skip => {
-                (self.config.incoming)("unschedulable", event);
-                state.put_unschedulable(queued);
-            }
-            Strategy::AfterBackoff => {
-                let mut queued = queued;
-                queued.backoff_expiration = self.backoff_expiration(&queued);
-                if self.is_pod_backing_off(queued.backoff_expiration) {
-                    self.move_to_backoff(state, queued, event);
-                } else {
-                    self.move_to_active(state, queued, event, false);
-                }
-            }
-            Strategy::Immediately => self.move_to_active(state, queued, event, false),
-        }
-    }
-
-    fn move_to_active(
-        &self,
-        state: &mut State,
-        mut queued: Box<QueuedPodInfo>,
-        event: &str,
-        from_backoff: bool,
-    ) {
-        if !from_backoff {
-            self.run_pre_enqueue_plugins(&mut queued);
-        }
-        if queued.gated() {
-            (self.config.incoming)("gated", event);
-            state.put_unschedulable(queued);
-            return;
-        }
-        queued
-            .initial_attempt_timestamp
-            .get_or_insert_with(|| (self.config.now)());
-        (self.config.incoming)("active", event);
-        state.active.push(queued);
-        self.ready.notify_one();
-    }
-
-    fn move_to_backoff(&self, state: &mut State, mut queued: Box<QueuedPodInfo>, event: &str) {
-        self.run_pre_enqueue_plugins(&mut queued);
-        if queued.gated() {
-            (self.config.incoming)("gated", event);
-            state.put_unschedulable(queued);
-            return;
-        }
-        (self.config.incoming)("backoff", event);
-        if queued.unschedulable_plugins.is_empty() && queued.pending_plugins.is_empty() {
-            state.error_backoff.push(queued);
-        } else {
-            state.backoff.push(queued);
-            self.ready.notify_one();
-        }
-    }
-
-    fn run_pre_enqueue_plugins(&self, queued: &mut QueuedPodInfo) {
-        let Some(profile) = self.profile(&queued.pod) else {
-            return;
-        };
-        let first = queued.gating_plugin.take();
-        let gate_first = profile
-            .pre_enqueue
-            .iter()
-            .filter(|plugin| Some(plugin.name()) == first);
-        let others = profile
-            .pre_enqueue
-            .iter()
-            .filter(|plugin| Some(plugin.name()) != first);
-        for plugin in gate_first.chain(others) {
-            let Some(pre_enqueue) = plugin.as_pre_enqueue() else {
-                continue;
-            };
-            let status = pre_enqueue.pre_enqueue(&queued.pod.pod);
-            if !status.is_success() {
-                if status.is_error() {
-                    tracing::error!(pod = queued.pod.name(), plugin = plugin.name(), %status, "Unexpected error running PreEnqueue plugin");
-                }
-                queued.unschedulable_plugins.insert(plugin.name());
-                queued.gating_plugin = Some(plugin.name());
-                return;
-            }
-        }
-    }
-
-    fn profile(&self, pod: &PodInfo) -> Option<&ProfileQueueing> {
-        self.config.profiles.get(
-            pod.spec()
-                .scheduler_name
-                .as_deref()
-                .unwrap_or("default-scheduler"),
-        )
-    }
-
-    fn plugin_registered(&self, plugin: &str, pod: &PodInfo, event: &ClusterEvent) -> bool {
-        event.is_wild_card()
-            || self.profile(pod).is_some_and(|p| {
-                p.hints
-                    .iter()
-                    .any(|(name, hint)| *name == plugin && hint.event.matches(event))
-            })
-    }
-
-    fn is_event_of_interest(&self, event: &ClusterEvent) -> bool {
-        event.is_wild_card()
-            || self
-                .config
-                .profiles
-                .values()
-                .any(|p| p.hints.iter().any(|(_, hint)| hint.event.matches(event)))
-    }
-
-    fn is_pod_worth_requeuing(
-        &self,
-        queued: &QueuedPodInfo,
-        event: &ClusterEvent,
-        old: Option<&EventObject>,
-        new: Option<&EventObject>,
-    ) -> Strategy {
-        if queued.rejectors().next().is_none() || event.is_wild_card() {
-            return Strategy::AfterBackoff;
-        }
-        let Some(profile) = self.profile(&queued.pod) else {
-            return Strategy::AfterBackoff;
-        };
-        let mut strategy = Strategy::Skip;
-        for (plugin, registered) in &profile.hints {
-            let pending = queued.pending_plugins.contains(plugin);
-            if !registered.event.matches(event)
-                || !(pending || queued.unschedulable_plugins.contains(plugin))
-            {
-                continue;
-            }
-            let hint = registered
-                .queueing_hint
-                .as_ref()
-                .map_or(QueueingHint::Queue, |hint| hint(&queued.pod.pod, old, new));
-            if hint == QueueingHint::QueueSkip {
-                continue;
-            }
-            if pending {
-                return Strategy::Immediately;
-            }
-            strategy = Strategy::AfterBackoff;
-            if queued.pending_plugins.is_empty() {
-                return strategy;
-            }
-        }
-        strategy
-    }
-
-    fn backoff_expiration(&self, queued: &QueuedPodInfo) -> Option<Instant> {
-        if queued.backoff_expiration.is_some() {
-            return queued.backoff_expiration;
-        }
-        let count = if queued.consecutive_errors_count > 0 {
-            queued.consecutive_errors_count
-        } else {
-            queued.unschedulable_count
-        };
-        if count == 0 || self.config.pod_max_backoff.is_zero() {
-            return None;
-        }
-        let doubled = 2u32
-            .checked_pow(count - 1)
-            .and_then(|factor| self.config.pod_initial_backoff.checked_mul(factor));
-        let backoff = doubled
-            .unwrap_or(Duration::MAX)
-            .min(self.config.pod_max_backoff);
-        Some(self.align_to_window(queued.timestamp + backoff))
-    }
-
-    fn is_pod_backing_off(&self, expiration: Option<Instant>) -> bool {
-        expiration.is_some_and(|expiration| expiration >= self.align_to_window((self.config.now)()))
-    }
-
-    fn align_to_window(&self, time: Instant) -> Instant {
-        let windows = time.saturating_duration_since(self.epoch).as_nanos()
-            / BACKOFF_ORDERING_WINDOW.as_nanos();
-        self.epoch + BACKOFF_ORDERING_WINDOW * windows as u32
-    }
-}
-
-impl State {
-    fn contains(&self, uid: &str) -> bool {
-        self.active.contains(uid)
-            || self.backoff.contains(uid)
-            || self.error_backoff.contains(uid)
-            || self.unschedulable.contains_key(uid)
-    }
-
-    fn put_unschedulable(&mut self, queued: Box<QueuedPodInfo>) {
-        for plugin in queued.rejectors() {
-            self.rejected_by
-                .entry(plugin)
-                .or_default()
-                .insert(Arc::clone(&queued.pod.uid));
-        }
-        self.gated += usize::from(queued.gated());
-        self.unschedulable
-            .insert(Arc::clone(&queued.pod.uid), queued);
-    }
-
-    fn take_unschedulable(&mut self, uid: &str) -> Option<Box<QueuedPodInfo>> {
-        let queued = self.unschedulable.remove(uid)?;
-        for plugin in queued.rejectors() {
-            if let Some(pods) = self.rejected_by.get_mut(plugin) {
-                pods.remove(uid);
-            }
-        }
-        self.gated -= usize::from(queued.gated());
-        Some(queued)
     }
 }
