@@ -1,0 +1,266 @@
+//! From a config to a container's record and OCI spec: everything that can be wrong before its start.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::rootfs::{mount_root, read_in_root, stage_mounts};
+use crate::api::*;
+use crate::linux::record::{ContainerRecord, RECORD_VERSION, SandboxRecord};
+use crate::linux::{Inner, blocking, image, io, layout, machine, volume};
+use crate::spec::{self, Facts, User};
+
+/// Mounts the container's files and writes its record and spec.
+///
+/// # Errors
+/// What was made stays; `clean` takes it away.
+pub async fn prepare(
+    inner: &Arc<Inner>,
+    sandbox: &SandboxRecord,
+    config: &ContainerConfig,
+    image: &images::Image,
+    id: &str,
+) -> Result<ContainerRecord, RuntimeError> {
+    let lower = inner
+        .images
+        .hold(&image.id, id)
+        .await
+        .map_err(image::store_error)?;
+    let mut image_mounts = Vec::new();
+    for (index, wanted) in config.mounts.iter().enumerate() {
+        if let Some(name) = &wanted.image {
+            let layers = inner
+                .images
+                .hold(name, &image_holder(id, index))
+                .await
+                .map_err(image::store_error)?;
+            image_mounts.push((index, layers));
+        }
+    }
+    let target = target_namespace(inner, &config.security.namespaces)?;
+    let facts = {
+        let (inner, sandbox, config, id) = (
+            inner.clone(),
+            sandbox.clone(),
+            config.clone(),
+            id.to_owned(),
+        );
+        let facts = image::facts(image);
+        blocking(move || {
+            gather(
+                &inner,
+                &sandbox,
+                &config,
+                &id,
+                &lower,
+                &image_mounts,
+                &facts,
+            )
+        })
+        .await?
+    };
+    let mut facts = Facts {
+        target_pid_namespace: target,
+        ..facts
+    };
+    facts.seccomp_filter =
+        seccomp_filter(inner, &config.security, facts.available_capabilities).await?;
+    let spec = spec::container_spec(&sandbox.config, config, &image::facts(image), &facts)
+        .map_err(|error| RuntimeError::Create(error.to_string()))?;
+    let record = ContainerRecord {
+        version: RECORD_VERSION,
+        id: id.to_owned(),
+        sandbox_id: sandbox.id.clone(),
+        config: config.clone(),
+        image_id: image.id.clone(),
+        image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+        created_at: jiff::Timestamp::now(),
+        process: spec.process,
+        device_rules: spec.device_rules,
+        private_mounts: spec.private_mounts,
+        shared_pid: spec.shared_pid,
+        cgroup_path: facts.cgroup_path,
+        log_path: sandbox.config.log_directory.join(&config.log_path),
+        stop_signal: stop_signal(config, image)?,
+        resources: config.resources.clone(),
+        started: false,
+        failure: None,
+    };
+    let directory = inner.layout.container(id);
+    layout::write_record(&directory.join("config.json"), &spec.oci)
+        .map_err(io("write config.json"))?;
+    layout::write_record(&inner.layout.container_record(id), &record)
+        .map_err(io("write the container's record"))?;
+    Ok(record)
+}
+
+fn image_holder(id: &str, index: usize) -> String {
+    format!("{id}-image-{index}")
+}
+
+fn stop_signal(config: &ContainerConfig, image: &images::Image) -> Result<String, RuntimeError> {
+    let name = config
+        .stop_signal
+        .clone()
+        .or_else(|| image::stop_signal(image))
+        .unwrap_or_else(|| "SIGTERM".to_owned());
+    match machine::signal_number(&name) {
+        Some(_) => Ok(name),
+        // As containerd: an image's odd signal is no reason not to run it.
+        None if config.stop_signal.is_none() => Ok("SIGTERM".to_owned()),
+        None => Err(RuntimeError::Invalid {
+            field: "stopSignal",
+            value: name,
+            reason: "not a signal of this machine".to_owned(),
+        }),
+    }
+}
+
+fn target_namespace(
+    inner: &Inner,
+    namespaces: &NamespaceOptions,
+) -> Result<Option<PathBuf>, RuntimeError> {
+    if namespaces.pid != NamespaceMode::Target {
+        return Ok(None);
+    }
+    let id = namespaces.target_id.clone().unwrap_or_default();
+    let target = inner.container(&id)?;
+    match target.pid() {
+        Some(pid) => Ok(Some(format!("/proc/{pid}/ns/pid").into())),
+        None => Err(RuntimeError::NotRunning {
+            id,
+            state: target.phase().state(),
+        }),
+    }
+}
+
+/// Mounts the root, stages the volumes, and looks up what the spec needs to know.
+fn gather(
+    inner: &Inner,
+    sandbox: &SandboxRecord,
+    config: &ContainerConfig,
+    id: &str,
+    lower: &[PathBuf],
+    image_mounts: &[(usize, Vec<PathBuf>)],
+    image: &spec::ImageFacts,
+) -> Result<Facts, RuntimeError> {
+    let state_dir = inner.layout.sandbox_state(&sandbox.id);
+    let namespace_dir = inner.layout.namespaces(&sandbox.id);
+    let user_namespace = match &sandbox.config.namespaces.user {
+        Some(user) => {
+            let file = File::open(namespace_dir.join("user"))
+                .map_err(io("open the pod's user namespace"))?;
+            Some((file, user))
+        }
+        None => None,
+    };
+    let rootfs = mount_root(inner, id, lower, user_namespace.as_ref())?;
+    let text = |path| read_in_root(&rootfs, path);
+    let user = spec::user::resolve(
+        &config.security,
+        &image.user,
+        &text("/etc/passwd"),
+        &text("/etc/group"),
+    )
+    .map_err(|error| RuntimeError::Create(error.to_string()))?;
+    let mount_sources = stage_mounts(
+        inner,
+        id,
+        config,
+        image_mounts,
+        user_namespace.as_ref().map(|(file, _)| file),
+    )?;
+    let devices = if config.security.privileged {
+        machine::all_devices()
+    } else {
+        machine::devices(&config.devices)
+    }
+    .map_err(|error| RuntimeError::Create(format!("devices: {error}")))?;
+    let taken: Vec<String> = config
+        .mounts
+        .iter()
+        .map(|mount| spec::clean(&mount.container_path))
+        .collect();
+    let volumes = inner.layout.container(id).join("volumes");
+    let image_volumes = volume::prepare(&rootfs, &volumes, &image.volumes, &taken)
+        .map_err(|error| RuntimeError::Create(format!("the image's volumes: {error}")))?;
+    let own_ipc = sandbox.config.namespaces.ipc != NamespaceMode::Node;
+    Ok(Facts {
+        rootfs,
+        namespace_dir,
+        target_pid_namespace: None,
+        cgroup_path: Path::new("/")
+            .join(sandbox.config.cgroup_parent.trim_start_matches('/'))
+            .join(id),
+        unified_cgroups: inner.cgroups.is_unified(),
+        v1_controllers: inner.cgroups.v1_controllers(),
+        hugetlb: inner.cgroups.hugetlb(),
+        swap_accounting: inner.cgroups.swap_accounting(),
+        available_capabilities: inner.available_capabilities,
+        shm_path: if own_ipc {
+            state_dir.join("shm")
+        } else {
+            "/dev/shm".into()
+        },
+        resolv_conf: state_dir.join("resolv.conf"),
+        hostname_file: state_dir.join("hostname"),
+        mount_sources,
+        image_volumes,
+        devices,
+        user: User { ..user },
+        seccomp_filter: None,
+    })
+}
+
+/// The compiled filter of the container's profile; compiled at its first use, then kept.
+async fn seccomp_filter(
+    inner: &Inner,
+    security: &SecurityContext,
+    available: u64,
+) -> Result<Option<PathBuf>, RuntimeError> {
+    if security.privileged {
+        return Ok(None);
+    }
+    let profile = match &security.seccomp {
+        SecurityProfile::Unconfined => return Ok(None),
+        SecurityProfile::RuntimeDefault => {
+            let set = spec::capabilities(security, available)
+                .map_err(|error| RuntimeError::Create(error.to_string()))?;
+            spec::seccomp::default_profile(set).to_string().into_bytes()
+        }
+        SecurityProfile::Localhost(path) => fs::read(path).map_err(|error| {
+            RuntimeError::Create(format!(
+                "cannot load seccomp profile {:?}: {error}",
+                path.display().to_string()
+            ))
+        })?,
+    };
+    let mut hash = Sha256::new();
+    hash.update(env!("CARGO_PKG_VERSION"));
+    hash.update(&profile);
+    let name: String = hash
+        .finalize()
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let directory = inner.layout.seccomp();
+    let filter = directory.join(format!("{name}.bpf"));
+    if filter.exists() {
+        return Ok(Some(filter));
+    }
+    let source = directory.join(format!("{name}.json"));
+    layout::write_atomically(&source, &profile).map_err(io("write a seccomp profile"))?;
+    inner
+        .shim
+        .run(&[
+            "compile-seccomp".as_ref(),
+            source.as_os_str(),
+            filter.as_os_str(),
+        ])
+        .await
+        .map_err(|error| RuntimeError::Create(format!("seccomp profile: {error}")))?;
+    Ok(Some(filter))
+}
