@@ -6,6 +6,8 @@
 //! Upstream: containerd's `pkg/archive` with overlay whiteouts. A directory the archive forgot takes owner
 //! and mode from the layers below.
 
+mod metadata;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -21,12 +23,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::digest::{Hasher, HashingReader};
+use metadata::{Meta, apply_meta, gid, ignore_unsupported, mode, read_meta, uid};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const WHITEOUT_META_PREFIX: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 const OVERLAY_OPAQUE_XATTR: &str = "trusted.overlay.opaque";
-const PAX_XATTR_PREFIX: &str = "SCHILY.xattr.";
 const COPY_BUFFER_BYTES: usize = 128 * 1024;
 /// What a file occupies is counted in blocks of this size.
 const BLOCK_BYTES: u64 = 4096;
@@ -159,15 +161,6 @@ pub(crate) fn unpack(
         unpacker.entry(entry.map_err(UnpackError::Archive)?)?;
     }
     unpacker.finish()
-}
-
-/// What an archive says about a file besides its content.
-struct Meta {
-    uid: u32,
-    gid: u32,
-    mode: u32,
-    times: Timestamps,
-    xattrs: Vec<(String, Vec<u8>)>,
 }
 
 struct Unpacker {
@@ -557,145 +550,6 @@ fn file_type(stat: &rustix::fs::Stat) -> FileType {
 
 fn is_whiteout(stat: &rustix::fs::Stat) -> bool {
     file_type(stat) == FileType::CharacterDevice && stat.st_rdev == 0
-}
-
-fn uid(meta: &Meta) -> Uid {
-    Uid::from_raw(meta.uid)
-}
-
-fn gid(meta: &Meta) -> Gid {
-    Gid::from_raw(meta.gid)
-}
-
-fn mode(meta: &Meta) -> Mode {
-    Mode::from_raw_mode(meta.mode & 0o7777)
-}
-
-/// Owner, mode, extended attributes and (but for directories) times of a fresh entry.
-fn apply_meta(parent: &OwnedFd, name: &OsStr, kind: tar::EntryType, meta: &Meta) -> io::Result<()> {
-    rustix::fs::chownat(
-        parent,
-        name,
-        Some(uid(meta)),
-        Some(gid(meta)),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?;
-    if !kind.is_symlink() {
-        rustix::fs::chmodat(parent, name, mode(meta), AtFlags::empty())?;
-    }
-    for (key, value) in &meta.xattrs {
-        let set = rustix::fs::lsetxattr(through_fd(parent, name), key, value, XattrFlags::empty());
-        // user.* is refused on symlinks and devices; the archive may carry it all the same.
-        if set == Err(Errno::PERM) && key.starts_with("user.") && !kind.is_dir() {
-            continue;
-        }
-        ignore_unsupported(set)?;
-    }
-    if !kind.is_dir() {
-        rustix::fs::utimensat(parent, name, &meta.times, AtFlags::SYMLINK_NOFOLLOW)?;
-    }
-    Ok(())
-}
-
-fn ignore_unsupported(result: Result<(), Errno>) -> io::Result<()> {
-    match result {
-        Err(Errno::OPNOTSUPP) | Ok(()) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn read_meta<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Meta> {
-    let header = entry.header();
-    let id = |value: u64| {
-        u32::try_from(value)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("owner {value}")))
-    };
-    // Some builders leave fields blank; that means zero.
-    let fields = header.as_old();
-    let blank = |field: &[u8]| field.iter().all(|b| matches!(b, 0 | b' '));
-    let mtime = if blank(&fields.mtime) {
-        0
-    } else {
-        header.mtime()?
-    };
-    let mut meta = Meta {
-        uid: if blank(&fields.uid) {
-            0
-        } else {
-            id(header.uid()?)?
-        },
-        gid: if blank(&fields.gid) {
-            0
-        } else {
-            id(header.gid()?)?
-        },
-        mode: if blank(&fields.mode) {
-            0
-        } else {
-            header.mode()?
-        },
-        times: Timestamps {
-            last_access: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
-            last_modification: Timespec {
-                tv_sec: i64::try_from(mtime).unwrap_or(0),
-                tv_nsec: 0,
-            },
-        },
-        xattrs: Vec::new(),
-    };
-    let mut access = None;
-    if let Some(extensions) = entry.pax_extensions()? {
-        for extension in extensions {
-            let extension = extension?;
-            let Ok(key) = extension.key() else { continue };
-            let text = extension.value().unwrap_or_default();
-            match key {
-                "uid" => meta.uid = text.parse().unwrap_or(meta.uid),
-                "gid" => meta.gid = text.parse().unwrap_or(meta.gid),
-                "mtime" => {
-                    if let Some(time) = parse_time(text) {
-                        meta.times.last_modification = time;
-                    }
-                }
-                "atime" => access = parse_time(text),
-                _ => {
-                    // What steers overlayfs itself is never an archive's to say.
-                    if let Some(name) = key.strip_prefix(PAX_XATTR_PREFIX)
-                        && !name.starts_with("trusted.")
-                        && !name.starts_with("user.overlay.")
-                    {
-                        meta.xattrs
-                            .push((name.to_owned(), extension.value_bytes().to_vec()));
-                    }
-                }
-            }
-        }
-    }
-    meta.times.last_access = access.unwrap_or(meta.times.last_modification);
-    Ok(meta)
-}
-
-/// `seconds[.fraction]`, maybe negative.
-fn parse_time(text: &str) -> Option<Timespec> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let mut tv_sec: i64 = seconds.parse().ok()?;
-    let digits: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
-    let mut tv_nsec: i64 = digits.parse().ok()?;
-    if seconds.starts_with('-') && tv_nsec > 0 {
-        tv_sec -= 1;
-        tv_nsec = 1_000_000_000 - tv_nsec;
-    }
-    Some(Timespec {
-        tv_sec,
-        tv_nsec: tv_nsec as _,
-    })
 }
 
 #[cfg(test)]

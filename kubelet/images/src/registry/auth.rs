@@ -127,7 +127,7 @@ async fn fetch_token(
         })?;
     let status = response.status();
     if !status.is_success() {
-        let text = super::error_text(response).await;
+        let text = super::error::error_text(response).await;
         let reason = format!("failed to authorize: failed to fetch token: {status}{text}");
         return Err(
             if status.is_server_error() || status == http::StatusCode::TOO_MANY_REQUESTS {

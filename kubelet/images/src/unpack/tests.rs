@@ -241,7 +241,7 @@ fn a_forgotten_directory_comes_from_below() {
 
 #[test]
 fn times() {
-    let time = |text| parse_time(text).map(|time| (time.tv_sec, time.tv_nsec));
+    let time = |text| metadata::parse_time(text).map(|time| (time.tv_sec, time.tv_nsec));
     assert_eq!(time("12"), Some((12, 0)));
     assert_eq!(time("12.5"), Some((12, 500_000_000)));
     assert_eq!(time("-1.25"), Some((-2, 750_000_000)));

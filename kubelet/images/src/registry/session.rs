@@ -1,0 +1,487 @@
+//! One pull's talk with the hosts that may have the image: names, documents, blobs.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{Method, StatusCode};
+use reqwest::{Response, Url};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::error::{RegistryError, error_text, unavailable};
+use super::{Endpoint, MAX_DOCUMENT_BYTES, auth};
+use crate::digest::{self, Hasher};
+use crate::image::Auth;
+use crate::manifest::{self, Descriptor};
+use crate::reference::Reference;
+
+/// Tries of one blob at one host that brought nothing new.
+const BLOB_ATTEMPTS: u32 = 5;
+const RETRY_BASE: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// What a name leads to.
+pub(crate) struct Resolved {
+    pub(crate) digest: String,
+    /// The document, if it came along already.
+    pub(crate) body: Option<Bytes>,
+}
+
+/// One image's hosts and one credential. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Session {
+    inner: Arc<SessionInner>,
+}
+
+struct SessionInner {
+    reference: Reference,
+    auth: Auth,
+    endpoints: Vec<Endpoint>,
+}
+
+impl Session {
+    pub(super) fn new(reference: Reference, auth: Auth, endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            inner: Arc::new(SessionInner {
+                reference,
+                auth,
+                endpoints,
+            }),
+        }
+    }
+
+    /// Which digest the session's name has now.
+    pub(crate) async fn resolve(&self) -> Result<Resolved, RegistryError> {
+        let object = self.inner.reference.object();
+        if let Some(digest) = self.inner.reference.digest() {
+            return Ok(Resolved {
+                digest: digest.to_owned(),
+                body: None,
+            });
+        }
+        let mut tries = Tries::new(&self.inner, "resolve");
+        for endpoint in self
+            .inner
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.host.resolve)
+        {
+            match self.resolve_at(endpoint, object).await {
+                Ok(resolved) => return Ok(resolved),
+                Err(error) => tries.failed(endpoint, error)?,
+            }
+        }
+        Err(tries.last)
+    }
+
+    async fn resolve_at(
+        &self,
+        endpoint: &Endpoint,
+        object: &str,
+    ) -> Result<Resolved, RegistryError> {
+        let url = self.url(endpoint, "manifests", object);
+        match self
+            .send(endpoint, Method::HEAD, &url, &[(ACCEPT, manifest::ACCEPT)])
+            .await
+        {
+            Ok(response) => {
+                let named = response
+                    .headers()
+                    .get("docker-content-digest")
+                    .and_then(|value| value.to_str().ok())
+                    .filter(|digest| crate::reference::validate_digest(digest).is_ok());
+                if let Some(digest) = named {
+                    return Ok(Resolved {
+                        digest: digest.to_owned(),
+                        body: None,
+                    });
+                }
+            }
+            Err(error @ (RegistryError::Unavailable { .. } | RegistryError::NotFound { .. })) => {
+                return Err(error);
+            }
+            // Some registries answer HEAD with an odd status; GET tells more.
+            Err(_) => {}
+        }
+        let body = self
+            .document(endpoint, "manifests", object, MAX_DOCUMENT_BYTES)
+            .await?;
+        Ok(Resolved {
+            digest: digest::sha256(&body),
+            body: Some(body),
+        })
+    }
+
+    /// The manifest or index of this digest.
+    pub(crate) async fn manifest(&self, digest: &str) -> Result<Bytes, RegistryError> {
+        self.small("manifests", digest, MAX_DOCUMENT_BYTES).await
+    }
+
+    /// A small blob, such as an image's config.
+    pub(crate) async fn config(&self, descriptor: &Descriptor) -> Result<Bytes, RegistryError> {
+        if descriptor.size > MAX_DOCUMENT_BYTES {
+            return Err(RegistryError::Content {
+                what: format!("config {}", descriptor.digest),
+                reason: format!(
+                    "{} bytes are more than {MAX_DOCUMENT_BYTES}",
+                    descriptor.size
+                ),
+            });
+        }
+        self.small("blobs", &descriptor.digest, descriptor.size)
+            .await
+    }
+
+    async fn small(&self, kind: &str, digest: &str, max: u64) -> Result<Bytes, RegistryError> {
+        let mut tries = Tries::new(&self.inner, "pull");
+        for endpoint in self
+            .inner
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.host.pull)
+        {
+            match self.document(endpoint, kind, digest, max).await {
+                Ok(body) if digest::matches(&body, digest) => return Ok(body),
+                Ok(body) => tries.failed(
+                    endpoint,
+                    RegistryError::Content {
+                        what: format!("{kind} {digest}"),
+                        reason: format!("came with digest {}", digest::sha256(&body)),
+                    },
+                )?,
+                Err(error) => tries.failed(endpoint, error)?,
+            }
+        }
+        Err(tries.last)
+    }
+
+    /// Fetches a layer into `path`, going on where an earlier try stopped. The file is whole and verified on success.
+    pub(crate) async fn blob(&self, layer: &Descriptor, path: &Path) -> Result<(), RegistryError> {
+        let mut tries = Tries::new(&self.inner, "pull");
+        for endpoint in self
+            .inner
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.host.pull)
+        {
+            match self.blob_at(endpoint, layer, path).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tries.failed(endpoint, error)?,
+            }
+        }
+        Err(tries.last)
+    }
+
+    async fn blob_at(
+        &self,
+        endpoint: &Endpoint,
+        layer: &Descriptor,
+        path: &Path,
+    ) -> Result<(), RegistryError> {
+        let mut attempt = 0;
+        loop {
+            let before = file_size(path).await;
+            let error = match self.blob_once(endpoint, layer, path).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if !matches!(error, RegistryError::Unavailable { .. }) {
+                return Err(error);
+            }
+            attempt = if file_size(path).await > before {
+                1
+            } else {
+                attempt + 1
+            };
+            if attempt >= BLOB_ATTEMPTS {
+                return Err(error);
+            }
+            tracing::debug!(digest = layer.digest, %error, "layer download interrupted, going on");
+            tokio::time::sleep((RETRY_BASE * 2u32.pow(attempt)).min(RETRY_MAX)).await;
+        }
+    }
+
+    async fn blob_once(
+        &self,
+        endpoint: &Endpoint,
+        layer: &Descriptor,
+        path: &Path,
+    ) -> Result<(), RegistryError> {
+        let disk = |error: std::io::Error| RegistryError::Disk {
+            path: path.display().to_string(),
+            reason: error.to_string(),
+        };
+        let mut hasher = Hasher::of(&layer.digest).ok_or_else(|| RegistryError::Content {
+            what: format!("layer {}", layer.digest),
+            reason: "unsupported digest algorithm".to_owned(),
+        })?;
+        let mut file = tokio::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(path)
+            .await
+            .map_err(disk)?;
+        let mut have = 0u64;
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            let count = file.read(&mut buffer).await.map_err(disk)?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&buffer[..count]);
+            have += count as u64;
+        }
+        if have > layer.size {
+            hasher = restart(&mut file, &layer.digest).await.map_err(disk)?;
+            have = 0;
+        }
+        if have < layer.size {
+            let url = self.url(endpoint, "blobs", &layer.digest);
+            let range = format!("bytes={have}-");
+            let headers: &[_] = if have > 0 {
+                &[(RANGE, range.as_str())]
+            } else {
+                &[]
+            };
+            let response = self.send(endpoint, Method::GET, &url, headers).await?;
+            if have > 0 {
+                let continues = response.status() == StatusCode::PARTIAL_CONTENT
+                    && response
+                        .headers()
+                        .get(CONTENT_RANGE)
+                        .and_then(|value| value.to_str().ok())
+                        .is_some_and(|value| value.starts_with(&format!("bytes {have}-")));
+                if !continues {
+                    hasher = restart(&mut file, &layer.digest).await.map_err(disk)?;
+                    have = 0;
+                }
+            }
+            let mut stream = response.bytes_stream();
+            while let Some(chunk) = stream.next().await {
+                let chunk = match chunk {
+                    Ok(chunk) => chunk,
+                    Err(error) => {
+                        file.flush().await.map_err(disk)?;
+                        return Err(unavailable(&url, &error));
+                    }
+                };
+                have += chunk.len() as u64;
+                if have > layer.size {
+                    break;
+                }
+                hasher.update(&chunk);
+                file.write_all(&chunk).await.map_err(disk)?;
+            }
+            file.flush().await.map_err(disk)?;
+            if have < layer.size {
+                return Err(RegistryError::Unavailable {
+                    url: url.to_string(),
+                    reason: format!("ended after {have} of {} bytes", layer.size),
+                });
+            }
+        }
+        let found = hasher.finish();
+        if have != layer.size || found != layer.digest {
+            drop(file);
+            let _ = tokio::fs::remove_file(path).await;
+            return Err(RegistryError::Content {
+                what: format!("layer {} of {} bytes", layer.digest, layer.size),
+                reason: if have > layer.size {
+                    "more bytes came".to_owned()
+                } else {
+                    format!("came with digest {found}")
+                },
+            });
+        }
+        Ok(())
+    }
+
+    fn url(&self, endpoint: &Endpoint, kind: &str, object: &str) -> Url {
+        let mut url = endpoint.host.base.clone();
+        let path = format!(
+            "{}/{}/{kind}/{object}",
+            url.path().trim_end_matches('/'),
+            self.inner.reference.path()
+        );
+        url.set_path(&path);
+        if !endpoint.host.origin {
+            url.query_pairs_mut()
+                .append_pair("ns", self.inner.reference.domain());
+        }
+        url
+    }
+
+    async fn document(
+        &self,
+        endpoint: &Endpoint,
+        kind: &str,
+        object: &str,
+        max: u64,
+    ) -> Result<Bytes, RegistryError> {
+        let url = self.url(endpoint, kind, object);
+        let accept = if kind == "manifests" {
+            manifest::ACCEPT
+        } else {
+            "*/*"
+        };
+        let response = self
+            .send(endpoint, Method::GET, &url, &[(ACCEPT, accept)])
+            .await?;
+        let mut body = BytesMut::new();
+        let mut stream = response.bytes_stream();
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| unavailable(&url, &error))?;
+            if body.len() as u64 + chunk.len() as u64 > max {
+                return Err(RegistryError::Content {
+                    what: format!("{kind} {object}"),
+                    reason: format!("is larger than {max} bytes"),
+                });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+
+    /// One request, answering a challenge once. A response that comes back is a success.
+    async fn send(
+        &self,
+        endpoint: &Endpoint,
+        method: Method,
+        url: &Url,
+        headers: &[(http::HeaderName, &str)],
+    ) -> Result<Response, RegistryError> {
+        let mut challenged = false;
+        loop {
+            let known = endpoint
+                .authorization
+                .lock()
+                .expect("no holder panics")
+                .clone();
+            let mut request = endpoint
+                .client
+                .request(method.clone(), url.clone())
+                .headers(endpoint.host.headers.clone());
+            for (name, value) in headers {
+                request = request.header(name, *value);
+            }
+            if let Some(value) = known {
+                request = request.header(AUTHORIZATION, value);
+            }
+            let response = request
+                .send()
+                .await
+                .map_err(|error| unavailable(url, &error))?;
+            let status = response.status();
+            if status.is_success() {
+                return Ok(response);
+            }
+            if status == StatusCode::UNAUTHORIZED && !challenged {
+                challenged = true;
+                let challenges: Vec<String> = response
+                    .headers()
+                    .get_all(WWW_AUTHENTICATE)
+                    .iter()
+                    .filter_map(|value| value.to_str().ok().map(str::to_owned))
+                    .collect();
+                drop(response);
+                // Credentials for the registry go to a mirror only where nobody can listen.
+                let trusted = endpoint.host.origin || endpoint.host.base.scheme() == "https";
+                let anonymous = Auth::default();
+                let auth = if trusted {
+                    &self.inner.auth
+                } else {
+                    &anonymous
+                };
+                if let Some(value) =
+                    auth::answer(&endpoint.client, &challenges, auth, &self.inner.reference).await?
+                {
+                    *endpoint.authorization.lock().expect("no holder panics") = Some(value);
+                    continue;
+                }
+                return Err(RegistryError::Denied {
+                    message: "authorization failed: no basic auth credentials".to_owned(),
+                });
+            }
+            return Err(self.refusal(&method, url, response).await);
+        }
+    }
+
+    async fn refusal(&self, method: &Method, url: &Url, response: Response) -> RegistryError {
+        let status = response.status();
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok().map(str::to_owned));
+        let text = error_text(response).await;
+        match status {
+            StatusCode::NOT_FOUND => RegistryError::NotFound {
+                name: self.inner.reference.to_string(),
+            },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Denied {
+                message: format!("server message: {status}{text}"),
+            },
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                RegistryError::Unavailable {
+                    url: url.to_string(),
+                    reason: match retry_after {
+                        Some(after) => format!("{status}{text} (retry after {after})"),
+                        None => format!("{status}{text}"),
+                    },
+                }
+            }
+            status if status.is_server_error() => RegistryError::Unavailable {
+                url: url.to_string(),
+                reason: format!("{status}{text}"),
+            },
+            status => RegistryError::Status {
+                method: method.clone(),
+                url: url.to_string(),
+                status,
+                message: text,
+            },
+        }
+    }
+}
+
+/// What the hosts asked so far said. The last refusal is told: it is the registry's own.
+struct Tries {
+    last: RegistryError,
+}
+
+impl Tries {
+    fn new(session: &SessionInner, capability: &'static str) -> Self {
+        let registry = session.reference.domain().to_owned();
+        Self {
+            last: RegistryError::NoHost {
+                registry,
+                capability,
+            },
+        }
+    }
+
+    /// Notes a failure; one of our own disk ends the search.
+    fn failed(&mut self, endpoint: &Endpoint, error: RegistryError) -> Result<(), RegistryError> {
+        if matches!(error, RegistryError::Disk { .. }) {
+            return Err(error);
+        }
+        tracing::debug!(host = %endpoint.host.base, %error, "registry host did not serve");
+        self.last = error;
+        Ok(())
+    }
+}
+
+async fn file_size(path: &Path) -> u64 {
+    tokio::fs::metadata(path).await.map_or(0, |meta| meta.len())
+}
+
+async fn restart(file: &mut tokio::fs::File, digest: &str) -> std::io::Result<Hasher> {
+    use tokio::io::AsyncSeekExt as _;
+    file.set_len(0).await?;
+    file.rewind().await?;
+    Ok(Hasher::of(digest).expect("the algorithm was known before"))
+}
