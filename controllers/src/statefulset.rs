@@ -4,9 +4,9 @@
 //! stale cache cannot create twice: the second is refused.
 //!
 //! Upstream: pkg/controller/statefulset, v1.36.
-// DIFFERS: claims are never deleted (`persistentVolumeClaimRetentionPolicy` counts as `Retain`), a rolling update takes one pod at a time
-// (`maxUnavailable`), the identity of adopted pods is not repaired, orphaned ControllerRevisions are not adopted.
+// DIFFERS: a rolling update takes one pod at a time (`maxUnavailable` is behind a gate that is off upstream).
 
+pub mod claims;
 pub mod controller;
 pub mod sync;
 

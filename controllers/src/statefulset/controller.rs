@@ -1,6 +1,6 @@
 //! The shell: watches StatefulSets, their pods and revisions, and carries out what [`super::sync`] decides.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +14,10 @@ use controller_runtime::executor::Executor;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
+use kube::ResourceExt as _;
 
+use super::claims::{claims_of, is_claim_of};
 use super::sync::{self, Observed, Step, ordinal};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::index_by_controller;
@@ -47,6 +49,12 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         context.shutdown.clone(),
     )
     .boxed())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Create,
+    Update,
 }
 
 /// Reconciles StatefulSets by key.
@@ -96,65 +104,95 @@ impl StatefulSetController {
         controller
             .revisions
             .watch(&mut watches, owners, queue.clone());
-        watches.wait_for(&controller.claims);
+        let (handler, keys) = (controller.clone(), queue.clone());
+        watches.on(&controller.claims, move |event| {
+            let claim = event.object();
+            handler
+                .sets
+                .list_namespace(claim.metadata.namespace.as_deref().unwrap_or_default())
+                .iter()
+                .filter(|set| is_claim_of(set, &claim.name_any()))
+                .for_each(|set| keys.add(ObjectKey::of(&**set)));
+        });
         (controller, queue, watches)
     }
 
     async fn carry_out(&self, set: &StatefulSet, steps: Vec<Step>) -> Result<(), ApiError> {
         let about = object_reference(set);
-        let name = set.metadata.name.as_deref().unwrap_or_default();
         for step in steps {
-            match step {
+            let (what, verb, result) = match &step {
                 Step::Delete(pod) => {
-                    delete_pod(&self.executor, &about, &pod).await?;
+                    delete_pod(&self.executor, &about, pod).await?;
+                    continue;
                 }
-                Step::Create { pod, claims } => {
-                    for claim in claims {
-                        if self.claims.get_key(&ObjectKey::of(&claim)).is_some() {
-                            continue;
-                        }
-                        match self.executor.create(&claim).await {
-                            Ok(_) => {}
-                            Err(error) if error.is_already_exists() => {}
-                            Err(error) => return Err(error),
-                        }
-                    }
-                    let pod_name = pod.metadata.name.clone().unwrap_or_default();
-                    match self.executor.create(&*pod).await {
-                        Ok(_) => {
-                            let message =
-                                format!("create Pod {pod_name} in StatefulSet {name} successful");
-                            record(
-                                &self.executor,
-                                &about,
-                                EventType::Normal,
-                                "SuccessfulCreate",
-                                message,
-                            )
-                            .await;
-                        }
-                        // The cache does not have it yet, or it is a stranger's: then its going brings us back.
-                        Err(error) if error.is_already_exists() => {}
-                        Err(ApiError::NamespaceTerminating(_)) => return Ok(()),
-                        Err(error) => {
-                            let message = format!(
-                                "create Pod {pod_name} in StatefulSet {name} failed error: {error}"
-                            );
-                            record(
-                                &self.executor,
-                                &about,
-                                EventType::Warning,
-                                "FailedCreate",
-                                message,
-                            )
-                            .await;
-                            return Err(error);
-                        }
-                    }
-                }
+                Step::Create(pod) => (
+                    format!("Pod {}", pod.name_any()),
+                    Verb::Create,
+                    self.executor.create(&**pod).await.map(drop),
+                ),
+                Step::Update(pod) => (
+                    format!("Pod {}", pod.name_any()),
+                    Verb::Update,
+                    self.executor.update(&**pod).await.map(drop),
+                ),
+                Step::CreateClaim(claim) => (
+                    format!("Claim {}", claim.name_any()),
+                    Verb::Create,
+                    self.executor.create(&**claim).await.map(drop),
+                ),
+                Step::UpdateClaim(claim) => (
+                    format!("Claim {}", claim.name_any()),
+                    Verb::Update,
+                    self.executor.update(&**claim).await.map(drop),
+                ),
+            };
+            match &result {
+                // The cache does not have it yet, or it is a stranger's: then its going brings us back.
+                Err(error) if verb == Verb::Create && error.is_already_exists() => continue,
+                Err(ApiError::NamespaceTerminating(_)) => return Ok(()),
+                _ => self.tell(set, &about, &what, verb, &result).await,
             }
+            result?;
         }
         Ok(())
+    }
+
+    async fn tell(
+        &self,
+        set: &StatefulSet,
+        about: &ObjectReference,
+        what: &str,
+        verb: Verb,
+        result: &Result<(), ApiError>,
+    ) {
+        let name = set.metadata.name.as_deref().unwrap_or_default();
+        let (done, failed, verb) = match verb {
+            Verb::Create => ("SuccessfulCreate", "FailedCreate", "create"),
+            Verb::Update => ("SuccessfulUpdate", "FailedUpdate", "update"),
+        };
+        let (event_type, reason, outcome) = match result {
+            Ok(()) => (EventType::Normal, done, "successful".to_owned()),
+            Err(error) => (EventType::Warning, failed, format!("failed error: {error}")),
+        };
+        let message = format!("{verb} {what} in StatefulSet {name} {outcome}");
+        record(&self.executor, about, event_type, reason, message).await;
+    }
+
+    /// The claims of the pods there are and of those there should be, by name.
+    fn claims(
+        &self,
+        set: &StatefulSet,
+        pods: &[Arc<Pod>],
+    ) -> BTreeMap<String, Arc<PersistentVolumeClaim>> {
+        let wanted = sync::wanted_names(set);
+        let names = pods.iter().map(|p| p.name_any()).chain(wanted);
+        names
+            .flat_map(|name| claims_of(set, &name))
+            .filter_map(|(_, claim)| {
+                let found = self.claims.get_key(&ObjectKey::of(&claim))?;
+                Some((claim.name_any(), found))
+            })
+            .collect()
     }
 
     async fn clean_up(
@@ -229,6 +267,7 @@ impl Controller for StatefulSetController {
             .unwrap_or(&update)
             .clone();
         let observed = Observed {
+            claims: self.claims(&set, &pods),
             pods,
             current,
             update,

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
 };
 
+use super::claims::{claims_of, is_stale, reowned};
 use crate::history::HASH_LABEL;
 use crate::pod_control::pod_from_template;
 
@@ -25,18 +26,26 @@ pub struct Observed {
     pub current: Arc<ControllerRevision>,
     /// That of the present template.
     pub update: Arc<ControllerRevision>,
+    /// By name: those of the pods there are and of the pods there should be.
+    pub claims: BTreeMap<String, Arc<PersistentVolumeClaim>>,
 }
 
 /// One write.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// The claims first, those that are not there.
-    Create {
-        pod: Box<Pod>,
-        claims: Vec<PersistentVolumeClaim>,
-    },
+    Create(Box<Pod>),
+    CreateClaim(Box<PersistentVolumeClaim>),
+    /// Another owner.
+    UpdateClaim(Box<PersistentVolumeClaim>),
+    /// Its identity is not what it should be.
+    Update(Box<Pod>),
     Delete(Arc<Pod>),
 }
+
+/// The label of a pod with its own name.
+const POD_NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
+/// The label of a pod with its ordinal.
+const POD_INDEX_LABEL: &str = "apps.kubernetes.io/pod-index";
 
 /// The ordinal in a name, if it is of this set.
 pub fn ordinal(set: &str, pod: &str) -> Option<i32> {
@@ -49,6 +58,10 @@ pub fn ordinal(set: &str, pod: &str) -> Option<i32> {
 
 fn name_of(set: &StatefulSet) -> &str {
     set.metadata.name.as_deref().unwrap_or_default()
+}
+
+fn name_of_pod(pod: &Pod) -> &str {
+    pod.metadata.name.as_deref().unwrap_or_default()
 }
 
 fn name_of_revision(revision: &ControllerRevision) -> &str {
@@ -64,6 +77,12 @@ fn start(set: &StatefulSet) -> i32 {
 
 fn replicas(set: &StatefulSet) -> i32 {
     set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+}
+
+/// The names of the pods there should be.
+pub fn wanted_names(set: &StatefulSet) -> impl Iterator<Item = String> + '_ {
+    let first = start(set);
+    (first..first + replicas(set)).map(move |at| format!("{}-{at}", name_of(set)))
 }
 
 /// `minReadySeconds`.
@@ -116,7 +135,7 @@ pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step>
         .collect();
     for at in first..end {
         let Some(pod) = pods.get(&at) else {
-            steps.push(create(set, observed, at));
+            steps.extend(create(set, observed, at));
             if !parallel {
                 return steps;
             }
@@ -125,11 +144,23 @@ pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step>
         if is_terminal(pod) && !is_terminating(pod) {
             steps.push(Step::Delete((*pod).clone()));
         }
+        if phase(pod) == "Pending" {
+            steps.extend(missing_claims(set, observed, name_of_pod(pod)));
+        }
         if !parallel && !is_available(set, pod, now) {
             return steps;
         }
+        if !is_terminating(pod) && label(pod, POD_NAME_LABEL) != Some(name_of_pod(pod)) {
+            let mut pod = (***pod).clone();
+            set_identity(&mut pod, at);
+            steps.push(Step::Update(Box::new(pod)));
+        }
+        steps.extend(claims_to_reown(set, observed, pod, false));
     }
     let wanted: BTreeMap<_, _> = pods.extract_if(first..end, |_, _| true).collect();
+    for pod in pods.values() {
+        steps.extend(claims_to_reown(set, observed, pod, true));
+    }
     // One that is not available halts the way down, unless it is the first such pod itself.
     let first_unavailable = pods
         .iter()
@@ -163,7 +194,64 @@ pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step>
     steps
 }
 
-fn create(set: &StatefulSet, observed: &Observed, at: i32) -> Step {
+/// The claims that a pod mounts and that are not there.
+fn missing_claims(set: &StatefulSet, observed: &Observed, pod_name: &str) -> Vec<Step> {
+    claims_of(set, pod_name)
+        .into_iter()
+        .filter(|(_, claim)| {
+            let name = claim.metadata.name.as_deref().unwrap_or_default();
+            !observed.claims.contains_key(name)
+        })
+        .map(|(_, claim)| Step::CreateClaim(Box::new(claim)))
+        .collect()
+}
+
+/// The claims of a pod whose owners are not what the retention policy wants.
+fn claims_to_reown<'a>(
+    set: &'a StatefulSet,
+    observed: &'a Observed,
+    pod: &'a Pod,
+    scaled_down: bool,
+) -> impl Iterator<Item = Step> + 'a {
+    claims_of(set, name_of_pod(pod))
+        .into_iter()
+        .filter_map(move |(_, claim)| {
+            let mut claim = (**observed.claims.get(claim.metadata.name.as_ref()?)?).clone();
+            claim.metadata.owner_references = Some(reowned(&claim, set, pod, scaled_down)?);
+            Some(Step::UpdateClaim(Box::new(claim)))
+        })
+}
+
+fn set_identity(pod: &mut Pod, at: i32) {
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let labels = pod.metadata.labels.get_or_insert_default();
+    labels.insert(POD_NAME_LABEL.to_owned(), name);
+    labels.insert(POD_INDEX_LABEL.to_owned(), at.to_string());
+}
+
+/// The pod with its claims before it; nothing while a claim of its predecessor is still going.
+fn create(set: &StatefulSet, observed: &Observed, at: i32) -> Vec<Step> {
+    let name = format!("{}-{at}", name_of(set));
+    let claims = claims_of(set, &name);
+    let stale = claims
+        .iter()
+        .filter_map(|(_, claim)| observed.claims.get(claim.metadata.name.as_ref()?))
+        .any(|claim| is_stale(claim, &name, None));
+    if stale {
+        return Vec::new();
+    }
+    let mut steps = missing_claims(set, observed, &name);
+    let pod = new_pod(set, observed, at, &claims);
+    steps.push(Step::Create(Box::new(pod)));
+    steps
+}
+
+fn new_pod(
+    set: &StatefulSet,
+    observed: &Observed,
+    at: i32,
+    claims: &[(String, PersistentVolumeClaim)],
+) -> Pod {
     let current = is_rolling(set)
         && match partition(set) {
             Some(partition) => at - start(set) < partition,
@@ -200,48 +288,25 @@ fn create(set: &StatefulSet, observed: &Observed, at: i32) -> Step {
     );
     pod.metadata.generate_name = None;
     pod.metadata.name = Some(name.clone());
+    set_identity(&mut pod, at);
     let labels = pod.metadata.labels.get_or_insert_default();
-    labels.insert(
-        "statefulset.kubernetes.io/pod-name".to_owned(),
-        name.clone(),
-    );
-    labels.insert("apps.kubernetes.io/pod-index".to_owned(), at.to_string());
     labels.insert(HASH_LABEL.to_owned(), name_of_revision(revision).to_owned());
     let pod_spec = pod.spec.get_or_insert_default();
     pod_spec.hostname = Some(name.clone());
     pod_spec.subdomain = spec.service_name.clone().filter(|s| !s.is_empty());
-    let mut claims = Vec::new();
-    for template in spec.volume_claim_templates.into_iter().flatten() {
-        let volume = template.metadata.name.clone().unwrap_or_default();
-        let claim_name = format!("{volume}-{name}");
+    for (volume, claim) in claims {
         let volumes = pod_spec.volumes.get_or_insert_default();
-        volumes.retain(|v| v.name != volume);
+        volumes.retain(|v| v.name != *volume);
         volumes.push(Volume {
-            name: volume,
+            name: volume.clone(),
             persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: claim_name.clone(),
+                claim_name: claim.metadata.name.clone().unwrap_or_default(),
                 read_only: None,
             }),
             ..Volume::default()
         });
-        let mut claim = PersistentVolumeClaim {
-            status: None,
-            ..template
-        };
-        claim.metadata.name = Some(claim_name);
-        claim.metadata.namespace = set.metadata.namespace.clone();
-        let selected = spec.selector.match_labels.clone().unwrap_or_default();
-        claim
-            .metadata
-            .labels
-            .get_or_insert_default()
-            .extend(selected);
-        claims.push(claim);
     }
-    Step::Create {
-        pod: Box::new(pod),
-        claims,
-    }
+    pod
 }
 
 /// The status by what is observed now.

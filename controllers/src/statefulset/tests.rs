@@ -1,8 +1,9 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 
 use super::sync::{Observed, Step, calculate_status, ordinal, sync};
@@ -34,12 +35,17 @@ fn revision(name: &str) -> Arc<ControllerRevision> {
 /// `w-0:new` is available, `w-0:new!` is not, `w-0:new-` is going.
 fn pod(text: &str) -> Arc<Pod> {
     let (name, hash) = text.split_once(':').unwrap();
+    let phase = if hash.ends_with('~') {
+        "Pending"
+    } else {
+        "Running"
+    };
     let ready = if hash.ends_with('!') { "False" } else { "True" };
     let going = hash.ends_with('-').then_some("2026-01-01T00:00:00Z");
     Arc::new(serde_json::from_value(json!({
         "metadata": {"name": name, "uid": name, "deletionTimestamp": going,
-            "labels": {"controller-revision-hash": hash.trim_end_matches(['!', '-'])}},
-        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})).unwrap())
+            "labels": {"statefulset.kubernetes.io/pod-name": name, "controller-revision-hash": hash.trim_end_matches(['!', '-', '~'])}},
+        "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})).unwrap())
 }
 
 fn observe(pods: &[&str]) -> Observed {
@@ -47,22 +53,29 @@ fn observe(pods: &[&str]) -> Observed {
         pods: pods.iter().map(|p| pod(p)).collect(),
         current: revision("old"),
         update: revision("new"),
+        claims: BTreeMap::new(),
     }
 }
 
 fn check(set: &StatefulSet, pods: &[&str], expect: &[&str]) {
-    let steps: Vec<_> = sync(set, &observe(pods), now())
+    assert_eq!(steps(set, &observe(pods)), expect, "{pods:?}");
+}
+
+fn steps(set: &StatefulSet, observed: &Observed) -> Vec<String> {
+    sync(set, observed, now())
         .into_iter()
         .map(|step| match step {
-            Step::Create { pod, .. } => format!(
+            Step::Create(pod) => format!(
                 "+{}:{}",
                 pod.metadata.name.unwrap(),
                 pod.metadata.labels.unwrap()["of"]
             ),
             Step::Delete(pod) => format!("-{}", pod.metadata.name.clone().unwrap()),
+            Step::Update(pod) => format!("={}", pod.metadata.name.unwrap()),
+            Step::CreateClaim(claim) => format!("+{}", claim.metadata.name.unwrap()),
+            Step::UpdateClaim(claim) => format!("={}", claim.metadata.name.unwrap()),
         })
-        .collect();
-    assert_eq!(steps, expect, "{pods:?}");
+        .collect()
 }
 
 #[test]
@@ -154,7 +167,7 @@ fn identity_and_claims() {
         json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}]}),
     );
     let mut steps = sync(&with_claims, &observe(&[]), now());
-    let Some(Step::Create { pod, claims }) = steps.pop() else {
+    let Some(Step::Create(pod)) = steps.pop() else {
         panic!()
     };
     let value = serde_json::to_value(&pod).unwrap();
@@ -166,7 +179,6 @@ fn identity_and_claims() {
         value["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"],
         "data-w-0"
     );
-    assert_eq!(claims[0].metadata.name.as_deref(), Some("data-w-0"));
     for (name, expect) in [
         ("w-0", Some(0)),
         ("w-01", None),
@@ -176,4 +188,56 @@ fn identity_and_claims() {
     ] {
         assert_eq!(ordinal("w", name), expect, "{name}");
     }
+}
+
+fn claim(name: &str, owners: Value) -> Arc<PersistentVolumeClaim> {
+    Arc::new(
+        serde_json::from_value(
+            json!({"metadata": {"name": name, "namespace": "n", "ownerReferences": owners}}),
+        )
+        .unwrap(),
+    )
+}
+
+#[test]
+fn claims_come_first_and_follow_the_retention_policy() {
+    let templates = json!([{"metadata": {"name": "d"}, "spec": {}}]);
+    let retain = set(2, json!({"volumeClaimTemplates": templates}));
+    check(&retain, &[], &["+d-w-0", "+w-0:new"]);
+    check(&retain, &["w-0:new~"], &["+d-w-0"]);
+    let with = |set: &StatefulSet,
+                pods: &[&str],
+                claims: &[Arc<PersistentVolumeClaim>],
+                expect: &[&str]| {
+        let mut observed = observe(pods);
+        for claim in claims {
+            observed
+                .claims
+                .insert(claim.metadata.name.clone().unwrap(), claim.clone());
+        }
+        assert_eq!(steps(set, &observed), expect, "{pods:?}");
+    };
+    let going = json!([{"apiVersion": "v1", "kind": "Pod", "name": "w-0", "uid": "former", "controller": true}]);
+    with(&retain, &[], &[claim("d-w-0", json!([]))], &["+w-0:new"]);
+    with(&retain, &[], &[claim("d-w-0", going)], &[]);
+    let delete = set(
+        1,
+        json!({"volumeClaimTemplates": templates, "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"}}),
+    );
+    let claims = [claim("d-w-0", json!([])), claim("d-w-1", json!([]))];
+    with(
+        &delete,
+        &["w-0:new", "w-1:new"],
+        &claims,
+        &["=d-w-0", "=d-w-1", "-w-1"],
+    );
+}
+
+#[test]
+fn a_lost_identity_is_put_back() {
+    let mut observed = observe(&["w-0:new"]);
+    let mut pod = (*observed.pods[0]).clone();
+    pod.metadata.labels = None;
+    observed.pods = vec![Arc::new(pod)];
+    assert_eq!(steps(&set(1, json!({})), &observed)[0], "=w-0");
 }
