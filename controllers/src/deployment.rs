@@ -12,6 +12,7 @@
 //! Upstream: pkg/controller/deployment, v1.36.
 
 pub mod controller;
+mod pass;
 mod progress;
 mod recreate;
 mod replica_sets;

@@ -9,6 +9,7 @@
 
 pub mod controller;
 pub(crate) mod endpoint;
+pub mod plan;
 pub mod sync;
 pub(crate) mod tracker;
 mod traffic;
@@ -18,7 +19,8 @@ pub(crate) mod trigger_time;
 mod tests;
 
 pub use controller::start;
-pub use sync::{Observed, Plan, sync};
+pub use plan::Plan;
+pub use sync::{Observed, sync};
 
 /// The value of the label `endpointslice.kubernetes.io/managed-by` of our slices.
 pub const CONTROLLER_NAME: &str = "endpointslice-controller.k8s.io";

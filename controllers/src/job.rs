@@ -14,6 +14,7 @@ pub mod backoff;
 pub mod condition;
 pub mod controller;
 pub mod decide;
+pub mod decision;
 pub mod index;
 pub mod pods;
 pub mod policy;

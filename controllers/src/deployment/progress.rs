@@ -4,45 +4,10 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::pass::{Pass, new_condition, set_deployment_condition};
 use super::reason;
 use super::replica_sets::*;
-use super::sync::Pass;
-
-pub(super) fn new_condition(
-    type_: &str,
-    status: &str,
-    reason: &str,
-    message: String,
-    now: &Time,
-) -> DeploymentCondition {
-    DeploymentCondition {
-        type_: type_.to_owned(),
-        status: status.to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message),
-        last_update_time: Some(now.clone()),
-        last_transition_time: Some(now.clone()),
-    }
-}
-
-/// Replaces the condition of this type unless status and reason are the same; the transition time stays with the status.
-pub(super) fn set_deployment_condition(
-    conditions: &mut Vec<DeploymentCondition>,
-    mut condition: DeploymentCondition,
-) {
-    if let Some(current) = conditions.iter().find(|c| c.type_ == condition.type_)
-        && current.status == condition.status
-    {
-        if current.reason == condition.reason {
-            return;
-        }
-        condition.last_transition_time = current.last_transition_time.clone();
-    }
-    conditions.retain(|c| c.type_ != condition.type_);
-    conditions.push(condition);
-}
 
 /// Zero is absent, as the API server stores it.
 fn count(n: i32) -> Option<i32> {

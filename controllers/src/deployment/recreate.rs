@@ -6,9 +6,9 @@ use component_helpers::owner_ref::controller_uid;
 use component_helpers::pod::is_terminal;
 use k8s_openapi::api::core::v1::Pod;
 
+use super::pass::{Pass, cleanup_deployment};
 use super::progress;
 use super::replica_sets::*;
-use super::sync::{Pass, cleanup_deployment};
 
 pub(super) fn rollout_recreate(pass: &mut Pass<'_>, pods: &[Arc<Pod>]) {
     pass.sync_revision();

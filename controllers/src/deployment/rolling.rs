@@ -1,8 +1,8 @@
 //! `RollingUpdate`: up within `maxSurge`, down within `maxUnavailable`, one step a pass.
 
+use super::pass::{Pass, cleanup_deployment, new_rs_new_replicas};
 use super::progress;
 use super::replica_sets::*;
-use super::sync::{Pass, cleanup_deployment};
 
 pub(super) fn rollout_rolling(pass: &mut Pass<'_>) {
     let new = pass.ensure_new_replica_set();
@@ -29,21 +29,6 @@ fn reconcile_new_replica_set(pass: &mut Pass<'_>, new: usize) -> bool {
         new_rs_new_replicas(pass, new)
     };
     pass.scale_replica_set(new, target, false)
-}
-
-/// How large the new ReplicaSet may be now.
-pub(super) fn new_rs_new_replicas(pass: &Pass<'_>, new: usize) -> i32 {
-    let desired = desired_replicas(pass.observed);
-    if !is_rolling_update(pass.observed) {
-        return desired;
-    }
-    let size = replicas(&pass.sets[new].rs);
-    let room = desired + max_surge(pass.observed) - pass.replica_count();
-    if room <= 0 {
-        size
-    } else {
-        size + room.min(desired - size)
-    }
 }
 
 /// Scales old ReplicaSets down: first replicas that are not available anyway, then as far as availability allows.

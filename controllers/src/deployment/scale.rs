@@ -1,8 +1,8 @@
 //! A change of `spec.replicas` during a rollout or a pause: shared out among the ReplicaSets in proportion to their size.
 
+use super::pass::Pass;
 use super::replica_sets::*;
 use super::revision::{desired_replicas_annotation, max_replicas_annotation};
-use super::sync::Pass;
 
 pub(super) fn scale(pass: &mut Pass<'_>) {
     let desired = desired_replicas(pass.observed);

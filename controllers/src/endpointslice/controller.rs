@@ -20,7 +20,8 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::sync::{self, Observed, Plan};
+use super::plan::Plan;
+use super::sync::{self, Observed};
 use super::tracker::{Tracker, service_key};
 use super::trigger_time::TriggerTimes;
 use super::{CONTROLLER_NAME, TRIGGER_TIME, label};

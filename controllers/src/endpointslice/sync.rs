@@ -1,6 +1,6 @@
 //! The decision: a Service, its pods and its slices -> which slices to create, update and delete. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use component_helpers::pod::node_name;
@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 
 use super::endpoint::*;
+use super::plan::Plan;
 use super::traffic;
 
 /// What the caches hold about one Service.
@@ -19,17 +20,6 @@ pub struct Observed {
     pub slices: Vec<Arc<EndpointSlice>>,
     /// The zone label of the nodes that exist, of those the pods are on.
     pub zones: BTreeMap<String, Option<String>>,
-}
-
-/// Carried out in this order. An update keeps everything of the slice but endpoints, labels and the trigger time.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// Without a name.
-    pub create: Vec<EndpointSlice>,
-    pub update: Vec<EndpointSlice>,
-    pub delete: Vec<Arc<EndpointSlice>>,
-    /// Pods left out because their node does not exist (yet): try again.
-    pub skipped: Vec<String>,
 }
 
 /// Decides one pass. `max_endpoints`: of a slice.
@@ -148,10 +138,6 @@ fn zone(service: &Service, observed: &Observed, pod: &Pod) -> Option<Option<Stri
 
 fn endpoints(slice: &EndpointSlice) -> &[Endpoint] {
     slice.endpoints.as_deref().unwrap_or_default()
-}
-
-fn name(slice: &EndpointSlice) -> String {
-    slice.metadata.name.clone().unwrap_or_default()
 }
 
 /// The packing of endpoints with the same ports:
@@ -284,17 +270,4 @@ fn reuse_deleted(plan: &mut Plan, service: &Service) {
         }
     }
     plan.delete = delete;
-}
-
-/// The slices of `existing` that the plan leaves as they are.
-pub(super) fn unchanged<'a>(
-    plan: &Plan,
-    existing: &'a [Arc<EndpointSlice>],
-) -> Vec<&'a Arc<EndpointSlice>> {
-    let updated = plan.update.iter().map(name);
-    let changed: BTreeSet<String> = updated.chain(plan.delete.iter().map(|s| name(s))).collect();
-    existing
-        .iter()
-        .filter(|s| !changed.contains(&name(s)))
-        .collect()
 }

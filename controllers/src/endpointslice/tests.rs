@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
+use super::plan::Plan;
 use super::sync::*;
 use super::tracker::Tracker;
 use super::trigger_time::TriggerTimes;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointSlice, ForNode, ForZone};
 
-use super::sync::{Plan, unchanged};
+use super::plan::Plan;
 
 /// Gives every ready endpoint its hint; slices that only lack hints join the plan.
 pub(super) fn reconcile_hints(plan: &mut Plan, service: &Service, existing: &[Arc<EndpointSlice>]) {
     let distribution = Distribution::of(service);
-    let stale: Vec<EndpointSlice> = unchanged(plan, existing)
+    let stale: Vec<EndpointSlice> = plan
+        .unchanged(existing)
         .into_iter()
         .filter(|slice| {
             slice

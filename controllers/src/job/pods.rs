@@ -10,7 +10,7 @@ use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
 
 use super::backoff::{Backoff, finished_at};
-use super::decide::{Decision, Observed};
+use super::decision::{Decision, Observed};
 use super::index::{Indexes, completion_index};
 use super::policy::{Verdict, match_pod_failure_policy};
 use super::{

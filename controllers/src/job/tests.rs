@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::condition::is_finished;
-use super::decide::{Decision, Observed, decide};
+use super::decide::decide;
+use super::decision::{Decision, Observed};
 use super::index;
 use super::tracking::{Outcome, Tracked, settle, track};
 use super::{COMPLETION_INDEX, INDEX_FAILURE_COUNT, TRACKING_FINALIZER};

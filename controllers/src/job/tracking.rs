@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::condition::{condition, ensure_condition, seconds};
 use super::count;
-use super::decide::Decision;
+use super::decision::Decision;
 use super::index::{self, completion_index};
 use super::pods::{has_finalizer, is_failed, is_indexed};
 use super::policy::{Verdict, match_pod_failure_policy};
