@@ -16,8 +16,10 @@ use component_base::leader_election::{LeaderElector, Leadership, Outcome};
 use component_base::metrics;
 use component_base::options::{LeaderElectionOptions, ServingOptions};
 use component_base::shutdown::Shutdown;
+use component_base::zpages;
 use tokio::task::JoinSet;
 
+use crate::configz;
 use crate::context::{ControllerContext, Running};
 use crate::options::{COMPONENT, Options, flag_set};
 use crate::registry::{CONTROLLERS, is_enabled};
@@ -127,23 +129,14 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
 
 /// `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`, `/flagz`.
 fn pages(health: &Health, flags: &Flags) -> axum::Router {
-    let text: String = flags
-        .all()
-        .iter()
-        .map(|(name, value)| format!("{name}={value:?}\n"))
-        .collect();
-    let configz = serde_json::json!({ "kubecontrollermanager.config.k8s.io": {
-        "apiVersion": "kubecontrollermanager.config.k8s.io/v1alpha1", "kind": "KubeControllerManagerConfiguration",
-        "Generic": { "Controllers": flags.list("controllers"), "Port": flags.int("secure-port") },
-    }});
-    axum::Router::new()
-        .route("/flagz", axum::routing::get(move || async move { text }))
-        .route(
-            "/configz",
-            axum::routing::get(move || async move { axum::Json(configz) }),
-        )
-        .merge(health.router())
-        .merge(metrics::router())
+    zpages::router(
+        COMPONENT,
+        flags,
+        configz::GROUP,
+        configz::configuration(flags),
+    )
+    .merge(health.router())
+    .merge(metrics::router())
 }
 
 /// The CA bundle workloads verify the API server with.

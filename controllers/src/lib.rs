@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod configz;
 pub mod context;
 pub mod options;
 pub mod registry;

@@ -290,18 +290,7 @@ fn record_fn(recorders: HashMap<String, Recorder>) -> RecordFn {
 
 /// `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`, `/flagz`.
 fn pages(health: &Health, flags: &Flags, config: serde_json::Value) -> axum::Router {
-    let text: String = flags
-        .all()
-        .iter()
-        .map(|(name, value)| format!("{name}={value:?}\n"))
-        .collect();
-    let configz = serde_json::json!({ "kubescheduler.config.k8s.io": config });
-    axum::Router::new()
-        .route("/flagz", axum::routing::get(move || async move { text }))
-        .route(
-            "/configz",
-            axum::routing::get(move || async move { axum::Json(configz) }),
-        )
+    component_base::zpages::router(COMPONENT, flags, "kubescheduler.config.k8s.io", config)
         .merge(health.router())
         .merge(component_base::metrics::router())
 }

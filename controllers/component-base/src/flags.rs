@@ -27,7 +27,37 @@ pub enum Value {
     Map(BTreeMap<String, String>),
 }
 
+/// As on a command line: `true`, `5m0s`, `a,b`, `a=1,b=2`.
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::String(value) => f.write_str(value),
+            Self::Int(value) => write!(f, "{value}"),
+            Self::Float(value) => write!(f, "{value}"),
+            Self::Duration(value) => f.write_str(&duration::format(*value)),
+            Self::List(values) => f.write_str(&values.join(",")),
+            Self::Map(values) => {
+                let pairs: Vec<String> = values.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                f.write_str(&pairs.join(","))
+            }
+        }
+    }
+}
+
 impl Value {
+    /// As configuration files carry it: durations are text.
+    pub fn to_json(&self) -> serde_json::Value {
+        match self {
+            Self::Bool(value) => (*value).into(),
+            Self::Int(value) => (*value).into(),
+            Self::Float(value) => (*value).into(),
+            Self::List(values) => values.clone().into(),
+            Self::Map(values) => serde_json::json!(values),
+            Self::String(_) | Self::Duration(_) => self.to_string().into(),
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self {
             Self::Bool(_) => "",

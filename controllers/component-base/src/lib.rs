@@ -21,3 +21,4 @@ pub mod serving;
 pub mod shutdown;
 pub mod tls;
 pub mod version;
+pub mod zpages;
