@@ -185,7 +185,7 @@ fn manage_node(
 ) {
     let name = node.metadata.name.clone().unwrap_or_default();
     let (run, stay) = node_should_run(ds, node);
-    let held_back = observed.held_back.contains(&name);
+    let mut held_back = observed.held_back.contains(&name);
     let pods = by_node.get(&name).map(Vec::as_slice).unwrap_or_default();
     let present = pods.iter().filter(|p| !is_terminating(p));
     if !stay {
@@ -198,10 +198,12 @@ fn manage_node(
     }
     let (ended, mut running): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) =
         present.copied().partition(|p| is_terminal(p));
-    let ended = ended
-        .into_iter()
-        .filter(|p| !(held_back && phase(p) == "Failed"));
-    delete.extend(ended.cloned());
+    for pod in ended {
+        // Of several failed ones one goes; the back-off it starts holds for the others.
+        if phase(pod) != "Failed" || !std::mem::replace(&mut held_back, true) {
+            delete.push(pod.clone());
+        }
+    }
     running.sort_by_key(|p| age(p));
     if max_surge(ds, observed) == 0 {
         delete.extend(running.into_iter().skip(1).cloned());

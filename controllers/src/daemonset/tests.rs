@@ -223,3 +223,13 @@ fn a_failed_pod_is_left_alone_while_its_node_is_held_back() {
     let plan = sync(&ds(json!({})), &observed, now());
     assert_eq!((plan.create, plan.delete), (vec![], vec![pods[1].clone()]));
 }
+
+#[test]
+fn of_two_failed_pods_on_a_node_one_goes() {
+    let pods = [
+        pod("f1", "a", "new", "Failed", false),
+        pod("f2", "a", "new", "Failed", false),
+    ];
+    let nodes = [node("a", "x", None)];
+    check(&ds(json!({})), &nodes, &pods, &[], &["f1"]);
+}
