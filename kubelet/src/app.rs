@@ -41,12 +41,13 @@ use crate::node_status::{lease, report};
 use crate::object_cache::ObjectCache;
 use crate::options::{Options, OptionsError, flag_set};
 use crate::paths::Paths;
+use crate::pending::Pending;
 use crate::pod_manager::PodManager;
 use crate::pod_workers::PodWorkers;
 use crate::prober::ProbeManager;
 use crate::runtime_class;
 use crate::status::manager::StatusManager;
-use crate::sync_loop::{Channels, SyncLoop};
+use crate::sync_loop::{CONFIG_QUEUE, Channels, SyncLoop};
 use crate::user_namespaces::UserNamespaceManager;
 use crate::{certificate, container_log, eviction, image_gc, metrics, node_network, pleg};
 
@@ -263,8 +264,8 @@ struct Parts {
     kubelet: Arc<Kubelet>,
     addresses: Vec<IpAddr>,
     channels: Channels,
-    config_updates: mpsc::UnboundedSender<crate::config::PodUpdate>,
-    pleg_events: mpsc::UnboundedSender<pleg::PodLifecycleEvent>,
+    config_updates: mpsc::Sender<crate::config::PodUpdate>,
+    pleg_events: Arc<Pending<String>>,
 }
 
 impl Parts {
@@ -323,11 +324,11 @@ impl Parts {
             None => Recorder::discard(),
         };
         let recorder = KubeletRecorder::new(events, &options.node_name);
-        let (config_updates, config_rx) = mpsc::unbounded_channel();
-        let (pleg_events, pleg_rx) = mpsc::unbounded_channel();
-        let (probe_updates, probes_rx) = mpsc::unbounded_channel();
-        let (object_changes, objects_rx) = mpsc::unbounded_channel();
-        let (finished, finished_rx) = mpsc::unbounded_channel();
+        let (config_updates, config_rx) = mpsc::channel(CONFIG_QUEUE);
+        let pleg_events = Arc::new(Pending::default());
+        let probe_updates = Arc::new(Pending::default());
+        let object_changes = Arc::new(Pending::default());
+        let finished = Arc::new(Pending::default());
 
         let pods = Arc::new(PodManager::default());
         let status = Arc::new(StatusManager::new(pods.clone(), client.clone()));
@@ -336,7 +337,7 @@ impl Parts {
             runtime.clone(),
             status.clone(),
             recorder.clone(),
-            probe_updates,
+            probe_updates.clone(),
             token.clone(),
         ));
         let watched = factory.as_ref().map(|f| {
@@ -349,7 +350,7 @@ impl Parts {
             watched,
             node.clone(),
             paths.clone(),
-            object_changes,
+            object_changes.clone(),
             &shutdown,
         ));
         let volumes = VolumeManager::new(paths.root().to_path_buf(), objects.clone());
@@ -407,7 +408,7 @@ impl Parts {
             client: client.clone(),
             runtime_state: ArcSwap::default(),
             runtime_handlers: ArcSwap::default(),
-            finished,
+            finished: finished.clone(),
             gc_policy: GcPolicy {
                 min_age: options.minimum_container_ttl,
                 max_per_container: options.max_dead_containers_per_container,
@@ -420,10 +421,10 @@ impl Parts {
         workers.set_syncer(kubelet.clone());
         let channels = Channels {
             config: config_rx,
-            pleg: pleg_rx,
-            probes: probes_rx,
-            objects: objects_rx,
-            finished: finished_rx,
+            pleg: pleg_events.clone(),
+            probes: probe_updates,
+            objects: object_changes,
+            finished,
         };
         Ok(Self {
             options,

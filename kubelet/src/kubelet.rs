@@ -15,7 +15,6 @@ use async_trait::async_trait;
 use component_helpers::qos::get_pod_qos;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus as ApiPodStatus};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use volumes::VolumeManager;
 
@@ -27,6 +26,7 @@ use crate::kuberuntime::gc::GcPolicy;
 use crate::node::NodeState;
 use crate::object_cache::ObjectCache;
 use crate::paths::Paths;
+use crate::pending::Pending;
 use crate::pod;
 use crate::pod_manager::PodManager;
 use crate::pod_status::PodStatus;
@@ -68,7 +68,7 @@ pub struct Kubelet {
     pub runtime_state: ArcSwap<RuntimeState>,
     pub runtime_handlers: ArcSwap<Vec<runtime::api::RuntimeHandler>>,
     /// Wakes the sync loop when a worker is through.
-    pub finished: mpsc::UnboundedSender<String>,
+    pub finished: Arc<Pending<String>>,
     pub gc_policy: GcPolicy,
     pub supports_rro: bool,
     pub allocation: AllocationManager,
@@ -492,7 +492,6 @@ impl PodSyncer for Kubelet {
     }
 
     fn pod_finished(&self, uid: &str) {
-        // The sync loop is gone only when the kubelet ends.
-        let _ = self.finished.send(uid.to_owned());
+        self.finished.add(uid.to_owned());
     }
 }

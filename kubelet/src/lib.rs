@@ -31,6 +31,7 @@ pub mod node_status;
 pub mod object_cache;
 pub mod options;
 pub mod paths;
+pub mod pending;
 pub mod pleg;
 pub mod pod;
 pub mod pod_actions;

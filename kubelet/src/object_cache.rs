@@ -19,11 +19,11 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, PostParams};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
 use volumes::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest};
 
 use crate::environment::{EnvironmentError, Objects};
 use crate::node::NodeState;
+use crate::pending::Pending;
 use crate::pod;
 
 /// How long a reader waits for an object that the API server refuses yet: the node authorizer learns of a new pod a
@@ -44,7 +44,7 @@ struct Store<K: Object> {
     client: kube::Client,
     shutdown: Shutdown,
     entries: Mutex<HashMap<Key, Entry<K>>>,
-    changes: mpsc::UnboundedSender<BTreeSet<String>>,
+    changes: Arc<Pending<String>>,
 }
 
 impl<K> Store<K>
@@ -90,13 +90,8 @@ where
                 if matches!(event, InformerEvent::Added(_)) && !store.is_known(&key) {
                     continue;
                 }
-                let pods: BTreeSet<String> = store
-                    .lock()
-                    .get(&key)
-                    .map(|e| e.pods.iter().cloned().collect())
-                    .unwrap_or_default();
-                if store.changes.send(pods).is_err() {
-                    return;
+                for pod in store.lock().get(&key).into_iter().flat_map(|e| &e.pods) {
+                    store.changes.add(pod.clone());
                 }
             }
         });
@@ -170,7 +165,7 @@ impl ObjectCache {
         api: Option<(kube::Client, Informer<Service>)>,
         node: Arc<NodeState>,
         paths: crate::paths::Paths,
-        changes: mpsc::UnboundedSender<BTreeSet<String>>,
+        changes: Arc<Pending<String>>,
         shutdown: &Shutdown,
     ) -> Self {
         let api = api.map(|(client, services)| Watched {

@@ -8,21 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use runtime::api::{ContainerState, RuntimeEvent, SandboxState};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::kuberuntime::RuntimeManager;
 use crate::metrics;
+use crate::pending::Pending;
 use crate::pod_status::PodStatus;
 
 /// How often everything is looked at without a cause.
 const RELIST_PERIOD: Duration = Duration::from_secs(300);
-
-/// Something of the pod changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodLifecycleEvent {
-    pub pod_uid: String,
-}
 
 /// What is compared of a pod.
 type Snapshot = BTreeMap<String, ContainerOrSandbox>;
@@ -62,7 +57,7 @@ fn diff(old: &BTreeMap<String, Snapshot>, new: &BTreeMap<String, Snapshot>) -> B
 pub async fn run(
     runtime: Arc<RuntimeManager>,
     mut events: broadcast::Receiver<RuntimeEvent>,
-    out: mpsc::UnboundedSender<PodLifecycleEvent>,
+    out: Arc<Pending<String>>,
     shutdown: CancellationToken,
 ) {
     let mut last = BTreeMap::new();
@@ -80,9 +75,7 @@ pub async fn run(
                         | RuntimeEvent::SandboxReady { pod_uid, .. }
                         | RuntimeEvent::SandboxNotReady { pod_uid, .. } => pod_uid,
                     };
-                    if out.send(PodLifecycleEvent { pod_uid }).is_err() {
-                        return;
-                    }
+                    out.add(pod_uid);
                     false
                 }
                 Err(broadcast::error::RecvError::Lagged(lost)) => {
@@ -101,9 +94,7 @@ pub async fn run(
             Ok(pods) => {
                 let now = snapshot(&pods);
                 for pod_uid in diff(&last, &now) {
-                    if out.send(PodLifecycleEvent { pod_uid }).is_err() {
-                        return;
-                    }
+                    out.add(pod_uid);
                 }
                 last = now;
                 metrics::PLEG_RELIST.observe(begin.elapsed().as_secs_f64());

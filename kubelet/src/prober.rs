@@ -19,10 +19,11 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use runtime::api::Runtime;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::KubeletRecorder;
+use crate::pending::Pending;
 use crate::pod;
 use crate::pod_actions::{ProbeResult, ProbeResults};
 use crate::status::generate::ReadinessResults;
@@ -65,13 +66,12 @@ impl ProbeType {
     }
 }
 
-/// A result that changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The result of this probe changed; [`Results`] has it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProbeUpdate {
     pub probe_type: ProbeType,
     pub pod_uid: String,
     pub container_id: String,
-    pub result: ProbeResult,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -102,7 +102,7 @@ impl ProbeManager {
         runtime: Arc<dyn Runtime>,
         status: Arc<StatusManager>,
         recorder: KubeletRecorder,
-        updates: mpsc::UnboundedSender<ProbeUpdate>,
+        updates: Arc<Pending<ProbeUpdate>>,
         shutdown: CancellationToken,
     ) -> Self {
         Self {

@@ -19,7 +19,7 @@ use crate::config::{PodUpdate, Source};
 use crate::events::Type;
 use crate::kubelet::Kubelet;
 use crate::metrics;
-use crate::pleg::PodLifecycleEvent;
+use crate::pending::Pending;
 use crate::pod;
 use crate::pod_actions::ProbeResult;
 use crate::pod_workers::Update;
@@ -32,34 +32,41 @@ const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub enum Event {
     Config(PodUpdate),
-    Pleg(PodLifecycleEvent),
+    /// Something happened to a container or the sandbox of this pod.
+    Pleg(String),
     Probe(ProbeUpdate),
-    /// A ConfigMap or Secret of these pods changed.
-    ObjectsChanged(BTreeSet<String>),
+    /// A ConfigMap or Secret of this pod changed.
+    ObjectsChanged(String),
     /// A pod's worker is through.
     PodFinished(String),
     Housekeeping,
 }
 
+/// Updates of pods that the sources may be ahead of the loop; then they wait.
+pub const CONFIG_QUEUE: usize = 64;
+
 /// Where events come from.
 pub struct Channels {
-    pub config: mpsc::UnboundedReceiver<PodUpdate>,
-    pub pleg: mpsc::UnboundedReceiver<PodLifecycleEvent>,
-    pub probes: mpsc::UnboundedReceiver<ProbeUpdate>,
-    pub objects: mpsc::UnboundedReceiver<BTreeSet<String>>,
-    pub finished: mpsc::UnboundedReceiver<String>,
+    pub config: mpsc::Receiver<PodUpdate>,
+    /// UIDs of pods of which the runtime told something.
+    pub pleg: Arc<Pending<String>>,
+    pub probes: Arc<Pending<ProbeUpdate>>,
+    /// UIDs of pods whose ConfigMaps or Secrets changed.
+    pub objects: Arc<Pending<String>>,
+    /// UIDs of pods whose workers are through.
+    pub finished: Arc<Pending<String>>,
 }
 
 impl Channels {
-    /// `None`: a sender is gone for good, the kubelet ends.
+    /// `None`: the sources are gone for good, the kubelet ends.
     async fn next(&mut self, housekeeping: &mut tokio::time::Interval) -> Option<Event> {
         tokio::select! {
             biased;
             update = self.config.recv() => update.map(Event::Config),
-            event = self.pleg.recv() => event.map(Event::Pleg),
-            update = self.probes.recv() => update.map(Event::Probe),
-            uid = self.finished.recv() => uid.map(Event::PodFinished),
-            uids = self.objects.recv() => uids.map(Event::ObjectsChanged),
+            uid = self.pleg.next() => Some(Event::Pleg(uid)),
+            update = self.probes.next() => Some(Event::Probe(update)),
+            uid = self.finished.next() => Some(Event::PodFinished(uid)),
+            uid = self.objects.next() => Some(Event::ObjectsChanged(uid)),
             _ = housekeeping.tick() => Some(Event::Housekeeping),
         }
     }
@@ -119,9 +126,9 @@ impl SyncLoop {
                 self.waiting_for.remove(&source);
                 self.housekeeping();
             }
-            Event::Pleg(event) => self.kubelet.workers.wake(&event.pod_uid),
+            Event::Pleg(uid) => self.kubelet.workers.wake(&uid),
             Event::Probe(update) => self.handle_probe(update),
-            Event::ObjectsChanged(uids) => self.handle_objects(uids),
+            Event::ObjectsChanged(uid) => self.handle_objects(uid),
             Event::PodFinished(uid) => {
                 let kubelet = self.kubelet.clone();
                 let restart = kubelet
@@ -286,7 +293,12 @@ impl SyncLoop {
         let Some(pod) = kubelet.pods.get_pod_by_uid(&update.pod_uid) else {
             return;
         };
-        let passed = update.result == ProbeResult::Success;
+        let results = kubelet.probes.results();
+        // As it is now; the container is gone otherwise.
+        let Some(result) = results.get(update.probe_type, &update.container_id) else {
+            return;
+        };
+        let passed = result == ProbeResult::Success;
         match update.probe_type {
             ProbeType::Liveness if passed => return,
             ProbeType::Liveness => {}
@@ -307,23 +319,21 @@ impl SyncLoop {
         kubelet.workers.wake(&update.pod_uid);
     }
 
-    fn handle_objects(&self, uids: BTreeSet<String>) {
-        for uid in uids {
-            let Some(pod) = self.kubelet.pods.get_pod_by_uid(&uid) else {
-                continue;
-            };
-            if self.kubelet.workers.is_termination_requested(&uid) {
-                continue;
-            }
-            let kubelet = self.kubelet.clone();
-            tokio::spawn(async move {
-                if let Err(error) = kubelet.volumes.refresh_pod(&pod).await {
-                    tracing::warn!(pod = %pod::format(&pod), %error, "failed to refresh the pod's volumes");
-                }
-                // A container may wait for just this object.
-                kubelet.workers.wake(&uid);
-            });
+    fn handle_objects(&self, uid: String) {
+        let Some(pod) = self.kubelet.pods.get_pod_by_uid(&uid) else {
+            return;
+        };
+        if self.kubelet.workers.is_termination_requested(&uid) {
+            return;
         }
+        let kubelet = self.kubelet.clone();
+        tokio::spawn(async move {
+            if let Err(error) = kubelet.volumes.refresh_pod(&pod).await {
+                tracing::warn!(pod = %pod::format(&pod), %error, "failed to refresh the pod's volumes");
+            }
+            // A container may wait for just this object.
+            kubelet.workers.wake(&uid);
+        });
     }
 }
 

@@ -26,7 +26,7 @@ fn mark(pod: &Arc<Pod>) -> Arc<Pod> {
 /// Passes everything on until `shutdown`; says `Ready` once, after the first whole list.
 pub async fn run(
     informer: Informer<Pod>,
-    out: mpsc::UnboundedSender<PodUpdate>,
+    out: mpsc::Sender<PodUpdate>,
     shutdown: CancellationToken,
 ) {
     let mut events = informer.subscribe();
@@ -42,35 +42,35 @@ pub async fn run(
             true = &mut synced, if !ready => {
                 ready = true;
                 while let Some(event) = events.try_recv() {
-                    if !pass(event, &out) {
+                    if !pass(event, &out).await {
                         return;
                     }
                 }
-                if out.send(PodUpdate::Ready(Source::Api)).is_err() {
+                if out.send(PodUpdate::Ready(Source::Api)).await.is_err() {
                     return;
                 }
                 continue;
             }
         };
         let Some(event) = event else { return };
-        if !pass(event, &out) {
+        if !pass(event, &out).await {
             return;
         }
     }
 }
 
-fn pass(event: InformerEvent<Pod>, out: &mpsc::UnboundedSender<PodUpdate>) -> bool {
-    let sent = match event {
-        InformerEvent::Added(pod) => out.send(PodUpdate::Set(mark(&pod))),
+async fn pass(event: InformerEvent<Pod>, out: &mpsc::Sender<PodUpdate>) -> bool {
+    let update = match event {
+        InformerEvent::Added(pod) => PodUpdate::Set(mark(&pod)),
         InformerEvent::Updated { old, new } => {
             // Deleted and made again under the same name, and the watch saw only the last.
-            if pod::uid(&old) != pod::uid(&new) && out.send(PodUpdate::Removed(mark(&old))).is_err()
-            {
+            let replaced = pod::uid(&old) != pod::uid(&new);
+            if replaced && out.send(PodUpdate::Removed(mark(&old))).await.is_err() {
                 return false;
             }
-            out.send(PodUpdate::Set(mark(&new)))
+            PodUpdate::Set(mark(&new))
         }
-        InformerEvent::Deleted(pod) => out.send(PodUpdate::Removed(mark(&pod))),
+        InformerEvent::Deleted(pod) => PodUpdate::Removed(mark(&pod)),
     };
-    sent.is_ok()
+    out.send(update).await.is_ok()
 }

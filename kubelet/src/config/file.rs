@@ -225,7 +225,7 @@ impl State {
 pub async fn run(
     path: PathBuf,
     node_name: String,
-    out: mpsc::UnboundedSender<PodUpdate>,
+    out: mpsc::Sender<PodUpdate>,
     shutdown: CancellationToken,
 ) {
     let mut state = State::default();
@@ -234,13 +234,13 @@ pub async fn run(
         let mut watch = watch(&path);
         loop {
             for update in state.read(&path, &node_name) {
-                if out.send(update).is_err() {
+                if out.send(update).await.is_err() {
                     return;
                 }
             }
             if !ready {
                 ready = true;
-                if out.send(PodUpdate::Ready(Source::File)).is_err() {
+                if out.send(PodUpdate::Ready(Source::File)).await.is_err() {
                     return;
                 }
             }

@@ -3,21 +3,20 @@
 //! Owns: results by container id; tells of every change once.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
-
-use tokio::sync::mpsc;
+use std::sync::{Arc, Mutex};
 
 use super::{ProbeType, ProbeUpdate};
+use crate::pending::Pending;
 use crate::pod_actions::ProbeResult;
 
 /// Shared by the probe workers.
 pub struct Results {
     map: Mutex<HashMap<(ProbeType, String), ProbeResult>>,
-    updates: mpsc::UnboundedSender<ProbeUpdate>,
+    updates: Arc<Pending<ProbeUpdate>>,
 }
 
 impl Results {
-    pub fn new(updates: mpsc::UnboundedSender<ProbeUpdate>) -> Self {
+    pub fn new(updates: Arc<Pending<ProbeUpdate>>) -> Self {
         Self {
             map: Mutex::default(),
             updates,
@@ -46,14 +45,11 @@ impl Results {
             .lock()
             .insert((probe_type, container_id.to_owned()), result);
         if before != Some(result) {
-            let update = ProbeUpdate {
+            self.updates.add(ProbeUpdate {
                 probe_type,
                 pod_uid: pod_uid.to_owned(),
                 container_id: container_id.to_owned(),
-                result,
-            };
-            // The sync loop is gone: the kubelet is ending.
-            let _ = self.updates.send(update);
+            });
         }
     }
 
