@@ -21,6 +21,8 @@ use crate::node::NodeState;
 
 /// How often a node without the right to see the others asks again.
 const PERMISSION_RETRY: Duration = Duration::from_secs(5);
+/// When routes could not be set.
+const PEERS_RETRY: Duration = Duration::from_secs(2);
 
 /// Keeps the node's own object at hand and tells the runtime its pod CIDRs.
 pub async fn watch_own_node(
@@ -130,13 +132,15 @@ pub async fn watch_peers(
         peers.sort_by(|a, b| a.node.cmp(&b.node));
         if told.as_ref() != Some(&peers) {
             match network.set_peers(peers.clone()).await {
-                Ok(()) => told = Some(peers),
+                Ok(()) => told = Some(peers.clone()),
                 Err(error) => tracing::error!(%error, "failed to set the routes to other nodes"),
             }
         }
+        let failed = told.as_ref() != Some(&peers);
         tokio::select! {
             () = shutdown.cancelled() => return,
             event = events.recv() => if event.is_none() { return },
+            () = tokio::time::sleep(PEERS_RETRY), if failed => {}
         }
     }
 }

@@ -17,6 +17,9 @@ use crate::{
     NetworkConfig, NetworkError, Peer, PortMapping, Protocol, SandboxNetwork, cni, ipam, rules,
 };
 
+/// Looks at the kernel in one pass, before what fails is told.
+const SYNC_ATTEMPTS: usize = 3;
+
 /// The node's pod network. Cheap to clone; every method may be called from several tasks at once.
 ///
 /// Works in the network namespace of the thread that called [`PodNetwork::open`], which must be the process's.
@@ -414,6 +417,23 @@ impl PodNetwork {
             return Ok(());
         }
         let mut node = inner.node.lock().await;
+        let mut errors = Vec::new();
+        for _ in 0..SYNC_ATTEMPTS {
+            errors = self.sync_links(&mut node).await?;
+            if errors.is_empty() {
+                return Ok(());
+            }
+        }
+        match errors.len() {
+            1 => Err(errors.remove(0)),
+            _ => Err(NetworkError::Cleanup(errors)),
+        }
+    }
+
+    /// One look at the kernel, and everything that follows from it. Goes on past what fails: a pod may leave between the
+    /// look and the change of its route; then the next look has nothing to complain of.
+    async fn sync_links(&self, node: &mut Node) -> Result<Vec<NetworkError>, NetworkError> {
+        let inner = &self.inner;
         // First the kernel, then the records: a link that is seen has a record, unless it was torn down since.
         let observed = inner.netlink.observe().await?;
         let (pod_cidrs, resolved, records) = {
@@ -427,7 +447,7 @@ impl PodNetwork {
             (state.pod_cidrs.clone(), state.resolved.clone(), records)
         };
         if pod_cidrs.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         if pod_cidrs.iter().any(|range| range.addr().is_ipv4()) {
             pod_link::write_sysctl("net/ipv4/ip_forward", "1")?;
@@ -447,12 +467,8 @@ impl PodNetwork {
             tracing::debug!(?change, node = %inner.config.node_name, "changing the pod network");
             errors.extend(inner.netlink.carry_out(change).await.err());
         }
-        errors.extend(self.sync_node_rules(&mut node).await.err());
-        match errors.len() {
-            0 => Ok(()),
-            1 => Err(errors.remove(0)),
-            _ => Err(NetworkError::Cleanup(errors)),
-        }
+        errors.extend(self.sync_node_rules(node).await.err());
+        Ok(errors)
     }
 
     async fn sync_rules(&self) -> Result<(), NetworkError> {
