@@ -47,10 +47,19 @@ impl Watch {
                 watch.pids.insert(name.clone(), process.pid);
             }
         }
+        // A pod that is there may become an endpoint only now.
+        let pods = cluster.kubectl(&[
+            "get",
+            "pods",
+            "--all-namespaces",
+            "--output=jsonpath={.items[*].status.podIP}",
+        ])?;
         for node in cluster.nodes() {
-            watch
-                .holdings
-                .insert(node.clone(), Holdings::of(cluster, &node)?);
+            let mut holdings = Holdings::of(cluster, &node)?;
+            holdings
+                .nft
+                .extend(pods.split_whitespace().map(str::to_owned));
+            watch.holdings.insert(node, holdings);
         }
         Ok(watch)
     }
