@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus as ApiPodStatus};
 use tokio_util::sync::CancellationToken;
 use volumes::VolumeManager;
 
+use crate::active_deadline;
 use crate::cm::ContainerManager;
 use crate::configuration::KubeletConfiguration;
 use crate::events::{KubeletRecorder, Type, reason};
@@ -40,6 +41,9 @@ use crate::{metrics, mirror, termination};
 
 /// When the network is not ready yet; upstream: `backOffOnTransientErrorPeriod`.
 const TRANSIENT_ERROR_RETRY: Duration = Duration::from_secs(1);
+
+/// How often a long round of sync looks at the clock; upstream's loop looks every second.
+const DEADLINE_CHECK_PERIOD: Duration = Duration::from_secs(1);
 
 /// What the runtime last said of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,7 +107,6 @@ impl Kubelet {
             .get_pod_status(uid)
             .or_else(|| pod.status.clone())
             .unwrap_or_default();
-        let deadline = past_active_deadline(pod, &old);
         let actuated = |spec: &Container, cs: &runtime::api::ContainerStatus| {
             !resize::difference(&self.runtime.wanted_resources(pod, spec), &cs.resources).any()
         };
@@ -121,7 +124,7 @@ impl Kubelet {
             let pending = self.allocation.pending(uid);
             resize::conditions(pod, pending.as_ref(), in_progress, error.as_deref())
         };
-        generate_api_pod_status(&GenerateInput {
+        let new = generate_api_pod_status(&GenerateInput {
             pod,
             status: &status,
             old: &old,
@@ -131,10 +134,50 @@ impl Kubelet {
             host_ips: &self.node.host_ips.load(),
             qos_class: get_pod_qos(pod).as_str(),
             supports_rro: self.supports_rro,
-            forced_failure: forced.or(deadline.as_ref()),
+            forced_failure: forced,
             actuated: &actuated,
             resize_conditions,
-        })
+            now: Timestamp::now(),
+        });
+        let overdue = |s: &ApiPodStatus| s.reason.as_deref() == Some(active_deadline::REASON);
+        if overdue(&new) && !overdue(&old) {
+            let text = active_deadline::MESSAGE;
+            self.recorder
+                .pod(pod, Type::Normal, active_deadline::REASON, text);
+        }
+        new
+    }
+
+    /// What is left of the pod's time, by the newest that is known of it.
+    fn until_deadline(&self, uid: &str) -> Option<Duration> {
+        let pod = self.pods.get_pod_by_uid(uid)?;
+        let start = match self.status.get_pod_status(uid) {
+            Some(status) => status.start_time,
+            None => pod.status.as_ref().and_then(|s| s.start_time.clone()),
+        };
+        active_deadline::remaining(&pod, start.map(|t| t.0), Timestamp::now())
+    }
+
+    /// One round of sync, given up when the pod's time is over: a pull or a hook may take longer than the pod has.
+    async fn sync_within_deadline(
+        &self,
+        pod: &Arc<Pod>,
+        cancel: &CancellationToken,
+    ) -> Result<SyncOutcome, SyncError> {
+        let uid = pod::uid(pod);
+        let round = cancel.child_token();
+        let work = self.sync(pod, &round);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                // The deadline may be set or moved meanwhile.
+                () = tokio::time::sleep(DEADLINE_CHECK_PERIOD), if !round.is_cancelled() => {}
+            }
+            if self.until_deadline(uid) == Some(Duration::ZERO) {
+                round.cancel();
+            }
+        }
     }
 
     fn resize_errors(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
@@ -242,7 +285,6 @@ impl Kubelet {
             });
         }
         self.observe_start(pod, self.status.get_pod_status(uid).as_ref(), &api_status);
-        let start_time = api_status.start_time.clone();
         self.status.set_pod_status(pod, api_status);
 
         if let Some(Some((_, message))) = &self.runtime_state.load().network
@@ -323,7 +365,6 @@ impl Kubelet {
                 self.status.set_pod_status(pod, api_status);
             }
         }
-        let deadline = until_active_deadline(pod, start_time.map(|t| t.0));
         let refresh = self.volumes.next_refresh(uid).map(|at| {
             Duration::try_from(at.duration_since(Timestamp::now()))
                 .unwrap_or(Duration::ZERO)
@@ -332,10 +373,7 @@ impl Kubelet {
         Ok(SyncOutcome {
             terminal: false,
             failed: !result.errors.is_empty(),
-            retry_after: [result.retry_after, deadline, refresh]
-                .into_iter()
-                .flatten()
-                .min(),
+            retry_after: [result.retry_after, refresh].into_iter().flatten().min(),
         })
     }
 
@@ -363,22 +401,6 @@ impl Kubelet {
     }
 }
 
-/// Upstream: `pkg/kubelet/active_deadline.go`.
-fn past_active_deadline(pod: &Pod, status: &ApiPodStatus) -> Option<ForcedFailure> {
-    let start = status.start_time.as_ref().map(|t| t.0)?;
-    (until_active_deadline(pod, Some(start))? == Duration::ZERO).then(|| ForcedFailure {
-        reason: "DeadlineExceeded".to_owned(),
-        message: "Pod was active on the node longer than the specified deadline".to_owned(),
-        disruption: None,
-    })
-}
-
-fn until_active_deadline(pod: &Pod, start: Option<Timestamp>) -> Option<Duration> {
-    let deadline = pod.spec.as_ref()?.active_deadline_seconds?;
-    let ran = Timestamp::now().duration_since(start?).as_secs_f64();
-    Some(Duration::try_from_secs_f64(deadline as f64 - ran).unwrap_or(Duration::ZERO))
-}
-
 #[async_trait]
 impl PodSyncer for Kubelet {
     async fn sync_pod(&self, pod: &Arc<Pod>, cancel: &CancellationToken) -> SyncOutcome {
@@ -397,20 +419,21 @@ impl PodSyncer for Kubelet {
             .allocation
             .allocate(&pod, others, &self.node.allocatable.load());
         let begin = std::time::Instant::now();
-        let outcome = self.sync(&pod, cancel).await;
+        let outcome = self.sync_within_deadline(&pod, cancel).await;
         metrics::POD_WORKER_DURATION
             .with_label_values(&["sync"])
             .observe(begin.elapsed().as_secs_f64());
-        match outcome {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                tracing::error!(pod = %pod::format(&pod), %error, "Error syncing pod, skipping");
-                SyncOutcome {
-                    failed: true,
-                    ..SyncOutcome::default()
-                }
+        let mut outcome = outcome.unwrap_or_else(|error| {
+            tracing::error!(pod = %pod::format(&pod), %error, "Error syncing pod, skipping");
+            SyncOutcome {
+                failed: true,
+                ..SyncOutcome::default()
             }
-        }
+        });
+        // However the round ended, the deadline is not slept through.
+        let deadline = self.until_deadline(pod::uid(&pod));
+        outcome.retry_after = outcome.retry_after.into_iter().chain(deadline).min();
+        outcome
     }
 
     async fn sync_terminating_pod(

@@ -3,6 +3,7 @@
 //! Owns: the node's pods from their sources to their statuses. Never runs a container itself (crate `runtime`
 //! does) and never schedules. Start reading at `sync_loop`. Upstream: `pkg/kubelet`, v1.36.
 
+pub mod active_deadline;
 pub mod admission;
 pub mod app;
 pub mod atomic_file;

@@ -1,17 +1,23 @@
 //! The whole status of a pod, from what is asked, what the runtime shows and what was said before.
 //!
-//! Owns: [`generate_api_pod_status`], pure. Upstream: `generateAPIPodStatus`, `convertStatusToAPIStatus` and
+//! Owns: [`generate_api_pod_status`], pure. The status is whole as it comes out of here, start time and deadline
+//! included: whoever decides by it sees what the API server will be told, but for the times at which conditions changed.
+//! Upstream: `generateAPIPodStatus`, `convertStatusToAPIStatus` and
 //! the prober's `UpdatePodStatus`, v1.36.
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus as ApiPodStatus,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::conditions::{self, KUBELET_CONDITIONS};
 use super::containers::{ContainerStatusInput, StartFailure, convert_to_api_container_statuses};
 use super::phase::get_phase;
+use crate::active_deadline;
 use crate::pod::{self, ContainerKind};
 use crate::pod_actions::ProbeResult;
 use crate::pod_status::PodStatus;
@@ -51,6 +57,15 @@ pub struct GenerateInput<'a> {
     pub actuated: &'a (dyn Fn(&Container, &runtime::api::ContainerStatus) -> bool + Sync),
     /// `PodResizePending` and `PodResizeInProgress`, as far as they hold.
     pub resize_conditions: Vec<PodCondition>,
+    pub now: Timestamp,
+}
+
+/// When the kubelet first said anything of the pod: once set, it stays.
+pub fn start_time(old: &ApiPodStatus, now: Timestamp) -> Time {
+    old.start_time.clone().unwrap_or_else(|| {
+        // metav1.Time has a resolution of one second.
+        Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+    })
 }
 
 pub fn generate_api_pod_status(input: &GenerateInput<'_>) -> ApiPodStatus {
@@ -58,6 +73,7 @@ pub fn generate_api_pod_status(input: &GenerateInput<'_>) -> ApiPodStatus {
     let mut status = ApiPodStatus {
         qos_class: Some(input.qos_class.to_owned()),
         observed_generation: pod.metadata.generation,
+        start_time: Some(start_time(input.old, input.now)),
         ..ApiPodStatus::default()
     };
     addresses(input, &mut status);
@@ -116,6 +132,8 @@ fn keep_what_others_wrote(pod: &Pod, status: &mut ApiPodStatus) {
         status.nominated_node_name = api.nominated_node_name.clone();
         status.resource_claim_statuses = api.resource_claim_statuses.clone();
         status.extended_resource_claim_status = api.extended_resource_claim_status.clone();
+        status.node_allocatable_resource_claim_statuses =
+            api.node_allocatable_resource_claim_statuses.clone();
     }
 }
 
@@ -269,7 +287,9 @@ fn decide_phase(input: &GenerateInput<'_>, computed: &str, status: &mut ApiPodSt
             .clone()
             .or_else(|| api.and_then(|s| s.message.clone()));
     }
-    if let Some(forced) = input.forced_failure {
+    let start = status.start_time.as_ref().map(|t| t.0);
+    let deadline = active_deadline::exceeded(input.pod, input.old, start, input.now);
+    if let Some(forced) = input.forced_failure.or(deadline.as_ref()) {
         phase = "Failed".to_owned();
         status.reason = Some(forced.reason.clone());
         status.message = Some(forced.message.clone());

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::conditions::{self, KUBELET_CONDITIONS};
+use super::generate::start_time;
 use crate::pod;
 use crate::pod_manager::PodManager;
 
@@ -223,8 +224,9 @@ impl StatusManager {
             return false;
         }
         set_transition_times(&mut status, &old);
+        // A rejected pod's status is not generated.
         if status.start_time.is_none() {
-            status.start_time = old.start_time.clone().or_else(|| Some(now()));
+            status.start_time = Some(start_time(&old, jiff::Timestamp::now()));
         }
         normalize(&mut status);
         let mut before = old;

@@ -75,6 +75,25 @@ fn generate(
     failures: &[(&str, &str)],
     terminal: bool,
 ) -> ApiPodStatus {
+    generate_at(
+        pod,
+        containers,
+        failures,
+        terminal,
+        &ApiPodStatus::default(),
+        1_000,
+    )
+}
+
+/// `old`: what was said before; `now`: in seconds.
+fn generate_at(
+    pod: &Pod,
+    containers: Vec<ContainerStatus>,
+    failures: &[(&str, &str)],
+    terminal: bool,
+    old: &ApiPodStatus,
+    now: i64,
+) -> ApiPodStatus {
     let failures = failures
         .iter()
         .map(|(n, r)| {
@@ -93,7 +112,7 @@ fn generate(
             containers,
             ..Default::default()
         },
-        old: &ApiPodStatus::default(),
+        old,
         pod_is_terminal: terminal,
         start_failures: &failures,
         probes: &Probes::default(),
@@ -103,6 +122,7 @@ fn generate(
         forced_failure: None,
         actuated: &|_, _| true,
         resize_conditions: vec![],
+        now: jiff::Timestamp::from_second(now).unwrap(),
     })
 }
 
@@ -234,5 +254,188 @@ fn a_readiness_probe_without_answer_is_not_ready() {
     assert_eq!(
         ready.message.as_deref(),
         Some("containers with unready status: [a]")
+    );
+}
+
+/// Who decides by a status must see all of it: the start time of a pod that was just begun, too.
+#[test]
+fn a_deadline_ends_a_pod_whatever_it_is_doing() {
+    let deadline = |mut p: Pod, seconds: i64| {
+        p.spec.as_mut().unwrap().active_deadline_seconds = Some(seconds);
+        p
+    };
+    let told = |at: i64, phase: &str| ApiPodStatus {
+        phase: Some(phase.into()),
+        start_time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            jiff::Timestamp::from_second(at).unwrap(),
+        )),
+        ..Default::default()
+    };
+    let plain = pod("Always", &[], &["a"]);
+    let init = pod("Always", &["i"], &["a"]);
+    let (running, started) = (seen("a", 0, Running, 0), seen("i", 0, Running, 0));
+    // (the pod, what runs, failures, what was said, now, the phase, overdue)
+    type Case<'a> = (
+        Pod,
+        Vec<ContainerStatus>,
+        &'a [(&'a str, &'a str)],
+        ApiPodStatus,
+        i64,
+        &'a str,
+        bool,
+    );
+    let waits: &[(&str, &str)] = &[("a", "ImagePullBackOff")];
+    let cases: Vec<Case<'_>> = vec![
+        (
+            plain.clone(),
+            vec![],
+            &[],
+            told(100, "Pending"),
+            9_999,
+            "Pending",
+            false,
+        ),
+        // The first look at the pod starts its time.
+        (
+            deadline(plain.clone(), 10),
+            vec![],
+            &[],
+            Default::default(),
+            500,
+            "Pending",
+            false,
+        ),
+        (
+            deadline(plain.clone(), 10),
+            vec![],
+            waits,
+            told(100, "Pending"),
+            109,
+            "Pending",
+            false,
+        ),
+        (
+            deadline(plain.clone(), 10),
+            vec![],
+            waits,
+            told(100, "Pending"),
+            110,
+            "Failed",
+            true,
+        ),
+        (
+            deadline(init, 10),
+            vec![started],
+            &[],
+            told(100, "Pending"),
+            110,
+            "Failed",
+            true,
+        ),
+        (
+            deadline(plain.clone(), 10),
+            vec![running.clone()],
+            &[],
+            told(100, "Running"),
+            110,
+            "Failed",
+            true,
+        ),
+        // Moved by a patch while it ran.
+        (
+            deadline(plain.clone(), 30),
+            vec![running.clone()],
+            &[],
+            told(100, "Running"),
+            120,
+            "Running",
+            false,
+        ),
+        (
+            deadline(plain.clone(), 30),
+            vec![running],
+            &[],
+            told(100, "Running"),
+            130,
+            "Failed",
+            true,
+        ),
+        // Ended by itself in time, and looked at late.
+        (
+            deadline(pod("Never", &[], &["a"]), 10),
+            vec![seen("a", 0, Exited, 0)],
+            &[],
+            told(100, "Succeeded"),
+            500,
+            "Succeeded",
+            false,
+        ),
+    ];
+    for (i, (p, containers, failures, old, now, phase, overdue)) in cases.into_iter().enumerate() {
+        let got = generate_at(&p, containers.clone(), failures, false, &old, now);
+        assert_eq!(got.phase.as_deref(), Some(phase), "case {i}");
+        let start = old.start_time.map_or(now, |t| t.0.as_second());
+        assert_eq!(
+            got.start_time.as_ref().unwrap().0.as_second(),
+            start,
+            "case {i}"
+        );
+        let reason = overdue.then_some("DeadlineExceeded");
+        assert_eq!(got.reason.as_deref(), reason, "case {i}");
+        // The end is told the same way, whatever the containers leave with.
+        let stopped = containers
+            .into_iter()
+            .map(|c| ContainerStatus { state: Exited, ..c });
+        let last = generate_at(&p, stopped.collect(), &[], true, &got, now + 2);
+        if overdue {
+            assert_eq!(last.phase.as_deref(), Some("Failed"), "case {i}");
+            assert_eq!(last.reason.as_deref(), Some("DeadlineExceeded"), "case {i}");
+            assert_eq!(
+                last.message.as_deref(),
+                Some("Pod was active on the node longer than the specified deadline"),
+                "case {i}"
+            );
+        }
+    }
+}
+
+/// No field of a status is left for another place to fill in, so that nobody decides by a part of it.
+#[test]
+fn a_status_is_whole() {
+    let mut p = pod("Always", &["i"], &["a"]);
+    p.metadata.generation = Some(7);
+    let status = generate(
+        &p,
+        vec![seen("a", 0, Running, 0), seen("i", 0, Exited, 0)],
+        &[],
+        false,
+    );
+    assert_eq!(status.observed_generation, Some(7));
+    assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
+    assert!(status.start_time.is_some() && status.host_ip.is_some());
+    for condition in status.conditions.iter().flatten() {
+        assert_eq!(
+            condition.observed_generation,
+            Some(7),
+            "{}",
+            condition.type_
+        );
+    }
+    let mut types: Vec<_> = status
+        .conditions
+        .into_iter()
+        .flatten()
+        .map(|c| c.type_)
+        .collect();
+    types.sort();
+    assert_eq!(
+        types,
+        [
+            "ContainersReady",
+            "Initialized",
+            "PodReadyToStartContainers",
+            "PodScheduled",
+            "Ready"
+        ]
     );
 }
