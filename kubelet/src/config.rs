@@ -2,6 +2,7 @@
 //!
 //! Owns: one shape for all news about desired pods. Never decides about them. Upstream: `pkg/kubelet/config`, v1.36.
 
+pub mod api_references;
 pub mod apiserver;
 pub mod file;
 

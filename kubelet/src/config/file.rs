@@ -36,6 +36,11 @@ pub enum ManifestError {
     },
     #[error("{path}: couldn't parse as pod: {reason}, please check config file")]
     Parse { path: PathBuf, reason: String },
+    #[error("{path}: static pods may not reference {resource}")]
+    Reference {
+        path: PathBuf,
+        resource: &'static str,
+    },
 }
 
 /// Reads one manifest as the API server would have stored it.
@@ -66,6 +71,12 @@ fn decode_single_pod(text: &str, path: &Path, node_name: &str) -> Result<Pod, Ma
     }
     if pod.spec.as_ref().is_none_or(|s| s.containers.is_empty()) {
         return Err(parse("spec.containers: Required value".to_owned()));
+    }
+    if let Some(resource) = super::api_references::find(&pod) {
+        return Err(ManifestError::Reference {
+            path: path.to_path_buf(),
+            resource,
+        });
     }
     apply_defaults(&mut pod, text, path, node_name);
     Ok(pod)
@@ -300,6 +311,23 @@ mod tests {
             pod.spec.unwrap().containers[0].image_pull_policy.as_deref(),
             Some("IfNotPresent")
         );
+    }
+
+    #[test]
+    fn no_static_pod_names_an_object_of_the_api() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.yaml");
+        let text = MANIFEST.replace("spec:", "spec:\n  serviceAccountName: admin");
+        std::fs::write(&file, &text).unwrap();
+        let error = extract_from_file(&file, "n").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "{}: static pods may not reference serviceaccounts",
+                file.display()
+            )
+        );
+        assert_eq!(State::default().read(dir.path(), "n").len(), 0);
     }
 
     #[test]
