@@ -421,9 +421,19 @@ impl Cgroups for Unified {
     }
 }
 
-/// v1's shares as v2's weight. Source: KEP-2254, as libcontainer has it.
+/// v1's shares of a container as v2's weight, by the curve through 2 -> 1, 1024 -> 100 and 262144 -> 10000 by which it was
+/// created: a resize must move a weight in the direction of its shares. Source: opencontainers/cgroups 20, in runc since
+/// 1.3.2 and in libcontainer.
 fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+    if shares <= 2 {
+        return 1;
+    }
+    if shares >= 262_144 {
+        return 10_000;
+    }
+    let log = (shares as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
 }
 
 #[cfg(test)]
@@ -431,10 +441,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_become_weights() {
-        for (shares, expected) in [(2, 1), (1024, 39), (262_144, 10_000), (0, 1)] {
-            assert_eq!(weight(shares), expected);
+    fn shares_become_weights_as_at_creation() {
+        for (shares, expected) in [
+            (0, 1),
+            (2, 1),
+            (102, 17),
+            (512, 59),
+            (1024, 100),
+            (2048, 174),
+            (262_144, 10_000),
+            (u64::MAX, 10_000),
+        ] {
+            assert_eq!(weight(shares), expected, "{shares}");
         }
+        let weights: Vec<u64> = (2..300_000).map(weight).collect();
+        assert!(weights.is_sorted());
     }
 
     #[test]
