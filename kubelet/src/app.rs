@@ -45,6 +45,7 @@ use crate::pending::Pending;
 use crate::pod_manager::PodManager;
 use crate::pod_workers::PodWorkers;
 use crate::prober::ProbeManager;
+use crate::resize::AllocationManager;
 use crate::runtime_class;
 use crate::status::manager::StatusManager;
 use crate::sync_loop::{CONFIG_QUEUE, Channels, SyncLoop};
@@ -366,6 +367,7 @@ impl Parts {
             config.ids_per_pod(),
             u32::try_from(config.max_pods).unwrap_or(110),
         ));
+        let allocation = Arc::new(AllocationManager::load(paths.root()));
         let keyring = Arc::new(Keyring::for_node(paths.root()));
         let images = Arc::new(ImageManager::new(
             runtime.clone(),
@@ -414,8 +416,7 @@ impl Parts {
                 max_per_container: options.max_dead_containers_per_container,
             },
             supports_rro: true,
-            allocation: Default::default(),
-            resize_errors: Default::default(),
+            allocation,
             loop_turned: ArcSwap::default(),
         });
         workers.set_syncer(kubelet.clone());
@@ -469,6 +470,12 @@ impl Parts {
                 .status
                 .clone()
                 .run(kubelet.workers.clone(), token.clone()),
+        );
+        tokio::spawn(
+            kubelet
+                .allocation
+                .clone()
+                .run(kubelet.paths.root().to_path_buf(), token.clone()),
         );
         tokio::spawn(container_log::run(kubelet.clone(), token.clone()));
         tokio::spawn(image_gc::run(kubelet.clone(), token.clone()));

@@ -20,6 +20,11 @@ pub mod reason {
     pub const FAILED_KILL_POD: &str = "FailedKillPod";
     pub const FAILED_CREATE_POD_CONTAINER: &str = "FailedCreatePodContainer";
     pub const NETWORK_NOT_READY: &str = "NetworkNotReady";
+    pub const RESIZE_DEFERRED: &str = "ResizeDeferred";
+    pub const RESIZE_INFEASIBLE: &str = "ResizeInfeasible";
+    pub const RESIZE_STARTED: &str = "ResizeStarted";
+    pub const RESIZE_COMPLETED: &str = "ResizeCompleted";
+    pub const RESIZE_ERROR: &str = "ResizeError";
     pub const PULLING: &str = "Pulling";
     pub const PULLED: &str = "Pulled";
     pub const INSPECT_FAILED: &str = "InspectFailed";

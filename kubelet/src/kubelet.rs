@@ -4,10 +4,10 @@
 //! through `sync_loop`. Upstream: `SyncPod`, `SyncTerminatingPod`, `SyncTerminatedPod` in `pkg/kubelet/kubelet.go`, v1.36.
 
 mod cleanup;
+mod resizing;
 mod server_context;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -33,7 +33,7 @@ use crate::pod_manager::PodManager;
 use crate::pod_status::PodStatus;
 use crate::pod_workers::{PodSyncer, PodWorkers, SyncError, SyncOutcome};
 use crate::prober::ProbeManager;
-use crate::resize::{self, AllocationManager};
+use crate::resize::AllocationManager;
 use crate::status::generate::{ForcedFailure, GenerateInput, generate_api_pod_status};
 use crate::status::manager::StatusManager;
 use crate::user_namespaces::UserNamespaceManager;
@@ -75,9 +75,7 @@ pub struct Kubelet {
     pub finished: Arc<Pending<String>>,
     pub gc_policy: GcPolicy,
     pub supports_rro: bool,
-    pub allocation: AllocationManager,
-    /// Why a resize failed, by pod UID.
-    pub resize_errors: Mutex<HashMap<String, String>>,
+    pub allocation: Arc<AllocationManager>,
     /// When the sync loop last turned; for its health.
     pub loop_turned: ArcSwap<Option<std::time::Instant>>,
 }
@@ -107,22 +105,13 @@ impl Kubelet {
             .get_pod_status(uid)
             .or_else(|| pod.status.clone())
             .unwrap_or_default();
-        let actuated = |spec: &Container, cs: &runtime::api::ContainerStatus| {
-            !resize::difference(&self.runtime.wanted_resources(pod, spec), &cs.resources).any()
-        };
+        let actuated =
+            |spec: &Container, cs: &runtime::api::ContainerStatus| self.actuated(pod, spec, cs);
+        let pod_config = self.container_manager.pod_config(pod);
         let resize_conditions = if pod_is_terminal {
             vec![]
         } else {
-            let specs = pod::containers(pod).iter().chain(pod::init_containers(pod));
-            let in_progress = specs.into_iter().any(|spec| {
-                let current = status.find_container_status_by_name(&spec.name);
-                current.is_some_and(|cs| {
-                    cs.state == runtime::api::ContainerState::Running && !actuated(spec, cs)
-                })
-            });
-            let error = self.resize_errors().get(uid).cloned();
-            let pending = self.allocation.pending(uid);
-            resize::conditions(pod, pending.as_ref(), in_progress, error.as_deref())
+            self.allocation.conditions(uid)
         };
         let new = generate_api_pod_status(&GenerateInput {
             pod,
@@ -137,6 +126,8 @@ impl Kubelet {
             forced_failure: forced,
             actuated: &actuated,
             resize_conditions,
+            pod_config: &pod_config,
+            pod_actuated: !self.container_manager.pod_differs(pod),
             now: Timestamp::now(),
         });
         let overdue = |s: &ApiPodStatus| s.reason.as_deref() == Some(active_deadline::REASON);
@@ -178,10 +169,6 @@ impl Kubelet {
                 round.cancel();
             }
         }
-    }
-
-    fn resize_errors(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
-        self.resize_errors.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// The newest version of the pod that a source gave, with the resources it was granted.
@@ -242,7 +229,8 @@ impl Kubelet {
 
     /// The pod's cgroup, made if need be.
     fn ensure_cgroup(&self, pod: &Arc<Pod>) -> Result<(), SyncError> {
-        let first = !self.container_manager.exists(pod);
+        // Not set by this kubelet yet: a resize may have been granted and not done when the last one ended.
+        let first = !self.container_manager.is_set(pod);
         if first
             && let Err(error) = self
                 .container_manager
@@ -276,6 +264,7 @@ impl Kubelet {
             .pod_status(uid)
             .await
             .map_err(|e| SyncError(e.to_string()))?;
+        self.note_resize_progress(pod, &status);
         let api_status = self.generate_status(pod, &status, false, None).await;
         if pod::is_terminal_phase(api_status.phase.as_deref().unwrap_or_default()) {
             self.status.set_pod_status(pod, api_status);
@@ -351,16 +340,16 @@ impl Kubelet {
             .runtime
             .sync_pod(pod, &status, &volumes, &secrets, cancel)
             .await;
-        match &result.resize_error {
-            Some(error) => drop(self.resize_errors().insert(uid.to_owned(), error.clone())),
-            None => drop(self.resize_errors().remove(uid)),
-        }
+        self.after_resize(pod, &result);
         if (!result.errors.is_empty() || result.resized) && !cancel.is_cancelled() {
             for error in &result.errors {
                 tracing::warn!(pod = %pod::format(pod), error, "error syncing pod");
             }
             // Why it waits must be seen now, not at the next round.
             if let Ok(status) = self.runtime.pod_status(uid).await {
+                if result.resize_error.is_none() {
+                    self.note_resize_progress(pod, &status);
+                }
                 let api_status = self.generate_status(pod, &status, false, None).await;
                 self.status.set_pod_status(pod, api_status);
             }
@@ -377,8 +366,16 @@ impl Kubelet {
         })
     }
 
-    /// Everything that counts when another pod asks for room.
+    /// Everything that counts when another pod asks for room, with what it was granted.
     pub fn active_pods(&self) -> Vec<Arc<Pod>> {
+        self.active()
+            .iter()
+            .map(|p| self.allocation.granted(p))
+            .collect()
+    }
+
+    /// The same, as the sources have it.
+    fn active(&self) -> Vec<Arc<Pod>> {
         self.pods
             .pods()
             .into_iter()
@@ -396,7 +393,6 @@ impl Kubelet {
                     }
                 }
             })
-            .map(|p| self.allocation.granted(&p))
             .collect()
     }
 }
@@ -408,16 +404,11 @@ impl PodSyncer for Kubelet {
             .pods
             .get_pod_by_uid(pod::uid(pod))
             .unwrap_or_else(|| pod.clone());
-        let others = || {
-            let uid = pod::uid(&pod);
-            self.active_pods()
-                .into_iter()
-                .filter(|p| pod::uid(p) != uid)
-                .collect()
-        };
-        let pod = self
-            .allocation
-            .allocate(&pod, others, &self.node.allocatable.load());
+        self.allocation.add(&pod);
+        if self.allocation.is_pending(&pod) {
+            self.resolve_resizes(Some(pod::uid(&pod)));
+        }
+        let pod = self.allocation.granted(&pod);
         let begin = std::time::Instant::now();
         let outcome = self.sync_within_deadline(&pod, cancel).await;
         metrics::POD_WORKER_DURATION

@@ -5,6 +5,7 @@
 
 pub mod gc;
 mod kill;
+mod resize;
 mod start;
 
 use std::collections::{BTreeMap, HashMap};
@@ -86,7 +87,7 @@ pub struct SyncResult {
     pub errors: Vec<String>,
     /// The earliest time at which a failed step is worth another try; `None`: the usual back-off.
     pub retry_after: Option<Duration>,
-    /// Resources of running containers were changed.
+    /// Resources of the pod or of running containers were changed.
     pub resized: bool,
     /// Why they could not be.
     pub resize_error: Option<String>,
@@ -223,7 +224,7 @@ impl RuntimeManager {
             return result;
         }
 
-        self.update_containers(pod, &actions, &mut result).await;
+        self.resize_pod(pod, status, &actions, &mut result).await;
         let mut pod_ips = status.ips().to_vec();
         let mut sandbox_id = actions.sandbox_id.clone();
         if actions.create_sandbox {
@@ -457,37 +458,6 @@ impl RuntimeManager {
     /// What the runtime should enforce for the container.
     pub fn wanted_resources(&self, pod: &Pod, container: &Container) -> runtime::api::Resources {
         container_resources(pod, container, &self.resource_defaults())
-    }
-
-    /// Resizes in place: the pod's cgroup makes room first and shrinks last.
-    async fn update_containers(
-        &self,
-        pod: &Arc<Pod>,
-        actions: &PodActions,
-        result: &mut SyncResult,
-    ) {
-        if actions.containers_to_update.is_empty() {
-            return;
-        }
-        if let Err(error) = self.d.container_manager.ensure_pod(pod) {
-            // Shrinking is refused as long as a container has more; the second try below counts.
-            tracing::debug!(pod = %pod::format(pod), %error, "pod cgroup is not resized yet");
-        }
-        for update in &actions.containers_to_update {
-            let call = self
-                .d
-                .runtime
-                .update_container_resources(&update.container_id, &update.resources);
-            if let Err(error) = observe("update_container_resources", call).await {
-                result.resize_error = Some(error.to_string());
-                result.fail(format!("ResizePodInPlace {}: {error}", update.name), None);
-            }
-        }
-        if let Err(error) = self.d.container_manager.ensure_pod(pod) {
-            result.resize_error = Some(error.to_string());
-            result.fail(format!("ResizePodInPlace: {error}"), None);
-        }
-        result.resized = true;
     }
 
     fn resource_defaults(&self) -> ContainerResourceDefaults {

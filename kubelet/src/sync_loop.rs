@@ -206,6 +206,8 @@ impl SyncLoop {
     fn admit(&self, pod: &Arc<Pod>) -> Result<(), Rejection> {
         let kubelet = &self.kubelet;
         let uid = pod::uid(pod);
+        // After a restart: with what it was granted, not with a resize that waits.
+        let pod = &kubelet.allocation.granted(pod);
         let active: Vec<Arc<Pod>> = kubelet
             .active_pods()
             .into_iter()

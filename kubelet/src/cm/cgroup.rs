@@ -165,6 +165,23 @@ impl CgroupManager {
         }
     }
 
+    /// The memory limit of `name`, if it has one, and what is used of it, in bytes. `None`: it cannot be read.
+    pub fn memory(&self, name: &str) -> (Option<i64>, Option<u64>) {
+        /// v1 writes "no limit" as the greatest multiple of a page; no machine has as much.
+        const UNLIMITED: i64 = 1 << 60;
+        let dir = self.memory_path(name);
+        let (limit, usage) = if self.is_v2() {
+            ("memory.max", "memory.current")
+        } else {
+            ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        };
+        let read = |file: &str| std::fs::read_to_string(dir.join(file)).ok();
+        // "max" is no number.
+        let limit = read(limit).and_then(|t| t.trim().parse::<i64>().ok());
+        let usage = read(usage).and_then(|t| t.trim().parse().ok());
+        (limit.filter(|l| *l < UNLIMITED), usage)
+    }
+
     /// The directory that counts CPU time for `name`.
     pub fn cpu_path(&self, name: &str) -> PathBuf {
         let relative = name.trim_start_matches('/');

@@ -3,7 +3,8 @@
 //! Owns: which cgroup a pod lives in, its limits, and removing it. Upstream: `pkg/kubelet/cm/qos_container_manager_linux.go`,
 //! `pod_container_manager_linux.go`, v1.36.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use component_helpers::qos::{QosClass, get_pod_qos};
@@ -28,6 +29,8 @@ pub struct ContainerManager {
     pod_pids_limit: i64,
     reserved_cpu: Amount,
     reserved_memory: Amount,
+    /// What each pod's cgroup was set to since this kubelet started, by pod UID.
+    applied: Arc<Mutex<HashMap<String, ResourceConfig>>>,
 }
 
 impl ContainerManager {
@@ -50,7 +53,12 @@ impl ContainerManager {
             pod_pids_limit: config.pod_pids_limit,
             reserved_cpu: reserved("cpu"),
             reserved_memory: reserved("memory"),
+            applied: Arc::default(),
         }
+    }
+
+    fn applied(&self) -> std::sync::MutexGuard<'_, HashMap<String, ResourceConfig>> {
+        self.applied.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub fn cgroups(&self) -> &CgroupManager {
@@ -126,22 +134,62 @@ impl ContainerManager {
         self.cgroups.exists(&self.pod_cgroup(pod))
     }
 
-    /// Makes the pod's cgroup and sets its limits; again for a pod whose resources changed.
-    ///
-    /// # Errors
-    /// The first directory or file that refuses; a retry may help.
-    pub fn ensure_pod(&self, pod: &Pod) -> Result<(), CgroupError> {
+    /// What the pod's cgroup is to be set to.
+    pub fn pod_config(&self, pod: &Pod) -> ResourceConfig {
         let mut config =
             resource_config_for_pod(pod, self.cpu_cfs_quota, self.cpu_cfs_quota_period);
         if self.pod_pids_limit > 0 {
             config.pids_limit = Some(self.pod_pids_limit);
         }
-        self.cgroups.ensure(&self.pod_cgroup(pod), &config)
+        config
+    }
+
+    /// Was the pod's cgroup made or set by this kubelet?
+    pub fn is_set(&self, pod: &Pod) -> bool {
+        self.applied().contains_key(pod::uid(pod)) && self.exists(pod)
+    }
+
+    /// Is the pod's cgroup set to something else than the pod now asks for?
+    pub fn pod_differs(&self, pod: &Pod) -> bool {
+        let wanted = self.pod_config(pod);
+        self.applied()
+            .get(pod::uid(pod))
+            .is_some_and(|c| *c != wanted)
+    }
+
+    /// Makes the pod's cgroup and sets its limits; again for a pod whose resources changed.
+    ///
+    /// # Errors
+    /// The first directory or file that refuses; a retry may help.
+    pub fn ensure_pod(&self, pod: &Pod) -> Result<(), CgroupError> {
+        let config = self.pod_config(pod);
+        self.cgroups.ensure(&self.pod_cgroup(pod), &config)?;
+        self.applied().insert(pod::uid(pod).to_owned(), config);
+        Ok(())
+    }
+
+    /// Makes room in the pod's cgroup for its containers as they are and as they are to be.
+    ///
+    /// # Errors
+    /// The first file that refuses; a retry may help.
+    pub fn widen_pod(&self, pod: &Pod) -> Result<(), CgroupError> {
+        let wanted = self.pod_config(pod);
+        let wide = match self.applied().get(pod::uid(pod)) {
+            Some(now) => now.covering(&wanted),
+            None => wanted,
+        };
+        self.cgroups.update(&self.pod_cgroup(pod), &wide)
+    }
+
+    /// The memory limit of the pod's cgroup, if it has one, and what is used of it, in bytes. `None`: it cannot be read.
+    pub fn pod_memory(&self, pod: &Pod) -> (Option<i64>, Option<u64>) {
+        self.cgroups.memory(&self.pod_cgroup(pod))
     }
 
     /// # Errors
     /// What could not be removed; housekeeping finds it again.
     pub async fn destroy_pod(&self, pod: &Pod) -> Result<(), CgroupError> {
+        self.applied().remove(pod::uid(pod));
         self.cgroups.destroy(&self.pod_cgroup(pod)).await
     }
 

@@ -67,6 +67,31 @@ pub struct ResourceConfig {
     pub hugepage_limits: BTreeMap<String, i64>,
 }
 
+impl ResourceConfig {
+    /// The wider of both, value by value: nothing that fits into either is too large for it.
+    pub fn covering(&self, other: &Self) -> Self {
+        // What is not set, and less than nothing, is no limit.
+        let wider = |a: Option<i64>, b: Option<i64>| match (a, b) {
+            (Some(a), Some(b)) if a <= 0 || b <= 0 => Some(a.min(b)),
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        };
+        let mut hugepage_limits = self.hugepage_limits.clone();
+        for (size, bytes) in &other.hugepage_limits {
+            let slot = hugepage_limits.entry(size.clone()).or_insert(*bytes);
+            *slot = (*slot).max(*bytes);
+        }
+        Self {
+            cpu_shares: self.cpu_shares.max(other.cpu_shares),
+            cpu_quota: wider(self.cpu_quota, other.cpu_quota),
+            cpu_period: other.cpu_period.or(self.cpu_period),
+            memory_bytes: wider(self.memory_bytes, other.memory_bytes),
+            pids_limit: wider(self.pids_limit, other.pids_limit),
+            hugepage_limits,
+        }
+    }
+}
+
 fn value(list: Option<&ResourceList>, name: &str) -> i64 {
     list.and_then(|l| l.get(name))
         .map_or(0, |q| amount(q).value())
@@ -373,6 +398,30 @@ mod tests {
             period,
         );
         assert_eq!(open.memory_bytes, None);
+    }
+
+    #[test]
+    fn a_resize_first_makes_room_for_both() {
+        let config = |shares, quota, memory| ResourceConfig {
+            cpu_shares: Some(shares),
+            cpu_quota: quota,
+            memory_bytes: memory,
+            ..Default::default()
+        };
+        let check = |a: ResourceConfig, b: ResourceConfig, expect: ResourceConfig| {
+            assert_eq!(a.covering(&b), expect);
+            assert_eq!(b.covering(&a), expect);
+        };
+        check(
+            config(2, Some(10), Some(5)),
+            config(3, Some(9), Some(6)),
+            config(3, Some(10), Some(6)),
+        );
+        check(
+            config(2, Some(-1), None),
+            config(2, Some(9), Some(6)),
+            config(2, Some(-1), Some(6)),
+        );
     }
 
     #[test]

@@ -14,8 +14,8 @@ impl Kubelet {
         self.status.wake();
         self.allocation.forget(uid);
         // There may be room now.
-        for waiting in self.allocation.deferred() {
-            self.workers.wake(&waiting);
+        if self.allocation.has_pending() {
+            self.resolve_resizes(None);
         }
         let status = match self.runtime.pod_status(uid).await {
             Ok(status) => status,
@@ -92,6 +92,7 @@ impl Kubelet {
             |uid: &str| desired(uid) || self.workers.status(uid).is_some_and(|work| !work.finished);
         self.probes.cleanup_pods(live);
         self.status.remove_orphaned_statuses(live);
+        self.allocation.remove_orphans(live);
         // The directory of a pod stays as long as the runtime has a container of it.
         let keep = |uid: &str| {
             live(uid)

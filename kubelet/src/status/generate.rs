@@ -18,6 +18,7 @@ use super::conditions::{self, KUBELET_CONDITIONS};
 use super::containers::{ContainerStatusInput, StartFailure, convert_to_api_container_statuses};
 use super::phase::get_phase;
 use crate::active_deadline;
+use crate::cm::resources::ResourceConfig;
 use crate::pod::{self, ContainerKind};
 use crate::pod_actions::ProbeResult;
 use crate::pod_status::PodStatus;
@@ -57,6 +58,9 @@ pub struct GenerateInput<'a> {
     pub actuated: &'a (dyn Fn(&Container, &runtime::api::ContainerStatus) -> bool + Sync),
     /// `PodResizePending` and `PodResizeInProgress`, as far as they hold.
     pub resize_conditions: Vec<PodCondition>,
+    /// What the pod's cgroup is to be set to, and whether it is.
+    pub pod_config: &'a ResourceConfig,
+    pub pod_actuated: bool,
     pub now: Timestamp,
 }
 
@@ -118,6 +122,13 @@ pub fn generate_api_pod_status(input: &GenerateInput<'_>) -> ApiPodStatus {
     );
 
     status.conditions = Some(all_conditions(input, &all, &phase));
+    (status.resources, status.allocated_resources) = crate::resize::pod_level_status(
+        pod,
+        input.pod_config,
+        input.pod_actuated,
+        &phase,
+        input.old,
+    );
     status.phase = Some(phase);
     status.container_statuses = Some(regular);
     status.init_container_statuses = (!init.is_empty()).then_some(init);

@@ -122,6 +122,8 @@ fn generate_at(
         forced_failure: None,
         actuated: &|_, _| true,
         resize_conditions: vec![],
+        pod_config: &Default::default(),
+        pod_actuated: true,
         now: jiff::Timestamp::from_second(now).unwrap(),
     })
 }
