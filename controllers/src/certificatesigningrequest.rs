@@ -7,9 +7,10 @@
 mod approving;
 mod authority;
 mod cleaning;
-mod der;
 mod request;
 mod signing;
+#[cfg(test)]
+mod tests;
 
 pub use approving::start as start_approving;
 pub use cleaning::start as start_cleaning;

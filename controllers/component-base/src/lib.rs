@@ -7,6 +7,7 @@
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod der;
 pub mod duration;
 pub mod events;
 pub mod features;
@@ -19,6 +20,7 @@ pub mod metrics;
 pub mod options;
 pub mod serving;
 pub mod shutdown;
+pub mod subject;
 pub mod tls;
 pub mod version;
 pub mod zpages;

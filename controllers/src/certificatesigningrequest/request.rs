@@ -1,25 +1,50 @@
 //! What a PKCS#10 request asks for, and whether a signer may give it. Pure.
+//!
+//! A request is read once, by a strict parser, and what was read is all that exists of it from then on: a certificate's name, key and
+//! alternative names are written anew from it. What is not understood refuses the request, it is never copied and never left out.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use base64::Engine as _;
+use component_base::der::{self, DerError, Reader};
+use component_base::subject::{Subject, SubjectError};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
-use x509_parser::prelude::FromDer;
 
 use super::{
     KUBE_APISERVER_CLIENT, KUBE_APISERVER_CLIENT_KUBELET, KUBELET_SERVING, LEGACY_UNKNOWN,
 };
 
-/// Why a request was refused. The texts of `Rule` errors are upstream's, since they end up in a condition.
+/// Longest request that is looked at, in bytes of PEM; one with an RSA key of 8192 bits and a hundred names has a tenth of it.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+
+/// Why a request was refused. Where upstream has the rule, the text is upstream's, since it ends up in a condition.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum RequestError {
     #[error("PEM block type must be CERTIFICATE REQUEST")]
     Pem,
+    #[error("the certificate request is longer than {MAX_REQUEST_BYTES} bytes")]
+    TooLong,
     #[error("the certificate request is not valid DER: {0}")]
-    Der(String),
-    #[error("unable to verify certificate request signature: {0}")]
-    Signature(String),
+    Der(#[from] DerError),
+    #[error("the certificate request's version is not supported")]
+    Version,
+    #[error("the certificate request's key or signature algorithm is not supported")]
+    Algorithm,
+    #[error("unable to verify certificate request signature")]
+    Signature,
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    #[error("subject attribute {0} is not supported")]
+    Attribute(String),
+    #[error("subject has a relative name of several attributes")]
+    MultiValued,
+    #[error("certificate request contains duplicate requested extensions")]
+    DuplicateExtensions,
+    #[error("subjectAltNames of this type (tag {0:#04x}) are not allowed")]
+    SanType(u8),
+    #[error("subjectAltName is malformed")]
+    San,
     #[error("subject organization is not system:nodes")]
     OrganizationNotSystemNodes,
     #[error("subject common name does not begin with system:node:")]
@@ -40,77 +65,199 @@ pub(super) enum RequestError {
     InvalidClientUsage(String),
     #[error("missing required usage for client certificate: client auth")]
     MissingClientAuth,
+    #[error("unrecognized signerName: {0:?}")]
+    Signer(String),
 }
 
-/// A parsed request. Subject and key are DER as they came.
+/// A parsed request. Nothing in it is a copy of what came, except the key's bits, which its signature proves.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(super) struct Request {
-    pub(super) subject: Vec<u8>,
+    pub(super) subject: Subject,
+    /// SubjectPublicKeyInfo, written anew around the key.
     pub(super) public_key_info: Vec<u8>,
-    pub(super) common_name: String,
-    pub(super) organizations: Vec<String>,
     pub(super) dns_names: Vec<String>,
     pub(super) ip_addresses: Vec<IpAddr>,
     pub(super) emails: Vec<String>,
     pub(super) uris: Vec<String>,
 }
 
+/// `extensionRequest` of PKCS#9, 1.2.840.113549.1.9.14.
+const EXTENSION_REQUEST: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 14];
+const SUBJECT_ALTERNATIVE_NAME: &[u8] = &[0x55, 0x1d, 17];
+/// `[0]`, constructed.
+const ATTRIBUTES: u8 = 0xa0;
+
 impl Request {
     /// Reads `spec.request`, and checks that who made it holds the key.
     pub(super) fn parse(pem: &[u8]) -> Result<Self, RequestError> {
-        let (_, block) = x509_parser::pem::parse_x509_pem(pem).map_err(|_| RequestError::Pem)?;
-        if block.label != "CERTIFICATE REQUEST" {
-            return Err(RequestError::Pem);
+        let der = decode_pem(pem)?;
+        let mut outer = Reader::new(&der);
+        let mut parts = outer.enter(der::SEQUENCE)?;
+        outer.finish()?;
+        let info = parts.expect(der::SEQUENCE)?;
+        let signature_algorithm = parts.expect(der::SEQUENCE)?.content;
+        let signature = parts.whole_bits()?;
+        parts.finish()?;
+
+        let mut reader = Reader::new(info.content);
+        if reader.expect(der::INTEGER)?.content != [0] {
+            return Err(RequestError::Version);
         }
-        let (_, parsed) =
-            x509_parser::certification_request::X509CertificationRequest::from_der(&block.contents)
-                .map_err(|e| RequestError::Der(e.to_string()))?;
-        parsed
-            .verify_signature()
-            .map_err(|e| RequestError::Signature(e.to_string()))?;
-        let info = &parsed.certification_request_info;
-        let text = |a: &x509_parser::x509::AttributeTypeAndValue<'_>| {
-            a.as_str().map(ToString::to_string).ok()
-        };
+        let subject = reader.expect(der::SEQUENCE)?.raw;
+        let mut key_info = reader.enter(der::SEQUENCE)?;
+        let key_algorithm = key_info.expect(der::SEQUENCE)?.content;
+        let key = key_info.whole_bits()?;
+        key_info.finish()?;
+        let attributes = reader.enter(ATTRIBUTES)?;
+        reader.finish()?;
+
+        verify(key_algorithm, key, signature_algorithm, info.raw, signature)?;
         let mut request = Self {
-            subject: info.subject.as_raw().to_vec(),
-            public_key_info: info.subject_pki.raw.to_vec(),
-            // Go takes the last of several.
-            common_name: info
-                .subject
-                .iter_common_name()
-                .filter_map(text)
-                .last()
-                .unwrap_or_default(),
-            organizations: info.subject.iter_organization().filter_map(text).collect(),
+            subject: Subject::parse(subject)?,
+            public_key_info: der::sequence(&[
+                der::tlv(der::SEQUENCE, key_algorithm),
+                der::bit_string(key),
+            ]),
             ..Self::default()
         };
-        for extension in parsed.requested_extensions().into_iter().flatten() {
-            if let ParsedExtension::SubjectAlternativeName(names) = extension {
-                names
-                    .general_names
-                    .iter()
-                    .for_each(|name| request.add_name(name));
-            }
-        }
+        request.check_subject()?;
+        request.read_attributes(attributes)?;
         Ok(request)
     }
 
-    fn add_name(&mut self, name: &GeneralName<'_>) {
-        match name {
-            GeneralName::DNSName(name) => self.dns_names.push(name.to_string()),
-            GeneralName::RFC822Name(name) => self.emails.push(name.to_string()),
-            GeneralName::URI(uri) => self.uris.push(uri.to_string()),
-            GeneralName::IPAddress(bytes) => {
-                let v4: Result<[u8; 4], _> = (*bytes).try_into();
-                let v6: Result<[u8; 16], _> = (*bytes).try_into();
-                self.ip_addresses
-                    .extend(v4.map(IpAddr::from).ok().or(v6.map(IpAddr::from).ok()));
-            }
-            // Go reads no other kinds.
-            _ => {}
+    /// DIFFERS: upstream leaves attributes it does not know out of the certificate, and reads relative names of several attributes
+    /// (Go writes several groups so); here nothing is signed that was not asked for in the plainest form.
+    fn check_subject(&self) -> Result<(), RequestError> {
+        if let Some(unknown) = self.subject.unknown().first() {
+            return Err(RequestError::Attribute(unknown.clone()));
         }
+        if self.subject.uid().is_some() {
+            return Err(RequestError::Attribute("UID".into()));
+        }
+        if self.subject.is_multi_valued() {
+            return Err(RequestError::MultiValued);
+        }
+        Ok(())
     }
+
+    /// Only the alternative names are taken from the extensions asked for; usages and constraints come from the API object.
+    fn read_attributes(&mut self, mut attributes: Reader<'_>) -> Result<(), RequestError> {
+        let mut seen: BTreeSet<&[u8]> = BTreeSet::new();
+        while !attributes.is_empty() {
+            let mut attribute = attributes.enter(der::SEQUENCE)?;
+            let id = attribute.expect(der::OID)?.content;
+            let mut values = attribute.enter(der::SET)?;
+            attribute.finish()?;
+            if id != EXTENSION_REQUEST {
+                continue;
+            }
+            let mut extensions = values.enter(der::SEQUENCE)?;
+            values.finish()?;
+            while !extensions.is_empty() {
+                let mut extension = extensions.enter(der::SEQUENCE)?;
+                let id = extension.expect(der::OID)?.content;
+                if extension.peek() == Some(der::BOOLEAN) {
+                    extension.element()?;
+                }
+                let value = extension.expect(der::OCTET_STRING)?.content;
+                extension.finish()?;
+                if !seen.insert(id) {
+                    return Err(RequestError::DuplicateExtensions);
+                }
+                if id == SUBJECT_ALTERNATIVE_NAME {
+                    self.read_names(value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_names(&mut self, value: &[u8]) -> Result<(), RequestError> {
+        let mut reader = Reader::new(value);
+        let mut names = reader.enter(der::SEQUENCE)?;
+        reader.finish()?;
+        while !names.is_empty() {
+            let name = names.element()?;
+            let text = || {
+                let text = std::str::from_utf8(name.content).map_err(|_| RequestError::San)?;
+                if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
+                    return Err(RequestError::San);
+                }
+                Ok(text.to_string())
+            };
+            match name.tag {
+                0x81 => self.emails.push(text()?),
+                0x82 => self.dns_names.push(text()?),
+                0x86 => self.uris.push(text()?),
+                0x87 => self.ip_addresses.push(address(name.content)?),
+                // DIFFERS: Go passes over other kinds.
+                tag => return Err(RequestError::SanType(tag)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn address(bytes: &[u8]) -> Result<IpAddr, RequestError> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .map_err(|_| RequestError::San)
+}
+
+/// The one block of a PEM text.
+///
+/// Parsers of PEM differ in which of several blocks, or of damaged ones, they read; admission in the API server has read the request
+/// with another than this one. So there may be one `-----BEGIN` only, and no headers.
+fn decode_pem(pem: &[u8]) -> Result<Vec<u8>, RequestError> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE REQUEST-----";
+    const END: &str = "-----END CERTIFICATE REQUEST-----";
+    if pem.len() > MAX_REQUEST_BYTES {
+        return Err(RequestError::TooLong);
+    }
+    let text = std::str::from_utf8(pem).map_err(|_| RequestError::Pem)?;
+    if text.matches("-----BEGIN").count() != 1 || text.matches("-----END").count() != 1 {
+        return Err(RequestError::Pem);
+    }
+    let (before, rest) = text.split_once(BEGIN).ok_or(RequestError::Pem)?;
+    let (body, after) = rest.split_once(END).ok_or(RequestError::Pem)?;
+    let at_line_start = |text: &str| text.is_empty() || text.ends_with('\n');
+    let at_line_end = |text: &str| text.trim_start_matches([' ', '\t', '\r']).starts_with('\n');
+    if !at_line_start(before)
+        || !at_line_end(body)
+        || !at_line_start(body)
+        || !(after.trim_matches([' ', '\t', '\r']).is_empty() || at_line_end(after))
+    {
+        return Err(RequestError::Pem);
+    }
+    let encoded: String = body.split_ascii_whitespace().collect();
+    base64::engine::general_purpose::STANDARD
+        .decode(encoded)
+        .map_err(|_| RequestError::Pem)
+}
+
+/// Whether the key signed the request.
+///
+/// DIFFERS: the kinds of keys are RSA of 2048 to 8192 bits, ECDSA over P-256 and P-384, and Ed25519; upstream knows RSA from 1024 bits,
+/// P-224 and P-521, too.
+fn verify(
+    key_algorithm: &[u8],
+    key: &[u8],
+    signature_algorithm: &[u8],
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), RequestError> {
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+    let algorithm = algorithms
+        .all
+        .iter()
+        .find(|a| {
+            a.public_key_alg_id().as_ref() == key_algorithm
+                && a.signature_alg_id().as_ref() == signature_algorithm
+        })
+        .ok_or(RequestError::Algorithm)?;
+    algorithm
+        .verify_signature(key, message, signature)
+        .map_err(|_| RequestError::Signature)
 }
 
 const NODE_PREFIX: &str = "system:node:";
@@ -131,11 +278,8 @@ fn usages_are(
 }
 
 /// `kubernetes.io/kube-apiserver-client-kubelet`.
-pub(super) fn validate_kubelet_client(
-    request: &Request,
-    usages: &[String],
-) -> Result<(), RequestError> {
-    if request.organizations != ["system:nodes"] {
+fn validate_kubelet_client(request: &Request, usages: &[String]) -> Result<(), RequestError> {
+    if request.subject.organizations() != ["system:nodes"] {
         return Err(RequestError::OrganizationNotSystemNodes);
     }
     if !request.dns_names.is_empty() {
@@ -150,7 +294,7 @@ pub(super) fn validate_kubelet_client(
     if !request.uris.is_empty() {
         return Err(RequestError::UriSanNotAllowed);
     }
-    if !request.common_name.starts_with(NODE_PREFIX) {
+    if !request.subject.common_name().starts_with(NODE_PREFIX) {
         return Err(RequestError::CommonNameNotSystemNode);
     }
     let required = ["digital signature", "key encipherment", "client auth"];
@@ -159,7 +303,7 @@ pub(super) fn validate_kubelet_client(
 
 /// `kubernetes.io/kubelet-serving`.
 fn validate_kubelet_serving(request: &Request, usages: &[String]) -> Result<(), RequestError> {
-    if request.organizations != ["system:nodes"] {
+    if request.subject.organizations() != ["system:nodes"] {
         return Err(RequestError::OrganizationNotSystemNodes);
     }
     if request.dns_names.is_empty() && request.ip_addresses.is_empty() {
@@ -173,7 +317,7 @@ fn validate_kubelet_serving(request: &Request, usages: &[String]) -> Result<(), 
     }
     let required = ["digital signature", "key encipherment", "server auth"];
     usages_are(usages, &required, &["digital signature", "server auth"])?;
-    if request.common_name.starts_with(NODE_PREFIX) {
+    if request.subject.common_name().starts_with(NODE_PREFIX) {
         Ok(())
     } else {
         Err(RequestError::CommonNameNotSystemNode)
@@ -197,20 +341,38 @@ fn validate_api_client(usages: &[String]) -> Result<(), RequestError> {
     }
 }
 
-/// Whether the signer a request names may sign it.
-pub(super) fn validate(
-    signer: &str,
-    request: &Request,
-    usages: &[String],
-) -> Result<(), RequestError> {
-    match signer {
-        KUBELET_SERVING => validate_kubelet_serving(request, usages),
-        KUBE_APISERVER_CLIENT_KUBELET => validate_kubelet_client(request, usages),
-        KUBE_APISERVER_CLIENT => validate_api_client(usages),
-        LEGACY_UNKNOWN => Ok(()),
-        // The signing controller asks only about these four.
-        _ => Ok(()),
+/// A request that its signer may sign; [`validate`] alone makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Permitted<'a> {
+    request: &'a Request,
+    usages: &'a [String],
+}
+
+impl<'a> Permitted<'a> {
+    pub(super) fn request(&self) -> &'a Request {
+        self.request
     }
+
+    pub(super) fn usages(&self) -> &'a [String] {
+        self.usages
+    }
+}
+
+/// Whether the signer a request names may sign it.
+pub(super) fn validate<'a>(
+    signer: &str,
+    request: &'a Request,
+    usages: &'a [String],
+) -> Result<Permitted<'a>, RequestError> {
+    match signer {
+        KUBELET_SERVING => validate_kubelet_serving(request, usages)?,
+        KUBE_APISERVER_CLIENT_KUBELET => validate_kubelet_client(request, usages)?,
+        KUBE_APISERVER_CLIENT => validate_api_client(usages)?,
+        // Upstream restricts nothing here, for who relied on it before signers had names.
+        LEGACY_UNKNOWN => {}
+        other => return Err(RequestError::Signer(other.to_string())),
+    }
+    Ok(Permitted { request, usages })
 }
 
 /// Whether a condition of this type stands and is true. Approval conditions may lack a status in old objects.
@@ -228,118 +390,4 @@ pub(super) fn is_issued(csr: &CertificateSigningRequest) -> bool {
         .as_ref()
         .and_then(|s| s.certificate.as_ref())
         .is_some_and(|c| !c.0.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn usages(list: &[&str]) -> Vec<String> {
-        list.iter().map(ToString::to_string).collect()
-    }
-
-    fn node() -> Request {
-        Request {
-            common_name: "system:node:a".into(),
-            organizations: vec!["system:nodes".into()],
-            ..Request::default()
-        }
-    }
-
-    #[test]
-    fn signers_rules() {
-        let client = usages(&["digital signature", "key encipherment", "client auth"]);
-        let serving = usages(&["server auth", "digital signature"]);
-        let check = |signer: &str,
-                     request: &Request,
-                     usages: &[String],
-                     expect: Result<(), RequestError>| {
-            assert_eq!(
-                validate(signer, request, usages),
-                expect,
-                "{signer} {request:?} {usages:?}"
-            );
-        };
-        let with_ip = Request {
-            ip_addresses: vec![[10, 0, 0, 1].into()],
-            ..node()
-        };
-        let other_group = Request {
-            organizations: vec!["system:nodes".into(), "x".into()],
-            ..node()
-        };
-        let other_name = Request {
-            common_name: "a".into(),
-            ..node()
-        };
-        check(KUBE_APISERVER_CLIENT_KUBELET, &node(), &client, Ok(()));
-        check(
-            KUBE_APISERVER_CLIENT_KUBELET,
-            &with_ip,
-            &client,
-            Err(RequestError::IpSanNotAllowed),
-        );
-        check(
-            KUBE_APISERVER_CLIENT_KUBELET,
-            &other_group,
-            &client,
-            Err(RequestError::OrganizationNotSystemNodes),
-        );
-        check(
-            KUBE_APISERVER_CLIENT_KUBELET,
-            &other_name,
-            &client,
-            Err(RequestError::CommonNameNotSystemNode),
-        );
-        let required = "client auth digital signature key encipherment".to_string();
-        check(
-            KUBE_APISERVER_CLIENT_KUBELET,
-            &node(),
-            &serving,
-            Err(RequestError::Usages(required)),
-        );
-        check(
-            KUBELET_SERVING,
-            &node(),
-            &serving,
-            Err(RequestError::DnsOrIpSanRequired),
-        );
-        check(KUBELET_SERVING, &with_ip, &serving, Ok(()));
-        check(KUBE_APISERVER_CLIENT, &node(), &client, Ok(()));
-        check(
-            KUBE_APISERVER_CLIENT,
-            &node(),
-            &serving,
-            Err(RequestError::InvalidClientUsage("server auth".into())),
-        );
-        check(
-            KUBE_APISERVER_CLIENT,
-            &node(),
-            &usages(&["digital signature"]),
-            Err(RequestError::MissingClientAuth),
-        );
-        check(LEGACY_UNKNOWN, &node(), &usages(&["server auth"]), Ok(()));
-    }
-
-    #[test]
-    fn parses_what_was_asked_for() {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params =
-            rcgen::CertificateParams::new(vec!["a.example".to_string(), "10.0.0.1".to_string()])
-                .unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, "system:node:a");
-        params
-            .distinguished_name
-            .push(rcgen::DnType::OrganizationName, "system:nodes");
-        let pem = params.serialize_request(&key).unwrap().pem().unwrap();
-        let request = Request::parse(pem.as_bytes()).unwrap();
-        assert_eq!(request.common_name, "system:node:a");
-        assert_eq!(request.organizations, ["system:nodes"]);
-        assert_eq!(request.dns_names, ["a.example"]);
-        assert_eq!(request.ip_addresses.len(), 1);
-        assert_eq!(Request::parse(b"nothing"), Err(RequestError::Pem));
-    }
 }

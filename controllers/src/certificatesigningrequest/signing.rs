@@ -41,8 +41,6 @@ pub(super) const RATE_LIMIT: RateLimit = RateLimit {
 /// Why a request was not signed.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningError {
-    #[error("unable to parse csr: {0}")]
-    Request(String),
     #[error("error auto signing csr: {0}")]
     Sign(String),
     #[error("error updating csr: {0}")]
@@ -146,23 +144,26 @@ fn follow(
     Ok(())
 }
 
-/// Makes the certificate; a `RequestError` is for good, an `AuthorityError` may go away.
-fn sign(
+/// Makes the certificate; a `RequestError` is for good (a request never changes), an `AuthorityError` may go away.
+pub(super) fn sign(
     csr: &CertificateSigningRequest,
     authority: &Authority,
     max: Duration,
     now: Timestamp,
     serial: [u8; 16],
 ) -> Result<Result<String, RequestError>, SigningError> {
-    let request =
-        Request::parse(&csr.spec.request.0).map_err(|e| SigningError::Request(e.to_string()))?;
     let usages = csr.spec.usages.clone().unwrap_or_default();
-    if let Err(refused) = validate(&csr.spec.signer_name, &request, &usages) {
-        return Ok(Err(refused));
-    }
+    let request = match Request::parse(&csr.spec.request.0) {
+        Ok(request) => request,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let permitted = match validate(&csr.spec.signer_name, &request, &usages) {
+        Ok(permitted) => permitted,
+        Err(refused) => return Ok(Err(refused)),
+    };
     let lifetime = duration(csr.spec.expiration_seconds, max);
     authority
-        .sign(&request, &usages, lifetime, now, serial)
+        .sign(permitted, lifetime, now, serial)
         .map(Ok)
         .map_err(|e| SigningError::Sign(e.to_string()))
 }
