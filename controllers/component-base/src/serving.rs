@@ -4,31 +4,30 @@
 //! the request and end with the process. Upstream: `k8s.io/apiserver/pkg/server/{secure_serving,options}`.
 
 mod access;
+mod connection;
+mod connections;
 mod delegated;
+mod peer;
+mod reviews;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use http::Request;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-use tower::ServiceExt as _;
+use tokio::net::TcpListener;
 
 pub use access::{AccessControl, Attributes, Authorization, UserInfo};
+use connection::{Service, TIMEOUTS, Timeouts};
+use connections::{Connections, LIMITS, Limits};
 pub use delegated::{DelegatedAuthentication, DelegatedAuthorization};
+pub use peer::{CertificateRefused, Peer, user_of};
 
 use crate::shutdown::Shutdown;
 use crate::tls::ServerTls;
 
-/// A handshake that takes longer is dropped.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at once before new ones wait in the kernel's backlog.
-const MAX_CONNECTIONS: usize = 4096;
+/// Pause when no connection can be taken for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long open requests may last after shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -44,15 +43,6 @@ pub enum ServingError {
         #[source]
         source: std::io::Error,
     },
-}
-
-/// Who is at the other end; an extension of every request.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// The address.
-    pub address: SocketAddr,
-    /// The user of a verified client certificate.
-    pub certificate: Option<UserInfo>,
 }
 
 /// Listens on an address. Port 0 means any; see [`TcpListener::local_addr`].
@@ -78,41 +68,58 @@ pub struct SecureServer {
 impl SecureServer {
     /// Serves until shutdown, then lets open requests end for a short time.
     pub async fn serve(self, router: Router, shutdown: Shutdown) {
+        self.serve_within(router, LIMITS, TIMEOUTS, shutdown).await;
+    }
+
+    async fn serve_within(
+        self,
+        router: Router,
+        limits: Limits,
+        timeouts: Timeouts,
+        shutdown: Shutdown,
+    ) {
         let access = Arc::new(self.access);
         let router = router.layer(axum::middleware::from_fn(move |request, next| {
             access::check(access.clone(), request, next)
         }));
-        accept(self.listener, Some(self.tls), router, shutdown).await;
+        let service = Service {
+            tls: Some(self.tls),
+            router,
+            timeouts,
+            shutdown,
+        };
+        accept(self.listener, limits, service).await;
     }
 }
 
 /// Serves without TLS and for everybody: for health pages on loopback.
 pub async fn serve_insecure(listener: TcpListener, router: Router, shutdown: Shutdown) {
-    accept(listener, None, router, shutdown).await;
+    let service = Service {
+        tls: None,
+        router,
+        timeouts: TIMEOUTS,
+        shutdown,
+    };
+    accept(listener, LIMITS, service).await;
 }
 
-async fn accept(listener: TcpListener, tls: Option<ServerTls>, router: Router, shutdown: Shutdown) {
+async fn accept(listener: TcpListener, limits: Limits, service: Service) {
     let tracker = tokio_util::task::TaskTracker::new();
-    let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+    let connections = Connections::new(limits);
     loop {
-        let Some(Ok(slot)) = shutdown.run_until(slots.clone().acquire_owned()).await else {
-            break;
-        };
-        let (stream, address) = match shutdown.run_until(listener.accept()).await {
+        let (stream, address) = match service.shutdown.run_until(listener.accept()).await {
             None => break,
             Some(Ok(accepted)) => accepted,
             Some(Err(error)) => {
-                // Out of file descriptors, mostly: others must end first.
-                tracing::warn!(%error, "Accepting a connection failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                // Out of file descriptors, mostly: somebody who has proven nothing makes room.
+                let evicted = connections.evict();
+                tracing::warn!(%error, evicted, "Accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
-        tracker.spawn(async move {
-            connection(stream, address, tls, router, shutdown).await;
-            drop(slot);
-        });
+        let slot = connections.admit(address.ip());
+        tracker.spawn(connection::serve(stream, address, slot, service.clone()));
     }
     drop(listener);
     tracker.close();
@@ -120,75 +127,5 @@ async fn accept(listener: TcpListener, tls: Option<ServerTls>, router: Router, s
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await;
 }
 
-async fn connection(
-    stream: TcpStream,
-    address: SocketAddr,
-    tls: Option<ServerTls>,
-    router: Router,
-    shutdown: Shutdown,
-) {
-    // Small replies matter more here than packets saved.
-    let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else {
-        return serve_stream(
-            stream,
-            Peer {
-                address,
-                certificate: None,
-            },
-            router,
-            shutdown,
-        )
-        .await;
-    };
-    match tokio::time::timeout(
-        HANDSHAKE_TIMEOUT,
-        TlsAcceptor::from(tls.current()).accept(stream),
-    )
-    .await
-    {
-        Ok(Ok(stream)) => {
-            let certificate = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(|c| c.first())
-                .and_then(|c| UserInfo::from_certificate(c));
-            serve_stream(
-                stream,
-                Peer {
-                    address,
-                    certificate,
-                },
-                router,
-                shutdown,
-            )
-            .await;
-        }
-        Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake error"),
-        Err(_) => tracing::debug!(%address, "TLS handshake timed out"),
-    }
-}
-
-async fn serve_stream<S>(stream: S, peer: Peer, router: Router, shutdown: Shutdown)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(peer.clone());
-        router.clone().oneshot(request.map(Body::new))
-    });
-    let builder = Builder::new(TokioExecutor::new());
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = shutdown.triggered() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "Connection ended");
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -2,17 +2,20 @@
 //!
 //! Never holds a client's credentials. Upstream: `k8s.io/apiserver/pkg/server/dynamiccertificates`, `k8s.io/client-go/util/cert`.
 
+mod client_ca;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{ServerConfig, SupportedProtocolVersion};
+
+pub use client_ca::ClientCa;
 
 use crate::shutdown::Shutdown;
 
@@ -39,9 +42,6 @@ pub enum TlsError {
     /// Certificate and key do not fit, or the settings are impossible.
     #[error("TLS settings: {0}")]
     Rustls(#[from] rustls::Error),
-    /// The client CA cannot be used.
-    #[error("client CA: {0}")]
-    ClientCa(#[from] rustls::server::VerifierBuilderError),
     /// A certificate cannot be made.
     #[error("generating a certificate: {0}")]
     Generate(#[from] rcgen::Error),
@@ -92,17 +92,19 @@ pub struct ServerTls {
 struct Inner {
     options: TlsOptions,
     current: ArcSwap<ServerConfig>,
+    client_ca: ArcSwapOption<ClientCa>,
     state: Mutex<State>,
 }
 
 struct State {
     cert_pem: Vec<u8>,
     key_pem: Vec<u8>,
-    client_ca: Option<Vec<u8>>,
+    client_ca: Option<Arc<ClientCa>>,
 }
 
 impl ServerTls {
-    /// Reads or makes the certificate. `client_ca` is PEM; with it client certificates are asked for, and must verify if given.
+    /// Reads or makes the certificate. `client_ca` is PEM; with it client certificates are asked for, and
+    /// judged at each request by [`ClientCa::verify`].
     ///
     /// # Errors
     /// See [`TlsError`]; nothing of it goes away by itself.
@@ -112,15 +114,17 @@ impl ServerTls {
             (Some(cert), Some(key)) => (read(cert)?, read(key)?),
             _ => self_signed_in(&options)?,
         };
+        let client_ca = client_ca.map(|pem| ClientCa::parse(&pem)).transpose()?;
         let state = State {
             cert_pem,
             key_pem,
-            client_ca,
+            client_ca: client_ca.map(Arc::new),
         };
         let config = server_config(&options, &state)?;
         let inner = Inner {
             options,
             current: ArcSwap::from_pointee(config),
+            client_ca: ArcSwapOption::new(state.client_ca.clone()),
             state: Mutex::new(state),
         };
         Ok(Self {
@@ -133,12 +137,18 @@ impl ServerTls {
         self.inner.current.load_full()
     }
 
-    /// Replaces the client CA (PEM).
+    /// The client CA in force.
+    pub fn client_ca(&self) -> Option<Arc<ClientCa>> {
+        self.inner.client_ca.load_full()
+    }
+
+    /// Replaces the client CA (PEM), for open connections too.
     ///
     /// # Errors
     /// When it holds no usable certificate; the old one stays.
     pub fn set_client_ca(&self, client_ca: Option<Vec<u8>>) -> Result<(), TlsError> {
-        self.update(|state| state.client_ca = client_ca)
+        let client_ca = client_ca.map(|pem| ClientCa::parse(&pem)).transpose()?;
+        self.update(|state| state.client_ca = client_ca.map(Arc::new))
     }
 
     /// Replaces the certificate chain and key (PEM).
@@ -167,6 +177,7 @@ impl ServerTls {
         self.inner
             .current
             .store(Arc::new(server_config(&self.inner.options, &next)?));
+        self.inner.client_ca.store(next.client_ca.clone());
         *state = next;
         Ok(())
     }
@@ -350,15 +361,9 @@ fn server_config(options: &TlsOptions, state: &State) -> Result<ServerConfig, Tl
         ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
     let builder = match &state.client_ca {
         None => builder.with_no_client_auth(),
-        Some(pem) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates("client CA", pem)? {
-                roots.add(certificate)?;
-            }
-            // DIFFERS: a client certificate that does not verify ends the handshake; upstream answers 401.
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .allow_unauthenticated();
-            builder.with_client_cert_verifier(verifier.build()?)
+        Some(ca) => {
+            let request = ca.handshake(provider.signature_verification_algorithms);
+            builder.with_client_cert_verifier(Arc::new(request))
         }
     };
     let chain = certificates("server certificate", &state.cert_pem)?;

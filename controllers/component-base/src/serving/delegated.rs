@@ -1,11 +1,11 @@
-//! Asking the API server who a token belongs to (TokenReview) and what a user may do (SubjectAccessReview), with caches.
+//! Asking the API server who a token belongs to (TokenReview) and what a user may do (SubjectAccessReview).
 //!
-//! An answer is kept for a time to live; failures to ask are not kept. Upstream: `k8s.io/apiserver/plugin/pkg/{authenticator,authorizer}`.
+//! What was asked before is not asked again for a time to live, failures excepted; see [`super::reviews`] for the bounds. Upstream:
+//! `k8s.io/apiserver/plugin/pkg/{authenticator,authorizer}`.
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{
@@ -14,55 +14,37 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 
+use super::connections::group;
+use super::reviews::{Answer, CacheLimits, Digest, Digester, FlightLimits, NoAnswer, Reviews};
 use super::{Attributes, UserInfo};
 
-/// Answers kept at once; the cache is emptied of expired ones, then of all, when it is full.
-const MAX_CACHED: usize = 8192;
 /// How long the API server may take (upstream's client timeout).
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-struct Cache<K, V> {
-    entries: Mutex<HashMap<K, (Instant, V)>>,
-}
-
-impl<K: Eq + Hash, V: Clone> Cache<K, V> {
-    fn new() -> Self {
-        Self {
-            entries: Mutex::new(HashMap::new()),
-        }
-    }
-    fn get(&self, key: &K) -> Option<V> {
-        let entries = self
-            .entries
-            .lock()
-            .expect("no panic while the lock is held");
-        entries
-            .get(key)
-            .filter(|(until, _)| *until > Instant::now())
-            .map(|(_, value)| value.clone())
-    }
-    fn put(&self, key: K, value: V, ttl: Duration) {
-        let now = Instant::now();
-        let mut entries = self
-            .entries
-            .lock()
-            .expect("no panic while the lock is held");
-        if entries.len() >= MAX_CACHED {
-            entries.retain(|_, (until, _)| *until > now);
-            if entries.len() >= MAX_CACHED {
-                entries.clear();
-            }
-        }
-        entries.insert(key, (now + ttl, value));
-    }
-}
+/// Longest token that is looked at, in bytes. A service account's has some 1,200, one of an identity provider with 200 groups 10 KiB.
+pub(super) const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// Upstream: `maxControlledAttrCacheSize` for the bytes of an entry, 8192 entries in the authorizer's cache.
+const CACHE: CacheLimits = CacheLimits {
+    entries: 8192,
+    bytes: 4 * 1024 * 1024,
+    entry_bytes: 10_000,
+};
+/// Questions about tokens: an address may have no more than a part of them.
+const TOKEN_FLIGHTS: FlightLimits = FlightLimits {
+    total: 32,
+    per_owner: 8,
+};
+/// Questions about users: each has a part of them.
+const ACCESS_FLIGHTS: FlightLimits = FlightLimits {
+    total: 128,
+    per_owner: 16,
+};
 
 /// Bearer tokens by TokenReview.
 pub struct DelegatedAuthentication {
     api: Api<TokenReview>,
-    audiences: Option<Vec<String>>,
     ttl: Duration,
-    cache: Cache<String, Option<UserInfo>>,
+    digester: Digester,
+    reviews: Reviews<IpAddr, Option<UserInfo>>,
 }
 
 impl DelegatedAuthentication {
@@ -70,28 +52,46 @@ impl DelegatedAuthentication {
     pub fn new(client: Client, ttl: Duration) -> Self {
         Self {
             api: Api::all(client),
-            audiences: None,
             ttl,
-            cache: Cache::new(),
+            digester: Digester::new(),
+            reviews: Reviews::new(TOKEN_FLIGHTS, CACHE),
         }
     }
 
-    /// The user of a token; `None` when the token is not good or nobody could be asked.
-    pub async fn review(&self, token: &str) -> Option<UserInfo> {
-        let key = token.to_string();
-        if let Some(known) = self.cache.get(&key) {
-            return known;
+    /// The user of a token that came from an address; `None` when the token is not good.
+    ///
+    /// # Errors
+    /// When nobody could be asked, or too much is being asked at once; a retry may help.
+    pub(super) async fn review(
+        &self,
+        token: &str,
+        from: IpAddr,
+    ) -> Result<Option<UserInfo>, NoAnswer> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Ok(None);
         }
-        let review = TokenReview {
-            spec: TokenReviewSpec {
-                token: key.clone(),
-                audiences: self.audiences.clone(),
-            },
-            ..TokenReview::default()
-        };
-        let answer =
-            tokio::time::timeout(TIMEOUT, self.api.create(&PostParams::default(), &review)).await;
-        let status = match answer {
+        let question = self.digester.digest(token.as_bytes());
+        let (api, ttl, token) = (self.api.clone(), self.ttl, token.to_string());
+        self.reviews
+            .answer(question, group(from), move || ask_token(api, token, ttl))
+            .await
+    }
+}
+
+async fn ask_token(
+    api: Api<TokenReview>,
+    token: String,
+    ttl: Duration,
+) -> Option<Answer<Option<UserInfo>>> {
+    let review = TokenReview {
+        spec: TokenReviewSpec {
+            token,
+            audiences: None,
+        },
+        ..TokenReview::default()
+    };
+    let status =
+        match tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &review)).await {
             Ok(Ok(review)) => review.status?,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "Unable to authenticate the request: TokenReview failed");
@@ -102,18 +102,32 @@ impl DelegatedAuthentication {
                 return None;
             }
         };
-        let user = status
-            .user
-            .filter(|_| status.authenticated == Some(true))
-            .map(|user| UserInfo {
-                username: user.username.unwrap_or_default(),
-                uid: user.uid.unwrap_or_default(),
-                groups: user.groups.unwrap_or_default(),
-                extra: user.extra.unwrap_or_default(),
-            });
-        self.cache.put(key, user.clone(), self.ttl);
-        user
-    }
+    let user = status
+        .user
+        .filter(|_| status.authenticated == Some(true))
+        .map(|user| UserInfo {
+            username: user.username.unwrap_or_default(),
+            uid: user.uid.unwrap_or_default(),
+            groups: user.groups.unwrap_or_default(),
+            extra: user.extra.unwrap_or_default(),
+        });
+    Some(Answer {
+        bytes: user.as_ref().map_or(0, user_bytes),
+        good: user.is_some(),
+        value: user,
+        ttl,
+    })
+}
+
+fn user_bytes(user: &UserInfo) -> usize {
+    let list = |texts: &[String]| texts.iter().map(|t| t.len() + 24).sum::<usize>();
+    let extra = |extra: &BTreeMap<String, Vec<String>>| {
+        let each = extra
+            .iter()
+            .map(|(key, values)| key.len() + 48 + list(values));
+        each.sum::<usize>()
+    };
+    user.username.len() + user.uid.len() + list(&user.groups) + extra(&user.extra)
 }
 
 /// Permissions by SubjectAccessReview.
@@ -121,7 +135,9 @@ pub struct DelegatedAuthorization {
     api: Api<SubjectAccessReview>,
     allow_ttl: Duration,
     deny_ttl: Duration,
-    cache: Cache<(UserInfo, Attributes), Result<(), String>>,
+    digester: Digester,
+    /// `Err` is the reason for a refusal.
+    reviews: Reviews<Digest, Result<(), String>>,
 }
 
 impl DelegatedAuthorization {
@@ -131,50 +147,67 @@ impl DelegatedAuthorization {
             api: Api::all(client),
             allow_ttl,
             deny_ttl,
-            cache: Cache::new(),
+            digester: Digester::new(),
+            reviews: Reviews::new(ACCESS_FLIGHTS, CACHE),
         }
     }
 
-    /// Whether a user may; the error is the reason for people.
+    /// Whether a user may; the inner error is the reason why not.
     ///
     /// # Errors
-    /// When the user may not, or nobody could be asked (a retry may help then).
-    pub async fn review(&self, user: &UserInfo, attributes: &Attributes) -> Result<(), String> {
-        let key = (user.clone(), attributes.clone());
-        if let Some(known) = self.cache.get(&key) {
-            return known;
-        }
+    /// When nobody could be asked, or too much is being asked at once; a retry may help.
+    pub(super) async fn review(
+        &self,
+        user: &UserInfo,
+        attributes: &Attributes,
+    ) -> Result<Result<(), String>, NoAnswer> {
         let review = SubjectAccessReview {
             spec: spec(user, attributes),
             ..SubjectAccessReview::default()
         };
-        let status =
-            match tokio::time::timeout(TIMEOUT, self.api.create(&PostParams::default(), &review))
-                .await
-            {
-                Ok(Ok(review)) => review.status.unwrap_or_default(),
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "SubjectAccessReview failed");
-                    return Err("authorization could not be checked".into());
-                }
-                Err(_) => return Err("authorization check timed out".into()),
-            };
-        let answer = if status.allowed {
-            Ok(())
-        } else {
-            Err(status.reason.unwrap_or_default())
-        };
-        self.cache.put(
-            key,
-            answer.clone(),
-            if answer.is_ok() {
-                self.allow_ttl
-            } else {
-                self.deny_ttl
-            },
-        );
-        answer
+        let text = serde_json::to_vec(&review.spec).map_err(|_| NoAnswer::Failed)?;
+        let question = self.digester.digest(&text);
+        let owner = self.digester.digest(user.username.as_bytes());
+        let (api, allow_ttl, deny_ttl) = (self.api.clone(), self.allow_ttl, self.deny_ttl);
+        let ask = move || ask_access(api, review, allow_ttl, deny_ttl);
+        self.reviews.answer(question, owner, ask).await
     }
+}
+
+async fn ask_access(
+    api: Api<SubjectAccessReview>,
+    review: SubjectAccessReview,
+    allow_ttl: Duration,
+    deny_ttl: Duration,
+) -> Option<Answer<Result<(), String>>> {
+    let asked = tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &review)).await;
+    let status = match asked {
+        Ok(Ok(review)) => review.status.unwrap_or_default(),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "SubjectAccessReview failed");
+            return None;
+        }
+        Err(_) => {
+            tracing::warn!("SubjectAccessReview timed out");
+            return None;
+        }
+    };
+    let reason = status.reason.unwrap_or_default();
+    Some(if status.allowed {
+        Answer {
+            value: Ok(()),
+            bytes: 0,
+            good: true,
+            ttl: allow_ttl,
+        }
+    } else {
+        Answer {
+            bytes: reason.len(),
+            value: Err(reason),
+            good: false,
+            ttl: deny_ttl,
+        }
+    })
 }
 
 fn spec(user: &UserInfo, attributes: &Attributes) -> SubjectAccessReviewSpec {
