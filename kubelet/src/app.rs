@@ -354,7 +354,11 @@ impl Parts {
             object_changes.clone(),
             &shutdown,
         ));
-        let volumes = VolumeManager::new(paths.root().to_path_buf(), objects.clone());
+        let volumes = VolumeManager::observed(
+            paths.root().to_path_buf(),
+            objects.clone(),
+            Arc::new(metrics::observe_volume_mount),
+        );
         objects.set_volumes(volumes.clone());
         let classes = factory.as_ref().map(|f| {
             (

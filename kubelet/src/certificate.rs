@@ -325,7 +325,10 @@ pub async fn rotate_client_cert(
         };
         match obtained.and_then(|pem| store.update(&pem)) {
             Ok(_) => return true,
-            Err(error) => tracing::error!(%error, "certificate rotation failed, will retry"),
+            Err(error) => {
+                crate::metrics::CLIENT_RENEW_ERRORS.inc();
+                tracing::error!(%error, "certificate rotation failed, will retry");
+            }
         }
         if shutdown
             .run_until(tokio::time::sleep(ROTATION_RETRY))

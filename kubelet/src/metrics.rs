@@ -66,6 +66,14 @@ metric!(ORPHANED_RUNTIME_PODS: IntCounter = register_int_counter!("kubelet_orpha
 metric!(WORKING_PODS: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_working_pods", "Number of pods the kubelet is actually running, broken down by lifecycle phase, whether the pod is desired, orphaned, or runtime only (also orphaned), and whether the pod is static."), &["lifecycle", "config", "static"]));
 metric!(PROBE_RESULTS: IntCounterVec = register_int_counter_vec!(opts!("prober_probe_total", "Cumulative number of a liveness, readiness or startup probe for a container by result."), &["probe_type", "result", "container", "pod", "namespace", "pod_uid"]));
 metric!(PROBE_DURATION: HistogramVec = register_histogram_vec!(histogram_opts!("prober_probe_duration_seconds", "Duration in seconds for a probe response."), &["probe_type", "container", "pod", "namespace"]));
+metric!(PLEG_RELIST_INTERVAL: Histogram = register_histogram!(histogram_opts!("kubelet_pleg_relist_interval_seconds", "Interval in seconds between relisting in PLEG.")));
+metric!(CLIENT_RENEW_ERRORS: IntCounter = register_int_counter!("kubelet_certificate_manager_client_expiration_renew_errors", "Counter of certificate renewal errors."));
+metric!(SERVER_RENEW_ERRORS: IntCounter = register_int_counter!("kubelet_server_expiration_renew_errors", "Counter of certificate renewal errors."));
+metric!(CGROUP_MANAGER_DURATION: HistogramVec = register_histogram_vec!(histogram_opts!("kubelet_cgroup_manager_duration_seconds", "Duration in seconds for cgroup manager operations. Broken down by method."), &["operation_type"]));
+metric!(STORAGE_OPERATION_DURATION: HistogramVec = register_histogram_vec!(
+    histogram_opts!("storage_operation_duration_seconds", "Storage operation duration", vec![0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0]),
+    &["migrated", "operation_name", "status", "volume_plugin"]
+));
 metric!(CERTIFICATE_EXPIRATION: IntGauge = register_int_gauge!("kubelet_certificate_manager_client_ttl_seconds", "Gauge of the TTL (time-to-live) of the Kubelet's client certificate."));
 
 /// Makes the metrics that are worth a zero appear at once.
@@ -84,6 +92,10 @@ pub fn init(node_name: &str) {
     LazyLock::force(&POD_START_DURATION);
     LazyLock::force(&POD_START_SLI_DURATION);
     LazyLock::force(&PLEG_RELIST);
+    LazyLock::force(&PLEG_RELIST_INTERVAL);
+    for metric in [&*CLIENT_RENEW_ERRORS, &*SERVER_RENEW_ERRORS] {
+        metric.inc_by(0);
+    }
     LazyLock::force(&IMAGE_PULL_DURATION);
     LazyLock::force(&EVICTIONS);
 }
@@ -124,6 +136,13 @@ pub(crate) fn forget_probes(pod: &Pod, container: &str, probe_type: ProbeType) {
         ]);
     }
     let _ = PROBE_DURATION.remove_label_values(&[probe_type.as_str(), container, name, namespace]);
+}
+
+pub(crate) fn observe_volume_mount(plugin: &'static str, ok: bool, took: Duration) {
+    let status = if ok { "success" } else { "fail-unknown" };
+    STORAGE_OPERATION_DURATION
+        .with_label_values(&["false", "volume_mount", status, plugin])
+        .observe(took.as_secs_f64());
 }
 
 pub(crate) fn observe_image_pull(size_bytes: u64, took: Duration) {

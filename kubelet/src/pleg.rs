@@ -61,6 +61,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let mut last = BTreeMap::new();
+    let mut last_relist: Option<Instant> = None;
     let mut ticker = tokio::time::interval(RELIST_PERIOD);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -90,6 +91,9 @@ pub async fn run(
             continue;
         }
         let begin = Instant::now();
+        if let Some(earlier) = last_relist.replace(begin) {
+            metrics::PLEG_RELIST_INTERVAL.observe((begin - earlier).as_secs_f64());
+        }
         match runtime.pods().await {
             Ok(pods) => {
                 let now = snapshot(&pods);

@@ -441,13 +441,57 @@ pub struct ContainerStats {
     pub writable_layer_inodes_used: u64,
 }
 
+/// Counters of a network interface since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceStats {
+    pub name: String,
+    pub rx_bytes: u64,
+    pub rx_packets: u64,
+    pub rx_errors: u64,
+    pub rx_dropped: u64,
+    pub tx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_errors: u64,
+    pub tx_dropped: u64,
+}
+
+impl InterfaceStats {
+    /// Every interface but the loopback of a `/proc/net/dev`.
+    pub fn parse(table: &str) -> Vec<Self> {
+        table
+            .lines()
+            .filter_map(|line| {
+                let (name, rest) = line.split_once(':')?;
+                let name = name.trim();
+                let fields: Vec<u64> = rest
+                    .split_whitespace()
+                    .map_while(|field| field.parse().ok())
+                    .collect();
+                // Receive: bytes packets errs drop fifo frame compressed multicast; transmit: the same first four.
+                if name == "lo" || fields.len() < 12 {
+                    return None;
+                }
+                Some(Self {
+                    name: name.to_owned(),
+                    rx_bytes: fields[0],
+                    rx_packets: fields[1],
+                    rx_errors: fields[2],
+                    rx_dropped: fields[3],
+                    tx_bytes: fields[8],
+                    tx_packets: fields[9],
+                    tx_errors: fields[10],
+                    tx_dropped: fields[11],
+                })
+            })
+            .collect()
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PodSandboxStats {
     pub id: String,
-    pub rx_bytes: u64,
-    pub rx_errors: u64,
-    pub tx_bytes: u64,
-    pub tx_errors: u64,
+    /// None where the pod has the node's network.
+    pub interfaces: Vec<InterfaceStats>,
     pub process_count: u64,
     pub containers: Vec<ContainerStats>,
 }

@@ -190,6 +190,7 @@ async fn rotate_serving(rotation: Option<Rotation>, tls: ServerTls) {
             Err(error) => Err(error),
         };
         if let Err(error) = kept {
+            crate::metrics::SERVER_RENEW_ERRORS.inc();
             tracing::error!(%error, "cannot get a serving certificate, will retry");
             if r.shutdown
                 .run_until(tokio::time::sleep(SERVING_RETRY))

@@ -93,6 +93,13 @@ pub fn parse_mountinfo(text: &str) -> Option<Hierarchies> {
     v2.map(Hierarchies::V2)
 }
 
+/// Counts how long an operation takes, until it is dropped.
+fn timer(operation: &str) -> prometheus::HistogramTimer {
+    crate::metrics::CGROUP_MANAGER_DURATION
+        .with_label_values(&[operation])
+        .start_timer()
+}
+
 /// Makes and removes directories below one root, e.g. `/` or `/kubelet`.
 #[derive(Clone, Debug)]
 pub struct CgroupManager {
@@ -156,13 +163,7 @@ impl CgroupManager {
 
     /// The directory that holds memory accounting for `name`.
     pub fn memory_path(&self, name: &str) -> PathBuf {
-        let relative = name.trim_start_matches('/');
-        match &self.hierarchies {
-            Hierarchies::V1(map) => map
-                .get("memory")
-                .map_or_else(PathBuf::new, |m| m.join(relative)),
-            Hierarchies::V2(root) => root.join(relative),
-        }
+        self.controller_path(&["memory"], name)
     }
 
     /// The memory limit of `name`, if it has one, and what is used of it, in bytes. `None`: it cannot be read.
@@ -184,12 +185,17 @@ impl CgroupManager {
 
     /// The directory that counts CPU time for `name`.
     pub fn cpu_path(&self, name: &str) -> PathBuf {
+        self.controller_path(&["cpuacct", "cpu"], name)
+    }
+
+    /// The directory of `name` where the first mounted one of `controllers` is; an empty path where none is.
+    pub fn controller_path(&self, controllers: &[&str], name: &str) -> PathBuf {
         let relative = name.trim_start_matches('/');
         match &self.hierarchies {
-            Hierarchies::V1(map) => map
-                .get("cpuacct")
-                .or_else(|| map.get("cpu"))
-                .map_or_else(PathBuf::new, |m| m.join(relative)),
+            Hierarchies::V1(map) => controllers
+                .iter()
+                .find_map(|controller| map.get(*controller))
+                .map_or_else(PathBuf::new, |mount| mount.join(relative)),
             Hierarchies::V2(root) => root.join(relative),
         }
     }
@@ -203,6 +209,7 @@ impl CgroupManager {
     /// # Errors
     /// The first directory or file that refuses.
     pub fn ensure(&self, name: &str, config: &ResourceConfig) -> Result<(), CgroupError> {
+        let _timer = timer("create");
         for (controller, dir) in self.directories(name) {
             self.make_dir(&controller, &dir)?;
         }
@@ -246,6 +253,7 @@ impl CgroupManager {
     /// # Errors
     /// The first file that refuses.
     pub fn update(&self, name: &str, config: &ResourceConfig) -> Result<(), CgroupError> {
+        let _timer = timer("update");
         for (controller, dir) in self.directories(name) {
             for (file, value) in files(&controller, config) {
                 let path = dir.join(&file);
@@ -263,6 +271,7 @@ impl CgroupManager {
     /// # Errors
     /// What could not be removed after a second; the next cleanup finds it again.
     pub async fn destroy(&self, name: &str) -> Result<(), CgroupError> {
+        let _timer = timer("destroy");
         let mut first = Ok(());
         for (_, dir) in self.directories(name) {
             if let Err(error) = remove_tree(&dir).await

@@ -65,8 +65,19 @@ impl ContainerManager {
         &self.cgroups
     }
 
-    fn kubepods(&self) -> String {
+    /// The cgroup above all pods.
+    pub fn kubepods(&self) -> String {
         format!("{}/kubepods", self.root)
+    }
+
+    /// The cgroups that hold those of pods: the one above all, and the two classes below it.
+    pub fn classes(&self) -> [String; 3] {
+        [
+            QosClass::Guaranteed,
+            QosClass::Burstable,
+            QosClass::BestEffort,
+        ]
+        .map(|qos| self.class(qos))
     }
 
     fn class(&self, qos: QosClass) -> String {

@@ -132,6 +132,29 @@ pub struct FsStats {
     pub inodes_free: u64,
 }
 
+/// The device that holds a path, such as `/dev/vda1`; its number where the kernel names none, as for tmpfs.
+pub fn device_of(path: &Path) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(data) = std::fs::metadata(path) else {
+        return String::new();
+    };
+    let (major, minor) = (
+        nix::sys::stat::major(data.dev()),
+        nix::sys::stat::minor(data.dev()),
+    );
+    device_name(&format!("{major}:{minor}"))
+}
+
+/// The name of a block device by its number `8:1`; the number itself where the kernel knows no such device.
+pub fn device_name(number: &str) -> String {
+    let event = std::fs::read_to_string(Path::new("/sys/dev/block").join(number).join("uevent"));
+    event
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVNAME="))
+        .map_or_else(|| number.to_owned(), |name| format!("/dev/{name}"))
+}
+
 /// # Errors
 /// When the path does not exist.
 pub fn fs_stats(path: &Path) -> nix::Result<FsStats> {

@@ -64,5 +64,6 @@ pub(super) async fn resource(State(server): State<Server>) -> Response {
 
 /// Containers in detail, by cadvisor's names.
 pub(super) async fn cadvisor(State(server): State<Server>) -> Result<Response, ApiError> {
-    Ok(text(cadvisor::render(&server.stats.snapshot(false).await?)))
+    let (snapshot, details) = server.stats.detailed().await?;
+    Ok(text(cadvisor::render(&snapshot, &details)))
 }

@@ -6,6 +6,7 @@
 //! Upstream: `pkg/kubelet/server/stats`, `pkg/kubelet/stats` (CRI provider).
 
 mod cgroup;
+mod detail;
 mod network;
 mod rate;
 mod summary;
@@ -18,14 +19,16 @@ use axum::Json;
 use axum::extract::{Query, State};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use runtime::api::{ContainerState, ContainerStats, ContainerStatus, FsUsage, PodSandboxStats};
+use runtime::api::{
+    ContainerState, ContainerStats, ContainerStatus, FsUsage, InterfaceStats, PodSandboxStats,
+};
 
 use super::container::label;
 use super::{ApiError, Server, ServerContext};
 use crate::cm::machine::{self, FsStats};
 use crate::pod;
 pub(super) use cgroup::Usage;
-pub(super) use network::Interface;
+pub(super) use detail::{Detail, DeviceIo, Pressure, Throttling};
 use rate::Rates;
 pub(super) use summary::Summary;
 pub(super) use volume::Volume;
@@ -44,18 +47,24 @@ pub(super) struct Snapshot {
     pub(super) boot_time: Timestamp,
     pub(super) node: Usage,
     pub(super) memory_capacity_bytes: u64,
-    pub(super) interfaces: Vec<Interface>,
+    pub(super) interfaces: Vec<InterfaceStats>,
     /// The cgroup above all pods.
     pub(super) all_pods: Option<Usage>,
     pub(super) kubelet: Option<Usage>,
     pub(super) root_fs: FsStats,
     pub(super) image_fs: Option<(FsUsage, FsStats)>,
+    /// The device below the images, such as `/dev/vda1`.
+    pub(super) image_device: String,
+    /// The cgroups between the node's and the pods', by name.
+    pub(super) classes: Vec<(String, Usage)>,
     pub(super) processes: (Option<i64>, Option<i64>),
     pub(super) pods: Vec<PodSnapshot>,
 }
 
 pub(super) struct PodSnapshot {
     pub(super) pod: Arc<Pod>,
+    /// When the first of its containers that run was started.
+    pub(super) started_at: Option<Timestamp>,
     pub(super) cgroup: String,
     pub(super) usage: Option<Usage>,
     pub(super) sandbox: Option<PodSandboxStats>,
@@ -68,6 +77,13 @@ pub(super) struct ContainerSnapshot {
     pub(super) stats: ContainerStats,
     pub(super) logs_bytes: u64,
     pub(super) logs_inodes: u64,
+}
+
+impl PodSnapshot {
+    /// The name of a container's cgroup.
+    pub(super) fn container_cgroup(&self, container: &ContainerSnapshot) -> String {
+        format!("{}/{}", self.cgroup, container.status.id)
+    }
 }
 
 impl Stats {
@@ -116,6 +132,32 @@ impl Stats {
             .await
             .map_err(|error| ApiError::internal(error.to_string()))
     }
+
+    /// One look with what is told of each of its cgroups beyond that, by the cgroup's name; dear, too.
+    pub(super) async fn detailed(&self) -> Result<(Snapshot, HashMap<String, Detail>), ApiError> {
+        let snapshot = self.snapshot(false).await?;
+        let context = self.context.clone();
+        let read = move || {
+            let cgroups = context.container_manager().cgroups();
+            let mut names = vec!["/".to_owned()];
+            names.extend(snapshot.classes.iter().map(|(name, _)| name.clone()));
+            for pod in &snapshot.pods {
+                names.push(pod.cgroup.clone());
+                names.extend(pod.containers.iter().map(|c| pod.container_cgroup(c)));
+            }
+            let details = names
+                .into_iter()
+                .map(|name| {
+                    let detail = detail::read(cgroups, &name);
+                    (name, detail)
+                })
+                .collect();
+            (snapshot, details)
+        };
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|error| ApiError::internal(error.to_string()))
+    }
 }
 
 /// The part that reads files.
@@ -159,6 +201,7 @@ fn look(
             pod::name(&pod),
             pod::uid(&pod),
         );
+        let started_at = running.iter().filter_map(|status| status.started_at).min();
         let containers = running
             .into_iter()
             .filter_map(|status| {
@@ -177,6 +220,7 @@ fn look(
             usage: read(&cgroup),
             cgroup,
             pod,
+            started_at,
             sandbox,
             containers,
             volumes: Vec::new(),
@@ -190,9 +234,19 @@ fn look(
         node: cgroup::node(read("/")),
         memory_capacity_bytes: machine::meminfo("MemTotal").unwrap_or(0),
         interfaces: network::interfaces(),
-        all_pods: read("/kubepods"),
+        all_pods: read(&manager.kubepods()),
         kubelet: cgroup::own_process(),
         root_fs: fs(context.paths().root()),
+        image_device: image_fs
+            .as_ref()
+            .map(|usage| machine::device_of(&usage.mountpoint))
+            .unwrap_or_default(),
+        classes: manager
+            .classes()
+            .into_iter()
+            .filter_map(|name| Some((read(&name)?, name)))
+            .map(|(usage, name)| (name, usage))
+            .collect(),
         image_fs: image_fs.map(|usage| {
             let stats = fs(&usage.mountpoint);
             (usage, stats)

@@ -141,11 +141,20 @@ struct Inner {
     source: Arc<dyn ObjectSource>,
     tokens: TokenCache,
     pods: Mutex<HashMap<String, PodState>>,
+    observer: Observer,
 }
+
+/// Told of every volume that was set up or could not be: its plugin's name, whether it went well, how long it took.
+pub type Observer = Arc<dyn Fn(&'static str, bool, std::time::Duration) + Send + Sync>;
 
 impl VolumeManager {
     /// `root_dir`: the kubelet's `--root-dir`. Links in it are resolved now, if it exists: the kernel's mount table has none.
     pub fn new(root_dir: PathBuf, source: Arc<dyn ObjectSource>) -> Self {
+        Self::observed(root_dir, source, Arc::new(|_, _, _| {}))
+    }
+
+    /// As [`Self::new`], and tells `observer` of what is set up.
+    pub fn observed(root_dir: PathBuf, source: Arc<dyn ObjectSource>, observer: Observer) -> Self {
         let root_dir = std::fs::canonicalize(&root_dir)
             .or_else(|_| std::path::absolute(&root_dir))
             .unwrap_or(root_dir);
@@ -154,6 +163,7 @@ impl VolumeManager {
             source,
             tokens: TokenCache::default(),
             pods: Mutex::default(),
+            observer,
         };
         Self {
             inner: Arc::new(inner),
@@ -430,7 +440,10 @@ impl VolumeManager {
             volume,
             ownership: Ownership::of(pod),
         };
-        let location = plugin.set_up(&mounter).await?;
+        let begin = std::time::Instant::now();
+        let outcome = plugin.set_up(&mounter).await;
+        (inner.observer)(plugin.name(), outcome.is_ok(), begin.elapsed());
+        let location = outcome?;
         if !plugin.managed() {
             self.pods()
                 .entry(uid.to_owned())

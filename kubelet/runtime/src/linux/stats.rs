@@ -151,7 +151,7 @@ pub async fn sandboxes(inner: &Arc<Inner>) -> Result<Vec<PodSandboxStats>, Runti
                     let table = in_namespace(Some(namespace), || {
                         std::fs::read_to_string("/proc/thread-self/net/dev")
                     });
-                    count_network(&mut stats, &table.unwrap_or_default());
+                    stats.interfaces = InterfaceStats::parse(&table.unwrap_or_default());
                 }
                 stats
             })
@@ -160,59 +160,24 @@ pub async fn sandboxes(inner: &Arc<Inner>) -> Result<Vec<PodSandboxStats>, Runti
     .await
 }
 
-/// Sums every interface but lo of a `/proc/net/dev`.
-fn count_network(stats: &mut PodSandboxStats, table: &str) {
-    for line in table.lines() {
-        let Some((name, rest)) = line.split_once(':') else {
-            continue;
-        };
-        if name.trim() == "lo" {
-            continue;
-        }
-        let fields: Vec<u64> = rest
-            .split_whitespace()
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        if let [
-            rx_bytes,
-            _,
-            rx_errors,
-            _,
-            _,
-            _,
-            _,
-            _,
-            tx_bytes,
-            _,
-            tx_errors,
-            ..,
-        ] = fields[..]
-        {
-            stats.rx_bytes += rx_bytes;
-            stats.rx_errors += rx_errors;
-            stats.tx_bytes += tx_bytes;
-            stats.tx_errors += tx_errors;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn network_counts_leave_lo_out() {
-        let table = "Inter-|   Receive  |  Transmit\n face |bytes packets errs\n    lo: 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9\n  eth0: 100 2 3 0 0 0 0 0 200 5 6 0 0 0 0 0\n";
-        let mut stats = PodSandboxStats::default();
-        count_network(&mut stats, table);
-        assert_eq!(
-            (
-                stats.rx_bytes,
-                stats.rx_errors,
-                stats.tx_bytes,
-                stats.tx_errors
-            ),
-            (100, 3, 200, 6)
-        );
+    fn interfaces_leave_lo_out() {
+        let table = "Inter-|   Receive  |  Transmit\n face |bytes packets errs\n    lo: 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9\n  eth0: 100 2 3 4 0 0 0 0 200 5 6 7 0 0 0 0\n";
+        let expect = InterfaceStats {
+            name: "eth0".into(),
+            rx_bytes: 100,
+            rx_packets: 2,
+            rx_errors: 3,
+            rx_dropped: 4,
+            tx_bytes: 200,
+            tx_packets: 5,
+            tx_errors: 6,
+            tx_dropped: 7,
+        };
+        assert_eq!(InterfaceStats::parse(table), [expect]);
     }
 }

@@ -21,14 +21,14 @@ pub(in super::super) struct Usage {
 }
 
 /// Limits above this mean none (v1 writes a huge number).
-const NO_LIMIT_BYTES: u64 = 1 << 60;
+pub(super) const NO_LIMIT_BYTES: u64 = 1 << 60;
 
 fn number(path: &Path) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// A value of a `key value` file.
-fn value(text: &str, key: &str) -> Option<u64> {
+pub(super) fn value(text: &str, key: &str) -> Option<u64> {
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
         .and_then(|value| value.trim().parse().ok())

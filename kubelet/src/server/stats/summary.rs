@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use runtime::api::ContainerStats as RuntimeStats;
 use serde::Serialize;
 
-use super::{ContainerSnapshot, Interface, PodSnapshot, Snapshot, Stats, Usage};
+use super::{ContainerSnapshot, PodSnapshot, Snapshot, Stats, Usage};
 use crate::cm::machine::FsStats as Statvfs;
 use crate::pod;
 
@@ -306,20 +306,7 @@ fn pod_stats(snapshot: &Snapshot, stats: &Stats, pod: &PodSnapshot, short: bool)
         memory: pod.usage.as_ref().map(|usage| memory(time, usage, None)),
         network: sandbox
             .filter(|_| !short && !pod::is_host_network(&pod.pod))
-            .map(|sandbox| {
-                let default = InterfaceStats {
-                    name: "eth0".to_owned(),
-                    rx_bytes: sandbox.rx_bytes,
-                    rx_errors: sandbox.rx_errors,
-                    tx_bytes: sandbox.tx_bytes,
-                    tx_errors: sandbox.tx_errors,
-                };
-                NetworkStats {
-                    time,
-                    interfaces: vec![default.clone()],
-                    default,
-                }
-            }),
+            .and_then(|sandbox| network(time, &sandbox.interfaces)),
         volumes: pod
             .volumes
             .iter()
@@ -431,7 +418,7 @@ fn memory(time: Time, usage: &Usage, capacity: Option<u64>) -> MemoryStats {
     }
 }
 
-fn network(time: Time, interfaces: &[Interface]) -> Option<NetworkStats> {
+fn network(time: Time, interfaces: &[runtime::api::InterfaceStats]) -> Option<NetworkStats> {
     let interfaces: Vec<InterfaceStats> = interfaces
         .iter()
         .map(|interface| InterfaceStats {
