@@ -394,4 +394,35 @@ mod tests {
         );
         assert!(Subject::parse(&der::tlv(der::SET, &[])).is_err());
     }
+
+    /// Whatever is read is written so that it is read as the same, and nothing that comes in makes the reader fall over.
+    #[test]
+    fn names_changed_at_random() {
+        let seed = name(&[
+            &[
+                (O, PRINTABLE_STRING, b"system:nodes"),
+                (O, UTF8_STRING, b"b"),
+            ],
+            &[(UID, IA5_STRING, b"7")],
+            &[(CN, UTF8_STRING, "system:node:\u{e9}".as_bytes())],
+        ]);
+        let mut read = 0;
+        for _ in 0..20_000 {
+            let mut data = seed.clone();
+            for _ in 0..rand::random_range(1..4) {
+                let at = rand::random_range(0..data.len());
+                match rand::random_range(0..3) {
+                    0 => data[at] = rand::random(),
+                    1 => data[at] ^= 1u8 << rand::random_range(0..8),
+                    _ => data.truncate(at.max(1)),
+                }
+            }
+            if let Ok(subject) = Subject::parse(&data) {
+                read += 1;
+                let again = Subject::parse(&subject.to_der()).unwrap();
+                assert_eq!(again.attributes, subject.attributes, "{data:02x?}");
+            }
+        }
+        assert!(read > 1000, "{read}");
+    }
 }

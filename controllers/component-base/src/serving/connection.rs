@@ -31,9 +31,13 @@ use crate::shutdown::Shutdown;
 use crate::tls::ServerTls;
 
 /// Longest head of a request, in bytes; 431 beyond. Upstream: 1 MiB, of which no client of ours uses a hundredth.
-const MAX_HEADER_BYTES: usize = 64 * 1024;
-/// Requests at once on a connection of HTTP/2. Upstream's kubelet: Go's default.
-const MAX_STREAMS: u32 = 250;
+const MAX_HEADER_BYTES: usize = 32 * 1024;
+/// Requests at once on a connection of HTTP/2. Upstream: the same in `k8s.io/apiserver/pkg/server/secure_serving.go`.
+const MAX_STREAMS: u32 = 100;
+/// What a peer may send on HTTP/2 before it is read, in bytes, for a request and for a connection. Requests here have next to no bodies.
+const WINDOW_BYTES: u32 = 65_535;
+/// After this long without a word a peer is asked by TCP whether it still lives, and as often again. Upstream: Go's default.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 /// A peer that is gone is noticed by this (HTTP/2). Upstream's clients: `HTTP2_READ_IDLE_TIMEOUT_SECONDS`, 30.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// And this long after.
@@ -210,6 +214,7 @@ pub(super) async fn serve(
 ) {
     // Small replies matter more here than packets saved.
     let _ = stream.set_nodelay(true);
+    keep_alive(&stream);
     let evicted = slot.clone();
     let ended = async {
         let Some(tls) = service.tls.clone() else {
@@ -255,6 +260,17 @@ pub(super) async fn serve(
     }
 }
 
+/// Has the kernel notice a peer that is gone: nothing else does while logs are followed that say nothing.
+fn keep_alive(stream: &TcpStream) {
+    let times = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE);
+    let set = socket2::SockRef::from(stream).set_tcp_keepalive(&times);
+    if let Err(error) = set {
+        tracing::debug!(%error, "TCP keepalive cannot be set");
+    }
+}
+
 async fn serve_stream<S>(stream: S, peer: Peer, http2: bool, service: &Service)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -279,6 +295,8 @@ where
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
         .max_header_list_size(MAX_HEADER_BYTES as u32)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);

@@ -32,11 +32,13 @@ const CACHE: CacheLimits = CacheLimits {
 const TOKEN_FLIGHTS: FlightLimits = FlightLimits {
     total: 32,
     per_owner: 8,
+    waiting: 512,
 };
 /// Questions about users: each has a part of them.
 const ACCESS_FLIGHTS: FlightLimits = FlightLimits {
     total: 128,
     per_owner: 16,
+    waiting: 512,
 };
 
 /// Bearer tokens by TokenReview.

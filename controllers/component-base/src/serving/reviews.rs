@@ -131,6 +131,8 @@ pub(super) struct FlightLimits {
     pub(super) total: usize,
     /// At once for one who asks.
     pub(super) per_owner: usize,
+    /// Requests that wait for the flights at once, each with its head in memory.
+    pub(super) waiting: usize,
 }
 
 /// An answer that may be kept.
@@ -158,6 +160,7 @@ struct State<O, V> {
     bad: Cache<V>,
     flights: HashMap<Digest, watch::Receiver<Option<Result<V, NoAnswer>>>>,
     owners: HashMap<O, usize>,
+    waiting: usize,
 }
 
 /// Questions of one kind, asked on behalf of owners `O`.
@@ -177,6 +180,7 @@ where
             bad: Cache::new(cache),
             flights: HashMap::new(),
             owners: HashMap::new(),
+            waiting: 0,
         };
         Self {
             limits,
@@ -204,7 +208,10 @@ where
             if let Some(known) = state.bad.get(&question, now) {
                 return Ok(known);
             }
-            match state.flights.get(&question) {
+            if state.waiting >= self.limits.waiting {
+                return Err(NoAnswer::Busy);
+            }
+            let flight = match state.flights.get(&question) {
                 Some(flight) => flight.clone(),
                 None => {
                     let of_owner = state.owners.get(&owner).copied().unwrap_or(0);
@@ -230,12 +237,30 @@ where
                     });
                     receiver
                 }
-            }
+            };
+            state.waiting += 1;
+            flight
+        };
+        let _waiting = Waiting {
+            state: self.state.clone(),
         };
         match flight.wait_for(Option::is_some).await {
             Ok(answer) => answer.clone().unwrap_or(Err(NoAnswer::Failed)),
             // The flight's task panicked.
             Err(_) => Err(NoAnswer::Failed),
+        }
+    }
+}
+
+/// A request that waits for a flight.
+struct Waiting<O, V> {
+    state: Arc<Mutex<State<O, V>>>,
+}
+
+impl<O, V> Drop for Waiting<O, V> {
+    fn drop(&mut self) {
+        if let Ok(mut state) = self.state.lock() {
+            state.waiting -= 1;
         }
     }
 }
@@ -348,6 +373,7 @@ mod tests {
         let flights = FlightLimits {
             total: 3,
             per_owner: 2,
+            waiting: 100,
         };
         Arc::new(Reviews::new(flights, CACHE))
     }
@@ -371,7 +397,14 @@ mod tests {
                 async move { reviews.answer(key(1), 1, ask).await },
             ));
         }
-        tokio::task::yield_now().await;
+        while reviews.state.lock().unwrap().waiting < 100 {
+            tokio::task::yield_now().await;
+        }
+        // No more may wait, for this or for anything else.
+        for n in [1, 2] {
+            let more = reviews.answer(key(n), 2, ask()).await;
+            assert_eq!(more, Err(NoAnswer::Busy));
+        }
         // Who asked first leaves; the others are answered all the same.
         waiting.remove(0).abort();
         go.send_replace(true);
@@ -410,6 +443,7 @@ mod tests {
         assert_eq!(open(6, 1).await.unwrap(), Ok(6));
         let state = reviews.state.lock().unwrap();
         assert!(state.flights.is_empty() && state.owners.is_empty());
+        assert_eq!(state.waiting, 0);
     }
 
     #[tokio::test]
