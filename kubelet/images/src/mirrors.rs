@@ -62,8 +62,12 @@ pub(crate) struct Host {
     pub(crate) resolve: bool,
     pub(crate) tls: Tls,
     pub(crate) headers: HeaderMap,
-    /// The registry itself; mirrors are told by `?ns=` whom they stand for.
+    /// The registry's own entry: credentials go to it however it is reached.
     pub(crate) origin: bool,
+    /// Another host than the image names: it is told by `?ns=` whom it stands for. Upstream: `isProxy`.
+    pub(crate) proxy: bool,
+    /// Asked by plain HTTP once it turns out that it knows no TLS. Upstream: `NewHTTPFallback`.
+    pub(crate) plain_fallback: bool,
     pub(crate) dial_timeout: Duration,
 }
 
@@ -122,28 +126,51 @@ enum ClientItem {
 /// The hosts to ask for images of `registry`, in order; the registry itself comes last.
 ///
 /// # Errors
-/// The registry's hosts file cannot be read or holds something wrong.
+/// The registry's folder cannot be read. A hosts file that makes no sense is told in the log and not used, as containerd
+/// does: what stands beside it and the registry itself are.
 pub(crate) fn hosts(dir: &Path, registry: &str) -> Result<Vec<Host>, MirrorsError> {
-    let folder = folders(dir, registry)
-        .into_iter()
-        .find(|folder| folder.is_dir());
+    let mut folder = None;
+    for candidate in folders(dir, registry) {
+        let exists = candidate.try_exists().map_err(|source| MirrorsError::Io {
+            path: candidate.clone(),
+            source,
+        })?;
+        if exists {
+            folder = Some(candidate);
+            break;
+        }
+    }
     let Some(folder) = folder else {
-        return Ok(vec![default_host(registry, Tls::default(), dir)?]);
+        return Ok(vec![default_host(registry, Tls::default())?]);
     };
     let path = folder.join("hosts.toml");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(vec![default_host(
-                registry,
-                docker_certificates(&folder)?,
-                &folder,
-            )?]);
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(source) => return Err(MirrorsError::Io { path, source }),
     };
-    let file: HostsFile = toml::from_str(&text).map_err(|source| MirrorsError::Toml {
-        path: path.clone(),
+    if text.is_empty() {
+        return Ok(vec![default_host(registry, docker_certificates(&folder)?)?]);
+    }
+    match parse(&path, &text, registry) {
+        Ok(hosts) => Ok(hosts),
+        Err(error) => {
+            // The file, the line and what is wrong there, on one line of the log.
+            let error = error.to_string().replace('\n', " ");
+            tracing::error!(
+                registry,
+                error,
+                "failed to decode hosts.toml: it is not used"
+            );
+            Ok(vec![default_host(registry, docker_certificates(&folder)?)?])
+        }
+    }
+}
+
+/// The entries of a hosts file, in its order, the registry's own last.
+fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Host>, MirrorsError> {
+    let file: HostsFile = toml::from_str(text).map_err(|source| MirrorsError::Toml {
+        path: path.to_owned(),
         source: Box::new(source),
     })?;
     let mut tables: Vec<_> = file.host.into_iter().collect();
@@ -151,18 +178,24 @@ pub(crate) fn hosts(dir: &Path, registry: &str) -> Result<Vec<Host>, MirrorsErro
     tables.sort_by_key(|(_, table)| table.span().start);
     let mut hosts = Vec::with_capacity(tables.len() + 1);
     for (name, table) in tables {
-        hosts.push(host(&path, &name, table.into_inner(), false)?);
+        hosts.push(host(path, &name, table.into_inner(), registry)?);
     }
-    let own_tls = file.own.ca.is_some() || file.own.client.is_some();
-    let server = match file.server {
-        Some(server) => server,
-        None => format!(
-            "{}://{}",
-            default_scheme(registry, own_tls),
-            default_name(registry)
-        ),
+    let mut own = match file.server.filter(|server| !server.is_empty()) {
+        Some(server) => host(path, &server, file.own, registry)?,
+        None => {
+            let table = HostTable {
+                // Not what the file says: upstream sets all of these for a server it was not told.
+                capabilities: None,
+                override_path: false,
+                ..file.own
+            };
+            let mut own = host(path, &default_server(registry), table, registry)?;
+            own.skip_verify_on_this_machine(registry);
+            own
+        }
     };
-    hosts.push(host(&path, &server, file.own, true)?);
+    own.origin = true;
+    hosts.push(own);
     Ok(hosts)
 }
 
@@ -180,40 +213,70 @@ fn folders(dir: &Path, registry: &str) -> Vec<PathBuf> {
     folders
 }
 
-fn default_name(registry: &str) -> &str {
-    if registry == DOCKER_HUB {
-        DOCKER_HUB_HOST
-    } else {
-        registry
+/// Whether the registry is this machine. Upstream: `docker.IsLocalhost`.
+fn is_local(registry: &str) -> bool {
+    let (host, _) = split_port(registry);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+/// Host and port; the port is empty if there is none.
+fn split_port(authority: &str) -> (&str, &str) {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => {
+            (host, port)
+        }
+        _ => (authority, ""),
     }
 }
 
-/// Plain HTTP for this machine's own registries without certificates, HTTPS for all others.
-fn default_scheme(registry: &str, has_tls: bool) -> &'static str {
-    let host = match registry.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => registry.split(':').next().unwrap_or_default(),
+/// The registry as it is reached when nobody says how: by HTTPS, but for ports of this machine other than 443.
+fn default_server(registry: &str) -> String {
+    if registry == DOCKER_HUB {
+        return format!("https://{DOCKER_HUB_HOST}");
+    }
+    let (_, port) = split_port(registry);
+    let scheme = match is_local(registry) && !port.is_empty() && port != "443" {
+        true => "http",
+        false => "https",
     };
-    let local = host == "localhost"
-        || host
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback());
-    if local && !has_tls { "http" } else { "https" }
+    format!("{scheme}://{registry}")
 }
 
-fn default_host(registry: &str, tls: Tls, dir: &Path) -> Result<Host, MirrorsError> {
-    let has_tls = tls != Tls::default();
-    let server = format!(
-        "{}://{}",
-        default_scheme(registry, has_tls),
-        default_name(registry)
-    );
-    let mut host = host(dir, &server, HostTable::default(), true)?;
-    host.tls = tls;
+fn default_host(registry: &str, tls: Tls) -> Result<Host, MirrorsError> {
+    let table = HostTable::default();
+    let mut host = host(Path::new("/"), &default_server(registry), table, registry)?;
+    host.origin = true;
+    if tls != Tls::default() {
+        host.tls = tls;
+        host.prefer_tls();
+    }
+    host.skip_verify_on_this_machine(registry);
     Ok(host)
 }
 
-fn host(path: &Path, name: &str, table: HostTable, origin: bool) -> Result<Host, MirrorsError> {
+impl Host {
+    /// A port that may be either is tried with TLS first if TLS is configured for it.
+    fn prefer_tls(&mut self) {
+        if self.base.scheme() == "http" && self.base.port_or_known_default() != Some(80) {
+            // Cannot fail between these two; a port other than 80 is written out and stays.
+            self.plain_fallback = self.base.set_scheme("https").is_ok();
+        }
+    }
+
+    /// Nobody signs certificates for this machine's own registries.
+    fn skip_verify_on_this_machine(&mut self, registry: &str) {
+        if is_local(registry) && split_port(registry).1 != "80" {
+            self.tls.skip_verify = true;
+            self.prefer_tls();
+        }
+    }
+}
+
+fn host(path: &Path, name: &str, table: HostTable, registry: &str) -> Result<Host, MirrorsError> {
     let wrong = |reason: String| MirrorsError::Host {
         path: path.to_owned(),
         host: name.to_owned(),
@@ -234,19 +297,19 @@ fn host(path: &Path, name: &str, table: HostTable, origin: bool) -> Result<Host,
     }
     base.set_path(&url_path);
 
-    let (mut pull, mut resolve) = (true, true);
-    if let Some(capabilities) = table.capabilities {
-        (pull, resolve) = (false, false);
-        for capability in capabilities {
-            match capability.to_lowercase().as_str() {
-                "pull" => pull = true,
-                "resolve" => resolve = true,
-                "push" | "referrers" => {}
-                _ => return Err(wrong(format!("unknown capability {capability:?}"))),
-            }
+    let named = table.capabilities.unwrap_or_default();
+    // An empty list says no more than none.
+    let (mut pull, mut resolve) = (named.is_empty(), named.is_empty());
+    for capability in named {
+        match capability.to_lowercase().as_str() {
+            "pull" => pull = true,
+            "resolve" => resolve = true,
+            "push" | "referrers" => {}
+            _ => return Err(wrong(format!("unknown capability {capability:?}"))),
         }
     }
     let dir = path.parent().unwrap_or(Path::new("/"));
+    let has_tls = table.ca.is_some() || table.client.is_some() || table.skip_verify.is_some();
     let mut tls = Tls {
         skip_verify: table.skip_verify.unwrap_or(false),
         ..Tls::default()
@@ -262,7 +325,6 @@ fn host(path: &Path, name: &str, table: HostTable, origin: bool) -> Result<Host,
             .map(|item| match item {
                 ClientItem::Both(file) => Ok((dir.join(&file), dir.join(&file))),
                 ClientItem::Pair(pair) => match pair.as_slice() {
-                    [both] => Ok((dir.join(both), dir.join(both))),
                     [cert, key] if key.is_empty() => Ok((dir.join(cert), dir.join(cert))),
                     [cert, key] => Ok((dir.join(cert), dir.join(key))),
                     other => Err(wrong(format!("invalid client pair {other:?}"))),
@@ -287,18 +349,35 @@ fn host(path: &Path, name: &str, table: HostTable, origin: bool) -> Result<Host,
             parse_duration(text).ok_or_else(|| wrong(format!("invalid dial_timeout {text:?}")))?
         }
     };
-    Ok(Host {
+    if tls.client.len() > 1 {
+        tracing::warn!(
+            host = name,
+            "hosts.toml names several client certificates: the first is used"
+        );
+    }
+    let authority = full
+        .split_once("://")
+        .map_or(full.as_str(), |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or_default();
+    let is_hub = registry == DOCKER_HUB && authority == DOCKER_HUB_HOST;
+    let mut host = Host {
         base,
         pull,
         resolve,
         tls,
         headers,
-        origin,
+        origin: false,
+        proxy: authority != registry && !is_hub,
+        plain_fallback: false,
         dial_timeout,
-    })
+    };
+    if has_tls {
+        host.prefer_tls();
+    }
+    Ok(host)
 }
 
-/// Go's notation of a duration, of one or more of `h`, `m`, `s`, `ms`.
+/// Go's notation of a duration, of one or more of `h`, `m`, `s`, `ms`, `us`, `ns`.
 fn parse_duration(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -314,6 +393,8 @@ fn parse_duration(text: &str) -> Option<Duration> {
             "m" => 60.0,
             "s" => 1.0,
             "ms" => 0.001,
+            "us" | "µs" | "μs" => 0.000_001,
+            "ns" => 0.000_000_001,
             _ => return None,
         };
         rest = &rest[unit..];
@@ -341,7 +422,9 @@ fn docker_certificates(folder: &Path) -> Result<Tls, MirrorsError> {
         match file.extension().and_then(|extension| extension.to_str()) {
             Some("crt") => tls.ca.push(file),
             Some("cert") => {
+                // Without a key beside it the file holds both.
                 let key = file.with_extension("key");
+                let key = if key.exists() { key } else { file.clone() };
                 tls.client.push((file, key));
             }
             _ => {}
@@ -371,6 +454,8 @@ mod tests {
                         (host.resolve, "resolve"),
                         (host.tls.skip_verify, "skip_verify"),
                         (host.origin, "origin"),
+                        (host.proxy, "proxy"),
+                        (host.plain_fallback, "plain_fallback"),
                     ] {
                         if flag {
                             line.push(' ');
@@ -420,16 +505,36 @@ mod tests {
             &[],
             &["https://registry.k8s.io/v2 pull resolve origin"],
         );
-        check(
-            "localhost:5000",
-            &[],
-            &["http://localhost:5000/v2 pull resolve origin"],
-        );
-        check(
-            "[::1]:5000",
-            &[],
-            &["http://[::1]:5000/v2 pull resolve origin"],
-        );
+        // This machine's: TLS that nobody verifies, or none; on port 80 none; on 443 and without a port TLS only.
+        for (registry, expect) in [
+            (
+                "localhost:5000",
+                "https://localhost:5000/v2 pull resolve skip_verify origin plain_fallback",
+            ),
+            (
+                "127.0.0.1:5000",
+                "https://127.0.0.1:5000/v2 pull resolve skip_verify origin plain_fallback",
+            ),
+            (
+                "[::1]:5000",
+                "https://[::1]:5000/v2 pull resolve skip_verify origin plain_fallback",
+            ),
+            ("localhost:80", "http://localhost/v2 pull resolve origin"),
+            (
+                "localhost:443",
+                "https://localhost/v2 pull resolve skip_verify origin",
+            ),
+            (
+                "localhost",
+                "https://localhost/v2 pull resolve skip_verify origin",
+            ),
+        ] {
+            check(registry, &[], &[expect]);
+            // A hosts file that does not say where the server is changes nothing of that.
+            let file = ("_default/hosts.toml", "[host.\"https://m.example\"]\n");
+            let mirror = "https://m.example/v2 pull resolve proxy";
+            check(registry, &[file], &[mirror, expect]);
+        }
         check(
             "10.0.0.1:5000",
             &[],
@@ -458,9 +563,9 @@ ca = "own.pem"
             "docker.io",
             &[("docker.io/hosts.toml", file)],
             &[
-                "http://z.example:5000/v2 pull resolve x-custom=a x-custom=b",
-                "https://a.example/sub/v2 pull skip_verify ca=docker.io/one.pem ca=/two.pem client=c.pem:k.pem client=d.pem:d.pem",
-                "https://b.example/proxy pull resolve",
+                "http://z.example:5000/v2 pull resolve proxy x-custom=a x-custom=b",
+                "https://a.example/sub/v2 pull skip_verify proxy ca=docker.io/one.pem ca=/two.pem client=c.pem:k.pem client=d.pem:d.pem",
+                "https://b.example/proxy pull resolve proxy",
                 "https://registry-1.docker.io/v2 pull resolve origin ca=docker.io/own.pem",
             ],
         );
@@ -469,7 +574,7 @@ ca = "own.pem"
             "ghcr.io",
             &[default],
             &[
-                "http://m/v2 pull resolve",
+                "http://m/v2 pull resolve proxy",
                 "https://ghcr.io/v2 pull resolve origin",
             ],
         );
@@ -488,27 +593,105 @@ ca = "own.pem"
         );
     }
 
+    /// Cases of containerd's `hosts.go`, each with what it makes of them.
     #[test]
-    fn wrong_files() {
-        check(
-            "r",
-            &[(
-                "r/hosts.toml",
+    fn as_containerd_reads_them() {
+        let file = |text: &'static str| [("r.io/hosts.toml", text)];
+        let own = "https://r.io/v2 pull resolve origin";
+        for (text, expect) in [
+            // An empty list is no list.
+            (
+                "[host.\"https://m\"]\ncapabilities = []",
+                vec!["https://m/v2 pull resolve proxy", own],
+            ),
+            (
+                "[host.\"https://m\"]\ncapabilities = [\"push\"]",
+                vec!["https://m/v2 proxy", own],
+            ),
+            // Capabilities without a server are nobody's.
+            ("capabilities = [\"push\"]", vec![own]),
+            (
+                "server = \"https://r.io\"\ncapabilities = [\"resolve\"]",
+                vec!["https://r.io/v2 resolve origin"],
+            ),
+            // Another host is told whom it stands for, whether it is called server or host.
+            (
+                "server = \"https://other.io\"\n[host.\"https://r.io\"]",
+                vec![
+                    "https://r.io/v2 pull resolve",
+                    "https://other.io/v2 pull resolve origin proxy",
+                ],
+            ),
+            (
+                "server = \"https://r.io/v2\"",
+                vec!["https://r.io/v2 pull resolve origin"],
+            ),
+            (
+                "server = \"https://r.io/a/../b/\"",
+                vec!["https://r.io/b/v2 pull resolve origin"],
+            ),
+            (
+                "server = \"https://r.io\"\noverride_path = true",
+                vec!["https://r.io/ pull resolve origin"],
+            ),
+            // Plain HTTP with settings of TLS: TLS is tried first, but on port 80.
+            (
+                "[host.\"http://m:5000\"]\nskip_verify = false",
+                vec!["https://m:5000/v2 pull resolve proxy plain_fallback", own],
+            ),
+            (
+                "[host.\"http://m:80\"]\nskip_verify = true",
+                vec!["http://m/v2 pull resolve skip_verify proxy", own],
+            ),
+            ("", vec![own]),
+            ("# nothing\n", vec![own]),
+            ("unknown = 1", vec![own]),
+        ] {
+            check("r.io", &file(text), &expect);
+        }
+    }
+
+    /// A file that makes no sense is not used; the certificates beside it are.
+    #[test]
+    fn broken_files() {
+        let path = Path::new("/d/r/hosts.toml");
+        for (text, expect) in [
+            (
                 "[host.\"http://m\"]\ncapabilities = [\"fly\"]",
-            )],
-            &["host \"http://m\": unknown capability \"fly\""],
-        );
-        check(
-            "r",
-            &[("r/hosts.toml", "server = \"ftp://m\"")],
-            &["host \"ftp://m\": must be an http or https URL"],
-        );
+                "\"/d/r/hosts.toml\": host \"http://m\": unknown capability \"fly\"",
+            ),
+            (
+                "server = \"ftp://m\"",
+                "\"/d/r/hosts.toml\": host \"ftp://m\": must be an http or https URL",
+            ),
+            (
+                "server = \"https://r\"\n[host",
+                "\"/d/r/hosts.toml\": TOML parse error at line 2",
+            ),
+            (
+                "[host.\"https://m\"]\nca = 5",
+                "\"/d/r/hosts.toml\": TOML parse error at line 2",
+            ),
+            (
+                "[host.\"https://m\"]\nclient = [[\"one\"]]",
+                "\"/d/r/hosts.toml\": host \"https://m\": invalid client pair [\"one\"]",
+            ),
+        ] {
+            let error = parse(path, text, "r").unwrap_err().to_string();
+            assert!(error.starts_with(expect), "{error}");
+            check(
+                "r",
+                &[("r/hosts.toml", text), ("r/x.crt", ""), ("r/y.cert", "")],
+                &["https://r/v2 pull resolve origin ca=r/x.crt client=y.cert:y.cert"],
+            );
+        }
     }
 
     #[test]
     fn durations() {
         assert_eq!(parse_duration("1m30s"), Some(Duration::from_secs(90)));
         assert_eq!(parse_duration("1.5s"), Some(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("2us"), Some(Duration::from_micros(2)));
         assert_eq!(parse_duration("5"), None);
         assert_eq!(parse_duration(""), None);
     }

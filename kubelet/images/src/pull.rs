@@ -60,7 +60,7 @@ pub enum PullError {
     },
 }
 
-/// Pulls with each credential in turn, then without.
+/// Pulls with each credential in turn; without one, if there is none.
 pub(crate) async fn pull(
     store: &ImageStore,
     image: &str,
@@ -72,7 +72,12 @@ pub(crate) async fn pull(
     })?;
     let anonymous = Auth::default();
     let mut refused = None;
-    for auth in auths.iter().chain([&anonymous]) {
+    let auths = if auths.is_empty() {
+        std::slice::from_ref(&anonymous)
+    } else {
+        auths
+    };
+    for auth in auths {
         match pull_with(store, &reference, auth).await {
             Ok(pulled) => return Ok(pulled),
             Err(error @ PullError::Refused { .. }) => {
@@ -81,7 +86,7 @@ pub(crate) async fn pull(
             Err(error) => return Err(error),
         }
     }
-    Err(refused.expect("the loop ran at least for the anonymous credential"))
+    Err(refused.expect("the loop ran at least once"))
 }
 
 async fn pull_with(
@@ -107,10 +112,13 @@ async fn pull_with(
         .await
         .map_err(|error| fail(&format!("failed to resolve reference {name:?}: "), error))?;
     let top = resolved.digest;
+    // Having a document is no proof that this repository has it: it must serve it once. After that its word is enough.
+    let digest_name = reference.with_digest(&top).to_string();
+    let known = inner.has_digest_name(&digest_name);
 
     let top_bytes = match resolved.body {
         Some(bytes) => bytes,
-        None => manifest_bytes(inner, &session, &top)
+        None => manifest_bytes(inner, &session, &top, known)
             .await
             .map_err(|error| fail("", error))?,
     };
@@ -129,7 +137,7 @@ async fn pull_with(
                     })?;
             crate::reference::validate_digest(&chosen.digest)
                 .map_err(|error| content(format!("digest {:?}: {error}", chosen.digest)))?;
-            let bytes = manifest_bytes(inner, &session, &chosen.digest)
+            let bytes = manifest_bytes(inner, &session, &chosen.digest, known)
                 .await
                 .map_err(|error| fail("", error))?;
             documents.push((chosen.digest.clone(), bytes.clone()));
@@ -141,7 +149,7 @@ async fn pull_with(
             }
         }
     };
-    let config_bytes = match known_blob(inner, &manifest.config.digest).await {
+    let config_bytes = match known_blob(inner, &manifest.config.digest, known).await {
         Some(bytes) => bytes,
         None => session
             .config(&manifest.config)
@@ -161,7 +169,6 @@ async fn pull_with(
             platform: host.to_string(),
         });
     }
-    let digest_name = reference.with_digest(&top).to_string();
     let names = Names {
         tags: reference.tag().map(|_| name.clone()).into_iter().collect(),
         digests: vec![digest_name],
@@ -328,19 +335,23 @@ async fn layers(
     Ok(())
 }
 
-/// A manifest or index; one that we have need not come again.
+/// A manifest or index; one that the repository served before (`known`) need not come again.
 async fn manifest_bytes(
     inner: &Arc<Inner>,
     session: &Session,
     digest: &str,
+    known: bool,
 ) -> Result<Bytes, RegistryError> {
-    match known_blob(inner, digest).await {
+    match known_blob(inner, digest, known).await {
         Some(bytes) => Ok(bytes),
         None => session.manifest(digest).await,
     }
 }
 
-async fn known_blob(inner: &Arc<Inner>, digest: &str) -> Option<Bytes> {
+async fn known_blob(inner: &Arc<Inner>, digest: &str, known: bool) -> Option<Bytes> {
+    if !known {
+        return None;
+    }
     let bytes = tokio::fs::read(inner.layout.blob(digest)).await.ok()?;
     digest::matches(&bytes, digest).then(|| bytes.into())
 }

@@ -10,6 +10,7 @@ mod error;
 mod session;
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -63,6 +64,7 @@ impl Registry {
             endpoints.push(Endpoint {
                 client: self.client(&host)?,
                 authorization: Mutex::new(None),
+                plain: AtomicBool::new(false),
                 host,
             });
         }
@@ -134,4 +136,29 @@ struct Endpoint {
     client: Client,
     /// What this host's last challenge led to.
     authorization: Mutex<Option<HeaderValue>>,
+    /// It turned out to know no TLS.
+    plain: AtomicBool,
+}
+
+impl Endpoint {
+    /// Whether the request is to be tried again by plain HTTP. Upstream: `httpFallback`, `isTLSError`, `isPortError`.
+    fn falls_back(&self, url: &reqwest::Url, error: &reqwest::Error) -> bool {
+        self.host.plain_fallback && url.scheme() == "https" && speaks_no_tls(error)
+    }
+}
+
+/// Whether what came was no TLS record.
+fn speaks_no_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidMessage(_));
+    }
+    // An I/O error names what it wraps not as its source.
+    if let Some(inner) = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref)
+        && speaks_no_tls(inner)
+    {
+        return true;
+    }
+    error.source().is_some_and(speaks_no_tls)
 }

@@ -160,7 +160,8 @@ impl ImageStore {
         Ok(Self { inner })
     }
 
-    /// Makes the image present and unpacked. `auths` are tried in order, then anonymously.
+    /// Makes the image present and unpacked, after the registry that it names agreed. `auths` are tried in order; none:
+    /// anonymously.
     ///
     /// # Errors
     /// See [`PullError`].

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -53,21 +54,21 @@ impl Session {
         }
     }
 
-    /// Which digest the session's name has now.
+    /// Which digest the session's name has now, by the word of a registry that knows this credential. A digest is asked
+    /// for too: that its content is here says nothing about who may have it.
     pub(crate) async fn resolve(&self) -> Result<Resolved, RegistryError> {
         let object = self.inner.reference.object();
-        if let Some(digest) = self.inner.reference.digest() {
-            return Ok(Resolved {
-                digest: digest.to_owned(),
-                body: None,
-            });
-        }
-        let mut tries = Tries::new(&self.inner, "resolve");
+        // As containerd: who may serve content may be asked whether it has a digest.
+        let by_digest = self.inner.reference.digest().is_some();
+        let mut tries = Tries::new(&self.inner, if by_digest { "pull" } else { "resolve" });
         for endpoint in self
             .inner
             .endpoints
             .iter()
-            .filter(|endpoint| endpoint.host.resolve)
+            .filter(|endpoint| match by_digest {
+                true => endpoint.host.pull,
+                false => endpoint.host.resolve,
+            })
         {
             match self.resolve_at(endpoint, object).await {
                 Ok(resolved) => return Ok(resolved),
@@ -88,12 +89,13 @@ impl Session {
             .await
         {
             Ok(response) => {
+                let wanted = self.inner.reference.digest();
                 let named = response
                     .headers()
                     .get("docker-content-digest")
                     .and_then(|value| value.to_str().ok())
                     .filter(|digest| crate::reference::validate_digest(digest).is_ok());
-                if let Some(digest) = named {
+                if let Some(digest) = named.filter(|digest| wanted.is_none_or(|w| w == *digest)) {
                     return Ok(Resolved {
                         digest: digest.to_owned(),
                         body: None,
@@ -109,8 +111,18 @@ impl Session {
         let body = self
             .document(endpoint, "manifests", object, MAX_DOCUMENT_BYTES)
             .await?;
+        let digest = match self.inner.reference.digest() {
+            Some(wanted) if digest::matches(&body, wanted) => wanted.to_owned(),
+            Some(wanted) => {
+                return Err(RegistryError::Content {
+                    what: format!("manifests {wanted}"),
+                    reason: format!("came with digest {}", digest::sha256(&body)),
+                });
+            }
+            None => digest::sha256(&body),
+        };
         Ok(Resolved {
-            digest: digest::sha256(&body),
+            digest,
             body: Some(body),
         })
     }
@@ -309,7 +321,7 @@ impl Session {
             self.inner.reference.path()
         );
         url.set_path(&path);
-        if !endpoint.host.origin {
+        if endpoint.host.proxy {
             url.query_pairs_mut()
                 .append_pair("ns", self.inner.reference.domain());
         }
@@ -357,6 +369,12 @@ impl Session {
     ) -> Result<Response, RegistryError> {
         let mut challenged = false;
         loop {
+            let mut url = url.clone();
+            if endpoint.plain.load(Ordering::Relaxed) {
+                // Cannot fail from https to http.
+                let _ = url.set_scheme("http");
+            }
+            let url = &url;
             let known = endpoint
                 .authorization
                 .lock()
@@ -372,10 +390,15 @@ impl Session {
             if let Some(value) = known {
                 request = request.header(AUTHORIZATION, value);
             }
-            let response = request
-                .send()
-                .await
-                .map_err(|error| unavailable(url, &error))?;
+            let response = match request.send().await {
+                Ok(response) => response,
+                Err(error) if endpoint.falls_back(url, &error) => {
+                    tracing::info!(%url, %error, "the registry does not speak TLS, asking by plain HTTP");
+                    endpoint.plain.store(true, Ordering::Relaxed);
+                    continue;
+                }
+                Err(error) => return Err(unavailable(url, &error)),
+            };
             let status = response.status();
             if status.is_success() {
                 return Ok(response);
@@ -390,7 +413,7 @@ impl Session {
                     .collect();
                 drop(response);
                 // Credentials for the registry go to a mirror only where nobody can listen.
-                let trusted = endpoint.host.origin || endpoint.host.base.scheme() == "https";
+                let trusted = endpoint.host.origin || url.scheme() == "https";
                 let anonymous = Auth::default();
                 let auth = if trusted {
                     &self.inner.auth

@@ -228,6 +228,19 @@ impl Inner {
             .map_err(ImageStoreError::io(format!("writing {}", path.display())))
     }
 
+    /// Whether an image has this name with a digest: its repository served that digest before.
+    pub(crate) fn has_digest_name(&self, name: &str) -> bool {
+        let state = self.state();
+        let mut known = state.images.values();
+        known.any(|known| {
+            known
+                .record
+                .repo_digests
+                .iter()
+                .any(|digest| digest == name)
+        })
+    }
+
     /// The image of this id, as it is now.
     pub(crate) fn image(&self, id: &str) -> Option<Image> {
         self.state().images.get(id).map(Known::image)
