@@ -3,6 +3,8 @@
 //! Owns: the request of an `httpGet`, https without verification, redirects on the same host, at most 10 KiB of body.
 //! A connection a request, as upstream. Upstream: `pkg/probe/http`, v1.36.
 
+mod redirect;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -33,6 +35,11 @@ pub enum HttpError {
     Http(#[from] hyper::Error),
     #[error("invalid request: {0}")]
     Request(#[from] ::http::Error),
+    #[error("failed to parse Location header {location:?}: {reason}")]
+    Location {
+        location: String,
+        reason: &'static str,
+    },
     #[error("stopped after 10 redirects")]
     TooManyRedirects,
 }
@@ -194,46 +201,19 @@ pub async fn get_following_redirects(request: &HttpGet) -> Result<Response, Http
     for _ in 0..MAX_REDIRECTS {
         let response = get(&request).await?;
         let redirect = matches!(response.status, 301 | 302 | 303 | 307 | 308);
-        let Some(location) = response.location.as_deref().filter(|_| redirect) else {
+        let Some(location) = response
+            .location
+            .as_deref()
+            .filter(|l| redirect && !l.is_empty())
+        else {
             return Ok(response);
         };
-        let Some(next) = resolve(&request, location) else {
+        let Some(next) = redirect::resolve(&request, location)? else {
             return Ok(response);
         };
-        if next.host != request.host {
-            return Ok(response);
-        }
         request = next;
     }
     Err(HttpError::TooManyRedirects)
-}
-
-/// Where a `Location` leads; `None` if it makes no sense.
-fn resolve(request: &HttpGet, location: &str) -> Option<HttpGet> {
-    let mut next = request.clone();
-    if let Some(path) = location.strip_prefix('/').filter(|p| !p.starts_with('/')) {
-        next.path = format!("/{path}");
-        return Some(next);
-    }
-    let uri: ::http::Uri = location.parse().ok()?;
-    match uri.scheme_str() {
-        Some("http") => next.https = false,
-        Some("https") => next.https = true,
-        Some(_) => return None,
-        None => {
-            // Relative to the directory of the present path.
-            let base = request.path.split('?').next().unwrap_or("/");
-            let dir = &base[..=base.rfind('/')?];
-            next.path = format!("{dir}{location}");
-            return Some(next);
-        }
-    }
-    next.host = uri.host()?.trim_matches(['[', ']']).to_owned();
-    next.port = uri.port_u16().unwrap_or(if next.https { 443 } else { 80 });
-    next.path = uri
-        .path_and_query()
-        .map_or_else(|| "/".to_owned(), ToString::to_string);
-    Some(next)
 }
 
 async fn exchange<S>(request: &HttpGet, stream: S) -> Result<Response, HttpError>
@@ -400,6 +380,7 @@ mod tests {
     async fn redirects_on_the_same_host_are_followed() {
         let port = serve(vec![
             "HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 301 Moved Permanently\r\nLocation: c?d=1\r\nContent-Length: 0\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
         ])
         .await;
