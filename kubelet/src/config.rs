@@ -5,6 +5,7 @@
 pub mod api_references;
 pub mod apiserver;
 pub mod file;
+pub mod manifest;
 
 use std::sync::Arc;
 

@@ -60,10 +60,14 @@ fn decode_single_pod(text: &str, path: &Path, node_name: &str) -> Result<Pod, Ma
         path: path.to_path_buf(),
         reason,
     };
-    let value: serde_json::Value =
-        serde_saphyr::from_str(text).map_err(|e| parse(e.to_string()))?;
-    if value.get("kind").and_then(|k| k.as_str()) != Some("Pod") {
-        return Err(parse("kind is not Pod".to_owned()));
+    let value = super::manifest::decode(text).map_err(parse)?;
+    let word = |key: &str| value.get(key).and_then(|k| k.as_str());
+    if word("kind") != Some("Pod") || word("apiVersion") != Some("v1") {
+        return Err(parse(format!(
+            "apiVersion and kind are {:?} and {:?}, not \"v1\" and \"Pod\"",
+            word("apiVersion").unwrap_or_default(),
+            word("kind").unwrap_or_default()
+        )));
     }
     let mut pod: Pod = serde_json::from_value(value).map_err(|e| parse(e.to_string()))?;
     if pod.metadata.name.as_deref().unwrap_or_default().is_empty() {
@@ -94,7 +98,11 @@ fn apply_defaults(pod: &mut Pod, text: &str, path: &Path, node_name: &str) {
         pod.metadata.uid = Some(uid);
     }
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    pod.metadata.name = pod.metadata.name.take().map(|n| format!("{n}-{node_name}"));
+    pod.metadata.name = pod
+        .metadata
+        .name
+        .take()
+        .map(|n| format!("{n}-{}", node_name.to_lowercase()));
     pod.metadata.namespace = pod
         .metadata
         .namespace
@@ -311,6 +319,31 @@ mod tests {
             pod.spec.unwrap().containers[0].image_pull_policy.as_deref(),
             Some("IfNotPresent")
         );
+    }
+
+    /// A file of two documents, with YAML 1.1's numbers and a key that comes twice.
+    #[test]
+    fn manifests_are_read_as_upstream_reads_them() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  terminationGracePeriodSeconds: 3e1\n  \
+                    hostNetwork: yes\n  containers:\n  - name: c\n    image: old\n    image: nginx:1\n    \
+                    ports: [{containerPort: 8e1}]\n    resources: {limits: {cpu: 1e0}}\n  \
+                    volumes: [{name: v, downwardAPI: {defaultMode: 0440}}]\n---\nkind: ConfigMap\n";
+        let pod = decode_single_pod(text, Path::new("/m/web.yaml"), "Node1").unwrap();
+        assert_eq!(pod.metadata.name.as_deref(), Some("web-node1"));
+        let spec = pod.spec.unwrap();
+        assert_eq!(spec.termination_grace_period_seconds, Some(30));
+        assert_eq!(spec.host_network, Some(true));
+        let container = &spec.containers[0];
+        assert_eq!(container.image.as_deref(), Some("nginx:1"));
+        assert_eq!(container.ports.as_ref().unwrap()[0].container_port, 80);
+        let limits = container.resources.as_ref().unwrap().limits.as_ref();
+        assert_eq!(limits.unwrap()["cpu"].0, "1");
+        let volume = &spec.volumes.unwrap()[0];
+        let mode = volume.downward_api.as_ref().unwrap().default_mode;
+        assert_eq!(mode, Some(0o440));
+        for text in ["kind: ConfigMap\n---\nkind: Pod\n", "kind: Pod\n"] {
+            decode_single_pod(text, Path::new("/m/web.yaml"), "n").unwrap_err();
+        }
     }
 
     #[test]
