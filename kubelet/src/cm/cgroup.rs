@@ -346,10 +346,7 @@ fn files(controller: &str, config: &ResourceConfig) -> Vec<(String, String)> {
     if controller == "cpu" || v2 {
         if let Some(shares) = config.cpu_shares {
             if v2 {
-                put(
-                    "cpu.weight",
-                    cpu_shares_to_weight(shares).max(1).to_string(),
-                );
+                put("cpu.weight", cpu_shares_to_weight(shares).to_string());
             } else {
                 put("cpu.shares", shares.to_string());
             }
@@ -485,7 +482,7 @@ mod tests {
         assert_eq!(
             files("", &config),
             [
-                ("cpu.weight", "100"),
+                ("cpu.weight", "39"),
                 ("cpu.max", "5000 100000"),
                 ("memory.max", "1048576")
             ]

@@ -39,20 +39,11 @@ pub fn milli_cpu_to_quota(milli: i64, period: i64) -> i64 {
     (milli * period / 1000).max(MIN_QUOTA_PERIOD)
 }
 
-/// The cgroup v2 weight for shares: a curve with 1 -> 1, 1024 -> 100, 262144 -> 10000, as the runtimes use since 2025.
+/// The cgroup v2 weight of a pod's or a QoS class's shares, in proportion: 2 to 262144 become 1 to 10000. Containers have
+/// another one, which is the runtime's (`runtime::linux::cgroup`). Upstream: `getCPUWeight`.
 pub fn cpu_shares_to_weight(shares: u64) -> u64 {
-    if shares == 0 {
-        return 0;
-    }
-    if shares <= MIN_SHARES {
-        return 1;
-    }
-    if shares >= MAX_SHARES {
-        return 10_000;
-    }
-    let l = (shares as f64).log2();
-    let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;
-    10f64.powf(exponent).ceil() as u64
+    let shares = shares.clamp(MIN_SHARES, MAX_SHARES);
+    1 + (shares - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
 }
 
 /// What a pod's or a QoS class's cgroup is set to. `None`: left alone.
@@ -264,12 +255,12 @@ pub fn container_resources(
 
 /// Upstream: `GetContainerOOMScoreAdjust`.
 pub fn container_oom_score_adjust(pod: &Pod, container: &Container, memory_capacity: u64) -> i64 {
-    let node_critical = pod
+    // Not every critical pod: a node's own, of the class that says so.
+    let class = pod
         .spec
         .as_ref()
-        .and_then(|s| s.priority)
-        .is_some_and(|p| p >= 2_000_001_000);
-    if pod::is_static(pod) || pod::is_mirror(pod) || node_critical {
+        .and_then(|s| s.priority_class_name.as_deref());
+    if class == Some("system-node-critical") && pod::is_critical(pod) {
         return GUARANTEED_OOM_SCORE_ADJ;
     }
     match get_pod_qos(pod) {
@@ -371,10 +362,20 @@ mod tests {
     }
 
     #[test]
-    fn weights_meet_the_fixed_points() {
-        assert_eq!(cpu_shares_to_weight(2), 1);
-        assert_eq!(cpu_shares_to_weight(1024), 100);
-        assert_eq!(cpu_shares_to_weight(262_144), 10_000);
+    fn weights_of_pods_and_classes() {
+        for (shares, weight) in [
+            (0, 1),
+            (2, 1),
+            (102, 4),
+            (512, 20),
+            (1024, 39),
+            (2048, 79),
+            (262_143, 9999),
+            (262_144, 10_000),
+            (u64::MAX, 10_000),
+        ] {
+            assert_eq!(cpu_shares_to_weight(shares), weight, "{shares}");
+        }
     }
 
     #[test]
@@ -439,5 +440,44 @@ mod tests {
         check(container(&[("memory", "1Gi")], &[]), 750);
         check(container(&[("memory", "4Gi")], &[]), 3);
         check(container(&[("cpu", "1")], &[]), 999);
+    }
+
+    /// Only a critical pod of the class `system-node-critical` is kept like a guaranteed one: a priority or a static pod
+    /// alone is not.
+    #[test]
+    fn oom_scores_of_critical_pods() {
+        let of = |class: Option<&str>, priority: Option<i32>, is_static: bool| {
+            let mut pod = pod(vec![container(&[], &[])]);
+            let spec = pod.spec.get_or_insert_default();
+            spec.priority_class_name = class.map(str::to_owned);
+            spec.priority = priority;
+            if is_static {
+                pod.metadata.annotations = Some(
+                    [(
+                        crate::pod::CONFIG_SOURCE_ANNOTATION.to_owned(),
+                        "file".to_owned(),
+                    )]
+                    .into(),
+                );
+            }
+            container_oom_score_adjust(&pod, &container(&[], &[]), 1 << 32)
+        };
+        let node = Some("system-node-critical");
+        let cluster = Some("system-cluster-critical");
+        for (class, priority, is_static, expect) in [
+            (node, Some(2_000_001_000), false, -997),
+            (node, None, true, -997),
+            (node, Some(0), false, 1000),
+            (cluster, Some(2_000_000_000), false, 1000),
+            (None, Some(2_000_001_000), false, 1000),
+            (None, None, true, 1000),
+            (cluster, Some(2_000_000_000), true, 1000),
+        ] {
+            assert_eq!(
+                of(class, priority, is_static),
+                expect,
+                "{class:?} {priority:?} {is_static}"
+            );
+        }
     }
 }
