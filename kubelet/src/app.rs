@@ -2,6 +2,7 @@
 //!
 //! Owns: the order of the start, and who gets what. Upstream: `cmd/kubelet/app/server.go`, v1.36.
 
+mod features;
 mod servers;
 
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use component_base::client::ClientConfig;
 use component_base::events::Recorder;
+use component_base::features::FeatureGates;
 use component_base::informer::{Factory, InformerOptions};
 use component_base::shutdown::Shutdown;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -23,6 +25,10 @@ use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig};
 use tokio::sync::{Notify, mpsc};
 use volumes::VolumeManager;
 
+use self::features::{
+    CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
+};
+use crate::backoff::Backoff;
 use crate::cm::cgroup::{CgroupError, CgroupManager};
 use crate::cm::machine::{MachineInfo, fs_stats, swap_is_on};
 use crate::cm::{ContainerManager, allocatable};
@@ -30,8 +36,11 @@ use crate::config::{Source, apiserver, file};
 use crate::configuration::KubeletConfiguration;
 use crate::configuration::load::{LoadError, load};
 use crate::events::{KubeletRecorder, Type, reason};
+use crate::image_gc::{ImageGcManager, ImageGcPolicy};
 use crate::image_manager::ImageManager;
 use crate::image_manager::credentials::Keyring;
+use crate::image_manager::pull_manager::PullManager;
+use crate::image_manager::verification::Verification;
 use crate::kubelet::Kubelet;
 use crate::kuberuntime::gc::GcPolicy;
 use crate::kuberuntime::{Dependencies, RuntimeManager};
@@ -50,7 +59,7 @@ use crate::runtime_class;
 use crate::status::manager::StatusManager;
 use crate::sync_loop::{CONFIG_QUEUE, Channels, SyncLoop};
 use crate::user_namespaces::UserNamespaceManager;
-use crate::{certificate, container_log, eviction, image_gc, metrics, node_network, pleg};
+use crate::{certificate, container_log, eviction, metrics, node_network, pleg};
 
 /// Pause between two tries to get a first certificate.
 const BOOTSTRAP_RETRY: Duration = Duration::from_secs(5);
@@ -95,6 +104,10 @@ pub enum AppError {
     Tls(#[from] component_base::tls::TlsError),
     #[error(transparent)]
     Serving(#[from] component_base::serving::ServingError),
+    #[error("image pull records: {0}")]
+    PullRecords(#[from] crate::image_manager::pull_record::RecordError),
+    #[error("preloadedImagesVerificationAllowlist: {0}")]
+    Allowlist(#[from] crate::image_manager::verification::PatternError),
 }
 
 fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
@@ -122,26 +135,37 @@ pub async fn run() -> Result<(), AppError> {
         );
     }
     let config = Arc::new(loaded.config);
-    feature_gates(&options, &config)?;
+    let gates = feature_gates(&options, &config)?;
     let shutdown = Shutdown::on_signals().map_err(io("install signal handlers"))?;
     metrics::init(&options.node_name);
-    Parts::build(options, config, shutdown).await?.run().await
+    Parts::build(options, config, &gates, shutdown)
+        .await?
+        .run()
+        .await
 }
 
-/// Upstream's gates that decide something here; others are named in a warning.
-const FEATURES: &[component_base::features::Feature] = &[];
-
-fn feature_gates(options: &Options, config: &KubeletConfiguration) -> Result<(), AppError> {
-    let mut gates = component_base::features::FeatureGates::new(FEATURES);
-    let mut settings: std::collections::BTreeMap<String, String> = config
-        .feature_gates
-        .iter()
-        .map(|(name, on)| (name.clone(), on.to_string()))
-        .collect();
-    settings.extend(options.feature_gates.clone());
-    gates.set(&settings)?;
-    gates.record_metrics();
-    Ok(())
+/// The records of pulls, read and in step with the images that are here. `None`: their gate is off.
+async fn pull_manager(
+    gates: &FeatureGates,
+    config: &KubeletConfiguration,
+    paths: &Paths,
+    runtime: &Arc<dyn Runtime>,
+) -> Result<Option<Arc<PullManager>>, AppError> {
+    if !gates.enabled(ENSURE_SECRET_PULLED_IMAGES) {
+        return Ok(None);
+    }
+    let verification = Verification::new(
+        &config.image_pull_credentials_verification_policy,
+        &config.preloaded_images_verification_allowlist,
+    )?;
+    // Upstream: `pullRecordsCacheSize`, at most 2000.
+    let limit = usize::try_from(config.max_pods).unwrap_or(110) * 5;
+    let pulls = PullManager::open(paths.root(), limit.clamp(1, 2000), verification)?;
+    match runtime.list_images().await {
+        Ok(images) => pulls.adopt(&images),
+        Err(error) => tracing::warn!(%error, "cannot list images: interrupted pulls stay noted"),
+    }
+    Ok(Some(Arc::new(pulls)))
 }
 
 /// A client, once there is a certificate. `None`: no kubeconfig, the kubelet runs alone, or it is to end.
@@ -273,6 +297,7 @@ impl Parts {
     async fn build(
         options: Options,
         config: Arc<KubeletConfiguration>,
+        gates: &FeatureGates,
         shutdown: Shutdown,
     ) -> Result<Self, AppError> {
         let paths = Paths::new(
@@ -373,11 +398,19 @@ impl Parts {
         ));
         let allocation = Arc::new(AllocationManager::load(paths.root()));
         let keyring = Arc::new(Keyring::for_node(paths.root()));
+        let pulls = pull_manager(gates, &config, &paths, &runtime).await?;
         let images = Arc::new(ImageManager::new(
             runtime.clone(),
             recorder.clone(),
             keyring,
+            pulls.clone(),
             &config,
+        ));
+        let image_gc = Arc::new(ImageGcManager::new(
+            runtime.clone(),
+            recorder.clone(),
+            pulls,
+            ImageGcPolicy::from(config.as_ref()),
         ));
         let runtime_manager = Arc::new(RuntimeManager::new(Dependencies {
             runtime: runtime.clone(),
@@ -391,6 +424,12 @@ impl Parts {
             probes: probes.clone(),
             node: node.clone(),
             paths: paths.clone(),
+            crash_loop: Backoff::of_crash_loops(
+                gates.enabled(REDUCE_CRASH_LOOP_BACK_OFF),
+                gates
+                    .enabled(CRASH_LOOP_BACK_OFF_MAX)
+                    .then(|| config.max_container_restart_period()),
+            ),
             config: config.clone(),
             supports_rro: true,
             supports_user_namespaces: true,
@@ -408,6 +447,7 @@ impl Parts {
             objects,
             container_manager,
             user_namespaces,
+            image_gc,
             recorder,
             paths,
             config: config.clone(),
@@ -482,7 +522,7 @@ impl Parts {
                 .run(kubelet.paths.root().to_path_buf(), token.clone()),
         );
         tokio::spawn(container_log::run(kubelet.clone(), token.clone()));
-        tokio::spawn(image_gc::run(kubelet.clone(), token.clone()));
+        tokio::spawn(kubelet.image_gc.clone().run(token.clone()));
         tokio::spawn(eviction::manager::run(
             kubelet.clone(),
             changed.clone(),

@@ -479,7 +479,6 @@ pub const UNUSED_FIELDS: &[&str] = &[
     "fileCheckFrequency",
     "tlsCurvePreferences",
     "enableContentionProfiling",
-    "preloadedImagesVerificationAllowlist",
     "volumeStatsAggPeriod",
     "kubeletCgroups",
     "systemCgroups",

@@ -29,6 +29,9 @@ pub mod reason {
     pub const PULLED: &str = "Pulled";
     pub const INSPECT_FAILED: &str = "InspectFailed";
     pub const ERR_IMAGE_NEVER_PULL: &str = "ErrImageNeverPull";
+    pub const FREE_DISK_SPACE_FAILED: &str = "FreeDiskSpaceFailed";
+    pub const IMAGE_GC_FAILED: &str = "ImageGCFailed";
+    pub const INVALID_DISK_CAPACITY: &str = "InvalidDiskCapacity";
     pub const FAILED_MOUNT: &str = "FailedMount";
     pub const SANDBOX_CHANGED: &str = "SandboxChanged";
     pub const FAILED_CREATE_POD_SANDBOX: &str = "FailedCreatePodSandBox";

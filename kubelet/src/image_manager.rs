@@ -1,9 +1,18 @@
 //! Makes sure that an image is there before a container is made of it.
 //!
-//! Owns: pull policies, back-off, how many pulls run at once, and the events about them. The bytes are the runtime's.
-//! Upstream: `pkg/kubelet/images/image_manager.go`, v1.36.
+//! Owns: pull policies, back-off, how many pulls run at once, who may use what is here already, and the events about all
+//! that. The bytes are the runtime's. Upstream: `pkg/kubelet/images/image_manager.go`, v1.36.
+//!
+//! ```text
+//! on the node? ── no ──────────────────────> pull (policy Never: ErrImageNeverPull)
+//!      └─ yes ─> records: may this pod? ─ no ─┘
+//!                     └─ yes ─> use it
+//! ```
 
 pub mod credentials;
+pub mod pull_manager;
+pub mod pull_record;
+pub mod verification;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -20,8 +29,10 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::configuration::KubeletConfiguration;
 use crate::events::{KubeletRecorder, Type, reason};
-use crate::pod;
-use credentials::Keyring;
+use crate::{metrics, pod};
+use credentials::{Keyring, TrackedAuth};
+use pull_manager::{PodCredentials, PullManager};
+use pull_record::ImagePullCredentials;
 
 /// Upstream: `imageBackOffPeriod`, `MaxImageBackOff`.
 const INITIAL_BACKOFF: Duration = Duration::from_secs(10);
@@ -47,7 +58,42 @@ pub struct ImageManager {
     previous_error: Mutex<HashMap<String, String>>,
     parallel: Option<Semaphore>,
     rate: Option<TokenBucket>,
-    policy_never_verifies: bool,
+    /// `None`: the gate KubeletEnsureSecretPulledImages is off, and what is here is everybody's.
+    pulls: Option<Arc<PullManager>>,
+}
+
+/// What happens to a request for an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// It is here, and the pod may use it.
+    Use,
+    Pull,
+    /// `ErrImageNeverPull`: it is not here, or not for this pod; which of both is not told.
+    Refuse,
+}
+
+/// `present`: the image is on the node; `accessible`: this pod may use it as it is, asked only if it matters.
+fn next(policy: &str, present: bool, accessible: impl FnOnce() -> bool) -> Next {
+    match (policy, present) {
+        ("Always", _) => Next::Pull,
+        (_, true) if accessible() => Next::Use,
+        ("Never", _) => Next::Refuse,
+        _ => Next::Pull,
+    }
+}
+
+/// Upstream: `trackedToImagePullCreds`.
+fn to_pull_credentials(used: Option<&TrackedAuth>) -> ImagePullCredentials {
+    match used.and_then(|tracked| tracked.secret.clone()) {
+        Some(secret) => ImagePullCredentials {
+            kubernetes_secrets: vec![secret],
+            ..ImagePullCredentials::default()
+        },
+        None => ImagePullCredentials {
+            node_pods_accessible: true,
+            ..ImagePullCredentials::default()
+        },
+    }
 }
 
 fn failure(reason: &'static str, message: String) -> ImageFailure {
@@ -77,6 +123,7 @@ impl ImageManager {
         runtime: Arc<dyn Runtime>,
         recorder: KubeletRecorder,
         keyring: Arc<Keyring>,
+        pulls: Option<Arc<PullManager>>,
         config: &KubeletConfiguration,
     ) -> Self {
         let qps = config.registry_pull_qps;
@@ -93,8 +140,7 @@ impl ImageManager {
                     u32::try_from(config.registry_burst).unwrap_or(1),
                 )
             }),
-            policy_never_verifies: config.image_pull_credentials_verification_policy
-                == "NeverVerify",
+            pulls,
         }
     }
 
@@ -127,35 +173,129 @@ impl ImageManager {
         } else {
             "IfNotPresent"
         });
-        if policy != "Always" {
-            let found = self.runtime.image_status(&image).await.map_err(|e| {
+        let count = |present: &str, pull: &str| {
+            metrics::ENSURE_IMAGE_REQUESTS
+                .with_label_values(&[policy.to_lowercase().as_str(), present, pull])
+                .inc();
+        };
+        let found = match policy {
+            "Always" => None,
+            _ => self.runtime.image_status(&image).await.map_err(|e| {
                 let message = format!("Failed to inspect image {requested:?}: {e}");
                 event(Type::Warning, reason::INSPECT_FAILED, message.clone());
+                count("unknown", "unknown");
                 failure("ImageInspectError", message)
-            })?;
-            if let Some(found) = found {
-                let suffix = if self.policy_never_verifies {
-                    ""
-                } else {
-                    " and can be accessed by the pod"
+            })?,
+        };
+        let accessible = match &found {
+            Some(found) => self.accessible(requested, &image, found, secrets).await,
+            None => false,
+        };
+        let present = match (policy, &found) {
+            ("Always", _) => "unknown",
+            (_, found) => bool_label(found.is_some()),
+        };
+        match next(policy, found.is_some(), || accessible) {
+            Next::Use => {
+                count(present, "false");
+                let suffix = match self.pulls {
+                    Some(_) => " and can be accessed by the pod",
+                    None => "",
                 };
                 event(
                     Type::Normal,
                     reason::PULLED,
                     format!("Container image {requested:?} already present on machine{suffix}"),
                 );
-                return Ok(found);
+                return found.ok_or_else(|| failure("ImageInspectError", String::new()));
             }
-            if policy == "Never" {
+            Next::Refuse => {
+                count(present, if found.is_some() { "true" } else { "unknown" });
                 let message = format!(
                     "Container image {requested:?} is not present with pull policy of Never"
                 );
                 event(Type::Warning, reason::ERR_IMAGE_NEVER_PULL, message.clone());
                 return Err(failure("ErrImageNeverPull", message));
             }
+            Next::Pull => count(present, "true"),
         }
         self.pull_image(pod, requested, &image, secrets, cancel, &event)
             .await
+    }
+
+    /// Whether the pod may use what is here, by the records and its secrets.
+    async fn accessible(
+        &self,
+        requested: &str,
+        image: &str,
+        found: &ImageStatus,
+        secrets: &[Arc<Secret>],
+    ) -> bool {
+        let Some(pulls) = self.pulls.clone() else {
+            return true;
+        };
+        let (requested, image, found) = (requested.to_owned(), image.to_owned(), found.clone());
+        let (keyring, secrets) = (self.keyring.clone(), secrets.to_vec());
+        let asked = tokio::task::spawn_blocking(move || {
+            !pulls.must_attempt_pull(&requested, &found, || PodCredentials {
+                secrets: keyring
+                    .lookup(&image, &secrets)
+                    .into_iter()
+                    .filter_map(|tracked| tracked.secret)
+                    .collect(),
+                // Only credential providers use accounts, and there are none yet.
+                service_account: None,
+            })
+        });
+        // A panic in there must not open the image.
+        asked.await.unwrap_or(false)
+    }
+
+    /// With each credential in turn, or anonymously if there is none. Answers the one that opened it.
+    async fn pull_with_each(
+        &self,
+        image: &str,
+        credentials: &[TrackedAuth],
+    ) -> Result<(String, Option<TrackedAuth>), PullFailure> {
+        if credentials.is_empty() {
+            let id = self.runtime.pull_image(image, &[]).await?;
+            return Ok((id, None));
+        }
+        let mut failure: Option<PullFailure> = None;
+        for tracked in credentials {
+            let auth = std::slice::from_ref(&tracked.auth);
+            match self.runtime.pull_image(image, auth).await {
+                Ok(id) => return Ok((id, Some(tracked.clone()))),
+                Err(error) => match &mut failure {
+                    Some(failure) => failure.add(&error),
+                    None => failure = Some(error.into()),
+                },
+            }
+        }
+        Err(failure.expect("there was a credential, and it failed"))
+    }
+
+    /// Notes in the records what became of a pull.
+    async fn note(&self, note: impl FnOnce(&PullManager) + Send + 'static) {
+        if let Some(pulls) = self.pulls.clone()
+            && let Err(error) = tokio::task::spawn_blocking(move || note(&pulls)).await
+        {
+            tracing::error!(%error, "failed to note an image pull");
+        }
+    }
+
+    /// Notes that a pull begins, before anything of it can come.
+    async fn begin(&self, requested: &str, image: &str) -> Result<(), String> {
+        let Some(pulls) = self.pulls.clone() else {
+            return Ok(());
+        };
+        let present = self.runtime.image_status(image).await;
+        let present = present.map_err(|e| e.to_string())?.map(|found| found.id);
+        let name = requested.to_owned();
+        tokio::task::spawn_blocking(move || pulls.begin(&name, present.as_deref()))
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())
     }
 
     async fn pull_image(
@@ -186,6 +326,13 @@ impl ImageManager {
             reason::PULLING,
             format!("Pulling image {requested:?}"),
         );
+        self.begin(requested, image).await.map_err(|error| {
+            let message = format!(
+                "Failed to record image pull intent for container image {requested:?}: {error}"
+            );
+            event(Type::Warning, reason::FAILED, message.clone());
+            failure("ErrImagePull", message)
+        })?;
         let begin = Instant::now();
         let cancelled = || failure("ErrImagePull", "pod is being terminated".to_owned());
 
@@ -198,19 +345,27 @@ impl ImageManager {
                 Some(semaphore) => semaphore.acquire().await.ok(),
                 None => None,
             };
-            let auths = self.keyring.lookup(image, secrets);
+            let credentials = self.credentials(image, secrets).await;
             let begin = Instant::now();
-            let id = self.runtime.pull_image(image, &auths).await?;
-            let status = self.runtime.image_status(&id).await?;
-            Ok::<_, RuntimeError>((id, status, begin.elapsed()))
+            let (id, used) = self.pull_with_each(image, &credentials).await?;
+            Ok::<_, PullFailure>((id, used, begin.elapsed()))
         };
         let outcome = tokio::select! {
-            () = cancel.cancelled() => return Err(cancelled()),
+            () = cancel.cancelled() => {
+                let name = requested.to_owned();
+                self.note(move |pulls| pulls.abandoned(&name)).await;
+                return Err(cancelled());
+            }
             outcome = pull => outcome,
         };
         let total = begin.elapsed();
+        let name = requested.to_owned();
         match outcome {
-            Ok((id, status, took)) => {
+            Ok((id, used, took)) => {
+                let (credentials, noted) = (to_pull_credentials(used.as_ref()), id.clone());
+                self.note(move |pulls| pulls.pulled(&name, &noted, &credentials))
+                    .await;
+                let status = self.runtime.image_status(&id).await.ok().flatten();
                 let status = status.unwrap_or(ImageStatus {
                     id,
                     ..ImageStatus::default()
@@ -225,17 +380,19 @@ impl ImageManager {
                         status.size_bytes
                     ),
                 );
-                crate::metrics::observe_image_pull(status.size_bytes, total);
+                metrics::observe_image_pull(status.size_bytes, total);
                 self.backoff.gc(Timestamp::now());
                 Ok(status)
             }
             Err(error) => {
+                self.note(move |pulls| pulls.failed(&name)).await;
                 event(
                     Type::Warning,
                     reason::FAILED,
                     format!("Failed to pull image {requested:?}: {error}"),
                 );
-                self.backoff.next(&key, Timestamp::now());
+                let now = Timestamp::now();
+                self.backoff.next(&key, now, now);
                 let mut failed = eval_pull_error(image, &error);
                 failed.retry_after = Some(self.backoff.get(&key));
                 self.errors()
@@ -243,6 +400,13 @@ impl ImageManager {
                 Err(failed)
             }
         }
+    }
+
+    async fn credentials(&self, image: &str, secrets: &[Arc<Secret>]) -> Vec<TrackedAuth> {
+        let (keyring, secrets, image) = (self.keyring.clone(), secrets.to_vec(), image.to_owned());
+        tokio::task::spawn_blocking(move || keyring.lookup(&image, &secrets))
+            .await
+            .unwrap_or_default()
     }
 
     fn errors(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
@@ -264,8 +428,45 @@ fn millis(d: Duration) -> String {
     component_base::duration::format(Duration::from_millis(ms))
 }
 
-fn eval_pull_error(image: &str, error: &RuntimeError) -> ImageFailure {
-    match error {
+fn bool_label(on: bool) -> &'static str {
+    if on { "true" } else { "false" }
+}
+
+/// What every credential failed with, the first as an error and all as text.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.text())]
+struct PullFailure {
+    #[source]
+    first: RuntimeError,
+    messages: Vec<String>,
+}
+
+impl From<RuntimeError> for PullFailure {
+    fn from(first: RuntimeError) -> Self {
+        let messages = vec![first.to_string()];
+        Self { first, messages }
+    }
+}
+
+impl PullFailure {
+    fn add(&mut self, error: &RuntimeError) {
+        let message = error.to_string();
+        if !self.messages.contains(&message) {
+            self.messages.push(message);
+        }
+    }
+
+    /// As upstream's aggregate: one error is itself, several stand in brackets.
+    fn text(&self) -> String {
+        match self.messages.as_slice() {
+            [one] => one.clone(),
+            all => format!("[{}]", all.join(", ")),
+        }
+    }
+}
+
+fn eval_pull_error(image: &str, error: &PullFailure) -> ImageFailure {
+    match &error.first {
         RuntimeError::Image(ImageError::RegistryUnavailable { .. }) => failure(
             "RegistryUnavailable",
             format!("image pull failed for {image} because the registry is unavailable: {error}"),
@@ -279,24 +480,9 @@ fn eval_pull_error(image: &str, error: &RuntimeError) -> ImageFailure {
         RuntimeError::Image(ImageError::InvalidImageName { .. }) => {
             failure("InvalidImageName", error.to_string())
         }
-        other => failure("ErrImagePull", other.to_string()),
+        _ => failure("ErrImagePull", error.to_string()),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn default_tags() {
-        assert_eq!(
-            apply_default_image_tag("busybox").unwrap(),
-            "busybox:latest"
-        );
-        assert_eq!(
-            apply_default_image_tag("registry.k8s.io/pause:3.10").unwrap(),
-            "registry.k8s.io/pause:3.10"
-        );
-        assert!(apply_default_image_tag("UPPER//bad:::x").is_err());
-    }
-}
+mod tests;

@@ -22,6 +22,7 @@ use crate::active_deadline;
 use crate::cm::ContainerManager;
 use crate::configuration::KubeletConfiguration;
 use crate::events::{KubeletRecorder, Type, reason};
+use crate::image_gc::ImageGcManager;
 use crate::kuberuntime::RuntimeManager;
 use crate::kuberuntime::gc::GcPolicy;
 use crate::node::NodeState;
@@ -65,6 +66,7 @@ pub struct Kubelet {
     pub objects: Arc<ObjectCache>,
     pub container_manager: Arc<ContainerManager>,
     pub user_namespaces: Arc<UserNamespaceManager>,
+    pub image_gc: Arc<ImageGcManager>,
     pub recorder: KubeletRecorder,
     pub paths: Paths,
     pub config: Arc<KubeletConfiguration>,

@@ -39,9 +39,6 @@ use crate::sandbox_config::{SandboxFacts, generate_pod_sandbox_config};
 use crate::status::containers::StartFailure;
 use crate::user_namespaces::UserNamespaceManager;
 
-/// Upstream: `containerBackOffPeriod`.
-const INITIAL_CONTAINER_BACKOFF: Duration = Duration::from_secs(10);
-
 /// RuntimeClasses, as the API server has them.
 #[async_trait]
 pub trait RuntimeClasses: Send + Sync {
@@ -66,6 +63,8 @@ pub struct Dependencies {
     pub node: Arc<NodeState>,
     pub paths: Paths,
     pub config: Arc<KubeletConfiguration>,
+    /// Of containers that end again and again.
+    pub crash_loop: Backoff,
     /// For static pods before the API server is known.
     pub supports_rro: bool,
     pub supports_user_namespaces: bool,
@@ -75,7 +74,6 @@ pub struct Dependencies {
 /// Shared by the pod workers.
 pub struct RuntimeManager {
     d: Dependencies,
-    crash_loop: Backoff,
     /// Pod UID -> container -> why it does not start.
     failures: Mutex<HashMap<String, HashMap<String, StartFailure>>>,
 }
@@ -124,10 +122,8 @@ enum SandboxFailure {
 
 impl RuntimeManager {
     pub fn new(d: Dependencies) -> Self {
-        let max = d.config.max_container_restart_period();
         Self {
             d,
-            crash_loop: Backoff::new(INITIAL_CONTAINER_BACKOFF, max),
             failures: Mutex::default(),
         }
     }
@@ -173,7 +169,7 @@ impl RuntimeManager {
     pub fn forget_pod(&self, uid: &str) {
         self.failures().remove(uid);
         self.d.images.forget_pod(uid);
-        self.crash_loop.forget_prefix(&format!("{uid}/"));
+        self.d.crash_loop.forget_prefix(&format!("{uid}/"));
     }
 
     /// Brings the pod a step nearer to what it should be.

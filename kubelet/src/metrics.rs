@@ -55,6 +55,13 @@ metric!(IMAGE_PULL_DURATION: HistogramVec = register_histogram_vec!(
     histogram_opts!("kubelet_image_pull_duration_seconds", "Duration in seconds to pull an image.", vec![1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0]),
     &["image_size_in_bytes"]
 ));
+metric!(ENSURE_IMAGE_REQUESTS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_image_manager_ensure_image_requests_total", "Number of ensure-image requests processed by the kubelet."), &["pull_policy", "present_locally", "pull_required"]));
+metric!(MUST_PULL_CHECKS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_imagemanager_image_mustpull_checks_total", "Counter for how many times kubelet checked whether credentials need to be re-verified to access an image"), &["result"]));
+metric!(PULL_INTENTS_ON_DISK: IntGauge = register_int_gauge!("kubelet_imagemanager_ondisk_pullintents", "Number of ImagePullIntents stored on disk."));
+metric!(PULLED_RECORDS_ON_DISK: IntGauge = register_int_gauge!("kubelet_imagemanager_ondisk_pulledrecords", "Number of ImagePulledRecords stored on disk."));
+metric!(PULL_INTENTS_IN_MEMORY: IntGauge = register_int_gauge!("kubelet_imagemanager_inmemory_pullintents_usage_percent", "The ImagePullIntents in-memory cache usage in percent."));
+metric!(PULLED_RECORDS_IN_MEMORY: IntGauge = register_int_gauge!("kubelet_imagemanager_inmemory_pulledrecords_usage_percent", "The ImagePulledRecords in-memory cache usage in percent."));
+metric!(IMAGES_GARBAGE_COLLECTED: IntCounterVec = register_int_counter_vec!(opts!("kubelet_image_garbage_collected_total", "Total number of images garbage collected by the kubelet, whether through disk usage or image age."), &["reason"]));
 metric!(RUNTIME_OPERATIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_runtime_operations_total", "Cumulative number of runtime operations by operation type."), &["operation_type"]));
 metric!(RUNTIME_OPERATIONS_ERRORS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_runtime_operations_errors_total", "Cumulative number of runtime operation errors by operation type."), &["operation_type"]));
 metric!(RUNTIME_OPERATIONS_DURATION: HistogramVec = register_histogram_vec!(

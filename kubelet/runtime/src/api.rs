@@ -80,6 +80,10 @@ pub enum ImageError {
     NotFound { image: String },
 }
 
+/// What the node says its runtime is, and the scheme of container ids: the same, as `kubectl` users and agents that look
+/// containers up by it expect.
+pub const RUNTIME_NAME: &str = "youki";
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodSandboxMetadata {
     pub name: String,
@@ -592,7 +596,7 @@ pub trait Runtime: Send + Sync + 'static {
     async fn list_container_stats(&self) -> Result<Vec<ContainerStats>, RuntimeError>;
     async fn list_pod_sandbox_stats(&self) -> Result<Vec<PodSandboxStats>, RuntimeError>;
 
-    /// Returns the image id. `auths` are tried in order, then anonymously.
+    /// Returns the image id, after the registry that `image` names agreed. `auths` are tried in order; none: anonymously.
     async fn pull_image(&self, image: &str, auths: &[ImageAuth]) -> Result<String, RuntimeError>;
     async fn image_status(&self, image: &str) -> Result<Option<ImageStatus>, RuntimeError>;
     async fn list_images(&self) -> Result<Vec<ImageStatus>, RuntimeError>;

@@ -51,6 +51,7 @@ struct State {
     containers: BTreeMap<String, Container>,
     images: HashMap<String, ImageStatus>,
     unpullable: HashMap<String, ImageError>,
+    private: HashMap<String, ImageAuth>,
     next_id: u64,
     next_ip: u32,
     calls: Vec<String>,
@@ -111,6 +112,11 @@ impl FakeRuntime {
 
     pub fn set_pullable(&self, image: &str) {
         self.lock().unpullable.remove(image);
+    }
+
+    /// From now on a pull of `image` wants this credential.
+    pub fn set_private(&self, image: &str, auth: ImageAuth) {
+        self.lock().private.insert(image.to_owned(), auth);
     }
 
     /// Makes the verb (`run_pod_sandbox`, `stop_container`, …) fail until [`Self::mend`].

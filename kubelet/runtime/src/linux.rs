@@ -258,7 +258,10 @@ async fn to_its_end<T: Send + 'static>(
 #[async_trait]
 impl Runtime for LinuxRuntime {
     fn version(&self) -> (String, String) {
-        ("gantry".to_owned(), env!("CARGO_PKG_VERSION").to_owned())
+        (
+            RUNTIME_NAME.to_owned(),
+            env!("CARGO_PKG_VERSION").to_owned(),
+        )
     }
 
     async fn status(&self) -> Result<RuntimeStatus, RuntimeError> {

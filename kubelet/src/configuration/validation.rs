@@ -4,11 +4,13 @@
 //! `pkg/kubelet/apis/config/validation`, v1.36.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use component_base::config::FieldError;
 use component_helpers::quantity::Amount;
 
 use super::KubeletConfiguration;
+use crate::image_manager::verification::allowlist_errors;
 
 /// Every finding; empty means the configuration is good.
 pub fn validate_kubelet_configuration(kc: &KubeletConfiguration) -> Vec<FieldError> {
@@ -16,6 +18,8 @@ pub fn validate_kubelet_configuration(kc: &KubeletConfiguration) -> Vec<FieldErr
     numbers(kc, &mut errors);
     addresses(kc, &mut errors);
     words(kc, &mut errors);
+    preloaded_images(kc, &mut errors);
+    gated(kc, &mut errors);
     not_built(kc, &mut errors);
     quantities(kc, &mut errors);
     enforcement(kc, &mut errors);
@@ -129,6 +133,14 @@ fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         "imageGCLowThresholdPercent",
         low.into(),
         "must be less than imageGCHighThresholdPercent",
+    );
+    let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
+    let (min_age, max_age) = (kc.image_minimum_gc_age.0, kc.image_maximum_gc_age.0);
+    check(
+        max_age.is_zero() || max_age > min_age,
+        "imageMaximumGCAge",
+        seconds(max_age),
+        "must be greater than imageMinimumGCAge",
     );
     check(
         kc.node_status_max_images >= -1,
@@ -307,6 +319,46 @@ fn words(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     );
 }
 
+fn gated(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
+    let off = |gate: &str| kc.feature_gates.get(gate) == Some(&false);
+    if off("KubeletCrashLoopBackOffMax")
+        && kc
+            .crash_loop_back_off
+            .max_container_restart_period
+            .is_some()
+    {
+        errors.push(FieldError::forbidden(
+            "crashLoopBackOff.maxContainerRestartPeriod",
+            "must not be set if KubeletCrashLoopBackOffMax feature gate is not enabled",
+        ));
+    }
+}
+
+fn preloaded_images(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
+    const PATH: &str = "preloadedImagesVerificationAllowlist";
+    let list = &kc.preloaded_images_verification_allowlist;
+    let policy = &kc.image_pull_credentials_verification_policy;
+    if !list.is_empty() && policy != "NeverVerifyAllowlistedImages" {
+        errors.push(FieldError::forbidden(
+            PATH,
+            "can't be set if imagePullCredentialsVerificationPolicy is not \"NeverVerifyAllowlistedImages\"",
+        ));
+    }
+    for error in allowlist_errors(list) {
+        errors.push(FieldError::invalid(
+            PATH,
+            list.join(","),
+            format!("invalid image pattern: {error}"),
+        ));
+    }
+    if !list.is_empty() && kc.feature_gates.get("KubeletEnsureSecretPulledImages") == Some(&false) {
+        errors.push(FieldError::forbidden(
+            PATH,
+            "must not be set if KubeletEnsureSecretPulledImages feature gate is not enabled",
+        ));
+    }
+}
+
 /// What upstream can do and this build cannot: refused at the start rather than ignored.
 fn not_built(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     let mut refuse = |on: bool, path: &str, detail: &str| {
@@ -341,14 +393,6 @@ fn not_built(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         kc.memory_swap.swap_behavior == "LimitedSwap",
         "memorySwap.swapBehavior",
         "only NoSwap is supported",
-    );
-    refuse(
-        matches!(
-            kc.image_pull_credentials_verification_policy.as_str(),
-            "AlwaysVerify" | "NeverVerifyAllowlistedImages"
-        ),
-        "imagePullCredentialsVerificationPolicy",
-        "only NeverVerify and NeverVerifyPreloadedImages are supported",
     );
     refuse(
         !kc.cgroups_per_qos,

@@ -15,7 +15,6 @@ use super::rank::{Usage, rank};
 use super::threshold::{Observation, Signal, Threshold, parse_threshold_config, thresholds_met};
 use crate::cm::machine::{fs_stats, meminfo};
 use crate::events::{Type, reason};
-use crate::image_gc::ImageGc;
 use crate::kubelet::Kubelet;
 use crate::metrics;
 use crate::pod;
@@ -31,7 +30,6 @@ struct Manager {
     first_met: BTreeMap<Signal, Instant>,
     /// When a condition was last seen.
     last_seen: BTreeMap<&'static str, Instant>,
-    images: ImageGc,
 }
 
 /// Looks every ten seconds until `shutdown`; `changed` wakes the node's status.
@@ -51,7 +49,6 @@ pub async fn run(kubelet: Arc<Kubelet>, changed: Arc<Notify>, shutdown: Cancella
         thresholds,
         first_met: BTreeMap::new(),
         last_seen: BTreeMap::new(),
-        images: ImageGc::default(),
     };
     let mut ticker = tokio::time::interval(PERIOD);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -119,11 +116,7 @@ impl Manager {
                 .value
                 .resolve(seen.capacity)
                 .saturating_sub(seen.available);
-            match self
-                .images
-                .free(&self.kubelet, wanted.max(1), Duration::ZERO)
-                .await
-            {
+            match self.kubelet.image_gc.delete_unused_images().await {
                 Ok(freed) if freed >= wanted => return,
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "eviction manager: cannot remove images"),

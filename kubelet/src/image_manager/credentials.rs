@@ -1,7 +1,7 @@
 //! Registry credentials: the pod's pull secrets, then the node's Docker configuration.
 //!
-//! Owns: reading `dockerconfigjson` and finding what fits an image. Never logs a secret. Upstream:
-//! `pkg/credentialprovider`, v1.36.
+//! Owns: reading `dockerconfigjson`, finding what fits an image, and the hash by which a credential is known again.
+//! Never logs a secret. Blocks on the node's files. Upstream: `pkg/credentialprovider`, v1.36.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,12 +9,23 @@ use std::sync::Arc;
 use images::Reference;
 use k8s_openapi::api::core::v1::Secret;
 use runtime::api::ImageAuth;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::pull_record::ImagePullSecret;
 
 #[derive(Deserialize, Default)]
 struct DockerConfigJson {
     #[serde(default)]
     auths: std::collections::BTreeMap<String, DockerEntry>,
+}
+
+/// A credential and where it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrackedAuth {
+    pub auth: ImageAuth,
+    /// `None`: the node's own, open to all pods.
+    pub secret: Option<ImagePullSecret>,
 }
 
 #[derive(Deserialize, Default)]
@@ -23,6 +34,8 @@ struct DockerEntry {
     username: String,
     #[serde(default)]
     password: String,
+    #[serde(default)]
+    email: String,
     #[serde(default)]
     auth: String,
     #[serde(default)]
@@ -49,22 +62,41 @@ impl Keyring {
     }
 
     /// Everything that may open the image, the pod's own first, the most specific first.
-    pub fn lookup(&self, image: &str, secrets: &[Arc<Secret>]) -> Vec<ImageAuth> {
+    pub fn lookup(&self, image: &str, secrets: &[Arc<Secret>]) -> Vec<TrackedAuth> {
         let mut out = vec![];
         for secret in secrets {
-            match parse_secret(secret) {
-                Some(config) => out.extend(matching(&config, image)),
-                None => tracing::warn!(
+            let Some(config) = parse_secret(secret) else {
+                tracing::warn!(
                     secret = secret.metadata.name.as_deref().unwrap_or_default(),
                     "image pull secret holds no readable Docker configuration"
-                ),
-            }
+                );
+                continue;
+            };
+            out.extend(matching(&config, image).into_iter().map(|found| {
+                let text = |field: &Option<String>| field.clone().unwrap_or_default();
+                TrackedAuth {
+                    secret: Some(ImagePullSecret {
+                        uid: text(&secret.metadata.uid),
+                        namespace: text(&secret.metadata.namespace),
+                        name: text(&secret.metadata.name),
+                        credential_hash: found.hash,
+                    }),
+                    auth: found.auth,
+                }
+            }));
         }
         for file in &self.files {
             if let Ok(bytes) = std::fs::read(file)
                 && let Ok(config) = serde_json::from_slice::<DockerConfigJson>(&bytes)
             {
-                out.extend(matching(&config, image));
+                out.extend(
+                    matching(&config, image)
+                        .into_iter()
+                        .map(|found| TrackedAuth {
+                            auth: found.auth,
+                            secret: None,
+                        }),
+                );
             }
         }
         out
@@ -122,7 +154,7 @@ fn glob(pattern: &str, text: &str) -> bool {
     }
 }
 
-fn matching(config: &DockerConfigJson, image: &str) -> Vec<ImageAuth> {
+fn matching(config: &DockerConfigJson, image: &str) -> Vec<Found> {
     let Ok(reference) = Reference::parse_normalized(image) else {
         return vec![];
     };
@@ -135,35 +167,91 @@ fn matching(config: &DockerConfigJson, image: &str) -> Vec<ImageAuth> {
     hits.into_iter().map(|(_, entry)| to_auth(entry)).collect()
 }
 
-fn to_auth(entry: &DockerEntry) -> ImageAuth {
+struct Found {
+    auth: ImageAuth,
+    hash: String,
+}
+
+fn to_auth(entry: &DockerEntry) -> Found {
     let (mut username, mut password) = (entry.username.clone(), entry.password.clone());
-    if username.is_empty()
-        && let Some(text) = decode_base64(&entry.auth).and_then(|b| String::from_utf8(b).ok())
+    // As upstream, `auth` wins over the two.
+    if let Some(text) = decode_base64(&entry.auth).and_then(|b| String::from_utf8(b).ok())
         && let Some((user, pass)) = text.split_once(':')
     {
         username = user.to_owned();
         password = pass.to_owned();
     }
-    ImageAuth {
+    let auth = ImageAuth {
         username,
         password,
         identity_token: entry.identitytoken.clone(),
         registry_token: entry.registrytoken.clone(),
+    };
+    let hash = hash_auth(&auth, &entry.email);
+    Found { auth, hash }
+}
+
+/// Upstream's `AuthConfig` in JSON, as Go writes it.
+#[derive(Serialize)]
+struct AuthConfig<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    username: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    password: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    email: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    identitytoken: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    registrytoken: &'a str,
+}
+
+/// Upstream: `hashAuthConfig`. Hex SHA-256; empty if it cannot be made, which equals no other.
+fn hash_auth(auth: &ImageAuth, email: &str) -> String {
+    let config = AuthConfig {
+        username: &auth.username,
+        password: &auth.password,
+        email,
+        identitytoken: &auth.identity_token,
+        registrytoken: &auth.registry_token,
+    };
+    let Ok(json) = serde_json::to_string(&config) else {
+        return String::new();
+    };
+    // Go escapes these in every string, so that JSON may stand in HTML.
+    let mut go = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                go.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => go.push(c),
+        }
     }
+    Sha256::digest(go.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    // serde already knows how: a Secret's bytes are base64 in JSON.
-    serde_json::from_value::<k8s_openapi::ByteString>(serde_json::Value::String(
-        text.trim().to_owned(),
-    ))
-    .ok()
-    .map(|b| b.0)
+    // With or without padding. serde already knows how: a Secret's bytes are base64 in JSON.
+    let mut text = text.trim().trim_end_matches('=').to_owned();
+    while text.len() % 4 != 0 {
+        text.push('=');
+    }
+    serde_json::from_value::<k8s_openapi::ByteString>(serde_json::Value::String(text))
+        .ok()
+        .map(|b| b.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// By sha256sum.
+    const HASH_OF_U_P: &str = "edbd57ca9372e64eb1c9070ecf3a049ac553596b0529acf034c7a71d4e618e88";
+    const HASH_ESCAPED: &str = "3b9edeb91ec52f719867a01817212b0ec85fbf60026f6809fa9e93ff6d815c90";
 
     #[test]
     fn patterns() {
@@ -195,8 +283,33 @@ mod tests {
         };
         let auths = Keyring::default().lookup("reg.io/a:1", &[Arc::new(secret)]);
         assert_eq!(
-            (auths[0].username.as_str(), auths[0].password.as_str()),
+            (
+                auths[0].auth.username.as_str(),
+                auths[0].auth.password.as_str()
+            ),
             ("u", "p")
+        );
+        let secret = auths[0].secret.as_ref().unwrap();
+        assert_eq!(
+            secret.credential_hash,
+            // {"username":"u","password":"p"}
+            HASH_OF_U_P
+        );
+    }
+
+    #[test]
+    fn hashes_are_gos() {
+        let entry = |json: &str| to_auth(&serde_json::from_str::<DockerEntry>(json).unwrap()).hash;
+        assert_eq!(entry(r#"{"username":"u","password":"p"}"#), HASH_OF_U_P);
+        // `auth` wins; its text is the same credential.
+        assert_eq!(
+            entry(r#"{"username":"x","password":"y","auth":"dTpw"}"#),
+            HASH_OF_U_P
+        );
+        // {"username":"u","password":"\u003c\u0026","email":"a@b"}
+        assert_eq!(
+            entry(r#"{"username":"u","password":"<&","email":"a@b"}"#),
+            HASH_ESCAPED
         );
     }
 }

@@ -63,6 +63,24 @@ impl From<ImageFailure> for Failure {
     }
 }
 
+/// What a container's back-off hangs on: who it is, and what ends the back-off when it changes. The pod's UID comes first,
+/// so that all of a pod can be forgotten. Upstream: `GetBackoffKey`.
+fn back_off_key(pod: &Pod, container: &Container) -> String {
+    let resources = container
+        .resources
+        .as_ref()
+        .and_then(|resources| serde_json::to_string(resources).ok())
+        .unwrap_or_default();
+    format!(
+        "{}/{}/{}/{}/{}/{resources}",
+        pod::uid(pod),
+        pod::namespace(pod),
+        pod::name(pod),
+        container.name,
+        container.image.as_deref().unwrap_or_default(),
+    )
+}
+
 impl RuntimeManager {
     /// Returns whether the container runs.
     pub(super) async fn start(
@@ -128,13 +146,9 @@ impl RuntimeManager {
             .iter()
             .find(|c| c.metadata.name == container.name && c.state == ContainerState::Exited)?;
         let finished = ended.finished_at.unwrap_or(ended.created_at);
-        let key = format!(
-            "{}/{}/{:x}",
-            pod::uid(pod),
-            container.name,
-            pod::hash_container(container)
-        );
+        let key = back_off_key(pod, container);
         if let Some(wait) = self
+            .d
             .crash_loop
             .remaining_since(&key, finished, Timestamp::now())
         {
@@ -149,7 +163,7 @@ impl RuntimeManager {
                     pod::format(pod)
                 ),
             );
-            let backoff = component_base::duration::format(self.crash_loop.get(&key));
+            let backoff = component_base::duration::format(self.d.crash_loop.get(&key));
             return Some(Failure {
                 reason: "CrashLoopBackOff",
                 message: format!(
@@ -160,7 +174,7 @@ impl RuntimeManager {
                 retry_after: Some(wait),
             });
         }
-        self.crash_loop.next(&key, finished);
+        self.d.crash_loop.next(&key, finished, Timestamp::now());
         None
     }
 
@@ -414,5 +428,40 @@ impl RuntimeManager {
             tracing::error!(pod = %pod::format(pod), container = container.name, %error, "failed to kill container");
         }
         Err(failure("PostStartHookError", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A new image or new resources may be the cure: such a container is not kept waiting.
+    #[test]
+    fn what_ends_a_back_off() {
+        let pod = Pod {
+            metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+                uid: Some("u".into()),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let container = |change: &str| -> Container {
+            let mut json = serde_json::json!({
+                "name": "c", "image": "i:1", "resources": {"limits": {"memory": "1Mi"}}, "args": ["a"],
+            });
+            match change {
+                "image" => json["image"] = "i:2".into(),
+                "resources" => json["resources"]["limits"]["memory"] = "2Mi".into(),
+                "args" => json["args"] = serde_json::json!(["b"]),
+                _ => {}
+            }
+            serde_json::from_value(json).unwrap()
+        };
+        let before = back_off_key(&pod, &container(""));
+        assert!(before.starts_with("u/"));
+        for (change, same) in [("args", true), ("image", false), ("resources", false)] {
+            let after = back_off_key(&pod, &container(change));
+            assert_eq!(after == before, same, "{change}");
+        }
     }
 }

@@ -112,7 +112,7 @@ async fn fixture(options: ServerOptions) -> Fixture {
         "spec": {"containers": [{"name": "main", "image": "img"}, {"name": "slow", "image": "img"}]},
         "status": {"containerStatuses": [
             {"name": "main", "image": "img", "imageID": "", "ready": true, "restartCount": 0,
-             "containerID": format!("gantry://{container}"), "state": {"running": {}}},
+             "containerID": format!("youki://{container}"), "state": {"running": {}}},
             {"name": "slow", "image": "img", "imageID": "", "ready": false, "restartCount": 0,
              "state": {"waiting": {"reason": "ContainerCreating"}}},
         ]},

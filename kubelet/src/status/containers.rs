@@ -24,7 +24,7 @@ pub struct StartFailure {
 }
 
 /// The scheme of container ids in the API, before `://`.
-pub const CONTAINER_ID_SCHEME: &str = "youki";
+pub const CONTAINER_ID_SCHEME: &str = runtime::api::RUNTIME_NAME;
 
 /// `youki://<id>`
 pub fn container_id(id: &str) -> String {

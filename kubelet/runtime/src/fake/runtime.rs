@@ -423,11 +423,20 @@ impl Runtime for FakeRuntime {
             .collect())
     }
 
-    async fn pull_image(&self, image: &str, _auths: &[ImageAuth]) -> Result<String, RuntimeError> {
+    async fn pull_image(&self, image: &str, auths: &[ImageAuth]) -> Result<String, RuntimeError> {
         self.enter("pull_image", image)?;
         let mut state = self.lock();
         if let Some(error) = state.unpullable.get(image) {
             return Err(copy_image_error(error).into());
+        }
+        if let Some(auth) = state.private.get(image)
+            && !auths.contains(auth)
+        {
+            return Err(ImageError::Pull {
+                image: image.to_owned(),
+                reason: "pull access denied".to_owned(),
+            }
+            .into());
         }
         // A stable id from the name: FNV-1a, 64 bits.
         let hash = image.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

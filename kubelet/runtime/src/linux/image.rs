@@ -102,17 +102,29 @@ pub async fn fs_info(store: &ImageStore) -> Result<FsUsage, RuntimeError> {
 }
 
 fn describe(image: &Image) -> ImageStatus {
-    let user = facts(image).user;
-    let user = user.split(':').next().unwrap_or_default();
-    let uid = user.parse().ok();
+    let (uid, username) = image_user(&facts(image).user);
     ImageStatus {
         id: image.id.clone(),
         repo_tags: image.repo_tags.clone(),
         repo_digests: image.repo_digests.clone(),
         size_bytes: image.size_bytes,
         uid,
-        username: (uid.is_none() && !user.is_empty()).then(|| user.to_owned()),
+        username,
         pinned: image.pinned,
+    }
+}
+
+/// The largest id a user or group can have. Upstream: `maxID` of `moby/sys/user`.
+const MAX_ID: u32 = i32::MAX as u32;
+
+/// The uid of an image's `USER`, or the text that is none. A number beyond [`MAX_ID`] is no uid: -1 among them would
+/// leave the process who it is. What it is then is said where the container is made, and refused there.
+fn image_user(user: &str) -> (Option<u32>, Option<String>) {
+    let user = user.split(':').next().unwrap_or_default();
+    let digits = !user.is_empty() && user.bytes().all(|b| b.is_ascii_digit());
+    match user.parse().ok().filter(|uid| digits && *uid <= MAX_ID) {
+        Some(uid) => (Some(uid), None),
+        None => (None, (!user.is_empty()).then(|| user.to_owned())),
     }
 }
 
@@ -139,4 +151,30 @@ pub fn stop_signal(image: &Image) -> Option<String> {
         .stop_signal()
         .clone()
         .filter(|signal| !signal.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_of_images() {
+        for (user, uid, name) in [
+            ("", None, None),
+            (":", None, None),
+            ("0", Some(0), None),
+            ("1000:1000", Some(1000), None),
+            ("1000:staff", Some(1000), None),
+            ("2147483647", Some(2_147_483_647), None),
+            // setresuid(-1) changes nothing.
+            ("4294967295", None, Some("4294967295")),
+            ("2147483648:1", None, Some("2147483648")),
+            ("99999999999999999999", None, Some("99999999999999999999")),
+            ("-1", None, Some("-1")),
+            ("+5", None, Some("+5")),
+            ("nginx:nginx", None, Some("nginx")),
+        ] {
+            assert_eq!(image_user(user), (uid, name.map(str::to_owned)), "{user}");
+        }
+    }
 }

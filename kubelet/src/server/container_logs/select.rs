@@ -110,33 +110,33 @@ mod tests {
         let running = json!({"running": {}});
         let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
         check(
-            status(running.clone(), none.clone(), "gantry://a"),
+            status(running.clone(), none.clone(), "youki://a"),
             false,
             Ok("a 2"),
         );
         check(
-            status(running.clone(), ended("gantry://b"), "gantry://a"),
+            status(running.clone(), ended("youki://b"), "youki://a"),
             true,
             Ok("b 1"),
         );
         check(
-            status(running, none.clone(), "gantry://a"),
+            status(running, none.clone(), "youki://a"),
             true,
             Err("previous terminated container \"c\" in pod \"p\" not found"),
         );
         check(
-            status(ended("gantry://a"), none.clone(), ""),
+            status(ended("youki://a"), none.clone(), ""),
             false,
             Ok("a 2"),
         );
-        check(status(ended(""), ended("gantry://b"), ""), false, Ok("b 1"));
+        check(status(ended(""), ended("youki://b"), ""), false, Ok("b 1"));
         check(
             status(ended(""), none.clone(), ""),
             false,
             Err("container \"c\" in pod \"p\" is terminated"),
         );
         check(
-            status(waiting("CrashLoopBackOff"), ended("gantry://b"), ""),
+            status(waiting("CrashLoopBackOff"), ended("youki://b"), ""),
             false,
             Ok("b 1"),
         );
