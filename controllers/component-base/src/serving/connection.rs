@@ -18,8 +18,8 @@ use axum::Router;
 use axum::body::Body;
 use http::{Request, Response, StatusCode};
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -276,7 +276,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let activity: SharedActivity = Arc::new(Mutex::new(Activity::new(Instant::now())));
-    let (address, timeouts) = (peer.address, service.timeouts);
+    let address = peer.address;
     let io = TokioIo::new(Guarded {
         stream,
         _slot: peer.slot.clone(),
@@ -289,40 +289,53 @@ where
         let answer = router.clone().oneshot(request.map(Body::new));
         async move { answer.await.map(|response| hold(response, in_hand)) }
     });
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().max_buf_size(MAX_HEADER_BYTES);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .max_header_list_size(MAX_HEADER_BYTES as u32)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
     // What the handshake settled, rather than a look at the first bytes, for which a peer could take its time.
-    let builder = if http2 {
-        builder.http2_only()
+    let ended = if http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_header_list_size(MAX_HEADER_BYTES as u32)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT);
+        let connection = builder.serve_connection(io, answer);
+        drive(connection, |c| c.graceful_shutdown(), &watched, service).await
     } else {
-        builder.http1_only()
-    };
-    let connection = builder.serve_connection_with_upgrades(io, answer);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        result = connection.as_mut() => Some(result),
-        () = service.shutdown.triggered() => {
-            connection.as_mut().graceful_shutdown();
-            Some(connection.await)
-        }
-        () = expired(&watched, &timeouts) => {
-            connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(CLOSE_TIMEOUT, connection).await.ok()
-        }
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(MAX_HEADER_BYTES);
+        let connection = builder.serve_connection(io, answer).with_upgrades();
+        drive(connection, |c| c.graceful_shutdown(), &watched, service).await
     };
     match ended {
         Some(Err(error)) => tracing::debug!(%address, %error, "Connection ended"),
         Some(Ok(())) => {}
         None => tracing::debug!(%address, "Connection timed out"),
+    }
+}
+
+/// Runs a connection until it ends by itself, by shutdown, or because the peer took too long (`None`: it did not close then).
+async fn drive<C>(
+    connection: C,
+    close: fn(Pin<&mut C>),
+    activity: &SharedActivity,
+    service: &Service,
+) -> Option<Result<(), hyper::Error>>
+where
+    C: Future<Output = Result<(), hyper::Error>>,
+{
+    tokio::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => Some(result),
+        () = service.shutdown.triggered() => {
+            close(connection.as_mut());
+            Some(connection.await)
+        }
+        () = expired(activity, &service.timeouts) => {
+            close(connection.as_mut());
+            tokio::time::timeout(CLOSE_TIMEOUT, connection).await.ok()
+        }
     }
 }
 

@@ -428,6 +428,47 @@ async fn slow_peers_are_let_go() {
     assert!(client.is_closed());
 }
 
+/// HTTP/2, as Go's clients speak it: many requests on one connection, and idle ones end.
+#[tokio::test]
+async fn connections_of_http2() {
+    let timeouts = Timeouts {
+        idle: Duration::from_millis(800),
+        header: Duration::from_millis(400),
+        ..TIMEOUTS
+    };
+    let ca = Ca::new("ca");
+    let house = House::new(&ca, Clock::real(), LIMITS, timeouts, None).await;
+    let not_after = Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let subject = Subject::new("kube-apiserver", &["system:masters"]).to_der();
+    let (certificate, key) = ca.issue(&subject, CLIENT_AUTH, not_after);
+    let mut config = ClientConfig::builder()
+        .with_root_certificates(house.roots.clone())
+        .with_client_auth_cert(vec![certificate], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(house.address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let connector = TlsConnector::from(Arc::new(config));
+    let stream = TokioIo::new(connector.connect(name, stream).await.unwrap());
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut client, connection) = hyper::client::conn::http2::handshake(executor, stream)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let request = |path: &str, extra: usize| {
+        Request::get(format!("https://localhost{path}"))
+            .header("x", "a".repeat(extra))
+            .body(Body::empty())
+            .unwrap()
+    };
+    for (path, extra, expect) in [("/", 1, 200), ("/nothing", 1, 404), ("/", 40_000, 431)] {
+        let response = client.send_request(request(path, extra)).await.unwrap();
+        assert_eq!(response.status(), expect, "{path} {extra}");
+    }
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(client.is_closed());
+}
+
 #[tokio::test]
 async fn heads_of_requests_have_a_size() {
     let ca = Ca::new("ca");
