@@ -165,7 +165,11 @@ fn apparmor(
 }
 
 fn id(field: &'static str, value: i64) -> Result<u32, SecurityContextError> {
-    u32::try_from(value).map_err(|_| SecurityContextError::OutOfRange { field, value })
+    // Kubernetes' ids end there; to the kernel 4294967295 means "leave it as it is".
+    i32::try_from(value)
+        .ok()
+        .and_then(|id| u32::try_from(id).ok())
+        .ok_or(SecurityContextError::OutOfRange { field, value })
 }
 
 /// What stays the same for every container of the node.
