@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use shim_protocol::chain;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub type Labels = BTreeMap<String, String>;
 pub type Annotations = BTreeMap<String, String>;
 
-/// Why a runtime call failed. `NotFound` of a stop or remove is success to the caller's eyes.
+/// Why a runtime call failed; its words are for users, so they name every cause. `NotFound` of a stop or remove is success to the caller's eyes.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     #[error("pod sandbox {id} not found")]
@@ -38,7 +39,7 @@ pub enum RuntimeError {
     Start(String),
     #[error("failed to set up pod sandbox {name:?}: {reason}")]
     Sandbox { name: String, reason: String },
-    #[error("failed to set up network for sandbox {id:?}: {source}")]
+    #[error("failed to set up network for sandbox {id:?}: {}", chain(&**source))]
     Network {
         id: String,
         #[source]
@@ -50,7 +51,7 @@ pub enum RuntimeError {
     Timeout { what: String, after: Duration },
     #[error("shim of pod sandbox {id}: {reason}")]
     Shim { id: String, reason: String },
-    #[error("{context}: {source}")]
+    #[error("{context}: {}", chain(source))]
     Io {
         context: String,
         #[source]

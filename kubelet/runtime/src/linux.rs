@@ -19,6 +19,8 @@ use tokio::sync::broadcast;
 
 use crate::api::*;
 
+pub use shim_protocol::OpenFiles;
+
 mod adopt;
 pub mod cgroup;
 mod container;
@@ -63,6 +65,9 @@ pub struct LinuxRuntimeConfig {
     pub shim_cgroup: Option<String>,
     /// RuntimeClass handlers that name this runtime, besides the empty one.
     pub handlers: Vec<String>,
+    /// How many files a container may have open: what this process was started with, if it raised its
+    /// own limit since. `None`: as this process has it.
+    pub open_files: Option<OpenFiles>,
 }
 
 impl Default for LinuxRuntimeConfig {
@@ -74,6 +79,7 @@ impl Default for LinuxRuntimeConfig {
             cgroup_driver: CgroupDriver::default(),
             shim_cgroup: None,
             handlers: vec!["runc".to_owned()],
+            open_files: None,
         }
     }
 }
@@ -225,7 +231,7 @@ fn shim_error(sandbox: &str) -> impl FnOnce(ShimCallError) -> RuntimeError {
     let id = sandbox.to_owned();
     move |error| RuntimeError::Shim {
         id,
-        reason: error.to_string(),
+        reason: shim_protocol::chain(&error),
     }
 }
 

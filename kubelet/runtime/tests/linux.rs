@@ -4,6 +4,8 @@
 mod harness;
 #[path = "linux/image.rs"]
 mod image;
+#[path = "linux/torn.rs"]
+mod torn;
 
 use std::io::Write;
 use std::time::Duration;

@@ -11,9 +11,11 @@
 //! does not know. [`VERSION`] changes only if that cannot hold.
 
 pub mod capability;
+pub mod chain;
 pub mod message;
 pub mod wire;
 
+pub use chain::chain;
 pub use message::*;
 
 /// The protocol's version; the shim reports its own in [`message::ShimState`].

@@ -23,6 +23,16 @@ pub struct ShimConfig {
     /// Move the shim to this cgroup (below every hierarchy's root); `None`: stay in the starter's.
     #[serde(default)]
     pub shim_cgroup: Option<String>,
+    /// How many files the pod's processes may have open; `None`: as the starter has it.
+    #[serde(default)]
+    pub open_files: Option<OpenFiles>,
+}
+
+/// RLIMIT_NOFILE.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenFiles {
+    pub soft: u64,
+    pub hard: u64,
 }
 
 /// Which namespaces the sandbox has of its own. Each is pinned at `<state_dir>/ns/<name>`.

@@ -2,43 +2,167 @@
 //!
 //! The state directory is the truth of what was; the shims are the truth of what runs. Nothing here
 //! fails the start: a problem costs the one sandbox it is about, and is logged.
+//!
+//! **Invariant:** what has no readable record, nor a copy of it, is taken apart wholly: nothing runs
+//! that the kubelet cannot be told of, and nothing of it is left.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use shim_protocol::{ErrorKind, Request};
+
+use super::layout::Found;
 use super::record::{
     Container, ContainerPhase, ContainerRecord, Sandbox, SandboxPhase, SandboxRecord,
 };
+use super::shim::{self, ShimCallError};
 use super::{Inner, container, layout, mount, sandbox, watch};
 use crate::api::NamespaceMode;
 
+/// A killed container is reaped at once, but for one stuck in the kernel.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(30);
+const REMOVE_INTERVAL: Duration = Duration::from_millis(50);
+
 pub async fn adopt(inner: &Arc<Inner>) {
-    for id in layout::entries(&inner.layout.sandboxes()) {
-        match layout::read_record::<SandboxRecord>(&inner.layout.sandbox_record(&id)) {
-            Ok(Some(record)) => {
-                inner.sandboxes().insert(id, Sandbox::new(record));
-            }
-            // Died before its record was written: nothing of it was started yet.
-            Ok(None) => sandbox::forget(inner, &id),
-            Err(error) => {
-                tracing::error!(sandbox = %id, %error, "cannot read a sandbox's record; it is left alone")
-            }
+    for id in names(&inner.layout.sandboxes(), &inner.layout.sandbox_states()) {
+        if let Some(record) = find_sandbox(inner, &id).await {
+            inner.sandboxes().insert(id, Sandbox::new(record));
         }
     }
-    for id in layout::entries(&inner.layout.containers()) {
-        match layout::read_record::<ContainerRecord>(&inner.layout.container_record(&id)) {
-            Ok(Some(record)) => adopt_container(inner, record).await,
-            Ok(None) => container::clean(inner, &id, None).await,
-            Err(error) => {
-                tracing::error!(container = %id, %error, "cannot read a container's record; it is left alone");
+    for id in names(&inner.layout.containers(), &inner.layout.container_states()) {
+        let (path, copy) = (
+            inner.layout.container_record(&id),
+            inner.layout.container_copy(&id),
+        );
+        match layout::find_record::<ContainerRecord>(&path, &copy) {
+            Found::Whole(record) => adopt_container(inner, record).await,
+            Found::Copy(record, reason) => {
+                tracing::warn!(container = %id, %reason, "a container's record is read from its copy");
+                if let Err(error) = inner.layout.write_container(&id, &record) {
+                    tracing::warn!(container = %id, %error, "cannot write a container's record");
+                }
+                adopt_container(inner, record).await;
             }
+            // What may still run of these, the shims know: see `end_unknown`.
+            Found::Torn(reason) => {
+                tracing::error!(container = %id, %reason, "a container's record cannot be read: it is taken apart");
+            }
+            Found::Nothing => {}
         }
     }
     let sandboxes: Vec<_> = inner.sandboxes().values().cloned().collect();
     for sandbox in sandboxes {
         adopt_sandbox(inner, &sandbox).await;
     }
+    for id in layout::entries(&inner.layout.containers()) {
+        if inner.container(&id).is_err() {
+            let cgroup_path = cgroup_path(inner, &id);
+            container::clean(inner, &id, cgroup_path).await;
+        }
+    }
     remove_leftovers(inner).await;
+}
+
+/// The names in both directories.
+fn names(one: &std::path::Path, other: &std::path::Path) -> BTreeSet<String> {
+    [one, other].into_iter().flat_map(layout::entries).collect()
+}
+
+/// The sandbox's record, or its copy. Without either everything of it is taken apart: its shim ends what
+/// runs, and what it left in the kernel and on disk goes.
+async fn find_sandbox(inner: &Arc<Inner>, id: &str) -> Option<SandboxRecord> {
+    let (path, copy) = (
+        inner.layout.sandbox_record(id),
+        inner.layout.sandbox_copy(id),
+    );
+    match layout::find_record::<SandboxRecord>(&path, &copy) {
+        Found::Whole(record) => return Some(record),
+        Found::Copy(record, reason) => {
+            tracing::warn!(sandbox = %id, %reason, "a sandbox's record is read from its copy");
+            let written = std::fs::create_dir_all(inner.layout.sandbox(id))
+                .and_then(|()| inner.layout.write_sandbox(id, &record));
+            if let Err(error) = written {
+                tracing::warn!(sandbox = %id, %error, "cannot write a sandbox's record");
+            }
+            return Some(record);
+        }
+        Found::Torn(reason) => {
+            tracing::error!(sandbox = %id, %reason, "a sandbox's record cannot be read: it is taken apart");
+        }
+        // Died before its record was written: nothing of it was started yet.
+        Found::Nothing => {}
+    }
+    let state_dir = inner.layout.sandbox_state(id);
+    match shim::call(&state_dir, &Request::Shutdown).await {
+        Ok(_) | Err(ShimCallError::Connect { .. } | ShimCallError::HungUp) => {}
+        Err(error) => tracing::warn!(sandbox = %id, %error, "cannot end a sandbox's shim"),
+    }
+    if let Err(error) = inner.network.teardown(id).await {
+        tracing::warn!(sandbox = %id, %error, "cannot take a sandbox's network down");
+    }
+    if let Err(error) = mount::unmount_below(&state_dir) {
+        tracing::warn!(sandbox = %id, %error, "cannot unmount what a sandbox had");
+    }
+    sandbox::forget(inner, id);
+    None
+}
+
+/// Where the container's cgroup is, by what libcontainer was given.
+fn cgroup_path(inner: &Inner, id: &str) -> Option<PathBuf> {
+    let path = inner.layout.container(id).join("config.json");
+    let config: serde_json::Value = layout::read_record(&path).ok()??;
+    let path = PathBuf::from(config["linux"]["cgroupsPath"].as_str()?);
+    // It names this container, whatever else the file says.
+    (path.file_name()? == id).then_some(path)
+}
+
+/// Ends what the shim runs and no record tells of: it cannot be described to anybody, and left alone it
+/// would be started a second time.
+async fn end_unknown(inner: &Arc<Inner>, sandbox: &str, known: &BTreeSet<String>) {
+    let state_dir = inner.layout.sandbox_state(sandbox);
+    let parent = match inner.sandbox(sandbox) {
+        Ok(sandbox) => sandbox.record().config.cgroup_parent.clone(),
+        Err(_) => return,
+    };
+    for id in known {
+        if inner.container(id).is_ok() {
+            continue;
+        }
+        tracing::warn!(container = %id, %sandbox, "ends a container without a record");
+        let kill = Request::Kill {
+            container: id.clone(),
+            signal: libc::SIGKILL,
+            all: true,
+        };
+        let remove = Request::Remove {
+            container: id.clone(),
+        };
+        let ended = async {
+            shim::call(&state_dir, &kill).await?;
+            loop {
+                match shim::call(&state_dir, &remove).await {
+                    // Not yet reaped, or its output is still being read.
+                    Err(error) if error.kind() == Some(ErrorKind::State) => {
+                        tokio::time::sleep(REMOVE_INTERVAL).await;
+                    }
+                    other => return other,
+                }
+            }
+        };
+        match tokio::time::timeout(REMOVE_TIMEOUT, ended).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(container = %id, %error, "cannot end a container without a record");
+            }
+            Err(_) => tracing::warn!(container = %id, "a container without a record does not end"),
+        }
+        let cgroup_path = std::path::Path::new("/")
+            .join(parent.trim_start_matches('/'))
+            .join(id);
+        container::clean(inner, id, Some(cgroup_path)).await;
+    }
 }
 
 async fn adopt_container(inner: &Arc<Inner>, record: ContainerRecord) {
@@ -66,6 +190,7 @@ async fn adopt_sandbox(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) {
         match watch::begin(inner, sandbox).await {
             Ok(known) => {
                 tracing::info!(sandbox = %id, "found a running sandbox again");
+                end_unknown(inner, &id, &known).await;
                 return forget_never_started(inner, &id, &known).await;
             }
             Err(error) => tracing::warn!(sandbox = %id, %error, "the shim of a sandbox is gone"),
@@ -102,13 +227,9 @@ async fn forget_never_started(inner: &Arc<Inner>, sandbox: &str, known: &BTreeSe
 async fn remove_leftovers(inner: &Arc<Inner>) {
     let known_sandboxes: Vec<String> = inner.sandboxes().keys().cloned().collect();
     for id in layout::entries(&inner.layout.sandbox_states()) {
-        // A record that cannot be read may belong to a sandbox that runs.
-        if known_sandboxes.contains(&id) || inner.layout.sandbox(&id).exists() {
-            continue;
+        if !known_sandboxes.contains(&id) {
+            drop_directory(&inner.layout.sandbox_state(&id));
         }
-        let directory = inner.layout.sandbox_state(&id);
-        let _ = super::shim::call(&directory, &shim_protocol::Request::Shutdown).await;
-        drop_directory(&directory);
     }
     for id in layout::entries(&inner.layout.container_states()) {
         if inner.container(&id).is_err() && !inner.layout.container(&id).exists() {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shim_protocol::{ContainerStart, ErrorKind, Request, Response, ShimError};
+use shim_protocol::{ContainerStart, ErrorKind, Request, Response, ShimError, chain};
 
 use super::record::{Container, ContainerPhase, ContainerRecord, Failure};
 use super::shim::{self, Connection, ShimCallError};
@@ -69,7 +69,9 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
         record.started = true;
         record.clone()
     };
-    layout::write_record(&inner.layout.container_record(id), &record)
+    inner
+        .layout
+        .write_container(id, &record)
         .map_err(io("write the container's record"))?;
     let request = Request::Start(Box::new(start_request(inner, &record)));
     let state_dir = inner.layout.sandbox_state(&record.sandbox_id);
@@ -88,7 +90,7 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
             Err(fail_start(inner, &container, start_message(&error)))
         }
         Err(error) => {
-            let message = format!("failed to create containerd task: {error}");
+            let message = format!("failed to create containerd task: {}", chain(&error));
             Err(fail_start(inner, &container, message))
         }
     }
@@ -133,7 +135,7 @@ pub fn fail_start(inner: &Inner, container: &Container, message: String) -> Runt
         record.failure = Some(failure.clone());
         record.clone()
     };
-    if let Err(error) = layout::write_record(&inner.layout.container_record(&record.id), &record) {
+    if let Err(error) = inner.layout.write_container(&record.id, &record) {
         tracing::warn!(container = %record.id, %error, "cannot write a container's record");
     }
     watch::ended(inner, &record.id, ContainerPhase::Failed(failure));
@@ -299,7 +301,9 @@ pub async fn update(
         merge(&mut record.resources, resources);
         record.clone()
     };
-    layout::write_record(&inner.layout.container_record(id), &record)
+    inner
+        .layout
+        .write_container(id, &record)
         .map_err(io("write the container's record"))
 }
 

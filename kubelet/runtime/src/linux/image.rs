@@ -41,8 +41,8 @@ fn pull_error(error: PullError) -> ImageError {
             image,
             format!("no match for platform in manifest {platform}: not found"),
         ),
-        PullError::Unpack { image, source } => (image, source.to_string()),
-        PullError::Store { image, source } => (image, source.to_string()),
+        PullError::Unpack { image, source } => (image, shim_protocol::chain(&source)),
+        PullError::Store { image, source } => (image, shim_protocol::chain(&source)),
     };
     ImageError::Pull { image, reason }
 }

@@ -1,5 +1,6 @@
 //! What the runtime knows of sandboxes and containers, on disk and in memory.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use shim_protocol::{ContainerExit, DeviceRule, ProcessSpec};
 use tokio::sync::watch;
 
+use super::layout::{self, Layout};
 use crate::api::*;
 
 /// Version of the records below. Fields are only ever added, with defaults.
@@ -56,6 +58,18 @@ pub struct ContainerRecord {
     /// The start failed, or the shim was lost with the exit code.
     #[serde(default)]
     pub failure: Option<Failure>,
+}
+
+impl Layout {
+    /// Writes a container's record and its copy.
+    pub fn write_container(&self, id: &str, record: &ContainerRecord) -> io::Result<()> {
+        layout::write_with_copy(&self.container_record(id), &self.container_copy(id), record)
+    }
+
+    /// Writes a sandbox's record and its copy.
+    pub fn write_sandbox(&self, id: &str, record: &SandboxRecord) -> io::Result<()> {
+        layout::write_with_copy(&self.sandbox_record(id), &self.sandbox_copy(id), record)
+    }
 }
 
 /// An end of which no exit record tells.

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use network::{Bandwidth, SandboxNetwork};
-use shim_protocol::{CONFIG_NAME, IdMap, NamespaceConfig, Request, ShimConfig, UserMappings};
+use shim_protocol::{
+    CONFIG_NAME, IdMap, NamespaceConfig, Request, ShimConfig, UserMappings, chain,
+};
 
 use super::record::{RECORD_VERSION, Sandbox, SandboxPhase, SandboxRecord};
 use super::shim::{self, ShimCallError};
@@ -85,7 +87,7 @@ async fn set_up(
         .shim
         .run(&["serve".as_ref(), state_dir.as_os_str()])
         .await
-        .map_err(|error| failed(&config, error.to_string()))?;
+        .map_err(|error| failed(&config, chain(&error)))?;
     if config.namespaces.network != NamespaceMode::Node {
         let network = SandboxNetwork {
             sandbox_id: id.clone(),
@@ -107,13 +109,15 @@ async fn set_up(
         record.ips = ips.iter().map(ToString::to_string).collect();
     }
     record.phase = SandboxPhase::Ready;
-    layout::write_record(&inner.layout.sandbox_record(&id), &record)
+    inner
+        .layout
+        .write_sandbox(&id, &record)
         .map_err(io("write the sandbox's record"))?;
     *sandbox.record() = record;
     watch::begin(inner, sandbox)
         .await
         .map(drop)
-        .map_err(|error| failed(&config, error.to_string()))
+        .map_err(|error| failed(&config, chain(&error)))
 }
 
 /// Directories, files, mounts and the shim's configuration.
@@ -130,7 +134,9 @@ fn prepare(inner: &Inner, record: &SandboxRecord) -> Result<(), RuntimeError> {
                 .map_err(io(format!("create {}", directory.display())))?;
         }
     }
-    layout::write_record(&inner.layout.sandbox_record(id), record)
+    inner
+        .layout
+        .write_sandbox(id, record)
         .map_err(io("write the sandbox's record"))?;
     inner
         .cgroups
@@ -198,6 +204,7 @@ fn shim_config(inner: &Inner, record: &SandboxRecord) -> ShimConfig {
         },
         sysctls: sysctls(config),
         shim_cgroup: inner.config.shim_cgroup.clone(),
+        open_files: inner.config.open_files,
     }
 }
 
@@ -308,7 +315,7 @@ pub fn set_phase(inner: &Inner, sandbox: &Sandbox, phase: SandboxPhase) {
         record.phase = phase;
         record.clone()
     };
-    if let Err(error) = layout::write_record(&inner.layout.sandbox_record(&record.id), &record) {
+    if let Err(error) = inner.layout.write_sandbox(&record.id, &record) {
         tracing::warn!(sandbox = %record.id, %error, "cannot write a sandbox's record");
     }
 }
@@ -397,7 +404,7 @@ pub async fn take_down(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) -> Vec<Runtim
         Ok(_) | Err(ShimCallError::Connect { .. } | ShimCallError::HungUp) => {}
         Err(error) => problems.push(RuntimeError::Shim {
             id: id.clone(),
-            reason: error.to_string(),
+            reason: chain(&error),
         }),
     }
     if has_network && let Err(error) = inner.network.teardown(&id).await {

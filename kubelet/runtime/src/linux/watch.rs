@@ -203,9 +203,7 @@ pub fn settle(inner: &Inner, sandbox: &str) {
                     record.failure = Some(failure.clone());
                     record.clone()
                 };
-                if let Err(error) =
-                    layout::write_record(&inner.layout.container_record(&id), &record)
-                {
+                if let Err(error) = inner.layout.write_container(&id, &record) {
                     tracing::warn!(container = %id, %error, "cannot write a container's record");
                 }
                 ended(inner, &id, ContainerPhase::Failed(failure));

@@ -7,12 +7,18 @@ use std::time::Duration;
 
 use images::{ImageStore, ImageStoreConfig};
 use network::{NetworkConfig, PodNetwork};
-use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig};
+use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles};
 use runtime::*;
 
 use super::image;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// What containers get, whatever this process has.
+pub const OPEN_FILES: OpenFiles = OpenFiles {
+    soft: 777,
+    hard: 4000,
+};
 
 /// Root is needed for everything here.
 pub fn is_root() -> bool {
@@ -89,6 +95,7 @@ impl Node {
             root_dir: directory.join("root"),
             state_dir: directory.join("state"),
             shim_path: Some(shim()),
+            open_files: Some(OPEN_FILES),
             ..Default::default()
         };
         let runtime = LinuxRuntime::open(config, images, network).await.unwrap();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use shim_protocol::chain;
 
 use super::rootfs::{mount_root, read_in_root, stage_mounts};
 use crate::api::*;
@@ -68,7 +69,7 @@ pub async fn prepare(
     facts.seccomp_filter =
         seccomp_filter(inner, &config.security, facts.available_capabilities).await?;
     let spec = spec::container_spec(&sandbox.config, config, &image::facts(image), &facts)
-        .map_err(|error| RuntimeError::Create(error.to_string()))?;
+        .map_err(|error| RuntimeError::Create(chain(&error)))?;
     let record = ContainerRecord {
         version: RECORD_VERSION,
         id: id.to_owned(),
@@ -91,7 +92,9 @@ pub async fn prepare(
     let directory = inner.layout.container(id);
     layout::write_record(&directory.join("config.json"), &spec.oci)
         .map_err(io("write config.json"))?;
-    layout::write_record(&inner.layout.container_record(id), &record)
+    inner
+        .layout
+        .write_container(id, &record)
         .map_err(io("write the container's record"))?;
     Ok(record)
 }
@@ -164,7 +167,7 @@ fn gather(
         &text("/etc/passwd"),
         &text("/etc/group"),
     )
-    .map_err(|error| RuntimeError::Create(error.to_string()))?;
+    .map_err(|error| RuntimeError::Create(chain(&error)))?;
     let mount_sources = stage_mounts(
         inner,
         id,
@@ -177,7 +180,7 @@ fn gather(
     } else {
         machine::devices(&config.devices)
     }
-    .map_err(|error| RuntimeError::Create(format!("devices: {error}")))?;
+    .map_err(|error| RuntimeError::Create(format!("devices: {}", chain(&error))))?;
     let taken: Vec<String> = config
         .mounts
         .iter()
@@ -185,7 +188,7 @@ fn gather(
         .collect();
     let volumes = inner.layout.container(id).join("volumes");
     let image_volumes = volume::prepare(&rootfs, &volumes, &image.volumes, &taken)
-        .map_err(|error| RuntimeError::Create(format!("the image's volumes: {error}")))?;
+        .map_err(|error| RuntimeError::Create(format!("the image's volumes: {}", chain(&error))))?;
     let own_ipc = sandbox.config.namespaces.ipc != NamespaceMode::Node;
     Ok(Facts {
         rootfs,
@@ -227,7 +230,7 @@ async fn seccomp_filter(
         SecurityProfile::Unconfined => return Ok(None),
         SecurityProfile::RuntimeDefault => {
             let set = spec::capabilities(security, available)
-                .map_err(|error| RuntimeError::Create(error.to_string()))?;
+                .map_err(|error| RuntimeError::Create(chain(&error)))?;
             spec::seccomp::default_profile(set).to_string().into_bytes()
         }
         SecurityProfile::Localhost(path) => fs::read(path).map_err(|error| {
@@ -261,6 +264,6 @@ async fn seccomp_filter(
             filter.as_os_str(),
         ])
         .await
-        .map_err(|error| RuntimeError::Create(format!("seccomp profile: {error}")))?;
+        .map_err(|error| RuntimeError::Create(format!("seccomp profile: {}", chain(&error))))?;
     Ok(Some(filter))
 }
