@@ -4,6 +4,8 @@
 mod harness;
 #[path = "linux/image.rs"]
 mod image;
+#[path = "linux/pids.rs"]
+mod pids;
 #[path = "linux/torn.rs"]
 mod torn;
 

@@ -13,6 +13,7 @@ use shim_protocol::{ContainerExit, ContainerInfo, ContainerStart};
 
 use crate::create::{self, Created, Creation, Stdio};
 use crate::log::{LogWriter, Stream};
+use crate::pid_view::{PidPlan, View};
 use crate::sys;
 
 /// How long streams may stay open after the first process's exit: somebody else holds them.
@@ -29,6 +30,8 @@ pub struct Container {
     pub stderr: Option<OwnedFd>,
     /// Write end of stdin, if it was asked for and is still open.
     pub stdin: Option<OwnedFd>,
+    /// Of the PID namespace it made, for containers that want to see its processes.
+    pub view: Option<View>,
 }
 
 pub enum Phase {
@@ -56,7 +59,12 @@ pub struct Pending {
 
 impl Container {
     /// Opens the log, makes the pipes and forks the helper.
-    pub fn begin(start: ContainerStart, root: &Path, client: u64) -> Result<Self, String> {
+    pub fn begin(
+        start: ContainerStart,
+        root: &Path,
+        plan: &PidPlan,
+        client: u64,
+    ) -> Result<Self, String> {
         let log = LogWriter::open(&start.log_path)
             .map_err(|error| format!("open log {}: {error}", start.log_path.display()))?;
         let pipe = || sys::pipe().map_err(|error| format!("pipe: {error}"));
@@ -83,7 +91,7 @@ impl Container {
             });
             (stdout, stderr) = (Some(out_read), Some(err_read));
         }
-        let creation = create::begin(&start, root, stdio)?;
+        let creation = create::begin(&start, root, stdio, plan)?;
         let pending = Pending {
             creation,
             decoder: Decoder::default(),
@@ -101,6 +109,7 @@ impl Container {
             stdout,
             stderr,
             stdin,
+            view: None,
         })
     }
 

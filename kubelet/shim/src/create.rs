@@ -1,22 +1,26 @@
 //! Creating and starting a container with libcontainer, in a forked child of the shim.
 //!
 //! The child's clones are made siblings (`CLONE_PARENT`), so the container's init becomes the
-//! shim's own child. The child reports over a socket: the init's PID with the terminal's master, or
-//! an error. Then it ends; the shim learns from the error pipe whether `execve` worked.
+//! shim's own child. The child reports over a socket: the init's PID with the terminal's master and
+//! the view of its PID namespace, or an error. Then it ends; the shim learns from the error pipe
+//! whether `execve` worked.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use serde_json::json;
-use shim_protocol::ContainerStart;
 use shim_protocol::wire::{self, Decoder};
+use shim_protocol::{ContainerStart, chain};
 
-use crate::executor::ShimExecutor;
+use crate::capture::Capture;
+use crate::executor::{Birth, ShimExecutor};
+use crate::launch::Door;
+use crate::pid_view::{self, PidPlan, View};
 use crate::process::Prepared;
-use crate::sys;
+use crate::{exec, sys};
 
 /// A creation under way.
 pub struct Creation {
@@ -30,6 +34,8 @@ pub struct Creation {
 pub struct Created {
     pub pid: i32,
     pub terminal: Option<OwnedFd>,
+    /// Of its PID namespace, if that is new.
+    pub view: Option<View>,
 }
 
 /// The container's ends of its stdio; none with a terminal.
@@ -44,8 +50,12 @@ pub fn begin(
     start: &ContainerStart,
     root: &Path,
     stdio: Option<Stdio>,
+    plan: &PidPlan,
 ) -> Result<Creation, String> {
     let process = Prepared::new(start.process.clone()).map_err(|error| error.to_string())?;
+    if matches!(plan, PidPlan::Existing { .. }) {
+        process.warn_of_late_filter();
+    }
     let (result, helper_result) =
         sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
     let (error_pipe, helper_errors) = sys::pipe().map_err(|error| format!("pipe: {error}"))?;
@@ -53,13 +63,9 @@ pub fn begin(
         0 => {
             drop((result, error_pipe));
             sys::reset_signals();
-            let code = match create(start, root, stdio, process, &helper_errors) {
-                Ok(created) => report(
-                    &helper_result,
-                    &json!({ "pid": created.pid }),
-                    created.terminal.as_ref(),
-                ),
-                Err(message) => report(&helper_result, &json!({ "error": message }), None),
+            let code = match create(start, root, stdio, process, plan, &helper_errors) {
+                Ok(created) => report_created(&helper_result, created),
+                Err(message) => report(&helper_result, &json!({ "error": message }), &[]),
             };
             sys::exit_now(code)
         }
@@ -71,12 +77,27 @@ pub fn begin(
     }
 }
 
-fn report(socket: &OwnedFd, message: &serde_json::Value, terminal: Option<&OwnedFd>) -> i32 {
-    let fds: Vec<_> = terminal.iter().map(|fd| fd.as_raw_fd()).collect();
+fn report_created(socket: &OwnedFd, created: Created) -> i32 {
+    let view = created.view.as_ref();
+    let message = json!({
+        "pid": created.pid,
+        "terminal": created.terminal.is_some(),
+        "namespace": view.map(|view| view.namespace),
+    });
+    let mount = view.and_then(|view| view.mount.as_ref());
+    let fds: Vec<_> = [created.terminal.as_ref(), mount]
+        .into_iter()
+        .flatten()
+        .map(AsRawFd::as_raw_fd)
+        .collect();
+    report(socket, &message, &fds)
+}
+
+fn report(socket: &OwnedFd, message: &serde_json::Value, fds: &[RawFd]) -> i32 {
     let sent = wire::encode(message, fds.len())
         .map_err(|error| error.to_string())
         .and_then(|frame| {
-            wire::send_with_fds(socket.as_raw_fd(), &frame, &fds).map_err(|error| error.to_string())
+            wire::send_with_fds(socket.as_raw_fd(), &frame, fds).map_err(|error| error.to_string())
         });
     i32::from(sent.is_err())
 }
@@ -86,11 +107,16 @@ pub fn finish(decoder: &mut Decoder, result: &OwnedFd) -> Option<Result<Created,
     loop {
         match decoder.take::<serde_json::Value>() {
             Err(error) => return Some(Err(error.to_string())),
-            Ok(Some((message, mut fds))) => {
+            Ok(Some((message, fds))) => {
+                let mut fds = fds.into_iter().peekable();
                 return Some(match (message["pid"].as_i64(), message["error"].as_str()) {
                     (Some(pid), _) => Ok(Created {
                         pid: pid as i32,
-                        terminal: fds.pop(),
+                        terminal: fds.next_if(|_| message["terminal"].as_bool() == Some(true)),
+                        view: message["namespace"].as_u64().map(|namespace| View {
+                            namespace,
+                            mount: fds.next(),
+                        }),
                     }),
                     (None, Some(error)) => Err(error.to_owned()),
                     (None, None) => Err("the helper's report is empty".to_owned()),
@@ -112,12 +138,35 @@ fn create(
     root: &Path,
     stdio: Option<Stdio>,
     process: Prepared,
+    plan: &PidPlan,
     errors: &OwnedFd,
 ) -> Result<Created, String> {
     if let Some(score) = start.process.oom_score_adj {
         crate::process::set_oom_score_adj(score)?;
     }
     let terminal = start.process.terminal;
+    let node_proc = exec::open_node_proc(&process)?;
+    let (view, view_out) = sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
+    let (pid_pipe, pids) = sys::pipe().map_err(|error| format!("pipe: {error}"))?;
+    let (birth, bundle) = match plan {
+        PidPlan::Plain { is_new: false } => (Birth::InPlace, start.bundle.clone()),
+        PidPlan::Plain { is_new: true } => {
+            let view = view_out.as_raw_fd();
+            (Birth::InNew { view }, start.bundle.clone())
+        }
+        PidPlan::Existing { namespace, proc } => {
+            let bundle = rewritten(root, &start.id);
+            pid_view::rewrite(&start.bundle, proc, &bundle)?;
+            let door = Door {
+                namespace: Some(namespace.as_raw_fd()),
+                terminal,
+                pid_pipe: pids.as_raw_fd(),
+                error_pipe: errors.as_raw_fd(),
+                node_proc: node_proc.as_ref().map(AsRawFd::as_raw_fd),
+            };
+            (Birth::Elsewhere(door), bundle)
+        }
+    };
     let mut builder = ContainerBuilder::new(start.id.clone(), SyscallType::default())
         .with_root_path(root)
         .map_err(|error| chain(&error))?
@@ -125,6 +174,7 @@ fn create(
             process,
             private_mounts: start.private_mounts.clone(),
             error_pipe: errors.as_raw_fd(),
+            birth,
         });
     let mut console = None;
     if terminal {
@@ -144,8 +194,9 @@ fn create(
             .with_stdout(stdio.stdout)
             .with_stderr(stdio.stderr);
     }
+    let capture = Capture::begin().map_err(|error| format!("pipe: {error}"))?;
     let built = builder
-        .as_init(&start.bundle)
+        .as_init(&bundle)
         .with_systemd(false)
         .with_detach(true)
         .as_sibling(true)
@@ -153,28 +204,73 @@ fn create(
     if let Some((_, path)) = &console {
         let _ = std::fs::remove_file(path);
     }
-    let mut container = built.map_err(|error| chain(&error))?;
+    let mut container = built.map_err(|error| capture.explain(chain(&error)))?;
     let pid = container.pid().ok_or("libcontainer told no PID")?.as_raw();
-    let finish = || -> Result<Option<OwnedFd>, String> {
+    // All of it before the program runs: it may be over in no time.
+    let finish = || -> Result<(Option<OwnedFd>, Option<View>), String> {
         let master = match &console {
             Some((listener, _)) => Some(receive_terminal(listener)?),
             None => None,
         };
+        let view = match birth {
+            Birth::InNew { .. } => Some(receive_view(pid, &view)?),
+            Birth::InPlace | Birth::Elsewhere(_) => None,
+        };
         crate::cgroup::finish_setup(&start.cgroup_path, &start.unified, &start.devices)?;
-        Ok(master)
+        Ok((master, view))
     };
-    let started = finish().and_then(|master| {
-        container.start().map_err(|error| chain(&error))?;
-        Ok(master)
+    let started = finish().and_then(|made| {
+        container
+            .start()
+            .map_err(|error| capture.explain(chain(&error)))?;
+        Ok(made)
     });
-    match started {
-        Ok(terminal) => Ok(Created { pid, terminal }),
+    drop((view_out, pids));
+    let created = started.and_then(|(terminal, view)| match birth {
+        Birth::InPlace | Birth::InNew { .. } => Ok((pid, terminal, view)),
+        // At the pipe's end libcontainer's process has borne the container's, or has told why not.
+        Birth::Elsewhere(_) => match exec::told_pid(&pid_pipe) {
+            0 => Err("the process was not started".to_owned()),
+            pid => Ok((pid, terminal, view)),
+        },
+    });
+    match created {
+        Ok((pid, terminal, view)) => Ok(Created {
+            pid,
+            terminal,
+            view,
+        }),
         Err(message) => {
             let _ = sys::kill(pid, libc::SIGKILL);
             remove(root, &start.id);
             Err(message)
         }
     }
+}
+
+fn receive_view(pid: i32, socket: &OwnedFd) -> Result<View, String> {
+    let mut decoder = Decoder::default();
+    let failed = |error: String| format!("the view of the PID namespace: {error}");
+    decoder
+        .receive(socket)
+        .map_err(|error| failed(error.to_string()))?;
+    let message = decoder
+        .take::<serde_json::Value>()
+        .map_err(|error| failed(error.to_string()))?;
+    let Some((_, mut fds)) = message else {
+        return Err(failed("nothing came".to_owned()));
+    };
+    let namespace = pid_view::inode(Path::new(&format!("/proc/{pid}/ns/pid")))
+        .map_err(|error| failed(error.to_string()))?;
+    Ok(View {
+        namespace,
+        mount: fds.pop(),
+    })
+}
+
+/// The bundle that libcontainer is given instead of the runtime's.
+fn rewritten(root: &Path, id: &str) -> PathBuf {
+    root.join(format!("{id}.bundle"))
 }
 
 fn receive_terminal(listener: &UnixListener) -> Result<OwnedFd, String> {
@@ -212,24 +308,11 @@ fn receive_terminal(listener: &UnixListener) -> Result<OwnedFd, String> {
 
 /// Removes what libcontainer keeps of a container: its state directory with its sockets.
 pub fn remove(root: &Path, id: &str) {
-    if let Err(error) = std::fs::remove_dir_all(root.join(id))
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        eprintln!("remove state of container {id}: {error}");
-    }
-}
-
-/// An error with its causes, outermost first.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
+    for directory in [root.join(id), rewritten(root, id)] {
+        if let Err(error) = std::fs::remove_dir_all(&directory)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!("remove {}: {error}", directory.display());
         }
-        source = cause.source();
     }
-    text
 }

@@ -2,8 +2,8 @@
 //!
 //! Not by libcontainer's tenant builder: it never joins the user namespace, never applies seccomp,
 //! leaves a socket behind each time and takes 7 ms. A helper is forked; it joins the container's
-//! cgroup and PID namespace and clones, as its sibling, the process itself, which joins the rest and
-//! takes the same last steps as a container's first process.
+//! cgroup and namespaces, takes the same last steps as a container's first process, and only then has
+//! the process itself born in the container's PID namespace (see [`crate::launch`]).
 
 use std::fs::File;
 use std::io;
@@ -15,6 +15,7 @@ use serde_json::json;
 use shim_protocol::ProcessSpec;
 use shim_protocol::wire;
 
+use crate::launch::Door;
 use crate::process::{Prepared, report_and_exit};
 use crate::sys;
 
@@ -29,11 +30,23 @@ const JOINED_BY_PROCESS: [(&str, libc::c_int); 6] = [
     ("user", libc::CLONE_NEWUSER),
 ];
 
-/// An exec under way; the reports are frames of JSON: `{"pid": …}` of the helper, and with a
-/// terminal `{"terminal": true}` with its master, of the process.
+/// An exec under way.
 pub struct Starting {
+    /// With a terminal: a frame of JSON comes, `{"terminal": true}`, with its master.
     pub result: OwnedFd,
+    /// The process's PID comes, four bytes; see [`told_pid`].
+    pub pid_pipe: OwnedFd,
+    /// At its end the program runs; what came tells why not.
     pub error_pipe: OwnedFd,
+}
+
+/// The PID that was written to a pipe whose writers are gone; 0 if none was.
+pub fn told_pid(pipe: &OwnedFd) -> i32 {
+    let mut bytes = [0u8; 4];
+    match sys::read(pipe, &mut bytes) {
+        Ok(4) => i32::from_ne_bytes(bytes),
+        _ => 0,
+    }
 }
 
 /// The process's stdin, stdout and stderr; `None` is /dev/null. All `None` with a terminal.
@@ -46,29 +59,44 @@ pub fn begin(
     stdio: Stdio,
 ) -> Result<Starting, String> {
     let process = Prepared::new(process).map_err(|error| error.to_string())?;
+    process.warn_of_late_filter();
     let (result, helper_result) =
         sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
-    let (error_pipe, errors) = sys::pipe().map_err(|error| format!("pipe: {error}"))?;
+    let pipe = || sys::pipe().map_err(|error| format!("pipe: {error}"));
+    let ((error_pipe, errors), (pid_pipe, pids)) = (pipe()?, pipe()?);
     if sys::fork().map_err(|error| format!("fork: {error}"))? == 0 {
-        drop((result, error_pipe));
+        drop((result, error_pipe, pid_pipe));
         sys::reset_signals();
-        match helper(init, cgroup_path, &process, stdio, &helper_result, &errors) {
+        let door = Door {
+            namespace: None,
+            terminal: process.spec.terminal,
+            pid_pipe: pids.as_raw_fd(),
+            error_pipe: errors.as_raw_fd(),
+            node_proc: None,
+        };
+        match helper(init, cgroup_path, &process, stdio, &helper_result, door) {
             Ok(()) => sys::exit_now(0),
             Err(error) => report_and_exit(&errors, &error),
         }
     }
-    sys::set_nonblocking(&result).map_err(|error| format!("fcntl: {error}"))?;
-    sys::set_nonblocking(&error_pipe).map_err(|error| format!("fcntl: {error}"))?;
-    Ok(Starting { result, error_pipe })
+    for fd in [&result, &pid_pipe, &error_pipe] {
+        sys::set_nonblocking(fd).map_err(|error| format!("fcntl: {error}"))?;
+    }
+    Ok(Starting {
+        result,
+        pid_pipe,
+        error_pipe,
+    })
 }
 
+/// In the node's namespaces, but for the cgroup's; ends when the process is born.
 fn helper(
     init: i32,
     cgroup_path: &Path,
     process: &Prepared,
     stdio: Stdio,
     result: &OwnedFd,
-    errors: &OwnedFd,
+    mut door: Door,
 ) -> Result<(), String> {
     // Before the container can see this process: it must not be traced or looked into from there.
     // SAFETY: prctl with integers only.
@@ -83,43 +111,37 @@ fn helper(
             namespaces.push((name, kind, file));
         }
     }
-    if let Some(file) = pid_namespace {
-        sys::set_namespace(&file, libc::CLONE_NEWPID)
-            .map_err(|error| format!("join pid namespace: {error}"))?;
+    let node_proc = open_node_proc(process)?;
+    door.namespace = pid_namespace.as_ref().map(AsRawFd::as_raw_fd);
+    door.node_proc = node_proc.as_ref().map(AsRawFd::as_raw_fd);
+    match clone_into_cgroup(cgroup_path) {
+        Some(0) => {}
+        Some(_) => return Ok(()),
+        None => crate::cgroup::join_running(cgroup_path, init)
+            .map_err(|error| format!("join cgroup: {error}"))?,
     }
-    let pid = match clone_into_cgroup(cgroup_path) {
-        Some(pid) => pid,
-        None => {
-            crate::cgroup::join_running(cgroup_path, init)
-                .map_err(|error| format!("join cgroup: {error}"))?;
-            // SAFETY: as fork: one thread, and no stack is given.
-            unsafe {
-                libc::syscall(
-                    libc::SYS_clone,
-                    libc::CLONE_PARENT | libc::SIGCHLD,
-                    0,
-                    0,
-                    0,
-                    0,
-                ) as i32
-            }
-        }
-    };
-    match pid {
-        0 => {
-            let error = match enter(namespaces, process, stdio, result) {
-                Ok(()) => process.become_it(errors.as_raw_fd()).to_string(),
-                Err(error) => error,
-            };
-            report_and_exit(errors, &error)
-        }
-        pid if pid < 0 => Err(format!("clone: {}", io::Error::last_os_error())),
-        pid => send(result, &json!({ "pid": pid }), None),
+    // The user namespace is among those joined; the PID namespace is entered with it, by the last step.
+    let born = enter(namespaces, process, stdio, result)
+        .and_then(|()| process.bear(&door).map_err(|error| error.to_string()));
+    match born {
+        Ok(()) => sys::exit_now(0),
+        Err(error) => report_and_exit(&door.error_pipe, &error),
     }
 }
 
+/// Where the process's AppArmor profile is set, once our own /proc is out of reach.
+pub fn open_node_proc(process: &Prepared) -> Result<Option<File>, String> {
+    process
+        .spec
+        .apparmor_profile
+        .as_ref()
+        .map(|_| File::open("/proc"))
+        .transpose()
+        .map_err(|error| format!("open /proc: {error}"))
+}
+
 /// Clones a sibling right into the cgroup (v2, kernel 5.7): moving a process later waits for the kernel
-/// some 10 ms. `None`: not here, move it.
+/// some 10 ms. As fork: 0 in the sibling. `None`: not here, move it.
 fn clone_into_cgroup(path: &Path) -> Option<i32> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     /// `struct clone_args` of linux/sched.h.
@@ -169,8 +191,6 @@ fn enter(
     stdio: Stdio,
     result: &OwnedFd,
 ) -> Result<(), String> {
-    // SAFETY: no memory is involved.
-    unsafe { libc::setsid() };
     for (name, kind, file) in &namespaces {
         sys::set_namespace(file, *kind)
             .map_err(|error| format!("join {name} namespace: {error}"))?;
@@ -188,9 +208,6 @@ fn enter(
     if process.spec.terminal {
         let (master, slave) = open_terminal().map_err(|error| format!("open terminal: {error}"))?;
         send(result, &json!({ "terminal": true }), Some(&master))?;
-        // SAFETY: integers only.
-        sys::check(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) })
-            .map_err(|error| format!("set controlling terminal: {error}"))?;
         for fd in 0..3 {
             sys::dup2(slave.as_raw_fd(), fd).map_err(|error| format!("dup2: {error}"))?;
         }

@@ -9,14 +9,20 @@
 //! **Invariant:** libcontainer runs in a forked child, never in the shim itself: it changes the
 //! process's directory, OOM score and dumpability, and grows the heap.
 
+mod capture;
 mod cgroup;
 mod container;
 mod create;
 mod devices;
 mod exec;
 mod executor;
+mod filter;
+mod ids;
+mod init;
+mod launch;
 mod log;
 mod namespaces;
+mod pid_view;
 mod process;
 mod seccomp;
 mod server;

@@ -1,6 +1,6 @@
 //! The sandbox's namespaces: made in a forked child, pinned by bind mounts, so that no process has
-//! to stand in for the pod. A shared PID namespace is the exception: it lives as long as its init,
-//! which is a fork of the shim that does nothing but reap.
+//! to stand in for the pod. A shared PID namespace is the exception: it lives as long as its init
+//! ([`crate::init`]). A view of its /proc is mounted beside the pins while nobody else is in it.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use shim_protocol::{IdMap, ShimConfig};
 
-use crate::sys;
+use crate::{init, pid_view, sys};
 
 /// Names in `/proc/<pid>/ns` and under `<state_dir>/ns`.
 const PINNED: [&str; 4] = ["user", "net", "ipc", "uts"];
@@ -18,12 +18,13 @@ const PINNED: [&str; 4] = ["user", "net", "ipc", "uts"];
 pub fn create(config: &ShimConfig) -> Result<Option<i32>, String> {
     let directory = config.state_dir.join("ns");
     fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
-    let (ours, theirs) = sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
+    let pair = || sys::socket_pair().map_err(|error| format!("socketpair: {error}"));
+    let ((ours, theirs), (init_ours, init_theirs)) = (pair()?, pair()?);
     let child = sys::fork().map_err(|error| format!("fork: {error}"))?;
     if child == 0 {
-        drop(ours);
+        drop((ours, init_ours));
         sys::reset_signals();
-        let code = match inside(config, &theirs) {
+        let code = match inside(config, &theirs, &init_theirs) {
             Ok(()) => 0,
             Err(error) => {
                 let _ = sys::write(&theirs, format!("e{error}").as_bytes());
@@ -32,16 +33,46 @@ pub fn create(config: &ShimConfig) -> Result<Option<i32>, String> {
         };
         sys::exit_now(code)
     }
-    drop(theirs);
-    let result = outside(config, &directory, child, &ours);
+    drop((theirs, init_theirs));
+    let mut init = None;
+    let result = outside(config, &directory, child, &ours, &mut init);
     drop(ours);
     let _ = sys::kill(child, libc::SIGKILL);
     let _ = sys::wait_for(child);
+    let result = result.and_then(|()| match init {
+        Some(_) => share_pids(&directory, &init_ours),
+        None => Ok(()),
+    });
     if let Err(error) = &result {
         eprintln!("namespaces: {error}");
+        if let Some(init) = init {
+            let _ = sys::kill(init, libc::SIGKILL);
+            let _ = sys::wait_for(init);
+        }
         unpin(&directory);
     }
-    result
+    result.map(|()| init)
+}
+
+/// Mounts the view of /proc, and waits until the pod's init has given everything up.
+fn share_pids(directory: &Path, init: &OwnedFd) -> Result<(), String> {
+    pid_view::mount_proc(&directory.join("pid"), &directory.join(pid_view::POD_PROC))?;
+    let mut told = Vec::new();
+    let mut buffer = [0u8; 256];
+    loop {
+        match sys::read(init, &mut buffer).map_err(|error| format!("read: {error}"))? {
+            0 => break,
+            count => told.extend_from_slice(&buffer[..count]),
+        }
+    }
+    match told.as_slice() {
+        init::READY => Ok(()),
+        [b'e', words @ ..] => Err(format!(
+            "the pod's init: {}",
+            String::from_utf8_lossy(words)
+        )),
+        _ => Err("the pod's init died".to_owned()),
+    }
 }
 
 /// The parent's half: `u` asks for the id maps, `p<pid>` tells the pod's init, `d` is done, `e` an error.
@@ -50,8 +81,8 @@ fn outside(
     directory: &Path,
     child: i32,
     socket: &OwnedFd,
-) -> Result<Option<i32>, String> {
-    let mut init = None;
+    init: &mut Option<i32>,
+) -> Result<(), String> {
     loop {
         let mut buffer = [0u8; 512];
         let count = sys::read(socket, &mut buffer).map_err(|error| format!("read: {error}"))?;
@@ -67,7 +98,7 @@ fn outside(
                 write_map(child, "gid_map", &maps.gids)?;
             }
             Some(b'p') => {
-                init = Some(
+                *init = Some(
                     text[1..]
                         .parse::<i32>()
                         .map_err(|error| format!("pid: {error}"))?,
@@ -84,10 +115,12 @@ fn outside(
     for (name, _) in PINNED.iter().zip(flags).filter(|(_, wanted)| *wanted) {
         pin(&format!("/proc/{child}/ns/{name}"), &directory.join(name))?;
     }
-    if let Some(init) = init {
-        pin(&format!("/proc/{init}/ns/pid"), &directory.join("pid"))?;
+    if init.is_some() {
+        // The init itself lets nobody look into it.
+        let source = format!("/proc/{child}/ns/pid_for_children");
+        pin(&source, &directory.join("pid"))?;
     }
-    Ok(init)
+    Ok(())
 }
 
 fn write_map(pid: i32, name: &str, maps: &[IdMap]) -> Result<(), String> {
@@ -114,10 +147,19 @@ pub fn unpin(directory: &Path) {
         }
         let _ = fs::remove_file(&path);
     }
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name
+            .as_encoded_bytes()
+            .starts_with(pid_view::POD_PROC.as_bytes())
+        {
+            pid_view::unmount(&entry.path());
+        }
+    }
 }
 
 /// The child's half: enters new namespaces and sets them up from inside.
-fn inside(config: &ShimConfig, socket: &OwnedFd) -> Result<(), String> {
+fn inside(config: &ShimConfig, socket: &OwnedFd, init_socket: &OwnedFd) -> Result<(), String> {
     let wanted = &config.namespaces;
     if wanted.user.is_some() {
         sys::unshare(libc::CLONE_NEWUSER).map_err(|error| format!("unshare user: {error}"))?;
@@ -167,7 +209,7 @@ fn inside(config: &ShimConfig, socket: &OwnedFd) -> Result<(), String> {
             ) as i32
         };
         match pid {
-            0 => run_init(),
+            0 => init::run(init::user(wanted.user.as_ref()), init_socket),
             pid if pid < 0 => return Err(format!("clone: {}", io::Error::last_os_error())),
             pid => ask(socket, &format!("p{pid}"))?,
         }
@@ -226,25 +268,6 @@ fn raise_loopback() -> io::Result<()> {
         libc::close(socket);
     }
     Ok(())
-}
-
-/// PID 1 of a pod whose containers share their PID namespace: reaps until the shim dies.
-fn run_init() -> ! {
-    // SAFETY: plain libc calls in a process of one thread; no memory but `set` is involved.
-    unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-        libc::prctl(libc::PR_SET_NAME, c"gantry-init".as_ptr(), 0, 0, 0);
-        libc::setsid();
-        libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGCHLD);
-        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-        loop {
-            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
-            libc::sigwaitinfo(&set, std::ptr::null_mut());
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@
 //! Order, and why: stdio is chowned while root may; the keep-capabilities flag carries the
 //! permitted set over the change of ids; the filter is loaded while CAP_SYS_ADMIN is effective
 //! (without no_new_privs the kernel wants it) and after everything a strict profile could forbid
-//! except `capset` and `execve`.
+//! except `capset` and `execve`. Where others can be in the PID namespace already, all of this comes
+//! before the process is born there: see [`crate::launch`].
 
 use std::ffi::CString;
 use std::io;
@@ -18,7 +19,9 @@ use std::path::{Path, PathBuf};
 
 use shim_protocol::ProcessSpec;
 
-use crate::sys::{check, exit_now};
+use crate::filter;
+use crate::launch::{Door, Launch};
+use crate::sys::{self, check, exit_now};
 
 /// What `execvp` takes if the environment names none. Source: runc.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -55,6 +58,8 @@ pub enum ProcessError {
     NoCommand,
     #[error("{0}: string with a NUL byte")]
     Nul(&'static str),
+    #[error(transparent)]
+    Id(#[from] crate::ids::IdError),
 }
 
 fn step(step: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
@@ -132,17 +137,90 @@ impl Prepared {
     /// Becomes the process. Returns only to tell why it could not. Closes every descriptor but stdio and
     /// `keep`: what the container names (its directory, its program) may lead through /proc/self/fd, and
     /// must find nothing of the host there.
+    ///
+    /// For the first process of a PID namespace, and for the node's own.
     pub fn become_it(&self, keep: RawFd) -> ProcessError {
-        if let Err(error) = close_all_but(keep) {
-            return step("close descriptors")(error);
-        }
-        match self.try_become() {
+        match self.try_become(keep) {
             Ok(never) => match never {},
             Err(error) => error,
         }
     }
 
-    fn try_become(&self) -> Result<std::convert::Infallible, ProcessError> {
+    fn try_become(&self, keep: RawFd) -> Result<std::convert::Infallible, ProcessError> {
+        sys::close_all_but(3, &[keep]).map_err(step("close descriptors"))?;
+        let launch = self.plan()?;
+        self.settle(self.spec.no_new_privileges, true, None)?;
+        Err(ProcessError::NotExecutable {
+            path: self.spec.args[0].clone(),
+            reason: describe(&launch.execute()),
+        })
+    }
+
+    /// Takes every last step here, then bears the process in the door's PID namespace. Our own end is for
+    /// the caller.
+    pub fn bear(&self, door: &Door) -> Result<(), ProcessError> {
+        if let Some(namespace) = door.namespace {
+            sys::set_namespace(&namespace, libc::CLONE_NEWPID)
+                .map_err(step("join pid namespace"))?;
+        }
+        sys::Memory::hide_arguments("gantry-exec");
+        let node_proc = door
+            .node_proc
+            .filter(|_| self.spec.apparmor_profile.is_some());
+        let keep = [Some(door.pid_pipe), Some(door.error_pipe), node_proc];
+        let keep: Vec<RawFd> = keep.into_iter().flatten().collect();
+        sys::close_all_but(3, &keep).map_err(step("close descriptors"))?;
+        let launch = self.plan()?;
+        // DIFFERS: runc loads the filter inside the PID namespace, with CAP_SYS_ADMIN. A profile that
+        // forbids what is needed to be born gets `no_new_privs` instead, which needs no capability.
+        let late_filter = self.needs_late_filter();
+        // Until its `execve` nobody without a capability looks into the child; and there is no heap to see.
+        // SAFETY: prctl with integers only.
+        check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })
+            .map_err(step("set dumpable"))?;
+        sys::Memory::keep_heap_from_children();
+        self.settle(
+            self.spec.no_new_privileges || late_filter,
+            !late_filter,
+            node_proc,
+        )?;
+        launch
+            .bear(door, late_filter)
+            .map_err(step("start the process"))
+    }
+
+    /// Whether the filter forbids something that the parent or the child of a birth still does under it.
+    /// The process then has `no_new_privs`.
+    pub fn needs_late_filter(&self) -> bool {
+        let flags = (libc::CLONE_PARENT | libc::SIGCHLD) as u64;
+        let mut calls = vec![
+            (libc::SYS_capset, [0; 6]),
+            (libc::SYS_clone, [flags, 0, 0, 0, 0, 0]),
+            (libc::SYS_write, [3, 0, 4, 0, 0, 0]),
+            (libc::SYS_exit_group, [0; 6]),
+            (libc::SYS_setsid, [0; 6]),
+            (libc::SYS_execve, [0; 6]),
+        ];
+        if self.spec.terminal {
+            calls.push((libc::SYS_ioctl, [0, libc::TIOCSCTTY, 0, 0, 0, 0]));
+        }
+        calls
+            .into_iter()
+            .any(|(call, args)| !filter::allows(&self.filter, call, args))
+    }
+
+    /// Says so once, where it can be read.
+    pub fn warn_of_late_filter(&self) {
+        if !self.spec.no_new_privileges && self.needs_late_filter() {
+            eprintln!(
+                "{:?}: the seccomp profile forbids clone, setsid, write or exit: it is loaded with no_new_privs",
+                self.spec.args.first()
+            );
+        }
+    }
+
+    /// Finds the program and lays out what it is executed with.
+    fn plan(&self) -> Result<Launch, ProcessError> {
         let spec = &self.spec;
         self.make_directory();
         let program = self.find_program()?;
@@ -154,27 +232,33 @@ impl Prepared {
                 .map(|text| CString::new(text.as_bytes()).map_err(|_| ProcessError::Nul(what)))
                 .collect::<Result<Vec<_>, _>>()
         };
-        let args = to_c(&spec.args, "args")?;
-        let env = to_c(&spec.env, "env")?;
-        let pointers = |strings: &[CString]| {
-            strings
-                .iter()
-                .map(|text| text.as_ptr())
-                .chain([std::ptr::null()])
-                .collect::<Vec<_>>()
-        };
-        let (arg_pointers, env_pointers) = (pointers(&args), pointers(&env));
+        let (args, env) = (to_c(&spec.args, "args")?, to_c(&spec.env, "env")?);
+        let words = format!("exec: {:?}: ", spec.args[0]);
+        Launch::new(&program, &args, &env, &self.filter, &words).map_err(step("map memory"))
+    }
 
+    /// Identity, directory, capabilities and, with `load`, the filter.
+    fn settle(
+        &self,
+        no_new_privileges: bool,
+        load: bool,
+        node_proc: Option<RawFd>,
+    ) -> Result<(), ProcessError> {
+        let spec = &self.spec;
         chown_stdio(spec.uid).map_err(step("chown stdio"))?;
         if let Some(profile) = &spec.apparmor_profile {
-            set_apparmor(profile).map_err(step("set AppArmor profile"))?;
+            set_apparmor(profile, node_proc).map_err(step("set AppArmor profile"))?;
+        }
+        if let Some(fd) = node_proc {
+            // SAFETY: nothing uses the descriptor afterwards.
+            unsafe { libc::close(fd) };
         }
         let root_chdir = std::env::set_current_dir(self.cwd());
         drop_bounding(spec.bounding).map_err(step("drop bounding capabilities"))?;
         // SAFETY: prctl with integers only.
         check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) })
             .map_err(step("keep capabilities"))?;
-        set_ids(spec).map_err(step("set user and groups"))?;
+        crate::ids::set(spec)?;
         // A directory only its user can enter (a volume with root squash): try again as the user.
         if root_chdir.is_err() {
             std::env::set_current_dir(self.cwd()).map_err(|source| {
@@ -184,64 +268,39 @@ impl Prepared {
                 }
             })?;
         }
-        // A directory outside the root has no path: the kernel says so.
-        match std::env::current_dir() {
-            Ok(path) if path.is_absolute() => {}
-            _ => {
-                return Err(ProcessError::WorkingDirectory {
-                    cwd: spec.cwd.clone(),
-                    source: io::Error::other(
-                        "current working directory is outside of container mount namespace root",
-                    ),
-                });
-            }
-        }
-        if !spec.no_new_privileges {
+        self.check_directory()?;
+        let filter = if load { self.filter.as_slice() } else { &[] };
+        if !no_new_privileges && !filter.is_empty() {
             let wide = spec.permitted | CAP_SYS_ADMIN;
-            if !self.filter.is_empty() {
-                set_capabilities(wide, wide, 0).map_err(step("raise capabilities"))?;
-                load_filter(&self.filter).map_err(step("load seccomp filter"))?;
-            }
+            set_capabilities(wide, wide, 0).map_err(step("raise capabilities"))?;
+            load_filter(filter).map_err(step("load seccomp filter"))?;
         }
         set_capabilities(spec.permitted, spec.permitted, spec.inheritable)
             .map_err(step("set capabilities"))?;
         raise_ambient(spec.ambient).map_err(step("raise ambient capabilities"))?;
-        if spec.no_new_privileges {
+        if no_new_privileges {
             // SAFETY: prctl with integers only.
             check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
                 .map_err(step("set no_new_privs"))?;
-            if !self.filter.is_empty() {
-                load_filter(&self.filter).map_err(step("load seccomp filter"))?;
+            if !filter.is_empty() {
+                load_filter(filter).map_err(step("load seccomp filter"))?;
             }
         }
-        // SAFETY: all strings and both null-ended arrays outlive the call.
-        unsafe {
-            libc::execve(
-                program.as_ptr(),
-                arg_pointers.as_ptr(),
-                env_pointers.as_ptr(),
-            )
-        };
-        let source = io::Error::last_os_error();
-        Err(ProcessError::NotExecutable {
-            path: spec.args[0].clone(),
-            reason: describe(&source),
-        })
+        Ok(())
     }
-}
 
-fn close_all_but(keep: RawFd) -> io::Result<()> {
-    let close = |first: u32, last: u32| {
-        if first > last {
-            return Ok(());
+    /// A directory outside the root has no path: the kernel says so.
+    fn check_directory(&self) -> Result<(), ProcessError> {
+        match std::env::current_dir() {
+            Ok(path) if path.is_absolute() => Ok(()),
+            _ => Err(ProcessError::WorkingDirectory {
+                cwd: self.spec.cwd.clone(),
+                source: io::Error::other(
+                    "current working directory is outside of container mount namespace root",
+                ),
+            }),
         }
-        // SAFETY: integers only; nothing here owns a descriptor that is used afterwards.
-        check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) as libc::c_int })
-            .map(drop)
-    };
-    let keep = keep.max(3) as u32;
-    close(3, keep - 1)?;
-    close(keep + 1, u32::MAX)
+    }
 }
 
 fn executable(path: &Path) -> Result<(), String> {
@@ -259,7 +318,7 @@ fn executable(path: &Path) -> Result<(), String> {
 }
 
 /// The words Go (and so runc) uses for the errors users know.
-fn describe(error: &io::Error) -> String {
+pub fn describe(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOENT) => "no such file or directory".to_owned(),
         Some(libc::EACCES) => "permission denied".to_owned(),
@@ -295,13 +354,26 @@ fn chown_stdio(uid: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn set_apparmor(profile: &str) -> io::Result<()> {
+/// By `node_proc`, the node's /proc, where the container's own does not know us.
+fn set_apparmor(profile: &str, node_proc: Option<RawFd>) -> io::Result<()> {
     let text = format!("exec {profile}");
-    std::fs::write("/proc/thread-self/attr/apparmor/exec", &text)
-        .or_else(|_| std::fs::write("/proc/thread-self/attr/exec", &text))
+    let set = |name: &str| match node_proc {
+        None => std::fs::write(format!("/proc/thread-self/attr/{name}"), &text),
+        Some(fd) => {
+            let path = CString::new(format!("thread-self/attr/{name}"))?;
+            // SAFETY: the path outlives the call; the new descriptor is ours.
+            let file = unsafe {
+                let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+                let fd = check(libc::openat(fd, path.as_ptr(), flags))?;
+                <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd)
+            };
+            sys::write(&file, text.as_bytes()).map(drop)
+        }
+    };
+    set("apparmor/exec").or_else(|_| set("exec"))
 }
 
-fn drop_bounding(keep: u64) -> io::Result<()> {
+pub fn drop_bounding(keep: u64) -> io::Result<()> {
     for number in (0..=LAST_CAPABILITY).filter(|number| keep & (1 << number) == 0) {
         // SAFETY: prctl with integers only.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number as libc::c_ulong, 0, 0, 0) } < 0 {
@@ -315,20 +387,7 @@ fn drop_bounding(keep: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn set_ids(spec: &ProcessSpec) -> io::Result<()> {
-    // SAFETY: the slice is live and as long as stated; the rest are integers.
-    unsafe {
-        check(libc::setgroups(
-            spec.additional_gids.len(),
-            spec.additional_gids.as_ptr(),
-        ))?;
-        check(libc::setresgid(spec.gid, spec.gid, spec.gid))?;
-        check(libc::setresuid(spec.uid, spec.uid, spec.uid))?;
-    }
-    Ok(())
-}
-
-fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
+pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
     #[repr(C)]
     struct Header {
         version: u32,
@@ -368,7 +427,7 @@ fn raise_ambient(set: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn load_filter(bytes: &[u8]) -> io::Result<()> {
+pub fn load_filter(bytes: &[u8]) -> io::Result<()> {
     let count = bytes.len() / size_of::<libc::sock_filter>();
     let mut instructions: Vec<libc::sock_filter> = Vec::with_capacity(count);
     // SAFETY: the vector has room for `count` plain-data instructions, copied byte by byte.

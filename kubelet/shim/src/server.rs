@@ -20,7 +20,8 @@ use shim_protocol::{
 use crate::container::{Container, DRAIN_MS, Phase};
 use crate::exec;
 use crate::log::Stream;
-use crate::{cgroup, create, namespaces, sys};
+use crate::pid_view::{self, PidPlan};
+use crate::{cgroup, create, ids, launch, namespaces, sys};
 
 mod client;
 mod events;
@@ -33,8 +34,8 @@ const STALL_MS: u64 = 10_000;
 const SHUTDOWN_MS: u64 = 5_000;
 /// Clients at once; more are hung up on.
 const MAX_CLIENTS: usize = 512;
-/// Reaped processes kept for a start or exec whose PID is not known yet.
-const MAX_STRAYS: usize = 64;
+/// Reaped processes kept for a start or exec whose PID is not known yet; each has up to two helpers.
+const MAX_STRAYS: usize = 1024;
 
 pub struct Server {
     config: ShimConfig,
@@ -103,7 +104,7 @@ impl Server {
         while !self.ended {
             self.turn()?;
         }
-        namespaces::unpin(&self.config.state_dir.join("ns"));
+        namespaces::unpin(&self.pins());
         let _ = std::fs::remove_file(self.config.state_dir.join(shim_protocol::SOCKET_NAME));
         Ok(())
     }
@@ -198,13 +199,39 @@ impl Server {
                 format!("container {} has been started already", start.id),
             ));
         }
-        match Container::begin(start, &self.root, client) {
+        if let Err(error) = ids::validate(&start.process) {
+            return Some(failure(ErrorKind::Create, error.to_string()));
+        }
+        let begun = self
+            .pid_plan(&start)
+            .and_then(|plan| Container::begin(start, &self.root, &plan, client));
+        match begun {
             Ok(container) => {
                 self.containers.push(container);
                 None
             }
             Err(message) => Some(failure(ErrorKind::Create, message)),
         }
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.config.state_dir.join("ns")
+    }
+
+    /// Which PID namespace the container is to be in, as its configuration asks for.
+    fn pid_plan(&mut self, start: &ContainerStart) -> Result<PidPlan, String> {
+        let path = match pid_view::wanted(&start.bundle)? {
+            None => return Ok(PidPlan::Plain { is_new: false }),
+            Some(None) => return Ok(PidPlan::Plain { is_new: true }),
+            Some(Some(path)) => path,
+        };
+        let pins = self.pins();
+        let views = self
+            .containers
+            .iter_mut()
+            .filter(|container| matches!(container.phase, Phase::Running))
+            .filter_map(|container| Some((container.start.id.as_str(), container.view.as_mut()?)));
+        pid_view::plan(&path, &pins, views)
     }
 
     fn kill(&mut self, id: &str, signal: i32, all: bool) -> Response {
@@ -268,6 +295,9 @@ impl Server {
         let stdio = wanted.map(|wanted| if wanted { fds.next() } else { None });
         let wants_terminal = process.terminal;
         let (init, path) = (container.pid, container.start.cgroup_path.clone());
+        if let Err(error) = ids::validate(&process) {
+            return Some(failure(ErrorKind::Create, error.to_string()));
+        }
         match exec::begin(init, &path, process, stdio) {
             Ok(starting) => {
                 if let Some(client) = self.clients.get_mut(&client) {
@@ -422,7 +452,7 @@ impl Server {
         else {
             return;
         };
-        let text = String::from_utf8_lossy(&pending.error_text).into_owned();
+        let text = launch::told(&pending.error_text);
         let client = pending.client;
         let created = match (pending.created, text.is_empty()) {
             (Some(Ok(created)), true) => created,
@@ -436,7 +466,13 @@ impl Server {
                 return self.fail_start(index, client, kind, message);
             }
         };
+        if !self.is_new_child(created.pid) {
+            let message = format!("process {} is no new child", created.pid);
+            return self.fail_start(index, client, ErrorKind::Create, message);
+        }
+        let container = &mut self.containers[index];
         container.pid = created.pid;
+        container.view = created.view;
         container.started_at_ns = sys::now_ns();
         if let Some(master) = created.terminal {
             let _ = sys::set_nonblocking(&master);
@@ -465,6 +501,15 @@ impl Server {
         if let Some((status, finished_at_ns)) = stray {
             self.container_exited(index, status, finished_at_ns);
         }
+    }
+
+    /// Whether a PID that was reported can be what it should: a child of ours that is nothing else yet.
+    fn is_new_child(&self, pid: i32) -> bool {
+        let known = self.init == Some(pid)
+            || self.containers.iter().any(|one| one.pid == pid)
+            || self.execs.iter().any(|one| one.pid == pid);
+        let stray = self.strays.iter().any(|(stray, ..)| *stray == pid);
+        !known && (stray || sys::is_child(pid))
     }
 
     /// Which processes a signal ended while something was being created. libcontainer's own can tell nothing then but
@@ -538,6 +583,8 @@ impl Server {
         cgroup::remove(&container.start.cgroup_path);
         create::remove(&self.root, &container.start.id);
         container.pid = 0;
+        container.view = None;
+        pid_view::forget(&self.config.state_dir.join("ns"), &container.start.id);
         container.phase = Phase::Exited(exit.clone());
         let attached: Vec<u64> = self
             .clients
@@ -586,10 +633,7 @@ impl Server {
         loop {
             match exec.decoder.take::<serde_json::Value>() {
                 Ok(Some((message, mut fds))) => {
-                    if let Some(pid) = message["pid"].as_i64() {
-                        exec.pid = pid as i32;
-                    }
-                    if let Some(fd) = fds.pop() {
+                    if let (Some(true), Some(fd)) = (message["terminal"].as_bool(), fds.pop()) {
                         exec.terminal = Some(fd);
                     }
                 }
@@ -603,9 +647,12 @@ impl Server {
         if !ended {
             return;
         }
-        let text = String::from_utf8_lossy(&exec.error_text).into_owned();
+        let text = launch::told(&exec.error_text);
         let client = exec.client;
-        let lost = exec.pid == 0 || (exec.wants_terminal && exec.terminal.is_none());
+        let pid = exec::told_pid(&starting.pid_pipe);
+        let lost = exec.wants_terminal && exec.terminal.is_none();
+        let lost = lost || !self.is_new_child(pid);
+        let exec = &mut self.execs[index];
         if !text.is_empty() || lost {
             let message = if text.is_empty() {
                 "the exec's helper died".to_owned()
@@ -616,7 +663,7 @@ impl Server {
             return self.send(client, &failure(ErrorKind::Exec, message), Vec::new());
         }
         exec.starting = None;
-        let pid = exec.pid;
+        exec.pid = pid;
         let fds = exec.terminal.take().into_iter().collect();
         if let Some(at) = self.strays.iter().position(|(stray, ..)| *stray == pid) {
             exec.status = Some(self.strays.swap_remove(at).1);

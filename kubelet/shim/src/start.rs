@@ -16,6 +16,12 @@ const USAGE: &str =
     "usage: gantry-shim serve STATE_DIR | compile-seccomp PROFILE FILTER | --version";
 
 pub fn run(args: Vec<OsString>) -> ExitCode {
+    // What the starter was started with itself is no business of ours, nor of a pod's.
+    if let Err(error) = sys::close_all_but(3, &[]) {
+        eprintln!("close descriptors: {error}");
+        return ExitCode::FAILURE;
+    }
+    sys::Memory::note();
     let words: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap_or("")).collect();
     let result = match words.as_slice() {
         ["serve", directory] => serve(Path::new(directory)),
@@ -105,6 +111,10 @@ fn prepare(config: ShimConfig) -> Result<(Server, File), String> {
     // A shim must outlive its pod under memory pressure. Without the right to do so, go on.
     let _ = fs::write("/proc/self/oom_score_adj", "-998");
     redirect_stdio(&config.state_dir)?;
+    if let Some(limit) = config.open_files {
+        sys::limit_open_files(limit.soft, limit.hard)
+            .map_err(|error| format!("set RLIMIT_NOFILE to {}: {error}", limit.soft))?;
+    }
     let lock = lock(&config.lock_path)?;
     let signals = sys::child_signals().map_err(|error| format!("signalfd: {error}"))?;
     if let Some(path) = &config.shim_cgroup {

@@ -89,6 +89,177 @@ pub fn write(fd: &impl AsRawFd, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
+/// As [`write`], for a descriptor whose owner is elsewhere.
+pub fn write_fd(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    write(&fd, bytes)
+}
+
+/// A mapping of our own, outside the heap, for as long as the process lives.
+pub fn map_anonymous(length: usize) -> io::Result<*mut u8> {
+    // SAFETY: a new private mapping touches nothing that is there.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length.max(1),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(base.cast())
+}
+
+/// Where this program's heap and arguments lie: what must not be seen in a container's PID namespace.
+pub struct Memory {
+    heap_start: usize,
+    arguments: (usize, usize),
+}
+
+static MEMORY: std::sync::OnceLock<Memory> = std::sync::OnceLock::new();
+
+impl Memory {
+    /// Notes the places, while the node's /proc is at hand. Everything is allocated on the one heap from now on.
+    pub fn note() {
+        // SAFETY: integers only.
+        unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30) };
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        let heap_start = maps
+            .lines()
+            .find(|line| line.ends_with("[heap]"))
+            .and_then(|line| usize::from_str_radix(line.split('-').next()?, 16).ok())
+            .unwrap_or(0);
+        // proc(5): arg_start and arg_end are fields 48 and 49; the name in field 2 may have spaces.
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let fields: Vec<usize> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(|field| field.parse().unwrap_or(0))
+            .collect();
+        let arguments = match (fields.get(45), fields.get(46)) {
+            (Some(start), Some(end)) if *start > 0 && end > start => (*start, *end),
+            _ => (0, 0),
+        };
+        let _ = MEMORY.set(Self {
+            heap_start,
+            arguments,
+        });
+    }
+
+    fn heap(&self) -> (*mut libc::c_void, usize) {
+        // SAFETY: tells the end of the heap.
+        let end = unsafe { libc::sbrk(0) } as usize;
+        let length = if self.heap_start == 0 {
+            0
+        } else {
+            end.saturating_sub(self.heap_start)
+        };
+        (self.heap_start as *mut libc::c_void, length)
+    }
+
+    /// Children born from now on have no heap: they may not allocate, nor touch what was allocated.
+    pub fn keep_heap_from_children() {
+        if let Some(memory) = MEMORY.get() {
+            let (start, length) = memory.heap();
+            // SAFETY: advice about our own mapping; the children it concerns use none of it.
+            unsafe { libc::madvise(start, length, libc::MADV_DONTFORK) };
+        }
+    }
+
+    /// Empties the heap for good: the process may not use it afterwards.
+    pub fn forget_heap() {
+        if let Some(memory) = MEMORY.get() {
+            let (start, length) = memory.heap();
+            // SAFETY: the caller allocates nothing and touches nothing allocated from here on.
+            unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) };
+        }
+    }
+
+    /// Overwrites the command line as others see it. Only for a process of its own: a fork.
+    pub fn hide_arguments(name: &str) {
+        if let Some(Self {
+            arguments: (start, end),
+            ..
+        }) = MEMORY.get()
+            && end > start
+        {
+            // SAFETY: the kernel told where the strings lie, on our own writable stack; Rust has its own copies.
+            let place = unsafe { std::slice::from_raw_parts_mut(*start as *mut u8, end - start) };
+            place.fill(0);
+            let count = name.len().min(place.len() - 1);
+            place[..count].copy_from_slice(&name.as_bytes()[..count]);
+        }
+    }
+}
+
+/// Closes every descriptor from `first` on but those in `keep`.
+pub fn close_all_but(first: RawFd, keep: &[RawFd]) -> io::Result<()> {
+    let close = |first: u32, last: u32| {
+        if first > last {
+            return Ok(());
+        }
+        // SAFETY: integers only; nothing here owns a descriptor that is used afterwards.
+        check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) as libc::c_int })
+            .map(drop)
+    };
+    let mut keep: Vec<u32> = keep
+        .iter()
+        .filter(|fd| **fd >= first)
+        .map(|fd| *fd as u32)
+        .collect();
+    keep.sort_unstable();
+    let mut next = first as u32;
+    for fd in keep {
+        if fd > next {
+            close(next, fd - 1)?;
+        }
+        next = next.max(fd + 1);
+    }
+    close(next, u32::MAX)
+}
+
+/// Sets RLIMIT_NOFILE; what the hard limit in force does not allow is cut to it.
+pub fn limit_open_files(soft: u64, hard: u64) -> io::Result<()> {
+    // SAFETY: `limit` is live in both calls.
+    unsafe {
+        let mut limit = libc::rlimit {
+            rlim_cur: soft.min(hard),
+            rlim_max: hard,
+        };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0 {
+            return Ok(());
+        }
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit))?;
+        limit.rlim_cur = soft.min(limit.rlim_max);
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &limit)).map(drop)
+    }
+}
+
+/// Whether `pid` is a child of ours that was not reaped yet.
+pub fn is_child(pid: i32) -> bool {
+    // SAFETY: `info` is live; WNOWAIT leaves the child as it is.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        pid > 0 && libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, options) == 0
+    }
+}
+
+/// Lets go of the controlling terminal of the session we lead, so that another session can have it.
+pub fn release_terminal() {
+    // SAFETY: integers only. The kernel hangs our own group up, which must not end us.
+    unsafe {
+        libc::signal(libc::SIGHUP, libc::SIG_IGN);
+        libc::ioctl(0, libc::TIOCNOTTY);
+        libc::signal(libc::SIGHUP, libc::SIG_DFL);
+    }
+}
+
 /// A descriptor that becomes readable with SIGCHLD, which is blocked from now on.
 pub fn child_signals() -> io::Result<OwnedFd> {
     // SAFETY: plain libc calls on a set that lives here; the descriptor is new and ours.
@@ -222,20 +393,90 @@ pub fn bind_mount(source: &Path, target: &Path) -> io::Result<()> {
     .map(drop)
 }
 
-/// Cuts the mount and those below it off from the host's later mounts.
-pub fn make_private(target: &Path) -> io::Result<()> {
+/// Mounts the procfs of our PID namespace.
+pub fn mount_proc(target: &Path) -> io::Result<()> {
+    mount(
+        "proc",
+        target,
+        libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+        "",
+    )
+}
+
+/// Mounts a file system of the kernel's own, by its name.
+pub fn mount(kind: &str, target: &Path, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let (kind, target, data) = (CString::new(kind)?, path_to_c(target)?, CString::new(data)?);
+    // SAFETY: all strings live through the call.
+    check(unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            data.as_ptr().cast(),
+        )
+    })
+    .map(drop)
+}
+
+/// Changes flags or propagation of a mount.
+pub fn remount(target: &Path, flags: libc::c_ulong) -> io::Result<()> {
     let target = path_to_c(target)?;
-    // SAFETY: the string lives through the call; a change of propagation takes nothing else.
+    // SAFETY: the string lives through the call; a change takes nothing else.
     check(unsafe {
         libc::mount(
             std::ptr::null(),
             target.as_ptr(),
             std::ptr::null(),
-            libc::MS_PRIVATE | libc::MS_REC,
+            flags,
             std::ptr::null(),
         )
     })
     .map(drop)
+}
+
+/// Makes `directory`, a mount point, the root of our mount namespace, and lets the old one go.
+pub fn pivot_into(directory: &Path) -> io::Result<()> {
+    std::env::set_current_dir(directory)?;
+    // SAFETY: static strings. The old root is stacked on the new one, and taken off again.
+    unsafe {
+        check(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) as libc::c_int)?;
+        check(libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
+    }
+    std::env::set_current_dir("/")
+}
+
+/// A detached copy of the mount at `path`, without those below it.
+pub fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+    let path = path_to_c(path)?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the string lives through the call; the new descriptor is ours.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags);
+        Ok(OwnedFd::from_raw_fd(check(fd as libc::c_int)?))
+    }
+}
+
+/// Puts a detached mount at `target`.
+pub fn attach_mount(mount: &OwnedFd, target: &Path) -> io::Result<()> {
+    let target = path_to_c(target)?;
+    // SAFETY: both strings live through the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        ) as libc::c_int
+    })
+    .map(drop)
+}
+
+/// Cuts the mount and those below it off from the host's later mounts.
+pub fn make_private(target: &Path) -> io::Result<()> {
+    remount(target, libc::MS_PRIVATE | libc::MS_REC)
 }
 
 /// Writes by a temporary name and a rename, synced: a crash leaves the old file or the new one.

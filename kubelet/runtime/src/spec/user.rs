@@ -136,6 +136,7 @@ pub fn resolve(
         // The kubelet passes an image's number on as if the pod had asked for it.
         (Some(uid), _) if image_name.parse() == Ok(uid) => Wanted::Id(check(IMAGE_USER, uid)?),
         (Some(uid), _) => Wanted::Id(check(RUN_AS_USER, uid)?),
+        (None, Some(name)) if name == image_name => Wanted::read(IMAGE_USER, name)?,
         (None, Some(name)) => Wanted::read("runAsUserName", name)?,
         (None, None) if image_name.is_empty() => Wanted::Id(0),
         (None, None) => Wanted::read(IMAGE_USER, image_name)?,
