@@ -24,6 +24,7 @@ use tokio::sync::Mutex;
 
 use crate::NetworkError;
 use crate::plan::{Change, Link, Mac, Observed, Route, Target, VXLAN, Vxlan, Way};
+use crate::rules::POD_LINK_GROUP;
 
 /// Marks our routes (`ip route show proto 71`); not taken in iproute2's list.
 const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(71);
@@ -262,6 +263,10 @@ impl Netlink {
         let context = || format!("{change:?}");
         match change {
             Change::DeleteLink(name) => self.delete_link(name).await,
+            Change::SetPodGroup(name) => {
+                let index = self.required_index(name).await?;
+                self.set_pod_group(index).await
+            }
             Change::CreateVxlan(vxlan) => self.create_vxlan(vxlan).await,
             Change::AddAddress { link, address } => {
                 let index = self.required_index(link).await?;
@@ -379,6 +384,7 @@ impl Netlink {
             .build();
         let message = LinkVeth::new(name, peer)
             .mtu(mtu)
+            .append_extra_attribute(LinkAttribute::Group(POD_LINK_GROUP))
             .set_info_data(InfoData::Veth(InfoVeth::Peer(other)))
             .up()
             .build();
@@ -398,6 +404,29 @@ impl Netlink {
             .execute()
             .await
             .map_err(error(format!("set link {index} up")))
+    }
+
+    /// Puts a link into the group of pods' links.
+    pub async fn set_pod_group(&self, index: u32) -> Result<(), NetworkError> {
+        let message = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::Group(POD_LINK_GROUP))
+            .build();
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(error(format!("set the group of link {index}")))
+    }
+
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetworkError> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(error(format!("set the MTU of link {index} to {mtu}")))
     }
 
     pub async fn set_alias(&self, index: u32, alias: &str) -> Result<(), NetworkError> {
@@ -529,6 +558,7 @@ fn describe(link: &LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => described.alias = alias.clone(),
             LinkAttribute::Address(mac) => described.mac = Mac::try_from(mac.as_slice()).ok(),
             LinkAttribute::Mtu(mtu) => described.mtu = *mtu,
+            LinkAttribute::Group(group) => described.group = *group,
             _ => {}
         }
     }

@@ -6,14 +6,17 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::ipam;
+use crate::rules::POD_LINK_GROUP;
 use crate::store::SandboxRecord;
 
 /// Links of ours are known again by this beginning of their alias; the sandbox's id follows.
 pub const ALIAS_PREFIX: &str = "gantry:";
 /// The node's end of the tunnel to nodes on other links.
 pub const VXLAN: &str = "gantry-vxlan";
-/// What VXLAN over IPv4 adds to a packet: outer Ethernet 14, IP 20, UDP 8, VXLAN 8 bytes.
-pub const VXLAN_OVERHEAD_BYTES: u32 = 50;
+/// What VXLAN over IPv4 adds to a packet: IP 20, UDP 8, VXLAN 8, inner Ethernet 14 bytes.
+const VXLAN_OVERHEAD_BYTES: u32 = 50;
+/// The same over IPv6, whose header has 40 bytes.
+const VXLAN6_OVERHEAD_BYTES: u32 = 70;
 
 pub type Mac = [u8; 6];
 
@@ -77,6 +80,47 @@ pub struct Link {
     pub alias: String,
     pub mac: Option<Mac>,
     pub mtu: u32,
+    pub group: u32,
+}
+
+/// The largest packets that fit: (those of pods, those of the tunnel).
+///
+/// `node` is the MTU of the node's own way out; `configured` is what an administrator wants pods to have, who has
+/// counted a tunnel already. Without one, pods have the tunnel's as soon as another node is reached by it.
+pub fn mtus(node: u32, configured: Option<u32>, peers: &[ResolvedPeer]) -> (u32, u32) {
+    if let Some(mtu) = configured {
+        return (mtu, mtu);
+    }
+    let mut tunnelled = peers
+        .iter()
+        .filter(|peer| peer.way == Way::Tunnel)
+        .peekable();
+    let in_use = tunnelled.peek().is_some();
+    let overhead = if tunnelled.any(|peer| peer.internal_ip.is_ipv6()) {
+        VXLAN6_OVERHEAD_BYTES
+    } else {
+        VXLAN_OVERHEAD_BYTES
+    };
+    let tunnel = node.saturating_sub(overhead);
+    (if in_use { tunnel } else { node }, tunnel)
+}
+
+/// Pods whose links let larger packets in than now fit: they were connected before there was a tunnel.
+pub fn too_wide<'r>(
+    records: &'r [SandboxRecord],
+    observed: &Observed,
+    pod_mtu: u32,
+) -> Vec<&'r SandboxRecord> {
+    records
+        .iter()
+        .filter(|record| {
+            record.connected
+                && observed
+                    .links
+                    .get(&record.link)
+                    .is_some_and(|link| link.mtu > pod_mtu)
+        })
+        .collect()
 }
 
 /// What the kernel has of ours.
@@ -93,8 +137,13 @@ pub struct Observed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     DeleteLink(String),
+    /// Links of an earlier version are in no group yet, and packets that come in there are not looked at.
+    SetPodGroup(String),
     CreateVxlan(Vxlan),
-    AddAddress { link: String, address: IpAddr },
+    AddAddress {
+        link: String,
+        address: IpAddr,
+    },
     DeleteRoute(Route),
     DeleteNeighbour(IpAddr, Mac),
     DeleteForwarding(Mac, IpAddr),
@@ -208,10 +257,12 @@ fn tunnel(desired: &mut Desired, peer: &ResolvedPeer, range: &IpNet) {
 pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Change> {
     let mut changes = Vec::new();
     for (name, link) in &observed.links {
-        if let Some(sandbox) = link.alias.strip_prefix(ALIAS_PREFIX)
-            && !desired.sandboxes.contains(sandbox)
-        {
-            changes.push(Change::DeleteLink(name.clone()));
+        if let Some(sandbox) = link.alias.strip_prefix(ALIAS_PREFIX) {
+            if !desired.sandboxes.contains(sandbox) {
+                changes.push(Change::DeleteLink(name.clone()));
+            } else if link.group != POD_LINK_GROUP {
+                changes.push(Change::SetPodGroup(name.clone()));
+            }
         }
     }
     let existing = observed.links.get(VXLAN);

@@ -58,6 +58,8 @@ pub async fn connect(
         })
         .collect();
     if pairs.iter().any(|(address, _)| address.is_ipv4()) {
+        // Strict: a pod sends with its own address. `rules.rs` does the same where "all" is set to loose, and for IPv6.
+        write_sysctl(&format!("net/ipv4/conf/{}/rp_filter", record.link), "1")?;
         allow_localhost(&record.link)?;
     }
     for (address, gateway) in &pairs {
@@ -101,6 +103,35 @@ async fn inside(pairs: Vec<(IpAddr, IpAddr)>, egress: Option<u64>) -> Result<(),
     Ok(())
 }
 
+/// Changes the MTU of both ends of a pod's link.
+pub async fn set_mtu(
+    netlink: &Netlink,
+    record: &SandboxRecord,
+    mtu: u32,
+) -> Result<(), NetworkError> {
+    let missing = |link: &str| {
+        NetworkError::io(
+            format!("link {link}"),
+            std::io::Error::from_raw_os_error(libc::ENODEV),
+        )
+    };
+    namespace::run_in(&record.netns, move || async move {
+        let netlink = Netlink::open()?;
+        let index = netlink.index(POD_LINK).await?;
+        let index = index.ok_or_else(|| missing(POD_LINK))?;
+        netlink.set_mtu(index, mtu).await
+    })
+    .await
+    .map_err(|source| NetworkError::Namespace {
+        sandbox_id: record.sandbox_id.clone(),
+        path: record.netns.clone(),
+        source,
+    })??;
+    let index = netlink.index(&record.link).await?;
+    let index = index.ok_or_else(|| missing(&record.link))?;
+    netlink.set_mtu(index, mtu).await
+}
+
 /// Brings `lo` up, in the namespace of the netlink socket.
 pub async fn set_loopback_up(netlink: &Netlink) -> Result<(), NetworkError> {
     match netlink.index("lo").await? {
@@ -111,9 +142,6 @@ pub async fn set_loopback_up(netlink: &Netlink) -> Result<(), NetworkError> {
 
 /// Lets 127.0.0.1 on the node reach the pod's host ports. Guarded in `rules.rs`.
 fn allow_localhost(link: &str) -> Result<(), NetworkError> {
-    // The answer comes in here with 127.0.0.1 as its source, which a strict reverse path would not have; the larger
-    // one of the link's and the general setting counts, and "loose" is the largest.
-    write_sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "2")?;
     write_sysctl(&format!("net/ipv4/conf/{link}/route_localnet"), "1")
 }
 

@@ -455,17 +455,22 @@ impl PodNetwork {
         if pod_cidrs.iter().any(|range| range.addr().is_ipv6()) {
             pod_link::write_sysctl("net/ipv6/conf/all/forwarding", "1")?;
         }
-        let mtu = self
-            .node_mtu()
-            .await?
-            .saturating_sub(plan::VXLAN_OVERHEAD_BYTES);
-        let vxlan = (inner.config.vxlan_id, inner.config.vxlan_port, mtu);
+        let (pod_mtu, tunnel_mtu) = plan::mtus(self.node_mtu().await?, inner.config.mtu, &resolved);
+        let vxlan = (inner.config.vxlan_id, inner.config.vxlan_port, tunnel_mtu);
         let desired = plan::desired(&pod_cidrs, &resolved, &records, vxlan);
         let changes = plan::diff(&desired, &observed);
         let mut errors = Vec::new();
         for change in &changes {
             tracing::debug!(?change, node = %inner.config.node_name, "changing the pod network");
             errors.extend(inner.netlink.carry_out(change).await.err());
+        }
+        for record in plan::too_wide(&records, &observed, pod_mtu) {
+            tracing::debug!(sandbox = %record.sandbox_id, mtu = pod_mtu, "a tunnel is in use: narrowing a pod's link");
+            errors.extend(
+                pod_link::set_mtu(&inner.netlink, record, pod_mtu)
+                    .await
+                    .err(),
+            );
         }
         errors.extend(self.sync_node_rules(node).await.err());
         Ok(errors)
@@ -521,22 +526,9 @@ impl PodNetwork {
     }
 
     async fn pod_mtu(&self) -> Result<u32, NetworkError> {
-        let mtu = self.node_mtu().await?;
-        let tunnel = self
-            .inner
-            .state
-            .lock()
-            .await
-            .resolved
-            .iter()
-            .any(|peer| peer.way == Way::Tunnel);
-        // With an MTU from the configuration, the administrator has counted already.
-        let overhead = if tunnel && self.inner.config.mtu.is_none() {
-            plan::VXLAN_OVERHEAD_BYTES
-        } else {
-            0
-        };
-        Ok(mtu.saturating_sub(overhead))
+        let node = self.node_mtu().await?;
+        let state = self.inner.state.lock().await;
+        Ok(plan::mtus(node, self.inner.config.mtu, &state.resolved).0)
     }
 
     async fn write(&self, record: &SandboxRecord) -> Result<(), NetworkError> {

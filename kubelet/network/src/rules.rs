@@ -1,4 +1,5 @@
-//! The nft tables of the pod network: masquerading, host ports, and the guard of 127.0.0.0/8. Pure.
+//! The nft tables of the pod network: masquerading, host ports, and the guards of 127.0.0.0/8 and of the pods'
+//! source addresses. Pure.
 //!
 //! Flat maps, as kube-proxy's: one look-up from (address,) protocol and port to the pod.
 
@@ -21,6 +22,9 @@ const HOSTPORTS: &str = "hostports-dnat";
 const HOSTPORT_PRIORITY: i32 = priority::DSTNAT + 5;
 /// nft's name for it is "raw": before connection tracking, when answers have not been translated back.
 const RAW_PRIORITY: i32 = -300;
+
+/// The group of the node's ends of pods' links: "pods" in ASCII. Groups of this size are nobody's by custom.
+pub const POD_LINK_GROUP: u32 = 0x706f_6473;
 
 /// The table of one family.
 ///
@@ -122,11 +126,24 @@ pub fn table<'r>(
         ],
     );
 
+    let guard = "guard-prerouting";
+    table.base_chain(guard, HookKind::Filter, HookPoint::Prerouting, RAW_PRIORITY);
+    // A pod sends with its own address and no other, before connection tracking believes it. The kernel's rp_filter
+    // does so for IPv4 where no administrator has loosened it; for IPv6 there is none. What looks for neighbours
+    // before it has an address is let through.
+    let mut spoofed = vec![Statement::InputGroup(POD_LINK_GROUP)];
+    if family == Family::Ip6 {
+        let unspecified: IpNet = "::/128".parse().expect("written here");
+        spoofed.push(Statement::is_not(SourceAddress, [Value::net(unspecified)]));
+    }
+    spoofed.extend([
+        Statement::NoReversePath,
+        Statement::Verdict(nftables::Verdict::Drop),
+    ]);
+    table.rule(guard, spoofed);
     if family == Family::Ip {
         // Host ports from localhost need route_localnet, which must not open 127.0.0.0/8 to the pods
         // (CVE-2020-8558).
-        let guard = "guard-prerouting";
-        table.base_chain(guard, HookKind::Filter, HookPoint::Prerouting, RAW_PRIORITY);
         table.rule(
             guard,
             [

@@ -65,6 +65,11 @@ pub enum Statement {
     SourceIsLocal,
     /// The destination address is one of this machine's.
     DestinationIsLocal,
+    /// No route leads back to the source address by the interface that the packet came in at. Only in prerouting,
+    /// input and forward.
+    NoReversePath,
+    /// The interface that the packet came in at belongs to the group of this number.
+    InputGroup(u32),
     /// The bits are set in the packet's mark.
     MarkHas(u32),
     /// Sets the bits in the packet's mark.
@@ -213,6 +218,8 @@ impl Statement {
             Self::CtStatusDnat => out.push_str("ct status dnat"),
             Self::SourceIsLocal => out.push_str("fib saddr type local"),
             Self::DestinationIsLocal => out.push_str("fib daddr type local"),
+            Self::NoReversePath => out.push_str("fib saddr . iif oif missing"),
+            Self::InputGroup(group) => write!(out, "iifgroup {group}").expect(INFALLIBLE),
             Self::MarkHas(bits) => write!(out, "meta mark and {bits:#x} != 0").expect(INFALLIBLE),
             Self::MarkOr(bits) => {
                 write!(out, "meta mark set meta mark or {bits:#x}").expect(INFALLIBLE)

@@ -64,6 +64,7 @@ pub struct Tracer<'a> {
     /// This machine's addresses (loopback is known).
     local: Vec<IpAddr>,
     routes: Vec<(IpNet, String)>,
+    groups: BTreeMap<String, u32>,
     dynamic: BTreeMap<(String, String), BTreeMap<Key, Duration>>,
     now: Duration,
     random: Box<dyn FnMut(u32) -> u32 + Send + 'a>,
@@ -97,6 +98,7 @@ impl<'a> Tracer<'a> {
             tables: tables.into_iter().collect(),
             local: local.into_iter().collect(),
             routes: Vec::new(),
+            groups: BTreeMap::new(),
             dynamic: BTreeMap::new(),
             now: Duration::ZERO,
             random: Box::new(|_| 0),
@@ -114,6 +116,12 @@ impl<'a> Tracer<'a> {
         self.routes.push((net, interface.to_owned()));
         self.routes
             .sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
+        self
+    }
+
+    /// Puts an interface into a group; those that are not named are in group 0.
+    pub fn with_group(mut self, interface: &str, group: u32) -> Self {
+        self.groups.insert(interface.to_owned(), group);
         self
     }
 
@@ -184,14 +192,15 @@ impl<'a> Tracer<'a> {
     }
 
     fn route(&self, state: &mut State) {
-        let to = state.packet.destination;
-        let route = self.routes.iter().find(|(net, _)| net.contains(&to));
-        state.output_interface = if self.is_local(to) {
-            "lo"
-        } else {
-            route.map_or("eth0", |(_, name)| name)
+        state.output_interface = self.interface_to(state.packet.destination).to_owned();
+    }
+
+    fn interface_to(&self, address: IpAddr) -> &str {
+        if self.is_local(address) {
+            return "lo";
         }
-        .to_owned();
+        let route = self.routes.iter().find(|(net, _)| net.contains(&address));
+        route.map_or("eth0", |(_, name)| name)
     }
 
     fn is_local(&self, address: IpAddr) -> bool {
@@ -295,6 +304,16 @@ impl<'a> Tracer<'a> {
                 Statement::CtStatusDnat => state.translated,
                 Statement::SourceIsLocal => self.is_local(state.packet.source),
                 Statement::DestinationIsLocal => self.is_local(state.packet.destination),
+                Statement::NoReversePath => match &state.packet.origin {
+                    Origin::Local => false,
+                    Origin::Interface(name) => self.interface_to(state.packet.source) != name,
+                },
+                Statement::InputGroup(group) => match &state.packet.origin {
+                    Origin::Local => false,
+                    Origin::Interface(name) => {
+                        self.groups.get(name).copied().unwrap_or_default() == *group
+                    }
+                },
                 Statement::MarkHas(bits) => state.mark & bits != 0,
                 Statement::MarkOr(bits) => {
                     state.mark |= bits;

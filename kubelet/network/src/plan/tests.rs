@@ -47,11 +47,15 @@ fn carry_out(mut observed: Observed, changes: &[Change]) -> Observed {
                     observed.forwarding.clear();
                 }
             }
+            Change::SetPodGroup(link) => {
+                observed.links.get_mut(&link).unwrap().group = POD_LINK_GROUP;
+            }
             Change::CreateVxlan(vxlan) => {
                 let link = Link {
                     alias: String::new(),
                     mac: Some(vxlan.mac),
                     mtu: vxlan.mtu,
+                    group: 0,
                 };
                 assert!(observed.links.insert(VXLAN.into(), link).is_none());
             }
@@ -76,6 +80,7 @@ fn with_link(mut observed: Observed, name: &str, sandbox: &str) -> Observed {
             alias: format!("{ALIAS_PREFIX}{sandbox}"),
             mac: None,
             mtu: 1500,
+            group: POD_LINK_GROUP,
         },
     );
     observed
@@ -178,4 +183,54 @@ fn leaked_links_go() {
     let changes = diff(&wanted, &kernel);
     assert_eq!(changes[0], Change::DeleteLink("veth-a".into()));
     assert!(!changes.contains(&Change::DeleteLink("veth-b".into())));
+}
+
+#[test]
+fn a_tunnel_takes_its_part_of_the_mtu() {
+    let v4 = |way| peer("192.168.0.2", "10.244.2.0/24", way);
+    let v6 = peer("fd00::2", "10.244.3.0/24", Way::Tunnel);
+    for (configured, peers, expected) in [
+        (None, vec![], (1500, 1450)),
+        (None, vec![v4(Way::OnLink)], (1500, 1450)),
+        (None, vec![v4(Way::OnLink), v4(Way::Tunnel)], (1450, 1450)),
+        (None, vec![v4(Way::Tunnel), v6.clone()], (1430, 1430)),
+        (None, vec![v6], (1430, 1430)),
+        (Some(1400), vec![v4(Way::Tunnel)], (1400, 1400)),
+    ] {
+        assert_eq!(mtus(1500, configured, &peers), expected, "{peers:?}");
+    }
+
+    let mut connected = record("a", "veth-a", "10.244.1.2");
+    connected.connected = true;
+    let records = [connected, record("b", "veth-b", "10.244.1.3")];
+    let mut observed = Observed::default();
+    for name in ["veth-a", "veth-b"] {
+        let link = Link {
+            mtu: 1500,
+            ..Default::default()
+        };
+        observed.links.insert(name.into(), link);
+    }
+    let wide = |mtu| -> Vec<String> {
+        let found = too_wide(&records, &observed, mtu);
+        found.iter().map(|r| r.sandbox_id.clone()).collect()
+    };
+    assert_eq!(wide(1450), ["a"]);
+    assert!(wide(1500).is_empty());
+}
+
+#[test]
+fn links_of_an_earlier_version_get_their_group() {
+    let records = [record("a", "veth-a", "10.244.1.2")];
+    let wanted = desired(&[net("10.244.1.0/24")], &[], &records, VXLAN_OPTIONS);
+    let mut observed = Observed::default();
+    let link = Link {
+        alias: format!("{ALIAS_PREFIX}a"),
+        ..Default::default()
+    };
+    observed.links.insert("veth-a".into(), link);
+    let set = Change::SetPodGroup("veth-a".into());
+    assert!(diff(&wanted, &observed).contains(&set));
+    observed.links.get_mut("veth-a").unwrap().group = POD_LINK_GROUP;
+    assert!(!diff(&wanted, &observed).contains(&set));
 }

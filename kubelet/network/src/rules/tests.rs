@@ -232,3 +232,60 @@ fn conflicts() {
     check("b", mapping(Protocol::Tcp, Some("0.0.0.0"), 81, 1), false);
     check("a", mapping(Protocol::Tcp, None, 80, 1), true);
 }
+
+#[test]
+fn a_pod_sends_with_its_own_address_and_no_other() {
+    let v4 = rendered();
+    let own: IpNet = "fd00:244:1::/64".parse().unwrap();
+    let pods = [record("six", "fd00:244:1::2", vec![])];
+    let v6 = table(Family::Ip6, "gantry-pods", &[own], &[own], &pods);
+    let decide = |interface: &str, from: &str, to: &str| {
+        let host = |address: &str| {
+            let address: std::net::IpAddr = address.parse().unwrap();
+            IpNet::from(address)
+        };
+        let mut tracer = Tracer::new([&v4, &v6], [NODE.parse().unwrap()])
+            .with_route(host(POD_A), "veth-a")
+            .with_route(host(POD_B), "veth-b")
+            .with_route(host("fd00:244:1::2"), "veth-six");
+        for name in ["veth-a", "veth-b", "veth-six"] {
+            tracer = tracer.with_group(name, POD_LINK_GROUP);
+        }
+        let packet = Packet {
+            source: from.parse().unwrap(),
+            source_port: 40_000,
+            destination: to.parse().unwrap(),
+            destination_port: 80,
+            protocol: nftables::Protocol::Udp,
+            origin: Origin::Interface(interface.into()),
+        };
+        tracer.trace(&packet).decision
+    };
+    for (interface, from, to, expected) in [
+        ("veth-a", POD_A, REMOTE_POD, Decision::Forwarded),
+        ("veth-a", POD_B, REMOTE_POD, Decision::Dropped),
+        ("veth-a", REMOTE_POD, POD_B, Decision::Dropped),
+        ("veth-a", "8.8.8.8", POD_B, Decision::Dropped),
+        ("veth-a", NODE, POD_B, Decision::Dropped),
+        // The node's other links are not our business.
+        ("eth1", "8.8.8.8", POD_A, Decision::Forwarded),
+        (
+            "veth-six",
+            "fd00:244:1::2",
+            "fd00:244:2::2",
+            Decision::Forwarded,
+        ),
+        (
+            "veth-six",
+            "fd00:244:1::3",
+            "fd00:244:2::2",
+            Decision::Dropped,
+        ),
+    ] {
+        assert_eq!(
+            decide(interface, from, to),
+            expected,
+            "{from} at {interface}"
+        );
+    }
+}
