@@ -23,7 +23,8 @@ struct Expected {
 }
 
 /// Policies, topology and termination do not matter here: a change of these leaves existing flows alone, as TCP's.
-/// A Service without any endpoint is left out: there is nothing better for its flows.
+/// A Service without any endpoint expects none: its clients are to hear the refusal, not to wait for an address that
+/// nobody, or somebody else, has by now. Upstream: so from 1.37 on.
 fn expected(services: &BTreeMap<NamespacedName, ServiceEntry>) -> Expected {
     let mut expected = Expected::default();
     for entry in services.values() {
@@ -37,9 +38,6 @@ fn expected(services: &BTreeMap<NamespacedName, ServiceEntry>) -> Expected {
                 .filter(|e| e.serving)
                 .map(|e| (e.address, e.port))
                 .collect();
-            if endpoints.is_empty() {
-                continue;
-            }
             let addresses = [&port.cluster_ip]
                 .into_iter()
                 .chain(&port.load_balancer_vips)
@@ -63,8 +61,12 @@ fn is_stale(entry: &Entry, expected: &Expected) -> bool {
         .by_address
         .get(&(entry.destination, entry.destination_port));
     let by_node_port = expected.by_node_port.get(&entry.destination_port);
-    by_address.is_some_and(|endpoints| !endpoints.contains(&leads_to))
-        || by_node_port.is_some_and(|endpoints| !endpoints.contains(&leads_to))
+    // Without an endpoint, what was never translated is in nobody's way (and on a node port perhaps not even ours).
+    let translated = entry.reply_source != entry.destination;
+    let misleads = |endpoints: &Endpoints| {
+        !endpoints.contains(&leads_to) && (translated || !endpoints.is_empty())
+    };
+    by_address.is_some_and(misleads) || by_node_port.is_some_and(misleads)
 }
 
 /// Lists the kernel's entries and deletes those that are stale. What fails is told and left for the next change.
@@ -149,7 +151,7 @@ mod tests {
             endpoints: [(name.clone(), vec![endpoint("10.244.0.2")])].into(),
         };
         let without = ServiceEntry {
-            ports: [(name, port("10.96.0.11", 0))].into(),
+            ports: [(name, port("10.96.0.11", 30054))].into(),
             ..Default::default()
         };
         let expected = expected(&[(service("with"), with), (service("without"), without)].into());
@@ -165,7 +167,11 @@ mod tests {
         check("10.96.0.10", 53, "10.244.0.3", true);
         check("10.96.0.10", 53, "10.96.0.10", true);
         check("10.96.0.10", 54, "10.244.0.3", false);
-        check("10.96.0.11", 53, "10.244.0.3", false);
+        check("10.96.0.11", 53, "10.244.0.3", true);
+        check("10.96.0.11", 53, "10.96.0.11", false);
+        check("192.168.0.1", 30054, "10.244.0.3", true);
+        check("192.168.0.1", 30054, "192.168.0.1", false);
+        check("10.96.0.12", 53, "10.244.0.3", false);
         check("192.168.0.1", 30053, "10.244.0.3", true);
         check("192.168.0.1", 30053, "10.244.0.2", false);
     }
