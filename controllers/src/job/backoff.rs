@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use component_helpers::pod::{condition, get_condition};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 /// Upstream's DefaultJobPodFailureBackOff.
 const BASE: Duration = Duration::from_secs(10);
@@ -61,23 +61,17 @@ impl Backoff {
 
 /// When a pod ended: by its containers, else by its readiness, its deletion, its creation.
 pub fn finished_at(pod: &Pod) -> Option<Timestamp> {
-    let statuses = pod
-        .status
-        .as_ref()
-        .and_then(|s| s.container_statuses.as_deref())
-        .unwrap_or_default();
-    let ends: Option<Vec<_>> = statuses
+    let status = pod.status.as_ref();
+    let regular = status.and_then(|s| s.container_statuses.as_deref());
+    let init = status.and_then(|s| s.init_container_statuses.as_deref());
+    // Sidecars end after the others; init containers that ended before are nobody's end.
+    let sidecars: Vec<&ContainerStatus> = init
+        .unwrap_or_default()
         .iter()
-        .map(|c| {
-            c.state
-                .as_ref()?
-                .terminated
-                .as_ref()?
-                .finished_at
-                .as_ref()
-                .map(|t| t.0)
-        })
+        .filter(|s| is_sidecar(pod, &s.name))
         .collect();
+    let ends = latest_end(None, regular.unwrap_or_default());
+    let ends = latest_end(ends, sidecars);
     let not_ready = || {
         get_condition(pod, condition::READY)
             .filter(|c| c.status == "False")
@@ -88,8 +82,80 @@ pub fn finished_at(pod: &Pod) -> Option<Timestamp> {
         let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
         Some(pod.metadata.deletion_timestamp.as_ref()?.0 - SignedDuration::from_secs(grace))
     };
-    ends.and_then(|ends| ends.into_iter().max())
-        .or_else(not_ready)
+    ends.or_else(not_ready)
         .or_else(deleted)
         .or_else(|| pod.metadata.creation_timestamp.as_ref().map(|t| t.0))
+}
+
+fn is_sidecar(pod: &Pod, name: &str) -> bool {
+    let init = pod.spec.as_ref().and_then(|s| s.init_containers.as_deref());
+    init.unwrap_or_default()
+        .iter()
+        .any(|c| c.name == name && c.restart_policy.as_deref() == Some("Always"))
+}
+
+/// The last of `before` and the ends of all these; `None` once one of them has not ended. Upstream: `latestFinishTime`.
+fn latest_end<'a>(
+    before: Option<Timestamp>,
+    statuses: impl IntoIterator<Item = &'a ContainerStatus>,
+) -> Option<Timestamp> {
+    let mut last = before;
+    for status in statuses {
+        let ended = status.state.as_ref()?.terminated.as_ref()?;
+        last = last.max(Some(ended.finished_at.as_ref()?.0));
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Seconds of the minute at which each container ended; `None`: it runs.
+    #[test]
+    fn sidecars_end_last() {
+        let check = |regular: &[Option<u8>], sidecar: Option<Option<u8>>, expect: &str| {
+            let state = |end: &Option<u8>| match end {
+                Some(s) => {
+                    json!({"terminated": {"exitCode": 1, "finishedAt": format!("2026-01-01T00:00:{s:02}Z")}})
+                }
+                None => json!({"running": {}}),
+            };
+            let status = |name: &str, end: &Option<u8>| json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state(end)});
+            let mut init = vec![status("once", &Some(59))];
+            init.extend(sidecar.iter().map(|end| status("sidecar", end)));
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {
+                    "containers": [],
+                    "initContainers": [
+                        {"name": "once"},
+                        {"name": "sidecar", "restartPolicy": "Always"},
+                    ],
+                },
+                "status": {
+                    "containerStatuses": regular.iter().map(|end| status("c", end)).collect::<Vec<_>>(),
+                    "initContainerStatuses": init,
+                    "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:50Z"}],
+                },
+            }))
+            .unwrap();
+            let got = finished_at(&pod).unwrap().to_string();
+            assert_eq!(
+                got,
+                format!("2026-01-01T00:00:{expect}Z"),
+                "{regular:?} {sidecar:?}"
+            );
+        };
+        check(&[Some(1), Some(3)], None, "03");
+        check(&[Some(1), Some(3)], Some(Some(7)), "07");
+        check(&[Some(9)], Some(Some(7)), "09");
+        // One of them has not ended: its readiness tells.
+        check(&[Some(1), None], None, "50");
+        check(&[Some(1)], Some(None), "50");
+        // As upstream.
+        check(&[None], Some(Some(7)), "07");
+        check(&[], None, "50");
+    }
 }
