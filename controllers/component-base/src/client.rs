@@ -1,6 +1,11 @@
 //! Clients of the API server: by kubeconfig or from inside a Pod, with a user agent, a rate limit and upstream's metrics.
 //!
+//! Each client has connections ([`transport`]) and a rate limit ([`bucket`]) of its own: who must not wait for others, has
+//! another client. A watch costs no token, only its place among those that begin.
 //! Upstream: `k8s.io/client-go/rest`. Exec plugins and auth providers are not supported.
+
+mod bucket;
+mod transport;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
-use http_body_util::BodyExt as _;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _, DynBody};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
-use tokio::sync::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tower::util::BoxService;
 use tower::{BoxError, ServiceBuilder, ServiceExt as _};
+
+pub use bucket::TokenBucket;
+use transport::Transport;
 
 /// How to reach the API server.
 #[derive(Clone, Debug)]
@@ -33,6 +38,9 @@ pub struct ClientConfig {
     pub component: String,
     /// A bearer token that replaces the kubeconfig's credentials; re-read each minute. Used for a controller's own account.
     pub token_file: Option<PathBuf>,
+    /// How long the begin of an answer may take, the wait for the rate limit included. `None`: as long as the rate limit takes,
+    /// then 70 s, more than the API server takes to give up itself.
+    pub timeout: Option<Duration>,
 }
 
 /// Why no client could be made. No retry helps before the configuration changes.
@@ -70,6 +78,7 @@ impl ClientConfig {
             burst: 100,
             component: component.to_string(),
             token_file: None,
+            timeout: None,
         }
     }
 
@@ -168,6 +177,8 @@ impl ClientConfig {
             .then(|| Arc::new(TokenBucket::new(f64::from(self.qps), self.burst.max(1))));
         let layer = ObserveLayer {
             limiter,
+            beginning: Arc::new(Semaphore::new(BEGINNING_WATCHES)),
+            timeout: self.timeout,
             host: host.into(),
             token,
         };
@@ -176,39 +187,16 @@ impl ClientConfig {
     }
 }
 
-/// How long a connection may go without a sign of life: a cut cable must not hold a watch until TCP gives up.
-///
-/// Upstream closes an HTTP/2 connection after 30 s of silence and a ping unanswered for 15 s (`HTTP2_READ_IDLE_TIMEOUT_SECONDS`,
-/// `HTTP2_PING_TIMEOUT_SECONDS`).
-const SILENCE: Duration = Duration::from_secs(30);
-const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-const PROBES: u32 = 3;
-/// Upstream: `net.Dialer.Timeout` of client-go's transport.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-
 type Service = BoxService<Request<Body>, Response<Box<DynBody>>, BoxError>;
 
-/// kube's own stack over sockets that notice a dead peer.
+/// kube's own stack over our connections.
 fn builder(config: &kube::Config) -> Result<ClientBuilder<Service>, kube::Error> {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(config.connect_timeout.unwrap_or(CONNECT_TIMEOUT)));
-    connector.set_keepalive(Some(SILENCE));
-    connector.set_keepalive_interval(Some(PROBE_INTERVAL));
-    connector.set_keepalive_retries(Some(PROBES));
-    connector.set_tcp_user_timeout(Some(SILENCE + PROBE_INTERVAL * PROBES));
-    let connector = config.rustls_https_connector_with_connector(connector)?;
-    let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(client)
-        .map_response(|response: Response<hyper::body::Incoming>| {
-            response.map(|body| Box::new(body.map_err(BoxError::from)) as Box<DynBody>)
-        })
+        .service(Transport::new(config)?)
         .boxed();
     Ok(ClientBuilder::new(
         service,
@@ -222,58 +210,12 @@ pub fn install_crypto_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// A token bucket: `burst` at once, then `qps` a second, first come first served.
-#[derive(Debug)]
-pub struct TokenBucket {
-    qps: f64,
-    burst: f64,
-    state: Mutex<(f64, Instant)>,
-}
-
-impl TokenBucket {
-    /// A full bucket.
-    pub fn new(qps: f64, burst: u32) -> Self {
-        Self {
-            qps,
-            burst: f64::from(burst),
-            state: Mutex::new((f64::from(burst), Instant::now())),
-        }
-    }
-
-    /// Takes a token, waiting for it if need be.
-    pub async fn acquire(&self) {
-        let wait = {
-            let mut state = self.state.lock().await;
-            self.refill(&mut state);
-            state.0 -= 1.0;
-            (state.0 < 0.0).then(|| Duration::from_secs_f64(-state.0 / self.qps))
-        };
-        if let Some(wait) = wait {
-            tokio::time::sleep(wait).await;
-        }
-    }
-
-    /// Takes a token if there is one.
-    pub async fn try_acquire(&self) -> bool {
-        let mut state = self.state.lock().await;
-        self.refill(&mut state);
-        let free = state.0 >= 1.0;
-        if free {
-            state.0 -= 1.0;
-        }
-        free
-    }
-
-    fn refill(&self, state: &mut (f64, Instant)) {
-        let now = Instant::now();
-        state.0 = (state.0 + now.duration_since(state.1).as_secs_f64() * self.qps).min(self.burst);
-        state.1 = now;
-    }
-}
-
 #[derive(Clone)]
 struct ObserveLayer {
     limiter: Option<Arc<TokenBucket>>,
+    /// Places of watches that were not answered yet.
+    beginning: Arc<Semaphore>,
+    timeout: Option<Duration>,
     host: Arc<str>,
     token: Option<BearerToken>,
 }
@@ -308,10 +250,45 @@ impl<S> tower::Layer<S> for ObserveLayer {
 /// this, a request to a server that vanished would hold its worker for as long as TCP tries.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(70);
 
+/// Watches of one client that begin at the same time. They cost no tokens, as they are few or a crowd that all had to begin anew:
+/// when a server comes back, hundreds do so, and they are to come one group after the other.
+const BEGINNING_WATCHES: usize = 50;
+
 /// No answer came in time; the request may have been carried out.
 #[derive(Debug, thiserror::Error)]
-#[error("the API server did not answer within 70s")]
-struct NoAnswer;
+#[error("the API server did not answer within {}", crate::duration::format(*.0))]
+struct NoAnswer(Duration);
+
+impl ObserveLayer {
+    /// Waits until the request may go; a watch keeps its place until it is answered.
+    async fn enter(&self, watch: bool) -> Result<Option<SemaphorePermit<'_>>, NoAnswer> {
+        let enter = async {
+            match (watch, &self.limiter) {
+                // The semaphore is never closed.
+                (true, _) => self.beginning.acquire().await.ok(),
+                (false, Some(limiter)) => {
+                    limiter.acquire().await;
+                    None
+                }
+                (false, None) => None,
+            }
+        };
+        match self.timeout {
+            None => Ok(enter.await),
+            Some(timeout) => match tokio::time::timeout(timeout, enter).await {
+                Ok(place) => Ok(place),
+                Err(_) => Err(NoAnswer(timeout)),
+            },
+        }
+    }
+}
+
+fn is_watch(request: &Request<Body>) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    query
+        .split('&')
+        .any(|pair| matches!(pair, "watch=true" | "watch=1"))
+}
 
 /// Waits for the rate limit, bounds the wait for an answer, and records `rest_client_*`.
 struct Observe<S> {
@@ -345,17 +322,22 @@ where
                 .insert(http::header::AUTHORIZATION, (*header).clone());
         }
         let method = request.method().clone();
+        let watch = is_watch(&request);
         let layer = self.layer.clone();
         // The inner future does nothing before it is polled, so the limit holds.
         let response = self.inner.call(request);
+        let start = Instant::now();
         Box::pin(async move {
-            if let Some(limiter) = &layer.limiter {
-                limiter.acquire().await;
-            }
+            let deadline = layer.timeout.map(|timeout| start + timeout);
+            let _place = match layer.enter(watch).await {
+                Ok(place) => place,
+                Err(late) => return Err(late.into()),
+            };
             let start = Instant::now();
-            let result = match tokio::time::timeout(ANSWER_TIMEOUT, response).await {
+            let timeout = deadline.map_or(ANSWER_TIMEOUT, |at| at.duration_since(start));
+            let result = match tokio::time::timeout(timeout, response).await {
                 Ok(result) => result,
-                Err(_) => Err(tower::BoxError::from(NoAnswer)),
+                Err(_) => Err(BoxError::from(NoAnswer(timeout))),
             };
             let code = match &result {
                 Ok(response) => response.status().as_str().to_string(),
@@ -403,15 +385,4 @@ pub fn is_namespace_terminating(error: &kube::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn bucket_lets_a_burst_through() {
-        let bucket = TokenBucket::new(10.0, 3);
-        for _ in 0..3 {
-            assert!(bucket.try_acquire().await);
-        }
-        assert!(!bucket.try_acquire().await);
-    }
-}
+mod tests;

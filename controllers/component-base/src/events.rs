@@ -84,7 +84,8 @@ impl Recorder {
         let (sender, mut receiver) = mpsc::channel(MAX_QUEUED);
         let (component, host, shutdown) =
             (component.to_string(), host.to_string(), shutdown.clone());
-        tokio::spawn(async move {
+        let owner = shutdown.clone();
+        owner.spawn_guarded("event recorder", async move {
             let mut correlator = core_v1::Correlator::default();
             while let Some(Some((now, event))) = shutdown.run_until(receiver.recv()).await {
                 let event = core_v1::make_event(event, &component, &host, now);
@@ -105,7 +106,8 @@ impl Recorder {
         let (sender, mut receiver) = mpsc::channel::<(Timestamp, RecordedEvent)>(MAX_QUEUED);
         let (controller, shutdown) = (controller.to_string(), shutdown.clone());
         let instance = format!("{controller}-{}", hostname());
-        tokio::spawn(async move {
+        let owner = shutdown.clone();
+        owner.spawn_guarded("event recorder", async move {
             let mut series = events_v1::Series::default();
             let mut tick = tokio::time::interval(SERIES_PERIOD);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

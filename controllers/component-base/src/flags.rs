@@ -496,11 +496,26 @@ impl Flags {
     /// # Errors
     /// An unknown logging format.
     pub fn init_logs(&self) -> Result<(), FlagError> {
-        let format = self.string("logging-format");
+        self.init_logs_with("", 0)
+    }
+
+    /// As [`Flags::init_logs`]; what the command line leaves out is as `logging` of a configuration file says.
+    ///
+    /// # Errors
+    /// A format nobody knows.
+    pub fn init_logs_with(&self, format: &str, verbosity: u32) -> Result<(), FlagError> {
+        let format = match self.changed("logging-format") {
+            false if !format.is_empty() => format,
+            _ => self.string("logging-format"),
+        };
+        let verbosity = match self.changed("v") {
+            true => u32::try_from(self.int("v")).unwrap_or(0),
+            false => verbosity,
+        };
         let parsed = format
             .parse()
             .map_err(|e| invalid("logging-format", format, e))?;
-        crate::logs::init(u32::try_from(self.int("v")).unwrap_or(0), parsed);
+        crate::logs::init(verbosity, parsed);
         for name in &self.unused {
             tracing::warn!(
                 flag = format!("--{name}"),

@@ -265,7 +265,8 @@ impl<K: Object> Informer<K> {
         let end = shutdown.child();
         let guard = Arc::new(end.token().clone().drop_guard());
         let task_store = store.clone();
-        tokio::spawn(async move {
+        let name = format!("informer of {kind}");
+        shutdown.spawn_guarded(name, async move {
             let mut stream = Box::pin(stream);
             let mut backoff = RelistBackoff::default();
             while let Some(Some(event)) = end.run_until(stream.next()).await {

@@ -30,6 +30,7 @@ use crate::clock::Clock;
 use crate::events::{EventType, Recorder, object_reference};
 use crate::health::{Health, Kind};
 use crate::shutdown::Shutdown;
+use crate::tasks::{self, TaskError};
 
 /// Upstream's `JitterFactor`: a candidate waits up to this much longer between tries.
 const JITTER: f64 = 1.2;
@@ -284,6 +285,12 @@ impl LeaderElector {
                 ended = &mut work => {
                     if let Err(error) = ended {
                         tracing::error!(%error, "The leader's work ended with a panic");
+                        if let Ok(panic) = error.try_into_panic() {
+                            shutdown.fail(TaskError::Panicked {
+                                name: "leader's work".to_owned(),
+                                message: tasks::message(panic.as_ref()),
+                            });
+                        }
                     }
                     break if shutdown.is_triggered() { Outcome::Shutdown } else { Outcome::Finished };
                 }

@@ -21,6 +21,7 @@ pub mod options;
 pub mod serving;
 pub mod shutdown;
 pub mod subject;
+pub mod tasks;
 pub mod tls;
 pub mod version;
 pub mod zpages;

@@ -261,7 +261,8 @@ impl ServingOptions {
         let access = AccessControl::new(tokens, true, authorization)
             .always_allow_paths(self.always_allow_paths);
         tracing::info!(address = %SocketAddr::new(self.bind_address, self.secure_port), "Serving securely");
-        tokio::spawn(
+        shutdown.clone().spawn_essential(
+            "secure server",
             SecureServer {
                 listener,
                 tls,
@@ -298,7 +299,7 @@ impl ServingOptions {
             InformerOptions::default().fields(format!("metadata.name={AUTHENTICATION_CONFIG_MAP}"));
         let informer = Informer::start(api, &options, shutdown);
         let (tls, shutdown) = (tls.clone(), shutdown.clone());
-        tokio::spawn(async move {
+        shutdown.clone().spawn_guarded("client CA of the cluster", async move {
             let mut events = informer.subscribe();
             while let Some(Some(event)) = shutdown.run_until(events.recv()).await {
                 if let Err(error) = set_client_ca(&tls, Some(event.object())) {

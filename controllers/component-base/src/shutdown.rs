@@ -2,13 +2,33 @@
 //!
 //! Upstream: `k8s.io/apiserver/pkg/server/signal.go` (a second signal exits at once with code 1).
 
+use std::sync::OnceLock;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::tasks::{Failure, SharedFailure};
+
 /// A cloneable shutdown token. Triggering a parent triggers its children, not the other way round.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Shutdown {
     token: CancellationToken,
+    /// The token of the whole process.
+    root: CancellationToken,
+    failure: SharedFailure,
+}
+
+static PROCESS: OnceLock<Shutdown> = OnceLock::new();
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        let token = CancellationToken::new();
+        Self {
+            root: token.clone(),
+            token,
+            failure: SharedFailure::default(),
+        }
+    }
 }
 
 impl Shutdown {
@@ -23,6 +43,8 @@ impl Shutdown {
     /// When the kernel refuses a signal handler; retrying does not help.
     pub fn on_signals() -> std::io::Result<Self> {
         let shutdown = Self::new();
+        // The first one is the process's.
+        let _ = PROCESS.set(shutdown.clone());
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
         let token = shutdown.token.clone();
@@ -39,10 +61,17 @@ impl Shutdown {
         Ok(shutdown)
     }
 
+    /// What [`Shutdown::on_signals`] made, if it was called.
+    pub fn of_process() -> Option<&'static Self> {
+        PROCESS.get()
+    }
+
     /// A token that ends with this one, and can be triggered alone.
     pub fn child(&self) -> Self {
         Self {
             token: self.token.child_token(),
+            root: self.root.clone(),
+            failure: self.failure.clone(),
         }
     }
 
@@ -64,6 +93,18 @@ impl Shutdown {
     /// Runs `future` until it ends or the token is triggered; `None` means triggered.
     pub async fn run_until<F: Future>(&self, future: F) -> Option<F::Output> {
         self.token.run_until_cancelled(future).await
+    }
+
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.failure
+    }
+
+    pub(crate) fn trigger_root(&self) {
+        self.root.cancel();
+    }
+
+    pub(crate) async fn root_triggered(&self) {
+        self.root.cancelled().await;
     }
 
     /// The underlying token, for libraries that want one.

@@ -8,9 +8,9 @@ use kube::runtime::watcher::{Error, Event};
 /// Upstream: `NewExponentialBackoffManager(800ms, …)` of client-go's reflector.
 const FIRST: Duration = Duration::from_millis(800);
 /// DIFFERS: upstream waits up to 30 s, doubled by jitter; a node would then learn of its pods a minute after the API server is back.
-const LONGEST: Duration = Duration::from_secs(4);
+const LONGEST: Duration = Duration::from_millis(2500);
 
-/// Doubles up to [`LONGEST`], with a jitter of up to a quarter so that not all ask at once.
+/// Doubles up to [`LONGEST`], and up to as much again at random: hundreds of watches end in the same moment, when their connection does.
 #[derive(Debug)]
 pub(super) struct RelistBackoff {
     next: Duration,
@@ -48,7 +48,7 @@ impl RelistBackoff {
         }
         let wait = self.next;
         self.next = (wait * 2).min(LONGEST);
-        wait.mul_f64(1.0 + 0.25 * rand::random::<f64>())
+        wait.mul_f64(1.0 + rand::random::<f64>())
     }
 
     /// What came shows how well the server is: the begin of a list does not, it is told before the server is asked.
@@ -89,6 +89,22 @@ mod tests {
 
     fn no_answer() -> Error {
         Error::WatchStartFailed(kube::Error::TlsRequired)
+    }
+
+    #[test]
+    fn watches_that_ended_together_do_not_begin_together() {
+        let waits: Vec<Duration> = (0..300)
+            .map(|_| RelistBackoff::default().after(&no_answer()))
+            .collect();
+        for tenth in 0..10 {
+            let from = FIRST.mul_f64(1.0 + 0.1 * f64::from(tenth));
+            let begin = waits
+                .iter()
+                .filter(|wait| (from..from + FIRST / 10).contains(*wait));
+            // Thirty are to be expected.
+            let count = begin.count();
+            assert!((5..100).contains(&count), "{tenth}: {count}");
+        }
     }
 
     #[test]
