@@ -1,5 +1,7 @@
 //! The walls of the house, held by a test: which crate may depend on which.
 
+mod async_files;
+
 use std::collections::BTreeSet;
 use std::process::Command;
 
@@ -37,14 +39,22 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("shim-protocol", &[]),
     ("shim", &["shim-protocol"]),
-    ("images", &[]),
+    // Files and trees that containers can change, for all that touch them.
+    ("host", &[]),
+    ("images", &["host"]),
     ("nftables", &[]),
     ("network", &["nftables"]),
     (
         "runtime",
-        &["shim-protocol", "images", "network", "component-helpers"],
+        &[
+            "shim-protocol",
+            "images",
+            "network",
+            "host",
+            "component-helpers",
+        ],
     ),
-    ("volumes", &["component-helpers"]),
+    ("volumes", &["host", "component-helpers"]),
     // The wire protocols of exec, attach and port-forward: pure framing, of use without a kubelet.
     ("streaming", &[]),
     (
@@ -54,6 +64,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "images",
             "network",
             "volumes",
+            "host",
             "streaming",
             "component-base",
             "component-helpers",
@@ -73,6 +84,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("plugins", &["kube", "libc", "nix"]),
     ("backend", &["kube", "libc", "nix"]),
     ("shim", &["tokio", "kube", "k8s-openapi"]),
+    ("host", &["tokio", "kube", "k8s-openapi", "libc", "nix"]),
 ];
 
 const TOP_LEVEL: &[&str] = &[
@@ -159,6 +171,18 @@ fn strays(outputs: &Outputs) -> Result<Vec<String>> {
         }
         if file.ends_with("/mod.rs") {
             problems.insert(format!("{file}: a module is foo.rs beside foo/"));
+        }
+        let in_scope = async_files::FOLDERS
+            .iter()
+            .any(|folder| file.starts_with(&format!("{folder}/")));
+        let is_source = file.ends_with(".rs") && !file.ends_with("/tests.rs");
+        if in_scope && is_source && !async_files::ALLOWED.contains(&file) {
+            let source = std::fs::read_to_string(outputs.workspace.join(file)).unwrap_or_default();
+            for (line, call) in async_files::broken(&source) {
+                problems.insert(format!(
+                    "{file}:{line}: {call} on an async thread; hand it to off_thread or spawn_blocking"
+                ));
+            }
         }
     }
     Ok(problems.into_iter().collect())

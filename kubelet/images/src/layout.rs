@@ -181,15 +181,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 
 /// Deletes a file or a whole directory; what is not there is deleted already.
 pub(crate) fn remove_any(path: &Path) -> io::Result<()> {
-    let result = match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    host::remove_tree(path)
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

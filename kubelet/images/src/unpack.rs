@@ -382,7 +382,7 @@ impl Unpacker {
                 return Ok(false);
             }
             self.last_parent = None;
-            return std::fs::remove_dir_all(through_fd(parent, name))
+            return host::remove_tree_at(parent.as_fd(), name)
                 .map(|()| false)
                 .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
         }

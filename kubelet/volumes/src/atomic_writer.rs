@@ -88,7 +88,7 @@ pub fn write(
     if changed {
         let dir = new_timestamp_dir(target)?;
         if let Err(error) = publish(target, &data, &dir, &payload, set_permissions) {
-            if let Err(e) = fs::remove_dir_all(&dir) {
+            if let Err(e) = host::remove_tree(&dir) {
                 tracing::warn!(path = %dir.display(), error = %e, "removing a new timestamp directory after a failed write");
             }
             return Err(error);
@@ -332,7 +332,7 @@ fn remove_other_timestamp_dirs(target: &Path, current: &Path) -> Result<(), Writ
         if is_timestamp
             && path != current
             && entry.file_type().is_ok_and(|t| t.is_dir())
-            && let Err(e) = fs::remove_dir_all(&path)
+            && let Err(e) = host::remove_tree(&path)
         {
             last = Err(e).at("removing the old data directory", &path);
         }

@@ -208,7 +208,7 @@ fn remove_sub_paths_of_volume(dir: &Path, report: &mut Report) {
     report.note("failed to remove", dir, fs::remove_dir(dir));
 }
 
-/// Never follows a link. Only called where nothing is mounted below.
+/// Never follows a link, and goes into no mount that came meanwhile.
 fn remove_tree(dir: &Path, report: &mut Report) {
-    report.note("failed to remove", dir, fs::remove_dir_all(dir));
+    report.note("failed to remove", dir, host::remove_tree(dir));
 }

@@ -202,12 +202,9 @@ pub fn entries(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Removes a directory tree; a missing one is fine.
+/// Removes a directory tree, however deep a container made it; a missing one is fine.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
+    host::remove_tree(path)
 }
 
 #[cfg(test)]

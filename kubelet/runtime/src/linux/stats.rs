@@ -1,7 +1,5 @@
 //! Usage of containers and sandboxes, from cgroups, network namespaces and writable layers.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,11 +35,13 @@ impl Inner {
         if let Some(known) = known.filter(|known| known.counted_at.elapsed() < LAYER_PERIOD) {
             return known;
         }
-        let (bytes, inodes) = disk_usage(&self.layout.container(id).join("upper"));
+        // A container without a layer of its own uses nothing.
+        let counted =
+            host::disk_usage(&self.layout.container(id).join("upper")).unwrap_or_default();
         let usage = LayerUsage {
             counted_at: Instant::now(),
-            bytes,
-            inodes,
+            bytes: counted.bytes,
+            inodes: counted.inodes,
         };
         self.layer_usage
             .lock()
@@ -72,30 +72,6 @@ impl Inner {
             writable_layer_inodes_used: layer.inodes,
         })
     }
-}
-
-/// (bytes, inodes) of a tree, each inode once.
-fn disk_usage(root: &Path) -> (u64, u64) {
-    let (mut bytes, mut inodes) = (0, 0);
-    let mut linked = std::collections::HashSet::new();
-    let mut stack = vec![root.to_owned()];
-    while let Some(directory) = stack.pop() {
-        let Ok(entries) = std::fs::read_dir(&directory) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            let Ok(data) = entry.metadata() else { continue };
-            if data.nlink() > 1 && !data.is_dir() && !linked.insert(data.ino()) {
-                continue;
-            }
-            bytes += data.blocks() * 512;
-            inodes += 1;
-            if data.is_dir() {
-                stack.push(entry.path());
-            }
-        }
-    }
-    (bytes, inodes)
 }
 
 pub async fn containers(inner: &Arc<Inner>) -> Result<Vec<ContainerStats>, RuntimeError> {

@@ -3,10 +3,10 @@
 //!
 //! Upstream: containerd's `customopts.WithVolumes`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, lchown, symlink};
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 
 use super::mount;
@@ -30,9 +30,9 @@ pub fn prepare(
         fs::create_dir_all(&target)?;
         match mount::open_in_root(rootfs, &path, libc::O_PATH | libc::O_DIRECTORY) {
             Ok(source) => {
-                // The file system's view of what was found: no link of the image leads elsewhere.
-                let source_path = fs::read_link(format!("/proc/self/fd/{}", source.as_raw_fd()))?;
-                copy_tree(&source_path, &target)?;
+                // The very directory that was found: no link of the image leads elsewhere.
+                let source = File::open(format!("/proc/self/fd/{}", source.as_raw_fd()))?;
+                host::copy_tree(source.into(), &target)?;
             }
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
                 // As new as the root itself, and the root's owner's.
@@ -46,36 +46,10 @@ pub fn prepare(
     Ok(made)
 }
 
-/// Copies what is in a directory, with owners and modes; devices and sockets are left out.
-fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
-    copy_attributes(from, to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            fs::create_dir(&target)?;
-            copy_tree(&source, &target)?;
-        } else if kind.is_symlink() {
-            symlink(fs::read_link(&source)?, &target)?;
-            let data = entry.metadata()?;
-            lchown(&target, Some(data.uid()), Some(data.gid()))?;
-        } else if kind.is_file() {
-            fs::copy(&source, &target)?;
-            copy_attributes(&source, &target)?;
-        }
-    }
-    Ok(())
-}
-
-fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
-    let data = fs::symlink_metadata(from)?;
-    lchown(to, Some(data.uid()), Some(data.gid()))?;
-    fs::set_permissions(to, data.permissions())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
