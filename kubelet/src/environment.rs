@@ -3,6 +3,7 @@
 //! Owns: [`make_environment_variables`]: services, `envFrom`, `env` and `$(VAR)` references. Gets API objects
 //! from [`Objects`] and never caches them. Upstream: `makeEnvironmentVariables`, `pkg/kubelet/envvars`, v1.36.
 
+pub mod env_file;
 pub mod expansion;
 pub mod services;
 
@@ -225,10 +226,15 @@ async fn resolve(
         let text = objects
             .volume_file(pod::uid(pod), &r.volume_name, &r.path)
             .await?;
-        return match expansion::env_file_value(&text, &r.key) {
-            Some(value) => Ok(Some(value)),
-            None if r.optional == Some(true) => Ok(None),
-            None => Err(EnvironmentError::NoFileKey {
+        let found = env_file::value(&text, &r.key).map_err(|error| {
+            tracing::error!(pod = %pod::format(pod), path = r.path, %error, "failed to parse env file");
+            EnvironmentError::EnvFile
+        })?;
+        // Upstream tells a key that is missing and one without a value alike.
+        return match found.is_empty() {
+            false => Ok(Some(found)),
+            true if r.optional == Some(true) => Ok(None),
+            true => Err(EnvironmentError::NoFileKey {
                 key: r.key.clone(),
                 path: r.path.clone(),
             }),

@@ -1,7 +1,6 @@
-//! `$(VAR)` references and env files.
+//! `$(VAR)` references.
 //!
-//! Owns: [`expand`] and the reader of `fileKeyRef` files. Pure. Upstream: `third_party/forked/golang/expansion`,
-//! `pkg/kubelet/util/env`, v1.36.
+//! Owns: [`expand`]. Pure. Upstream: `third_party/forked/golang/expansion`, v1.36.
 
 /// Replaces `$(NAME)` by its value; `$$` is a dollar; an unknown name stays as it is written.
 pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
@@ -62,26 +61,6 @@ fn expand_with(text: &str, lookup: impl Fn(&str) -> String) -> String {
     }
     out.push_str(rest);
     out
-}
-
-/// The value of `key` in an env file: `KEY='value'` lines, `#` comments. Quotes are required by the format.
-pub fn env_file_value(text: &str, key: &str) -> Option<String> {
-    text.lines()
-        .map(str::trim)
-        .filter(|l| !l.is_empty() && !l.starts_with('#'))
-        .find_map(|line| {
-            let (name, value) = line.split_once('=')?;
-            if name.trim() != key {
-                return None;
-            }
-            let value = value.trim();
-            let unquoted = value
-                .strip_prefix('\'')
-                .and_then(|v| v.strip_suffix('\''))
-                .or_else(|| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')))
-                .unwrap_or(value);
-            Some(unquoted.to_owned())
-        })
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ pub enum ResourceFieldError {
     },
 }
 
-/// The value rounded up to whole divisors. A limit that is not set is the node's allocatable amount.
+/// The value rounded up to whole divisors. A limit that is not set is the pod's own (`spec.resources`), else the node's
+/// allocatable amount.
 /// `container_name` is used where the selector names none (environment variables).
 pub fn extract_resource_value(
     selector: &ResourceFieldSelector,
@@ -55,11 +56,20 @@ pub fn extract_resource_value(
                 .and_then(|r| r.limits.as_ref())
                 .and_then(|r| r.get(resource))
                 .map(amount);
+            // Upstream: `defaultPodLimitsForDownwardAPI`; huge pages are never overcommitted, a pod's limit of local
+            // storage is no limit of the pod's level.
+            let of_pod = || {
+                let spec = pod.spec.as_ref()?;
+                let limits = spec.resources.as_ref()?.limits.as_ref()?;
+                let limit = limits.get(resource).map(amount)?;
+                (matches!(resource, "cpu" | "memory") && !limit.is_zero()).then_some(limit)
+            };
             let default = || {
-                node_allocatable
+                let node = node_allocatable
                     .get(resource)
                     .filter(|_| !resource.starts_with("hugepages-"))
-                    .map(amount)
+                    .map(amount)?;
+                Some(of_pod().unwrap_or(node))
             };
             set.filter(|a| !a.is_zero()).or_else(default)
         }
@@ -104,6 +114,37 @@ fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_default_to_the_pods_before_the_nodes() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
+            "resources": {"limits": {"cpu": "2", "memory": "0", "hugepages-2Mi": "4Mi"}},
+            "containers": [
+                {"name": "c"},
+                {"name": "own", "resources": {"limits": {"cpu": "1"}}},
+            ],
+        }}))
+        .unwrap();
+        let allocatable = ["cpu", "memory", "ephemeral-storage"]
+            .map(|name| (name.to_owned(), Quantity("8".to_owned())))
+            .into();
+        for (container, resource, expect) in [
+            ("c", "limits.cpu", "2"),
+            ("own", "limits.cpu", "1"),
+            ("c", "limits.memory", "8"),
+            ("c", "limits.ephemeral-storage", "8"),
+            ("c", "limits.hugepages-2Mi", "0"),
+            ("c", "requests.cpu", "0"),
+        ] {
+            let selector = ResourceFieldSelector {
+                container_name: Some(container.to_owned()),
+                resource: resource.to_owned(),
+                divisor: None,
+            };
+            let value = extract_resource_value(&selector, &pod, "", &allocatable).unwrap();
+            assert_eq!(value, expect, "{container} {resource}");
+        }
+    }
 
     #[test]
     fn rounds_up_to_divisors_and_defaults_limits_to_the_node() {
