@@ -2,6 +2,9 @@
 //!
 //! Owns: the decision and the manager. Upstream: `pkg/kubelet/eviction`, v1.36.
 
+pub mod local_storage;
 pub mod manager;
 pub mod rank;
 pub mod threshold;
+pub mod tracker;
+pub mod usage;

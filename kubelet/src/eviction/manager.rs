@@ -1,6 +1,6 @@
 //! Watches the node's resources and evicts.
 //!
-//! Owns: observing, the grace of soft thresholds, node conditions with their transition period, and one eviction a round.
+//! Owns: observing the node, limits of local storage, reclaiming, and one eviction a round for what the node is short of.
 //! Upstream: `pkg/kubelet/eviction/eviction_manager.go`, v1.36.
 
 use std::collections::BTreeMap;
@@ -8,15 +8,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use component_helpers::quantity::{Amount, amount};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::local_storage;
 use super::rank::{Usage, rank};
 use super::threshold::{Observation, Signal, Threshold, parse_threshold_config, thresholds_met};
+use super::tracker::Tracker;
+use super::usage::{Parts, PodUsage, Wanted, measure};
 use crate::cm::machine::{fs_stats, meminfo};
+use crate::disk_usage::DiskUsages;
 use crate::events::{Type, reason};
 use crate::kubelet::Kubelet;
 use crate::metrics;
+use crate::off_thread::off_thread;
 use crate::pod;
 use crate::pod_workers::Update;
 use crate::status::generate::ForcedFailure;
@@ -24,12 +31,17 @@ use crate::status::generate::ForcedFailure;
 /// Upstream: `evictionMonitoringPeriod`.
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// How long an evicted pod may take to go before the next round. Upstream: `podCleanupTimeout`, `podCleanupPollFreq`.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(30);
+const CLEANUP_POLL: Duration = Duration::from_secs(1);
+/// Grace of a pod that must go at once. Upstream: `immediateEvictionGracePeriodSeconds`.
+const IMMEDIATE_GRACE_SECONDS: i64 = 1;
+
 struct Manager {
     kubelet: Arc<Kubelet>,
     thresholds: Vec<Threshold>,
-    first_met: BTreeMap<Signal, Instant>,
-    /// When a condition was last seen.
-    last_seen: BTreeMap<&'static str, Instant>,
+    tracker: Tracker,
+    counts: Arc<DiskUsages>,
 }
 
 /// Looks every ten seconds until `shutdown`; `changed` wakes the node's status.
@@ -41,14 +53,14 @@ pub async fn run(kubelet: Arc<Kubelet>, changed: Arc<Notify>, shutdown: Cancella
         &config.eviction_soft_grace_period,
         &config.eviction_minimum_reclaim,
     );
-    if thresholds.is_empty() {
+    if thresholds.is_empty() && !config.local_storage_capacity_isolation {
         return;
     }
     let mut manager = Manager {
         kubelet: kubelet.clone(),
         thresholds,
-        first_met: BTreeMap::new(),
-        last_seen: BTreeMap::new(),
+        tracker: Tracker::default(),
+        counts: Arc::default(),
     };
     let mut ticker = tokio::time::interval(PERIOD);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -57,118 +69,252 @@ pub async fn run(kubelet: Arc<Kubelet>, changed: Arc<Notify>, shutdown: Cancella
             () = shutdown.cancelled() => return,
             _ = ticker.tick() => {}
         }
-        manager.synchronize(&changed).await;
+        let evicted = manager.synchronize(&changed).await;
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = manager.wait_for_cleanup(&evicted) => {}
+        }
     }
 }
 
 impl Manager {
-    async fn synchronize(&mut self, changed: &Notify) {
-        let observations = observe(&self.kubelet).await;
-        let now = Instant::now();
-        let met = thresholds_met(&self.thresholds, &observations, false);
-        self.first_met
-            .retain(|signal, _| met.iter().any(|t| t.signal == *signal));
-        for threshold in &met {
-            self.first_met.entry(threshold.signal).or_insert(now);
-        }
-        for threshold in &met {
-            self.last_seen
-                .insert(threshold.signal.node_condition(), now);
-        }
+    /// One round; the pods evicted in it.
+    async fn synchronize(&mut self, changed: &Notify) -> Vec<Arc<Pod>> {
+        let seen = observe(&self.kubelet).await;
         let period = self.kubelet.config.eviction_pressure_transition_period.0;
-        self.last_seen
-            .retain(|_, at| now.duration_since(*at) < period);
-        let mut conditions: Vec<&'static str> = self.last_seen.keys().copied().collect();
-        conditions.sort_unstable();
-        if **self.kubelet.node.pressure.load() != conditions {
-            self.kubelet.node.pressure.store(Arc::new(conditions));
+        let round = self
+            .tracker
+            .round(&self.thresholds, &seen.signals, Instant::now(), period);
+        if **self.kubelet.node.pressure.load() != round.conditions {
+            self.kubelet.node.pressure.store(Arc::new(round.conditions));
             changed.notify_one();
         }
-        let mut due: Vec<Threshold> = met
-            .into_iter()
-            .filter(|t| {
-                t.is_hard()
-                    || self
-                        .first_met
-                        .get(&t.signal)
-                        .is_some_and(|at| now.duration_since(*at) >= t.grace_period)
-            })
-            .collect();
-        // Memory first: it kills fastest.
-        due.sort_by_key(|t| (t.signal != Signal::MemoryAvailable, t.signal));
-        let Some(threshold) = due.into_iter().next() else {
-            return;
-        };
-        let Some(seen) = observations.get(&threshold.signal).copied() else {
-            return;
-        };
-        self.reclaim(&threshold, seen).await;
-    }
-
-    async fn reclaim(&mut self, threshold: &Threshold, seen: Observation) {
-        tracing::warn!(
-            signal = threshold.signal.as_str(),
-            available = seen.available,
-            "eviction manager: attempting to reclaim"
-        );
-        if threshold.signal.node_condition() == "DiskPressure" {
-            let wanted = threshold
-                .value
-                .resolve(seen.capacity)
-                .saturating_sub(seen.available);
-            match self.kubelet.image_gc.delete_unused_images().await {
-                Ok(freed) if freed >= wanted => return,
-                Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "eviction manager: cannot remove images"),
+        if self.kubelet.config.local_storage_capacity_isolation {
+            let evicted = self.local_storage_eviction(seen.dedicated_image_fs).await;
+            if !evicted.is_empty() {
+                return evicted;
             }
         }
-        let usage = usage(&self.kubelet, threshold.signal).await;
-        let Some(victim) = rank(usage, threshold.signal).into_iter().next() else {
-            tracing::error!("eviction manager: there is no pod to evict");
-            return;
+        let Some(threshold) = round.due.first() else {
+            return vec![];
         };
-        self.evict(threshold, seen, &victim);
+        self.reclaim(threshold, &seen).await
     }
 
-    fn evict(&self, threshold: &Threshold, seen: Observation, victim: &Usage) {
-        let resource = threshold.signal.resource();
-        let quantity = match threshold.signal {
-            Signal::MemoryAvailable
-            | Signal::NodeFsAvailable
-            | Signal::ImageFsAvailable
-            | Signal::ContainerFsAvailable => |n: u64| format!("{}Ki", n / 1024),
-            _ => |n: u64| n.to_string(),
+    /// Evicts every pod that passed a limit of its own.
+    async fn local_storage_eviction(&self, dedicated_image_fs: bool) -> Vec<Arc<Pod>> {
+        let limited: Vec<(Arc<Pod>, Wanted)> = self
+            .candidates()
+            .into_iter()
+            .filter_map(|pod| local_storage::wanted(&pod).map(|wanted| (pod, wanted)))
+            .collect();
+        if limited.is_empty() {
+            return vec![];
+        }
+        let wanted = Wanted {
+            runtime: limited.iter().any(|(_, wanted)| wanted.runtime),
+            disks: true,
         };
-        let message = format!(
-            "The node was low on resource: {resource}. Threshold quantity: {}, available: {}. ",
-            quantity(threshold.value.resolve(seen.capacity)),
-            quantity(seen.available)
+        let pods = limited.into_iter().map(|(pod, _)| pod).collect();
+        let measured = measure(&self.kubelet, pods, wanted, &self.counts).await;
+        let mut evicted = vec![];
+        for (pod, usage) in measured {
+            if let Some(found) = local_storage::violation(&pod, &usage, dedicated_image_fs)
+                && self.evict(&pod, IMMEDIATE_GRACE_SECONDS, found.message, found.signal)
+            {
+                evicted.push(pod);
+            }
+        }
+        evicted
+    }
+
+    /// Active pods that are not on their way out already.
+    fn candidates(&self) -> Vec<Arc<Pod>> {
+        let mut pods = self.kubelet.active_pods();
+        pods.retain(|pod| !self.kubelet.workers.is_termination_requested(pod::uid(pod)));
+        pods
+    }
+
+    async fn reclaim(&mut self, threshold: &Threshold, seen: &Observed) -> Vec<Arc<Pod>> {
+        let signal = threshold.signal;
+        tracing::warn!(
+            signal = signal.as_str(),
+            "eviction manager: attempting to reclaim"
         );
-        let config = &self.kubelet.config;
-        let grace = if threshold.is_hard() {
-            1
-        } else {
-            i64::from(config.eviction_max_pod_grace_period)
+        self.kubelet.recorder.node(
+            Type::Warning,
+            "EvictionThresholdMet",
+            format!("Attempting to reclaim {}", signal.resource()),
+        );
+        let node_fs = matches!(signal, Signal::NodeFsAvailable | Signal::NodeFsInodesFree);
+        // A disk of the images' own gains the node's nothing.
+        if signal.node_condition() == "DiskPressure" && !(seen.dedicated_image_fs && node_fs) {
+            // Whatever is short, bytes or inodes: every image nobody uses goes, as upstream's.
+            if let Err(error) = self.kubelet.image_gc.delete_unused_images().await {
+                tracing::warn!(%error, "eviction manager: cannot remove images");
+            }
+            let after = observe(&self.kubelet).await;
+            if thresholds_met(&self.thresholds, &after.signals, true).is_empty() {
+                tracing::info!(
+                    "eviction manager: able to reduce resource pressure without evicting pods"
+                );
+                return vec![];
+            }
+        }
+        let wanted = Wanted {
+            runtime: true,
+            disks: signal.node_condition() == "DiskPressure",
         };
-        metrics::EVICTIONS
-            .with_label_values(&[threshold.signal.as_str()])
-            .inc();
+        let measured = measure(&self.kubelet, self.candidates(), wanted, &self.counts).await;
+        let parts = Parts::behind(signal, seen.dedicated_image_fs);
+        let usage = measured.iter().map(|(pod, usage)| Usage {
+            pod: pod.clone(),
+            used: used(signal, usage, parts),
+        });
+        for victim in rank(usage.collect(), signal) {
+            let of = measured
+                .iter()
+                .find(|(pod, _)| Arc::ptr_eq(pod, &victim.pod));
+            let of = of.map(|(_, usage)| usage);
+            let grace = self.grace(threshold, &victim.pod);
+            let message = message(threshold, &seen.signals, &victim.pod, of);
+            if self.evict(&victim.pod, grace, message, signal.as_str()) {
+                return vec![victim.pod];
+            }
+        }
+        tracing::error!("eviction manager: there is no pod to evict");
+        vec![]
+    }
+
+    fn grace(&self, threshold: &Threshold, pod: &Pod) -> i64 {
+        if threshold.is_hard() {
+            return IMMEDIATE_GRACE_SECONDS;
+        }
+        let most = i64::from(self.kubelet.config.eviction_max_pod_grace_period);
+        let own = pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.termination_grace_period_seconds);
+        own.map_or(most, |own| own.min(most))
+    }
+
+    /// Returns whether the pod may be evicted at all.
+    fn evict(&self, pod: &Arc<Pod>, grace: i64, message: String, signal: &str) -> bool {
+        if pod::is_critical(pod) {
+            tracing::error!(pod = %pod::format(pod), "eviction manager: cannot evict a critical pod");
+            return false;
+        }
+        metrics::EVICTIONS.with_label_values(&[signal]).inc();
         self.kubelet
             .recorder
-            .pod(&victim.pod, Type::Warning, reason::EVICTED, message.clone());
-        tracing::info!(pod = %pod::format(&victim.pod), message, "eviction manager: evicting pod");
+            .pod(pod, Type::Warning, reason::EVICTED, message.clone());
+        tracing::info!(pod = %pod::format(pod), message, "eviction manager: evicting pod");
         let forced = ForcedFailure {
             reason: "Evicted".to_owned(),
             message,
             disruption: Some("TerminationByKubelet".to_owned()),
         };
         let kill = Update::Kill {
-            pod: victim.pod.clone(),
+            pod: pod.clone(),
             grace_period_seconds: Some(grace),
             forced: Some(forced),
         };
-        self.kubelet.workers.update_pod(pod::uid(&victim.pod), kill);
+        self.kubelet.workers.update_pod(pod::uid(pod), kill);
+        true
     }
+
+    /// What evicted pods held must be free before more of them go.
+    async fn wait_for_cleanup(&self, evicted: &[Arc<Pod>]) {
+        let gone = |pod: &Arc<Pod>| {
+            let work = self.kubelet.workers.status(pod::uid(pod));
+            work.is_none_or(|work| work.finished)
+        };
+        let all_gone = async {
+            while !evicted.iter().all(gone) {
+                tokio::time::sleep(CLEANUP_POLL).await;
+            }
+        };
+        if tokio::time::timeout(CLEANUP_TIMEOUT, all_gone)
+            .await
+            .is_err()
+        {
+            tracing::info!("eviction manager: timed out waiting for pods to be cleaned up");
+        }
+    }
+}
+
+fn used(signal: Signal, usage: &PodUsage, parts: Parts) -> u64 {
+    match signal {
+        Signal::MemoryAvailable => usage.memory_bytes(),
+        Signal::PidAvailable => usage.processes,
+        Signal::NodeFsAvailable | Signal::ImageFsAvailable | Signal::ContainerFsAvailable => {
+            usage.disk(parts).bytes
+        }
+        Signal::NodeFsInodesFree | Signal::ImageFsInodesFree | Signal::ContainerFsInodesFree => {
+            usage.disk(parts).inodes
+        }
+    }
+}
+
+/// Upstream: `evictionMessage`.
+fn message(
+    threshold: &Threshold,
+    observations: &BTreeMap<Signal, Observation>,
+    pod: &Pod,
+    usage: Option<&PodUsage>,
+) -> String {
+    let signal = threshold.signal;
+    let resource = signal.resource();
+    let quantity = |n: u64| match resource {
+        "inodes" | "pids" => n.to_string(),
+        _ => bytes(n),
+    };
+    let mut message = format!("The node was low on resource: {resource}. ");
+    if let Some(seen) = observations.get(&signal) {
+        message.push_str(&format!(
+            "Threshold quantity: {}, available: {}. ",
+            quantity(threshold.value.resolve(seen.capacity)),
+            quantity(seen.available)
+        ));
+    }
+    if !matches!(resource, "memory" | "ephemeral-storage") {
+        return message;
+    }
+    for container in usage.iter().flat_map(|usage| &usage.containers) {
+        let mut specs = pod::containers(pod).iter().chain(pod::init_containers(pod));
+        let Some(spec) = specs.find(|spec| spec.name == container.name) else {
+            continue;
+        };
+        let requests = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
+        let request = requests
+            .and_then(|r| r.get(resource))
+            .map_or(Amount::ZERO, amount);
+        let used = match resource {
+            "memory" => container.memory_bytes,
+            _ => container.rootfs.bytes + container.logs.bytes,
+        };
+        if i128::from(used) > i128::from(request.value()) {
+            message.push_str(&format!(
+                "Container {} was using {}, request is {request}, has larger consumption of {resource}. ",
+                container.name,
+                bytes(used)
+            ));
+        }
+    }
+    message
+}
+
+/// As upstream writes an amount of bytes: in the largest binary unit that divides it.
+fn bytes(n: u64) -> String {
+    let units = ["Ki", "Mi", "Gi", "Ti", "Pi"];
+    let (mut n, mut unit) = (n, "");
+    for next in units {
+        if n == 0 || n % 1024 != 0 {
+            break;
+        }
+        (n, unit) = (n / 1024, next);
+    }
+    format!("{n}{unit}")
 }
 
 fn disk(path: &Path, bytes: Signal, inodes: Signal, out: &mut BTreeMap<Signal, Observation>) {
@@ -191,47 +337,61 @@ fn disk(path: &Path, bytes: Signal, inodes: Signal, out: &mut BTreeMap<Signal, O
     }
 }
 
-async fn observe(kubelet: &Kubelet) -> BTreeMap<Signal, Observation> {
-    let mut out = BTreeMap::new();
-    if let (Some(available), Some(capacity)) = (meminfo("MemAvailable"), meminfo("MemTotal")) {
-        out.insert(
-            Signal::MemoryAvailable,
-            Observation {
+/// What the signals stand at.
+struct Observed {
+    signals: BTreeMap<Signal, Observation>,
+    /// Images and writable layers are on another disk than volumes and logs.
+    dedicated_image_fs: bool,
+}
+
+async fn observe(kubelet: &Kubelet) -> Observed {
+    let image_fs = kubelet.runtime.runtime().image_fs_info().await.ok();
+    let root = kubelet.paths.root().to_owned();
+    let look = move || {
+        use std::os::unix::fs::MetadataExt as _;
+        let mut signals = BTreeMap::new();
+        if let (Some(available), Some(capacity)) = (meminfo("MemAvailable"), meminfo("MemTotal")) {
+            let seen = Observation {
                 available,
                 capacity,
-            },
-        );
-    }
-    disk(
-        kubelet.paths.root(),
-        Signal::NodeFsAvailable,
-        Signal::NodeFsInodesFree,
-        &mut out,
-    );
-    if let Ok(info) = kubelet.runtime.runtime().image_fs_info().await {
-        disk(
-            &info.mountpoint,
-            Signal::ImageFsAvailable,
-            Signal::ImageFsInodesFree,
-            &mut out,
-        );
-        disk(
-            &info.mountpoint,
-            Signal::ContainerFsAvailable,
-            Signal::ContainerFsInodesFree,
-            &mut out,
-        );
-    }
-    if let Some((available, capacity)) = pids() {
-        out.insert(
-            Signal::PidAvailable,
-            Observation {
+            };
+            signals.insert(Signal::MemoryAvailable, seen);
+        }
+        let (bytes, inodes) = (Signal::NodeFsAvailable, Signal::NodeFsInodesFree);
+        disk(&root, bytes, inodes, &mut signals);
+        let mut dedicated_image_fs = false;
+        if let Some(info) = image_fs {
+            for (bytes, inodes) in [
+                (Signal::ImageFsAvailable, Signal::ImageFsInodesFree),
+                (Signal::ContainerFsAvailable, Signal::ContainerFsInodesFree),
+            ] {
+                disk(&info.mountpoint, bytes, inodes, &mut signals);
+            }
+            let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).ok();
+            dedicated_image_fs = device(&info.mountpoint) != device(&root);
+        }
+        if let Some((available, capacity)) = pids() {
+            let seen = Observation {
                 available,
                 capacity,
-            },
-        );
+            };
+            signals.insert(Signal::PidAvailable, seen);
+        }
+        Observed {
+            signals,
+            dedicated_image_fs,
+        }
+    };
+    match off_thread(look).await {
+        Ok(seen) => seen,
+        Err(error) => {
+            tracing::error!(%error, "eviction manager: cannot look at the node");
+            Observed {
+                signals: BTreeMap::new(),
+                dedicated_image_fs: false,
+            }
+        }
     }
-    out
 }
 
 fn pids() -> Option<(u64, u64)> {
@@ -252,50 +412,58 @@ fn pids() -> Option<(u64, u64)> {
     Some((max.saturating_sub(total), max))
 }
 
-/// What each active pod uses of the resource behind the signal.
-async fn usage(kubelet: &Kubelet, signal: Signal) -> Vec<Usage> {
-    let stats = kubelet
-        .runtime
-        .runtime()
-        .list_pod_sandbox_stats()
-        .await
-        .unwrap_or_default();
-    let sandboxes = kubelet.runtime.pods().await.unwrap_or_default();
-    let mut out = vec![];
-    for pod in kubelet.active_pods() {
-        let uid = pod::uid(&pod);
-        if kubelet.workers.is_termination_requested(uid) {
-            continue;
-        }
-        let ids: Vec<&str> = sandboxes
-            .get(uid)
-            .into_iter()
-            .flat_map(|p| p.sandboxes.iter().map(|s| s.id.as_str()))
-            .collect();
-        let containers = stats
-            .iter()
-            .filter(|s| ids.contains(&s.id.as_str()))
-            .flat_map(|s| &s.containers);
-        let mut used: u64 = match signal {
-            Signal::MemoryAvailable => containers.map(|c| c.memory_working_set_bytes).sum(),
-            Signal::PidAvailable => stats
-                .iter()
-                .filter(|s| ids.contains(&s.id.as_str()))
-                .map(|s| s.process_count)
-                .sum(),
-            Signal::NodeFsInodesFree
-            | Signal::ImageFsInodesFree
-            | Signal::ContainerFsInodesFree => {
-                containers.map(|c| c.writable_layer_inodes_used).sum()
-            }
-            _ => containers.map(|c| c.writable_layer_used_bytes).sum(),
+#[cfg(test)]
+mod tests {
+    use host::DiskUsage;
+
+    use super::super::threshold::ThresholdValue;
+    use super::super::usage::ContainerUsage;
+    use super::*;
+
+    #[test]
+    fn messages_say_what_was_short_and_who_took_it() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [
+            {"name": "c", "resources": {"requests": {"ephemeral-storage": "1Mi"}}},
+        ]}}))
+        .unwrap();
+        let usage = PodUsage {
+            containers: vec![ContainerUsage {
+                name: "c".into(),
+                rootfs: DiskUsage {
+                    bytes: 2 << 20,
+                    ..DiskUsage::default()
+                },
+                ..ContainerUsage::default()
+            }],
+            ..PodUsage::default()
         };
-        if signal == Signal::NodeFsAvailable
-            && let Ok(volumes) = kubelet.volumes.usage(uid).await
-        {
-            used += volumes.values().map(|v| v.bytes).sum::<u64>();
+        let threshold = |signal| Threshold {
+            signal,
+            value: ThresholdValue::Percentage(0.1),
+            grace_period: Duration::ZERO,
+            min_reclaim: None,
+        };
+        let seen = Observation {
+            available: 512,
+            capacity: 10240,
+        };
+        for (signal, expect) in [
+            (
+                Signal::NodeFsAvailable,
+                "The node was low on resource: ephemeral-storage. Threshold quantity: 1Ki, available: 512. Container c was using 2Mi, request is 1Mi, has larger consumption of ephemeral-storage. ",
+            ),
+            (
+                Signal::NodeFsInodesFree,
+                "The node was low on resource: inodes. Threshold quantity: 1024, available: 512. ",
+            ),
+        ] {
+            let text = message(
+                &threshold(signal),
+                &[(signal, seen)].into(),
+                &pod,
+                Some(&usage),
+            );
+            assert_eq!(text, expect);
         }
-        out.push(Usage { pod, used });
     }
-    out
 }
