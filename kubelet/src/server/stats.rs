@@ -26,7 +26,8 @@ use runtime::api::{
 use super::container::label;
 use super::{ApiError, Server, ServerContext};
 use crate::cm::machine::{self, FsStats};
-use crate::pod;
+use crate::disk_usage::DiskUsages;
+use crate::{hosts, pod};
 pub(super) use cgroup::Usage;
 pub(super) use detail::{Detail, DeviceIo, Pressure, Throttling};
 use rate::Rates;
@@ -37,7 +38,7 @@ pub(super) use volume::Volume;
 pub(super) struct Stats {
     context: Arc<dyn ServerContext>,
     rates: Mutex<Rates>,
-    volume_sizes: Arc<Mutex<volume::Sizes>>,
+    volume_sizes: Arc<DiskUsages>,
 }
 
 /// One look.
@@ -70,6 +71,8 @@ pub(super) struct PodSnapshot {
     pub(super) sandbox: Option<PodSandboxStats>,
     pub(super) containers: Vec<ContainerSnapshot>,
     pub(super) volumes: Vec<Volume>,
+    /// Of the hosts file, which its containers can write.
+    pub(super) hosts_bytes: u64,
 }
 
 pub(super) struct ContainerSnapshot {
@@ -121,9 +124,8 @@ impl Stats {
         let look = move || {
             let mut snapshot = look(context.as_ref(), containers, stats, sandboxes, image_fs);
             if let Some(sizes) = sizes {
-                let mut sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
                 for pod in &mut snapshot.pods {
-                    pod.volumes = volume::volumes(context.paths(), &pod.pod, &mut sizes);
+                    pod.volumes = volume::volumes(context.paths(), &pod.pod, &sizes);
                 }
             }
             snapshot
@@ -216,7 +218,9 @@ fn look(
             })
             .collect();
         let cgroup = manager.pod_cgroup(&pod);
+        let hosts = hosts::hosts_file_path(&context.paths().pod(pod::uid(&pod)));
         pods.push(PodSnapshot {
+            hosts_bytes: allocated(&hosts),
             usage: read(&cgroup),
             cgroup,
             pod,
@@ -256,6 +260,12 @@ fn look(
     }
 }
 
+/// Bytes on the disk; a file that is not there has none.
+fn allocated(file: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::symlink_metadata(file).map_or(0, |meta| meta.blocks() * 512)
+}
+
 /// Bytes and files of a flat directory.
 fn size_of(directory: &std::path::Path) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt as _;
@@ -278,6 +288,14 @@ pub(super) async fn summary(
     let short = query
         .get("only_cpu_and_memory")
         .is_some_and(|value| value == "true");
+    let snapshot = server.stats.snapshot(!short).await?;
+    let first = Summary::new(&snapshot, &server.stats, short);
+    if first.knows_rates() {
+        return Ok(Json(first));
+    }
+    // Nobody asked before: a rate needs two looks, and whoever asks once wants it, too. Upstream's housekeeping
+    // looks all the time.
+    tokio::time::sleep(rate::MIN_INTERVAL).await;
     let snapshot = server.stats.snapshot(!short).await?;
     Ok(Json(Summary::new(&snapshot, &server.stats, short)))
 }

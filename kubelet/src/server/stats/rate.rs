@@ -6,6 +6,8 @@ use jiff::Timestamp;
 
 /// Two looks closer than this tell no rate; the earlier one is kept.
 const MIN_INTERVAL_SECONDS: f64 = 1.0;
+/// A little more than that.
+pub(super) const MIN_INTERVAL: std::time::Duration = std::time::Duration::from_millis(1050);
 /// Counters nobody looked at for this long are forgotten.
 const FORGET_SECONDS: f64 = 3600.0;
 

@@ -261,6 +261,13 @@ impl Summary {
     }
 }
 
+impl Summary {
+    /// Whether an earlier look gave the node's rates.
+    pub(super) fn knows_rates(&self) -> bool {
+        self.node.cpu.usage_nano_cores.is_some()
+    }
+}
+
 fn pod_stats(snapshot: &Snapshot, stats: &Stats, pod: &PodSnapshot, short: bool) -> PodStats {
     let time = Time(snapshot.time);
     let uid = pod::uid(&pod.pod);
@@ -283,13 +290,10 @@ fn pod_stats(snapshot: &Snapshot, stats: &Stats, pod: &PodSnapshot, short: bool)
                 inodes + container.stats.writable_layer_inodes_used + container.logs_inodes,
             )
         });
-    let (bytes, inodes) = pod
-        .volumes
-        .iter()
-        .filter(|volume| volume.claim.is_none())
-        .fold((bytes, inodes), |(bytes, inodes), volume| {
-            (bytes + volume.used_bytes, inodes + volume.inodes_used)
-        });
+    let (bytes, inodes) = pod.volumes.iter().filter(|volume| volume.local).fold(
+        (bytes + pod.hosts_bytes, inodes),
+        |(bytes, inodes), volume| (bytes + volume.used_bytes, inodes + volume.inodes_used),
+    );
     let sandbox = pod.sandbox.as_ref();
     PodStats {
         pod_ref: PodReference {
