@@ -3,6 +3,7 @@
 //! Owns: `0.log` -> `0.log.<time>` (compressed but for the newest), so many files a container. Upstream:
 //! `pkg/kubelet/logs/container_log_manager.go`, v1.36.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,11 +11,16 @@ use std::sync::Arc;
 use component_helpers::quantity::Amount;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use host::{FileError, Links, Root};
 use runtime::api::{ContainerState, ContainerStatus};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubelet::Kubelet;
-use crate::kuberuntime::gc::log_files;
+use crate::off_thread::off_thread;
+use crate::paths::Paths;
+
+/// Entries of a log directory that are looked at.
+const MAX_ENTRIES: usize = 10_000;
 
 /// How many files, how long.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +58,12 @@ pub async fn run(kubelet: Arc<Kubelet>, shutdown: CancellationToken) {
             .iter()
             .filter(|c| c.state == ContainerState::Running)
         {
-            if std::fs::metadata(&container.log_path).is_ok_and(|m| m.len() >= policy.max_bytes)
+            let (paths, log) = (kubelet.paths.clone(), container.log_path.clone());
+            let len = off_thread(move || {
+                let file = open(&paths, &log)?;
+                Ok::<_, FileError>(file.metadata().map_or(0, |m| m.len()))
+            });
+            if matches!(len.await, Ok(Ok(len)) if len >= policy.max_bytes)
                 && let Err(error) = rotate(&kubelet, container, policy).await
             {
                 tracing::error!(log = %container.log_path.display(), %error, "failed to rotate log for container");
@@ -62,9 +73,10 @@ pub async fn run(kubelet: Arc<Kubelet>, shutdown: CancellationToken) {
 }
 
 async fn rotate(kubelet: &Kubelet, container: &ContainerStatus, policy: Policy) -> io::Result<()> {
-    let log = container.log_path.clone();
-    let prepared = tokio::task::spawn_blocking(move || prepare(&log, policy));
-    let rotated = prepared.await.map_err(io::Error::other)??;
+    let (paths, log) = (kubelet.paths.clone(), container.log_path.clone());
+    // Compressing takes its time: no deadline, but off the async threads.
+    let prepared = tokio::task::spawn_blocking(move || prepare(&paths, &log, policy));
+    let (directory, name, rotated) = prepared.await.map_err(io::Error::other)??;
     // The shim goes on in the renamed file until it is told.
     if let Err(error) = kubelet
         .runtime
@@ -72,47 +84,104 @@ async fn rotate(kubelet: &Kubelet, container: &ContainerStatus, policy: Policy) 
         .reopen_container_log(&container.id)
         .await
     {
-        std::fs::rename(&rotated, &container.log_path)?;
+        off_thread(move || directory.rename(&rotated, &name))
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
         return Err(io::Error::other(error));
     }
     Ok(())
 }
 
-/// Makes room, compresses what is old, and renames the log.
-fn prepare(log: &Path, policy: Policy) -> io::Result<PathBuf> {
-    let mut old: Vec<PathBuf> = log_files(log).into_iter().filter(|f| f != log).collect();
-    for file in old
-        .iter()
-        .filter(|f| f.extension().is_some_and(|e| e == "tmp"))
-    {
-        std::fs::remove_file(file)?;
+/// The directory of a log, and the log's name in it. A link on the way below the pods' logs is refused: pods may have
+/// /var/log mounted, and a link of theirs must not lead to the node's files.
+fn directory_of(paths: &Paths, log: &Path) -> Result<(Root, PathBuf), FileError> {
+    let name = PathBuf::from(log.file_name().unwrap_or_default());
+    let parent = log.parent().unwrap_or(Path::new("/"));
+    let directory = match parent.strip_prefix(paths.pod_logs_root()) {
+        Ok(below) => Root::open(paths.pod_logs_root())?.open_directory(below, Links::Refused)?,
+        Err(_) => Root::open(parent)?,
+    };
+    Ok((directory, name))
+}
+
+/// Opens a container's log for reading. Blocks.
+///
+/// # Errors
+/// It is not there, no regular file, or a link stands on the way.
+pub fn open(paths: &Paths, log: &Path) -> Result<File, FileError> {
+    let (directory, name) = directory_of(paths, log)?;
+    directory.open_regular(&name, Links::Refused)
+}
+
+/// Removes a log with the rotated ones; what is gone is what is wanted. Blocks.
+pub fn remove(paths: &Paths, log: &Path) {
+    let Ok((directory, name)) = directory_of(paths, log) else {
+        return;
+    };
+    let rotated = rotated_files(&directory, &name).unwrap_or_default();
+    for file in rotated.iter().chain([&name]) {
+        if let Err(error) = directory.remove_file(file) {
+            tracing::warn!(%error, "failed to remove log");
+        }
     }
-    old.retain(|f| f.extension().is_none_or(|e| e != "tmp"));
-    old.sort();
+}
+
+/// `0.log.<time>[.gz]` beside `0.log`, by name.
+fn rotated_files(directory: &Root, log: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let prefix = format!("{}.", log.display());
+    let all = directory.entries(MAX_ENTRIES)?;
+    Ok(all
+        .into_iter()
+        .filter(|(name, is_directory)| !is_directory && name.to_string_lossy().starts_with(&prefix))
+        .map(|(name, _)| name.into())
+        .collect())
+}
+
+/// Makes room, compresses what is old, and renames the log.
+fn prepare(
+    paths: &Paths,
+    log: &Path,
+    policy: Policy,
+) -> Result<(Root, PathBuf, PathBuf), FileError> {
+    let (directory, name) = directory_of(paths, log)?;
+    let mut old = rotated_files(&directory, &name)?;
+    let extension = |file: &Path, wanted| file.extension().is_some_and(|e| e == wanted);
+    for file in old.iter().filter(|f| extension(f, "tmp")) {
+        directory.remove_file(file)?;
+    }
+    old.retain(|f| !extension(f, "tmp"));
     // The log itself and the one it is about to become count, too.
     let keep = policy.max_files.saturating_sub(2);
     while old.len() > keep {
-        std::fs::remove_file(old.remove(0))?;
+        directory.remove_file(&old.remove(0))?;
     }
-    for file in old
-        .iter()
-        .filter(|f| f.extension().is_none_or(|e| e != "gz"))
-    {
-        compress(file)?;
+    for file in old.iter().filter(|f| !extension(f, "gz")) {
+        match compress(&directory, file) {
+            // Somebody put something else there: it is no log, and goes.
+            Err(FileError::NotRegular { .. }) => directory.remove_file(file)?,
+            other => other?,
+        }
     }
     let stamp = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
-    let rotated = PathBuf::from(format!("{}.{stamp}", log.display()));
-    std::fs::rename(log, &rotated)?;
-    Ok(rotated)
+    let rotated = PathBuf::from(format!("{}.{stamp}", name.display()));
+    directory.rename(&name, &rotated)?;
+    Ok((directory, name, rotated))
 }
 
-fn compress(file: &Path) -> io::Result<()> {
+fn compress(directory: &Root, file: &Path) -> Result<(), FileError> {
+    let io = |source| FileError::Io {
+        path: directory.path().join(file),
+        source,
+    };
+    let mut from = directory.open_regular(file, Links::Refused)?;
     let temporary = PathBuf::from(format!("{}.tmp", file.display()));
-    let mut encoder = GzEncoder::new(std::fs::File::create(&temporary)?, Compression::default());
-    io::copy(&mut std::fs::File::open(file)?, &mut encoder)?;
-    encoder.finish()?.sync_all()?;
-    std::fs::rename(&temporary, format!("{}.gz", file.display()))?;
-    std::fs::remove_file(file)
+    let to = directory.create_new(&temporary, 0o640)?;
+    let mut encoder = GzEncoder::new(to, Compression::default());
+    io::copy(&mut from, &mut encoder).map_err(io)?;
+    encoder.finish().and_then(|to| to.sync_all()).map_err(io)?;
+    directory.rename(&temporary, &PathBuf::from(format!("{}.gz", file.display())))?;
+    directory.remove_file(file)
 }
 
 #[cfg(test)]
@@ -132,15 +201,20 @@ mod tests {
             std::fs::write(dir.path().join(format!("0.log.{stamp}")), "old").unwrap();
         }
         std::fs::write(&log, "new").unwrap();
-        let rotated = prepare(
-            &log,
-            Policy {
-                max_bytes: 1,
-                max_files: 4,
-            },
-        )
-        .unwrap();
+        // Planted by a pod that has /var/log mounted: what compression would write to, and what it would read.
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "keep").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join("0.log.planted.tmp")).unwrap();
+        let paths = Paths::new(dir.path().into(), dir.path().into());
+        let policy = Policy {
+            max_bytes: 1,
+            max_files: 4,
+        };
+        let (_, _, rotated) = prepare(&paths, &log, policy).unwrap();
+        let rotated = dir.path().join(rotated);
         assert_eq!(std::fs::read_to_string(rotated).unwrap(), "new");
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "keep");
+        std::fs::remove_file(&victim).unwrap();
         let mut names: Vec<String> = std::fs::read_dir(dir.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -151,5 +225,32 @@ mod tests {
             &names[..2],
             ["0.log.20260102-000000.gz", "0.log.20260103-000000.gz"]
         );
+    }
+
+    #[test]
+    fn no_link_below_the_logs_is_gone_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = dir.path().join("pods");
+        let outside = dir.path().join("outside");
+        std::fs::create_dir_all(logs.join("ns_p_u/c")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("0.log"), "secret").unwrap();
+        std::fs::write(logs.join("ns_p_u/c/0.log"), "log").unwrap();
+        std::os::unix::fs::symlink(&outside, logs.join("ns_p_u/evil")).unwrap();
+        std::os::unix::fs::symlink(outside.join("0.log"), logs.join("ns_p_u/c/1.log")).unwrap();
+        let paths = Paths::new(dir.path().into(), logs.clone());
+        for (log, ok) in [
+            ("ns_p_u/c/0.log", true),
+            ("ns_p_u/c/1.log", false),
+            ("ns_p_u/evil/0.log", false),
+        ] {
+            assert_eq!(open(&paths, &logs.join(log)).is_ok(), ok, "{log}");
+            remove(&paths, &logs.join(log));
+        }
+        assert_eq!(
+            std::fs::read_to_string(outside.join("0.log")).unwrap(),
+            "secret"
+        );
+        assert_eq!(std::fs::read_dir(logs.join("ns_p_u/c")).unwrap().count(), 0);
     }
 }

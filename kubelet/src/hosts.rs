@@ -3,6 +3,8 @@
 //! Owns: [`generate_pod_hostname_and_domain`], the kernel's node name, and the managed hosts file.
 //! Upstream: `kubelet_pods.go`, `pkg/kubelet/util/util_linux.go`, v1.36.
 
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{HostAlias, Pod};
@@ -13,6 +15,9 @@ use crate::pod;
 const HOSTNAME_MAX_LEN: usize = 63;
 /// `__NEW_UTS_LEN` of the kernel.
 const FQDN_MAX_LEN: usize = 64;
+const NODE_HOSTS: &str = "/etc/hosts";
+/// Of the node's own hosts file.
+const MAX_BYTES: u64 = 4 << 20;
 const MANAGED_HEADER: &str = "# Kubernetes-managed hosts file.\n";
 const MANAGED_HEADER_HOST_NETWORK: &str = "# Kubernetes-managed hosts file (host network).\n";
 
@@ -173,44 +178,68 @@ fn hosts_entries_from_host_aliases(aliases: &[HostAlias]) -> String {
     text
 }
 
-/// Writes `<pod dir>/etc-hosts` and returns its path. It is rewritten only if its content changed: running
-/// containers hold the file itself.
-///
-/// # Errors
-/// I/O; a retry may help.
-pub fn ensure_hosts_file(
-    pod_dir: &Path,
-    pod: &Pod,
-    ips: &[String],
-    hostname: &str,
-    domain: &str,
-) -> std::io::Result<PathBuf> {
+/// What a pod's hosts file is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostsFile {
+    /// All of it.
+    Managed(String),
+    /// The node's, with this at its end.
+    HostNetwork(String),
+}
+
+/// Pure: what the hosts file of `pod` says.
+pub fn hosts_file(pod: &Pod, ips: &[String], hostname: &str, domain: &str) -> HostsFile {
     let aliases = pod
         .spec
         .as_ref()
         .and_then(|s| s.host_aliases.as_deref())
         .unwrap_or_default();
-    let content = if pod::is_host_network(pod) {
-        let node = match std::fs::read_to_string("/etc/hosts") {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(e),
-        };
-        format!(
-            "{MANAGED_HEADER_HOST_NETWORK}{node}{}",
-            hosts_entries_from_host_aliases(aliases)
-        )
+    if pod::is_host_network(pod) {
+        HostsFile::HostNetwork(hosts_entries_from_host_aliases(aliases))
     } else {
-        managed_hosts_file_content(ips, hostname, domain, aliases)
+        HostsFile::Managed(managed_hosts_file_content(ips, hostname, domain, aliases))
+    }
+}
+
+/// Where a pod's hosts file is; its containers write it, so it counts as theirs.
+pub fn hosts_file_path(pod_dir: &Path) -> PathBuf {
+    pod_dir.join("etc-hosts")
+}
+
+/// Writes `<pod dir>/etc-hosts` and returns its path. It is rewritten only if its content changed: running
+/// containers hold the file itself. They may have made it any size, so no more is read than it should have. Blocks.
+///
+/// # Errors
+/// I/O; a retry may help.
+pub fn ensure_hosts_file(pod_dir: &Path, wanted: &HostsFile) -> std::io::Result<PathBuf> {
+    let content = match wanted {
+        HostsFile::Managed(text) => text.clone(),
+        HostsFile::HostNetwork(end) => {
+            // A link is the node's own: some nodes keep their /etc elsewhere.
+            let node = match std::fs::canonicalize(NODE_HOSTS) {
+                Ok(real) => {
+                    let text = host::read_regular(&real, MAX_BYTES);
+                    String::from_utf8_lossy(&text.map_err(std::io::Error::other)?).into_owned()
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+                Err(error) => return Err(error),
+            };
+            format!("{MANAGED_HEADER_HOST_NETWORK}{node}{end}")
+        }
     };
-    let path = pod_dir.join("etc-hosts");
-    if std::fs::read(&path).is_ok_and(|old| old == content.as_bytes()) {
+    let path = hosts_file_path(pod_dir);
+    if host::read_regular(&path, content.len() as u64).is_ok_and(|old| old == content.as_bytes()) {
         return Ok(path);
     }
     std::fs::create_dir_all(pod_dir)?;
-    std::fs::write(&path, content)?;
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+        .open(&path)?;
+    file.write_all(content.as_bytes())?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
     Ok(path)
 }
 
@@ -266,6 +295,24 @@ mod tests {
         });
         assert_eq!(get_nodename_for_kernel(&p, "h", "d.x").unwrap(), "h.d.x");
         assert!(get_nodename_for_kernel(&p, "h", &"d".repeat(70)).is_err());
+    }
+
+    #[test]
+    fn a_grown_hosts_file_is_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = HostsFile::Managed("text\n".into());
+        let path = ensure_hosts_file(dir.path(), &wanted).unwrap();
+        let inode = |path: &Path| {
+            use std::os::unix::fs::MetadataExt as _;
+            std::fs::metadata(path).unwrap().ino()
+        };
+        let first = inode(&path);
+        // A container made it sparse: reading it whole would take its size in memory.
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(1 << 42).unwrap();
+        let again = ensure_hosts_file(dir.path(), &wanted).unwrap();
+        assert_eq!(std::fs::read_to_string(&again).unwrap(), "text\n");
+        assert_eq!(inode(&again), first, "running containers hold it");
     }
 
     #[test]

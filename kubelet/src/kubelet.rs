@@ -92,9 +92,7 @@ impl Kubelet {
         forced: Option<&ForcedFailure>,
     ) -> ApiPodStatus {
         let mut status = status.clone();
-        for container in &mut status.containers {
-            termination::fill_message(container);
-        }
+        termination::fill_messages(&self.paths, &mut status.containers).await;
         let mut messages: Vec<&mut String> = status
             .containers
             .iter_mut()

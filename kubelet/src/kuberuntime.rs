@@ -30,6 +30,7 @@ use crate::hosts;
 use crate::image_manager::ImageManager;
 use crate::metrics;
 use crate::node::NodeState;
+use crate::off_thread::off_thread;
 use crate::paths::Paths;
 use crate::pod::{self, ContainerKind};
 use crate::pod_actions::{PodActions, compute_pod_actions};
@@ -374,12 +375,15 @@ impl RuntimeManager {
         attempt: u32,
     ) -> Result<(String, Vec<String>), SandboxFailure> {
         let config = self.sandbox_config(pod, attempt).await?;
-        std::fs::create_dir_all(&config.log_directory).map_err(|source| {
-            SandboxFailure::LogDirectory {
+        let directory = config.log_directory.clone();
+        off_thread(move || std::fs::create_dir_all(directory))
+            .await
+            .map_err(std::io::Error::other)
+            .and_then(|made| made)
+            .map_err(|source| SandboxFailure::LogDirectory {
                 path: config.log_directory.clone(),
                 source,
-            }
-        })?;
+            })?;
         let id = observe("run_podsandbox", self.d.runtime.run_pod_sandbox(&config)).await?;
         let status = observe("podsandbox_status", self.d.runtime.pod_sandbox_status(&id)).await?;
         Ok((id, status.ips))

@@ -23,6 +23,7 @@ use volumes::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest};
 
 use crate::environment::{EnvironmentError, Objects};
 use crate::node::NodeState;
+use crate::off_thread::off_thread;
 use crate::pending::Pending;
 use crate::pod;
 
@@ -30,6 +31,8 @@ use crate::pod;
 /// moment after the kubelet does.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 const REFUSAL_RETRY: Duration = Duration::from_millis(100);
+/// Of a file with variables (`fileKeyRef`). Source: ours; upstream reads whatever there is.
+const MAX_ENV_FILE_BYTES: u64 = 64 << 10;
 
 type Key = (String, String);
 
@@ -303,16 +306,18 @@ impl Objects for ObjectCache {
             .join("volumes/kubernetes.io~empty-dir")
             .join(volume);
         let (dir, path, volume) = (dir, std::path::PathBuf::from(path), volume.to_owned());
-        let read = tokio::task::spawn_blocking(move || {
-            let root =
-                std::fs::canonicalize(&dir).map_err(|_| EnvironmentError::NoVolume(volume))?;
-            // A link of the container's making must not lead outside.
-            let file =
-                std::fs::canonicalize(root.join(path)).map_err(|_| EnvironmentError::EnvFile)?;
-            if !file.starts_with(&root) {
-                return Err(EnvironmentError::EnvFile);
+        let read = off_thread(move || {
+            let root = host::Root::open(&dir).map_err(|_| EnvironmentError::NoVolume(volume))?;
+            let read = root
+                .open_regular(&path, host::Links::Beneath)
+                .and_then(|file| host::file::read_whole(&file, &path, MAX_ENV_FILE_BYTES));
+            match read {
+                Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+                Err(error) => {
+                    tracing::error!(%error, "failed to read env file");
+                    Err(EnvironmentError::EnvFile)
+                }
             }
-            std::fs::read_to_string(file).map_err(|_| EnvironmentError::EnvFile)
         });
         read.await.unwrap_or(Err(EnvironmentError::EnvFile))
     }

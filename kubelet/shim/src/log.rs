@@ -108,11 +108,20 @@ fn open_append(path: &Path) -> io::Result<File> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    OpenOptions::new()
+    // A pod may have the logs' directory mounted: nothing it plants there is written to but a plain file.
+    let file = OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o640)
-        .open(path)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the log is no regular file",
+        ));
+    }
+    Ok(file)
 }
 
 /// `2006-01-02T15:04:05.000000000Z`.
@@ -185,6 +194,20 @@ mod tests {
                 "stdout P three"
             ]
         );
+    }
+
+    #[test]
+    fn nothing_planted_in_a_logs_place_is_written_to() {
+        let directory = std::env::temp_dir().join(format!("gantry-planted-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let at = |name: &str| directory.join(name);
+        std::fs::write(at("victim"), "keep").unwrap();
+        std::os::unix::fs::symlink("victim", at("0.log")).unwrap();
+        assert!(open_append(&at("0.log")).is_err());
+        assert!(open_append(std::path::Path::new("/dev/null")).is_err());
+        assert!(open_append(&at("1.log")).is_ok());
+        assert_eq!(std::fs::read_to_string(at("victim")).unwrap(), "keep");
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

@@ -110,7 +110,8 @@ impl Kubelet {
             .cleanup_orphaned_pod_cgroups(keep)
             .await;
         self.runtime
-            .remove_orphaned_logs(|uid| keep(uid) || running.contains_key(uid));
+            .remove_orphaned_logs(|uid| keep(uid) || running.contains_key(uid))
+            .await;
 
         if let Some(client) = &self.client {
             for mirror in self.pods.orphaned_mirrors() {

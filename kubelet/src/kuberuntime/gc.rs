@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use runtime::api::{ContainerState, ContainerStatus, RuntimeError, SandboxState};
 
 use super::{RuntimeManager, observe};
+use crate::off_thread::off_thread;
 use crate::paths::{CONTAINER_LOGS_DIR, uid_of_log_directory};
 use crate::pod_status::PodStatus;
 
@@ -96,7 +97,10 @@ impl RuntimeManager {
                 .d
                 .paths
                 .pod_log_directory(&status.namespace, &status.name, &status.uid);
-            remove_dir(&logs);
+            let removed = tokio::task::spawn_blocking(move || remove_dir(&logs)).await;
+            if let Err(error) = removed {
+                tracing::warn!(%error, "failed to remove log directory");
+            }
         }
     }
 
@@ -117,10 +121,6 @@ impl RuntimeManager {
             Ok(()) | Err(RuntimeError::ContainerNotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        for log in log_files(&container.log_path) {
-            // A log that is gone is what is wanted.
-            let _ = std::fs::remove_file(log);
-        }
         let label = |key: &str| {
             container
                 .labels
@@ -134,60 +134,63 @@ impl RuntimeManager {
             &container.metadata.name,
             &container.id,
         );
-        let _ = std::fs::remove_file(link);
+        let (paths, log) = (self.d.paths.clone(), container.log_path.clone());
+        let removed = off_thread(move || {
+            crate::container_log::remove(&paths, &log);
+            // A link that is gone is what is wanted.
+            let _ = std::fs::remove_file(link);
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(container = container.id, %error, "failed to remove log");
+        }
         Ok(())
     }
 
     /// Log directories and links of pods nobody knows any longer.
-    pub fn remove_orphaned_logs(&self, known: impl Fn(&str) -> bool) {
-        for entry in std::fs::read_dir(self.d.paths.pod_logs_root())
+    pub async fn remove_orphaned_logs(&self, known: impl Fn(&str) -> bool) {
+        let logs = self.d.paths.pod_logs_root().to_owned();
+        let list = move || -> Vec<PathBuf> {
+            let entries = std::fs::read_dir(&logs).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).collect()
+        };
+        let found = off_thread(list).await.unwrap_or_default();
+        let orphans: Vec<PathBuf> = found
             .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let name = entry.file_name();
-            if uid_of_log_directory(&name.to_string_lossy()).is_some_and(|uid| !known(uid)) {
-                remove_dir(&entry.path());
-            }
+            .filter(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                uid_of_log_directory(&name).is_some_and(|uid| !known(uid))
+            })
+            .collect();
+        let logs = self.d.paths.pod_logs_root().to_owned();
+        let removed = tokio::task::spawn_blocking(move || {
+            orphans.iter().for_each(|path| remove_dir(path));
+            remove_dangling_links(&logs);
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "failed to remove logs");
         }
-        for entry in std::fs::read_dir(CONTAINER_LOGS_DIR)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let path = entry.path();
-            let dangling =
-                std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) && !path.exists();
-            let ours = std::fs::read_link(&path)
-                .is_ok_and(|t| t.starts_with(self.d.paths.pod_logs_root()));
-            if dangling && ours {
-                let _ = std::fs::remove_file(&path);
-            }
+    }
+}
+
+/// Links in the old place of container logs whose log is gone.
+fn remove_dangling_links(logs: &Path) {
+    for entry in std::fs::read_dir(CONTAINER_LOGS_DIR)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let path = entry.path();
+        let dangling =
+            std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) && !path.exists();
+        let ours = std::fs::read_link(&path).is_ok_and(|t| t.starts_with(logs));
+        if dangling && ours {
+            let _ = std::fs::remove_file(&path);
         }
     }
 }
 
 fn remove_dir(dir: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(dir)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
+    if let Err(error) = host::remove_tree(dir) {
         tracing::warn!(dir = %dir.display(), %error, "failed to remove log directory");
     }
-}
-
-/// `0.log`, and `0.log.<time>[.gz]` beside it.
-pub fn log_files(log: &Path) -> Vec<PathBuf> {
-    let (Some(dir), Some(name)) = (log.parent(), log.file_name()) else {
-        return vec![];
-    };
-    let prefix = format!("{}.", name.to_string_lossy());
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|e| e.file_name().to_string_lossy().starts_with(&prefix))
-        .map(|e| e.path())
-        .collect();
-    files.push(log.to_path_buf());
-    files
 }

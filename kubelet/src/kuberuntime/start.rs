@@ -19,6 +19,7 @@ use crate::container_config::{
 use crate::environment::{NodeFacts, make_environment_variables};
 use crate::events::{Type, reason};
 use crate::image_manager::ImageFailure;
+use crate::off_thread::off_thread;
 use crate::pod::{self, ContainerKind};
 use crate::pod_actions::KillReason;
 use crate::pod_status::PodStatus;
@@ -329,13 +330,15 @@ impl RuntimeManager {
         let (hostname, domain) =
             hosts::generate_pod_hostname_and_domain(pod, &self.d.config.cluster_domain)?;
         let pod_dir = self.d.paths.pod(pod::uid(pod));
-        let hosts_file =
-            hosts::ensure_hosts_file(&pod_dir, pod, context.pod_ips, &hostname, &domain).map_err(
-                |source| ContainerConfigError::Io {
-                    what: "write the pod's hosts file".to_owned(),
-                    source,
-                },
-            )?;
+        let wanted = hosts::hosts_file(pod, context.pod_ips, &hostname, &domain);
+        let written = off_thread(move || hosts::ensure_hosts_file(&pod_dir, &wanted)).await;
+        let hosts_file = written
+            .map_err(std::io::Error::other)
+            .and_then(|written| written)
+            .map_err(|source| ContainerConfigError::Io {
+                what: "write the pod's hosts file".to_owned(),
+                source,
+            })?;
         generate_container_config(
             pod,
             container,

@@ -69,7 +69,12 @@ pub(super) async fn container_logs(
                 .join(format!("{}.log", chosen.restart_count))
         }
     };
-    let open = tail::open(path.clone(), query.tail_lines).await;
+    let open = tail::open(
+        server.context.paths().clone(),
+        path.clone(),
+        query.tail_lines,
+    )
+    .await;
     let file = match open {
         Ok(file) => file,
         Err(source) => {
@@ -85,6 +90,7 @@ pub(super) async fn container_logs(
     );
     let (sink, mut pieces) = mpsc::channel(QUEUE);
     let reader = reader::Reader {
+        paths: server.context.paths().clone(),
         path,
         file,
         writer,

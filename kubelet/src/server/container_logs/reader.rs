@@ -15,12 +15,16 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::line::LineWriter;
+use crate::container_log;
+use crate::off_thread::off_thread;
+use crate::paths::Paths;
 
 const READ_BYTES: usize = 64 * 1024;
 const EVENT_BYTES: usize = 4096;
 
 /// One request for a log.
 pub(super) struct Reader {
+    pub(super) paths: Paths,
     pub(super) path: PathBuf,
     /// Placed where reading begins.
     pub(super) file: File,
@@ -112,21 +116,18 @@ impl Reader {
 
     /// Goes on with the file the path names now. `false`: it is the one we read.
     async fn reopen(&mut self) -> io::Result<bool> {
-        let now = match tokio::fs::metadata(&self.path).await {
-            Ok(meta) => meta,
+        let (paths, path) = (self.paths.clone(), self.path.clone());
+        let opened = off_thread(move || container_log::open(&paths, &path)).await;
+        let next = match opened.map_err(io::Error::other)? {
+            Ok(file) => File::from_std(file),
             // Between a rotation's two steps.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
+            Err(error) if error.is_not_found() => return Ok(false),
+            Err(error) => return Err(io::Error::other(error)),
         };
-        let ours = self.file.metadata().await?;
+        let (now, ours) = (next.metadata().await?, self.file.metadata().await?);
         if (now.dev(), now.ino()) == (ours.dev(), ours.ino()) {
             return Ok(false);
         }
-        let next = match File::open(&self.path).await {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        };
         // What was written to the old one between our last read and its renaming.
         if self.drain().await? == Next::Done {
             return Ok(false);

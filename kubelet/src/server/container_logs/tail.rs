@@ -3,12 +3,20 @@
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 
+use crate::container_log;
+use crate::off_thread::off_thread;
+use crate::paths::Paths;
+
 const BLOCK_BYTES: u64 = 16 * 1024;
 
 /// Opens the log, placed before its last `tail` lines; `None`: at its start.
-pub(super) async fn open(path: PathBuf, tail: Option<u64>) -> io::Result<tokio::fs::File> {
-    let opened = tokio::task::spawn_blocking(move || {
-        let mut file = std::fs::File::open(path)?;
+pub(super) async fn open(
+    paths: Paths,
+    path: PathBuf,
+    tail: Option<u64>,
+) -> io::Result<tokio::fs::File> {
+    let opened = off_thread(move || {
+        let mut file = container_log::open(&paths, &path).map_err(io::Error::other)?;
         if let Some(lines) = tail {
             let start = find_tail_start(&mut file, lines)?;
             file.seek(SeekFrom::Start(start))?;
