@@ -9,10 +9,14 @@ use crate::api::*;
 
 /// How old a count of a writable layer may be. Source: containerd's snapshot sync period.
 const LAYER_PERIOD: Duration = Duration::from_secs(10);
+/// Counting takes one part in so many of the time.
+const LAYER_REST: u32 = 20;
 
 #[derive(Clone, Copy, Debug)]
 pub struct LayerUsage {
     counted_at: Instant,
+    /// How long the count took: one of millions of files stands the longer.
+    took: Duration,
     bytes: u64,
     inodes: u64,
 }
@@ -32,14 +36,18 @@ impl Inner {
             .expect("no holder panics")
             .get(id)
             .copied();
-        if let Some(known) = known.filter(|known| known.counted_at.elapsed() < LAYER_PERIOD) {
+        if let Some(known) = known
+            .filter(|known| known.counted_at.elapsed() < LAYER_PERIOD.max(known.took * LAYER_REST))
+        {
             return known;
         }
+        let begin = Instant::now();
         // A container without a layer of its own uses nothing.
         let counted =
             host::disk_usage(&self.layout.container(id).join("upper")).unwrap_or_default();
         let usage = LayerUsage {
             counted_at: Instant::now(),
+            took: begin.elapsed(),
             bytes: counted.bytes,
             inodes: counted.inodes,
         };

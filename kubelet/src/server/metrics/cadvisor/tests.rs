@@ -156,6 +156,7 @@ fn page() -> String {
             }),
             containers: vec![container()],
             volumes: Vec::new(),
+            hosts_bytes: 0,
         }],
     };
     let details = ["/", "/kubepods", "/kubepods/podu1", "/kubepods/podu1/c1"]
