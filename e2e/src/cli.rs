@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Outputs, Profile};
 use crate::step::Steps;
-use crate::{bench, conformance, forward, images, test_run, tidy};
+use crate::{bench, conformance, forward, images, layers, test_run, tidy};
 
 /// The cluster's name where `--name` is not given.
 const DEFAULT_NAME: &str = "gantry";
@@ -61,6 +61,8 @@ enum Verb {
     Conformance(conformance::ConformanceOptions),
     /// Measures ours and upstream's side by side.
     Bench(bench::BenchOptions),
+    /// Unpacks made-up stacks of layers with our image store and with containerd's applier, and compares.
+    Layers(layers::LayersOptions),
     /// Builds the images of images.toml.
     Images,
     /// Holds the crates' dependencies to the plan of the house.
@@ -128,6 +130,7 @@ pub fn run() -> Result<ExitCode> {
             return conformance::run(name, &options);
         }
         Verb::Bench(options) => bench::run(&options)?,
+        Verb::Layers(options) => layers::run(&options)?,
         Verb::Images => {
             let outputs = Outputs::find();
             images::build(&Steps::new(outputs.logs())?, &outputs)?;

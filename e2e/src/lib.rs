@@ -11,6 +11,7 @@ pub mod conformance;
 pub mod debian;
 pub mod forward;
 pub mod images;
+pub mod layers;
 pub mod node;
 pub mod probe;
 pub mod programs;

@@ -220,6 +220,7 @@ const GO_PROGRAMS: &[GoProgram] = &[
         "github.com/containerd/containerd/v2/cmd/ctr",
         GoKind::Containerd,
     ),
+    go("layerpeer", "node", "./layerpeer", GoKind::Plain),
     go(
         "runc",
         "node",

@@ -3,7 +3,7 @@
 //! Names in the archive never become paths on the disk: members are copied to numbered files.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead as _, BufReader, Read};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -16,11 +16,18 @@ use crate::manifest::{Descriptor, Document, Manifest, Platform};
 use crate::pull::{self, Names, PullError, Source};
 use crate::reference::Reference;
 use crate::store::{ImageStore, blocking};
+use crate::unpack::decompress;
+use crate::unpack::tar_stream::{Kind, TarStream};
 
 /// The containerd exporter's full name of an image.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// OCI's: a full name or only a tag.
 const OCI_REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Members of one archive; of every image a few tens.
+const MAX_MEMBERS: usize = 100_000;
+const MAX_NAME_BYTES: usize = 4096;
+const COPY_BUFFER_BYTES: usize = 128 * 1024;
 
 /// Why an archive could not be imported.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +79,16 @@ impl Drop for Members {
 pub(crate) async fn import(store: &ImageStore, archive: &Path) -> Result<Vec<Image>, ImportError> {
     let path = archive.to_owned();
     let directory = store.inner.layout.fresh_tmp();
-    let members = blocking(move || extract(&path, directory))
-        .await
-        .map_err(|source| ImportError::Io {
-            path: archive.to_owned(),
-            source,
-        })?;
+    let permit = store.inner.may_unpack(archive).await;
+    let members = blocking(move || {
+        let _permit = permit;
+        extract(&path, directory)
+    })
+    .await
+    .map_err(|source| ImportError::Io {
+        path: archive.to_owned(),
+        source,
+    })?;
     let importer = Importer {
         store,
         archive,
@@ -94,38 +105,52 @@ pub(crate) async fn import(store: &ImageStore, archive: &Path) -> Result<Vec<Ima
 
 /// Copies the regular members to numbered files.
 fn extract(archive: &Path, directory: PathBuf) -> std::io::Result<Members> {
-    let mut file = BufReader::new(std::fs::File::open(archive)?);
-    let magic = file.fill_buf()?;
-    let reader: Box<dyn Read> = if magic.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(file))
-    } else if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        Box::new(zstd::stream::read::Decoder::with_buffer(file)?)
-    } else {
-        Box::new(file)
-    };
+    let reader = decompress(std::fs::File::open(archive)?)?;
     std::fs::create_dir(&directory)?;
     let mut members = Members {
         directory,
         files: HashMap::new(),
     };
     let mut links = Vec::new();
-    for (number, entry) in tar::Archive::new(reader).entries()?.enumerate() {
-        let mut entry = entry?;
-        let name = String::from_utf8_lossy(&entry.path_bytes())
+    let mut buffer = vec![0; COPY_BUFFER_BYTES];
+    let mut room = room(&members.directory)?;
+    let mut stream = TarStream::new(reader);
+    let mut number = 0usize;
+    while let Some(header) = stream.next().map_err(std::io::Error::other)? {
+        number += 1;
+        if number > MAX_MEMBERS || header.name.len() > MAX_NAME_BYTES {
+            return Err(std::io::Error::other(format!(
+                "more than {MAX_MEMBERS} members, or a name of more than {MAX_NAME_BYTES} bytes"
+            )));
+        }
+        let name = String::from_utf8_lossy(&header.name)
             .trim_start_matches("./")
             .trim_end_matches('/')
             .to_owned();
-        let kind = entry.header().entry_type();
-        if kind.is_file() {
-            let target = members.directory.join(number.to_string());
-            std::io::copy(&mut entry, &mut std::fs::File::create(&target)?)?;
-            members.files.insert(name, target);
-        } else if (kind.is_symlink() || kind.is_hard_link())
-            && let Some(link) = entry.link_name_bytes()
-        {
-            // Old `docker save` links equal layers: `<id>/layer.tar -> ../<other>/layer.tar`.
-            let link = String::from_utf8_lossy(&link).into_owned();
-            links.push((name, link, kind.is_symlink()));
+        match header.kind {
+            Kind::File => {
+                room = room.checked_sub(header.size).ok_or_else(|| {
+                    std::io::Error::new(
+                        std::io::ErrorKind::StorageFull,
+                        "larger than what the image store has room for",
+                    )
+                })?;
+                let target = members.directory.join(number.to_string());
+                let file = std::fs::File::create(&target)?;
+                while let Some((at, count)) =
+                    stream.data(&mut buffer).map_err(std::io::Error::other)?
+                {
+                    file.write_all_at(&buffer[..count], at)?;
+                }
+                file.set_len(header.size)?;
+                members.files.insert(name, target);
+            }
+            Kind::Symlink | Kind::HardLink => {
+                // Old `docker save` links equal layers: `<id>/layer.tar -> ../<other>/layer.tar`.
+                let link = String::from_utf8_lossy(&header.link).into_owned();
+                links.push((name, link, header.kind == Kind::Symlink));
+            }
+            _ => {}
         }
     }
     for (name, link, relative) in links {
@@ -140,6 +165,11 @@ fn extract(archive: &Path, directory: PathBuf) -> std::io::Result<Members> {
         }
     }
     Ok(members)
+}
+
+fn room(directory: &Path) -> std::io::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Resolves `.` and `..` by text; the result is only ever looked up among members.

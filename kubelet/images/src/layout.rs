@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of everything on disk. A higher one is refused.
-pub(crate) const VERSION: u32 = 1;
+///
+/// 2: a layer's directory has its whole chain id as name; 1 had the first 16 characters, see [`Layout::old_layer`].
+pub(crate) const VERSION: u32 = 2;
 
 /// One image on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,8 +95,16 @@ impl Layout {
         self.root.join("layers")
     }
 
-    /// Short, since mount options are one page long.
+    /// Named by the whole chain id: a part of it can be met by a layer made to meet it.
     pub(crate) fn layer(&self, chain_id: &str) -> PathBuf {
+        self.layers().join(match chain_id.split_once(':') {
+            Some(("sha256", hex)) => hex.to_owned(),
+            _ => chain_id.replace(':', "-"),
+        })
+    }
+
+    /// Where version 1 had a layer.
+    pub(crate) fn old_layer(&self, chain_id: &str) -> PathBuf {
         let hex = chain_id.split_once(':').map_or(chain_id, |(_, hex)| hex);
         self.layers().join(&hex[..hex.len().min(16)])
     }

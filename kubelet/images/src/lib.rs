@@ -7,7 +7,7 @@
 //! ```text
 //! <root>/version                    the layout's version
 //! <root>/blobs/sha256/<hex>         manifests and configs of the images (layers are dropped once unpacked)
-//! <root>/layers/<16 hex of chain>/  fs/ (the unpacked layer) and layer.json
+//! <root>/layers/<hex of chain id>/  fs/ (the unpacked layer) and layer.json
 //! <root>/images/<config hex>.json   one image: tags, digests, layers
 //! <root>/holds/<holder>.json        the layers a container stands on
 //! <root>/ingest/                    partial downloads, resumed by Range
@@ -33,6 +33,6 @@ pub use import::ImportError;
 pub use pull::PullError;
 pub use reference::Reference;
 pub use store::{ImageStore, ImageStoreConfig, ImageStoreError};
-pub use unpack::UnpackError;
+pub use unpack::{TarError, UnpackError, unpack_stack};
 
 pub use oci_spec::image::ImageConfiguration;

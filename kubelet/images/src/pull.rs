@@ -320,11 +320,12 @@ async fn layers(
                 Source::Registry(_) => inner.layout.ingest_blob(&layer.digest),
                 Source::Files(files) => files[index].clone(),
             };
+            let permit = inner.may_unpack(&blob).await;
             let worker = inner.clone();
             let (chain, diff_id) = (chain_ids.to_vec(), config.diff_ids[index].clone());
             blocking(move || {
                 // Kept until the work is done, even if nobody waits for it any more.
-                let _flight = flight;
+                let (_flight, _permit) = (flight, permit);
                 worker.install_layer(&chain, index, &diff_id, &blob)
             })
             .await

@@ -27,6 +27,10 @@ pub(crate) use inner::InstallError;
 
 /// Shortest part of an id that may stand for the whole.
 const MIN_ID_PREFIX: usize = 4;
+/// What all unpacking of a store may take of memory at a time, in parts. A layer of gzip takes one part: a small window,
+/// buffers, names, in all some 8 MiB (after bounds that only a made-up layer meets, 90 MiB). A layer of zstd takes
+/// all: its window alone may be 128 MiB.
+const UNPACK_PERMITS: u32 = 3;
 /// Longest name of a holder.
 const HOLDER_LENGTH_MAX: usize = 200;
 
@@ -103,6 +107,8 @@ pub(crate) struct Inner {
     writer: Mutex<()>,
     state: Mutex<State>,
     flights: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// See [`UNPACK_PERMITS`].
+    unpacking: Arc<Semaphore>,
     /// The kernel's lock on the root, for as long as the store is open.
     _lock: std::fs::File,
 }
@@ -223,8 +229,7 @@ impl ImageStore {
     }
 
     /// The directories of the unpacked image, topmost first, for overlayfs `lowerdir`; never empty. They stay until
-    /// `release(holder)`, also over restarts and the image's removal. All lie at `<root>/layers/<16 hex>/fs`, so
-    /// that a mount of many layers may name them relative to `<root>/layers`.
+    /// `release(holder)`, also over restarts and the image's removal. All lie at `<root>/layers/<chain id>/fs`.
     /// Holding again under the same name answers the same directories.
     ///
     /// # Errors

@@ -1,44 +1,67 @@
 //! Unpacking a layer into a directory of its own, in the form overlayfs reads.
 //!
-//! Whatever the archive says, nothing is written outside the directory: every path is resolved by
-//! the kernel with `RESOLVE_IN_ROOT`, and what is already there is replaced, never followed.
+//! What comes out, seen together with the layers below, is what containerd makes of the same archives when it applies
+//! them one after the other: paths, whiteouts and hard links mean what they mean in the whole tree, not in the one
+//! layer. `bin/tool` over a base whose `bin` is a symlink to `usr/bin` lands in `usr/bin`.
 //!
-//! Upstream: containerd's `pkg/archive` with overlay whiteouts. A directory the archive forgot takes owner
-//! and mode from the layers below.
+//! Whatever the archive says, nothing is written outside the directory (`tree`), no name, map or list of it takes more
+//! memory than is said beside its bound (`tar_stream`, `tree`), and no more is written than the file system can spare
+//! (`budget`). A layer costs at most the window of its compression (128 MiB of zstd, 32 KiB of gzip), twice
+//! [`tar_stream::MAX_SPECIAL_BYTES`] and a few buffers; the store lets only so many be unpacked at a time.
+//!
+//! Upstream: containerd's `pkg/archive`, applied to one directory.
+//!
+//! DIFFERS: containerd's overlayfs snapshotter applies a layer to its own directory alone, so that there the example
+//! above hides the base's programs; times of directories that the archive does not list stay as they were below,
+//! where upstream leaves the time of unpacking; old GNU sparse files and contiguous files are taken, which upstream
+//! refuses.
 
+mod budget;
+mod copy;
+mod decompress;
 mod metadata;
+mod resolve;
+pub(crate) mod tar_stream;
+mod times;
+mod tree;
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{
-    AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid,
-    XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::digest::{Hasher, HashingReader};
-use metadata::{Meta, apply_meta, gid, ignore_unsupported, mode, read_meta, uid};
+use budget::Metered;
+pub(crate) use decompress::{Compression, decompress};
+use resolve::{Names, clean, resolve};
+pub use tar_stream::TarError;
+use tar_stream::{Header, Kind, TarStream};
+use times::Kind as TimesKind;
+use tree::{Tree, make_node};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
-const WHITEOUT_META_PREFIX: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
-const OVERLAY_OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 const COPY_BUFFER_BYTES: usize = 128 * 1024;
 /// What a file occupies is counted in blocks of this size.
 const BLOCK_BYTES: u64 = 4096;
+/// Entries of one layer; far above any real one, it bounds the time that a small archive can take.
+const MAX_ENTRIES: u64 = 10_000_000;
+/// What may follow behind an archive's end, where archivers pad to their record.
+const MAX_TRAILING_BYTES: u64 = 64 << 20;
+/// How much of a name an error shows.
+const SHOWN_BYTES: usize = 256;
 
 /// Why a layer could not be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// The archive tries to write outside its root.
-    #[error("layer entry {entry:?}: path leads outside the layer")]
-    Breakout { entry: String },
     #[error("layer entry {entry:?}: hard link target {target:?}: {source}")]
     HardLink {
         entry: String,
@@ -55,7 +78,9 @@ pub enum UnpackError {
         source: io::Error,
     },
     #[error("layer archive: {0}")]
-    Archive(#[source] io::Error),
+    Archive(#[source] TarError),
+    #[error("layer archive: more than {MAX_ENTRIES} entries")]
+    Entries,
     /// The unpacked bytes are not those the image's config names.
     #[error("layer has diff id {found}, the image says {expected}")]
     DiffId { expected: String, found: String },
@@ -65,6 +90,37 @@ pub enum UnpackError {
         #[source]
         source: io::Error,
     },
+}
+
+impl From<TarError> for UnpackError {
+    fn from(error: TarError) -> Self {
+        Self::Archive(error)
+    }
+}
+
+fn archive(error: io::Error) -> UnpackError {
+    UnpackError::Archive(error.into())
+}
+
+/// Unpacks `layers`, lowest first, into `<directory>/<index>` each, without a store and without checking digests: for
+/// tools that look at what unpacking makes of an archive. Answers the directories, topmost first.
+///
+/// # Errors
+/// See [`UnpackError`].
+pub fn unpack_stack(layers: &[PathBuf], directory: &Path) -> Result<Vec<PathBuf>, UnpackError> {
+    let mut below: Vec<PathBuf> = Vec::new();
+    for (index, layer) in layers.iter().enumerate() {
+        let target = directory.join(index.to_string());
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| UnpackError::Directory { path, source }
+        };
+        std::fs::create_dir(&target).map_err(at(&target))?;
+        let file = File::open(layer).map_err(at(layer))?;
+        unpack(decompress(file).map_err(archive)?, &target, &below)?;
+        below.insert(0, target);
+    }
+    Ok(below)
 }
 
 /// What a layer occupies once unpacked.
@@ -86,16 +142,13 @@ pub(crate) fn unpack_layer(
         path: blob.to_owned(),
         source,
     })?;
-    let plain = decompress(BufReader::with_capacity(COPY_BUFFER_BYTES, file))
-        .map_err(UnpackError::Archive)?;
+    let plain = decompress(file).map_err(archive)?;
     let hasher = Hasher::of(diff_id).ok_or_else(|| UnpackError::DiffId {
         expected: diff_id.to_owned(),
         found: "an algorithm that is not supported".to_owned(),
     })?;
     let mut reader = HashingReader::new(plain, hasher);
     let unpacked = unpack(&mut reader, target, parents)?;
-    // The padding behind the archive's end belongs to its digest.
-    io::copy(&mut reader, &mut io::sink()).map_err(UnpackError::Archive)?;
     let found = reader.finish();
     if found != diff_id {
         return Err(UnpackError::DiffId {
@@ -106,451 +159,371 @@ pub(crate) fn unpack_layer(
     Ok(unpacked)
 }
 
-/// Tells the compression by the first bytes, as media types of old registries lie.
-fn decompress<'a>(mut blob: BufReader<File>) -> io::Result<Box<dyn Read + 'a>> {
-    use std::io::BufRead as _;
-    let magic = blob.fill_buf()?;
-    Ok(if magic.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(blob))
-    } else if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        Box::new(zstd::stream::read::Decoder::with_buffer(blob)?)
-    } else {
-        Box::new(blob)
-    })
-}
-
-/// Unpacks a plain tar stream into `target`.
+/// Unpacks a plain tar stream into `target`, and reads what follows the archive, which belongs to its digest.
 pub(crate) fn unpack(
     reader: impl Read,
     target: &Path,
     parents: &[PathBuf],
 ) -> Result<Unpacked, UnpackError> {
-    let open = |path: &Path| {
-        rustix::fs::openat(
-            CWD,
-            path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| UnpackError::Directory {
-            path: path.to_owned(),
-            source: errno.into(),
-        })
-    };
+    let tree = Tree::open(target, parents)
+        .map_err(|(path, source)| UnpackError::Directory { path, source })?;
+    let left = Rc::new(Cell::new(tree.budget.archive_bytes()));
+    let mut stream = TarStream::new(Metered {
+        inner: reader,
+        left: left.clone(),
+        what: "the archive is larger than what the image store has room for",
+    });
     let mut unpacker = Unpacker {
-        root: Rc::new(open(target)?),
-        parents: parents
-            .iter()
-            .map(|path| open(path))
-            .collect::<Result<_, _>>()?,
-        directory_times: Vec::new(),
+        tree,
         last_parent: None,
         buffer: vec![0; COPY_BUFFER_BYTES],
-        unpacked: Unpacked::default(),
+        size_bytes: 0,
     };
-    // An archive that does not list "./" leaves the root directory as it is below.
-    let root = unpacker.root.clone();
-    unpacker
-        .copy_from_below(b"", &root, OsStr::new("."))
-        .map_err(|errno| UnpackError::Directory {
-            path: target.to_owned(),
-            source: errno.into(),
-        })?;
-    let mut archive = tar::Archive::new(reader);
-    for entry in archive.entries().map_err(UnpackError::Archive)? {
-        unpacker.entry(entry.map_err(UnpackError::Archive)?)?;
+    let mut entries = 0;
+    while let Some(header) = stream.next()? {
+        entries += 1;
+        if entries > MAX_ENTRIES {
+            return Err(UnpackError::Entries);
+        }
+        unpacker.entry(&header, &mut stream)?;
     }
+    let mut rest = stream.into_inner();
+    rest.what = "too much follows the archive's end";
+    left.set(left.get().min(MAX_TRAILING_BYTES));
+    io::copy(&mut rest, &mut io::sink()).map_err(archive)?;
     unpacker.finish()
 }
 
 struct Unpacker {
-    root: Rc<OwnedFd>,
-    parents: Vec<OwnedFd>,
-    /// Set last, since each file made in a directory touches it.
-    directory_times: Vec<(Vec<u8>, Timestamps)>,
-    last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    tree: Tree,
+    /// The last entry's directory as the archive writes it, and where it leads.
+    last_parent: Option<(Names, Names)>,
     buffer: Vec<u8>,
-    unpacked: Unpacked,
+    size_bytes: u64,
 }
 
 impl Unpacker {
-    fn entry<R: Read>(&mut self, mut entry: tar::Entry<'_, R>) -> Result<(), UnpackError> {
-        let raw = entry.path_bytes().into_owned();
-        let shown = String::from_utf8_lossy(&raw).into_owned();
-        let kind = entry.header().entry_type();
-        if kind.is_pax_global_extensions() {
-            return Ok(());
-        }
-        let Some(path) = clean(&raw) else {
-            return Err(UnpackError::Breakout { entry: shown });
-        };
+    fn entry<R: Read>(
+        &mut self,
+        header: &Header,
+        stream: &mut TarStream<R>,
+    ) -> Result<(), UnpackError> {
         let at = |source: io::Error| UnpackError::Entry {
-            entry: shown.clone(),
+            entry: shown(&header.name),
             source,
         };
-        let meta = read_meta(&mut entry).map_err(at)?;
-        let Some((name, parent_path)) = path.split_last() else {
-            // "./": the layer's root itself.
-            if kind.is_dir() {
-                self.set_root(&meta).map_err(at)?;
-            }
+        resolve::check(header.name.len(), 0).map_err(at)?;
+        let listed = clean(&header.name);
+        let Some((name, above)) = listed.split_last() else {
+            // The root itself: it stays as the store made it, as upstream.
             return Ok(());
         };
-        let parent = self
-            .open_parent(&parent_path.join(&b'/'))
-            .map_err(|e| at(e.into()))?;
-
+        let path = self.place(above, name).map_err(at)?;
         if name.starts_with(WHITEOUT_PREFIX) {
-            return self.whiteout(&parent, name).map_err(|e| at(e.into()));
+            return self.whiteout(&path).map_err(at);
         }
-        let name = OsStr::from_bytes(name);
-        if kind.is_hard_link() {
-            return self.hard_link(&entry, &parent, name, &shown);
+        let existing = self.existing(&path).map_err(at)?;
+        let merges = existing == Some(FileType::Directory) && header.kind == Kind::Directory;
+        if existing.is_some() && !merges {
+            self.forget();
+            self.tree.remove(&path).map_err(at)?;
         }
-        let opaque = self
-            .make_room(&parent, name, kind.is_dir())
-            .map_err(|e| at(e.into()))?;
-        self.unpacked.inodes += 1;
-        match kind {
-            tar::EntryType::Directory => {
-                match rustix::fs::mkdirat(&*parent, name, Mode::RWXU) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(at(errno.into())),
-                }
-                self.unpacked.size_bytes += BLOCK_BYTES;
-                if opaque {
-                    set_opaque(&parent, name).map_err(|e| at(e.into()))?;
-                }
-                self.directory_times
-                    .push((path.join(&b'/'), meta.times.clone()));
-            }
-            tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
-                self.regular(&mut entry, &parent, name, &meta).map_err(at)?;
-                return Ok(());
-            }
-            tar::EntryType::Symlink => {
-                let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                rustix::fs::symlinkat(OsStr::from_bytes(&target), &*parent, name)
-                    .map_err(|e| at(e.into()))?;
-                self.last_parent = None;
-            }
-            tar::EntryType::Char | tar::EntryType::Block | tar::EntryType::Fifo => {
-                let header = entry.header();
-                let (file_type, device) = if kind == tar::EntryType::Fifo {
-                    (FileType::Fifo, 0)
-                } else {
-                    let number = |part: io::Result<Option<u32>>| part.map(|n| n.unwrap_or(0));
-                    let major = number(header.device_major()).map_err(at)?;
-                    let minor = number(header.device_minor()).map_err(at)?;
-                    let file_type = if kind == tar::EntryType::Char {
-                        FileType::CharacterDevice
-                    } else {
-                        FileType::BlockDevice
-                    };
-                    (file_type, rustix::fs::makedev(major, minor))
-                };
-                mknod(&parent, name, file_type, device).map_err(|e| at(e.into()))?;
-            }
-            other => {
+        match header.kind {
+            Kind::Global => return Ok(()),
+            Kind::Other(kind) => {
                 return Err(UnpackError::Unsupported {
-                    entry: shown,
-                    kind: other.as_byte(),
+                    entry: shown(&header.name),
+                    kind,
                 });
             }
+            Kind::HardLink => {
+                self.hard_link(&path, &header.link)
+                    .map_err(|source| UnpackError::HardLink {
+                        entry: shown(&header.name),
+                        target: shown(&header.link),
+                        source,
+                    })?;
+            }
+            Kind::File => self.file(&path, header, stream).map_err(|e| match e {
+                Failure::Disk(source) => at(source),
+                Failure::Archive(error) => error.into(),
+            })?,
+            Kind::Directory => self.directory(&path, merges).map_err(at)?,
+            Kind::Symlink | Kind::Fifo | Kind::CharDevice | Kind::BlockDevice => {
+                self.special(&path, header).map_err(at)?;
+            }
         }
-        apply_meta(&parent, name, kind, &meta).map_err(at)
-    }
-
-    fn regular<R: Read>(
-        &mut self,
-        entry: &mut tar::Entry<'_, R>,
-        parent: &OwnedFd,
-        name: &OsStr,
-        meta: &Meta,
-    ) -> io::Result<()> {
-        let file = rustix::fs::openat(
-            parent,
-            name,
-            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::RUSR | Mode::WUSR,
-        )?;
-        let mut file = File::from(file);
-        let mut size = 0u64;
-        loop {
-            let count = match entry.read(&mut self.buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            file.write_all(&self.buffer[..count])?;
-            size += count as u64;
+        self.tree.note_listed(&path);
+        let (room, name) = self.tree.room(&path).map_err(at)?;
+        metadata::apply(&room, &name, header).map_err(at)?;
+        if header.kind == Kind::Directory {
+            let times = metadata::times(header);
+            self.tree
+                .times
+                .push(TimesKind::Listed, &listed, times)
+                .map_err(at)?;
         }
-        self.unpacked.size_bytes += size.div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
-        // The owner first: a chown drops the setuid bits and file capabilities.
-        rustix::fs::fchown(&file, Some(uid(meta)), Some(gid(meta)))?;
-        rustix::fs::fchmod(&file, mode(meta))?;
-        for (key, value) in &meta.xattrs {
-            ignore_unsupported(rustix::fs::fsetxattr(
-                &file,
-                key,
-                value,
-                XattrFlags::empty(),
-            ))?;
-        }
-        rustix::fs::futimens(&file, &meta.times)?;
         Ok(())
     }
 
-    fn hard_link<R: Read>(
-        &mut self,
-        entry: &tar::Entry<'_, R>,
-        parent: &OwnedFd,
-        name: &OsStr,
-        shown: &str,
-    ) -> Result<(), UnpackError> {
-        let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-        let shown_target = String::from_utf8_lossy(&target).into_owned();
-        let failed = |source: io::Error| UnpackError::HardLink {
-            entry: shown.to_owned(),
-            target: shown_target.clone(),
-            source,
+    /// Where an entry goes; its directory is there then.
+    fn place(&mut self, above: &[Vec<u8>], name: &[u8]) -> io::Result<Names> {
+        let parent = match &self.last_parent {
+            Some((known, parent)) if known == above => parent.clone(),
+            _ => {
+                let parent = resolve(&mut self.tree, &above.join(&b'/'))?;
+                self.tree.make_directories(&parent)?;
+                self.last_parent = Some((above.to_vec(), parent.clone()));
+                parent
+            }
         };
-        let Some(path) = clean(&target) else {
-            return Err(UnpackError::Breakout {
-                entry: format!("{shown} -> {shown_target}"),
-            });
-        };
-        let Some((target_name, target_parent)) = path.split_last() else {
-            return Err(failed(io::ErrorKind::InvalidInput.into()));
-        };
-        let target_name = OsStr::from_bytes(target_name);
-        let directory =
-            open_in(&self.root, &target_parent.join(&b'/')).map_err(|e| failed(e.into()))?;
-        let stat = rustix::fs::statat(&directory, target_name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|e| failed(e.into()))?;
-        if let Ok(existing) = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
-            && (existing.st_dev, existing.st_ino) == (stat.st_dev, stat.st_ino)
-        {
-            return Ok(());
-        }
-        self.make_room(parent, name, false)
-            .map_err(|e| failed(e.into()))?;
-        rustix::fs::linkat(&directory, target_name, parent, name, AtFlags::empty())
-            .map_err(|e| failed(e.into()))
+        let mut path = parent;
+        path.push(name.to_vec());
+        resolve::check(path.iter().map(|name| name.len() + 1).sum(), path.len())?;
+        Ok(path)
     }
 
-    fn whiteout(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
-        if name == WHITEOUT_OPAQUE {
-            return set_opaque(parent, OsStr::new("."));
-        }
-        if name.starts_with(WHITEOUT_META_PREFIX) {
-            // Housekeeping of aufs; of no meaning here.
-            return Ok(());
-        }
-        let hidden = OsStr::from_bytes(&name[WHITEOUT_PREFIX.len()..]);
-        if hidden.is_empty() || hidden == "." || hidden == ".." {
-            return Err(Errno::INVAL);
-        }
-        match rustix::fs::statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW) {
-            // A whiteout hides what is below, never what its own layer brings.
-            Ok(stat) if file_type(&stat) == FileType::Directory => set_opaque(parent, hidden),
-            Ok(_) => Ok(()),
-            Err(Errno::NOENT) => {
-                self.unpacked.inodes += 1;
-                mknod(parent, hidden, FileType::CharacterDevice, 0)
-            }
-            Err(errno) => Err(errno),
-        }
-    }
-
-    /// Removes what stands where an entry is to be made; a directory may stay for a directory. Says whether a
-    /// whiteout stood there, so that a directory in its place must be opaque.
-    fn make_room(
-        &mut self,
-        parent: &OwnedFd,
-        name: &OsStr,
-        for_directory: bool,
-    ) -> Result<bool, Errno> {
-        let stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(false),
-            Err(errno) => return Err(errno),
-        };
-        if file_type(&stat) == FileType::Directory {
-            if for_directory {
-                return Ok(false);
-            }
-            self.last_parent = None;
-            return host::remove_tree_at(parent.as_fd(), name)
-                .map(|()| false)
-                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
-        }
+    /// Paths may lead elsewhere from now on.
+    fn forget(&mut self) {
         self.last_parent = None;
-        rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
-        Ok(is_whiteout(&stat))
     }
 
-    /// The directory `path` of this layer, made if missing.
-    fn open_parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Errno> {
-        if path.is_empty() {
-            return Ok(self.root.clone());
-        }
-        if let Some((known, fd)) = &self.last_parent
-            && known == path
-        {
-            return Ok(fd.clone());
-        }
-        let fd = match open_in(&self.root, path) {
-            Ok(fd) => Rc::new(fd),
-            Err(Errno::NOENT | Errno::NOTDIR) => {
-                let (above, name) = match path.iter().rposition(|&b| b == b'/') {
-                    Some(slash) => (&path[..slash], &path[slash + 1..]),
-                    None => (&b""[..], path),
-                };
-                let above = self.open_parent(above)?;
-                let name = OsStr::from_bytes(name);
-                let mut opaque = false;
-                match rustix::fs::statat(&*above, name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) if is_whiteout(&stat) => {
-                        rustix::fs::unlinkat(&*above, name, AtFlags::empty())?;
-                        opaque = true;
-                    }
-                    Ok(_) => return Err(Errno::NOTDIR),
-                    Err(Errno::NOENT) => {}
-                    Err(errno) => return Err(errno),
-                }
-                rustix::fs::mkdirat(&*above, name, Mode::from_raw_mode(0o755))?;
-                self.unpacked.inodes += 1;
-                self.unpacked.size_bytes += BLOCK_BYTES;
-                if opaque {
-                    set_opaque(&above, name)?;
-                } else {
-                    self.copy_from_below(path, &above, name)?;
-                }
-                Rc::new(open_in(&self.root, path)?)
-            }
-            Err(errno) => return Err(errno),
+    fn existing(&mut self, path: &[Vec<u8>]) -> io::Result<Option<FileType>> {
+        let (name, parent) = path.split_last().ok_or(Errno::INVAL)?;
+        let Some(node) = self.tree.directory(parent)? else {
+            return Ok(None);
         };
-        self.last_parent = Some((path.to_owned(), fd.clone()));
-        Ok(fd)
+        let found = self.tree.lookup(&node, name)?;
+        Ok(found.map(|found| tree::file_type(&found.stat)))
     }
 
-    /// Gives a directory the archive did not list the owner, mode and times it has in the layers below.
-    fn copy_from_below(&mut self, path: &[u8], above: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
-        let mut stat = None;
-        for parent in &self.parents {
-            if let Ok(fd) = open_in(parent, path) {
-                stat = Some(rustix::fs::fstat(&fd)?);
-                break;
-            }
+    fn whiteout(&mut self, path: &[Vec<u8>]) -> io::Result<()> {
+        let (name, parent) = path.split_last().ok_or(Errno::INVAL)?;
+        self.forget();
+        if name == WHITEOUT_OPAQUE {
+            return self.tree.make_opaque(parent);
         }
-        let Some(stat) = stat else {
-            return rustix::fs::chmodat(above, name, Mode::from_raw_mode(0o755), AtFlags::empty());
-        };
-        rustix::fs::chownat(
-            above,
-            name,
-            Some(Uid::from_raw(stat.st_uid)),
-            Some(Gid::from_raw(stat.st_gid)),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
-        rustix::fs::chmodat(
-            above,
-            name,
-            Mode::from_raw_mode(stat.st_mode),
-            AtFlags::empty(),
-        )?;
-        let time = |sec, nsec| Timespec {
-            tv_sec: sec,
-            tv_nsec: nsec as _,
-        };
-        self.directory_times.push((
-            path.to_owned(),
-            Timestamps {
-                last_access: time(stat.st_atime, stat.st_atime_nsec),
-                last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
-            },
-        ));
+        let hidden = &name[WHITEOUT_PREFIX.len()..];
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "invalid whiteout name",
+            ));
+        }
+        let mut path = parent.to_vec();
+        path.push(hidden.to_vec());
+        self.tree.remove(&path)
+    }
+
+    fn directory(&mut self, path: &[Vec<u8>], merges: bool) -> io::Result<()> {
+        if merges {
+            return self.tree.copy_up_directory(path).map(drop);
+        }
+        self.size_bytes += BLOCK_BYTES;
+        self.tree.make_directory(path)
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        path: &[Vec<u8>],
+        header: &Header,
+        stream: &mut TarStream<R>,
+    ) -> Result<(), Failure> {
+        let (room, name) = self.tree.room_for_file(path)?;
+        // Holes are counted as if they were filled: a file that cannot be read whole anywhere is none to keep.
+        self.tree.budget.bytes(header.size)?;
+        let file = File::from(create(&room, &name)?);
+        let (mut written, mut end) = (0, 0);
+        while let Some((offset, count)) = stream.data(&mut self.buffer).map_err(Failure::Archive)? {
+            file.write_all_at(&self.buffer[..count], offset)?;
+            written += count as u64;
+            end = offset + count as u64;
+        }
+        if end < header.size {
+            file.set_len(header.size)?;
+        }
+        self.size_bytes += written.div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
         Ok(())
     }
 
-    fn set_root(&mut self, meta: &Meta) -> io::Result<()> {
-        let root = self.root.clone();
-        apply_meta(&root, OsStr::new("."), tar::EntryType::Directory, meta)?;
-        self.directory_times.push((Vec::new(), meta.times.clone()));
-        Ok(())
+    fn special(&mut self, path: &[Vec<u8>], header: &Header) -> io::Result<()> {
+        let (room, name) = self.tree.room_for_file(path)?;
+        let number = |value: i64| {
+            u32::try_from(value).map_err(|_| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("device number {value} is out of range"),
+                )
+            })
+        };
+        let kind = match header.kind {
+            Kind::Symlink => {
+                self.forget();
+                let text = OsStr::from_bytes(&header.link);
+                rustix::fs::symlinkat(text, &room, OsStr::from_bytes(&name))?;
+                return Ok(());
+            }
+            Kind::CharDevice => FileType::CharacterDevice,
+            Kind::BlockDevice => FileType::BlockDevice,
+            _ => FileType::Fifo,
+        };
+        let device = match kind {
+            FileType::Fifo => 0,
+            _ => rustix::fs::makedev(number(header.device.0)?, number(header.device.1)?),
+        };
+        make_node(&room, &name, kind, device)
     }
 
-    fn finish(self) -> Result<Unpacked, UnpackError> {
-        for (path, times) in &self.directory_times {
-            // One replaced by something else later in the archive is simply gone.
-            let Ok(fd) = open_in(&self.root, path) else {
-                continue;
-            };
-            rustix::fs::utimensat(&fd, ".", times, AtFlags::empty()).map_err(|errno| {
-                UnpackError::Entry {
-                    entry: String::from_utf8_lossy(path).into_owned(),
-                    source: errno.into(),
-                }
-            })?;
-        }
-        Ok(self.unpacked)
-    }
-}
-
-/// The path's components; `None` if `..` leads above the root.
-fn clean(path: &[u8]) -> Option<Vec<&[u8]>> {
-    let mut components = Vec::new();
-    for component in path.split(|&b| b == b'/') {
-        match component {
+    /// The link's own path is free already. A target of a lower layer is copied up first.
+    fn hard_link(&mut self, path: &[Vec<u8>], target: &[u8]) -> io::Result<()> {
+        resolve::check(target.len(), 0)?;
+        let cut = target.iter().rposition(|&b| b == b'/').map_or(0, |i| i + 1);
+        let (above, last) = target.split_at(cut);
+        let mut target = resolve(&mut self.tree, above)?;
+        match last {
             b"" | b"." => {}
             b".." => {
-                components.pop()?;
+                target.pop();
             }
-            name => components.push(name),
+            last => target.push(last.to_vec()),
+        }
+        if self.existing_or_root(&target)? == FileType::Directory {
+            return Err(Errno::PERM.into());
+        }
+        self.tree.copy_up(&target)?;
+        let (from, from_name) = self.tree.room(&target)?;
+        let (room, name) = self.tree.room_for_file(path)?;
+        rustix::fs::linkat(
+            &from,
+            OsStr::from_bytes(&from_name),
+            &room,
+            OsStr::from_bytes(&name),
+            AtFlags::empty(),
+        )?;
+        // It may be a symlink.
+        self.forget();
+        Ok(())
+    }
+
+    fn existing_or_root(&mut self, path: &[Vec<u8>]) -> io::Result<FileType> {
+        if path.is_empty() {
+            return Ok(FileType::Directory);
+        }
+        self.existing(path)?.ok_or_else(|| Errno::NOENT.into())
+    }
+
+    /// Sets the times of directories: what was copied up gets back those from below, then the archive's own say.
+    fn finish(mut self) -> Result<Unpacked, UnpackError> {
+        let at = |path: &[Vec<u8>], source: io::Error| UnpackError::Entry {
+            entry: shown(&path.join(&b'/')),
+            source,
+        };
+        let whole = |source: io::Error| at(&[], source);
+        // What an entry's path leads to now may lie in a lower layer still.
+        let mut list = self.tree.times.read().map_err(whole)?;
+        while let Some((kind, path, _)) = list.next().map_err(whole)? {
+            if kind == TimesKind::Listed {
+                self.listed_place(&path)
+                    .and_then(|place| place.map_or(Ok(()), |place| self.tree.copy_up(&place)))
+                    .map_err(|error| at(&path, error))?;
+            }
+        }
+        for wanted in [TimesKind::CopiedUp, TimesKind::Listed] {
+            let mut list = self.tree.times.read().map_err(whole)?;
+            while let Some((kind, path, times)) = list.next().map_err(whole)? {
+                if kind != wanted {
+                    continue;
+                }
+                self.set_times(kind, &path, &times)
+                    .map_err(|error| at(&path, error))?;
+            }
+        }
+        Ok(Unpacked {
+            size_bytes: self.size_bytes,
+            inodes: self.tree.budget.used_inodes(),
+        })
+    }
+
+    /// What a listed directory's path leads to in the end; `None`: it was removed again.
+    fn listed_place(&mut self, path: &[Vec<u8>]) -> io::Result<Option<Names>> {
+        let place = match resolve(&mut self.tree, &path.join(&b'/')) {
+            Ok(place) => place,
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if place.is_empty() {
+            return Ok(Some(place));
+        }
+        match self.existing(&place) {
+            Ok(Some(_)) => Ok(Some(place)),
+            Ok(None) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
+            Err(error) => Err(error),
         }
     }
-    Some(components)
+
+    fn set_times(
+        &mut self,
+        kind: TimesKind,
+        path: &[Vec<u8>],
+        times: &rustix::fs::Timestamps,
+    ) -> io::Result<()> {
+        let place = match kind {
+            TimesKind::Listed => match self.listed_place(path)? {
+                Some(place) => place,
+                None => return Ok(()),
+            },
+            // Something else may have come in its place, or stand in its way.
+            TimesKind::CopiedUp => match resolve(&mut self.tree, &path.join(&b'/')) {
+                Ok(place) if place == path => match self.existing_or_root(path) {
+                    Ok(FileType::Directory) => path.to_vec(),
+                    _ => return Ok(()),
+                },
+                _ => return Ok(()),
+            },
+        };
+        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+        let Some((name, parent)) = place.split_last() else {
+            let root = self.tree.copy_up_directory(&[])?.upper;
+            let root = root.expect("a root has an upper one");
+            rustix::fs::utimensat(&root, ".", times, nofollow)?;
+            return Ok(());
+        };
+        let upper = self.tree.directory(parent)?.and_then(|node| node.upper);
+        let Some(upper) = upper else { return Ok(()) };
+        match rustix::fs::utimensat(&upper, OsStr::from_bytes(name), times, nofollow) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
 }
 
-/// Opens a directory below `root`; symlinks inside resolve as if `root` were `/`.
-fn open_in(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    let path = if path.is_empty() { &b"."[..] } else { path };
-    rustix::fs::openat2(
-        root,
-        OsStr::from_bytes(path),
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )
+/// Whose fault it is that a file could not be written.
+enum Failure {
+    Disk(io::Error),
+    Archive(TarError),
 }
 
-/// A path of `name` that goes through the open directory, for calls that take no descriptor.
-fn through_fd(parent: &OwnedFd, name: &OsStr) -> PathBuf {
-    Path::new(&format!("/proc/self/fd/{}", parent.as_fd().as_raw_fd())).join(name)
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
+    }
 }
 
-fn mknod(parent: &OwnedFd, name: &OsStr, kind: FileType, device: Dev) -> Result<(), Errno> {
-    rustix::fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device)
+fn create(room: &OwnedFd, name: &[u8]) -> io::Result<OwnedFd> {
+    let file = rustix::fs::openat(
+        room,
+        OsStr::from_bytes(name),
+        OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::RUSR | Mode::WUSR,
+    )?;
+    Ok(file)
 }
 
-fn set_opaque(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
-    rustix::fs::lsetxattr(
-        through_fd(parent, name),
-        OVERLAY_OPAQUE_XATTR,
-        b"y",
-        XattrFlags::empty(),
-    )
-}
-
-fn file_type(stat: &rustix::fs::Stat) -> FileType {
-    FileType::from_raw_mode(stat.st_mode)
-}
-
-fn is_whiteout(stat: &rustix::fs::Stat) -> bool {
-    file_type(stat) == FileType::CharacterDevice && stat.st_rdev == 0
+fn shown(name: &[u8]) -> String {
+    let cut = &name[..name.len().min(SHOWN_BYTES)];
+    String::from_utf8_lossy(cut).into_owned()
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

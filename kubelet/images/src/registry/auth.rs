@@ -6,6 +6,8 @@ use http::HeaderValue;
 use reqwest::{Client, Url};
 use serde::Deserialize;
 
+use super::body::{self, BodyError, MAX_TOKEN_BYTES};
+use super::error::shown;
 use super::{RegistryError, chain};
 use crate::image::Auth;
 use crate::reference::Reference;
@@ -82,8 +84,10 @@ async fn fetch_token(
 ) -> Result<String, RegistryError> {
     let realm = challenge.get("realm").unwrap_or_default();
     let mut url = Url::parse(realm).map_err(|error| RegistryError::Denied {
-        message: format!("invalid token realm {realm:?}: {error}"),
+        message: format!("invalid token realm: {error}"),
     })?;
+    // What is shown of it; a realm may carry a query of its own.
+    let realm = shown(&url);
     let own_scope = format!("repository:{}:pull", reference.path());
     let scope = challenge.get("scope").unwrap_or(&own_scope);
     let service = challenge.get("service");
@@ -122,8 +126,8 @@ async fn fetch_token(
         .send()
         .await
         .map_err(|error| RegistryError::Unavailable {
-            url: realm.to_owned(),
-            reason: format!("failed to fetch token: {}", chain(&error)),
+            url: realm.clone(),
+            reason: format!("failed to fetch token: {}", chain(error)),
         })?;
     let status = response.status();
     if !status.is_success() {
@@ -132,7 +136,7 @@ async fn fetch_token(
         return Err(
             if status.is_server_error() || status == http::StatusCode::TOO_MANY_REQUESTS {
                 RegistryError::Unavailable {
-                    url: realm.to_owned(),
+                    url: realm.clone(),
                     reason,
                 }
             } else {
@@ -140,12 +144,16 @@ async fn fetch_token(
             },
         );
     }
-    let body = response
-        .bytes()
+    let body = body::read(response, MAX_TOKEN_BYTES)
         .await
-        .map_err(|error| RegistryError::Unavailable {
-            url: realm.to_owned(),
-            reason: chain(&error),
+        .map_err(|error| match error {
+            BodyError::TooLarge { .. } => RegistryError::Denied {
+                message: format!("answer of token endpoint {realm} {error}"),
+            },
+            BodyError::Broken(reason) => RegistryError::Unavailable {
+                url: realm.clone(),
+                reason,
+            },
         })?;
     let denied = |message: String| RegistryError::Denied { message };
     let parsed: TokenResponse = serde_json::from_slice(&body)

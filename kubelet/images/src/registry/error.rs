@@ -1,13 +1,12 @@
 //! What registries answer when they do not give what was asked.
 
-use futures::StreamExt as _;
 use http::{Method, StatusCode};
 use reqwest::{Response, Url};
 
 use crate::mirrors::MirrorsError;
 
 /// How much of a server's error text is shown.
-const ERROR_BODY_BYTES: usize = 4096;
+const ERROR_BODY_BYTES: u64 = 4096;
 
 /// Why a registry did not give what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -49,14 +48,10 @@ impl From<MirrorsError> for RegistryError {
 
 /// The errors a registry tells in its JSON body, or the body's first line; with `: ` before it, or empty.
 pub(super) async fn error_text(response: Response) -> String {
-    let mut body = Vec::new();
-    let mut stream = response.bytes_stream();
-    while let Some(Ok(chunk)) = stream.next().await {
-        body.extend_from_slice(&chunk);
-        if body.len() >= ERROR_BODY_BYTES {
-            break;
-        }
-    }
+    let body = match super::body::read_up_to(response, ERROR_BODY_BYTES).await {
+        Ok((body, _)) => body,
+        Err(_) => return String::new(),
+    };
     let errors = serde_json::from_slice::<serde_json::Value>(&body)
         .ok()
         .and_then(|json| {
@@ -98,17 +93,34 @@ pub(super) async fn error_text(response: Response) -> String {
     }
 }
 
-pub(super) fn unavailable(url: &Url, error: &reqwest::Error) -> RegistryError {
+pub(super) fn unavailable(url: &Url, error: reqwest::Error) -> RegistryError {
     RegistryError::Unavailable {
-        url: url.to_string(),
+        url: shown(url),
         reason: chain(error),
     }
 }
 
-/// An error with its causes; reqwest shows only the outermost.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+/// A URL as it may be shown: queries of signed URLs are credentials, and so is what stands before the host.
+pub(super) fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    // Neither can fail on a URL that has a host, and one that has none holds no user.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.to_string()
+}
+
+/// An error with its causes; reqwest shows only the outermost. Its URL, which may be one that a server sent us to, is
+/// shown without its query.
+pub(super) fn chain(mut error: reqwest::Error) -> String {
+    if let Some(url) = error.url_mut()
+        && let Ok(clean) = Url::parse(&shown(url))
+    {
+        *url = clean;
+    }
     let mut text = error.to_string();
-    let mut source = error.source();
+    let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
         let cause_text = cause.to_string();
         if !text.ends_with(&cause_text) {
@@ -117,4 +129,30 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_shown_without_their_secrets() {
+        let url = Url::parse("https://me:pass@host:5000/v2/a?X-Amz-Signature=s#f").unwrap();
+        assert_eq!(shown(&url), "https://host:5000/v2/a");
+    }
+
+    #[tokio::test]
+    async fn causes_are_told_without_the_query() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // Nobody listens on port 1.
+        let url = "http://127.0.0.1:1/blob?X-Amz-Signature=hush";
+        let error = reqwest::Client::new().get(url).send().await.unwrap_err();
+        assert!(error.to_string().contains("hush"));
+        let text = chain(error);
+        assert!(
+            text.contains("127.0.0.1:1/blob") && text.contains("refused"),
+            "{text}"
+        );
+        assert!(!text.contains("hush"), "{text}");
+    }
 }

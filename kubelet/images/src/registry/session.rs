@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt as _;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Method, StatusCode};
 use reqwest::{Response, Url};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::error::{RegistryError, error_text, unavailable};
+use super::body::{self, BodyError};
+use super::error::{RegistryError, chain, error_text, shown, unavailable};
 use super::{Endpoint, MAX_DOCUMENT_BYTES, auth};
 use crate::digest::{self, Hasher};
 use crate::image::Auth;
@@ -253,6 +254,7 @@ impl Session {
             have = 0;
         }
         if have < layer.size {
+            room_for(path, layer.size - have).await.map_err(disk)?;
             let url = self.url(endpoint, "blobs", &layer.digest);
             let range = format!("bytes={have}-");
             let headers: &[_] = if have > 0 {
@@ -279,7 +281,7 @@ impl Session {
                     Ok(chunk) => chunk,
                     Err(error) => {
                         file.flush().await.map_err(disk)?;
-                        return Err(unavailable(&url, &error));
+                        return Err(unavailable(&url, error));
                     }
                 };
                 have += chunk.len() as u64;
@@ -292,7 +294,7 @@ impl Session {
             file.flush().await.map_err(disk)?;
             if have < layer.size {
                 return Err(RegistryError::Unavailable {
-                    url: url.to_string(),
+                    url: shown(&url),
                     reason: format!("ended after {have} of {} bytes", layer.size),
                 });
             }
@@ -344,19 +346,18 @@ impl Session {
         let response = self
             .send(endpoint, Method::GET, &url, &[(ACCEPT, accept)])
             .await?;
-        let mut body = BytesMut::new();
-        let mut stream = response.bytes_stream();
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| unavailable(&url, &error))?;
-            if body.len() as u64 + chunk.len() as u64 > max {
-                return Err(RegistryError::Content {
+        body::read(response, max)
+            .await
+            .map_err(|error| match error {
+                BodyError::TooLarge { .. } => RegistryError::Content {
                     what: format!("{kind} {object}"),
-                    reason: format!("is larger than {max} bytes"),
-                });
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.freeze())
+                    reason: error.to_string(),
+                },
+                BodyError::Broken(reason) => RegistryError::Unavailable {
+                    url: shown(&url),
+                    reason,
+                },
+            })
     }
 
     /// One request, answering a challenge once. A response that comes back is a success.
@@ -393,11 +394,15 @@ impl Session {
             let response = match request.send().await {
                 Ok(response) => response,
                 Err(error) if endpoint.falls_back(url, &error) => {
-                    tracing::info!(%url, %error, "the registry does not speak TLS, asking by plain HTTP");
+                    tracing::info!(
+                        url = shown(url),
+                        error = chain(error),
+                        "the registry does not speak TLS, asking by plain HTTP"
+                    );
                     endpoint.plain.store(true, Ordering::Relaxed);
                     continue;
                 }
-                Err(error) => return Err(unavailable(url, &error)),
+                Err(error) => return Err(unavailable(url, error)),
             };
             let status = response.status();
             if status.is_success() {
@@ -450,7 +455,7 @@ impl Session {
             },
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
                 RegistryError::Unavailable {
-                    url: url.to_string(),
+                    url: shown(url),
                     reason: match retry_after {
                         Some(after) => format!("{status}{text} (retry after {after})"),
                         None => format!("{status}{text}"),
@@ -458,12 +463,12 @@ impl Session {
                 }
             }
             status if status.is_server_error() => RegistryError::Unavailable {
-                url: url.to_string(),
+                url: shown(url),
                 reason: format!("{status}{text}"),
             },
             status => RegistryError::Status {
                 method: method.clone(),
-                url: url.to_string(),
+                url: shown(url),
                 status,
                 message: text,
             },
@@ -500,6 +505,20 @@ impl Tries {
 
 async fn file_size(path: &Path) -> u64 {
     tokio::fs::metadata(path).await.map_or(0, |meta| meta.len())
+}
+
+/// A layer that the disk cannot hold is not begun.
+async fn room_for(path: &Path, bytes: u64) -> std::io::Result<()> {
+    let directory = path.parent().unwrap_or(path).to_owned();
+    let stat = crate::store::blocking(move || rustix::fs::statvfs(&directory)).await?;
+    let room = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if bytes > room {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::StorageFull,
+            format!("{bytes} bytes are to come, {room} are free"),
+        ));
+    }
+    Ok(())
 }
 
 async fn restart(file: &mut tokio::fs::File, digest: &str) -> std::io::Result<Hasher> {

@@ -1,6 +1,7 @@
 //! What changes records, and what keeps layers from garbage collection meanwhile.
 
 use super::*;
+use crate::unpack::Compression;
 
 impl Inner {
     pub(super) fn writer(&self) -> MutexGuard<'_, ()> {
@@ -71,6 +72,26 @@ impl Inner {
         self.layout
             .write_atomic(&path, bytes)
             .map_err(ImageStoreError::io(format!("writing {}", path.display())))
+    }
+
+    /// Waits until a layer may be unpacked; see [`UNPACK_PERMITS`].
+    pub(crate) async fn may_unpack(&self, blob: &Path) -> OwnedSemaphorePermit {
+        let path = blob.to_owned();
+        let compression = blocking(move || {
+            let file = std::fs::File::open(path).ok()?;
+            Compression::of_file(&file).ok()
+        })
+        .await;
+        let parts = match compression {
+            // What cannot be read will be told of by who unpacks it.
+            Some(Compression::None | Compression::Gzip) | None => 1,
+            Some(Compression::Zstd) => UNPACK_PERMITS,
+        };
+        self.unpacking
+            .clone()
+            .acquire_many_owned(parts)
+            .await
+            .expect("the semaphore is never closed")
     }
 
     /// Unpacks the layer at `index` of a chain whose lower layers are there already.

@@ -45,13 +45,17 @@ pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageStoreError> {
     take_lock(&lock).map_err(|_| ImageStoreError::Locked {
         path: layout.root().to_owned(),
     })?;
-    check_version(&layout)?;
+    let version = check_version(&layout)?;
 
     for leftover in entries(&layout.tmp())? {
         remove_any(&leftover).map_err(io_at(&leftover))?;
     }
     clear_old_ingest(&layout)?;
 
+    if version < VERSION {
+        rename_layers(&layout)?;
+        write_version(&layout)?;
+    }
     let mut state = State::default();
     read_layers(&layout, &mut state)?;
     read_holds(&layout, &mut state)?;
@@ -68,6 +72,7 @@ pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageStoreError> {
         writer: Mutex::new(()),
         state: Mutex::new(state),
         flights: Mutex::new(HashMap::new()),
+        unpacking: Arc::new(tokio::sync::Semaphore::new(super::UNPACK_PERMITS as usize)),
         _lock: lock,
     };
     // What no record names may not have reached the disk before a power cut.
@@ -93,25 +98,45 @@ fn restrict(root: &std::path::Path) -> io::Result<()> {
     std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o711))
 }
 
-fn check_version(layout: &Layout) -> Result<(), ImageStoreError> {
+/// The version the store has; a new one has ours.
+fn check_version(layout: &Layout) -> Result<u32, ImageStoreError> {
     let path = layout.version();
     match std::fs::read_to_string(&path) {
         Ok(text) => match text.trim().parse::<u32>() {
-            Ok(found) if found <= VERSION => Ok(()),
+            Ok(found) if found <= VERSION => Ok(found),
             // An empty file is a torn one: the version is written atomically, but a disk may lie.
-            _ if text.trim().is_empty() => write_version(layout),
+            _ if text.trim().is_empty() => write_version(layout).map(|()| VERSION),
             _ => Err(ImageStoreError::Version {
                 path: layout.root().to_owned(),
                 found: text.trim().to_owned(),
                 known: VERSION,
             }),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => write_version(layout),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            write_version(layout).map(|()| VERSION)
+        }
         Err(source) => Err(ImageStoreError::Io {
             context: path.display().to_string(),
             source,
         }),
     }
+}
+
+/// Brings the layers of version 1 under their whole names. Containers that stand on them keep what they have mounted;
+/// a layer whose record is torn keeps its name and goes when nobody holds anything any more.
+fn rename_layers(layout: &Layout) -> Result<(), ImageStoreError> {
+    for path in entries(&layout.layers())? {
+        let Ok(record) = read_json::<LayerRecord>(&path.join("layer.json")) else {
+            continue;
+        };
+        if crate::reference::validate_digest(&record.chain_id).is_ok()
+            && layout.old_layer(&record.chain_id) == path
+        {
+            std::fs::rename(&path, layout.layer(&record.chain_id))
+                .map_err(ImageStoreError::io(path.display().to_string()))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_version(layout: &Layout) -> Result<(), ImageStoreError> {

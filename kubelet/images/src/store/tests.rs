@@ -10,6 +10,8 @@ use hyper::body::Incoming;
 
 use super::*;
 
+mod shapes;
+
 /// What a registry in this process holds and does.
 #[derive(Default)]
 struct Fake {
@@ -20,6 +22,10 @@ struct Fake {
     cut: AtomicUsize,
     /// `user:password` asked for by a token realm.
     credential: Option<String>,
+    /// Bytes of junk that the token realm answers with.
+    token_junk: usize,
+    /// Layers are said to lie behind a signed URL, where nobody listens.
+    signed: bool,
     address: String,
     /// Says of every manifest that it is this one, and has none.
     claims: Option<String>,
@@ -48,6 +54,17 @@ fn serve(fake: &Fake, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             .body(Full::new(body))
             .unwrap()
     };
+    if path == "/token" && fake.token_junk > 0 {
+        return answer(StatusCode::OK, vec![b' '; fake.token_junk].into());
+    }
+    if fake.signed && path.contains("/blobs/") {
+        let mut response = answer(StatusCode::TEMPORARY_REDIRECT, "".into());
+        response.headers_mut().insert(
+            "location",
+            "http://127.0.0.1:1/blob?X-Signature=hush".parse().unwrap(),
+        );
+        return response;
+    }
     if path == "/token" {
         use base64::Engine as _;
         let want = fake.credential.clone().unwrap_or_default();
@@ -653,16 +670,101 @@ async fn a_tag_moves_and_archives_come_in() {
     assert_eq!(store.status("a:loaded").await.unwrap().unwrap().id, second);
     let lower = store.hold(&second, "c").await.unwrap();
     assert_eq!(std::fs::read_to_string(lower[0].join("a")).unwrap(), "2");
-    // A record that is noted as synced passes through here, too, a moment later.
+    // A record that is being written may stand there for a moment.
     let tmp = dir.path().join("images/tmp");
-    let left = || std::fs::read_dir(&tmp).unwrap().count();
-    for _ in 0..500 {
-        if left() == 0 {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    let began = std::time::Instant::now();
+    while std::fs::read_dir(&tmp).unwrap().count() > 0 {
+        assert!(began.elapsed() < std::time::Duration::from_secs(30));
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    assert_eq!(left(), 0);
     std::fs::write(&path, b"junk").unwrap();
     assert!(store.import(&path).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_read_up_to_a_bound_and_secrets_stay_out_of_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = layer(&[("a", "a")]);
+    let mut fake = Fake {
+        credential: Some("me:secret".into()),
+        token_junk: 64 << 20,
+        ..Fake::default()
+    };
+    publish(&mut fake, "x", "v1", std::slice::from_ref(&image));
+    let fake = start(fake).await;
+    let store = open(dir.path()).await;
+    let error = store
+        .pull(&format!("{}/x:v1", fake.address), &[])
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is larger than 1048576 bytes"), "{error}");
+
+    let mut fake = Fake::default();
+    publish(&mut fake, "x", "v1", std::slice::from_ref(&image));
+    for (tag, size) in [("v1", 5 << 20), ("large", 64 << 20)] {
+        let junk: Bytes = vec![b' '; size].into();
+        let digest = crate::digest::sha256(&junk);
+        for name in [tag, &digest] {
+            fake.documents
+                .insert(format!("x/manifests/{name}"), junk.clone());
+        }
+    }
+    let fake = start(fake).await;
+    for tag in ["v1", "large"] {
+        let error = store
+            .pull(&format!("{}/x:{tag}", fake.address), &[])
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("is larger than 4194304 bytes"), "{error}");
+    }
+
+    let mut fake = Fake {
+        signed: true,
+        ..Fake::default()
+    };
+    publish(&mut fake, "x", "v1", &[image]);
+    let fake = start(fake).await;
+    let error = store
+        .pull(&format!("{}/x:v1", fake.address), &[])
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("refused"), "{error}");
+    assert!(!error.contains("hush"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_version_1_gets_whole_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fake = Fake::default();
+    publish(&mut fake, "x", "v1", &[layer(&[("a", "a")])]);
+    let fake = start(fake).await;
+    let store = open(dir.path()).await;
+    let image = store
+        .pull(&format!("{}/x:v1", fake.address), &[])
+        .await
+        .unwrap();
+    let held = store.hold(&image.id, "c").await.unwrap();
+    let name = held[0].parent().unwrap().file_name().unwrap();
+    assert_eq!(
+        format!("sha256:{}", name.to_str().unwrap()),
+        image.layers[0]
+    );
+    let layout = &store.inner.layout;
+    std::fs::rename(
+        layout.layer(&image.layers[0]),
+        layout.old_layer(&image.layers[0]),
+    )
+    .unwrap();
+    std::fs::write(layout.version(), "1\n").unwrap();
+    drop(store);
+    let store = open(dir.path()).await;
+    assert_eq!(store.hold(&image.id, "c").await.unwrap(), held);
+    assert!(held[0].join("a").exists());
+    assert_eq!(
+        std::fs::read_to_string(store.inner.layout.version()).unwrap(),
+        "2\n"
+    );
 }

@@ -2,6 +2,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::*;
 
+pub(crate) mod recorded;
+
 /// What the test archives are made of.
 enum Item<'a> {
     Dir(&'a str, u32),
@@ -129,37 +131,138 @@ fn files_modes_owners_links() {
     assert!(unpacked.inodes >= 8);
 }
 
+/// Unpacks layers one over the other.
+fn stack(layers: &[&[Item]]) -> (tempfile::TempDir, Vec<PathBuf>) {
+    let outer = tempfile::tempdir().unwrap();
+    let mut below = Vec::new();
+    for (index, items) in layers.iter().enumerate() {
+        let target = outer.path().join(index.to_string());
+        std::fs::create_dir(&target).unwrap();
+        unpack(&archive(items)[..], &target, &below).unwrap();
+        below.insert(0, target);
+    }
+    (outer, below)
+}
+
+fn is_whiteout(path: PathBuf) -> bool {
+    std::fs::symlink_metadata(path)
+        .is_ok_and(|meta| meta.file_type().is_char_device() && meta.rdev() == 0)
+}
+
+fn is_opaque(path: PathBuf) -> bool {
+    let mut value = [0u8; 4];
+    rustix::fs::getxattr(path, "trusted.overlay.opaque", &mut value[..])
+        .is_ok_and(|count| &value[..count] == b"y")
+}
+
+fn text(path: PathBuf) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
 #[test]
 fn whiteouts() {
     if !is_root() {
         return;
     }
-    let (outer, result) = run(
-        &[
-            Item::File("a/.wh.gone", ""),
-            Item::Dir("b/", 0o755),
-            Item::File("b/.wh..wh..opq", ""),
-            Item::File(".wh.c", ""),
-            Item::File("c/new", "1"),
-            Item::File("d/kept", "1"),
-            Item::File(".wh.d", ""),
-            Item::File(".wh..wh.plnk", ""),
-        ],
-        &[],
-    );
-    result.unwrap();
-    let root = outer.path().join("root");
-    let gone = std::fs::symlink_metadata(root.join("a/gone")).unwrap();
-    assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
-    let opaque = |path: &str| {
-        let mut value = [0u8; 4];
-        rustix::fs::getxattr(root.join(path), OVERLAY_OPAQUE_XATTR, &mut value[..])
-            .is_ok_and(|count| &value[..count] == b"y")
-    };
-    assert!(opaque("b") && opaque("c") && opaque("d"));
-    assert!(!opaque("a"));
-    assert!(root.join("d/kept").exists());
+    let base: &[Item] = &[
+        Item::File("a/gone", "0"),
+        Item::File("a/kept", "0"),
+        Item::File("b/old", "0"),
+        Item::File("c/old", "0"),
+        Item::File("f", "0"),
+    ];
+    let top: &[Item] = &[
+        Item::File("a/.wh.gone", ""),
+        Item::File("a/.wh.never-there", ""),
+        Item::File("b/.wh.old", ""),
+        Item::File("b/new", "1"),
+        Item::File("b/.wh..wh..opq", ""),
+        Item::File(".wh.c", ""),
+        Item::File("c/new", "1"),
+        Item::Dir("f/", 0o755),
+        Item::File(".wh..wh.plnk", ""),
+    ];
+    let (_outer, layers) = stack(&[base, top]);
+    let root = &layers[0];
+    assert!(is_whiteout(root.join("a/gone")));
+    // Nothing to hide leaves nothing behind.
+    assert!(!root.join("a/never-there").exists());
+    assert!(!is_opaque(root.join("a")));
+    // Of an opaque directory its own layer's files stay, whatever came first.
+    assert!(is_opaque(root.join("b")));
+    assert!(root.join("b/old").symlink_metadata().is_err());
+    assert_eq!(text(root.join("b/new")), "1");
+    assert!(is_opaque(root.join("c")));
+    assert_eq!(text(root.join("c/new")), "1");
+    // A directory in the place of a file needs no more than to be one.
+    assert!(root.join("f").is_dir());
     assert!(!root.join(".wh..wh.plnk").exists());
+}
+
+#[test]
+fn an_opaque_root_hides_name_by_name() {
+    if !is_root() {
+        return;
+    }
+    let base: &[Item] = &[Item::File("a/old", "0"), Item::File("b", "0")];
+    let top: &[Item] = &[Item::File("a/new", "1"), Item::File(".wh..wh..opq", "")];
+    let (_outer, layers) = stack(&[base, top]);
+    assert!(is_whiteout(layers[0].join("b")));
+    // The archive did not list a itself: upstream removes it with what it put there.
+    assert!(is_whiteout(layers[0].join("a")));
+}
+
+#[test]
+fn paths_lead_through_the_layers_below() {
+    if !is_root() {
+        return;
+    }
+    let base: &[Item] = &[
+        Item::Dir("usr/", 0o755),
+        Item::Dir("usr/bin/", 0o711),
+        Item::File("usr/bin/sh", "shell"),
+        Item::File("usr/bin/old", "old"),
+        Item::Symlink("bin", "usr/bin"),
+        Item::Symlink("sbin", "/usr/bin"),
+    ];
+    let top: &[Item] = &[
+        Item::File("bin/extra", "tool"),
+        Item::File("sbin/.wh.old", ""),
+        Item::Hard("bin/linked", "bin/sh"),
+    ];
+    let (_outer, layers) = stack(&[base, top]);
+    let root = &layers[0];
+    assert!(std::fs::symlink_metadata(root.join("bin")).is_err());
+    assert_eq!(text(root.join("usr/bin/extra")), "tool");
+    assert!(is_whiteout(root.join("usr/bin/old")));
+    let stat = |path: &str| std::fs::metadata(root.join(path)).unwrap();
+    assert_eq!(stat("usr/bin").mode() & 0o7777, 0o711);
+    assert_eq!(stat("usr/bin").mtime(), 1_000_000_000);
+    // The file of the lower layer is copied up, and both names are one file.
+    assert_eq!(text(root.join("usr/bin/sh")), "shell");
+    assert_eq!(stat("usr/bin/sh").ino(), stat("usr/bin/linked").ino());
+    // A link that goes is replaced by what comes, and nothing shines through.
+    let over: &[Item] = &[Item::Dir("bin/", 0o755), Item::File("bin/only", "x")];
+    let (_outer, layers) = stack(&[base, over]);
+    assert!(layers[0].join("bin/only").exists() && is_opaque(layers[0].join("bin")));
+}
+
+#[test]
+fn a_link_to_a_file_below_takes_all_its_names_along() {
+    if !is_root() {
+        return;
+    }
+    let base: &[Item] = &[
+        Item::File("one", "x"),
+        Item::Hard("d/two", "one"),
+        Item::Hard("gone", "one"),
+    ];
+    let top: &[Item] = &[Item::File(".wh.gone", ""), Item::Hard("three", "one")];
+    let (_outer, layers) = stack(&[base, top]);
+    let inode = |path: &str| std::fs::metadata(layers[0].join(path)).unwrap().ino();
+    assert_eq!(inode("one"), inode("three"));
+    assert_eq!(inode("one"), inode("d/two"));
+    assert!(is_whiteout(layers[0].join("gone")));
 }
 
 #[test]
@@ -167,18 +270,18 @@ fn never_outside() {
     if !is_root() {
         return;
     }
-    // Climbing out by name.
-    let (_outer, result) = run(&[Item::File("../evil", "x")], &[]);
-    assert!(matches!(result, Err(UnpackError::Breakout { .. })));
-    let (_outer, result) = run(&[Item::File("a/../../evil", "x")], &[]);
-    assert!(matches!(result, Err(UnpackError::Breakout { .. })));
-    // Climbing out through a symlink: it resolves inside the root.
+    // Climbing out by name ends at the root, as upstream.
+    for name in ["../evil", "a/../../evil", "/evil", "../../../evil"] {
+        let (outer, result) = run(&[Item::File(name, "x")], &[]);
+        result.unwrap();
+        assert_eq!(text(outer.path().join("root/evil")), "x", "{name}");
+    }
+    // Climbing out through a symlink: it resolves inside the root, also where it leads nowhere yet.
     let (outer, result) = run(
         &[
             Item::Symlink("up", "../../.."),
             Item::File("up/evil", "x"),
             Item::Symlink("abs", "/etc"),
-            Item::Dir("etc/", 0o755),
             Item::File("abs/evil-gantry", "x"),
         ],
         &[],
@@ -187,11 +290,10 @@ fn never_outside() {
     assert!(outer.path().join("root/evil").exists());
     assert!(outer.path().join("root/etc/evil-gantry").exists());
     assert!(!Path::new("/etc/evil-gantry").exists());
-    // A symlink that leads nowhere inside is no directory to write into.
-    let (_outer, result) = run(
-        &[Item::Symlink("s", "/nowhere"), Item::File("s/evil", "x")],
-        &[],
-    );
+    // A file is no directory to write into, nor is a link that leads round in a ring.
+    let (_outer, result) = run(&[Item::File("s", ""), Item::File("s/evil", "x")], &[]);
+    assert!(result.is_err());
+    let (_outer, result) = run(&[Item::Symlink("s", "s"), Item::File("s/evil", "x")], &[]);
     assert!(result.is_err());
     // A file does not follow the symlink it replaces.
     let (outer, result) = run(
@@ -209,18 +311,85 @@ fn never_outside() {
     );
     assert!(!Path::new("/etc/gantry-evil").exists());
     // A hard link to a file of the host.
-    let (_outer, result) = run(&[Item::Hard("h", "/etc/passwd")], &[]);
-    assert!(matches!(result, Err(UnpackError::HardLink { .. })));
-    let (_outer, result) = run(&[Item::Hard("h", "../../../etc/passwd")], &[]);
-    assert!(matches!(result, Err(UnpackError::Breakout { .. })));
+    for target in ["/etc/passwd", "../../../etc/passwd", "/proc/self/exe"] {
+        let (_outer, result) = run(&[Item::Hard("h", target)], &[]);
+        assert!(matches!(result, Err(UnpackError::HardLink { .. })));
+    }
     let (_outer, result) = run(
         &[Item::Symlink("e", "/etc"), Item::Hard("h", "e/passwd")],
         &[],
     );
     assert!(matches!(result, Err(UnpackError::HardLink { .. })));
-    // The whiteout of nothing.
-    let (_outer, result) = run(&[Item::File(".wh...", "")], &[]);
-    assert!(result.is_err());
+    // Whiteouts of the directory itself and of the one above.
+    for name in [".wh.", ".wh..", ".wh..."] {
+        let (_outer, result) = run(&[Item::File(name, "")], &[]);
+        assert!(result.is_err(), "{name}");
+    }
+}
+
+#[test]
+fn the_root_stays_as_it_was() {
+    if !is_root() {
+        return;
+    }
+    let (outer, result) = run(&[Item::Dir("./", 0o700), Item::File("x", "")], &[]);
+    result.unwrap();
+    let mode = std::fs::metadata(outer.path().join("root")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+}
+
+#[test]
+fn a_zstd_layer_may_begin_with_a_skippable_frame() {
+    if !is_root() {
+        return;
+    }
+    let plain = archive(&[Item::File("x", "packed")]);
+    let mut packed = vec![0x51, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+    packed.extend(zstd::encode_all(&plain[..], 3).unwrap());
+    let outer = tempfile::tempdir().unwrap();
+    let (blob, target) = (outer.path().join("blob"), outer.path().join("fs"));
+    std::fs::write(&blob, packed).unwrap();
+    std::fs::create_dir(&target).unwrap();
+    unpack_layer(&blob, &target, &[], &crate::digest::sha256(&plain)).unwrap();
+    assert_eq!(text(target.join("x")), "packed");
+}
+
+#[test]
+fn deep_and_endless_archives_end() {
+    if !is_root() {
+        return;
+    }
+    let deep = |depth: usize| {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        let path = "d/".repeat(depth) + "f";
+        builder.append_data(&mut header, path, &b""[..]).unwrap();
+        builder.into_inner().unwrap()
+    };
+    let result = |bytes: &[u8]| {
+        let outer = tempfile::tempdir().unwrap();
+        unpack(bytes, outer.path(), &[]).map(drop)
+    };
+    result(&deep(400)).unwrap();
+    assert!(result(&deep(600)).is_err());
+    // A file that is all hole, larger than any disk.
+    let mut builder = tar::Builder::new(Vec::new());
+    let records: [(&str, &[u8]); 5] = [
+        ("GNU.sparse.major", b"0"),
+        ("GNU.sparse.minor", b"1"),
+        ("GNU.sparse.numblocks", b"0"),
+        ("GNU.sparse.size", b"9223372036854775807"),
+        ("GNU.sparse.name", b"hole"),
+    ];
+    builder.append_pax_extensions(records).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(0);
+    header.set_path("x").unwrap();
+    header.set_cksum();
+    builder.append(&header, &b""[..]).unwrap();
+    let error = result(&builder.into_inner().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("has room for"), "{error}");
 }
 
 #[test]
@@ -237,13 +406,4 @@ fn a_forgotten_directory_comes_from_below() {
     assert_eq!(stat.mode() & 0o7777, 0o2770);
     assert_eq!((stat.uid(), stat.gid()), (7, 8));
     assert_eq!(stat.mtime(), 1_000_000_000);
-}
-
-#[test]
-fn times() {
-    let time = |text| metadata::parse_time(text).map(|time| (time.tv_sec, time.tv_nsec));
-    assert_eq!(time("12"), Some((12, 0)));
-    assert_eq!(time("12.5"), Some((12, 500_000_000)));
-    assert_eq!(time("-1.25"), Some((-2, 750_000_000)));
-    assert_eq!(time("x"), None);
 }

@@ -122,9 +122,14 @@ fn overlay_by_options(
     lower: &[PathBuf],
     writable: Option<(&Path, &Path)>,
 ) -> io::Result<()> {
-    let join: Vec<_> = lower
+    // A page of options holds few paths but many descriptors; the directories are open until the mount has them.
+    let open = lower
         .iter()
-        .map(|path| path.to_string_lossy().replace(':', "\\:"))
+        .map(File::open)
+        .collect::<io::Result<Vec<File>>>()?;
+    let join: Vec<_> = open
+        .iter()
+        .map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()))
         .collect();
     let mut options = format!("lowerdir={}", join.join(":"));
     if let Some((upper, work)) = writable {
