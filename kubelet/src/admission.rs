@@ -44,6 +44,8 @@ pub struct AdmissionInput<'a> {
     /// The node has little memory left.
     pub memory_pressure: bool,
     pub disk_pressure: bool,
+    /// What the node says it can do.
+    pub declared_features: &'a [String],
     pub pid_pressure: bool,
 }
 
@@ -53,6 +55,7 @@ pub fn can_admit_pod(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Reject
     under_pressure(pod, input)?;
     sysctls(pod, input.allowed_unsafe_sysctls)?;
     operating_system(pod)?;
+    declared_features(pod, input.declared_features)?;
     resources(pod, input)?;
     general_predicates(pod, input)
 }
@@ -116,6 +119,21 @@ fn operating_system(pod: &Pod) -> Result<(), Rejection> {
         ));
     }
     Ok(())
+}
+
+/// Upstream: `declaredFeaturesAdmitHandler`.
+fn declared_features(pod: &Pod, declared: &[String]) -> Result<(), Rejection> {
+    let missing = crate::features::missing(pod, declared);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(reject(
+        "PodFeatureUnsupported",
+        format!(
+            "Pod requires node features that are not available: {}",
+            missing.join(", ")
+        ),
+    ))
 }
 
 /// Sysctls that belong to a namespace and cannot hurt another pod.
@@ -349,6 +367,7 @@ mod tests {
                 allowed_unsafe_sysctls: &[],
                 memory_pressure: false,
                 disk_pressure: false,
+                declared_features: &[],
                 pid_pressure: false,
             },
         )

@@ -3,10 +3,11 @@
 //! Owns: the order of the start, and who gets what. Upstream: `cmd/kubelet/app/server.go`, v1.36.
 
 mod features;
+mod machine;
 mod servers;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,9 +29,10 @@ use volumes::VolumeManager;
 use self::features::{
     CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
+use self::machine::{apparmor_enabled, check_machine, node_addresses, protect_from_oom};
 use crate::backoff::Backoff;
 use crate::cm::cgroup::{CgroupError, CgroupManager};
-use crate::cm::machine::{MachineInfo, fs_stats, swap_is_on};
+use crate::cm::machine::{MachineInfo, fs_stats};
 use crate::cm::{ContainerManager, allocatable};
 use crate::config::{Source, apiserver, file};
 use crate::configuration::KubeletConfiguration;
@@ -208,58 +210,6 @@ async fn api_client(
     client.qps = config.kube_api_qps as f32;
     client.burst = u32::try_from(config.kube_api_burst).unwrap_or(100);
     Ok(Some(client.build().await?))
-}
-
-/// `--node-ip`, else the address the machine would use towards the outside. Nothing is sent.
-fn node_addresses(options: &Options) -> Vec<IpAddr> {
-    let given: Vec<IpAddr> = options
-        .node_ips
-        .iter()
-        .copied()
-        .filter(|ip| !ip.is_unspecified())
-        .collect();
-    if !given.is_empty() {
-        return given;
-    }
-    let probe = || -> std::io::Result<IpAddr> {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        // Connecting a datagram socket only looks up the route.
-        socket.connect("192.0.2.1:9")?;
-        Ok(socket.local_addr()?.ip())
-    };
-    match probe() {
-        Ok(ip) => vec![ip],
-        Err(error) => {
-            tracing::warn!(%error, "no address of this node was found, use --node-ip");
-            vec![]
-        }
-    }
-}
-
-fn check_machine(config: &KubeletConfiguration, cgroups: &CgroupManager) -> Result<(), AppError> {
-    if config.fail_swap_on && swap_is_on() {
-        return Err(AppError::SwapOn);
-    }
-    if !cgroups.is_v2() {
-        if config.fail_cgroup_v1 {
-            return Err(AppError::CgroupV1);
-        }
-        tracing::warn!("cgroup v1 support is in maintenance mode, please migrate to cgroup v2");
-    }
-    cgroups.require_controllers()?;
-    Ok(())
-}
-
-/// Upstream: the kubelet is the last to be killed. Not everywhere may a process say so.
-fn protect_from_oom(score: i32) {
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
-        tracing::warn!(score, %error, "failed to set the kubelet's own oom_score_adj");
-    }
-}
-
-fn apparmor_enabled() -> bool {
-    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
-        .is_ok_and(|t| t.starts_with('Y'))
 }
 
 /// Replaces this program by itself, with the same command line. Returns only if that failed.
@@ -461,6 +411,7 @@ impl Parts {
             },
             supports_rro: true,
             allocation,
+            declared_features: crate::features::declared(gates),
             loop_turned: ArcSwap::default(),
         });
         workers.set_syncer(kubelet.clone());
@@ -534,6 +485,7 @@ impl Parts {
         kubelet
             .recorder
             .node(Type::Normal, reason::STARTING, "Starting kubelet.");
+        kubelet.container_manager.tell(&kubelet.recorder);
 
         let adopted: BTreeSet<String> = match kubelet.runtime.pods().await {
             Ok(pods) => pods

@@ -15,8 +15,8 @@ pub mod reason {
     pub const STARTED: &str = "Started";
     pub const FAILED: &str = "Failed";
     pub const KILLING: &str = "Killing";
-    pub const PREEMPTING: &str = "Preempting";
     pub const BACK_OFF: &str = "BackOff";
+    pub const EXCEEDED_GRACE_PERIOD: &str = "ExceededGracePeriod";
     pub const FAILED_KILL_POD: &str = "FailedKillPod";
     pub const FAILED_CREATE_POD_CONTAINER: &str = "FailedCreatePodContainer";
     pub const NETWORK_NOT_READY: &str = "NetworkNotReady";
@@ -25,6 +25,7 @@ pub mod reason {
     pub const RESIZE_STARTED: &str = "ResizeStarted";
     pub const RESIZE_COMPLETED: &str = "ResizeCompleted";
     pub const RESIZE_ERROR: &str = "ResizeError";
+    pub const FAILED_NODE_DECLARED_FEATURES_CHECK: &str = "FailedNodeDeclaredFeaturesCheck";
     pub const PULLING: &str = "Pulling";
     pub const PULLED: &str = "Pulled";
     pub const INSPECT_FAILED: &str = "InspectFailed";
@@ -35,15 +36,20 @@ pub mod reason {
     pub const FAILED_MOUNT: &str = "FailedMount";
     pub const SANDBOX_CHANGED: &str = "SandboxChanged";
     pub const FAILED_CREATE_POD_SANDBOX: &str = "FailedCreatePodSandBox";
+    pub const FAILED_STATUS_POD_SANDBOX: &str = "FailedPodSandBoxStatus";
     pub const FAILED_POST_START_HOOK: &str = "FailedPostStartHook";
     pub const FAILED_PRE_STOP_HOOK: &str = "FailedPreStopHook";
     pub const UNHEALTHY: &str = "Unhealthy";
     pub const PROBE_WARNING: &str = "ProbeWarning";
     pub const EVICTED: &str = "Evicted";
     pub const FAILED_SYNC: &str = "FailedSync";
-    pub const FAILED_VALIDATION: &str = "FailedValidation";
     pub const STARTING: &str = "Starting";
     pub const REBOOTED: &str = "Rebooted";
+    pub const NODE_SCHEDULABLE: &str = "NodeSchedulable";
+    pub const NODE_NOT_SCHEDULABLE: &str = "NodeNotSchedulable";
+    pub const NODE_ALLOCATABLE_ENFORCED: &str = "NodeAllocatableEnforced";
+    pub const CGROUP_V1: &str = "CgroupV1";
+    pub const CONTAINER_GC_FAILED: &str = "ContainerGCFailed";
     pub const NODE_READY: &str = "NodeReady";
     pub const NODE_NOT_READY: &str = "NodeNotReady";
     pub const CIDR_NOT_AVAILABLE: &str = "CIDRNotAvailable";
@@ -110,5 +116,199 @@ impl KubeletRecorder {
         };
         self.recorder
             .event(&reference, event_type, reason, "", message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Why a reason of upstream's is never seen here.
+    type Never = &'static str;
+
+    const NO_CLAIMS: Never =
+        "no PersistentVolumeClaims, no volumes that are attached, mapped or grown";
+
+    /// Every reason of upstream's `pkg/kubelet/events/event.go`, v1.36, under its name there.
+    const UPSTREAM: &[(&str, &str, Result<(), Never>)] = &[
+        ("CreatedContainer", "Created", Ok(())),
+        ("StartedContainer", "Started", Ok(())),
+        ("FailedToCreateContainer", "Failed", Ok(())),
+        ("FailedToStartContainer", "Failed", Ok(())),
+        ("KillingContainer", "Killing", Ok(())),
+        (
+            "PreemptContainer",
+            "Preempting",
+            Err("critical pods preempt nobody at admission"),
+        ),
+        ("BackOffStartContainer", "BackOff", Ok(())),
+        ("ExceededGracePeriod", "ExceededGracePeriod", Ok(())),
+        ("FailedToKillPod", "FailedKillPod", Ok(())),
+        (
+            "FailedToCreatePodContainer",
+            "FailedCreatePodContainer",
+            Ok(()),
+        ),
+        ("FailedToMakePodDataDirectories", "Failed", Ok(())),
+        ("NetworkNotReady", "NetworkNotReady", Ok(())),
+        ("ResizeDeferred", "ResizeDeferred", Ok(())),
+        ("ResizeInfeasible", "ResizeInfeasible", Ok(())),
+        ("ResizeCompleted", "ResizeCompleted", Ok(())),
+        ("ResizeStarted", "ResizeStarted", Ok(())),
+        ("ResizeError", "ResizeError", Ok(())),
+        (
+            "FailedNodeDeclaredFeaturesCheck",
+            "FailedNodeDeclaredFeaturesCheck",
+            Ok(()),
+        ),
+        ("PullingImage", "Pulling", Ok(())),
+        ("PulledImage", "Pulled", Ok(())),
+        ("FailedToPullImage", "Failed", Ok(())),
+        ("FailedToInspectImage", "InspectFailed", Ok(())),
+        ("ErrImageNeverPullPolicy", "ErrImageNeverPull", Ok(())),
+        ("BackOffPullImage", "BackOff", Ok(())),
+        ("NodeReady", "NodeReady", Ok(())),
+        ("NodeNotReady", "NodeNotReady", Ok(())),
+        ("NodeSchedulable", "NodeSchedulable", Ok(())),
+        ("NodeNotSchedulable", "NodeNotSchedulable", Ok(())),
+        ("StartingKubelet", "Starting", Ok(())),
+        (
+            "KubeletSetupFailed",
+            "KubeletSetupFailed",
+            Err("a failed start ends the process before it has a client to tell by"),
+        ),
+        ("FailedAttachVolume", "FailedAttachVolume", Err(NO_CLAIMS)),
+        ("FailedMountVolume", "FailedMount", Ok(())),
+        ("VolumeResizeFailed", "VolumeResizeFailed", Err(NO_CLAIMS)),
+        (
+            "VolumeResizeSuccess",
+            "VolumeResizeSuccessful",
+            Err(NO_CLAIMS),
+        ),
+        (
+            "FileSystemResizeFailed",
+            "FileSystemResizeFailed",
+            Err(NO_CLAIMS),
+        ),
+        (
+            "VolumePermissionChangeInProgress",
+            "VolumePermissionChangeInProgress",
+            Err("volumes of pods alone are small enough to be walked at once"),
+        ),
+        (
+            "FileSystemResizeSuccess",
+            "FileSystemResizeSuccessful",
+            Err(NO_CLAIMS),
+        ),
+        ("FailedMapVolume", "FailedMapVolume", Err(NO_CLAIMS)),
+        (
+            "WarnAlreadyMountedVolume",
+            "AlreadyMountedVolume",
+            Err(NO_CLAIMS),
+        ),
+        (
+            "SuccessfulAttachVolume",
+            "SuccessfulAttachVolume",
+            Err(NO_CLAIMS),
+        ),
+        (
+            "SuccessfulMountVolume",
+            "SuccessfulMountVolume",
+            Err(NO_CLAIMS),
+        ),
+        ("NodeRebooted", "Rebooted", Ok(())),
+        ("NodeShutdown", "Shutdown", Err("no graceful node shutdown")),
+        ("ContainerGCFailed", "ContainerGCFailed", Ok(())),
+        ("ImageGCFailed", "ImageGCFailed", Ok(())),
+        (
+            "FailedNodeAllocatableEnforcement",
+            "FailedNodeAllocatableEnforcement",
+            Err("a cgroup that cannot be set is an error of the start"),
+        ),
+        (
+            "SuccessfulNodeAllocatableEnforcement",
+            "NodeAllocatableEnforced",
+            Ok(()),
+        ),
+        ("SandboxChanged", "SandboxChanged", Ok(())),
+        ("FailedCreatePodSandBox", "FailedCreatePodSandBox", Ok(())),
+        ("FailedStatusPodSandBox", "FailedPodSandBoxStatus", Ok(())),
+        (
+            "FailedMountOnFilesystemMismatch",
+            "FailedMountOnFilesystemMismatch",
+            Err(NO_CLAIMS),
+        ),
+        (
+            "FailedPrepareDynamicResources",
+            "FailedPrepareDynamicResources",
+            Err("no dynamic resources"),
+        ),
+        (
+            "PossibleMemoryBackedVolumesOnDisk",
+            "PossibleMemoryBackedVolumesOnDisk",
+            Err("not looked for: the kernels supported keep tmpfs off swap"),
+        ),
+        ("CgroupV1", "CgroupV1", Ok(())),
+        (
+            "InvalidImageID",
+            "InvalidImageID",
+            Err("the image store names images by digest; there is no other id"),
+        ),
+        (
+            "InvalidDiskCapacity",
+            "InvalidDiskCapacity",
+            Err("statfs of the image store's own file system: its capacity is never zero"),
+        ),
+        ("FreeDiskSpaceFailed", "FreeDiskSpaceFailed", Ok(())),
+        ("ContainerUnhealthy", "Unhealthy", Ok(())),
+        ("ContainerProbeWarning", "ProbeWarning", Ok(())),
+        ("FailedSync", "FailedSync", Ok(())),
+        (
+            "FailedValidation",
+            "FailedValidation",
+            Err("two static pods of one name are not told apart from one that changes its file"),
+        ),
+        ("FailedPostStartHook", "FailedPostStartHook", Ok(())),
+        ("FailedPreStopHook", "FailedPreStopHook", Ok(())),
+    ];
+
+    fn sources(dir: &Path, out: &mut String) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, out);
+            } else if !path.ends_with("events.rs") && !path.ends_with("tests.rs") {
+                out.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_of_upstream_is_told_or_cannot_be() {
+        let own = include_str!("events.rs");
+        let mut code = String::new();
+        sources(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+            &mut code,
+        );
+        for (name, value, told) in UPSTREAM {
+            // By its constant here, or spelled out.
+            let constant = own
+                .lines()
+                .find(|l| {
+                    l.trim_start().starts_with("pub const") && l.contains(&format!("= {value:?};"))
+                })
+                .and_then(|l| l.trim().strip_prefix("pub const ")?.split(':').next());
+            let by_constant = constant.is_some_and(|c| code.contains(&format!("reason::{c}")));
+            let is_told = by_constant || code.contains(&format!("{value:?}"));
+            match told {
+                Ok(()) => assert!(is_told, "{name}: {value} is never told"),
+                Err(why) => assert!(
+                    !is_told && !why.is_empty(),
+                    "{name}: {value} is told after all"
+                ),
+            }
+        }
     }
 }

@@ -35,6 +35,7 @@ use crate::pod_status::PodStatus;
 use crate::pod_workers::{PodSyncer, PodWorkers, SyncError, SyncOutcome};
 use crate::prober::ProbeManager;
 use crate::resize::AllocationManager;
+use crate::restart_all;
 use crate::status::generate::{ForcedFailure, GenerateInput, generate_api_pod_status};
 use crate::status::manager::StatusManager;
 use crate::user_namespaces::UserNamespaceManager;
@@ -78,6 +79,8 @@ pub struct Kubelet {
     pub gc_policy: GcPolicy,
     pub supports_rro: bool,
     pub allocation: Arc<AllocationManager>,
+    /// What the node says it can do; sorted.
+    pub declared_features: Vec<String>,
     /// When the sync loop last turned; for its health.
     pub loop_turned: ArcSwap<Option<std::time::Instant>>,
 }
@@ -171,6 +174,29 @@ impl Kubelet {
         }
     }
 
+    /// Waits for the end; of a pod that the kubelet ends on its own account it tells when that takes too long.
+    async fn watch_kill<T>(
+        &self,
+        pod: &Pod,
+        forced: Option<&ForcedFailure>,
+        grace_period_seconds: i64,
+        kill: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(kill);
+        if forced.is_some() {
+            match tokio::time::timeout(kill_timeout(grace_period_seconds), &mut kill).await {
+                Ok(done) => return done,
+                Err(_) => self.recorder.pod(
+                    pod,
+                    Type::Warning,
+                    reason::EXCEEDED_GRACE_PERIOD,
+                    "Container runtime did not kill the pod within specified grace period.",
+                ),
+            }
+        }
+        kill.await
+    }
+
     /// The newest version of the pod that a source gave, with the resources it was granted.
     fn latest(&self, pod: &Arc<Pod>) -> Arc<Pod> {
         let pod = self
@@ -259,11 +285,12 @@ impl Kubelet {
         cancel: &CancellationToken,
     ) -> Result<SyncOutcome, SyncError> {
         let uid = pod::uid(pod);
-        let status = self
-            .runtime
-            .pod_status(uid)
-            .await
-            .map_err(|e| SyncError(e.to_string()))?;
+        let status = self.runtime.pod_status(uid).await.map_err(|error| {
+            let message = format!("error determining status: {error}");
+            self.recorder
+                .pod(pod, Type::Warning, reason::FAILED_SYNC, message.clone());
+            SyncError(message)
+        })?;
         self.note_resize_progress(pod, &status);
         let api_status = self.generate_status(pod, &status, false, None).await;
         if pod::is_terminal_phase(api_status.phase.as_deref().unwrap_or_default()) {
@@ -274,6 +301,7 @@ impl Kubelet {
             });
         }
         self.observe_start(pod, self.status.get_pod_status(uid).as_ref(), &api_status);
+        let restart_all = restart_all::is_told(&api_status);
         self.status.set_pod_status(pod, api_status);
 
         if let Some(Some((_, message))) = &self.runtime_state.load().network
@@ -338,7 +366,7 @@ impl Kubelet {
 
         let result = self
             .runtime
-            .sync_pod(pod, &status, &volumes, &secrets, cancel)
+            .sync_pod(pod, &status, &volumes, &secrets, cancel, restart_all)
             .await;
         self.after_resize(pod, &result);
         if (!result.errors.is_empty() || result.resized) && !cancel.is_cancelled() {
@@ -362,7 +390,14 @@ impl Kubelet {
         Ok(SyncOutcome {
             terminal: false,
             failed: !result.errors.is_empty(),
-            retry_after: [result.retry_after, refresh].into_iter().flatten().min(),
+            retry_after: [
+                result.retry_after,
+                refresh,
+                result.reset.then_some(Duration::ZERO),
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
         })
     }
 
@@ -395,6 +430,13 @@ impl Kubelet {
             })
             .collect()
     }
+}
+
+/// Half as long again as the grace period, and at least ten seconds; upstream: `killPodNow`.
+fn kill_timeout(grace_period_seconds: i64) -> Duration {
+    const LEAST: u64 = 10;
+    let grace = u64::try_from(grace_period_seconds).unwrap_or(0);
+    Duration::from_secs((grace + grace / 2).max(LEAST))
 }
 
 #[async_trait]
@@ -440,9 +482,11 @@ impl PodSyncer for Kubelet {
         let api_status = self.generate_status(&pod, &status, false, forced).await;
         self.status.set_pod_status(&pod, api_status);
         self.probes.stop_liveness_and_startup(&pod);
-        if let Err(error) = self
+        let kill = self
             .runtime
-            .kill_pod(Some(&pod), &status, Some(grace_period_seconds))
+            .kill_pod(Some(&pod), &status, Some(grace_period_seconds));
+        if let Err(error) = self
+            .watch_kill(&pod, forced, grace_period_seconds, kill)
             .await
         {
             let message = format!("error killing pod: {error}");

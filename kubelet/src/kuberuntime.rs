@@ -90,6 +90,8 @@ pub struct SyncResult {
     pub resized: bool,
     /// Why they could not be.
     pub resize_error: Option<String>,
+    /// Containers were taken away for the pod to start over: look again at once.
+    pub reset: bool,
 }
 
 impl SyncResult {
@@ -114,6 +116,9 @@ enum SandboxFailure {
     RuntimeClass(String),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// It was made, and cannot be looked at.
+    #[error("{0}")]
+    Status(#[source] RuntimeError),
     #[error("create log directory {path}: {source}")]
     LogDirectory {
         path: PathBuf,
@@ -173,7 +178,7 @@ impl RuntimeManager {
         self.d.crash_loop.forget_prefix(&format!("{uid}/"));
     }
 
-    /// Brings the pod a step nearer to what it should be.
+    /// Brings the pod a step nearer to what it should be. `restart_all`: by taking its containers away first.
     pub async fn sync_pod(
         &self,
         pod: &Arc<Pod>,
@@ -181,11 +186,16 @@ impl RuntimeManager {
         volumes: &PodVolumes,
         secrets: &[Arc<Secret>],
         cancel: &CancellationToken,
+        restart_all: bool,
     ) -> SyncResult {
         let mut result = SyncResult::default();
-        let actions = compute_pod_actions(pod, status, self.d.probes.as_ref(), &|c| {
-            Some(self.wanted_resources(pod, c))
-        });
+        let actions = compute_pod_actions(
+            pod,
+            status,
+            self.d.probes.as_ref(),
+            &|c| Some(self.wanted_resources(pod, c)),
+            restart_all,
+        );
         if !actions.is_empty() {
             tracing::debug!(pod = %pod::format(pod), ?actions, "computed pod actions");
         }
@@ -220,6 +230,11 @@ impl RuntimeManager {
         if cancel.is_cancelled() {
             return result;
         }
+        if !actions.containers_to_reset.is_empty() {
+            self.reset_containers(pod, status, &actions, &mut result)
+                .await;
+            return result;
+        }
 
         self.resize_pod(pod, status, &actions, &mut result).await;
         let mut pod_ips = status.ips().to_vec();
@@ -234,12 +249,18 @@ impl RuntimeManager {
                 Err(error) => {
                     metrics::STARTED_PODS_ERRORS.inc();
                     if !cancel.is_cancelled() {
-                        self.d.recorder.pod(
-                            pod,
-                            Type::Warning,
-                            reason::FAILED_CREATE_POD_SANDBOX,
-                            format!("Failed to create pod sandbox: {error}"),
-                        );
+                        let (reason, what) = match &error {
+                            SandboxFailure::Status(_) => (
+                                reason::FAILED_STATUS_POD_SANDBOX,
+                                "Unable to get pod sandbox status",
+                            ),
+                            _ => (
+                                reason::FAILED_CREATE_POD_SANDBOX,
+                                "Failed to create pod sandbox",
+                            ),
+                        };
+                        let message = format!("{what}: {error}");
+                        self.d.recorder.pod(pod, Type::Warning, reason, message);
                     }
                     result.fail(
                         format!(
@@ -268,6 +289,49 @@ impl RuntimeManager {
         )
         .await;
         result
+    }
+
+    /// Takes the pod's containers away, without grace; their logs stay.
+    async fn reset_containers(
+        &self,
+        pod: &Arc<Pod>,
+        status: &PodStatus,
+        actions: &PodActions,
+        result: &mut SyncResult,
+    ) {
+        for reset in &actions.containers_to_reset {
+            let Some(container) = status
+                .containers
+                .iter()
+                .find(|c| c.id == reset.container_id)
+            else {
+                continue;
+            };
+            if reset.kill {
+                let name = &reset.name;
+                self.d
+                    .recorder
+                    .container(pod, name, Type::Normal, reason::KILLING, "killing");
+                let call = self
+                    .d
+                    .runtime
+                    .stop_container(&reset.container_id, Duration::ZERO);
+                match observe("stop_container", call).await {
+                    Ok(())
+                    | Err(
+                        RuntimeError::ContainerNotFound { .. } | RuntimeError::NotRunning { .. },
+                    ) => {}
+                    Err(error) => {
+                        return result.fail(format!("KillContainer {name}: {error}"), None);
+                    }
+                }
+            }
+            if let Err(error) = self.remove_container_only(container).await {
+                let name = &reset.name;
+                return result.fail(format!("RemoveContainer {name}: {error}"), None);
+            }
+            result.reset = true;
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -385,7 +449,9 @@ impl RuntimeManager {
                 source,
             })?;
         let id = observe("run_podsandbox", self.d.runtime.run_pod_sandbox(&config)).await?;
-        let status = observe("podsandbox_status", self.d.runtime.pod_sandbox_status(&id)).await?;
+        let status = observe("podsandbox_status", self.d.runtime.pod_sandbox_status(&id))
+            .await
+            .map_err(SandboxFailure::Status)?;
         Ok((id, status.ips))
     }
 

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use component_base::metrics::exponential_buckets;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use prometheus::{
     Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, histogram_opts,
     opts, register_histogram, register_histogram_vec, register_int_counter,
@@ -33,6 +33,7 @@ metric!(NODE_NAME: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_node_nam
 metric!(STARTED_PODS: IntCounter = register_int_counter!("kubelet_started_pods_total", "Cumulative number of pods started"));
 metric!(STARTED_PODS_ERRORS: IntCounter = register_int_counter!("kubelet_started_pods_errors_total", "Cumulative number of errors when starting pods"));
 metric!(STARTED_CONTAINERS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_started_containers_total", "Cumulative number of containers started"), &["container_type"]));
+metric!(TERMINATED_CONTAINERS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_terminated_containers_total", "Cumulative number of container terminations."), &["container_type", "exit_code", "reason"]));
 metric!(STARTED_CONTAINERS_ERRORS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_started_containers_errors_total", "Cumulative number of errors when starting containers"), &["container_type", "code"]));
 metric!(EVICTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_evictions", "Cumulative number of pod evictions by eviction signal"), &["eviction_signal"]));
 metric!(ADMISSION_REJECTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_admission_rejections_total", "Cumulative number pod admission rejections by the Kubelet."), &["reason"]));
@@ -105,6 +106,46 @@ pub fn init(node_name: &str) {
     }
     LazyLock::force(&IMAGE_PULL_DURATION);
     LazyLock::force(&EVICTIONS);
+}
+
+/// Counts the containers that the new status says ended and the old one did not.
+pub(crate) fn observe_terminations(old: &PodStatus, new: &PodStatus) {
+    for (kind, before, now) in [
+        (
+            "init_container",
+            &old.init_container_statuses,
+            &new.init_container_statuses,
+        ),
+        (
+            "container",
+            &old.container_statuses,
+            &new.container_statuses,
+        ),
+        (
+            "ephemeral_container",
+            &old.ephemeral_container_statuses,
+            &new.ephemeral_container_statuses,
+        ),
+    ] {
+        let end = |c: &ContainerStatus| c.state.as_ref().and_then(|s| s.terminated.clone());
+        for container in now.iter().flatten() {
+            let Some(ended) = end(container) else {
+                continue;
+            };
+            let known = before
+                .iter()
+                .flatten()
+                .find(|c| c.name == container.name)
+                .is_some_and(|c| end(c).is_some());
+            if !known {
+                let code = ended.exit_code.to_string();
+                let reason = ended.reason.as_deref().unwrap_or_default();
+                TERMINATED_CONTAINERS
+                    .with_label_values(&[kind, code.as_str(), reason])
+                    .inc();
+            }
+        }
+    }
 }
 
 pub(crate) fn observe_probe(

@@ -43,6 +43,8 @@ pub struct StatusInput<'a> {
     pub pressure: &'a [&'static str],
     pub swap_capacity_bytes: u64,
     pub volumes_in_use: &'a [String],
+    /// Sorted; empty: the node declares nothing.
+    pub declared_features: &'a [String],
     /// The conditions the API server has: times of transition are kept.
     pub old_conditions: &'a [NodeCondition],
     pub now: jiff::Timestamp,
@@ -80,6 +82,8 @@ pub fn generate(input: &StatusInput<'_>) -> NodeStatus {
         features: Some(NodeFeatures {
             supplemental_groups_policy: Some(true),
         }),
+        declared_features: (!input.declared_features.is_empty())
+            .then(|| input.declared_features.to_vec()),
         images: Some(images(input)),
         node_info: Some(NodeSystemInfo {
             architecture: machine.architecture.clone(),
@@ -263,6 +267,7 @@ mod tests {
             pressure: &[],
             swap_capacity_bytes: 0,
             volumes_in_use: &[],
+            declared_features: &[],
             old_conditions: old,
             now: jiff::Timestamp::from_second(1000).unwrap(),
         });

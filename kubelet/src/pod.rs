@@ -5,7 +5,9 @@
 
 use std::borrow::Cow;
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer, Pod};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, ContainerStatus, EphemeralContainer, Pod,
+};
 
 /// Where a pod was read from: `api`, `file` or `http`.
 pub const CONFIG_SOURCE_ANNOTATION: &str = "kubernetes.io/config.source";
@@ -229,28 +231,42 @@ pub fn is_terminal_phase(phase: &str) -> bool {
     matches!(phase, "Succeeded" | "Failed")
 }
 
+/// The action of a restart rule that starts the whole pod over.
+pub const RESTART_ALL_CONTAINERS: &str = "RestartAllContainers";
+
+/// The first restart rule of the container that an exit with `exit_code` meets.
+pub fn matching_restart_rule(
+    container: &Container,
+    exit_code: i32,
+) -> Option<&ContainerRestartRule> {
+    let rules = container.restart_policy_rules.iter().flatten();
+    rules.into_iter().find(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let hit = codes.values.iter().flatten().any(|v| *v == exit_code);
+            match codes.operator.as_str() {
+                "In" => hit,
+                "NotIn" => !hit,
+                _ => false,
+            }
+        })
+    })
+}
+
+/// May an exit of any container start the whole pod over?
+pub fn all_containers_could_restart(pod: &Pod) -> bool {
+    init_containers(pod)
+        .iter()
+        .chain(containers(pod))
+        .flat_map(|c| c.restart_policy_rules.iter().flatten())
+        .any(|rule| rule.action == RESTART_ALL_CONTAINERS)
+}
+
 /// Must a container that left with `exit_code` run again? Container rules go before the container's
 /// policy, which goes before the pod's.
-///
-/// DIFFERS: a rule with action `RestartAllContainers` falls back to the container's policy, as
-/// upstream does with that feature gate off.
 pub fn container_should_restart(container: &Container, pod: &Pod, exit_code: i32) -> bool {
     if let Some(policy) = container.restart_policy.as_deref() {
-        let rule = container
-            .restart_policy_rules
-            .iter()
-            .flatten()
-            .find(|rule| {
-                rule.exit_codes.as_ref().is_some_and(|codes| {
-                    let hit = codes.values.iter().flatten().any(|v| *v == exit_code);
-                    match codes.operator.as_str() {
-                        "In" => hit,
-                        "NotIn" => !hit,
-                        _ => false,
-                    }
-                })
-            });
-        if rule.is_some_and(|r| r.action == "Restart") {
+        let rule = matching_restart_rule(container, exit_code);
+        if rule.is_some_and(|r| matches!(r.action.as_str(), "Restart" | RESTART_ALL_CONTAINERS)) {
             return true;
         }
         match policy {
@@ -315,9 +331,7 @@ pub fn is_critical(pod: &Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::{
-        ContainerRestartRule, ContainerRestartRuleOnExitCodes, PodSpec,
-    };
+    use k8s_openapi::api::core::v1::{ContainerRestartRuleOnExitCodes, PodSpec};
 
     #[test]
     fn restart_rules_go_before_policies() {

@@ -13,6 +13,7 @@ use runtime::api::{ContainerState, ContainerStatus};
 
 use crate::pod;
 use crate::pod_status::{PodStatus, container_hash, should_container_be_restarted};
+use crate::restart_all::{ContainerToReset, containers_to_reset};
 
 /// The last decisive answer of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,8 @@ pub struct PodActions {
     pub init_containers_to_start: Vec<usize>,
     pub containers_to_start: Vec<usize>,
     pub containers_to_kill: Vec<ContainerToKill>,
+    /// To be taken away, in this order, because the pod starts over in its sandbox; nothing else is done then.
+    pub containers_to_reset: Vec<ContainerToReset>,
     /// Running containers whose resources are to be changed in place.
     pub containers_to_update: Vec<ContainerToUpdate>,
 }
@@ -87,6 +90,7 @@ impl PodActions {
             && self.init_containers_to_start.is_empty()
             && self.containers_to_start.is_empty()
             && self.containers_to_kill.is_empty()
+            && self.containers_to_reset.is_empty()
             && self.containers_to_update.is_empty()
     }
 
@@ -100,12 +104,13 @@ impl PodActions {
     }
 }
 
-/// The one decision about a pod that is not being ended.
+/// The one decision about a pod that is not being ended. `restart_all`: a container's exit starts the whole pod over.
 pub fn compute_pod_actions(
     pod: &Pod,
     status: &PodStatus,
     probes: &dyn ProbeResults,
     wanted: WantedResources<'_>,
+    restart_all: bool,
 ) -> PodActions {
     let sandbox = status.pod_sandbox_changed(pod);
     let mut actions = PodActions {
@@ -115,6 +120,12 @@ pub fn compute_pod_actions(
         attempt: sandbox.attempt,
         ..PodActions::default()
     };
+    if restart_all {
+        actions.kill_pod = false;
+        actions.create_sandbox = false;
+        actions.containers_to_reset = containers_to_reset(pod, status);
+        return actions;
+    }
     if sandbox.changed {
         start_afresh(pod, status, &mut actions);
         return actions;

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{AdmissionInput, Rejection, can_admit_pod};
 use crate::config::{PodUpdate, Source};
-use crate::events::Type;
+use crate::events::{Type, reason};
+use crate::features;
 use crate::kubelet::Kubelet;
 use crate::metrics;
 use crate::pending::Pending;
@@ -182,10 +183,25 @@ impl SyncLoop {
         match before {
             Some(before) => {
                 if differs(&before, &pod) {
+                    self.check_declared_features(&before, &pod);
                     kubelet.workers.update_pod(&uid, Update::Pod(pod));
                 }
             }
             None => self.handle_pod_addition(pod).await,
+        }
+    }
+
+    /// The API server refuses such changes; one that came past it is told of.
+    fn check_declared_features(&self, old: &Pod, new: &Pod) {
+        let kubelet = &self.kubelet;
+        let missing = features::missing_for_update(old, new, &kubelet.declared_features);
+        if !missing.is_empty() {
+            let message = format!(
+                "Pod requires node features that are not available: {}",
+                missing.join(", ")
+            );
+            let reason = reason::FAILED_NODE_DECLARED_FEATURES_CHECK;
+            kubelet.recorder.pod(new, Type::Warning, reason, message);
         }
     }
 
@@ -232,6 +248,7 @@ impl SyncLoop {
                 active: &active,
                 allowed_unsafe_sysctls: &kubelet.config.allowed_unsafe_sysctls,
                 memory_pressure: kubelet.node.under_pressure("MemoryPressure"),
+                declared_features: &kubelet.declared_features,
                 disk_pressure: kubelet.node.under_pressure("DiskPressure"),
                 pid_pressure: kubelet.node.under_pressure("PIDPressure"),
             },

@@ -15,7 +15,12 @@ use k8s_openapi::api::core::v1::Pod;
 use super::cgroup::{CgroupError, CgroupManager};
 use super::resources::{ResourceConfig, milli_cpu_to_shares, resource_config_for_pod};
 use crate::configuration::KubeletConfiguration;
+use crate::events::{KubeletRecorder, Type, reason};
 use crate::pod;
+
+/// Upstream: `CgroupV1DeprecatedWarning`.
+pub const CGROUP_V1_WARNING: &str = "cgroup v1 detected. cgroup v1 support is deprecated and will be removed in a future release. \
+     Please migrate to cgroup v2. More information at https://git.k8s.io/enhancements/keps/sig-node/5573-remove-cgroup-v1";
 
 /// Shared by the workers.
 #[derive(Clone, Debug)]
@@ -59,6 +64,20 @@ impl ContainerManager {
 
     fn applied(&self) -> std::sync::MutexGuard<'_, HashMap<String, ResourceConfig>> {
         self.applied.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Tells of the cgroups, which were set up before there was anyone to tell.
+    pub fn tell(&self, recorder: &KubeletRecorder) {
+        if !self.cgroups.is_v2() {
+            recorder.node(Type::Warning, reason::CGROUP_V1, CGROUP_V1_WARNING);
+        }
+        if self.enforce_node_allocatable {
+            recorder.node(
+                Type::Normal,
+                reason::NODE_ALLOCATABLE_ENFORCED,
+                "Updated Node Allocatable limit across pods",
+            );
+        }
     }
 
     pub fn cgroups(&self) -> &CgroupManager {

@@ -4,6 +4,7 @@
 //! a restart never takes a pod for an orphan. Upstream: `HandlePodCleanups` in `kubelet_pods.go`, v1.36.
 
 use super::Kubelet;
+use crate::events::{Type, reason};
 use crate::metrics;
 use crate::pod;
 use crate::pod_workers::{Update, WorkState};
@@ -25,9 +26,11 @@ impl Kubelet {
             }
         };
         let gone = self.pods.get_pod_by_uid(uid).is_none();
-        self.runtime
+        let errors = self
+            .runtime
             .collect_pod(&status, gone, &self.gc_policy)
             .await;
+        self.tell_gc_failed(&errors);
         if !gone {
             return;
         }
@@ -38,6 +41,16 @@ impl Kubelet {
         self.objects.unregister_pod(uid);
         self.probes.remove_pod(uid);
         self.workers.forget(uid);
+    }
+
+    fn tell_gc_failed(&self, errors: &[String]) {
+        let text = match errors {
+            [] => return,
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        };
+        self.recorder
+            .node(Type::Warning, reason::CONTAINER_GC_FAILED, text);
     }
 
     /// The whole round. Pods come and go while it runs.
@@ -53,6 +66,7 @@ impl Kubelet {
                 return;
             }
         };
+        let mut errors = vec![];
         for (uid, status) in &running {
             let known = desired(uid);
             match self.workers.status(uid) {
@@ -69,18 +83,23 @@ impl Kubelet {
                         .update_pod(uid, Update::KillRuntimePod(status.clone()));
                 }
                 Some(work) if work.finished => {
-                    self.runtime
+                    let collected = self
+                        .runtime
                         .collect_pod(status, !known, &self.gc_policy)
                         .await;
+                    errors.extend(collected);
                 }
                 Some(work) if work.state == WorkState::Syncing => {
-                    self.runtime
+                    let collected = self
+                        .runtime
                         .collect_pod(status, false, &self.gc_policy)
                         .await;
+                    errors.extend(collected);
                 }
                 _ => {}
             }
         }
+        self.tell_gc_failed(&errors);
         for (uid, work) in self.workers.statuses() {
             if work.finished && !desired(&uid) {
                 self.workers.forget(&uid);

@@ -69,7 +69,15 @@ pub fn plan(status: &PodStatus, gone: bool, policy: &GcPolicy, now: Timestamp) -
 
 impl RuntimeManager {
     /// Removes what [`plan`] says of the pod. Goes on past errors; the next round finds what is left.
-    pub async fn collect_pod(&self, status: &PodStatus, gone: bool, policy: &GcPolicy) {
+    ///
+    /// Gives one text a failure.
+    pub async fn collect_pod(
+        &self,
+        status: &PodStatus,
+        gone: bool,
+        policy: &GcPolicy,
+    ) -> Vec<String> {
+        let mut errors = vec![];
         let garbage = plan(status, gone, policy, Timestamp::now());
         for id in &garbage.containers {
             let Some(container) = status.containers.iter().find(|c| c.id == *id) else {
@@ -77,6 +85,7 @@ impl RuntimeManager {
             };
             if let Err(error) = self.remove_container(container).await {
                 tracing::warn!(container = id, %error, "failed to remove container");
+                errors.push(format!("failed to remove container {id:?}: {error}"));
             }
         }
         for id in &garbage.sandboxes {
@@ -84,12 +93,16 @@ impl RuntimeManager {
             let stopped = observe("stop_podsandbox", self.d.runtime.stop_pod_sandbox(id)).await;
             if let Err(error) = stopped {
                 tracing::warn!(sandbox = id, %error, "failed to stop sandbox before removing");
+                errors.push(format!(
+                    "failed to stop sandbox {id:?} before removing: {error}"
+                ));
                 continue;
             }
             if let Err(error) =
                 observe("remove_podsandbox", self.d.runtime.remove_pod_sandbox(id)).await
             {
                 tracing::warn!(sandbox = id, %error, "failed to remove sandbox");
+                errors.push(format!("failed to remove sandbox {id:?}: {error}"));
             }
         }
         if gone {
@@ -102,6 +115,22 @@ impl RuntimeManager {
                 tracing::warn!(%error, "failed to remove log directory");
             }
         }
+        errors
+    }
+
+    /// The container; its logs stay.
+    ///
+    /// # Errors
+    /// The runtime's; a retry may help.
+    pub(super) async fn remove_container_only(
+        &self,
+        container: &ContainerStatus,
+    ) -> Result<(), RuntimeError> {
+        let call = self.d.runtime.remove_container(&container.id);
+        match observe("remove_container", call).await {
+            Ok(()) | Err(RuntimeError::ContainerNotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The container, its log with the rotated ones, and the link to it.
@@ -112,15 +141,7 @@ impl RuntimeManager {
         &self,
         container: &ContainerStatus,
     ) -> Result<(), RuntimeError> {
-        match observe(
-            "remove_container",
-            self.d.runtime.remove_container(&container.id),
-        )
-        .await
-        {
-            Ok(()) | Err(RuntimeError::ContainerNotFound { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        self.remove_container_only(container).await?;
         let label = |key: &str| {
             container
                 .labels

@@ -68,6 +68,7 @@ impl Reporter {
             pressure: &self.kubelet.node.pressure.load(),
             swap_capacity_bytes: self.kubelet.node.machine.swap_capacity_bytes,
             volumes_in_use: &[],
+            declared_features: &self.kubelet.declared_features,
             old_conditions,
             now: jiff::Timestamp::now(),
         })
@@ -81,12 +82,16 @@ impl Reporter {
                 .register(&self.client, || self.status_with(None, &[]), &shutdown)
                 .await;
             let Some(node) = registered else { return };
+            // What it began with: the API server had nothing of this start.
+            self.pressure_events(&NodeStatus::default(), node.status.as_ref());
             self.check_reboot(&node);
             self.kubelet.node.node.store(Arc::new(Some(Arc::new(node))));
         }
         let frequency = self.config.node_status_update_frequency.0;
         let mut last: Option<(NodeStatus, Instant)> = None;
+        let mut unschedulable = false;
         loop {
+            self.schedulable_event(&mut unschedulable);
             match self.update(&mut last).await {
                 Ok(()) => {}
                 Err(error) => tracing::error!(%error, "unable to update node status"),
@@ -132,46 +137,49 @@ impl Reporter {
     }
 
     fn event_on_transition(&self, old: &NodeStatus, new: &NodeStatus) {
-        let find = |s: &NodeStatus, type_: &str| {
-            s.conditions
-                .iter()
-                .flatten()
-                .find(|c| c.type_ == type_)
-                .map(|c| c.status.clone())
-        };
-        let name = &self.kubelet.node.name;
-        let tell = |type_: &str, on: &str, off: &str| {
-            let (before, now) = (find(old, type_), find(new, type_));
-            if before == now {
-                return;
-            }
-            let reason = if now.as_deref() == Some("True") {
-                on
+        self.pressure_events(old, Some(new));
+        self.tell(&transitions(
+            old,
+            new,
+            &[("Ready", reason::NODE_READY, reason::NODE_NOT_READY)],
+        ));
+    }
+
+    fn pressure_events(&self, old: &NodeStatus, new: Option<&NodeStatus>) {
+        if let Some(new) = new {
+            self.tell(&transitions(old, new, PRESSURES));
+        }
+    }
+
+    /// A node that is cordoned, or no longer. Upstream: `recordNodeSchedulableEvent`.
+    fn schedulable_event(&self, before: &mut bool) {
+        let now = self
+            .kubelet
+            .node
+            .node
+            .load()
+            .as_ref()
+            .as_ref()
+            .is_some_and(|n| {
+                let spec = n.spec.as_ref();
+                spec.and_then(|s| s.unschedulable).unwrap_or(false)
+            });
+        if std::mem::replace(before, now) != now {
+            let reason = if now {
+                reason::NODE_NOT_SCHEDULABLE
             } else {
-                off
+                reason::NODE_SCHEDULABLE
             };
-            self.recorder.node(
-                Type::Normal,
-                reason,
-                format!("Node {name} status is now: {reason}"),
-            );
-        };
-        tell(
-            "MemoryPressure",
-            "NodeHasInsufficientMemory",
-            "NodeHasSufficientMemory",
-        );
-        tell(
-            "DiskPressure",
-            "NodeHasDiskPressure",
-            "NodeHasNoDiskPressure",
-        );
-        tell(
-            "PIDPressure",
-            "NodeHasInsufficientPID",
-            "NodeHasSufficientPID",
-        );
-        tell("Ready", reason::NODE_READY, reason::NODE_NOT_READY);
+            self.tell(&[reason]);
+        }
+    }
+
+    fn tell(&self, reasons: &[&str]) {
+        let name = &self.kubelet.node.name;
+        for reason in reasons {
+            let text = format!("Node {name} status is now: {reason}");
+            self.recorder.node(Type::Normal, reason, text);
+        }
     }
 
     fn check_reboot(&self, node: &Node) {
@@ -189,6 +197,47 @@ impl Reporter {
             self.recorder.node(Type::Warning, reason::REBOOTED, message);
         }
     }
+}
+
+/// Conditions of pressure, the reason when one begins, and when it is over.
+const PRESSURES: &[(&str, &str, &str)] = &[
+    (
+        "MemoryPressure",
+        "NodeHasInsufficientMemory",
+        "NodeHasSufficientMemory",
+    ),
+    (
+        "DiskPressure",
+        "NodeHasDiskPressure",
+        "NodeHasNoDiskPressure",
+    ),
+    (
+        "PIDPressure",
+        "NodeHasInsufficientPID",
+        "NodeHasSufficientPID",
+    ),
+];
+
+/// The reasons of those conditions whose status is another than before.
+fn transitions<'a>(
+    old: &NodeStatus,
+    new: &NodeStatus,
+    conditions: &[(&str, &'a str, &'a str)],
+) -> Vec<&'a str> {
+    let find = |s: &NodeStatus, type_: &str| {
+        let list = s.conditions.iter().flatten();
+        list.into_iter()
+            .find(|c| c.type_ == type_)
+            .map(|c| c.status.clone())
+    };
+    conditions
+        .iter()
+        .filter(|(type_, _, _)| find(new, type_).is_some() && find(old, type_) != find(new, type_))
+        .map(|(type_, on, off)| match find(new, type_).as_deref() {
+            Some("True") => *on,
+            _ => *off,
+        })
+        .collect()
 }
 
 /// Apart from heartbeats.
@@ -211,6 +260,10 @@ fn patch(old: &NodeStatus, new: &NodeStatus) -> Value {
         return json!({});
     };
     let mut status = Map::new();
+    let gone: Vec<&str> = ["volumesInUse", "declaredFeatures"]
+        .into_iter()
+        .filter(|key| old.contains_key(*key) && !new.contains_key(*key))
+        .collect();
     for (key, value) in new {
         if old.get(&key) == Some(&value) {
             continue;
@@ -224,10 +277,8 @@ fn patch(old: &NodeStatus, new: &NodeStatus) -> Value {
         };
         status.insert(key, value);
     }
-    for key in ["volumesInUse"] {
-        if old.contains_key(key) && !status.contains_key(key) && !status.is_empty() {
-            status.insert(key.to_owned(), Value::Null);
-        }
+    for key in gone {
+        status.insert(key.to_owned(), Value::Null);
     }
     json!({ "status": status })
 }
@@ -291,6 +342,44 @@ mod tests {
     use k8s_openapi::api::core::v1::NodeAddress;
 
     #[test]
+    fn what_a_node_begins_with_is_told() {
+        let status = |pressure: &str| NodeStatus {
+            conditions: Some(
+                [("MemoryPressure", pressure), ("DiskPressure", "False")]
+                    .map(
+                        |(type_, status)| k8s_openapi::api::core::v1::NodeCondition {
+                            type_: type_.into(),
+                            status: status.into(),
+                            ..Default::default()
+                        },
+                    )
+                    .into(),
+            ),
+            ..Default::default()
+        };
+        let check = |old: &NodeStatus, new: &NodeStatus, expect: &[&str]| {
+            assert_eq!(transitions(old, new, PRESSURES), expect);
+        };
+        let nothing = NodeStatus::default();
+        check(
+            &nothing,
+            &status("False"),
+            &["NodeHasSufficientMemory", "NodeHasNoDiskPressure"],
+        );
+        check(&status("False"), &status("False"), &[]);
+        check(
+            &status("False"),
+            &status("True"),
+            &["NodeHasInsufficientMemory"],
+        );
+        check(
+            &status("True"),
+            &status("False"),
+            &["NodeHasSufficientMemory"],
+        );
+    }
+
+    #[test]
     fn only_what_changed_is_written() {
         let status = |ip: &str| NodeStatus {
             addresses: Some(vec![NodeAddress {
@@ -306,5 +395,28 @@ mod tests {
             json!({"status": {"addresses": [{"type": "InternalIP", "address": "2.2.2.2"}, {"$patch": "replace"}]}})
         );
         assert_eq!(patch(&status("a"), &status("a")), json!({"status": {}}));
+        // What stays as it was is not taken for gone.
+        let declares = |ip: &str, features: &[&str]| NodeStatus {
+            declared_features: (!features.is_empty())
+                .then(|| features.iter().map(|f| (*f).to_owned()).collect()),
+            ..status(ip)
+        };
+        let patch_of = |old, new| patch(&old, &new)["status"]["declaredFeatures"].clone();
+        assert_eq!(
+            patch(&declares("a", &["F"]), &declares("a", &["F"])),
+            json!({"status": {}})
+        );
+        let moved = patch(&declares("a", &["F"]), &declares("b", &["F"]));
+        assert!(moved["status"].get("declaredFeatures").is_none());
+        assert_eq!(
+            patch_of(declares("a", &[]), declares("a", &["F"])),
+            json!(["F"])
+        );
+        assert_eq!(
+            patch_of(declares("a", &["F"]), declares("a", &[])),
+            Value::Null
+        );
+        let gone = patch(&declares("a", &["F"]), &declares("a", &[]));
+        assert!(gone["status"].get("declaredFeatures").is_some());
     }
 }

@@ -125,7 +125,7 @@ struct Expect<'a> {
 
 #[track_caller]
 fn check(pod: &Pod, status: &PodStatus, probes: &Probes, expect: Expect<'_>) {
-    let got = compute_pod_actions(pod, status, probes, &|_| None);
+    let got = compute_pod_actions(pod, status, probes, &|_| None, false);
     let got = Expect {
         kill_pod: got.kill_pod,
         create: got.create_sandbox,
@@ -461,6 +461,7 @@ fn a_resize_is_done_in_place_unless_the_policy_says_otherwise() {
         &observed(&[("a", Running, 0)]),
         &Probes::default(),
         &wanted,
+        false,
     );
     assert_eq!(got.containers_to_update[0].resources.cpu_shares, Some(512));
     assert!(got.containers_to_kill.is_empty());
@@ -475,10 +476,34 @@ fn a_resize_is_done_in_place_unless_the_policy_says_otherwise() {
         &observed(&[("a", Running, 0)]),
         &Probes::default(),
         &wanted,
+        false,
     );
     assert_eq!(got.containers_to_start, [0]);
     assert_eq!(
         got.containers_to_kill[0].message,
         "Container a resize requires restart, will be restarted"
     );
+}
+
+#[test]
+fn a_pod_that_starts_over_loses_its_containers_and_the_cause_last() {
+    use k8s_openapi::api::core::v1::{ContainerRestartRule, ContainerRestartRuleOnExitCodes};
+    let mut source = container("a");
+    source.restart_policy_rules = Some(vec![ContainerRestartRule {
+        action: "RestartAllContainers".into(),
+        exit_codes: Some(ContainerRestartRuleOnExitCodes {
+            operator: "In".into(),
+            values: Some(vec![42]),
+        }),
+    }]);
+    let pod = test_pod("Never", vec![container("i")], vec![source, container("b")]);
+    let status = observed(&[("a", Exited, 42), ("b", Running, 0), ("i", Exited, 0)]);
+    let got = compute_pod_actions(&pod, &status, &Probes::default(), &|_| None, true);
+    let order: Vec<(&str, bool)> = got
+        .containers_to_reset
+        .iter()
+        .map(|r| (r.name.as_str(), r.kill))
+        .collect();
+    assert_eq!(order, [("b", true), ("i", false), ("a", false)]);
+    assert!(!got.kill_pod && got.containers_to_start.is_empty());
 }

@@ -138,6 +138,7 @@ impl Worker {
             let ended = container.state.as_ref().and_then(|s| s.terminated.as_ref());
             return ended.is_none_or(|t| {
                 pod::container_should_restart(&self.container, &self.pod, t.exit_code)
+                    || crate::restart_all::should_restart(&self.pod, None, &status)
             });
         }
         let delay = u64::try_from(self.spec.initial_delay_seconds.unwrap_or(0)).unwrap_or(0);

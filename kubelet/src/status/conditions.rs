@@ -3,7 +3,7 @@
 //! Owns: PodReadyToStartContainers, Initialized, ContainersReady, Ready; pure. Times of transition are the
 //! status manager's. Upstream: `pkg/kubelet/status/generate.go`, v1.36.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition, PodStatus};
 
 use crate::pod;
 
@@ -130,7 +130,13 @@ pub fn ready(
     }
 }
 
-pub fn initialized(pod: &Pod, statuses: &[ContainerStatus], phase: &str) -> PodCondition {
+/// `old`: what was said before; a pod that was initialized stays so while it starts over in place.
+pub fn initialized(
+    pod: &Pod,
+    statuses: &[ContainerStatus],
+    phase: &str,
+    old: &PodStatus,
+) -> PodCondition {
     let verdict = |status, reason, message| condition(pod, "Initialized", status, reason, message);
     let init = pod::init_containers(pod);
     if statuses.is_empty() && !init.is_empty() {
@@ -171,7 +177,13 @@ pub fn initialized(pod: &Pod, statuses: &[ContainerStatus], phase: &str) -> PodC
             list(&incomplete)
         ));
     }
-    if messages.is_empty() {
+    let was_initialized = pod::all_containers_could_restart(pod)
+        && old
+            .conditions
+            .iter()
+            .flatten()
+            .any(|c| c.type_ == "Initialized" && c.status == "True");
+    if messages.is_empty() || was_initialized {
         verdict(true, None, None)
     } else {
         verdict(

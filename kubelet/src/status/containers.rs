@@ -15,6 +15,7 @@ use runtime::api as cri;
 
 use crate::pod::{self, ContainerKind};
 use crate::pod_status::{PodStatus, should_container_be_restarted};
+use crate::restart_all;
 
 /// Why the last attempt to start a container failed: the waiting reason and its message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,6 +189,8 @@ pub struct ContainerStatusInput<'a> {
     pub pod: &'a Pod,
     pub status: &'a PodStatus,
     pub start_failures: &'a HashMap<String, StartFailure>,
+    /// All containers are being taken away for the pod to start over.
+    pub restarting: bool,
     pub supports_rro: bool,
     /// Does the runtime enforce what the pod was granted?
     pub actuated: &'a (dyn Fn(&Container, &cri::ContainerStatus) -> bool + Sync),
@@ -237,7 +240,21 @@ pub fn convert_to_api_container_statuses(
                 .last_state
                 .as_ref()
                 .is_some_and(|s| s.terminated.is_some());
-            if was_running && !found && !remembered {
+            let was_waiting = previous.state.as_ref().is_none_or(|s| s.waiting.is_some());
+            if input.restarting && !found && !was_waiting && kind != ContainerKind::Ephemeral {
+                // Taken away for the pod to start over; what it ended with is not its own doing.
+                status.state = Some(waiting(
+                    restart_all::REASON,
+                    Some(restart_all::MESSAGE.to_owned()),
+                ));
+                status.last_state = Some(terminated(ContainerStateTerminated {
+                    reason: Some(restart_all::REASON.to_owned()),
+                    message: Some(restart_all::MESSAGE.to_owned()),
+                    exit_code: 137,
+                    ..ContainerStateTerminated::default()
+                }));
+                status.restart_count = previous.restart_count + 1;
+            } else if was_running && !found && !remembered {
                 status.last_state = Some(terminated(lost()));
                 if !pod::is_deleted(input.pod) {
                     status.restart_count += 1;

@@ -22,6 +22,7 @@ use crate::cm::resources::ResourceConfig;
 use crate::pod::{self, ContainerKind};
 use crate::pod_actions::ProbeResult;
 use crate::pod_status::PodStatus;
+use crate::restart_all;
 
 /// What the prober knows of a container, by container id without scheme.
 pub trait ReadinessResults {
@@ -86,6 +87,7 @@ pub fn generate_api_pod_status(input: &GenerateInput<'_>) -> ApiPodStatus {
         pod,
         status: input.status,
         start_failures: input.start_failures,
+        restarting: restart_all::should_restart(pod, Some(input.status), input.old),
         supports_rro: input.supports_rro,
         actuated: input.actuated,
     };
@@ -353,10 +355,11 @@ fn all_conditions(
     list.extend(input.resize_conditions.iter().cloned());
     let has_sandbox = !input.status.pod_sandbox_changed(pod).changed;
     list.push(conditions::ready_to_start_containers(pod, has_sandbox));
-    list.push(conditions::initialized(pod, all, phase));
+    list.push(conditions::initialized(pod, all, phase, input.old));
     let ready = conditions::ready(pod, &list, all, phase);
     list.push(ready);
     list.push(conditions::containers_ready(pod, all, phase));
     list.push(conditions::condition(pod, "PodScheduled", true, None, None));
+    list.extend(restart_all::condition(pod, input.status, input.old, phase));
     list
 }

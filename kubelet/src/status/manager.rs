@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::conditions::{self, KUBELET_CONDITIONS};
 use super::generate::start_time;
+use crate::metrics;
 use crate::pod;
 use crate::pod_manager::PodManager;
 
@@ -141,7 +142,7 @@ impl StatusManager {
         let fresh = [
             ready,
             conditions::containers_ready(pod, &all, &phase),
-            conditions::initialized(pod, &all, &phase),
+            conditions::initialized(pod, &all, &phase, &status),
         ];
         for c in fresh {
             match list.iter_mut().find(|o| o.type_ == c.type_) {
@@ -223,6 +224,7 @@ impl StatusManager {
             tracing::error!(pod = %pod::format(pod), "refused to move a pod out of a terminal phase");
             return false;
         }
+        metrics::observe_terminations(&old, &status);
         set_transition_times(&mut status, &old);
         // A rejected pod's status is not generated.
         if status.start_time.is_none() {

@@ -2,14 +2,19 @@
 //!
 //! Owns: [`get_phase`], pure. Upstream: `getPhase` in `pkg/kubelet/kubelet_pods.go`, v1.36.
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 
 use crate::pod;
+use crate::restart_all;
 
 enum Seen {
     Running,
     /// Ended, now or before the present wait; the exit code.
-    Stopped(i32),
+    Stopped {
+        exit_code: i32,
+        /// Ended only for the pod to start over.
+        for_restart: bool,
+    },
     Waiting,
     Unknown,
 }
@@ -18,16 +23,20 @@ fn seen(status: Option<&ContainerStatus>) -> Seen {
     let Some(state) = status.and_then(|s| s.state.as_ref()) else {
         return Seen::Unknown;
     };
+    let stopped = |t: &ContainerStateTerminated| Seen::Stopped {
+        exit_code: t.exit_code,
+        for_restart: t.reason.as_deref() == Some(restart_all::REASON),
+    };
     if state.running.is_some() {
         Seen::Running
     } else if let Some(t) = &state.terminated {
-        Seen::Stopped(t.exit_code)
+        stopped(t)
     } else if state.waiting.is_some() {
         match status.and_then(|s| s.last_state.as_ref()) {
             Some(ContainerState {
                 terminated: Some(t),
                 ..
-            }) => Seen::Stopped(t.exit_code),
+            }) => stopped(t),
             _ => Seen::Waiting,
         }
     } else {
@@ -60,7 +69,7 @@ pub fn get_phase(
                     }
                 }
                 // An ended sidecar does not count.
-                Seen::Stopped(_) => {}
+                Seen::Stopped { .. } => {}
                 Seen::Waiting => {
                     pending_sidecars += 1;
                     waiting += 1;
@@ -75,9 +84,12 @@ pub fn get_phase(
         } else {
             match seen(status) {
                 // Done; one that waits to run again in a new sandbox counts for nothing either.
-                Seen::Stopped(0) => {}
-                Seen::Stopped(code) => {
-                    if !pod::container_should_restart(container, pod, code) {
+                Seen::Stopped { exit_code: 0, .. } => {}
+                Seen::Stopped {
+                    exit_code,
+                    for_restart,
+                } => {
+                    if !for_restart && !pod::container_should_restart(container, pod, exit_code) {
                         failed_for_good += 1;
                     }
                 }
@@ -89,15 +101,18 @@ pub fn get_phase(
         let status = pod::container_status(statuses, &container.name);
         match seen(status) {
             Seen::Running => running += 1,
-            Seen::Stopped(code) => {
+            Seen::Stopped {
+                exit_code,
+                for_restart,
+            } => {
                 stopped += 1;
-                if !pod::container_should_restart(container, pod, code) {
+                if !for_restart && !pod::container_should_restart(container, pod, exit_code) {
                     stopped_for_good += 1;
                 }
                 let ended = status
                     .and_then(|s| s.state.as_ref())
                     .is_some_and(|s| s.terminated.is_some());
-                if ended && code == 0 {
+                if ended && exit_code == 0 {
                     succeeded += 1;
                 }
             }

@@ -441,3 +441,92 @@ fn a_status_is_whole() {
         ]
     );
 }
+
+/// A pod whose container `a` starts everything over when it leaves with 42.
+#[test]
+fn a_pod_starts_over_in_place() {
+    use k8s_openapi::api::core::v1::{ContainerRestartRule, ContainerRestartRuleOnExitCodes};
+    let mut p = pod("Never", &["i"], &["a", "b"]);
+    let a = &mut p.spec.as_mut().unwrap().containers[0];
+    a.restart_policy = Some("Never".into());
+    a.restart_policy_rules = Some(vec![ContainerRestartRule {
+        action: "RestartAllContainers".into(),
+        exit_codes: Some(ContainerRestartRuleOnExitCodes {
+            operator: "In".into(),
+            values: Some(vec![42]),
+        }),
+    }]);
+    let condition = |s: &ApiPodStatus, type_: &str| {
+        let all = s.conditions.iter().flatten();
+        let found = all.into_iter().find(|c| c.type_ == type_);
+        found.map(|c| c.status.clone()).unwrap_or_default()
+    };
+    let init = || seen("i", 0, Exited, 0);
+    let step = |old: &ApiPodStatus, containers| generate_at(&p, containers, &[], false, old, 1_000);
+
+    let runs = step(
+        &ApiPodStatus::default(),
+        vec![init(), seen("a", 0, Running, 0), seen("b", 0, Running, 0)],
+    );
+    assert_eq!(condition(&runs, "AllContainersRestarting"), "False");
+    assert_eq!(condition(&runs, "Initialized"), "True");
+
+    let left = step(
+        &runs,
+        vec![init(), seen("a", 0, Exited, 42), seen("b", 0, Running, 0)],
+    );
+    assert_eq!(left.phase.as_deref(), Some("Running"));
+    assert_eq!(condition(&left, "AllContainersRestarting"), "True");
+
+    let away = step(&left, vec![]);
+    assert_eq!(away.phase.as_deref(), Some("Running"));
+    assert_eq!(condition(&away, "AllContainersRestarting"), "False");
+    assert_eq!(condition(&away, "Initialized"), "True");
+    for c in away.container_statuses.iter().flatten() {
+        let waiting = c.state.as_ref().unwrap().waiting.as_ref().unwrap();
+        assert_eq!(waiting.reason.as_deref(), Some("RestartingAllContainers"));
+        let last = c.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+        assert_eq!(last.reason.as_deref(), Some("RestartingAllContainers"));
+        assert_eq!((c.restart_count, last.exit_code), (1, 137), "{}", c.name);
+    }
+
+    let again = step(
+        &away,
+        vec![
+            seen("i", 1, Exited, 0),
+            seen("a", 1, Running, 0),
+            seen("b", 1, Running, 0),
+        ],
+    );
+    assert_eq!(again.phase.as_deref(), Some("Running"));
+    assert_eq!(condition(&again, "AllContainersRestarting"), "False");
+    for c in again.container_statuses.iter().flatten() {
+        let last = c.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+        assert_eq!(last.reason.as_deref(), Some("RestartingAllContainers"));
+        assert_eq!(c.restart_count, 1);
+    }
+    // By another code it ends as its policy says.
+    let failed = step(
+        &runs,
+        vec![init(), seen("a", 0, Exited, 1), seen("b", 0, Exited, 0)],
+    );
+    assert_eq!(failed.phase.as_deref(), Some("Failed"));
+    assert_eq!(condition(&failed, "AllContainersRestarting"), "False");
+}
+
+#[test]
+fn ends_are_counted_once() {
+    let of = |state| generate(&pod("Never", &[], &["counted"]), vec![state], &[], false);
+    let runs = of(seen("counted", 0, Running, 0));
+    let ended = of(seen("counted", 0, Exited, 77));
+    let count = || {
+        crate::metrics::TERMINATED_CONTAINERS
+            .with_label_values(&["container", "77", "Error"])
+            .get()
+    };
+    let before = count();
+    crate::metrics::observe_terminations(&runs, &ended);
+    crate::metrics::observe_terminations(&ended, &ended);
+    crate::metrics::observe_terminations(&runs, &runs);
+    assert_eq!(count(), before + 1);
+}
