@@ -99,6 +99,15 @@ const CASES: &[Case] = &[
             "container has runAsNonRoot and image will run as root",
         ],
     },
+    // The machines that run this have no AppArmor; one that has it enforces the profile.
+    Case {
+        name: "confined",
+        spec: "securityContext: {appArmorProfile: {type: RuntimeDefault}}, containers: [{name: main, image: IMAGE, command: [sleep, '99']}]",
+        words: &[
+            "AppArmor|ContainersReady             True",
+            "Cannot enforce AppArmor: AppArmor is not enabled on the host|ContainersReady             True",
+        ],
+    },
 ];
 
 #[test]

@@ -41,6 +41,8 @@ pub struct AdmissionInput<'a> {
     /// Every other pod that counts: admitted and not ended.
     pub active: &'a [Arc<Pod>],
     pub allowed_unsafe_sysctls: &'a [String],
+    /// The kernel enforces AppArmor profiles.
+    pub apparmor: bool,
     /// The node has little memory left.
     pub memory_pressure: bool,
     pub disk_pressure: bool,
@@ -57,7 +59,17 @@ pub fn can_admit_pod(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Reject
     operating_system(pod)?;
     declared_features(pod, input.declared_features)?;
     resources(pod, input)?;
-    general_predicates(pod, input)
+    general_predicates(pod, input)?;
+    apparmor(pod, input.apparmor)
+}
+
+/// Upstream: `NewAppArmorAdmitHandler`. A pod that runs already is not asked again.
+fn apparmor(pod: &Pod, enabled: bool) -> Result<(), Rejection> {
+    if !matches!(pod::phase(pod), "" | "Pending") {
+        return Ok(());
+    }
+    crate::security_context::apparmor::validate(pod, enabled)
+        .map_err(|why| reject("AppArmor", format!("Cannot enforce AppArmor: {why}")))
 }
 
 /// Upstream: the eviction manager's `Admit`.
@@ -365,6 +377,7 @@ mod tests {
                 allocatable: &allocatable,
                 active: &active,
                 allowed_unsafe_sysctls: &[],
+                apparmor: false,
                 memory_pressure: false,
                 disk_pressure: false,
                 declared_features: &[],
@@ -390,6 +403,28 @@ mod tests {
             .unwrap_err()
             .starts_with("OutOfpods|")
         );
+    }
+
+    #[test]
+    fn profiles_need_a_node_that_enforces_them() {
+        let mut confined = pod("0", 0);
+        confined.spec.as_mut().unwrap().security_context =
+            Some(k8s_openapi::api::core::v1::PodSecurityContext {
+                app_armor_profile: Some(k8s_openapi::api::core::v1::AppArmorProfile {
+                    type_: "RuntimeDefault".into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            });
+        assert_eq!(
+            check(&confined, vec![], Node::default()).unwrap_err(),
+            "AppArmor|Cannot enforce AppArmor: AppArmor is not enabled on the host"
+        );
+        confined.status = Some(k8s_openapi::api::core::v1::PodStatus {
+            phase: Some("Running".into()),
+            ..Default::default()
+        });
+        assert_eq!(check(&confined, vec![], Node::default()), Ok(()));
     }
 
     #[test]

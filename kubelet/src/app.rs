@@ -7,7 +7,9 @@ mod machine;
 mod servers;
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +31,7 @@ use volumes::VolumeManager;
 use self::features::{
     CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
-use self::machine::{apparmor_enabled, check_machine, node_addresses, protect_from_oom};
+use self::machine::{check_machine, node_addresses, protect_from_oom};
 use crate::backoff::Backoff;
 use crate::cm::cgroup::{CgroupError, CgroupManager};
 use crate::cm::machine::{MachineInfo, fs_stats};
@@ -58,9 +60,10 @@ use crate::pod_workers::PodWorkers;
 use crate::prober::ProbeManager;
 use crate::resize::AllocationManager;
 use crate::runtime_class;
+use crate::security_context::NodeSecurity;
 use crate::status::manager::StatusManager;
 use crate::sync_loop::{CONFIG_QUEUE, Channels, SyncLoop};
-use crate::user_namespaces::UserNamespaceManager;
+use crate::user_namespaces::{KubeletMappings, UserNamespaceManager};
 use crate::{certificate, container_log, eviction, metrics, node_network, pleg};
 
 /// Pause between two tries to get a first certificate.
@@ -102,6 +105,8 @@ pub enum AppError {
     Network(#[from] network::NetworkError),
     #[error("failed to run Kubelet: container runtime: {0}")]
     Runtime(#[from] runtime::api::RuntimeError),
+    #[error("failed to run Kubelet: create user namespace manager: {0}")]
+    UserNamespaces(#[from] crate::user_namespaces::UserNamespaceError),
     #[error(transparent)]
     Tls(#[from] component_base::tls::TlsError),
     #[error(transparent)]
@@ -261,6 +266,9 @@ impl Parts {
         ] {
             std::fs::create_dir_all(&dir).map_err(io(format!("create {}", dir.display())))?;
         }
+        // As upstream makes it: what Secrets hold lies below.
+        std::fs::set_permissions(paths.pods(), Permissions::from_mode(0o750))
+            .map_err(io(format!("chmod {}", paths.pods().display())))?;
         let cgroups = CgroupManager::detect()?;
         check_machine(&config, &cgroups)?;
         protect_from_oom(config.oom_score_adj);
@@ -341,11 +349,8 @@ impl Parts {
                 f.client().clone(),
             )
         });
-        let user_namespaces = Arc::new(UserNamespaceManager::load(
-            paths.clone(),
-            config.ids_per_pod(),
-            u32::try_from(config.max_pods).unwrap_or(110),
-        ));
+        let user_namespaces = Arc::new(load_user_namespaces(&paths, &config, &runtime).await?);
+        let security = Arc::new(NodeSecurity::read());
         let allocation = Arc::new(AllocationManager::load(paths.root()));
         let keyring = Arc::new(Keyring::for_node(paths.root()));
         let pulls = pull_manager(gates, &config, &paths, &runtime).await?;
@@ -383,7 +388,7 @@ impl Parts {
             config: config.clone(),
             supports_rro: true,
             supports_user_namespaces: true,
-            apparmor_enabled: apparmor_enabled(),
+            security: security.clone(),
         }));
         let workers = Arc::new(PodWorkers::new(config.sync_frequency.0, token));
         let kubelet = Arc::new(Kubelet {
@@ -398,6 +403,7 @@ impl Parts {
             container_manager,
             user_namespaces,
             image_gc,
+            security,
             recorder,
             paths,
             config: config.clone(),
@@ -617,6 +623,31 @@ impl Parts {
             token,
         ));
     }
+}
+
+/// The ids of pods that run, or ran and were not cleaned up, are theirs still.
+async fn load_user_namespaces(
+    paths: &Paths,
+    config: &KubeletConfiguration,
+    runtime: &Arc<dyn Runtime>,
+) -> Result<UserNamespaceManager, AppError> {
+    let (paths, ids_per_pod) = (paths.clone(), config.ids_per_pod());
+    let max_pods = u32::try_from(config.max_pods).unwrap_or_default();
+    let manager = tokio::task::spawn_blocking(move || {
+        let mappings = KubeletMappings::of_this_node(ids_per_pod)?;
+        UserNamespaceManager::load(paths, mappings, ids_per_pod, max_pods)
+    })
+    .await
+    .map_err(|error| AppError::Io {
+        what: "read the user namespaces' records".to_owned(),
+        source: std::io::Error::other(error),
+    })??;
+    for sandbox in runtime.list_pod_sandboxes().await? {
+        if let Some(user) = &sandbox.namespaces.user {
+            manager.reserve(&sandbox.metadata.uid, user);
+        }
+    }
+    Ok(manager)
 }
 
 async fn open_runtime(options: &Options) -> Result<LinuxRuntime, AppError> {

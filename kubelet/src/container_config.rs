@@ -92,7 +92,8 @@ pub async fn generate_container_config(
             .collect()
     };
     let mut mounts = make_mounts(pod, container, &facts, &lookup).await?;
-    if let Some(mount) = termination_message_mount(pod, container, facts.paths)? {
+    if let Some(mut mount) = termination_message_mount(pod, container, facts.paths)? {
+        mount.idmap = facts.security.namespaces.user.is_some();
         mounts.push(mount);
     }
     Ok(cri::ContainerConfig {

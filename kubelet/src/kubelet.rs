@@ -68,6 +68,7 @@ pub struct Kubelet {
     pub container_manager: Arc<ContainerManager>,
     pub user_namespaces: Arc<UserNamespaceManager>,
     pub image_gc: Arc<ImageGcManager>,
+    pub security: Arc<crate::security_context::NodeSecurity>,
     pub recorder: KubeletRecorder,
     pub paths: Paths,
     pub config: Arc<KubeletConfiguration>,

@@ -69,7 +69,7 @@ pub struct Dependencies {
     /// For static pods before the API server is known.
     pub supports_rro: bool,
     pub supports_user_namespaces: bool,
-    pub apparmor_enabled: bool,
+    pub security: Arc<crate::security_context::NodeSecurity>,
 }
 
 /// Shared by the pod workers.
@@ -507,18 +507,14 @@ impl RuntimeManager {
         pod: &Pod,
     ) -> Result<Option<runtime::api::UserNamespace>, crate::user_namespaces::UserNamespaceError>
     {
-        let user = self.d.user_namespaces.get_or_create(pod)?;
-        if user.is_some() && !self.d.supports_user_namespaces {
-            let class = pod
-                .spec
-                .as_ref()
-                .and_then(|s| s.runtime_class_name.clone())
-                .unwrap_or_default();
-            return Err(crate::user_namespaces::UserNamespaceError::Unsupported(
-                class,
-            ));
-        }
-        Ok(user)
+        let class = pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.runtime_class_name.as_deref())
+            .unwrap_or_default();
+        self.d
+            .user_namespaces
+            .get_or_create(pod, class, self.d.supports_user_namespaces)
     }
 
     /// What the runtime should enforce for the container.

@@ -12,6 +12,11 @@ use runtime::api as cri;
 
 use crate::pod;
 
+pub mod apparmor;
+pub mod node;
+
+pub use node::NodeSecurity;
+
 /// Why the container may not be made like that; reason `CreateContainerConfigError`.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecurityContextError {
@@ -53,10 +58,9 @@ pub fn determine_effective_security_context(pod: &Pod, container: &Container) ->
         out.run_as_non_root = out.run_as_non_root.or(p.run_as_non_root);
         out.se_linux_options = out.se_linux_options.or_else(|| p.se_linux_options.clone());
         out.seccomp_profile = out.seccomp_profile.or_else(|| p.seccomp_profile.clone());
-        out.app_armor_profile = out
-            .app_armor_profile
-            .or_else(|| p.app_armor_profile.clone());
+        out.windows_options = out.windows_options.or_else(|| p.windows_options.clone());
     }
+    out.app_armor_profile = apparmor::profile(pod, container);
     out
 }
 
@@ -150,18 +154,95 @@ fn seccomp(
     }
 }
 
-fn apparmor(
+/// `None` of the pod is the runtime's own profile where that can be had, as with containerd.
+fn apparmor_profile(
     profile: Option<&AppArmorProfile>,
+    privileged: bool,
+    node: &NodeSecurity,
 ) -> Result<cri::SecurityProfile, SecurityContextError> {
-    match profile.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref())) {
-        None | Some(("RuntimeDefault", _)) => Ok(cri::SecurityProfile::RuntimeDefault),
-        Some(("Unconfined", _)) => Ok(cri::SecurityProfile::Unconfined),
-        Some(("Localhost", Some(name))) => Ok(cri::SecurityProfile::Localhost(name.into())),
-        Some((other, _)) => Err(SecurityContextError::Unsupported {
-            field: "appArmorProfile.type",
-            value: other.to_owned(),
-        }),
+    let unsupported = |value: &str| SecurityContextError::Unsupported {
+        field: "appArmorProfile.type",
+        value: value.to_owned(),
+    };
+    let Some(profile) = profile else {
+        return Ok(if node.apparmor_default && !privileged {
+            cri::SecurityProfile::RuntimeDefault
+        } else {
+            cri::SecurityProfile::Unconfined
+        });
+    };
+    match profile.type_.as_str() {
+        "Unconfined" => Ok(cri::SecurityProfile::Unconfined),
+        // Admission refuses such pods; what was admitted before AppArmor went is not started unconfined.
+        "RuntimeDefault" | "Localhost" if !node.apparmor => Err(unsupported(&format!(
+            "{}: AppArmor is not enabled on the host",
+            profile.type_
+        ))),
+        "RuntimeDefault" if privileged => Ok(cri::SecurityProfile::Unconfined),
+        "RuntimeDefault" => Ok(cri::SecurityProfile::RuntimeDefault),
+        "Localhost" => {
+            let name = profile.localhost_profile.as_deref().unwrap_or_default();
+            if name.trim().is_empty() {
+                return Err(unsupported("Localhost without localhostProfile"));
+            }
+            Ok(cri::SecurityProfile::Localhost(name.into()))
+        }
+        other => Err(unsupported(other)),
     }
+}
+
+/// (masked, read-only) paths. Upstream: `ConvertToRuntimeMaskedPaths` and its sister.
+fn proc_paths(
+    effective: &SecurityContext,
+    node: &NodeSecurity,
+) -> Result<(Vec<String>, Vec<String>), SecurityContextError> {
+    match effective.proc_mount.as_deref() {
+        None | Some("" | "Default") => {}
+        Some("Unmasked") => return Ok((vec![], vec![])),
+        Some(other) => {
+            return Err(SecurityContextError::Unsupported {
+                field: "procMount",
+                value: other.to_owned(),
+            });
+        }
+    }
+    if effective.privileged == Some(true) {
+        return Ok((vec![], vec![]));
+    }
+    let list = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+    let mut masked: Vec<String> = list(MASKED_PATHS);
+    masked.extend(node.thermal_paths.iter().cloned());
+    Ok((masked, list(READONLY_PATHS)))
+}
+
+/// What other systems enforce: refused where it would be expected to work, named in the log where upstream's kubelet
+/// takes it without effect too.
+fn check_other_systems(
+    pod: &Pod,
+    container: &Container,
+    effective: &SecurityContext,
+    node: &NodeSecurity,
+) -> Result<(), SecurityContextError> {
+    if let Some(options) = &effective.se_linux_options {
+        let fields = [&options.user, &options.role, &options.type_, &options.level];
+        let text = fields
+            .map(|field| field.as_deref().unwrap_or_default())
+            .join(":");
+        if text != ":::" {
+            // DIFFERS: containerd can be told to label processes and files; this runtime cannot yet.
+            if node.selinux {
+                return Err(SecurityContextError::Unsupported {
+                    field: "seLinuxOptions",
+                    value: text,
+                });
+            }
+            tracing::warn!(pod = %pod::format(pod), container = container.name, options = text, "seLinuxOptions have no effect: SELinux is not enabled on the host");
+        }
+    }
+    if effective.windows_options.is_some() {
+        tracing::warn!(pod = %pod::format(pod), container = container.name, "windowsOptions have no effect on Linux");
+    }
+    Ok(())
 }
 
 fn id(field: &'static str, value: i64) -> Result<u32, SecurityContextError> {
@@ -179,8 +260,8 @@ pub struct SecurityDefaults<'a> {
     pub seccomp_root: &'a Path,
     /// `seccompDefault` of the configuration.
     pub seccomp_default: bool,
-    /// Does the kernel have AppArmor?
-    pub apparmor_enabled: bool,
+    /// What the machine enforces and hides.
+    pub node: &'a NodeSecurity,
 }
 
 /// The whole of what the runtime is told.
@@ -197,15 +278,8 @@ pub fn to_runtime(
     let effective = determine_effective_security_context(pod, container);
     let pod_context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let privileged = effective.privileged.unwrap_or(false);
-    let unmasked = effective.proc_mount.as_deref() == Some("Unmasked");
-    let paths = |list: &[&str]| {
-        if unmasked {
-            vec![]
-        } else {
-            list.iter().map(|p| (*p).to_owned()).collect()
-        }
-    };
-
+    check_other_systems(pod, container, &effective, defaults.node)?;
+    let (masked_paths, readonly_paths) = proc_paths(&effective, defaults.node)?;
     let mut supplemental_groups = vec![];
     let mut merge_image_groups = true;
     if let Some(context) = pod_context {
@@ -258,21 +332,13 @@ pub fn to_runtime(
                 defaults.seccomp_default,
             )?
         },
-        apparmor: if privileged || !defaults.apparmor_enabled {
-            cri::SecurityProfile::Unconfined
-        } else {
-            apparmor(effective.app_armor_profile.as_ref())?
-        },
-        masked_paths: if privileged {
-            vec![]
-        } else {
-            paths(MASKED_PATHS)
-        },
-        readonly_paths: if privileged {
-            vec![]
-        } else {
-            paths(READONLY_PATHS)
-        },
+        apparmor: apparmor_profile(
+            effective.app_armor_profile.as_ref(),
+            privileged,
+            defaults.node,
+        )?,
+        masked_paths,
+        readonly_paths,
         namespaces,
     })
 }
@@ -346,7 +412,7 @@ mod tests {
         let defaults = SecurityDefaults {
             seccomp_root: Path::new("/s"),
             seccomp_default: true,
-            apparmor_enabled: false,
+            node: &NodeSecurity::default(),
         };
         let got = to_runtime(
             &pod,
@@ -359,5 +425,258 @@ mod tests {
         assert_eq!(got.run_as_user, Some(2));
         assert_eq!(got.supplemental_groups, [9]);
         assert_eq!(got.seccomp, cri::SecurityProfile::RuntimeDefault);
+    }
+
+    /// What becomes of each field: it changes what the runtime is told, it is refused by name, or, as upstream, another
+    /// part of the kubelet acts on it.
+    #[derive(Debug, PartialEq)]
+    enum Fate {
+        ActedOn,
+        Refused(&'static str),
+        /// Volumes, sysctls: applied by those who own them.
+        Elsewhere,
+        /// No effect on such a node, upstream as here; named in the log.
+        Warned,
+    }
+
+    fn fate(pod: &Pod, container: &Container, node: &NodeSecurity) -> Fate {
+        let run = |pod: &Pod, container: &Container| {
+            let defaults = SecurityDefaults {
+                seccomp_root: Path::new("/s"),
+                seccomp_default: false,
+                node,
+            };
+            let image = ImageUser::default();
+            verify_run_as_non_root(pod, container, &image)?;
+            to_runtime(pod, container, &image, Default::default(), &defaults)
+        };
+        let plain = run(
+            &Pod::default(),
+            &Container {
+                name: container.name.clone(),
+                ..Default::default()
+            },
+        );
+        match run(pod, container) {
+            Err(SecurityContextError::Unsupported { field, .. }) => Fate::Refused(field),
+            // A policy that the image breaks.
+            Err(_) => Fate::ActedOn,
+            Ok(told) if Ok(&told) != plain.as_ref() => Fate::ActedOn,
+            Ok(_) => Fate::Warned,
+        }
+    }
+
+    fn check_fields(kind: &str, value: serde_json::Value, table: &[(&str, Fate)]) {
+        let fields: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
+        let mut listed: Vec<&str> = table.iter().map(|(field, _)| *field).collect();
+        listed.sort_unstable();
+        assert_eq!(fields, listed, "every field of {kind} has its line");
+        let node = NodeSecurity {
+            apparmor: true,
+            ..Default::default()
+        };
+        for (field, expected) in table {
+            let one = serde_json::json!({ *field: value[*field] });
+            let (pod, container) = if kind == "PodSecurityContext" {
+                (pod(serde_json::from_value(one).unwrap()), None)
+            } else {
+                (Pod::default(), Some(serde_json::from_value(one).unwrap()))
+            };
+            let container = Container {
+                name: "c".into(),
+                security_context: container,
+                ..Default::default()
+            };
+            let got = fate(&pod, &container, &node);
+            if *expected == Fate::Elsewhere {
+                assert_eq!(got, Fate::Warned, "{kind}.{field}");
+            } else {
+                assert_eq!(&got, expected, "{kind}.{field}");
+            }
+        }
+    }
+
+    /// A field that a later version brings does not compile here until the tables below have it.
+    #[test]
+    fn no_field_is_missing_below() {
+        let SecurityContext {
+            allow_privilege_escalation: _,
+            app_armor_profile: _,
+            capabilities: _,
+            privileged: _,
+            proc_mount: _,
+            read_only_root_filesystem: _,
+            run_as_group: _,
+            run_as_non_root: _,
+            run_as_user: _,
+            se_linux_options: _,
+            seccomp_profile: _,
+            windows_options: _,
+        } = SecurityContext::default();
+        let PodSecurityContext {
+            app_armor_profile: _,
+            fs_group: _,
+            fs_group_change_policy: _,
+            run_as_group: _,
+            run_as_non_root: _,
+            run_as_user: _,
+            se_linux_change_policy: _,
+            se_linux_options: _,
+            seccomp_profile: _,
+            supplemental_groups: _,
+            supplemental_groups_policy: _,
+            sysctls: _,
+            windows_options: _,
+        } = PodSecurityContext::default();
+    }
+
+    #[test]
+    fn every_field_has_an_effect_or_is_named() {
+        let selinux = serde_json::json!({ "level": "s0:c1,c2" });
+        let windows = serde_json::json!({ "runAsUserName": "x" });
+        check_fields(
+            "SecurityContext",
+            serde_json::json!({
+                "allowPrivilegeEscalation": false,
+                "appArmorProfile": { "type": "Localhost", "localhostProfile": "p" },
+                "capabilities": { "add": ["NET_ADMIN"] },
+                "privileged": true,
+                "procMount": "Unmasked",
+                "readOnlyRootFilesystem": true,
+                "runAsGroup": 5,
+                "runAsNonRoot": true,
+                "runAsUser": 5,
+                "seLinuxOptions": selinux,
+                "seccompProfile": { "type": "RuntimeDefault" },
+                "windowsOptions": windows,
+            }),
+            &[
+                ("allowPrivilegeEscalation", Fate::ActedOn),
+                ("appArmorProfile", Fate::ActedOn),
+                ("capabilities", Fate::ActedOn),
+                ("privileged", Fate::ActedOn),
+                ("procMount", Fate::ActedOn),
+                ("readOnlyRootFilesystem", Fate::ActedOn),
+                ("runAsGroup", Fate::ActedOn),
+                ("runAsNonRoot", Fate::ActedOn),
+                ("runAsUser", Fate::ActedOn),
+                ("seLinuxOptions", Fate::Warned),
+                ("seccompProfile", Fate::ActedOn),
+                ("windowsOptions", Fate::Warned),
+            ],
+        );
+        check_fields(
+            "PodSecurityContext",
+            serde_json::json!({
+                "appArmorProfile": { "type": "Localhost", "localhostProfile": "p" },
+                "fsGroup": 5,
+                "fsGroupChangePolicy": "Always",
+                "runAsGroup": 5,
+                "runAsNonRoot": true,
+                "runAsUser": 5,
+                "seLinuxChangePolicy": "Recursive",
+                "seLinuxOptions": selinux,
+                "seccompProfile": { "type": "RuntimeDefault" },
+                "supplementalGroups": [5],
+                "supplementalGroupsPolicy": "Strict",
+                "sysctls": [{ "name": "net.ipv4.tcp_syncookies", "value": "1" }],
+                "windowsOptions": windows,
+            }),
+            &[
+                ("appArmorProfile", Fate::ActedOn),
+                ("fsGroup", Fate::ActedOn),
+                ("fsGroupChangePolicy", Fate::Elsewhere),
+                ("runAsGroup", Fate::ActedOn),
+                ("runAsNonRoot", Fate::ActedOn),
+                ("runAsUser", Fate::ActedOn),
+                // Only says how labels get onto volumes, which needs SELinux.
+                ("seLinuxChangePolicy", Fate::Warned),
+                ("seLinuxOptions", Fate::Warned),
+                ("seccompProfile", Fate::ActedOn),
+                ("supplementalGroups", Fate::ActedOn),
+                ("supplementalGroupsPolicy", Fate::ActedOn),
+                ("sysctls", Fate::Elsewhere),
+                ("windowsOptions", Fate::Warned),
+            ],
+        );
+    }
+
+    #[test]
+    fn values_that_nobody_knows_are_refused_by_name() {
+        let of = |context: serde_json::Value, node: &NodeSecurity| {
+            let container = Container {
+                name: "c".into(),
+                security_context: Some(serde_json::from_value(context).unwrap()),
+                ..Default::default()
+            };
+            fate(&Pod::default(), &container, node)
+        };
+        let plain = NodeSecurity::default();
+        let selinux = NodeSecurity {
+            selinux: true,
+            ..Default::default()
+        };
+        for (context, node, field) in [
+            (
+                serde_json::json!({ "procMount": "Other" }),
+                &plain,
+                "procMount",
+            ),
+            (
+                serde_json::json!({ "seccompProfile": { "type": "Other" } }),
+                &plain,
+                "seccompProfile.type",
+            ),
+            (
+                serde_json::json!({ "appArmorProfile": { "type": "Other" } }),
+                &plain,
+                "appArmorProfile.type",
+            ),
+            (
+                serde_json::json!({ "appArmorProfile": { "type": "RuntimeDefault" } }),
+                &plain,
+                "appArmorProfile.type",
+            ),
+            (
+                serde_json::json!({ "privileged": true, "appArmorProfile": { "type": "Localhost", "localhostProfile": "p" } }),
+                &plain,
+                "appArmorProfile.type",
+            ),
+            (
+                serde_json::json!({ "seLinuxOptions": { "level": "s0" } }),
+                &selinux,
+                "seLinuxOptions",
+            ),
+        ] {
+            assert_eq!(of(context.clone(), node), Fate::Refused(field), "{context}");
+        }
+    }
+
+    #[test]
+    fn what_is_hidden_of_proc_and_sys() {
+        let node = NodeSecurity {
+            thermal_paths: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".into()],
+            ..Default::default()
+        };
+        let of = |proc_mount: Option<&str>, privileged: bool| {
+            let context = SecurityContext {
+                proc_mount: proc_mount.map(str::to_owned),
+                privileged: Some(privileged),
+                ..Default::default()
+            };
+            proc_paths(&context, &node).unwrap()
+        };
+        let (masked, readonly) = of(None, false);
+        for path in [
+            "/proc/interrupts",
+            "/proc/keys",
+            "/sys/devices/virtual/powercap",
+            "/sys/devices/system/cpu/cpu0/thermal_throttle",
+        ] {
+            assert!(masked.iter().any(|masked| masked == path), "{path}");
+        }
+        assert!(readonly.contains(&"/proc/sys".to_owned()));
+        assert_eq!(of(Some("Unmasked"), false), (vec![], vec![]));
+        assert_eq!(of(None, true), (vec![], vec![]));
     }
 }

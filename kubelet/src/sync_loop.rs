@@ -247,6 +247,7 @@ impl SyncLoop {
                 allocatable: &kubelet.node.allocatable.load(),
                 active: &active,
                 allowed_unsafe_sysctls: &kubelet.config.allowed_unsafe_sysctls,
+                apparmor: kubelet.security.apparmor,
                 memory_pressure: kubelet.node.under_pressure("MemoryPressure"),
                 declared_features: &kubelet.declared_features,
                 disk_pressure: kubelet.node.under_pressure("DiskPressure"),

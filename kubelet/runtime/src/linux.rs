@@ -22,6 +22,7 @@ use crate::api::*;
 pub use shim_protocol::OpenFiles;
 
 mod adopt;
+mod apparmor;
 pub mod cgroup;
 mod container;
 mod image;
@@ -125,16 +126,9 @@ impl LinuxRuntime {
             root: config.root_dir.clone(),
             state: config.state_dir.clone(),
         };
-        for directory in [
-            layout.sandboxes(),
-            layout.containers(),
-            layout.seccomp(),
-            layout.sandbox_states(),
-            layout.container_states(),
-        ] {
-            std::fs::create_dir_all(&directory)
-                .map_err(io(format!("create {}", directory.display())))?;
-        }
+        layout
+            .create()
+            .map_err(io("prepare the runtime's directories"))?;
         let shim_path = match &config.shim_path {
             Some(path) => path.clone(),
             None => std::env::current_exe()

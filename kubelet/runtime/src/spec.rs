@@ -73,6 +73,8 @@ pub struct Facts {
     pub user: User,
     /// The compiled profile; `None`: unconfined.
     pub seccomp_filter: Option<PathBuf>,
+    /// A profile that is loaded; `None`: unconfined.
+    pub apparmor_profile: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,8 +83,6 @@ pub enum SpecError {
     NoCommand,
     #[error("unknown capability {0:?} to add or drop")]
     UnknownCapability(String),
-    #[error("AppArmor profiles are not supported by this runtime: {0}")]
-    AppArmor(String),
     #[error("mount path {0:?} is not absolute")]
     RelativeMount(String),
     #[error("namespace target without a running container")]
@@ -194,7 +194,8 @@ pub fn container_spec(
             "terminal": config.tty,
             "user": { "uid": 0, "gid": 0 },
             "args": process.args,
-            "env": process.env,
+            // The shim gives it to the program itself; this lies on disk.
+            "env": [],
             "cwd": "/",
             "capabilities": { "bounding": all, "effective": all, "permitted": all },
         },
@@ -231,9 +232,6 @@ fn process_spec(
     if args.is_empty() {
         return Err(SpecError::NoCommand);
     }
-    if let SecurityProfile::Localhost(profile) = &security.apparmor {
-        return Err(SpecError::AppArmor(profile.display().to_string()));
-    }
     let set = capabilities(security, facts.available_capabilities)?;
     Ok(ProcessSpec {
         args,
@@ -252,7 +250,7 @@ fn process_spec(
         ambient: 0,
         no_new_privileges: security.no_new_privileges,
         seccomp_bpf: facts.seccomp_filter.clone(),
-        apparmor_profile: None,
+        apparmor_profile: facts.apparmor_profile.clone(),
         oom_score_adj: Some(config.resources.oom_score_adj),
         terminal: config.tty,
     })

@@ -795,6 +795,236 @@ async fn user_namespaces_hold_for_containers_volumes_and_execs() {
     node.runtime.remove_pod_sandbox(&sandbox).await.unwrap();
 }
 
+/// What of the node may a user namespace's root walk through: its own ways, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn user_namespaces_need_no_open_directory_of_the_node() {
+    if !is_root() {
+        return;
+    }
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let node = Node::new().await;
+    let maps = vec![IdMapping {
+        host_id: 655_360,
+        container_id: 0,
+        length: 65_536,
+    }];
+    let user = Some(UserNamespace {
+        uids: maps.clone(),
+        gids: maps,
+    });
+    let mut config = node.sandbox_config("userns-closed");
+    config.namespaces.network = NamespaceMode::Pod;
+    config.namespaces.user = user.clone();
+    config.dns = Some(DnsConfig {
+        servers: vec!["10.0.0.10".into()],
+        ..Default::default()
+    });
+    node.runtime
+        .update_pod_cidrs(vec!["10.214.0.0/24".into()])
+        .await
+        .unwrap();
+    let sandbox = node.runtime.run_pod_sandbox(&config).await.unwrap();
+
+    // As the kubelet's directories: nobody but root gets in.
+    let pods = node.directory.join("pods");
+    let (volume, memory, log) = (pods.join("volume"), pods.join("memory"), pods.join("log"));
+    for directory in [&volume, &memory] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    std::fs::set_permissions(&pods, PermissionsExt::from_mode(0o700)).unwrap();
+    nix::mount::mount(
+        Some("tmpfs"),
+        &memory,
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        None::<&str>,
+    )
+    .unwrap();
+    for directory in [&volume, &memory] {
+        chown(directory, Some(0), Some(3000)).unwrap();
+        std::fs::set_permissions(directory, PermissionsExt::from_mode(0o2770)).unwrap();
+    }
+    std::fs::create_dir(volume.join("below")).unwrap();
+    std::fs::write(volume.join("secret"), "hush\n").unwrap();
+    chown(volume.join("secret"), Some(1000), Some(3000)).unwrap();
+    std::fs::set_permissions(volume.join("secret"), PermissionsExt::from_mode(0o600)).unwrap();
+    // A mount below a volume is seen too.
+    nix::mount::mount(
+        Some("tmpfs"),
+        &volume.join("below"),
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        Some("mode=755"),
+    )
+    .unwrap();
+    std::fs::write(volume.join("below/deep"), "deep\n").unwrap();
+    std::fs::write(&log, "").unwrap();
+    std::fs::set_permissions(&log, PermissionsExt::from_mode(0o666)).unwrap();
+
+    let inside = |text: &str| {
+        let mut config = script(text);
+        config.envs = vec![("TOKEN".into(), "not-for-the-disk".into())];
+        config.security.namespaces.network = NamespaceMode::Pod;
+        config.security.namespaces.user = user.clone();
+        config.security.run_as_user = Some(1000);
+        config.security.supplemental_groups = vec![3000];
+        let mount = |path: &str, host: &std::path::Path| Mount {
+            container_path: path.into(),
+            host_path: host.into(),
+            idmap: true,
+            ..Default::default()
+        };
+        config.mounts = vec![
+            mount("/volume", &volume),
+            mount("/memory", &memory),
+            mount("/dev/termination-log", &log),
+            Mount {
+                container_path: "/img".into(),
+                image: Some(image::NAME.into()),
+                readonly: true,
+                ..Default::default()
+            },
+        ];
+        config
+    };
+    let (code, text) = node
+        .run(
+            &sandbox,
+            &inside(
+                "cat /volume/secret /volume/below/deep; touch /volume/made /memory/made && stat -c '%n %u %g' /volume/made /memory/made; \
+                 echo said > /dev/termination-log; stat -c '%n %u' /img/bin/sh /home /etc/resolv.conf /etc/hostname; \
+                 cat /etc/resolv.conf /etc/hostname; echo shm > /dev/shm/x && cat /dev/shm/x; env | grep TOKEN",
+            ),
+        )
+        .await;
+    assert_eq!(
+        (code, text.as_str()),
+        (
+            0,
+            "hush\ndeep\n/volume/made 1000 3000\n/memory/made 1000 3000\n/img/bin/sh 0\n/home 0\n/etc/resolv.conf 0\n\
+             /etc/hostname 0\nnameserver 10.0.0.10\nuserns-closed\nshm\nTOKEN=not-for-the-disk\n"
+        )
+    );
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "said\n");
+    let made = std::fs::metadata(volume.join("made")).unwrap();
+    assert_eq!(
+        (made.uid(), made.gid()),
+        (1000, 3000),
+        "ids on disk are the pod's own"
+    );
+
+    let id = node.start(&sandbox, &inside("exec sleep 1000")).await;
+    let (code, text) = node.exec(&id, "echo $TOKEN; cat /volume/secret").await;
+    assert_eq!((code, text.as_str()), (0, "not-for-the-disk\nhush\n"));
+    assert_private(&node.directory, Some(655_360));
+
+    // What fails inside says at which step, and the errno.
+    let mut wrong = inside("true");
+    wrong.mounts.push(Mount {
+        container_path: "/etc/passwd/below".into(),
+        host_path: volume.clone(),
+        idmap: true,
+        ..Default::default()
+    });
+    let id = node
+        .runtime
+        .create_container(&sandbox, &wrong)
+        .await
+        .unwrap();
+    let error = node
+        .runtime
+        .start_container(&id)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("failed to prepare rootfs") && error.contains("/etc/passwd/below"),
+        "{error}"
+    );
+    assert!(error.to_lowercase().contains("not a directory"), "{error}");
+
+    node.runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+    assert!(
+        volume.join("below/deep").exists(),
+        "taking the views away takes nothing from the node"
+    );
+    for point in [volume.join("below"), memory] {
+        nix::mount::umount(&point).unwrap();
+    }
+}
+
+/// Everything of the runtime's is for root alone: records 0600, directories 0700, or 0711 and 0710 where the root of
+/// `user_namespace` must pass. No value of an environment is on disk.
+fn assert_private(directory: &std::path::Path, user_namespace: Option<u32>) {
+    use std::os::unix::fs::MetadataExt;
+    let entries = |path: &std::path::Path| -> Vec<std::path::PathBuf> {
+        std::fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect()
+    };
+    let (root, state) = (directory.join("root"), directory.join("state"));
+    let open = [
+        state.clone(),
+        state.join("sandboxes"),
+        state.join("containers"),
+    ];
+    let mut directories = vec![directory.join("images"), root.clone(), state.clone()];
+    for shared in entries(&root).into_iter().chain(entries(&state)) {
+        directories.extend(entries(&shared).into_iter().filter(|path| path.is_dir()));
+        directories.push(shared);
+    }
+    assert!(directories.len() > 8, "{directories:?}");
+    for path in directories {
+        let data = std::fs::metadata(&path).unwrap();
+        let mode = data.mode() & 0o777;
+        if open.contains(&path) && user_namespace.is_some() {
+            assert_eq!(mode, 0o711, "{}", path.display());
+        } else if user_namespace.is_some() && path.starts_with(&state) && mode == 0o710 {
+            assert_eq!(Some(data.gid()), user_namespace, "{}", path.display());
+        } else {
+            assert_eq!(mode, 0o700, "{}", path.display());
+        }
+        for file in entries(&path) {
+            let data = std::fs::symlink_metadata(&file).unwrap();
+            let record = file
+                .extension()
+                .is_some_and(|ext| ext == "json" || ext == "log" || ext == "bpf");
+            if data.is_file() && record {
+                assert_eq!(data.mode() & 0o777, 0o600, "{}", file.display());
+                let text = String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned();
+                assert!(
+                    !file.starts_with(&root) || !text.contains("not-for-the-disk"),
+                    "{}",
+                    file.display()
+                );
+            }
+            if file.ends_with("libcontainer") {
+                assert_eq!(data.mode() & 0o777, 0o700, "{}", file.display());
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_pod_is_open_to_the_nodes_users() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("private").await;
+    let mut config = script("exec sleep 1000");
+    config.envs = vec![("TOKEN".into(), "not-for-the-disk".into())];
+    let id = node.start(&sandbox, &config).await;
+    assert_private(&node.directory, None);
+    let state = node.directory.join("state/sandboxes").join(&sandbox);
+    for name in ["resolv.conf", "hostname"] {
+        assert!(!state.join(name).exists(), "{name} is on the node's tmpfs");
+    }
+    let (_, environment) = node.exec(&id, "echo $TOKEN").await;
+    assert_eq!(environment, "not-for-the-disk\n");
+}
+
 const CHILD_DIRECTORY: &str = "GANTRY_RT_CHILD_DIRECTORY";
 
 /// Not a test of its own: the process that [`containers_outlive_a_killed_runtime`] kills.
@@ -814,6 +1044,7 @@ async fn child_runtime() {
         .await;
     let mut long = script("while read line; do echo got $line; done");
     long.stdin = true;
+    long.envs = vec![("KEPT".into(), "over the restart".into())];
     let long = node.start(&sandbox, &long).await;
     println!("\nCHILD {sandbox} {short} {long}");
     std::future::pending::<()>().await;
@@ -857,6 +1088,8 @@ async fn containers_outlive_a_killed_runtime() {
     node.owned = true;
     let status = node.runtime.container_status(short).await.unwrap();
     assert_eq!(status.state, ContainerState::Running, "{status:?}");
+    let (_, environment) = node.exec(long, "echo $KEPT").await;
+    assert_eq!(environment, "over the restart\n");
     let status = node.wait(short).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (42, "Error"));
     let expected: String = (1..=40).map(|i| format!("line {i}\n")).collect();

@@ -4,6 +4,7 @@
 //! 13 ms, loading what was compiled next to nothing; the runtime keeps the results.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{
@@ -46,7 +47,13 @@ pub fn compile(input: &Path, output: &Path) -> Result<(), CompileError> {
         })?;
     let mut temporary = output.as_os_str().to_owned();
     temporary.push(format!(".{}", std::process::id()));
-    let file = File::create(&temporary).map_err(io(output))?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(io(output))?;
     context(&profile)?.export_bpf(&file)?;
     file.sync_all().map_err(io(output))?;
     std::fs::rename(&temporary, output).map_err(io(output))

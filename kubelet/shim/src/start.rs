@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
@@ -138,7 +139,12 @@ fn prepare(config: ShimConfig) -> Result<(Server, File), String> {
     )
     .map_err(|error| format!("shim.pid: {error}"))?;
     let root = config.state_dir.join("libcontainer");
-    fs::create_dir_all(&root).map_err(|error| format!("{}: {error}", root.display()))?;
+    // What libcontainer keeps of containers is not for the pod's root, whose way leads through here.
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&root)
+        .map_err(|error| format!("{}: {error}", root.display()))?;
     Ok((Server::new(config, root, listener, signals, init), lock))
 }
 
@@ -148,6 +154,7 @@ fn redirect_stdio(directory: &Path) -> Result<(), String> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(&path)
         .map_err(|error| format!("{}: {error}", path.display()))?;
     for (fd, target) in [
@@ -169,6 +176,7 @@ fn lock(path: &Path) -> Result<File, String> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(path)
         .map_err(|error| format!("{}: {error}", path.display()))?;
     file.try_lock().map_err(|error| {

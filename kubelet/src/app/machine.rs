@@ -59,8 +59,3 @@ pub(super) fn protect_from_oom(score: i32) {
         tracing::warn!(score, %error, "failed to set the kubelet's own oom_score_adj");
     }
 }
-
-pub(super) fn apparmor_enabled() -> bool {
-    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
-        .is_ok_and(|t| t.starts_with('Y'))
-}

@@ -124,6 +124,8 @@ impl Kubelet {
             Ok(removed) => tracing::info!(?removed, "cleaned up orphaned pod directories"),
             Err(error) => tracing::warn!(%error, "failed to clean up orphaned pod directories"),
         }
+        self.user_namespaces
+            .release_orphans(&|uid| keep(uid) || running.contains_key(uid));
         // Pods that ended have had theirs destroyed; what is left and not wanted is an orphan.
         self.container_manager
             .cleanup_orphaned_pod_cgroups(keep)

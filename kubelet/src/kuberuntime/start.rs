@@ -323,7 +323,7 @@ impl RuntimeManager {
         let defaults = SecurityDefaults {
             seccomp_root: &seccomp_root,
             seccomp_default: self.d.config.seccomp_default,
-            apparmor_enabled: self.d.apparmor_enabled,
+            node: &self.d.security,
         };
         let security = to_runtime(pod, container, &image_user, namespaces, &defaults)?;
 

@@ -95,7 +95,7 @@ fn take_lock(lock: &std::fs::File) -> Result<(), rustix::io::Errno> {
 
 fn restrict(root: &std::path::Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o711))
+    std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))
 }
 
 /// The version the store has; a new one has ours.

@@ -165,11 +165,12 @@ async fn end_unknown(inner: &Arc<Inner>, sandbox: &str, known: &BTreeSet<String>
     }
 }
 
-async fn adopt_container(inner: &Arc<Inner>, record: ContainerRecord) {
+async fn adopt_container(inner: &Arc<Inner>, mut record: ContainerRecord) {
     let id = record.id.clone();
     if inner.sandbox(&record.sandbox_id).is_err() {
         return container::clean(inner, &id, Some(record.cgroup_path)).await;
     }
+    container::restore_environment(inner, &mut record);
     let phase = match (
         &record.failure,
         watch::exit_record(inner.layout.exit_file(&id)),

@@ -3,8 +3,12 @@
 //! As with containerd, `create` only prepares: libcontainer runs at `start`, and what is wrong with
 //! the program then ends the container with exit code 128 and reason `StartError`.
 
+mod environment;
 mod prepare;
 mod rootfs;
+
+pub use environment::{restore as restore_environment, write_record};
+pub use rootfs::root_gid;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,10 +73,7 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
         record.started = true;
         record.clone()
     };
-    inner
-        .layout
-        .write_container(id, &record)
-        .map_err(io("write the container's record"))?;
+    write_record(inner, &record).map_err(io("write the container's record"))?;
     let request = Request::Start(Box::new(start_request(inner, &record)));
     let state_dir = inner.layout.sandbox_state(&record.sandbox_id);
     let answer = shim::call(&state_dir, &request).await;
@@ -135,7 +136,7 @@ pub fn fail_start(inner: &Inner, container: &Container, message: String) -> Runt
         record.failure = Some(failure.clone());
         record.clone()
     };
-    if let Err(error) = inner.layout.write_container(&record.id, &record) {
+    if let Err(error) = write_record(inner, &record) {
         tracing::warn!(container = %record.id, %error, "cannot write a container's record");
     }
     watch::ended(inner, &record.id, ContainerPhase::Failed(failure));
@@ -301,10 +302,7 @@ pub async fn update(
         merge(&mut record.resources, resources);
         record.clone()
     };
-    inner
-        .layout
-        .write_container(id, &record)
-        .map_err(io("write the container's record"))
+    write_record(inner, &record).map_err(io("write the container's record"))
 }
 
 /// Takes over what the update names, as the CRI has it.

@@ -1,21 +1,28 @@
-//! Where everything lies, and how records are written.
+//! Where everything lies, who may walk there, and how records are written.
 //!
 //! ```text
 //! <root>/sandboxes/<id>/sandbox.json        survives a reboot
+//!                      /resolv.conf hostname   what the pod's containers see; theirs to write
 //! <root>/containers/<id>/container.json     what it was made from
 //!                       /exit.json          written by the shim
 //!                       /config.json        libcontainer's
 //!                       /upper /work        the writable layer
 //! <root>/seccomp/<hash>.bpf                 compiled profiles
-//! <state>/sandboxes/<id>/shim.sock shim.json shim.log ns/ shm/ resolv.conf hostname
+//! <state>/sandboxes/<id>/shim.sock shim.json shim.log ns/ shm/
 //!                       /record.json        a second copy of sandbox.json
-//! <state>/containers/<id>/rootfs lower/ volumes/ images/   mount points
+//! <state>/containers/<id>/rootfs lower/ mounts/ images/    mount points
 //!                        /record.json       a second copy of container.json
+//!                        /environment.json  what execs need of it
 //! <state>/pods/<uid>.lock                   held by the running sandbox's shim
 //! ```
+//!
+//! **Invariant:** every directory is root's alone (0700) and every record 0600: they hold what Secrets hold. Where
+//! pods with user namespaces run, their root must walk to its own pins and mount points: the directories above are
+//! 0711 then, and the pod's own ones 0710 with the group that is its root.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -91,19 +98,109 @@ impl Layout {
     }
 
     pub fn pod_lock(&self, uid: &str) -> PathBuf {
-        self.state.join("pods").join(format!("{uid}.lock"))
+        self.pods().join(format!("{uid}.lock"))
+    }
+
+    pub fn pods(&self) -> PathBuf {
+        self.state.join("pods")
     }
 
     pub fn seccomp(&self) -> PathBuf {
         self.root.join("seccomp")
     }
+
+    /// The pod's resolv.conf or hostname. Those of pods of an earlier version lie on the state's side.
+    pub fn pod_file(&self, sandbox: &str, name: &str) -> PathBuf {
+        let before = self.sandbox_state(sandbox).join(name);
+        if before.exists() {
+            return before;
+        }
+        self.sandbox(sandbox).join(name)
+    }
+
+    /// Makes every directory that all pods share, for root alone.
+    pub fn create(&self) -> io::Result<()> {
+        for directory in [
+            self.root.clone(),
+            self.state.clone(),
+            self.sandboxes(),
+            self.containers(),
+            self.seccomp(),
+            self.sandbox_states(),
+            self.container_states(),
+            self.pods(),
+        ] {
+            private_directory(&directory).map_err(|error| named(&directory, "create", error))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the roots of user namespaces walk (not look) through what all pods share of the state's side.
+    ///
+    /// # Errors
+    /// A directory above is closed to them: nothing of ours may open it.
+    pub fn open_for_user_namespaces(&self) -> io::Result<()> {
+        for above in self.state.ancestors().skip(1) {
+            let mode = std::fs::metadata(above)
+                .map_err(|error| named(above, "stat", error))?
+                .permissions()
+                .mode();
+            if mode & 0o001 == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    format!(
+                        "user namespaces need every directory above {} to be searchable by all users: {} has mode {:04o}",
+                        self.state.display(),
+                        above.display(),
+                        mode & 0o7777
+                    ),
+                ));
+            }
+        }
+        for directory in [
+            self.state.clone(),
+            self.sandbox_states(),
+            self.container_states(),
+        ] {
+            std::fs::set_permissions(&directory, Permissions::from_mode(0o711))
+                .map_err(|error| named(&directory, "chmod", error))?;
+        }
+        Ok(())
+    }
 }
 
-/// Writes by a temporary name, synced, and renames: a crash leaves the old file or the new one.
+fn named(path: &Path, what: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+}
+
+/// A directory (with its parents) that only root may enter.
+pub fn private_directory(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o700))
+}
+
+/// As [`private_directory`], with a way through for one group: the root of a user namespace.
+pub fn passage(path: &Path, gid: u32) -> io::Result<()> {
+    private_directory(path)?;
+    chown(path, Some(0), Some(gid))?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o710))
+}
+
+/// Writes by a temporary name, synced, and renames: a crash leaves the old file or the new one. Root alone may read it.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
-    let mut file = File::create(&temporary)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    // One that a crash left may have another mode.
+    file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
@@ -250,5 +347,37 @@ mod tests {
         let (path, copy) = (directory.path().join("a"), directory.path().join("none/b"));
         write_with_copy(&path, &copy, &vec!["x"]).unwrap();
         assert!(matches!(find(&path, &copy), Found::Whole(_)));
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn user_namespaces_get_a_way_or_hear_what_is_in_it() {
+        let top = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            root: top.path().join("root"),
+            state: top.path().join("state"),
+        };
+        layout.create().unwrap();
+        assert_eq!(mode(&layout.sandbox_states()), 0o700);
+        std::fs::set_permissions(top.path(), Permissions::from_mode(0o700)).unwrap();
+        let error = layout.open_for_user_namespaces().unwrap_err().to_string();
+        let closed = format!("{} has mode 0700", top.path().display());
+        assert!(error.ends_with(&closed), "{error}");
+
+        std::fs::set_permissions(top.path(), Permissions::from_mode(0o711)).unwrap();
+        layout.open_for_user_namespaces().unwrap();
+        for open in [
+            &layout.state,
+            &layout.sandbox_states(),
+            &layout.container_states(),
+        ] {
+            assert_eq!(mode(open), 0o711, "{}", open.display());
+        }
+        for closed in [&layout.root, &layout.pods(), &layout.containers()] {
+            assert_eq!(mode(closed), 0o700, "{}", closed.display());
+        }
     }
 }

@@ -187,9 +187,11 @@ fn move_mount(mounted: &OwnedFd, target: &Path) -> io::Result<()> {
     .map(drop)
 }
 
-/// A view of `source` at `target` in which ids are mapped as in the user namespace: what is 0 on disk
-/// is 0 inside.
-pub fn idmapped(source: &Path, target: &Path, user_namespace: &File) -> io::Result<()> {
+/// A second view of `source` (and what is mounted below it) at `target`; with a user namespace its ids are mapped as
+/// there: what is 0 on disk is 0 inside. As with runc, mounts below keep their own ids.
+///
+/// It receives what is mounted at the source later, and gives nothing back: taking it away takes nothing from the host.
+pub fn view(source: &Path, target: &Path, user_namespace: Option<&File>) -> io::Result<()> {
     #[repr(C)]
     struct MountAttributes {
         set: u64,
@@ -198,31 +200,52 @@ pub fn idmapped(source: &Path, target: &Path, user_namespace: &File) -> io::Resu
         user_namespace: u64,
     }
     let source = to_c(source)?;
-    // SAFETY: strings and attributes live through their calls; the descriptor is new and ours.
-    unsafe {
-        let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-        let tree = OwnedFd::from_raw_fd(check(libc::syscall(
-            libc::SYS_open_tree,
-            libc::AT_FDCWD,
-            source.as_ptr(),
-            flags,
-        ))?);
-        let attributes = MountAttributes {
-            set: MOUNT_ATTR_IDMAP,
-            clear: 0,
-            propagation: 0,
-            user_namespace: user_namespace.as_raw_fd() as u64,
-        };
-        check(libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &attributes,
-            size_of::<MountAttributes>(),
-        ))?;
-        move_mount(&tree, target)
+    let at = |step: &str| {
+        let step = step.to_owned();
+        move |error: io::Error| io::Error::new(error.kind(), format!("{step}: {error}"))
+    };
+    let change = |tree: &OwnedFd, flags: libc::c_int, attributes: &MountAttributes| {
+        // SAFETY: a static string, and attributes that live through the call.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                tree.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_EMPTY_PATH | flags,
+                attributes,
+                size_of::<MountAttributes>(),
+            )
+        })
+        .map(drop)
+    };
+    let flags =
+        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as libc::c_uint;
+    // SAFETY: the string lives through the call; the descriptor is new and ours.
+    let tree = unsafe {
+        OwnedFd::from_raw_fd(
+            check(libc::syscall(
+                libc::SYS_open_tree,
+                libc::AT_FDCWD,
+                source.as_ptr(),
+                flags,
+            ))
+            .map_err(at("open_tree"))?,
+        )
+    };
+    let mut attributes = MountAttributes {
+        set: 0,
+        clear: 0,
+        propagation: libc::MS_SLAVE,
+        user_namespace: 0,
+    };
+    change(&tree, libc::AT_RECURSIVE, &attributes).map_err(at("mount_setattr"))?;
+    if let Some(namespace) = user_namespace {
+        attributes.set = MOUNT_ATTR_IDMAP;
+        attributes.propagation = 0;
+        attributes.user_namespace = namespace.as_raw_fd() as u64;
+        change(&tree, 0, &attributes).map_err(at("failed to set MOUNT_ATTR_IDMAP"))?;
     }
+    move_mount(&tree, target).map_err(at("move_mount"))
 }
 
 pub fn tmpfs(target: &Path, options: &str) -> io::Result<()> {

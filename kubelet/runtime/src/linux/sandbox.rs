@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use component_helpers::quantity::{Amount, ParseQuantityError};
 use network::{Bandwidth, SandboxNetwork};
 use shim_protocol::{
     CONFIG_NAME, IdMap, NamespaceConfig, Request, ShimConfig, UserMappings, chain,
@@ -123,16 +124,21 @@ async fn set_up(
 /// Directories, files, mounts and the shim's configuration.
 fn prepare(inner: &Inner, record: &SandboxRecord) -> Result<(), RuntimeError> {
     let (id, config) = (&record.id, &record.config);
-    let state_dir = inner.layout.sandbox_state(id);
-    for directory in [
-        inner.layout.sandbox(id),
-        state_dir.clone(),
-        config.log_directory.clone(),
-    ] {
-        if !directory.as_os_str().is_empty() {
-            std::fs::create_dir_all(&directory)
-                .map_err(io(format!("create {}", directory.display())))?;
-        }
+    let (directory, state_dir) = (inner.layout.sandbox(id), inner.layout.sandbox_state(id));
+    layout::private_directory(&directory).map_err(io(format!("create {}", directory.display())))?;
+    match &config.namespaces.user {
+        None => layout::private_directory(&state_dir)
+            .map_err(io(format!("create {}", state_dir.display())))?,
+        // libcontainer opens the pins as the namespace's root.
+        Some(mapping) => inner
+            .layout
+            .open_for_user_namespaces()
+            .and_then(|()| layout::passage(&state_dir, container::root_gid(mapping)))
+            .map_err(io(format!("create {}", state_dir.display())))?,
+    }
+    if !config.log_directory.as_os_str().is_empty() {
+        std::fs::create_dir_all(&config.log_directory)
+            .map_err(io(format!("create {}", config.log_directory.display())))?;
     }
     inner
         .layout
@@ -155,9 +161,10 @@ fn prepare(inner: &Inner, record: &SandboxRecord) -> Result<(), RuntimeError> {
         Some(dns) if *dns != DnsConfig::default() => resolv_conf(dns),
         _ => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     };
-    write_file(&state_dir.join("resolv.conf"), &resolv_conf)?;
+    // On disk, not on the state's tmpfs: a container may write to them.
+    write_file(&directory.join("resolv.conf"), &resolv_conf)?;
     write_file(
-        &state_dir.join("hostname"),
+        &directory.join("hostname"),
         &format!("{}\n", config.hostname),
     )?;
     let shim_config = shim_config(inner, record);
@@ -165,8 +172,12 @@ fn prepare(inner: &Inner, record: &SandboxRecord) -> Result<(), RuntimeError> {
         .map_err(io("write the shim's configuration"))
 }
 
+/// A file that any user of the pod may read, whatever the umask.
 fn write_file(path: &Path, text: &str) -> Result<(), RuntimeError> {
-    std::fs::write(path, text).map_err(io(format!("write {}", path.display())))
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)))
+        .map_err(io(format!("write {}", path.display())))
 }
 
 fn shim_config(inner: &Inner, record: &SandboxRecord) -> ShimConfig {
@@ -277,10 +288,10 @@ fn bandwidth(annotations: &Annotations) -> Result<Bandwidth, RuntimeError> {
         };
         parse_bits(text)
             .map(Some)
-            .ok_or_else(|| RuntimeError::Invalid {
+            .map_err(|reason| RuntimeError::Invalid {
                 field: name,
                 value: text.clone(),
-                reason: "not a quantity of bits per second".to_owned(),
+                reason,
             })
     };
     Ok(Bandwidth {
@@ -289,24 +300,19 @@ fn bandwidth(annotations: &Annotations) -> Result<Bandwidth, RuntimeError> {
     })
 }
 
-/// A whole Kubernetes quantity: digits with an SI or binary suffix.
-fn parse_bits(text: &str) -> Option<u64> {
-    let at = text
-        .find(|letter: char| !letter.is_ascii_digit())
-        .unwrap_or(text.len());
-    let factor = match &text[at..] {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        _ => return None,
-    };
-    text[..at].parse::<u64>().ok()?.checked_mul(factor)
+/// A Kubernetes quantity of bits per second, within what containerd takes: 1k to 1P.
+fn parse_bits(text: &str) -> Result<u64, String> {
+    let amount: Amount = text
+        .parse()
+        .map_err(|error: ParseQuantityError| error.to_string())?;
+    let bits = amount.value();
+    match u64::try_from(bits) {
+        Ok(bits) if bits > 1_000_000_000_000_000 => {
+            Err("resource is unreasonably large (> 1Pbit)".to_owned())
+        }
+        Ok(bits) if bits >= 1_000 => Ok(bits),
+        _ => Err("resource is unreasonably small (< 1kbit)".to_owned()),
+    }
 }
 
 pub fn set_phase(inner: &Inner, sandbox: &Sandbox, phase: SandboxPhase) {
@@ -443,14 +449,29 @@ mod tests {
 
     #[test]
     fn bandwidths_are_quantities() {
+        const SMALL: &str = "resource is unreasonably small (< 1kbit)";
+        const LARGE: &str = "resource is unreasonably large (> 1Pbit)";
         for (text, expected) in [
-            ("10M", Some(10_000_000)),
-            ("1Ki", Some(1024)),
-            ("7", Some(7)),
-            ("1.5M", None),
-            ("M", None),
+            ("10M", Ok(10_000_000)),
+            ("1.5M", Ok(1_500_000)),
+            ("1e6", Ok(1_000_000)),
+            ("1Ki", Ok(1024)),
+            ("1k", Ok(1_000)),
+            ("1000", Ok(1_000)),
+            ("1P", Ok(1_000_000_000_000_000)),
+            ("999", Err(SMALL)),
+            ("7", Err(SMALL)),
+            ("0", Err(SMALL)),
+            ("-1M", Err(SMALL)),
+            ("1.1P", Err(LARGE)),
+            ("1Pi", Err(LARGE)),
+            ("9E", Err(LARGE)),
         ] {
+            let expected = expected.map_err(str::to_owned);
             assert_eq!(parse_bits(text), expected, "{text}");
+        }
+        for text in ["M", "", "1.5 M", "10Mbit"] {
+            assert!(parse_bits(text).is_err(), "{text}");
         }
     }
 

@@ -203,7 +203,7 @@ pub fn settle(inner: &Inner, sandbox: &str) {
                     record.failure = Some(failure.clone());
                     record.clone()
                 };
-                if let Err(error) = inner.layout.write_container(&id, &record) {
+                if let Err(error) = super::container::write_record(inner, &record) {
                     tracing::warn!(container = %id, %error, "cannot write a container's record");
                 }
                 ended(inner, &id, ContainerPhase::Failed(failure));

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use shim_protocol::chain;
 
-use super::rootfs::{mount_root, read_in_root, stage_mounts};
+use super::environment;
+use super::rootfs::{PodUser, mount_root, read_in_root, stage, stage_mounts};
 use crate::api::*;
 use crate::linux::record::{ContainerRecord, RECORD_VERSION, SandboxRecord};
-use crate::linux::{Inner, blocking, image, io, layout, machine, volume};
+use crate::linux::{Inner, apparmor, blocking, image, io, layout, machine, volume};
 use crate::spec::{self, Facts, User};
 
 /// Mounts the container's files and writes its record and spec.
@@ -92,10 +93,8 @@ pub async fn prepare(
     let directory = inner.layout.container(id);
     layout::write_record(&directory.join("config.json"), &spec.oci)
         .map_err(io("write config.json"))?;
-    inner
-        .layout
-        .write_container(id, &record)
-        .map_err(io("write the container's record"))?;
+    environment::keep(inner, &record).map_err(io("write the container's environment"))?;
+    environment::write_record(inner, &record).map_err(io("write the container's record"))?;
     Ok(record)
 }
 
@@ -151,15 +150,16 @@ fn gather(
 ) -> Result<Facts, RuntimeError> {
     let state_dir = inner.layout.sandbox_state(&sandbox.id);
     let namespace_dir = inner.layout.namespaces(&sandbox.id);
-    let user_namespace = match &sandbox.config.namespaces.user {
-        Some(user) => {
-            let file = File::open(namespace_dir.join("user"))
-                .map_err(io("open the pod's user namespace"))?;
-            Some((file, user))
-        }
+    let pod_user = match &sandbox.config.namespaces.user {
+        Some(mapping) => Some(PodUser {
+            namespace: File::open(namespace_dir.join("user"))
+                .map_err(io("open the pod's user namespace"))?,
+            mapping,
+        }),
         None => None,
     };
-    let rootfs = mount_root(inner, id, lower, user_namespace.as_ref())?;
+    let pod_user = pod_user.as_ref();
+    let rootfs = mount_root(inner, id, lower, pod_user)?;
     let text = |path| read_in_root(&rootfs, path);
     let user = spec::user::resolve(
         &config.security,
@@ -168,13 +168,7 @@ fn gather(
         &text("/etc/group"),
     )
     .map_err(|error| RuntimeError::Create(chain(&error)))?;
-    let mount_sources = stage_mounts(
-        inner,
-        id,
-        config,
-        image_mounts,
-        user_namespace.as_ref().map(|(file, _)| file),
-    )?;
+    let mount_sources = stage_mounts(inner, id, config, image_mounts, pod_user)?;
     let devices = if config.security.privileged {
         machine::all_devices()
     } else {
@@ -187,8 +181,16 @@ fn gather(
         .map(|mount| spec::clean(&mount.container_path))
         .collect();
     let volumes = inner.layout.container(id).join("volumes");
-    let image_volumes = volume::prepare(&rootfs, &volumes, &image.volumes, &taken)
+    let mut image_volumes = volume::prepare(&rootfs, &volumes, &image.volumes, &taken)
         .map_err(|error| RuntimeError::Create(format!("the image's volumes: {}", chain(&error))))?;
+    for (index, (_, path)) in image_volumes.iter_mut().enumerate() {
+        // Copied from the root as the namespace sees it: owned by its ids already.
+        *path = stage(inner, id, &format!("image-{index}"), path, false, pod_user)?;
+    }
+    let pod_file = |name: &str| {
+        let path = inner.layout.pod_file(&sandbox.id, name);
+        stage(inner, id, name, &path, true, pod_user)
+    };
     let own_ipc = sandbox.config.namespaces.ipc != NamespaceMode::Node;
     Ok(Facts {
         rootfs,
@@ -203,17 +205,20 @@ fn gather(
         swap_accounting: inner.cgroups.swap_accounting(),
         available_capabilities: inner.available_capabilities,
         shm_path: if own_ipc {
-            state_dir.join("shm")
+            // Any id may write there: it needs no mapping, which tmpfs has from Linux 6.3 on only.
+            stage(inner, id, "shm", &state_dir.join("shm"), false, pod_user)?
         } else {
             "/dev/shm".into()
         },
-        resolv_conf: state_dir.join("resolv.conf"),
-        hostname_file: state_dir.join("hostname"),
+        resolv_conf: pod_file("resolv.conf")?,
+        hostname_file: pod_file("hostname")?,
         mount_sources,
         image_volumes,
         devices,
         user: User { ..user },
         seccomp_filter: None,
+        apparmor_profile: apparmor::profile(&config.security.apparmor)
+            .map_err(|error| RuntimeError::Create(error.to_string()))?,
     })
 }
 

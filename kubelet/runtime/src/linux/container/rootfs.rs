@@ -10,73 +10,137 @@ use crate::linux::{Inner, io, layout, mount};
 /// Of the image's /etc/passwd and /etc/group at most this much is read.
 const MAX_USER_FILE_BYTES: u64 = 8 << 20;
 
+/// The pod's user namespace, as the mounts of its containers need it.
+pub struct PodUser<'a> {
+    pub namespace: File,
+    pub mapping: &'a UserNamespace,
+}
+
+impl PodUser<'_> {
+    /// (uid, gid) on the node of the namespace's root.
+    fn root(&self) -> (u32, u32) {
+        (
+            host_id(&self.mapping.uids, 0),
+            host_id(&self.mapping.gids, 0),
+        )
+    }
+}
+
+/// The group on the node of a user namespace's root.
+pub fn root_gid(mapping: &UserNamespace) -> u32 {
+    host_id(&mapping.gids, 0)
+}
+
+/// What an id of a user namespace is on the node; one that is not mapped is its root's.
+fn host_id(maps: &[IdMapping], id: u32) -> u32 {
+    let find = |id: u32| {
+        maps.iter().find_map(|map| {
+            let offset = id.checked_sub(map.container_id)?;
+            (offset < map.length).then(|| map.host_id + offset)
+        })
+    };
+    find(id).or_else(|| find(0)).unwrap_or(0)
+}
+
+/// The container's directories. Only the pod's own root may walk through the one with the mount points.
+fn make_directories(
+    inner: &Inner,
+    id: &str,
+    user: Option<&PodUser<'_>>,
+) -> Result<(), RuntimeError> {
+    let (directory, state) = (inner.layout.container(id), inner.layout.container_state(id));
+    layout::private_directory(&directory).map_err(io(format!("create {}", directory.display())))?;
+    let made = match user {
+        None => layout::private_directory(&state),
+        Some(user) => inner
+            .layout
+            .open_for_user_namespaces()
+            .and_then(|()| layout::passage(&state, user.root().1)),
+    };
+    made.map_err(io(format!("create {}", state.display())))
+}
+
 /// The overlay the container runs on. In a user namespace the layers are seen through an idmapped
 /// view, and the writable layer belongs to the namespace's root.
 pub fn mount_root(
     inner: &Inner,
     id: &str,
     lower: &[PathBuf],
-    user_namespace: Option<&(File, &UserNamespace)>,
+    user: Option<&PodUser<'_>>,
 ) -> Result<PathBuf, RuntimeError> {
+    make_directories(inner, id, user)?;
     let directory = inner.layout.container(id);
     let (upper, work) = (directory.join("upper"), directory.join("work"));
     let rootfs = inner.layout.rootfs(id);
     for path in [&upper, &work, &rootfs] {
         fs::create_dir_all(path).map_err(io(format!("create {}", path.display())))?;
     }
-    copy_attributes(&lower[0], &upper).map_err(io("set the writable layer's attributes"))?;
-    let Some((namespace, mapping)) = user_namespace else {
-        mount::overlay(&rootfs, lower, Some((&upper, &work)))
-            .map_err(io("mount the root file system"))?;
-        return Ok(rootfs);
-    };
-    let host_id = |maps: &[IdMapping]| {
-        maps.iter()
-            .find(|map| map.container_id == 0)
-            .map_or(0, |map| map.host_id)
-    };
-    for path in [&upper, &work] {
-        std::os::unix::fs::chown(
-            path,
-            Some(host_id(&mapping.uids)),
-            Some(host_id(&mapping.gids)),
-        )
-        .map_err(io(format!("chown {}", path.display())))?;
+    copy_attributes(&lower[0], &upper, user).map_err(io("set the writable layer's attributes"))?;
+    if let Some((uid, gid)) = user.map(PodUser::root) {
+        std::os::unix::fs::chown(&work, Some(uid), Some(gid))
+            .map_err(io(format!("chown {}", work.display())))?;
     }
     let staging = inner.layout.container_state(id).join("lower");
+    with_layers(lower, &staging, user, |lower| {
+        mount::overlay(&rootfs, lower, Some((&upper, &work)))
+            .map_err(io("mount the root file system"))
+    })?;
+    Ok(rootfs)
+}
+
+/// Hands the layers on; in a user namespace, views of them in which its ids own what they own in the image. The views
+/// go again: an overlay keeps what it was made from.
+fn with_layers(
+    layers: &[PathBuf],
+    staging: &Path,
+    user: Option<&PodUser<'_>>,
+    work: impl FnOnce(&[PathBuf]) -> Result<(), RuntimeError>,
+) -> Result<(), RuntimeError> {
+    let Some(user) = user else {
+        return work(layers);
+    };
     let mut staged = Vec::new();
     let mut result = Ok(());
-    for (index, layer) in lower.iter().enumerate() {
+    for (index, layer) in layers.iter().enumerate() {
         let target = staging.join(index.to_string());
-        fs::create_dir_all(&target).map_err(io(format!("create {}", target.display())))?;
-        result = mount::idmapped(layer, &target, namespace).map_err(|error| {
-            RuntimeError::Create(format!(
-                "user namespaces need a file system that supports idmapped mounts: {}: {error}",
-                layer.display()
-            ))
-        });
+        result = fs::create_dir_all(&target)
+            .and_then(|()| mount::view(layer, &target, Some(&user.namespace)))
+            .map_err(|error| idmap_error(layer, &error));
         staged.push(target);
         if result.is_err() {
             break;
         }
     }
-    let result = result.and_then(|()| {
-        mount::overlay(&rootfs, &staged, Some((&upper, &work)))
-            .map_err(io("mount the root file system"))
-    });
-    // The overlay keeps the views it was made from.
+    let result = result.and_then(|()| work(&staged));
     for target in &staged {
         let _ = mount::unmount(target);
+        // Never what is in it: a view that stayed shows the image's own files.
+        let _ = fs::remove_dir(target);
     }
-    let _ = layout::remove_tree(&staging);
-    result.map(|()| rootfs)
+    let _ = fs::remove_dir(staging);
+    result
+}
+
+/// As runc words it.
+fn idmap_error(path: &Path, error: &std::io::Error) -> RuntimeError {
+    RuntimeError::Create(format!(
+        "{}: {error} (maybe the filesystem used doesn't support idmap mounts on this kernel?)",
+        path.display()
+    ))
 }
 
 /// The root of the merged view is the writable layer's: it must look as the image's.
-fn copy_attributes(from: &Path, to: &Path) -> std::io::Result<()> {
+fn copy_attributes(from: &Path, to: &Path, user: Option<&PodUser<'_>>) -> std::io::Result<()> {
     use std::os::unix::fs::MetadataExt;
     let data = fs::metadata(from)?;
-    std::os::unix::fs::chown(to, Some(data.uid()), Some(data.gid()))?;
+    let (uid, gid) = match user {
+        None => (data.uid(), data.gid()),
+        Some(user) => (
+            host_id(&user.mapping.uids, data.uid()),
+            host_id(&user.mapping.gids, data.gid()),
+        ),
+    };
+    std::os::unix::fs::chown(to, Some(uid), Some(gid))?;
     fs::set_permissions(to, data.permissions())
 }
 
@@ -91,13 +155,13 @@ pub fn read_in_root(root: &Path, path: &str) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// The host path behind each mount: as given, an idmapped view of it, or an image's root.
+/// The host path behind each mount: as given, a view of it, or an image's root.
 pub fn stage_mounts(
     inner: &Inner,
     id: &str,
     config: &ContainerConfig,
     image_mounts: &[(usize, Vec<PathBuf>)],
-    user_namespace: Option<&File>,
+    user: Option<&PodUser<'_>>,
 ) -> Result<Vec<PathBuf>, RuntimeError> {
     let state = inner.layout.container_state(id);
     let mut sources = Vec::with_capacity(config.mounts.len());
@@ -106,39 +170,19 @@ pub fn stage_mounts(
             .iter()
             .find(|(at, _)| *at == index)
             .map(|(_, layers)| layers);
-        let source = match (layers, user_namespace) {
-            (Some(layers), _) => {
+        let source = match layers {
+            Some(layers) => {
                 let target = state.join("images").join(index.to_string());
                 fs::create_dir_all(&target).map_err(io(format!("create {}", target.display())))?;
-                mount_image(layers, &target).map_err(|error| {
-                    RuntimeError::Create(format!("mount image {:?}: {error}", wanted.image))
+                let staging = state.join("lower");
+                with_layers(layers, &staging, user, |layers| {
+                    mount_image(layers, &target).map_err(|error| {
+                        RuntimeError::Create(format!("mount image {:?}: {error}", wanted.image))
+                    })
                 })?;
                 sub_path(&target, &wanted.image_sub_path)?
             }
-            (None, Some(namespace)) if wanted.idmap => {
-                let target = state.join("volumes").join(index.to_string());
-                let data = fs::metadata(&wanted.host_path).map_err(|error| {
-                    RuntimeError::Create(format!("{}: {error}", wanted.host_path.display()))
-                })?;
-                let made = if data.is_dir() {
-                    fs::create_dir_all(&target)
-                } else {
-                    fs::create_dir_all(state.join("volumes"))
-                        .and_then(|()| File::create(&target).map(drop))
-                };
-                made.map_err(io(format!("create {}", target.display())))?;
-                match mount::idmapped(&wanted.host_path, &target, namespace) {
-                    Ok(()) => target,
-                    // Not every file system can (tmpfs before 6.3, NFS): as containerd with uid mapping off.
-                    Err(error) => {
-                        return Err(RuntimeError::Create(format!(
-                            "failed to set MOUNT_ATTR_IDMAP on {}: {error} (maybe the filesystem used doesn't support idmap mounts on this kernel?)",
-                            wanted.host_path.display()
-                        )));
-                    }
-                }
-            }
-            (None, _) => {
+            None => {
                 if !wanted.host_path.exists() {
                     // containerd makes a missing source as a directory.
                     fs::create_dir_all(&wanted.host_path).map_err(|error| {
@@ -151,12 +195,48 @@ pub fn stage_mounts(
                 if wanted.propagation != MountPropagation::Private {
                     check_propagation(wanted)?;
                 }
-                wanted.host_path.clone()
+                stage(
+                    inner,
+                    id,
+                    &index.to_string(),
+                    &wanted.host_path,
+                    wanted.idmap,
+                    user,
+                )?
             }
         };
         sources.push(source);
     }
     Ok(sources)
+}
+
+/// Where the container finds a path of the node: at its place, or, in a user namespace, at a view of it below a
+/// directory that the namespace's root can walk to. What is above the path itself may be closed to it, and mostly is.
+pub fn stage(
+    inner: &Inner,
+    id: &str,
+    name: &str,
+    source: &Path,
+    idmap: bool,
+    user: Option<&PodUser<'_>>,
+) -> Result<PathBuf, RuntimeError> {
+    let Some(user) = user else {
+        return Ok(source.to_owned());
+    };
+    let mounts = inner.layout.container_state(id).join("mounts");
+    let target = mounts.join(name);
+    let is_directory = fs::metadata(source)
+        .map_err(io(format!("stat {}", source.display())))?
+        .is_dir();
+    let made = if is_directory {
+        fs::create_dir_all(&target)
+    } else {
+        fs::create_dir_all(&mounts).and_then(|()| File::create(&target).map(drop))
+    };
+    made.map_err(io(format!("create {}", target.display())))?;
+    mount::view(source, &target, idmap.then_some(&user.namespace))
+        .map_err(|error| idmap_error(source, &error))?;
+    Ok(target)
 }
 
 fn mount_image(layers: &[PathBuf], target: &Path) -> std::io::Result<()> {
