@@ -19,6 +19,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nftables", "the pod network and kube-proxy"),
     ("iptables", "upstream's kubelet and CNI plugins"),
     ("conntrack", "kube-proxy"),
+    ("curl", "the tests' requests as a stranger"),
     ("util-linux", "nsenter, unshare"),
     ("procps", "sysctl"),
     ("mmdebstrap", "the root file system of the test images"),

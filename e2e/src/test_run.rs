@@ -15,7 +15,7 @@ use crate::{conformance, debian, tidy};
 
 #[derive(Args)]
 pub struct TestOptions {
-    /// Only the black-box tests whose name holds this.
+    /// Only the black-box tests whose name holds this; the name of a file in e2e/tests is all of that file, its long forms too.
     pub filter: Option<String>,
     /// Skip the crates' own tests.
     #[arg(long)]
@@ -67,18 +67,29 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
         )?;
     }
 
-    let lanes = [
+    let all = test_files(&outputs)?;
+    let file = options.filter.as_ref().filter(|name| all.contains(name));
+    let (disruptive, calm): (Vec<String>, Vec<String>) = all
+        .iter()
+        .filter(|name| file.is_none_or(|file| file == *name))
+        .cloned()
+        .partition(|name| DISRUPTIVE.contains(&name.as_str()));
+    let mut lanes = vec![
         Lane {
             cluster: TEST_CLUSTER,
-            tests: test_files(&outputs, |name| !DISRUPTIVE.contains(&name))?,
+            tests: calm,
+            filter: options.filter.clone().filter(|_| file.is_none()),
             smoke: options.filter.is_none(),
         },
         Lane {
             cluster: DISRUPTED_CLUSTER,
-            tests: test_files(&outputs, |name| DISRUPTIVE.contains(&name))?,
+            tests: disruptive,
+            filter: options.filter.clone().filter(|_| file.is_none()),
             smoke: false,
         },
     ];
+    lanes.retain(|lane| !lane.tests.is_empty());
+    let long = file.is_some();
     // Compiled before either lane starts: they would wait for each other's lock.
     cargo_test(
         &outputs,
@@ -94,7 +105,7 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
             .map(|(lane, up)| {
                 let outputs = &outputs;
                 scope.spawn(move || match up {
-                    Ok(()) => lane.run(outputs, options),
+                    Ok(()) => lane.run(outputs, options.keep, long),
                     Err(err) => {
                         eprintln!("cluster {} did not come up: {err:#}", lane.cluster);
                         Ok(Count {
@@ -132,6 +143,8 @@ const DISRUPTED_CLUSTER: &str = "gantrybreak";
 struct Lane {
     cluster: &'static str,
     tests: Vec<String>,
+    /// Only the tests whose name holds this.
+    filter: Option<String>,
     /// Then the conformance smoke list.
     smoke: bool,
 }
@@ -148,7 +161,8 @@ impl Lane {
         Cluster::up(options).map(drop)
     }
 
-    fn run(&self, outputs: &Outputs, options: &TestOptions) -> Result<Count> {
+    /// `long`: with the forms of tests that take minutes.
+    fn run(&self, outputs: &Outputs, keep: bool, long: bool) -> Result<Count> {
         // The cluster itself is the first test.
         let mut count = Count {
             passed: 1,
@@ -160,19 +174,18 @@ impl Lane {
         }
         // The tests break and mend one cluster, so one at a time.
         args.extend(["--", "--test-threads=1"]);
-        args.extend(options.filter.as_deref());
-        cargo_test(
-            outputs,
-            &args,
-            &[("GANTRY_E2E_CLUSTER", self.cluster)],
-            &mut count,
-        )?;
+        args.extend(self.filter.as_deref());
+        let mut env = vec![("GANTRY_E2E_CLUSTER", self.cluster)];
+        if long {
+            env.push(("GANTRY_E2E_LONG", "1"));
+        }
+        cargo_test(outputs, &args, &env, &mut count)?;
         if self.smoke {
             let (passed, failed) = conformance::smoke(self.cluster)?;
             count.passed += passed;
             count.failed += failed;
         }
-        if !options.keep {
+        if !keep {
             match Cluster::down(self.cluster) {
                 Ok(()) => count.passed += 1,
                 Err(err) => {
@@ -185,8 +198,8 @@ impl Lane {
     }
 }
 
-/// The black-box test files whose name `fits`.
-fn test_files(outputs: &Outputs, fits: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+/// The black-box test files, without their ending.
+fn test_files(outputs: &Outputs) -> Result<Vec<String>> {
     let mut names: Vec<String> = std::fs::read_dir(outputs.workspace.join("e2e/tests"))?
         .flatten()
         .filter_map(|entry| {
@@ -196,7 +209,6 @@ fn test_files(outputs: &Outputs, fits: impl Fn(&str) -> bool) -> Result<Vec<Stri
                 .strip_suffix(".rs")
                 .map(str::to_owned)
         })
-        .filter(|name| fits(name))
         .collect();
     names.sort();
     Ok(names)

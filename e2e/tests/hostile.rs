@@ -1,0 +1,15 @@
+//! Promise: nothing that a stranger, another node, a service account or a pod does gets further than it may, and the node
+//! stays sound meanwhile. SECURITY.md says what may be done and names these tests.
+//!
+//! A minute or two in `cargo e2e test`; `cargo e2e test hostile` runs the long forms too (`GANTRY_E2E_LONG`).
+
+#[path = "hostile/attacker.rs"]
+mod attacker;
+#[path = "hostile/certificates.rs"]
+mod certificates;
+#[path = "hostile/kubelet_server.rs"]
+mod kubelet_server;
+#[path = "hostile/pods.rs"]
+mod pods;
+#[path = "hostile/sound.rs"]
+mod sound;
