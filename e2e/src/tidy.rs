@@ -92,9 +92,11 @@ const TOP_LEVEL: &[&str] = &[
     "Cargo.toml",
     "LICENSE",
     "README.md",
+    "SECURITY.md",
     "charts",
     "controllers",
     "e2e",
+    "findings",
     "kubelet",
     "scheduler",
 ];
@@ -110,10 +112,39 @@ pub fn check(outputs: &Outputs) -> Result<()> {
     let metadata: Value = serde_json::from_str(&metadata)?;
     let mut problems = broken_arrows(&metadata)?;
     problems.extend(strays(outputs)?);
+    problems.extend(promises_without_tests(outputs)?);
     if !problems.is_empty() {
         bail!("the house is out of plan:\n  {}", problems.join("\n  "));
     }
     Ok(())
+}
+
+/// Every test that SECURITY.md names exists.
+fn promises_without_tests(outputs: &Outputs) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(outputs.workspace.join("SECURITY.md"))?;
+    let mut tests = String::new();
+    for file in output(
+        Command::new("git")
+            .current_dir(&outputs.workspace)
+            .args(["ls-files", "*.rs"]),
+    )?
+    .lines()
+    {
+        // A file may have been removed and not yet committed so.
+        tests += &std::fs::read_to_string(outputs.workspace.join(file)).unwrap_or_default();
+    }
+    Ok(named_tests(&text)
+        .filter(|name| !tests.contains(&format!("fn {name}()")))
+        .map(|name| format!("SECURITY.md names the test {name}, which does not exist"))
+        .collect())
+}
+
+/// Words in backquotes that can only be tests: long, in snake case.
+fn named_tests(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.matches('_').count() >= 3 && !word.contains('/'))
 }
 
 fn broken_arrows(metadata: &Value) -> Result<Vec<String>> {
@@ -186,4 +217,18 @@ fn strays(outputs: &Outputs) -> Result<Vec<String>> {
         }
     }
     Ok(problems.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::named_tests;
+
+    #[test]
+    fn tests_are_told_from_other_words() {
+        let text = "| run as root | `a_number_is_a_number` | by `runAsUser`, see `e2e/tests/a_b_c_d.rs`, `hostile.rs`, not a_b_c_d |";
+        assert_eq!(
+            named_tests(text).collect::<Vec<_>>(),
+            ["a_number_is_a_number"]
+        );
+    }
 }

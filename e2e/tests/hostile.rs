@@ -5,6 +5,8 @@
 
 #[path = "hostile/attacker.rs"]
 mod attacker;
+#[path = "hostile/benchmark.rs"]
+mod benchmark;
 #[path = "hostile/certificates.rs"]
 mod certificates;
 #[path = "hostile/kubelet_server.rs"]
