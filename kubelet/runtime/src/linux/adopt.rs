@@ -81,9 +81,15 @@ async fn find_sandbox(inner: &Arc<Inner>, id: &str) -> Option<SandboxRecord> {
         Found::Whole(record) => return Some(record),
         Found::Copy(record, reason) => {
             tracing::warn!(sandbox = %id, %reason, "a sandbox's record is read from its copy");
-            let written = std::fs::create_dir_all(inner.layout.sandbox(id))
-                .and_then(|()| inner.layout.write_sandbox(id, &record));
-            if let Err(error) = written {
+            let (worker, written, name) = (inner.clone(), record.clone(), id.to_owned());
+            let write = move || {
+                std::fs::create_dir_all(worker.layout.sandbox(&name))
+                    .and_then(|()| worker.layout.write_sandbox(&name, &written))
+            };
+            if let Err(error) = tokio::task::spawn_blocking(write)
+                .await
+                .unwrap_or_else(|panicked| Err(panicked.into()))
+            {
                 tracing::warn!(sandbox = %id, %error, "cannot write a sandbox's record");
             }
             return Some(record);
