@@ -1,6 +1,7 @@
 //! The files a node starts with: kubeconfigs, component configs, registry mirror, containerd.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -20,7 +21,12 @@ pub fn write(cluster: &Cluster, index: u8, dir: &Path) -> Result<()> {
     let put = |path: &str, text: &str| -> Result<()> {
         let file = dir.join(path);
         fs::create_dir_all(file.parent().expect("a file lies in a folder"))?;
-        fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        // As kubeadm: a component's configuration is for root alone.
+        if path.starts_with("lib/") {
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        }
+        Ok(())
     };
     fs::create_dir_all(etc.join("kubernetes/manifests"))?;
     fs::create_dir_all(etc.join("cni/net.d"))?;

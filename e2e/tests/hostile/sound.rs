@@ -86,12 +86,4 @@ impl<'a> Sound<'a> {
             .parse()?;
         Ok(kibibytes << 10)
     }
-
-    /// How many descriptors the kubelet has open.
-    ///
-    /// # Errors
-    /// It ended.
-    pub fn descriptors(&self) -> Result<usize> {
-        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid))?.count())
-    }
 }
