@@ -15,7 +15,7 @@ use controller_runtime::executor::{Action, Executor};
 use controller_runtime::expectations::Expectations;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
@@ -449,17 +449,72 @@ impl JobController {
             Err(error) => return Err(error),
         }
         if let Some(last) = tracked.finished.as_ref().filter(|_| finished) {
-            let (event_type, reason, message) = match last.type_.as_str() {
-                "Complete" => (EventType::Normal, "Completed", "Job completed"),
-                _ => (
-                    EventType::Warning,
-                    failure_reason(last.reason.as_deref()),
-                    last.message.as_deref().unwrap_or_default(),
-                ),
-            };
-            record(&self.executor, about, event_type, reason, message).await;
+            for (event_type, reason, message) in finish_events(&job, last) {
+                record(&self.executor, about, event_type, reason, message).await;
+            }
         }
         Ok(first_error)
+    }
+}
+
+/// What is told of a Job that finished, in order.
+fn finish_events<'a>(
+    job: &Job,
+    finished: &'a JobCondition,
+) -> Vec<(EventType, &'static str, &'a str)> {
+    if finished.type_ != "Complete" {
+        let message = finished.message.as_deref().unwrap_or_default();
+        let reason = failure_reason(finished.reason.as_deref());
+        return vec![(EventType::Warning, reason, message)];
+    }
+    let succeeded = job.status.as_ref().and_then(|s| s.succeeded).unwrap_or(0);
+    let wanted = job.spec.as_ref().and_then(|s| s.completions);
+    let too_many = (
+        EventType::Warning,
+        "TooManySucceededPods",
+        "Too many succeeded pods running after completion count reached",
+    );
+    let completed = (EventType::Normal, "Completed", "Job completed");
+    let is_too_many = wanted.is_some_and(|wanted| succeeded > wanted);
+    is_too_many
+        .then_some(too_many)
+        .into_iter()
+        .chain([completed])
+        .collect()
+}
+
+#[cfg(test)]
+mod finish_tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn more_successes_than_wanted_are_told_of() {
+        let check = |completions: Option<i32>, succeeded: i32, type_: &str, expect: &[&str]| {
+            let job: Job = serde_json::from_value(json!({
+                "metadata": {}, "spec": {"template": {}, "completions": completions},
+                "status": {"succeeded": succeeded},
+            }))
+            .unwrap();
+            let finished = JobCondition {
+                type_: type_.to_owned(),
+                reason: Some("DeadlineExceeded".to_owned()),
+                ..JobCondition::default()
+            };
+            let events = finish_events(&job, &finished);
+            let reasons: Vec<_> = events.iter().map(|(_, reason, _)| *reason).collect();
+            assert_eq!(reasons, expect, "{completions:?} {succeeded}");
+        };
+        check(
+            Some(2),
+            3,
+            "Complete",
+            &["TooManySucceededPods", "Completed"],
+        );
+        check(Some(2), 2, "Complete", &["Completed"]);
+        check(None, 3, "Complete", &["Completed"]);
+        check(Some(2), 3, "Failed", &["DeadlineExceeded"]);
     }
 }
 

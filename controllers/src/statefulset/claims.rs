@@ -110,6 +110,30 @@ pub fn reowned(
     (order(&have) != order(&refs)).then_some(refs)
 }
 
+/// Whether a retention policy that deletes meets a claim of another controller, or of a former set or pod of the same name.
+pub fn has_unexpected_controller(
+    claim: &PersistentVolumeClaim,
+    set: &StatefulSet,
+    pod: &Pod,
+) -> bool {
+    if !when_scaled(set) && !when_deleted(set) {
+        return false;
+    }
+    let ours = [
+        new_controller_ref::<StatefulSet>(&set.metadata),
+        new_controller_ref::<Pod>(&pod.metadata),
+    ];
+    owners(claim).any(|owner| {
+        let namesake = ours.iter().find(|our| {
+            our.api_version == owner.api_version && our.kind == owner.kind && our.name == owner.name
+        });
+        match namesake {
+            Some(our) => our.uid != owner.uid,
+            None => owner.controller == Some(true),
+        }
+    })
+}
+
 fn policy(set: &StatefulSet) -> Option<&StatefulSetPersistentVolumeClaimRetentionPolicy> {
     let spec = set.spec.as_ref()?;
     spec.persistent_volume_claim_retention_policy.as_ref()

@@ -125,6 +125,18 @@ impl StatefulSetController {
                     delete_pod(&self.executor, &about, pod).await?;
                     continue;
                 }
+                Step::TellConflict(claim) => {
+                    let reason = "ConflictingController";
+                    record(
+                        &self.executor,
+                        &about,
+                        EventType::Warning,
+                        reason,
+                        conflict(claim),
+                    )
+                    .await;
+                    continue;
+                }
                 Step::Create(pod) => (
                     format!("Pod {}", pod.name_any()),
                     Verb::Create,
@@ -213,6 +225,13 @@ impl StatefulSetController {
         };
         self.revisions.truncate(set, existing, is_live).await
     }
+}
+
+/// Upstream's words.
+fn conflict(claim: &str) -> String {
+    format!(
+        "PersistentVolumeClaim {claim} has a conflicting OwnerReference that acts as a manging controller, the retention policy is ignored for this claim"
+    )
 }
 
 #[async_trait]

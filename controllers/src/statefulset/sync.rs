@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
 };
 
-use super::claims::{claims_of, is_stale, reowned};
+use super::claims::{claims_of, has_unexpected_controller, is_stale, reowned};
 use crate::history::HASH_LABEL;
 use crate::pod_control::pod_from_template;
 
@@ -40,6 +40,8 @@ pub enum Step {
     /// Its identity is not what it should be.
     Update(Box<Pod>),
     Delete(Arc<Pod>),
+    /// Somebody else controls the claim of this name, which the retention policy would have to.
+    TellConflict(String),
 }
 
 /// The label of a pod with its own name.
@@ -215,10 +217,16 @@ fn claims_to_reown<'a>(
 ) -> impl Iterator<Item = Step> + 'a {
     claims_of(set, name_of_pod(pod))
         .into_iter()
-        .filter_map(move |(_, claim)| {
-            let mut claim = (**observed.claims.get(claim.metadata.name.as_ref()?)?).clone();
-            claim.metadata.owner_references = Some(reowned(&claim, set, pod, scaled_down)?);
-            Some(Step::UpdateClaim(Box::new(claim)))
+        .filter_map(|(_, claim)| observed.claims.get(claim.metadata.name.as_ref()?))
+        .flat_map(move |claim| {
+            let conflict = has_unexpected_controller(claim, set, pod)
+                .then(|| Step::TellConflict(claim.metadata.name.clone().unwrap_or_default()));
+            let update = reowned(claim, set, pod, scaled_down).map(|owners| {
+                let mut claim = (**claim).clone();
+                claim.metadata.owner_references = Some(owners);
+                Step::UpdateClaim(Box::new(claim))
+            });
+            conflict.into_iter().chain(update)
         })
 }
 

@@ -72,6 +72,7 @@ fn steps(set: &StatefulSet, observed: &Observed) -> Vec<String> {
             ),
             Step::Delete(pod) => format!("-{}", pod.metadata.name.clone().unwrap()),
             Step::Update(pod) => format!("={}", pod.metadata.name.unwrap()),
+            Step::TellConflict(claim) => format!("!{claim}"),
             Step::CreateClaim(claim) => format!("+{}", claim.metadata.name.unwrap()),
             Step::UpdateClaim(claim) => format!("={}", claim.metadata.name.unwrap()),
         })
@@ -230,6 +231,42 @@ fn claims_come_first_and_follow_the_retention_policy() {
         &["w-0:new", "w-1:new"],
         &claims,
         &["=d-w-0", "=d-w-1", "-w-1"],
+    );
+}
+
+#[test]
+fn a_claim_of_another_controller_is_told_of() {
+    let owner = |kind: &str, name: &str, uid: &str, controller: bool| json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": uid, "controller": controller}]);
+    let with = |policy: &str, owners: Value, expect: &[&str]| {
+        let set = set(
+            1,
+            json!({
+                "volumeClaimTemplates": [{"metadata": {"name": "d"}, "spec": {}}],
+                "persistentVolumeClaimRetentionPolicy": {"whenDeleted": policy, "whenScaled": "Retain"},
+            }),
+        );
+        let mut observed = observe(&["w-0:new"]);
+        let claim = claim("d-w-0", owners.clone());
+        observed.claims.insert("d-w-0".to_owned(), claim);
+        assert_eq!(steps(&set, &observed), expect, "{policy} {owners}");
+    };
+    with(
+        "Delete",
+        owner("Deployment", "other", "x", true),
+        &["!d-w-0"],
+    );
+    with("Retain", owner("Deployment", "other", "x", true), &[]);
+    // An owner that controls nothing conflicts with nothing.
+    with(
+        "Delete",
+        owner("Deployment", "other", "x", false),
+        &["=d-w-0"],
+    );
+    // A former set of the same name.
+    with(
+        "Delete",
+        owner("StatefulSet", "w", "former", true),
+        &["!d-w-0"],
     );
 }
 
