@@ -218,7 +218,7 @@ impl FileStore {
             move |source| CertificateError::Io { path, source }
         };
         std::fs::create_dir_all(&self.dir).map_err(fail(&self.dir))?;
-        crate::atomic_file::write(&path, pem).map_err(fail(&path))?;
+        host::atomic_file::write(&path, pem).map_err(fail(&path))?;
         let current = self.current_path();
         let next = self.dir.join(format!(".{}-next", self.pair));
         // Left by a crash between the two steps below.
@@ -442,7 +442,7 @@ fn write_kubeconfig(path: &Path, bootstrap: &Path, pem: &Path) -> Result<(), Cer
     });
     // JSON is YAML; every reader of kubeconfigs takes it.
     let text = serde_json::to_vec_pretty(&config).map_err(|e| bad(e.to_string()))?;
-    crate::atomic_file::write(path, &text).map_err(|source| CertificateError::Io {
+    host::atomic_file::write(path, &text).map_err(|source| CertificateError::Io {
         path: path.to_path_buf(),
         source,
     })

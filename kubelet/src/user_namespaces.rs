@@ -409,7 +409,7 @@ impl UserNamespaceManager {
             gid_mappings: mapping,
         };
         let text = serde_json::to_vec(&record).map_err(|e| fail(e.into()))?;
-        crate::atomic_file::write(&path, &text).map_err(fail)
+        host::atomic_file::write(&path, &text).map_err(fail)
     }
 
     /// The pod is gone; its ids may be used again.

@@ -1,7 +1,6 @@
 //! The store's files: where they lie, and how they are written so that no crash leaves half of one.
 
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -154,13 +153,7 @@ impl Layout {
 
     /// Writes a file so that it is there whole or not at all, also after a power cut.
     pub(crate) fn write_atomic(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let tmp = self.fresh_tmp();
-        let mut file = File::create(&tmp)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        drop(file);
-        std::fs::rename(&tmp, path)?;
-        sync_parent(path)
+        host::atomic_file::write_by(&self.fresh_tmp(), path, bytes)
     }
 
     pub(crate) fn write_json(&self, path: &Path, value: &impl Serialize) -> io::Result<()> {
@@ -192,11 +185,4 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 /// Deletes a file or a whole directory; what is not there is deleted already.
 pub(crate) fn remove_any(path: &Path) -> io::Result<()> {
     host::remove_tree(path)
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
 }

@@ -4,10 +4,10 @@
 //! without links, which the next `setup`, `teardown` or `reconcile` of the sandbox deals with.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use host::atomic_file;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -197,18 +197,12 @@ fn read_or_default<T: Default + serde::de::DeserializeOwned>(path: &Path) -> T {
         .unwrap_or_default()
 }
 
-/// Temporary file, (fsync,) rename.
 fn write_atomically(path: &Path, content: &[u8], durable: bool) -> Result<(), NetworkError> {
-    let temporary = path.with_extension("tmp");
-    let write = || {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(content)?;
-        if durable {
-            file.sync_data()?;
-        }
-        std::fs::rename(&temporary, path)
+    let write = match durable {
+        true => atomic_file::write,
+        false => atomic_file::write_unsynced,
     };
-    write().map_err(|e| NetworkError::io(format!("write {}", path.display()), e))
+    write(path, content).map_err(|e| NetworkError::io(format!("write {}", path.display()), e))
 }
 
 #[cfg(test)]

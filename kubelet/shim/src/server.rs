@@ -609,7 +609,7 @@ impl Server {
         let path = &self.containers[index].start.exit_file;
         let written = serde_json::to_vec(exit)
             .map_err(std::io::Error::from)
-            .and_then(|bytes| sys::write_atomically(path, &bytes));
+            .and_then(|bytes| host::atomic_file::write(path, &bytes));
         if let Err(error) = written {
             eprintln!("write {}: {error}", path.display());
         }

@@ -133,7 +133,7 @@ fn prepare(config: ShimConfig) -> Result<(Server, File), String> {
         .set_nonblocking(true)
         .map_err(|error| format!("fcntl: {error}"))?;
     std::env::set_current_dir("/").map_err(|error| format!("chdir: {error}"))?;
-    sys::write_atomically(
+    host::atomic_file::write(
         &config.state_dir.join("shim.pid"),
         std::process::id().to_string().as_bytes(),
     )

@@ -478,20 +478,3 @@ pub fn attach_mount(mount: &OwnedFd, target: &Path) -> io::Result<()> {
 pub fn make_private(target: &Path) -> io::Result<()> {
     remount(target, libc::MS_PRIVATE | libc::MS_REC)
 }
-
-/// Writes by a temporary name and a rename, synced: a crash leaves the old file or the new one. Root alone may read it.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)
-}

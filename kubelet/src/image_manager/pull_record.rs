@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::atomic_file;
 use crate::metrics;
+use host::atomic_file;
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 /// Read too, and written anew as [`API_VERSION`].

@@ -52,5 +52,5 @@ pub fn store(path: &Path, pods: HashMap<String, Granted>) -> std::io::Result<()>
         pods,
     };
     let text = serde_json::to_vec(&state).map_err(std::io::Error::other)?;
-    crate::atomic_file::write(path, &text)
+    host::atomic_file::write(path, &text)
 }

@@ -129,9 +129,7 @@ impl Ownership {
     pub fn of(pod: &Pod) -> Self {
         let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         Self {
-            fs_group: context
-                .and_then(|c| c.fs_group)
-                .and_then(|g| u32::try_from(g).ok()),
+            fs_group: context.and_then(|c| c.fs_group).and_then(id),
             fs_user: fs_user(pod, context),
         }
     }
@@ -159,7 +157,13 @@ fn fs_user(pod: &Pod, context: Option<&PodSecurityContext>) -> Option<u32> {
     users
         .all(|u| u == Some(first))
         .then_some(first)
-        .and_then(|u| u32::try_from(u).ok())
+        .and_then(id)
+}
+
+/// `None`: no id of a user or group; 4294967295 among them would leave a file whose it is. Its container is refused.
+fn id(value: i64) -> Option<u32> {
+    let value = i32::try_from(value).ok()?;
+    u32::try_from(value).ok()
 }
 
 /// Everything a plugin may look at to set up one volume of one pod.
@@ -267,6 +271,25 @@ fn unsupported_kind(volume: &Volume) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_id_owns_nothing() {
+        for (given, expect) in [
+            (0_i64, Some(0)),
+            (2_147_483_647, Some(2_147_483_647)),
+            (2_147_483_648, None),
+            (4_294_967_295, None),
+            (-1, None),
+        ] {
+            let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
+                "containers": [{"name": "c"}],
+                "securityContext": {"fsGroup": given, "runAsUser": given},
+            }}))
+            .unwrap();
+            let ownership = Ownership::of(&pod);
+            assert_eq!((ownership.fs_group, ownership.fs_user), (expect, expect));
+        }
+    }
 
     #[test]
     fn fs_user_only_if_all_agree() {

@@ -4,6 +4,7 @@ use images::{Auth, Image, ImageStore, ImageStoreError, PullError};
 
 use crate::api::*;
 use crate::spec::ImageFacts;
+use crate::spec::user::MAX_ID;
 
 pub async fn pull(
     store: &ImageStore,
@@ -113,9 +114,6 @@ fn describe(image: &Image) -> ImageStatus {
         pinned: image.pinned,
     }
 }
-
-/// The largest id a user or group can have. Upstream: `maxID` of `moby/sys/user`.
-const MAX_ID: u32 = i32::MAX as u32;
 
 /// The uid of an image's `USER`, or the text that is none. A number beyond [`MAX_ID`] is no uid: -1 among them would
 /// leave the process who it is. What it is then is said where the container is made, and refused there.

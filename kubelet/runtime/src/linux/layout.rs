@@ -20,11 +20,12 @@
 //! pods with user namespaces run, their root must walk to its own pins and mount points: the directories above are
 //! 0711 then, and the pod's own ones 0710 with the group that is its root.
 
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use host::atomic_file;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -189,56 +190,19 @@ pub fn passage(path: &Path, gid: u32) -> io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(0o710))
 }
 
-/// Writes by a temporary name, synced, and renames: a crash leaves the old file or the new one. Root alone may read it.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    // One that a crash left may have another mode.
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    if let Some(parent) = path.parent() {
-        File::open(parent)?.sync_all()?;
-    }
-    Ok(())
-}
-
 pub fn write_record<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
-    write_atomically(path, &serde_json::to_vec(record)?)
+    atomic_file::write(path, &serde_json::to_vec(record)?)
 }
 
 /// Writes a record and, where there is a directory for it, its copy. The copy is not synced: it matters
 /// as long as the machine runs.
 pub fn write_with_copy<T: Serialize>(path: &Path, copy: &Path, record: &T) -> io::Result<()> {
     let bytes = serde_json::to_vec(record)?;
-    write_atomically(path, &bytes)?;
-    let mut temporary = copy.as_os_str().to_owned();
-    temporary.push(".tmp");
-    match write_private(Path::new(&temporary), &bytes)
-        .and_then(|()| std::fs::rename(&temporary, copy))
-    {
+    atomic_file::write(path, &bytes)?;
+    match atomic_file::write_unsynced(copy, &bytes) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
-}
-
-/// Only for the node's root to read: a record has what a container is started with.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(bytes)
 }
 
 /// What is left of a record.

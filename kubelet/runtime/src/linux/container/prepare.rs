@@ -260,7 +260,7 @@ async fn seccomp_filter(
         return Ok(Some(filter));
     }
     let source = directory.join(format!("{name}.json"));
-    layout::write_atomically(&source, &profile).map_err(io("write a seccomp profile"))?;
+    host::atomic_file::write(&source, &profile).map_err(io("write a seccomp profile"))?;
     inner
         .shim
         .run(&[
