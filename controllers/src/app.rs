@@ -48,7 +48,7 @@ pub fn main() -> i32 {
             return 1;
         }
     };
-    let code = match runtime.block_on(run(flags)) {
+    let code = match runtime.block_on(supervised(flags)) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("Error: {error:#}");
@@ -60,7 +60,12 @@ pub fn main() -> i32 {
     code
 }
 
-async fn run(flags: Flags) -> anyhow::Result<()> {
+async fn supervised(flags: Flags) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
+    shutdown.supervise(run(flags, shutdown.clone())).await
+}
+
+async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let serving = ServingOptions::from_flags(&flags, COMPONENT)?;
     let election = LeaderElectionOptions::from_flags(&flags)?;
     let options = Arc::new(Options::from_flags(&flags)?);
@@ -68,7 +73,6 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     features.set(&options.feature_gates)?;
     tracing::info!(version = component_base::version::GIT_VERSION, "Starting");
 
-    let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
     let health = Health::new();
     metrics::init();
     features.record_metrics();
@@ -204,7 +208,7 @@ async fn run_controllers(context: ControllerContext) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     for (name, controller) in running {
         tracing::debug!(controller = name, "Controller starting");
-        let task = tasks.spawn(controller);
+        let task = tasks.spawn(context.shutdown.essential(name, controller));
         context.health.add(name, Kind::Always, move || {
             if task.is_finished() {
                 Err("the controller has ended".into())

@@ -153,13 +153,15 @@ impl ControllerContext {
                 source: Box::new(source),
             };
             let expires = renew(&core, account, &token).await.map_err(wrap)?;
-            tokio::spawn(keep_renewed(
+            let renewing = keep_renewed(
                 core,
                 account.to_string(),
                 token.clone(),
                 expires,
                 self.shutdown.clone(),
-            ));
+            );
+            let name = format!("token of {account}");
+            self.shutdown.spawn_essential(name, renewing);
             config.build_with_token(config.load().await?, token)?
         } else {
             config.build().await?

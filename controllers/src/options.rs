@@ -31,8 +31,6 @@ pub struct Options {
     pub controller_start_interval: Duration,
     /// `--controller-shutdown-timeout`.
     pub controller_shutdown_timeout: Duration,
-    /// `--cluster-name`.
-    pub cluster_name: String,
     /// `--feature-gates`.
     pub feature_gates: BTreeMap<String, String>,
     /// `--root-ca-file`.
@@ -212,11 +210,8 @@ pub fn flag_set() -> FlagSet {
         seconds(10),
         "Time to wait for the controllers to shut down before terminating the executable",
     );
-    flags.string(
-        "cluster-name",
-        "kubernetes",
-        "The instance prefix for the cluster.",
-    );
+    // Upstream's kube-controller-manager shows it and acts on it nowhere.
+    flags.unused(&[("cluster-name", Value::String("kubernetes".into()))]);
     flags.string("root-ca-file", "", "If set, this root certificate authority will be included in service account's token secret. This must be a valid PEM-encoded CA bundle.");
     for (name, default) in [
         ("cluster-signing-cert-file", ""),
@@ -471,7 +466,6 @@ impl Options {
             use_service_account_credentials: flags.bool("use-service-account-credentials"),
             controller_start_interval: flags.duration("controller-start-interval"),
             controller_shutdown_timeout: flags.duration("controller-shutdown-timeout"),
-            cluster_name: flags.string("cluster-name").to_string(),
             feature_gates: flags.map("feature-gates").clone(),
             root_ca_file: flags.optional("root-ca-file").map(PathBuf::from),
             signing,
@@ -698,6 +692,28 @@ mod tests {
         );
         let options = check(&["--cluster-cidr=10.0.0.0/16", "--node-cidr-mask-size=20"]).unwrap();
         assert_eq!(options.node_ipam.mask_size_ipv4, 20);
+    }
+
+    #[test]
+    fn no_option_does_nothing_in_silence() {
+        use component_base::config::audit;
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let sources = audit::sources(&root, &["options.rs"]);
+        // Looked at by this file alone: how many workers, and which allocator there is.
+        let here = ["concurrent_syncs", "cidr_allocator_type"];
+        for name in [
+            "Options",
+            "CaFiles",
+            "SigningOptions",
+            "NodeIpamOptions",
+            "NodeLifecycleOptions",
+        ] {
+            let fields = audit::fields(include_str!("options.rs"), name);
+            assert!(!fields.is_empty(), "{name}");
+            for field in fields.iter().filter(|field| !here.contains(field)) {
+                assert!(audit::is_read(&sources, field), "{name}.{field}");
+            }
+        }
     }
 
     #[test]

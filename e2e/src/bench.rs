@@ -31,7 +31,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
 }
 
 /// The value below which a share of the sorted samples lies.
-fn quantile(samples: &mut [f64], share: f64) -> f64 {
+pub fn quantile(samples: &mut [f64], share: f64) -> f64 {
     samples.sort_by(f64::total_cmp);
     match samples.len() {
         0 => f64::NAN,

@@ -15,6 +15,7 @@ pub mod layers;
 pub mod node;
 pub mod probe;
 pub mod programs;
+pub mod starts;
 pub mod step;
 pub mod test_run;
 pub mod tidy;

@@ -13,7 +13,8 @@ use crate::cluster::process::Program;
 use crate::cluster::{Cluster, Component, cgroup, control_plane, lan};
 use crate::step::output;
 
-/// Lays the node's own /run, /var/lib, /var/log and /etc over the machine's. `$1` is the node's
+/// Lays the node's own /run, /var/lib, /var/log and /etc over the machine's. What the machine has as a node of its own (a CNI
+/// configuration, which podman's package brings, registries, static pods) is not seen. `$1` is the node's
 /// folder, `$2` its name. The folder goes out of sight with the last mount.
 const SETUP: &str = r#"
 set -eu
@@ -22,6 +23,7 @@ umount -R -l /run/netns 2>/dev/null || true
 mount -t tmpfs -o mode=755 gantry-run /run
 mkdir -p /run/netns /run/lock /run/containerd /run/xtables
 mount -t overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/etc-work" gantry-etc /etc
+for own in cni/net.d containerd kubernetes; do mount --bind "$1/etc/$own" "/etc/$own"; done
 mount --bind "$1/log" /var/log
 mount --bind "$1/lib" /var/lib
 hostname "$2"
@@ -139,7 +141,7 @@ fn start_containerd(cluster: &mut Cluster, name: &str) -> Result<()> {
 /// It cannot be started.
 pub fn start_kubelet(cluster: &mut Cluster, index: u8) -> Result<()> {
     let name = layout::node_name(index);
-    let argv = vec![
+    let mut argv = vec![
         control_plane::program(cluster, Component::Kubelet),
         "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf".to_owned(),
         "--kubeconfig=/etc/kubernetes/kubelet.conf".to_owned(),
@@ -148,6 +150,11 @@ pub fn start_kubelet(cluster: &mut Cluster, index: u8) -> Result<()> {
         format!("--node-ip={}", layout::node_ip(index)),
         "--v=2".to_owned(),
     ];
+    let upstream = &cluster.state.options.with_upstream;
+    if !upstream.contains(&Component::Kubelet) {
+        // What containerd's configuration says for upstream's.
+        argv.push(format!("--runtime-handlers=runc,{}", files::TEST_HANDLER));
+    }
     let place = cluster.node_place(&name);
     let path = files::path_with(&cluster.outputs.upstream_bin());
     cluster.start(Program {

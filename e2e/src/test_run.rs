@@ -174,6 +174,9 @@ impl Lane {
         }
         // The tests break and mend one cluster, so one at a time.
         args.extend(["--", "--test-threads=1"]);
+        if long {
+            args.push("--include-ignored");
+        }
         args.extend(self.filter.as_deref());
         let mut env = vec![("GANTRY_E2E_CLUSTER", self.cluster)];
         if long {

@@ -11,6 +11,8 @@ mod benchmark;
 mod certificates;
 #[path = "hostile/kubelet_server.rs"]
 mod kubelet_server;
+#[path = "hostile/load.rs"]
+mod load;
 #[path = "hostile/pods.rs"]
 mod pods;
 #[path = "hostile/sound.rs"]

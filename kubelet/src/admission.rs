@@ -1,6 +1,6 @@
 //! May the pod run here? Asked once, before anything of it is started.
 //!
-//! Owns: [`can_admit_pod`], pure: operating system, resources, ports, affinity, taints, sysctls. Upstream:
+//! Owns: [`decide`] and [`can_admit_pod`], pure: operating system, resources, ports, affinity, taints, sysctls. Upstream:
 //! `pkg/kubelet/lifecycle/predicate.go`, `pkg/kubelet/sysctl`, v1.36.
 
 use std::collections::BTreeMap;
@@ -49,6 +49,32 @@ pub struct AdmissionInput<'a> {
     /// What the node says it can do.
     pub declared_features: &'a [String],
     pub pid_pressure: bool,
+}
+
+/// What becomes of a pod that is new to this kubelet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Admit,
+    Reject(Rejection),
+    /// Nothing can be said before the Node was read.
+    Wait,
+}
+
+/// As [`can_admit_pod`], but nothing is held against a pod that a Node which was not read does not have.
+///
+/// A static pod that the node as it registers would take runs at once, with or without an API server. Pods of the API server
+/// wait (as upstream's, whose source begins once the Node's cache is filled).
+///
+/// DIFFERS: upstream rejects a static pod that wants a label the API server's Node has and the registration has not.
+pub fn decide(pod: &Pod, input: &AdmissionInput<'_>, node_is_read: bool) -> Verdict {
+    if !node_is_read && !crate::pod::is_static(pod) {
+        return Verdict::Wait;
+    }
+    match can_admit_pod(pod, input) {
+        Ok(()) => Verdict::Admit,
+        Err(_) if !node_is_read => Verdict::Wait,
+        Err(rejection) => Verdict::Reject(rejection),
+    }
 }
 
 /// # Errors
@@ -441,6 +467,49 @@ mod tests {
                 .unwrap_err()
                 .starts_with("NodeAffinity|")
         );
+    }
+
+    #[test]
+    fn nothing_is_held_against_a_pod_that_an_unread_node_does_not_have() {
+        let allocatable = [("cpu", "1"), ("pods", "2")]
+            .map(|(k, v)| (k.to_owned(), Quantity(v.into())))
+            .into();
+        let decide = |pod: &Pod, node: &Node, read: bool| {
+            let input = AdmissionInput {
+                node,
+                allocatable: &allocatable,
+                active: &[],
+                allowed_unsafe_sysctls: &[],
+                apparmor: false,
+                memory_pressure: false,
+                disk_pressure: false,
+                declared_features: &[],
+                pid_pressure: false,
+            };
+            super::decide(pod, &input, read)
+        };
+        let mut picky = pod("0", 0);
+        picky.spec.as_mut().unwrap().node_selector =
+            Some([("zone".to_owned(), "b".to_owned())].into());
+        let mut fixed = picky.clone();
+        fixed.metadata.annotations =
+            Some([(pod::CONFIG_SOURCE_ANNOTATION.to_owned(), "file".to_owned())].into());
+        let bare = Node::default();
+        let mut labelled = Node::default();
+        labelled.metadata.labels = picky.spec.as_ref().unwrap().node_selector.clone();
+        // A pod of the API server waits, fit or not; so 65 of them at a restart.
+        for node in [&bare, &labelled] {
+            assert_eq!(decide(&picky, node, false), Verdict::Wait);
+            assert_eq!(decide(&pod("0", 0), node, false), Verdict::Wait);
+        }
+        assert_eq!(decide(&picky, &labelled, true), Verdict::Admit);
+        assert!(
+            matches!(decide(&picky, &bare, true), Verdict::Reject(r) if r.reason == "NodeAffinity")
+        );
+        // A static pod runs without an API server, if the node as it registers will do.
+        assert_eq!(decide(&fixed, &labelled, false), Verdict::Admit);
+        assert_eq!(decide(&fixed, &bare, false), Verdict::Wait);
+        assert!(matches!(decide(&fixed, &bare, true), Verdict::Reject(_)));
     }
 
     #[test]

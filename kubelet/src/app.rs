@@ -2,6 +2,7 @@
 //!
 //! Owns: the order of the start, and who gets what. Upstream: `cmd/kubelet/app/server.go`, v1.36.
 
+mod clients;
 mod features;
 mod machine;
 mod servers;
@@ -13,21 +14,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use component_base::client::ClientConfig;
 use component_base::events::Recorder;
 use component_base::features::FeatureGates;
 use component_base::informer::{Factory, InformerOptions};
 use component_base::shutdown::Shutdown;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{NodeStatus, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use runtime::api::Runtime;
-use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig};
+use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles};
 use tokio::sync::{Notify, mpsc};
 use volumes::VolumeManager;
 
+use self::clients::{ApiClients, api_clients};
 use self::features::{
     CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
@@ -35,7 +35,7 @@ use self::machine::{check_machine, node_addresses, protect_from_oom};
 use crate::backoff::Backoff;
 use crate::cm::cgroup::{CgroupError, CgroupManager};
 use crate::cm::machine::{MachineInfo, fs_stats};
-use crate::cm::{ContainerManager, allocatable};
+use crate::cm::{ContainerManager, allocatable, kernel_tunables};
 use crate::config::{Source, apiserver, file};
 use crate::configuration::KubeletConfiguration;
 use crate::configuration::load::{LoadError, load};
@@ -51,7 +51,7 @@ use crate::kuberuntime::{Dependencies, RuntimeManager};
 use crate::node::NodeState;
 use crate::node_status::register::Registration;
 use crate::node_status::{lease, report};
-use crate::object_cache::ObjectCache;
+use crate::object_cache::{ObjectCache, Strategy};
 use crate::options::{Options, OptionsError, flag_set};
 use crate::paths::Paths;
 use crate::pending::Pending;
@@ -59,15 +59,13 @@ use crate::pod_manager::PodManager;
 use crate::pod_workers::PodWorkers;
 use crate::prober::ProbeManager;
 use crate::resize::AllocationManager;
-use crate::runtime_class;
 use crate::security_context::NodeSecurity;
 use crate::status::manager::StatusManager;
 use crate::sync_loop::{CONFIG_QUEUE, Channels, SyncLoop};
 use crate::user_namespaces::{KubeletMappings, UserNamespaceManager};
-use crate::{certificate, container_log, eviction, metrics, node_network, pleg};
-
-/// Pause between two tries to get a first certificate.
-const BOOTSTRAP_RETRY: Duration = Duration::from_secs(5);
+use crate::{
+    certificate, container_log, eviction, metrics, node_network, pleg, rlimit, runtime_class,
+};
 
 /// Why the kubelet does not run.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +95,8 @@ pub enum AppError {
          unsupported and will be removed in a future release; set failCgroupV1: false to run anyway"
     )]
     CgroupV1,
+    #[error("failed to run Kubelet: failed to start ContainerManager: {0}")]
+    KernelTunables(#[from] crate::cm::kernel_tunables::TunablesError),
     #[error("failed to run Kubelet: {0}")]
     Cgroup(#[from] CgroupError),
     #[error("failed to run Kubelet: image store: {0}")]
@@ -115,6 +115,8 @@ pub enum AppError {
     PullRecords(#[from] crate::image_manager::pull_record::RecordError),
     #[error("preloadedImagesVerificationAllowlist: {0}")]
     Allowlist(#[from] crate::image_manager::verification::PatternError),
+    #[error(transparent)]
+    Task(#[from] component_base::tasks::TaskError),
 }
 
 fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
@@ -129,12 +131,13 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
 pub async fn run() -> Result<(), AppError> {
     let flags = flag_set().parse_or_exit();
     let options = Options::from_flags(&flags)?;
-    flags.init_logs()?;
     let loaded = load(
         options.config.as_deref(),
         options.config_dir.as_deref(),
         options.config_overrides.clone(),
     )?;
+    let logging = &loaded.config.logging;
+    flags.init_logs_with(&logging.format, logging.verbosity)?;
     for field in &loaded.unused {
         tracing::warn!(
             field,
@@ -145,10 +148,13 @@ pub async fn run() -> Result<(), AppError> {
     let gates = feature_gates(&options, &config)?;
     let shutdown = Shutdown::on_signals().map_err(io("install signal handlers"))?;
     metrics::init(&options.node_name);
-    Parts::build(options, config, &gates, shutdown)
-        .await?
-        .run()
-        .await
+    let work = async {
+        Parts::build(options, config, &gates, shutdown.clone())
+            .await?
+            .run()
+            .await
+    };
+    shutdown.supervise(work).await
 }
 
 /// The records of pulls, read and in step with the images that are here. `None`: their gate is off.
@@ -175,48 +181,6 @@ async fn pull_manager(
     Ok(Some(Arc::new(pulls)))
 }
 
-/// A client, once there is a certificate. `None`: no kubeconfig, the kubelet runs alone, or it is to end.
-async fn api_client(
-    options: &Options,
-    config: &KubeletConfiguration,
-    shutdown: &Shutdown,
-) -> Result<Option<kube::Client>, AppError> {
-    let Some(kubeconfig) = &options.kubeconfig else {
-        tracing::warn!("standalone mode, no API client");
-        return Ok(None);
-    };
-    if let Some(bootstrap) = options.bootstrap_kubeconfig.as_ref() {
-        loop {
-            let load = certificate::load_client_cert(
-                kubeconfig,
-                bootstrap,
-                &options.cert_dir,
-                &options.node_name,
-            );
-            match shutdown.run_until(load).await {
-                None => return Ok(None),
-                Some(Ok(())) => break,
-                Some(Err(error)) => {
-                    tracing::error!(%error, "cannot get a client certificate, will retry")
-                }
-            }
-            if shutdown
-                .run_until(tokio::time::sleep(BOOTSTRAP_RETRY))
-                .await
-                .is_none()
-            {
-                return Ok(None);
-            }
-        }
-    }
-    let mut client = ClientConfig::new("kubelet");
-    client.kubeconfig = Some(kubeconfig.clone());
-    // The configuration holds whole numbers that fit.
-    client.qps = config.kube_api_qps as f32;
-    client.burst = u32::try_from(config.kube_api_burst).unwrap_or(100);
-    Ok(Some(client.build().await?))
-}
-
 /// Replaces this program by itself, with the same command line. Returns only if that failed.
 fn start_anew() -> AppError {
     use std::os::unix::process::CommandExt;
@@ -238,6 +202,8 @@ struct Parts {
     config: Arc<KubeletConfiguration>,
     shutdown: Shutdown,
     client: Option<kube::Client>,
+    clients: Option<ApiClients>,
+    registration: Registration,
     factory: Option<Factory>,
     linux: LinuxRuntime,
     runtime: Arc<dyn Runtime>,
@@ -271,6 +237,8 @@ impl Parts {
             .map_err(io(format!("chmod {}", paths.pods().display())))?;
         let cgroups = CgroupManager::detect()?;
         check_machine(&config, &cgroups)?;
+        kernel_tunables::set_up(config.protect_kernel_defaults)?;
+        let open_files = rlimit::set_num_files(config.max_open_files);
         protect_from_oom(config.oom_score_adj);
 
         let machine = MachineInfo::read();
@@ -282,29 +250,44 @@ impl Parts {
         let allocatable = allocatable::allocatable(&capacity, &config);
         let container_manager = Arc::new(ContainerManager::new(&config, cgroups));
         container_manager.setup_node(&capacity)?;
+        let registration = registration(&options, &config, &machine);
         let node = Arc::new(NodeState::new(
             options.node_name.clone(),
             machine,
             capacity,
             allocatable,
+            registration.initial_node(NodeStatus::default()),
         ));
+        if options.kubeconfig.is_none() {
+            // There is no other than the node's own word.
+            node.set_read();
+        }
         let addresses = node_addresses(&options);
         node.host_ips.store(Arc::new(
             addresses.iter().map(ToString::to_string).collect(),
         ));
 
         // The runtime first: what runs is found again whether or not the API server is there.
-        let linux = open_runtime(&options).await?;
+        let linux = open_runtime(&options, open_files).await?;
         let runtime: Arc<dyn Runtime> = Arc::new(linux.clone());
-        let client = api_client(&options, &config, &shutdown).await?;
+        if options.kubeconfig.is_none() && !config.pod_cidr.is_empty() {
+            // With an API server the Node says it.
+            let cidrs = config.pod_cidr.split(',').map(str::to_owned).collect();
+            runtime.update_pod_cidrs(cidrs).await?;
+        }
+        let clients = api_clients(&options, &config, &shutdown).await?;
+        let client = clients.as_ref().map(|c| c.main.clone());
         let factory = client
             .as_ref()
             .map(|c| Factory::new(c.clone(), shutdown.clone()));
 
-        let events = match &client {
-            Some(client) => {
-                Recorder::core_v1(client.clone(), "kubelet", &options.node_name, &shutdown)
-            }
+        let events = match &clients {
+            Some(clients) => Recorder::core_v1(
+                clients.events.clone(),
+                "kubelet",
+                &options.node_name,
+                &shutdown,
+            ),
             None => Recorder::discard(),
         };
         let recorder = KubeletRecorder::new(events, &options.node_name);
@@ -335,6 +318,7 @@ impl Parts {
             node.clone(),
             paths.clone(),
             object_changes.clone(),
+            Strategy::of(&config.config_map_and_secret_change_detection_strategy),
             &shutdown,
         ));
         let volumes = VolumeManager::observed(
@@ -433,6 +417,8 @@ impl Parts {
             config,
             shutdown,
             client,
+            clients,
+            registration,
             factory,
             linux,
             runtime,
@@ -444,6 +430,11 @@ impl Parts {
         })
     }
 
+    /// Whatever the kubelet cannot do its work without.
+    fn essential(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        self.shutdown.spawn_essential(name, task);
+    }
+
     async fn run(self) -> Result<(), AppError> {
         let token = self.shutdown.token().clone();
         let kubelet = self.kubelet.clone();
@@ -453,40 +444,38 @@ impl Parts {
         let (changed, nudge) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         // Subscribed before anything is asked: no exit falls between.
         let events = self.runtime.events();
-        tokio::spawn(report::watch_runtime(
+        let watching = report::watch_runtime(
             kubelet.clone(),
             self.runtime.clone(),
             changed.clone(),
             nudge.clone(),
             token.clone(),
-        ));
-        tokio::spawn(pleg::run(
+        );
+        self.essential("runtime status", watching);
+        let pleg = pleg::run(
             kubelet.runtime.clone(),
             events,
             self.pleg_events.clone(),
             token.clone(),
-        ));
-        tokio::spawn(
-            kubelet
-                .status
-                .clone()
-                .run(kubelet.workers.clone(), token.clone()),
         );
-        tokio::spawn(
-            kubelet
-                .allocation
-                .clone()
-                .run(kubelet.paths.root().to_path_buf(), token.clone()),
+        self.essential("pod lifecycle events", pleg);
+        let status = kubelet.status.clone();
+        self.essential(
+            "pod status",
+            status.run(kubelet.workers.clone(), token.clone()),
         );
-        tokio::spawn(container_log::run(kubelet.clone(), token.clone()));
-        tokio::spawn(kubelet.image_gc.clone().run(token.clone()));
-        tokio::spawn(eviction::manager::run(
-            kubelet.clone(),
-            changed.clone(),
-            token.clone(),
-        ));
-        if let (Some(client), Some(factory)) = (&self.client, &self.factory) {
-            self.start_node(client, factory, &changed, &nudge);
+        self.essential(
+            "container logs",
+            container_log::run(kubelet.clone(), token.clone()),
+        );
+        self.essential("image garbage", kubelet.image_gc.clone().run(token.clone()));
+        let allocation = kubelet.allocation.clone();
+        let root = kubelet.paths.root().to_path_buf();
+        self.essential("resize allocation", allocation.run(root, token.clone()));
+        let eviction = eviction::manager::run(kubelet.clone(), changed.clone(), token.clone());
+        self.essential("eviction", eviction);
+        if let (Some(clients), Some(factory)) = (&self.clients, &self.factory) {
+            self.start_node(clients, factory, &changed, &nudge);
         }
         kubelet
             .recorder
@@ -527,7 +516,8 @@ impl Parts {
         ) {
             let (options, shutdown, flag) =
                 (self.options.clone(), self.shutdown.clone(), renewed.clone());
-            tokio::spawn(async move {
+            let ends = shutdown.clone();
+            ends.spawn_guarded("client certificate", async move {
                 let (dir, node) = (&options.cert_dir, &options.node_name);
                 if certificate::rotate_client_cert(&client, &kubeconfig, dir, node, &shutdown).await
                 {
@@ -547,81 +537,64 @@ impl Parts {
             let options = InformerOptions::default()
                 .fields(format!("spec.nodeName={}", self.options.node_name));
             let informer = factory.informer::<Pod>(options);
-            tokio::spawn(apiserver::run(
-                informer,
-                self.config_updates.clone(),
-                token.clone(),
-            ));
+            let source = apiserver::run(informer, self.config_updates.clone(), token.clone());
+            self.essential("pods of the API server", source);
         }
         if !self.config.static_pod_path.is_empty() {
             sources.insert(Source::File);
             let path = PathBuf::from(&self.config.static_pod_path);
-            tokio::spawn(file::run(
+            let source = file::run(
                 path,
                 self.options.node_name.clone(),
                 self.config_updates.clone(),
                 token,
-            ));
+            );
+            self.essential("pods of files", source);
         }
         sources
     }
 
     fn start_node(
         &self,
-        client: &kube::Client,
+        clients: &ApiClients,
         factory: &Factory,
         changed: &Arc<Notify>,
         nudge: &Arc<Notify>,
     ) {
         let token = self.shutdown.token().clone();
         let (options, config, kubelet) = (&self.options, &self.config, &self.kubelet);
-        let hostname = options
-            .hostname_override
-            .clone()
-            .unwrap_or_else(|| options.node_name.clone());
-        let registration = Registration {
-            name: options.node_name.clone(),
-            hostname,
-            architecture: kubelet.node.machine.architecture.clone(),
-            labels: options.node_labels.clone(),
-            taints: options
-                .register_with_taints
-                .clone()
-                .unwrap_or_else(|| config.register_with_taints.clone()),
-            provider_id: config.provider_id.clone(),
-            external_cloud_provider: options.cloud_provider_external,
-        };
         let reporter = report::Reporter {
             kubelet: kubelet.clone(),
             runtime: self.runtime.clone(),
-            client: client.clone(),
+            client: clients.main.clone(),
+            heartbeat: clients.heartbeat.clone(),
             config: config.clone(),
-            registration,
+            registration: self.registration.clone(),
             addresses: self.addresses.clone(),
             recorder: kubelet.recorder.clone(),
             changed: changed.clone(),
         };
-        tokio::spawn(reporter.run(token.clone()));
-        tokio::spawn(lease::run(
-            client.clone(),
+        self.essential("node status", reporter.run(token.clone()));
+        let lease = lease::run(
+            clients.heartbeat.clone(),
             kubelet.node.clone(),
             config.node_lease_duration_seconds,
             token.clone(),
-        ));
-        tokio::spawn(node_network::watch_own_node(
+        );
+        self.essential("node lease", lease);
+        let own_node = node_network::watch_own_node(
             factory.clone(),
             kubelet.node.clone(),
+            config.register_node,
             self.runtime.clone(),
             nudge.clone(),
             token.clone(),
-        ));
+        );
+        self.essential("own node", own_node);
         let network = self.linux.network().clone();
-        tokio::spawn(node_network::watch_peers(
-            factory.clone(),
-            options.node_name.clone(),
-            network,
-            token,
-        ));
+        let node_name = options.node_name.clone();
+        let peers = node_network::watch_peers(factory.clone(), node_name, network, token);
+        self.essential("routes to other nodes", peers);
     }
 }
 
@@ -650,7 +623,34 @@ async fn load_user_namespaces(
     Ok(manager)
 }
 
-async fn open_runtime(options: &Options) -> Result<LinuxRuntime, AppError> {
+/// What the node says of itself.
+fn registration(
+    options: &Options,
+    config: &KubeletConfiguration,
+    machine: &MachineInfo,
+) -> Registration {
+    let name = options.node_name.clone();
+    Registration {
+        hostname: options
+            .hostname_override
+            .clone()
+            .unwrap_or_else(|| name.clone()),
+        name,
+        architecture: machine.architecture.clone(),
+        labels: options.node_labels.clone(),
+        taints: options
+            .register_with_taints
+            .clone()
+            .unwrap_or_else(|| config.register_with_taints.clone()),
+        provider_id: config.provider_id.clone(),
+        external_cloud_provider: options.cloud_provider_external,
+    }
+}
+
+async fn open_runtime(
+    options: &Options,
+    open_files: Option<rlimit::Limits>,
+) -> Result<LinuxRuntime, AppError> {
     let images = images::ImageStore::open(images::ImageStoreConfig {
         root: options.runtime_root_dir.join("images"),
         registry_config_dir: options.registry_config_dir.clone(),
@@ -666,7 +666,12 @@ async fn open_runtime(options: &Options) -> Result<LinuxRuntime, AppError> {
     let config = LinuxRuntimeConfig {
         root_dir: options.runtime_root_dir.clone(),
         state_dir: options.runtime_state_dir.clone(),
-        handlers: ["runc", "youki", "test-handler"].map(str::to_owned).into(),
+        handlers: options.runtime_handlers.clone(),
+        // Containers have what the kubelet had before it raised its own.
+        open_files: open_files.map(|l| OpenFiles {
+            soft: l.soft,
+            hard: l.hard,
+        }),
         ..LinuxRuntimeConfig::default()
     };
     Ok(LinuxRuntime::open(config, images, network).await?)

@@ -6,6 +6,7 @@
 pub mod allocatable;
 pub mod cgroup;
 pub mod container_manager;
+pub mod kernel_tunables;
 pub mod machine;
 pub mod resources;
 

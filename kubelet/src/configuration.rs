@@ -6,6 +6,9 @@
 pub mod load;
 pub mod validation;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -148,7 +151,7 @@ pub struct KubeletConfiguration {
     #[serde(rename = "providerID")]
     pub provider_id: String,
     pub kernel_memcg_notification: bool,
-    pub logging: serde_json::Map<String, Value>,
+    pub logging: Logging,
     pub enable_system_log_handler: bool,
     pub enable_system_log_query: bool,
     pub shutdown_grace_period: GoDuration,
@@ -163,7 +166,8 @@ pub struct KubeletConfiguration {
     pub memory_reservation_policy: String,
     pub register_with_taints: Vec<k8s_openapi::api::core::v1::Taint>,
     pub register_node: bool,
-    pub tracing: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Tracing>,
     pub local_storage_capacity_isolation: bool,
     pub container_runtime_endpoint: String,
     pub image_service_endpoint: String,
@@ -278,7 +282,7 @@ impl Default for KubeletConfiguration {
             volume_plugin_dir: "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/".into(),
             provider_id: String::new(),
             kernel_memcg_notification: false,
-            logging: serde_json::Map::new(),
+            logging: Logging::default(),
             enable_system_log_handler: true,
             enable_system_log_query: false,
             shutdown_grace_period: secs(0),
@@ -301,6 +305,55 @@ impl Default for KubeletConfiguration {
             user_namespaces: UserNamespaces::default(),
         }
     }
+}
+
+/// How the kubelet logs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Logging {
+    /// Empty or `text`; `json`.
+    pub format: String,
+    /// A duration, or nanoseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flush_frequency: Option<Value>,
+    pub verbosity: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmodule: Option<Vec<VerbosityPattern>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<LoggingOptions>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VerbosityPattern {
+    pub file_pattern: String,
+    pub verbosity: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoggingOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<LoggingFormatOptions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub json: Option<LoggingFormatOptions>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoggingFormatOptions {
+    pub split_stream: bool,
+    /// A quantity.
+    pub info_buffer_size: Value,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Tracing {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampling_rate_per_million: Option<i32>,
 }
 
 /// Who may talk to the kubelet.
@@ -477,12 +530,14 @@ impl KubeletConfiguration {
 /// Fields that upstream acts on and this build does not; naming one in the file gets a warning.
 pub const UNUSED_FIELDS: &[&str] = &[
     "fileCheckFrequency",
+    "httpCheckFrequency",
     "tlsCurvePreferences",
     "enableContentionProfiling",
     "volumeStatsAggPeriod",
     "kubeletCgroups",
     "systemCgroups",
     "cpuManagerReconcilePeriod",
+    "topologyManagerScope",
     "hairpinMode",
     "contentType",
     "makeIPTablesUtilChains",
@@ -497,7 +552,6 @@ pub const UNUSED_FIELDS: &[&str] = &[
     "tracing",
     "enableProfilingHandler",
     "enableDebugFlagsHandler",
-    "maxOpenFiles",
     "containerLogMaxWorkers",
     "runtimeRequestTimeout",
     "enableControllerAttachDetach",

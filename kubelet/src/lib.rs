@@ -6,7 +6,6 @@
 pub mod active_deadline;
 pub mod admission;
 pub mod app;
-pub mod atomic_file;
 pub mod backoff;
 pub mod certificate;
 pub mod cm;
@@ -45,6 +44,7 @@ pub mod pod_workers;
 pub mod prober;
 pub mod resize;
 pub mod restart_all;
+pub mod rlimit;
 pub mod runtime_class;
 pub mod sandbox_config;
 pub mod security_context;

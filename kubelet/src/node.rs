@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use component_helpers::resources::ResourceList;
 use k8s_openapi::api::core::v1::Node;
+use tokio::sync::watch;
 
 use crate::cm::machine::MachineInfo;
 
@@ -18,8 +19,11 @@ pub struct NodeState {
     pub host_ips: ArcSwap<Vec<String>>,
     pub capacity: ArcSwap<ResourceList>,
     pub allocatable: ArcSwap<ResourceList>,
-    /// The Node object as the API server has it; `None` until it was seen.
+    /// The Node object as the API server has it; `None` until it was seen. Written by [`NodeState::set_node`].
     pub node: ArcSwap<Option<Arc<Node>>>,
+    /// As it registers; what is decided by while there is no other.
+    pub initial: Node,
+    read: watch::Sender<bool>,
     /// Conditions of pressure that eviction found, by type.
     pub pressure: ArcSwap<Vec<&'static str>>,
 }
@@ -30,8 +34,11 @@ impl NodeState {
         machine: MachineInfo,
         capacity: ResourceList,
         allocatable: ResourceList,
+        initial: Node,
     ) -> Self {
         Self {
+            initial,
+            read: watch::Sender::new(false),
             name,
             machine,
             host_ips: ArcSwap::default(),
@@ -40,6 +47,28 @@ impl NodeState {
             node: ArcSwap::default(),
             pressure: ArcSwap::default(),
         }
+    }
+
+    /// Takes the object as it was read.
+    pub fn set_node(&self, node: Arc<Node>) {
+        self.node.store(Arc::new(Some(node)));
+        self.set_read();
+    }
+
+    /// Nothing is to be waited for: the object was read, or there is none to read.
+    pub fn set_read(&self) {
+        self.read.send_replace(true);
+    }
+
+    /// Whether the API server's Node is known, if there is one.
+    pub fn is_read(&self) -> bool {
+        *self.read.borrow()
+    }
+
+    /// Resolves once [`NodeState::is_read`]; cancel-safe.
+    pub async fn until_read(&self) {
+        // The sender is ours.
+        let _ = self.read.subscribe().wait_for(|read| *read).await;
     }
 
     pub fn under_pressure(&self, condition: &str) -> bool {

@@ -24,10 +24,11 @@ const PERMISSION_RETRY: Duration = Duration::from_secs(5);
 /// When routes could not be set.
 const PEERS_RETRY: Duration = Duration::from_secs(2);
 
-/// Keeps the node's own object at hand and tells the runtime its pod CIDRs.
+/// Keeps the node's own object at hand and tells the runtime its pod CIDRs. `registers`: the kubelet makes the object itself.
 pub async fn watch_own_node(
     factory: Factory,
     node: Arc<NodeState>,
+    registers: bool,
     runtime: Arc<dyn Runtime>,
     nudge: Arc<Notify>,
     shutdown: CancellationToken,
@@ -35,6 +36,16 @@ pub async fn watch_own_node(
     let options = InformerOptions::default().fields(format!("metadata.name={}", node.name));
     let informer = factory.informer::<Node>(options);
     let mut events = informer.subscribe();
+    if !registers {
+        // A node that nobody made is none to wait for.
+        let synced = tokio::select! {
+            () = shutdown.cancelled() => return,
+            synced = informer.wait_for_sync() => synced,
+        };
+        if synced && informer.is_empty() {
+            node.set_read();
+        }
+    }
     let mut told: Option<Vec<String>> = None;
     loop {
         let event = tokio::select! {
@@ -47,7 +58,7 @@ pub async fn watch_own_node(
         }
         let object = event.object().clone();
         let cidrs: Vec<String> = pod_cidrs(&object).into_iter().map(str::to_owned).collect();
-        node.node.store(Arc::new(Some(object)));
+        node.set_node(object);
         if cidrs.is_empty() || told.as_ref() == Some(&cidrs) {
             continue;
         }

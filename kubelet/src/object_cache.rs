@@ -1,15 +1,17 @@
-//! ConfigMaps and Secrets of the pods on this node, each watched alone.
+//! ConfigMaps and Secrets of the pods on this node, each watched alone, or asked for.
 //!
 //! Owns: one informer an object for as long as a pod refers to it (a node may read no others), and the news that
-//! an object changed. Upstream: `pkg/kubelet/util/manager/watch_based_manager.go`, v1.36.
+//! an object changed; with `configMapAndSecretChangeDetectionStrategy` `Cache` or `Get` no watch, but a look now and then.
+//! Upstream: `pkg/kubelet/util/manager/{watch,cache}_based_manager.go`, v1.36.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use component_base::informer::{Informer, InformerEvent, InformerOptions, Object};
 use component_base::shutdown::Shutdown;
+use component_base::tasks::spawn_vital;
 use component_helpers::pod::references::{config_map_names, secret_names};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{
@@ -34,11 +36,41 @@ const REFUSAL_RETRY: Duration = Duration::from_millis(100);
 /// Of a file with variables (`fileKeyRef`). Source: ours; upstream reads whatever there is.
 const MAX_ENV_FILE_BYTES: u64 = 64 << 10;
 
+/// How long `Cache` trusts what it read, unless the Node says otherwise; upstream: `defaultTTL`. Without watches, pods are told to
+/// look at their objects as often.
+const TTL: Duration = Duration::from_secs(60);
+/// The Node's word on it, in seconds; the TTL controller writes it by the size of the cluster.
+const TTL_ANNOTATION: &str = "node.alpha.kubernetes.io/ttl";
+
+/// `configMapAndSecretChangeDetectionStrategy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    Watch,
+    /// What was read is good for a while; a new pod has it read anew.
+    Cache,
+    /// Every reader asks the API server.
+    Get,
+}
+
+impl Strategy {
+    /// By the configuration's word, which was validated.
+    pub fn of(word: &str) -> Self {
+        match word {
+            "Cache" => Self::Cache,
+            "Get" => Self::Get,
+            _ => Self::Watch,
+        }
+    }
+}
+
 type Key = (String, String);
 
 struct Entry<K: Object> {
     pods: HashSet<String>,
-    informer: Informer<K>,
+    /// With `Watch` alone.
+    informer: Option<Informer<K>>,
+    /// What was read, and when; with `Cache` alone.
+    read: Option<(Instant, Option<Arc<K>>)>,
 }
 
 /// Objects of one kind.
@@ -46,6 +78,8 @@ struct Store<K: Object> {
     resource: &'static str,
     client: kube::Client,
     shutdown: Shutdown,
+    strategy: Strategy,
+    node: Arc<NodeState>,
     entries: Mutex<HashMap<Key, Entry<K>>>,
     changes: Arc<Pending<String>>,
 }
@@ -68,26 +102,69 @@ where
         }
         for name in names {
             let key = (namespace.to_owned(), (*name).to_owned());
-            let entry = entries.entry(key.clone()).or_insert_with(|| {
-                let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
-                let options = InformerOptions::default().fields(format!("metadata.name={name}"));
-                let informer = Informer::start(api, &options, &self.shutdown);
-                self.forward(key, &informer);
-                Entry {
-                    pods: HashSet::new(),
-                    informer,
-                }
+            let entry = entries.entry(key.clone()).or_insert_with(|| Entry {
+                pods: HashSet::new(),
+                informer: (self.strategy == Strategy::Watch).then(|| self.watch(key)),
+                read: None,
             });
-            entry.pods.insert(pod_uid.to_owned());
+            if entry.pods.insert(pod_uid.to_owned()) {
+                entry.read = None;
+            }
         }
         entries.retain(|_, e| !e.pods.is_empty());
+    }
+
+    fn watch(self: &Arc<Self>, key: Key) -> Informer<K> {
+        let (namespace, name) = &key;
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let options = InformerOptions::default().fields(format!("metadata.name={name}"));
+        let informer = Informer::start(api, &options, &self.shutdown);
+        self.forward(key, &informer);
+        informer
+    }
+
+    /// Without watches: tells every pod now and then that an object may have changed.
+    fn remind(self: &Arc<Self>) {
+        if self.strategy == Strategy::Watch {
+            return;
+        }
+        let (store, shutdown) = (self.clone(), self.shutdown.clone());
+        let reminding = async move {
+            while shutdown
+                .run_until(tokio::time::sleep(
+                    TTL.mul_f64(1.0 + 0.5 * rand::random::<f64>()),
+                ))
+                .await
+                .is_some()
+            {
+                let pods: HashSet<String> =
+                    store.lock().values().flat_map(|e| e.pods.clone()).collect();
+                for pod in pods {
+                    store.changes.add(pod);
+                }
+            }
+        };
+        let name = format!("reminder of every {}", self.resource);
+        self.shutdown.spawn_essential(name, reminding);
+    }
+
+    fn ttl(&self) -> Duration {
+        let node = self.node.node.load();
+        let annotations = node
+            .as_ref()
+            .as_ref()
+            .and_then(|n| n.metadata.annotations.as_ref());
+        annotations
+            .and_then(|a| a.get(TTL_ANNOTATION))
+            .and_then(|seconds| seconds.parse().ok())
+            .map_or(TTL, Duration::from_secs)
     }
 
     /// Tells which pods an object's change concerns. Ends with the informer.
     fn forward(self: &Arc<Self>, key: Key, informer: &Informer<K>) {
         let mut events = informer.subscribe();
         let store = Arc::downgrade(self);
-        tokio::spawn(async move {
+        spawn_vital("changes of objects", async move {
             while let Some(event) = events.recv().await {
                 let Some(store) = store.upgrade() else { return };
                 if matches!(event, InformerEvent::Added(_)) && !store.is_known(&key) {
@@ -113,11 +190,35 @@ where
 
     async fn get(&self, namespace: &str, name: &str) -> Result<Option<Arc<K>>, SourceError> {
         let key = (namespace.to_owned(), name.to_owned());
-        let informer = self.lock().get(&key).map(|e| e.informer.clone());
+        let (informer, read) = match self.lock().get(&key) {
+            Some(entry) => (entry.informer.clone(), entry.read.clone()),
+            None => (None, None),
+        };
         if let Some(informer) = informer.as_ref().filter(|i| i.has_synced()) {
             return Ok(informer.get(namespace, name));
         }
-        // The watch has not begun: ask once, so that no pod waits for it.
+        if let Some((_, object)) = read.as_ref().filter(|(at, _)| at.elapsed() < self.ttl()) {
+            return Ok(object.clone());
+        }
+        // With `Watch` it has not begun: ask once, so that no pod waits for it.
+        let found = self.ask(namespace, name).await;
+        if self.strategy != Strategy::Cache {
+            return found;
+        }
+        match (found, read) {
+            (Ok(object), _) => {
+                if let Some(entry) = self.lock().get_mut(&key) {
+                    entry.read = Some((Instant::now(), object.clone()));
+                }
+                Ok(object)
+            }
+            // The old one will do while the API server is away, as it does for a watch.
+            (Err(SourceError::Transport { .. }), Some((_, object))) => Ok(object),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    async fn ask(&self, namespace: &str, name: &str) -> Result<Option<Arc<K>>, SourceError> {
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
         let begin = tokio::time::Instant::now();
         loop {
@@ -169,25 +270,35 @@ impl ObjectCache {
         node: Arc<NodeState>,
         paths: crate::paths::Paths,
         changes: Arc<Pending<String>>,
+        strategy: Strategy,
         shutdown: &Shutdown,
     ) -> Self {
-        let api = api.map(|(client, services)| Watched {
-            config_maps: Arc::new(Store {
-                resource: "configmap",
-                client: client.clone(),
-                shutdown: shutdown.clone(),
-                entries: Mutex::default(),
-                changes: changes.clone(),
-            }),
-            secrets: Arc::new(Store {
-                resource: "secret",
-                client: client.clone(),
-                shutdown: shutdown.clone(),
-                entries: Mutex::default(),
-                changes,
-            }),
-            client,
-            services,
+        let api = api.map(|(client, services)| {
+            let watched = Watched {
+                config_maps: Arc::new(Store {
+                    resource: "configmap",
+                    client: client.clone(),
+                    shutdown: shutdown.clone(),
+                    strategy,
+                    node: node.clone(),
+                    entries: Mutex::default(),
+                    changes: changes.clone(),
+                }),
+                secrets: Arc::new(Store {
+                    resource: "secret",
+                    client: client.clone(),
+                    shutdown: shutdown.clone(),
+                    strategy,
+                    node: node.clone(),
+                    entries: Mutex::default(),
+                    changes,
+                }),
+                client,
+                services,
+            };
+            watched.config_maps.remind();
+            watched.secrets.remind();
+            watched
         });
         Self {
             api,
@@ -407,3 +518,6 @@ impl ObjectSource for ObjectCache {
         Ok(self.node.allocatable.load().as_ref().clone())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -252,19 +252,24 @@ pub struct Options {
     pub register_with_taints: Option<Vec<Taint>>,
     pub minimum_container_ttl: Duration,
     pub max_dead_containers_per_container: i64,
-    pub max_dead_containers: i64,
-    pub image_credential_provider_config: Option<PathBuf>,
-    pub image_credential_provider_bin_dir: Option<PathBuf>,
     /// DIFFERS: where the built-in runtime keeps images, containers and sandboxes.
     pub runtime_root_dir: PathBuf,
     /// DIFFERS: where it keeps sockets and pinned namespaces.
     pub runtime_state_dir: PathBuf,
+    /// DIFFERS: the names a RuntimeClass may give the built-in runtime, as there is no containerd whose configuration holds them.
+    pub runtime_handlers: Vec<String>,
     /// DIFFERS: containerd's `config_path` of registries, as there is no containerd to hold it.
     pub registry_config_dir: PathBuf,
     pub feature_gates: BTreeMap<String, String>,
     /// Fields of the configuration file given as flags.
     pub config_overrides: Map<String, Value>,
 }
+
+/// Flags that are refused.
+const NOT_BUILT: [&str; 2] = [
+    "image-credential-provider-config",
+    "image-credential-provider-bin-dir",
+];
 
 /// Why a command line makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -367,11 +372,6 @@ pub fn flag_set() -> FlagSet {
         1,
         "Maximum number of old instances to retain per container.",
     );
-    set.int(
-        "maximum-dead-containers",
-        -1,
-        "Maximum number of old instances of containers to retain globally.",
-    );
     set.string(
         "image-credential-provider-config",
         "",
@@ -392,12 +392,18 @@ pub fn flag_set() -> FlagSet {
         "/run/gantry",
         "Directory of the built-in container runtime's volatile state: sockets, pinned namespaces.",
     );
+    set.list(
+        "runtime-handlers",
+        &["runc", "youki"],
+        "Handlers a RuntimeClass may name, all of them the built-in runtime.",
+    );
     set.string(
         "registry-config-dir",
         "/etc/containerd/certs.d",
         "Directory of registry hosts (certs.d/<host>/hosts.toml).",
     );
     set.unused(&[
+        ("maximum-dead-containers", FlagValue::Int(-1)),
         ("manifest-url-header", FlagValue::String(String::new())),
         ("reserved-memory", FlagValue::String(String::new())),
         ("lock-file", FlagValue::String(String::new())),
@@ -455,6 +461,16 @@ impl Options {
                         .to_owned(),
             });
         }
+        for flag in NOT_BUILT {
+            if let Some(value) = flags.optional(flag) {
+                return Err(OptionsError::Invalid {
+                    flag,
+                    value: value.to_owned(),
+                    reason: "credential provider plugins are not supported (not built yet)"
+                        .to_owned(),
+                });
+            }
+        }
         let register_with_taints = if flags.changed("register-with-taints") {
             let parse = |text: &String| {
                 parse_taint(text).map_err(|reason| OptionsError::Invalid {
@@ -500,11 +516,9 @@ impl Options {
             register_with_taints,
             minimum_container_ttl: flags.duration("minimum-container-ttl-duration"),
             max_dead_containers_per_container: flags.int("maximum-dead-containers-per-container"),
-            max_dead_containers: flags.int("maximum-dead-containers"),
-            image_credential_provider_config: text(flags, "image-credential-provider-config"),
-            image_credential_provider_bin_dir: text(flags, "image-credential-provider-bin-dir"),
             runtime_root_dir: path("runtime-root-dir"),
             runtime_state_dir: path("runtime-state-dir"),
+            runtime_handlers: flags.list("runtime-handlers").to_vec(),
             registry_config_dir: path("registry-config-dir"),
             feature_gates: flags.map("feature-gates").clone(),
             config_overrides: config_overrides(flags)?,

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::tasks::spawn_vital;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -321,7 +322,7 @@ impl PodWorkers {
                 workers: self.clone(),
                 syncer: syncer.clone(),
             };
-            tokio::spawn(task.run());
+            spawn_vital("pod worker", task.run());
         }
     }
 

@@ -14,9 +14,12 @@ mod run;
 mod worker;
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use component_base::tasks::message;
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use runtime::api::Runtime;
 use tokio::sync::Notify;
@@ -164,7 +167,11 @@ impl ProbeManager {
                 drop(workers);
                 let (manager, pod) = (self.clone(), pod.clone());
                 tokio::spawn(async move {
-                    task.run().await;
+                    if let Err(panic) = AssertUnwindSafe(task.run()).catch_unwind().await {
+                        // The pod's next round begins it anew.
+                        let panic = message(panic.as_ref());
+                        tracing::error!(pod = %pod::format(&pod), container = key.container, panic, "a probe's task panicked");
+                    }
                     manager.lock().remove(&key);
                     crate::metrics::forget_probes(&pod, &key.container, key.probe_type);
                 });

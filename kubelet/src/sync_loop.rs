@@ -5,16 +5,17 @@
 //!
 //! **Invariant:** nothing is cleaned up before every source told of its pods once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use component_base::tasks::spawn_helper;
 use component_helpers::qos::get_pod_qos;
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus as ApiPodStatus};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{AdmissionInput, Rejection, can_admit_pod};
+use crate::admission::{AdmissionInput, Rejection, Verdict, decide};
 use crate::config::{PodUpdate, Source};
 use crate::events::{Type, reason};
 use crate::features;
@@ -40,6 +41,8 @@ pub enum Event {
     ObjectsChanged(String),
     /// A pod's worker is through.
     PodFinished(String),
+    /// The node's own object was read, for the first time.
+    NodeRead,
     Housekeeping,
 }
 
@@ -80,6 +83,8 @@ pub struct SyncLoop {
     waiting_for: BTreeSet<Source>,
     /// UIDs that ran before this kubelet started: adopted without being admitted again.
     adopted: BTreeSet<String>,
+    /// UIDs of pods that are decided on once the Node was read, in the order they came.
+    postponed: VecDeque<String>,
     cleaning: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -94,6 +99,7 @@ impl SyncLoop {
             kubelet,
             waiting_for: sources,
             adopted,
+            postponed: VecDeque::new(),
             cleaning: None,
         }
     }
@@ -103,12 +109,20 @@ impl SyncLoop {
         let start = tokio::time::Instant::now() + HOUSEKEEPING_PERIOD;
         let mut housekeeping = tokio::time::interval_at(start, HOUSEKEEPING_PERIOD);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let node = self.kubelet.node.clone();
+        let read = node.until_read();
+        tokio::pin!(read);
+        let mut node_is_read = false;
         loop {
             self.kubelet
                 .loop_turned
                 .store(Arc::new(Some(Instant::now())));
             let event = tokio::select! {
                 () = shutdown.cancelled() => return,
+                () = &mut read, if !node_is_read => {
+                    node_is_read = true;
+                    Some(Event::NodeRead)
+                }
                 event = channels.next(&mut housekeeping) => event,
             };
             match event {
@@ -143,9 +157,22 @@ impl SyncLoop {
                     kubelet.workers.update_pod(&uid, Update::Pod(pod));
                     return;
                 }
-                tokio::spawn(async move { kubelet.handle_pod_finished(&uid).await });
+                spawn_helper("end of a pod", async move {
+                    kubelet.handle_pod_finished(&uid).await
+                });
             }
+            Event::NodeRead => self.handle_node_read().await,
             Event::Housekeeping => self.housekeeping(),
+        }
+    }
+
+    /// Decides on the pods that waited, one after the other: those behind do not count yet.
+    async fn handle_node_read(&mut self) {
+        tracing::info!(postponed = self.postponed.len(), "the Node was read");
+        while let Some(uid) = self.postponed.pop_front() {
+            if let Some(pod) = self.kubelet.pods.get_pod_by_uid(&uid) {
+                self.handle_pod_addition(pod).await;
+            }
         }
     }
 
@@ -155,9 +182,8 @@ impl SyncLoop {
             return;
         }
         let kubelet = self.kubelet.clone();
-        self.cleaning = Some(tokio::spawn(
-            async move { kubelet.handle_pod_cleanups().await },
-        ));
+        let cleaning = async move { kubelet.handle_pod_cleanups().await };
+        self.cleaning = Some(spawn_helper("clean-up of pods", cleaning));
     }
 
     async fn handle_pod_set(&mut self, pod: Arc<Pod>) {
@@ -181,6 +207,13 @@ impl SyncLoop {
         kubelet.pods.update_pod(pod.clone());
         kubelet.status.reconcile(&pod);
         match before {
+            // Its newest form is decided on when the Node was read; but what ended needs no decision.
+            Some(_) if self.postponed.contains(&uid) => {
+                if ended(&pod) {
+                    self.postponed.retain(|waiting| *waiting != uid);
+                    self.handle_pod_addition(pod).await;
+                }
+            }
             Some(before) => {
                 if differs(&before, &pod) {
                     self.check_declared_features(&before, &pod);
@@ -207,19 +240,20 @@ impl SyncLoop {
 
     async fn handle_pod_addition(&mut self, pod: Arc<Pod>) {
         let uid = pod::uid(&pod).to_owned();
-        let ended = pod::is_deleted(&pod) || pod::is_terminal_phase(pod::phase(&pod));
-        if !ended
+        if !ended(&pod)
             && !self.adopted.contains(&uid)
             && !self.kubelet.workers.is_termination_requested(&uid)
-            && let Err(rejection) = self.admit(&pod)
         {
-            self.reject_pod(&pod, &rejection);
-            return;
+            match self.admit(&pod) {
+                Verdict::Admit => {}
+                Verdict::Reject(rejection) => return self.reject_pod(&pod, &rejection),
+                Verdict::Wait => return self.postponed.push_back(uid),
+            }
         }
         self.kubelet.workers.update_pod(&uid, Update::Pod(pod));
     }
 
-    fn admit(&self, pod: &Arc<Pod>) -> Result<(), Rejection> {
+    fn admit(&self, pod: &Arc<Pod>) -> Verdict {
         let kubelet = &self.kubelet;
         let uid = pod::uid(pod);
         // After a restart: with what it was granted, not with a resize that waits.
@@ -227,20 +261,11 @@ impl SyncLoop {
         let active: Vec<Arc<Pod>> = kubelet
             .active_pods()
             .into_iter()
-            .filter(|p| pod::uid(p) != uid)
+            .filter(|p| pod::uid(p) != uid && !self.postponed.iter().any(|w| w == pod::uid(p)))
             .collect();
         let node_object = kubelet.node.node.load();
-        let fallback;
-        let node: &Node = match node_object.as_ref() {
-            Some(node) => node,
-            None => {
-                let mut own = Node::default();
-                own.metadata.name = Some(kubelet.node.name.clone());
-                fallback = own;
-                &fallback
-            }
-        };
-        can_admit_pod(
+        let node: &Node = node_object.as_deref().unwrap_or(&kubelet.node.initial);
+        decide(
             pod,
             &AdmissionInput {
                 node,
@@ -253,6 +278,7 @@ impl SyncLoop {
                 disk_pressure: kubelet.node.under_pressure("DiskPressure"),
                 pid_pressure: kubelet.node.under_pressure("PIDPressure"),
             },
+            kubelet.node.is_read(),
         )
     }
 
@@ -289,9 +315,12 @@ impl SyncLoop {
             return;
         }
         self.adopted.remove(uid);
+        self.postponed.retain(|waiting| waiting != uid);
         if kubelet.workers.is_finished(uid) {
             let (kubelet, uid) = (kubelet.clone(), uid.to_owned());
-            tokio::spawn(async move { kubelet.handle_pod_finished(&uid).await });
+            spawn_helper("end of a pod", async move {
+                kubelet.handle_pod_finished(&uid).await
+            });
             return;
         }
         if kubelet.workers.status(uid).is_some() {
@@ -347,7 +376,7 @@ impl SyncLoop {
             return;
         }
         let kubelet = self.kubelet.clone();
-        tokio::spawn(async move {
+        spawn_helper("refresh of a pod's volumes", async move {
             if let Err(error) = kubelet.volumes.refresh_pod(&pod).await {
                 tracing::warn!(pod = %pod::format(&pod), %error, "failed to refresh the pod's volumes");
             }
@@ -355,6 +384,10 @@ impl SyncLoop {
             kubelet.workers.wake(&uid);
         });
     }
+}
+
+fn ended(pod: &Pod) -> bool {
+    pod::is_deleted(pod) || pod::is_terminal_phase(pod::phase(pod))
 }
 
 /// Is there anything in the new version that the kubelet did not write itself?

@@ -48,7 +48,7 @@ pub fn main() -> i32 {
             return 1;
         }
     };
-    let code = match runtime.block_on(run(flags)) {
+    let code = match runtime.block_on(supervised(flags)) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("Error: {error:#}");
@@ -60,7 +60,12 @@ pub fn main() -> i32 {
     code
 }
 
-async fn run(flags: Flags) -> anyhow::Result<()> {
+async fn supervised(flags: Flags) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
+    shutdown.supervise(run(flags, shutdown.clone())).await
+}
+
+async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let options = Options::from_flags(&flags)?;
     if let Some(path) = &options.write_config_to {
         return write_config(&options, path);
@@ -75,7 +80,6 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
             "The configuration sets a field that has no effect here"
         );
     }
-    let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
     let health = Health::new();
     component_base::metrics::init();
     metrics::init();
@@ -221,8 +225,9 @@ impl Parts {
         }
         let mut handlers = EventHandlers::new(Arc::clone(&scheduler), &informers, revisions);
         handlers.handle_initial();
-        tokio::spawn(handlers.run(shutdown.clone()));
-        tokio::spawn(flush(Arc::clone(&scheduler), shutdown.clone()));
+        shutdown.spawn_essential("event handlers", handlers.run(shutdown.clone()));
+        let flushing = flush(Arc::clone(&scheduler), shutdown.clone());
+        shutdown.spawn_essential("scheduling queue flush", flushing);
         let mut scheduling = SchedulingLoop::new(Arc::clone(&scheduler), seed);
         let thread = std::thread::Builder::new()
             .name("scheduling".to_owned())

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use component_base::tasks;
+
 use backend::QueuedPodInfo;
 use framework::*;
 use k8s_openapi::api::core::v1::PodCondition;
@@ -130,11 +132,18 @@ pub fn handle_scheduling_failure(
         ..PodCondition::default()
     };
     let (api, nominating) = (Arc::clone(scheduler.shared.api()), nominating.clone());
-    scheduler.shared.tasks().spawn(async move {
-        if let Err(error) = api.patch_pod_status(&pod.pod, Some(condition), nominating).await {
+    let patch = async move {
+        if let Err(error) = api
+            .patch_pod_status(&pod.pod, Some(condition), nominating)
+            .await
+        {
             tracing::error!(pod = pod.name(), namespace = pod.namespace(), %error, "Error updating pod");
         }
-    });
+    };
+    scheduler
+        .shared
+        .tasks()
+        .spawn(tasks::vital("pod condition", patch));
 }
 
 /// Puts the pod, in its newest form, back into the queue; `None` when it was replaced by another of the same name.

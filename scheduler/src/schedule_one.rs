@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use component_base::tasks;
+
 use backend::QueuedPodInfo;
 use framework::*;
 
@@ -115,7 +117,8 @@ impl SchedulingLoop {
             state,
             start,
         };
-        scheduler.shared.tasks().spawn(binding_cycle::run(cycle));
+        let binding = tasks::vital("binding cycle", binding_cycle::run(cycle));
+        scheduler.shared.tasks().spawn(binding);
     }
 
     fn scheduling_algorithm(

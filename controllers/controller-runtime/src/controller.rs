@@ -74,11 +74,12 @@ impl Watches {
         self.wait_for(informer);
         let mut receiver = informer.subscribe();
         let shutdown = self.shutdown.clone();
-        self.tasks.spawn(async move {
+        let name = format!("event handler of {}", std::any::type_name::<K>());
+        self.tasks.spawn(self.shutdown.guarded(name, async move {
             while let Some(Some(event)) = shutdown.run_until(receiver.recv()).await {
                 handler(event);
             }
-        });
+        }));
     }
 
     /// Reads from `informer` without handling its events; the controller starts after it has synced.
@@ -111,7 +112,8 @@ pub async fn run_controller<C: Controller>(
         tracing::debug!(controller = controller.name(), "Caches are synced");
         let mut set = JoinSet::new();
         for _ in 0..workers.max(1) {
-            set.spawn(work(controller.clone(), queue.clone()));
+            let name = format!("worker of {}", controller.name());
+            set.spawn(shutdown.guarded(name, work(controller.clone(), queue.clone())));
         }
         shutdown.triggered().await;
         queue.shut_down();

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use component_base::clock::Clock;
+use component_base::tasks::spawn_vital;
 use tokio::sync::Notify;
 
 use self::metrics::QueueMetrics;
@@ -109,7 +110,7 @@ impl<K: Key> WorkQueue<K> {
             limit,
             metrics: QueueMetrics::new(name),
         });
-        tokio::spawn(move_due_keys(Arc::downgrade(&shared)));
+        spawn_vital("delayed keys", move_due_keys(Arc::downgrade(&shared)));
         let weak = Arc::downgrade(&shared);
         metrics::watch(
             name,

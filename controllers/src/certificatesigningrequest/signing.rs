@@ -131,7 +131,8 @@ fn follow(
     let Some(mut changes) = watch_files(&paths)? else {
         return Ok(());
     };
-    tokio::spawn(async move {
+    let owner = shutdown.clone();
+    owner.spawn_guarded("signing CA files", async move {
         while let Some(Some(())) = shutdown.run_until(changes.recv()).await {
             match Authority::load(&files) {
                 Ok(changed) => authority.store(Arc::new(changed)),

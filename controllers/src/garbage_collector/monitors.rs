@@ -147,9 +147,10 @@ impl Monitors {
             self.kinds_changed.clone(),
         );
         let (resource, events) = (discovered.resource.clone(), informer.subscribe());
-        tokio::spawn(
-            async move { feed(&collector, &resource, events, &stop, &kinds_changed).await },
-        );
+        self.shutdown
+            .spawn_guarded("garbage collector: resource monitor", async move {
+                feed(&collector, &resource, events, &stop, &kinds_changed).await
+            });
         Monitor {
             discovered,
             informer,

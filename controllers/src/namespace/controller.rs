@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::clock::Clock;
-use component_base::informer::{Factory, InformerEvent, InformerOptions};
+use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use controller_runtime::executor::Executor;
 use controller_runtime::work_queue::RateLimit;
@@ -43,6 +43,18 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         Clock::real(),
         &context.shutdown,
     );
+    let namespaces = context
+        .informers
+        .informer::<Namespace>(InformerOptions::default());
+    let resyncing = resync(
+        namespaces,
+        queue.clone(),
+        context.options.namespace_sync_period,
+        context.shutdown.clone(),
+    );
+    context
+        .shutdown
+        .spawn_essential("namespace resync", resyncing);
     let workers = context.options.workers("namespace");
     Ok(run_controller(
         controller,
@@ -52,6 +64,32 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         context.shutdown.clone(),
     )
     .boxed())
+}
+
+/// Takes up the namespaces that are being deleted again every `--namespace-sync-period`, whatever was told of them. A period of
+/// zero: never.
+async fn resync(
+    namespaces: Informer<Namespace>,
+    queue: WorkQueue,
+    period: Duration,
+    shutdown: Shutdown,
+) {
+    loop {
+        let wait = async {
+            match period.is_zero() {
+                true => std::future::pending().await,
+                false => tokio::time::sleep(period).await,
+            }
+        };
+        if shutdown.run_until(wait).await.is_none() {
+            return;
+        }
+        for namespace in namespaces.list() {
+            if namespace.metadata.deletion_timestamp.is_some() {
+                queue.add_after(ObjectKey::of(&*namespace), DELETION_GRACE_PERIOD);
+            }
+        }
+    }
 }
 
 /// Reconciles Namespaces by name.

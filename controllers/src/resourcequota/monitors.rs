@@ -122,11 +122,12 @@ impl Monitors {
             changed.clone(),
             self.shutdown.clone(),
         );
-        tokio::spawn(async move {
-            while let Some(Some(_)) = end.run_until(events.recv()).await {
-                notify.notify_one();
-            }
-        });
+        self.shutdown
+            .spawn_guarded("quota: custom resource definitions", async move {
+                while let Some(Some(_)) = end.run_until(events.recv()).await {
+                    notify.notify_one();
+                }
+            });
         let shutdown = self.shutdown.clone();
         loop {
             let wake = async {
@@ -186,13 +187,14 @@ impl Monitors {
         let name = quota_name(&discovered.resource);
         self.counts.insert(name.clone(), cache.clone());
         let (events, end) = (cache.subscribe(), self.shutdown.child());
-        tokio::spawn(feed(
+        let feeding = feed(
             name,
             cache.clone(),
             events,
             end.clone(),
             self.on_less.clone(),
-        ));
+        );
+        end.spawn_guarded("quota: resource monitor", feeding);
         Monitor {
             discovered,
             cache,

@@ -1,19 +1,17 @@
 //! A node's cost: memory of its programs with no pods and with some, and the time from creation to
 //! Ready. Two clusters of one node each stand side by side; every measurement is taken on both in turn.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Stdio};
-use std::sync::mpsc;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::Args;
 
 use super::quantile;
 use crate::cluster::process::{cpu_seconds, pss_bytes};
 use crate::cluster::{Cluster, Component, Options};
 use crate::probe::pids_of;
+use crate::starts::Starts;
 
 #[derive(Args)]
 pub struct NodeOptions {
@@ -79,7 +77,7 @@ pub fn run(options: &NodeOptions) -> Result<()> {
             "--timeout=90s",
         ])?;
         // One warm-up pod: the image is then on the node.
-        let mut watch = Watch::start(&cluster)?;
+        let mut watch = Starts::watch(&cluster, "default", None)?;
         watch.create(&cluster, &["warm-up".to_owned()])?;
         watch.wait(1)?;
         delete_all(&cluster)?;
@@ -93,7 +91,7 @@ pub fn run(options: &NodeOptions) -> Result<()> {
     let mut watches = Vec::new();
     for (cluster, _, figures) in &clusters {
         let _ = figures;
-        watches.push(Watch::start(cluster)?);
+        watches.push(Starts::watch(cluster, "default", None)?);
     }
     for index in 0..options.pods {
         for ((cluster, _, figures), watch) in clusters.iter_mut().zip(&mut watches) {
@@ -113,7 +111,7 @@ pub fn run(options: &NodeOptions) -> Result<()> {
         delete_all(cluster)?;
     }
     for (cluster, _, figures) in &mut clusters {
-        let mut watch = Watch::start(cluster)?;
+        let mut watch = Starts::watch(cluster, "default", None)?;
         let started = Instant::now();
         let names: Vec<String> = (0..options.burst)
             .map(|index| format!("burst-{index}"))
@@ -241,94 +239,4 @@ fn delete_all(cluster: &Cluster) -> Result<()> {
     cluster
         .kubectl(&["delete", "pods", "--all", "--wait=true", "--timeout=180s"])
         .map(drop)
-}
-
-/// One kubectl that prints a line a change; the time between a pod's first line and the one that says Ready is what is measured.
-struct Watch {
-    child: Child,
-    lines: mpsc::Receiver<(Instant, String)>,
-    created: BTreeMap<String, Instant>,
-    ready: BTreeSet<String>,
-}
-
-impl Watch {
-    fn start(cluster: &Cluster) -> Result<Self> {
-        let mut child = cluster
-            .kubectl_command()
-            .args(["get", "pods", "--watch", "-o"])
-            .arg("jsonpath={.metadata.name} {.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let stdout = child.stdout.take().context("stdout is piped")?;
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send((Instant::now(), line)).is_err() {
-                    break;
-                }
-            }
-        });
-        // The first pod must not be created before the watch stands.
-        std::thread::sleep(Duration::from_secs(2));
-        Ok(Self {
-            child,
-            lines,
-            created: BTreeMap::new(),
-            ready: BTreeSet::new(),
-        })
-    }
-
-    fn create(&mut self, cluster: &Cluster, names: &[String]) -> Result<()> {
-        let manifest: Vec<String> = names
-            .iter()
-            .map(|name| {
-                format!(
-                    "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
-                     containers:\n  - name: main\n    image: registry.k8s.io/e2e-test-images/agnhost:2.63.0\n    args: [pause]\n"
-                )
-            })
-            .collect();
-        let mut child = cluster
-            .kubectl_command()
-            .args(["create", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()?;
-        child
-            .stdin
-            .take()
-            .context("stdin is piped")?
-            .write_all(manifest.join("---\n").as_bytes())?;
-        anyhow::ensure!(child.wait()?.success(), "kubectl create failed");
-        Ok(())
-    }
-
-    /// Seconds from creation to Ready of the next `count` pods.
-    fn wait(&mut self, count: usize) -> Result<Vec<f64>> {
-        let mut seconds = Vec::new();
-        let deadline = Instant::now() + Duration::from_secs(180);
-        while seconds.len() < count {
-            let (at, line) = match self
-                .lines
-                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
-                Ok(next) => next,
-                Err(err) => bail!("{} of {count} pods got Ready: {err}", seconds.len()),
-            };
-            let (name, state) = line.split_once(' ').unwrap_or((line.as_str(), ""));
-            let created = *self.created.entry(name.to_owned()).or_insert(at);
-            if state == "True" && self.ready.insert(name.to_owned()) {
-                seconds.push((at - created).as_secs_f64());
-            }
-        }
-        Ok(seconds)
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

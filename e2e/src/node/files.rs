@@ -11,6 +11,9 @@ use crate::cluster::layout::{
 };
 use crate::cluster::{Cluster, Component};
 
+/// The RuntimeClass handler that upstream's suite asks for (`PreconfiguredRuntimeClassHandler`).
+pub const TEST_HANDLER: &str = "test-handler";
+
 /// Writes everything below the node's folder; `etc` and `lib` become its /etc and /var/lib.
 ///
 /// # Errors
@@ -158,7 +161,7 @@ state = '/run/containerd'
         bin = bin.display(),
         runc = runtime("runc"),
         // The suite's RuntimeClass specs want a handler of this name.
-        test = runtime("test-handler"),
+        test = runtime(TEST_HANDLER),
     )
 }
 

@@ -115,7 +115,10 @@ fn a_pod_gets_no_answer_from_its_node() -> Result<()> {
 const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 
 /// How long `kubectl exec` takes, from the outside in.
-fn exec_time(ns: &Namespace<'_>, pod: &str) -> Result<Duration> {
+///
+/// # Errors
+/// It fails.
+pub fn exec_time(ns: &Namespace<'_>, pod: &str) -> Result<Duration> {
     let started = Instant::now();
     let said = ns.kubectl(&["exec", pod, "--", "echo", "here"])?;
     ensure!(said == "here\n", "exec said {said:?}");
@@ -146,10 +149,12 @@ fn silent_connections_close_no_port() -> Result<()> {
 }
 
 /// Requests with junk tokens, each on a connection of its own, until it is dropped.
-struct Flood(Vec<Child>);
+pub struct Flood(Vec<Child>);
 
 impl Flood {
-    fn begin(cluster: &Cluster, clients: usize) -> Result<Self> {
+    /// # Errors
+    /// A client cannot be started.
+    pub fn begin(cluster: &Cluster, clients: usize) -> Result<Self> {
         let script = format!(
             "i=0; while :; do i=$((i+1)); curl -sk -o /dev/null -m 5 -H \"Authorization: Bearer junk-$$-$i\" {}; done",
             url("/pods")
@@ -158,8 +163,8 @@ impl Flood {
             .map(|_| {
                 cluster
                     .control_plane()
-                    .command("sh")
-                    .args(["-c", &script])
+                    .command("nice")
+                    .args(["-n", "19", "sh", "-c", &script])
                     .stdout(Stdio::null())
                     .stderr(Stdio::null())
                     .spawn()

@@ -240,7 +240,42 @@ impl Default for ConntrackConfiguration {
     }
 }
 
+/// Fields that upstream acts on, here or on Windows or in another mode, and this build does not.
+const NOT_ACTED_ON: &[&str] = &[
+    "clientConnection.acceptContentTypes",
+    "clientConnection.contentType",
+    "configSyncPeriod",
+    "enableProfiling",
+    "iptables.localhostNodePorts",
+    "ipvs.excludeCIDRs",
+    "ipvs.minSyncPeriod",
+    "ipvs.scheduler",
+    "ipvs.strictARP",
+    "ipvs.syncPeriod",
+    "ipvs.tcpFinTimeout",
+    "ipvs.tcpTimeout",
+    "ipvs.udpTimeout",
+    "logging.flushFrequency",
+    "logging.options",
+    "logging.vmodule",
+    "portRange",
+    "showHiddenMetricsForVersion",
+    "windowsRunAsService",
+    "winkernel.enableDSR",
+    "winkernel.forwardHealthCheckVip",
+    "winkernel.networkName",
+    "winkernel.rootHnsEndpointName",
+    "winkernel.sourceVip",
+];
+
 impl KubeProxyConfiguration {
+    /// The fields that are set and have no effect here.
+    pub fn not_acted_on(&self) -> Vec<&'static str> {
+        let mut default = Self::default();
+        default.set_defaults();
+        component_base::config::set_fields(self, &default, NOT_ACTED_ON)
+    }
+
     /// Reads a file, strictly, and fills in what it leaves out.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut config: Self = load_strict(path, API_VERSION, KIND)?;
@@ -515,6 +550,70 @@ mod tests {
             component_base::config::decode_strict(Path::new("test"), &text, API_VERSION, KIND)?;
         config.set_defaults();
         Ok(config)
+    }
+
+    /// Acted on; no field is missing here or in [`NOT_ACTED_ON`].
+    const ACTED_ON: &[&str] = &[
+        "bindAddress",
+        "bindAddressHardFail",
+        "clientConnection.burst",
+        "clientConnection.kubeconfig",
+        "clientConnection.qps",
+        "clusterCIDR",
+        "conntrack.maxPerCore",
+        "conntrack.min",
+        "conntrack.tcpBeLiberal",
+        "conntrack.tcpCloseWaitTimeout",
+        "conntrack.tcpEstablishedTimeout",
+        "conntrack.udpStreamTimeout",
+        "conntrack.udpTimeout",
+        "detectLocal.bridgeInterface",
+        "detectLocal.interfaceNamePrefix",
+        "detectLocalMode",
+        "featureGates",
+        "healthzBindAddress",
+        "hostnameOverride",
+        "iptables.masqueradeAll",
+        "iptables.masqueradeBit",
+        "iptables.minSyncPeriod",
+        "iptables.syncPeriod",
+        "logging.format",
+        "logging.verbosity",
+        "metricsBindAddress",
+        "mode",
+        "nftables.masqueradeAll",
+        "nftables.masqueradeBit",
+        "nftables.minSyncPeriod",
+        "nftables.syncPeriod",
+        "nodePortAddresses",
+        "oomScoreAdj",
+    ];
+
+    #[test]
+    fn every_field_is_acted_on_or_warned_of() {
+        let mut config = KubeProxyConfiguration::default();
+        config.logging.flush_frequency = Some("1s".into());
+        config.logging.vmodule = Some("x".into());
+        config.logging.options = Some("x".into());
+        let mut fields = std::collections::BTreeSet::new();
+        for (name, value) in serde_json::to_value(&config).unwrap().as_object().unwrap() {
+            match value.as_object().filter(|o| !o.is_empty()) {
+                Some(inner) => fields.extend(inner.keys().map(|key| format!("{name}.{key}"))),
+                None => drop(fields.insert(name.clone())),
+            }
+        }
+        let known = ACTED_ON
+            .iter()
+            .chain(NOT_ACTED_ON)
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(fields, known);
+
+        let config =
+            load("portRange: 1-2\nipvs: {strictARP: true}\nconfigSyncPeriod: 15m").unwrap();
+        assert_eq!(config.not_acted_on(), ["ipvs.strictARP", "portRange"]);
+        let zeroes = "portRange: \"\"\nlogging: {flushFrequency: 0, options: {json: {infoBufferSize: \"0\"}}}";
+        assert!(load(zeroes).unwrap().not_acted_on().is_empty());
     }
 
     #[test]

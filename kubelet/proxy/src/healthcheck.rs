@@ -246,11 +246,9 @@ impl ServiceHealthServer {
                 }
             };
             let router = service_router(name.clone(), local_endpoints.clone(), self.health.clone());
-            tokio::spawn(component_base::serving::serve_insecure(
-                listener,
-                router,
-                shutdown.clone(),
-            ));
+            let serving =
+                component_base::serving::serve_insecure(listener, router, shutdown.clone());
+            shutdown.spawn_guarded("server of a service's health", serving);
         }
         Some(Open {
             port: health.port,

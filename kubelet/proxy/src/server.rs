@@ -52,6 +52,8 @@ pub enum ServerError {
     },
     #[error("content of the proxy server's configuration file was updated")]
     ConfigChanged,
+    #[error(transparent)]
+    Task(#[from] component_base::tasks::TaskError),
     #[error("the cache of {0} ended before it was filled")]
     Informer(&'static str),
 }
@@ -67,10 +69,11 @@ impl ServerError {
 pub fn main() -> ExitCode {
     let flags = options::flags().parse_or_exit();
     let run = || {
-        flags
-            .init_logs()
-            .map_err(|error| OptionsError::Invalid(error.to_string()))?;
         let options = Options::complete(&flags)?;
+        let logging = &options.config.logging;
+        flags
+            .init_logs_with(&logging.format, logging.verbosity)
+            .map_err(|error| OptionsError::Invalid(error.to_string()))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -106,7 +109,7 @@ async fn act(options: Options) -> Result<(), ServerError> {
         }
         Action::Run => {
             let shutdown = Shutdown::on_signals().map_err(ServerError::io("handle signals"))?;
-            run(options, shutdown).await
+            shutdown.supervise(run(options, shutdown.clone())).await
         }
     }
 }
@@ -137,6 +140,12 @@ async fn run(options: Options, shutdown: Shutdown) -> Result<(), ServerError> {
     } = options;
     tracing::info!(version = component_base::version::GIT_VERSION, node = %node_name, "Starting kube-proxy");
     warn_of_mode(&config);
+    for field in config.not_acted_on() {
+        tracing::warn!(
+            field,
+            "The configuration sets a field that has no effect here"
+        );
+    }
     adjust_oom_score(config.oom_score_adj);
     let changed = pages::watch_config(config_file.as_deref())?;
 

@@ -30,11 +30,8 @@ pub(super) async fn start(parts: &Parts) -> Result<(), AppError> {
         let health = Health::new();
         let checked = context.clone();
         health.add("syncloop", Kind::Live, move || checked.sync_loop_health());
-        tokio::spawn(serve_insecure(
-            listener,
-            health.router(),
-            parts.shutdown.clone(),
-        ));
+        let serving = serve_insecure(listener, health.router(), parts.shutdown.clone());
+        parts.essential("health server", serving);
     }
     if !config.enable_server {
         return Ok(());
@@ -43,7 +40,8 @@ pub(super) async fn start(parts: &Parts) -> Result<(), AppError> {
     if config.read_only_port > 0 {
         let listener = listen(socket(&config.address, config.read_only_port)).await?;
         let router = server::read_only_router(context.clone(), token.clone());
-        tokio::spawn(serve_insecure(listener, router, parts.shutdown.clone()));
+        let serving = serve_insecure(listener, router, parts.shutdown.clone());
+        parts.essential("read-only server", serving);
     }
     let tls = server_tls(parts)?;
     let options = ServerOptions {
@@ -57,7 +55,7 @@ pub(super) async fn start(parts: &Parts) -> Result<(), AppError> {
         access: access(parts),
     };
     let router = server::router(context, options, token);
-    tokio::spawn(server.serve(router, parts.shutdown.clone()));
+    parts.essential("server", server.serve(router, parts.shutdown.clone()));
     Ok(())
 }
 
@@ -69,15 +67,14 @@ fn socket(address: &str, port: i32) -> SocketAddr {
 
 fn access(parts: &Parts) -> AccessControl {
     let config = &parts.config;
-    let tokens = parts
-        .client
-        .as_ref()
+    let reviews = parts.clients.as_ref().map(|c| &c.reviews);
+    let tokens = reviews
         .filter(|_| config.authentication.webhook.enabled)
         .map(|c| {
             DelegatedAuthentication::new(c.clone(), config.authentication.webhook.cache_ttl.0)
         });
     let webhook = &config.authorization.webhook;
-    let authorization = match (&parts.client, config.authorization.mode.as_str()) {
+    let authorization = match (reviews, config.authorization.mode.as_str()) {
         (_, "AlwaysAllow") => Authorization::AlwaysAllow,
         (Some(client), _) => Authorization::Delegated(DelegatedAuthorization::new(
             client.clone(),
@@ -127,7 +124,8 @@ fn server_tls(parts: &Parts) -> Result<ServerTls, AppError> {
     let tls = ServerTls::new(options, client_ca)?;
     tls.watch_files(ca_file, &parts.shutdown)?;
     if bootstrap {
-        tokio::spawn(rotate_serving(parts_for_rotation(parts), tls.clone()));
+        let rotating = rotate_serving(parts_for_rotation(parts), tls.clone());
+        parts.essential("serving certificate", rotating);
     }
     Ok(tls)
 }

@@ -6,6 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use component_base::config::{ConfigError, FieldError, aggregate, decode_strict};
+use component_base::duration::GoDuration;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::validation::validate_kubelet_configuration;
@@ -41,6 +43,7 @@ const ZERO_MEANS_ZERO: &[&str] = &[
     "nodeStatusMaxImages",
     "kubeAPIQPS",
     "maxParallelImagePulls",
+    "maxContainerRestartPeriod",
     "podPidsLimit",
     "resolvConf",
     "containerLogMaxFiles",
@@ -78,12 +81,16 @@ pub fn load(
         merge(&mut merged, read(path)?);
     }
     merge(&mut merged, Value::Object(flags));
-    let unused = UNUSED_FIELDS
+    let mut unused: Vec<String> = UNUSED_FIELDS
         .iter()
         .filter(|f| merged.get(**f).is_some())
         .map(|f| (*f).to_owned())
         .collect();
-    strip_zeroes(&mut merged);
+    unused.extend(unused_logging(&merged));
+    strip_zeroes(
+        &mut merged,
+        &serde_json::to_value(KubeletConfiguration::default())?,
+    );
     let follow = merged.get("nodeStatusReportFrequency").is_none();
     let mut config: KubeletConfiguration = serde_json::from_value(merged.clone())?;
     if follow && merged.get("nodeStatusUpdateFrequency").is_some() {
@@ -96,6 +103,19 @@ pub fn load(
         let path = file.map(|p| p.display().to_string()).unwrap_or_default();
         Err(LoadError::Invalid { path, errors })
     }
+}
+
+/// Fields of `logging` that say more than nothing, and are not acted on.
+fn unused_logging(merged: &Value) -> impl Iterator<Item = String> + '_ {
+    let says = |value: &Value| match value {
+        Value::Object(object) => !object.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        value => *value != 0 && *value != "0s" && *value != "",
+    };
+    ["flushFrequency", "vmodule", "options"]
+        .into_iter()
+        .filter(move |name| merged["logging"].get(name).is_some_and(says))
+        .map(|name| format!("logging.{name}"))
 }
 
 /// `*.conf` below `dir`, by name.
@@ -155,7 +175,9 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-fn strip_zeroes(value: &mut Value) {
+/// Removes what Go's defaulting takes for not given: null, 0, "", and a duration of nothing where `defaults` has a duration. The
+/// text "0" of another field is its value.
+fn strip_zeroes(value: &mut Value, defaults: &Value) {
     let Some(object) = value.as_object_mut() else {
         return;
     };
@@ -163,7 +185,9 @@ fn strip_zeroes(value: &mut Value) {
         ZERO_MEANS_ZERO.contains(&key.as_str())
             || !match value {
                 Value::Null => true,
-                Value::String(s) => s.is_empty() || s == "0s" || s == "0",
+                Value::String(s) => {
+                    s.is_empty() || is_no_time(value) && is_duration(&defaults[key.as_str()])
+                }
                 Value::Number(n) => n.as_f64() == Some(0.0),
                 _ => false,
             }
@@ -180,9 +204,17 @@ fn strip_zeroes(value: &mut Value) {
                 | "memorySwap"
                 | "crashLoopBackOff"
         ) {
-            strip_zeroes(value);
+            strip_zeroes(value, &defaults[key.as_str()]);
         }
     }
+}
+
+fn is_duration(value: &Value) -> bool {
+    GoDuration::deserialize(value).is_ok()
+}
+
+fn is_no_time(value: &Value) -> bool {
+    GoDuration::deserialize(value).is_ok_and(|d| d.0.is_zero())
 }
 
 #[cfg(test)]

@@ -308,6 +308,12 @@ fn words(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         &["", "VersionTLS12", "VersionTLS13"],
     );
     one_of(
+        "memoryReservationPolicy",
+        &kc.memory_reservation_policy,
+        &["None", "HardReservation"],
+    );
+    one_of("logging.format", &kc.logging.format, &["", "text", "json"]);
+    one_of(
         "imagePullCredentialsVerificationPolicy",
         &kc.image_pull_credentials_verification_policy,
         &[
@@ -404,6 +410,31 @@ fn not_built(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         !kc.static_pod_url.is_empty(),
         "staticPodURL",
         "static pods come from staticPodPath only",
+    );
+    refuse(
+        !kc.static_pod_url_header.is_empty(),
+        "staticPodURLHeader",
+        "static pods come from staticPodPath only",
+    );
+    refuse(
+        !kc.cpu_manager_policy_options.is_empty(),
+        "cpuManagerPolicyOptions",
+        "policy none takes no options",
+    );
+    refuse(
+        !kc.topology_manager_policy_options.is_empty(),
+        "topologyManagerPolicyOptions",
+        "policy none takes no options",
+    );
+    refuse(
+        kc.memory_reservation_policy == "HardReservation",
+        "memoryReservationPolicy",
+        "only policy None is supported",
+    );
+    refuse(
+        kc.enable_system_log_query,
+        "enableSystemLogQuery",
+        "logs of services cannot be asked for",
     );
     refuse(
         !kc.reserved_system_cpus.is_empty(),

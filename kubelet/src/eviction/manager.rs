@@ -54,7 +54,7 @@ pub async fn run(kubelet: Arc<Kubelet>, changed: Arc<Notify>, shutdown: Cancella
         &config.eviction_minimum_reclaim,
     );
     if thresholds.is_empty() && !config.local_storage_capacity_isolation {
-        return;
+        return shutdown.cancelled().await;
     }
     let mut manager = Manager {
         kubelet: kubelet.clone(),

@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 /// What a new node says of itself.
+#[derive(Clone)]
 pub struct Registration {
     pub name: String,
     pub hostname: String,

@@ -30,6 +30,8 @@ pub struct Reporter {
     pub kubelet: Arc<Kubelet>,
     pub runtime: Arc<dyn Runtime>,
     pub client: kube::Client,
+    /// For the status, which must not wait for other requests.
+    pub heartbeat: kube::Client,
     pub config: Arc<KubeletConfiguration>,
     pub registration: Registration,
     pub addresses: Vec<IpAddr>,
@@ -85,7 +87,7 @@ impl Reporter {
             // What it began with: the API server had nothing of this start.
             self.pressure_events(&NodeStatus::default(), node.status.as_ref());
             self.check_reboot(&node);
-            self.kubelet.node.node.store(Arc::new(Some(Arc::new(node))));
+            self.kubelet.node.set_node(Arc::new(node));
         }
         let frequency = self.config.node_status_update_frequency.0;
         let mut last: Option<(NodeStatus, Instant)> = None;
@@ -123,7 +125,7 @@ impl Reporter {
             .unwrap_or_default();
         self.event_on_transition(&theirs, &status);
         let body = patch(&theirs, &status);
-        let api: Api<Node> = Api::all(self.client.clone());
+        let api: Api<Node> = Api::all(self.heartbeat.clone());
         let node = api
             .patch_status(
                 &self.kubelet.node.name,
@@ -131,7 +133,7 @@ impl Reporter {
                 &Patch::Strategic(&body),
             )
             .await?;
-        self.kubelet.node.node.store(Arc::new(Some(Arc::new(node))));
+        self.kubelet.node.set_node(Arc::new(node));
         *last = Some((status, Instant::now()));
         Ok(())
     }

@@ -2,9 +2,12 @@
 //!
 //! Owns: when the next round is due. Upstream: `podWorkerLoop`, `completeWork`, v1.36.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use component_base::tasks::message;
+use futures::FutureExt as _;
 use tokio::time::Instant;
 
 use super::{PodSyncer, PodWorkers, Shared, SyncError, WorkState};
@@ -116,7 +119,10 @@ impl Task {
         let Some(pod) = pod else {
             return BACK_OFF_PERIOD;
         };
-        let outcome = self.syncer.sync_pod(&pod, &cancel).await;
+        let work = self.syncer.sync_pod(&pod, &cancel);
+        let Some(outcome) = caught(&self.uid, work).await else {
+            return jitter(BACK_OFF_PERIOD, 0.5);
+        };
         let mut state = self.shared.lock();
         if state.status.state != WorkState::Syncing || state.pending {
             return Duration::ZERO;
@@ -172,7 +178,7 @@ impl Task {
                 }
             };
             tokio::select! {
-                result = work => return result,
+                result = caught(&self.uid, work) => return result.unwrap_or_else(panicked),
                 // Somebody is in more of a hurry.
                 Ok(()) = grace_changed.changed() => {}
             }
@@ -182,10 +188,31 @@ impl Task {
     async fn clean_up(&self) -> Result<(), SyncError> {
         let pod = self.shared.lock().pod.clone();
         match pod {
-            Some(pod) => self.syncer.sync_terminated_pod(&pod).await,
+            Some(pod) => caught(&self.uid, self.syncer.sync_terminated_pod(&pod))
+                .await
+                .unwrap_or_else(panicked),
             None => Ok(()),
         }
     }
+}
+
+/// A panic in a round of one pod costs that round, not the pod's worker, and not the other pods. `None`: it panicked.
+async fn caught<T>(uid: &str, work: impl Future<Output = T>) -> Option<T> {
+    let outcome = AssertUnwindSafe(work).catch_unwind().await;
+    outcome
+        .inspect_err(|panic| {
+            let panic = message(panic.as_ref());
+            tracing::error!(
+                uid,
+                panic,
+                "a round of the pod's worker panicked, will retry"
+            );
+        })
+        .ok()
+}
+
+fn panicked() -> Result<(), SyncError> {
+    Err(SyncError("the round panicked".to_owned()))
 }
 
 fn next_retry(retry: &mut Duration) -> Duration {

@@ -18,6 +18,13 @@ pub enum GrpcError {
         timeout: Duration,
         reason: String,
     },
+    /// This node has no file or memory left for it.
+    #[error("dial tcp {address}: {source}")]
+    Shortage {
+        address: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("timeout: health rpc did not complete within {}", component_base::duration::format(*.0))]
     Timeout(Duration),
     #[error("error: health rpc failed: {0}")]
@@ -81,6 +88,9 @@ pub async fn check(
     let stream = match tokio::time::timeout_at(deadline, TcpStream::connect(address.as_str())).await
     {
         Ok(Ok(stream)) => stream,
+        Ok(Err(source)) if crate::rlimit::is_shortage(&source) => {
+            return Err(GrpcError::Shortage { address, source });
+        }
         Ok(Err(e)) => {
             return Err(GrpcError::Connect {
                 address,

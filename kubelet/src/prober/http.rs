@@ -17,6 +17,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use crate::rlimit::is_shortage;
+
 const MAX_BODY: usize = 10 * 1024;
 const MAX_REDIRECTS: usize = 10;
 
@@ -27,6 +29,13 @@ pub enum HttpError {
     NoPort(String),
     #[error("dial tcp {address}: connect: {reason}")]
     Connect { address: String, reason: String },
+    /// This node has no file or memory left for it.
+    #[error("dial tcp {address}: {source}")]
+    Shortage {
+        address: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("http: server gave HTTP response to HTTPS client")]
     HttpResponseToHttps,
     #[error("tls: {0}")]
@@ -171,9 +180,12 @@ pub async fn get(request: &HttpGet) -> Result<Response, HttpError> {
     let address = request.authority();
     let stream = TcpStream::connect(address.as_str())
         .await
-        .map_err(|e| HttpError::Connect {
-            address,
-            reason: plain_io_error(&e),
+        .map_err(|source| match is_shortage(&source) {
+            true => HttpError::Shortage { address, source },
+            false => HttpError::Connect {
+                address,
+                reason: plain_io_error(&source),
+            },
         })?;
     if request.https {
         let name = ServerName::try_from(request.host.clone())

@@ -10,9 +10,11 @@ use runtime::api::{Runtime, RuntimeError};
 use tokio::net::TcpStream;
 
 use super::ProbeType;
-use super::http::{self, HttpGet};
+use super::grpc::GrpcError;
+use super::http::{self, HttpError, HttpGet};
 use crate::environment::expansion::expand;
 use crate::events::{KubeletRecorder, Type, reason};
+use crate::rlimit::is_shortage;
 use crate::status::manager::StatusManager;
 
 /// Upstream: `maxProbeRetries`.
@@ -136,6 +138,7 @@ impl Context {
             let service = grpc.service.as_deref().unwrap_or_default();
             return match super::grpc::check(pod_ip, port, service, timeout).await {
                 Ok(()) => Answer::Success,
+                Err(error @ GrpcError::Shortage { .. }) => unknown(&error),
                 Err(error) => Answer::Failure(error.to_string()),
             };
         }
@@ -165,6 +168,14 @@ impl Context {
     }
 }
 
+/// The node could not even ask: that is no failure of the container.
+///
+/// DIFFERS: upstream counts it as one, and restarts containers of a node that is short of files.
+fn unknown(error: &dyn std::error::Error) -> Answer {
+    tracing::error!(%error, "a probe could not be carried out");
+    Answer::Error(error.to_string())
+}
+
 fn go_list(command: &[String]) -> String {
     format!("{:?}", command.join(" "))
 }
@@ -179,6 +190,7 @@ async fn http_probe(request: HttpGet, timeout: Duration) -> Answer {
             "Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
             request.url()
         )),
+        Ok(Err(error @ HttpError::Shortage { .. })) => unknown(&error),
         Ok(Err(error)) => Answer::Failure(format!("Get {:?}: {error}", request.url())),
         Ok(Ok(response)) => match response.status {
             200..=299 => Answer::Success,
@@ -199,6 +211,7 @@ async fn tcp_probe(host: &str, port: u16, timeout: Duration) -> Answer {
     };
     match tokio::time::timeout(timeout, TcpStream::connect(address.as_str())).await {
         Ok(Ok(_)) => Answer::Success,
+        Ok(Err(error)) if is_shortage(&error) => unknown(&error),
         Ok(Err(error)) => Answer::Failure(format!(
             "dial tcp {address}: connect: {}",
             http::plain_io_error(&error)

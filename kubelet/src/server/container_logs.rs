@@ -101,7 +101,7 @@ pub(super) async fn container_logs(
         shutdown: server.shutdown.clone(),
         sink,
     };
-    tokio::spawn(reader.run());
+    component_base::tasks::spawn_helper("log reader", reader.run());
     let pieces = futures::stream::poll_fn(move |cx| pieces.poll_recv(cx));
     let headers = [(http::header::CONTENT_TYPE, "text/plain")];
     Ok((headers, Body::from_stream(pieces)).into_response())

@@ -299,7 +299,7 @@ impl StatusManager {
         shutdown: CancellationToken,
     ) {
         let Some(client) = self.client.clone() else {
-            return;
+            return shutdown.cancelled().await;
         };
         loop {
             let failed = self.sync_batch(&client, safety.as_ref()).await;

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use component_base::tasks;
+
 use backend::SchedulingQueue;
 use framework::*;
 use k8s_openapi::api::core::v1::Pod;
@@ -155,12 +157,13 @@ impl Handle for FrameworkHandle {
     }
     fn spawn(&self, future: BoxFuture<'static, ()>) {
         let end = self.shared.end.clone();
-        self.shared.tasks.spawn(async move {
+        let work = async move {
             tokio::select! {
                 () = end.cancelled() => {}
                 () = future => {}
             }
-        });
+        };
+        self.shared.tasks.spawn(tasks::vital("plugin task", work));
     }
     fn run_pre_filter_extension_add_pod(
         &self,

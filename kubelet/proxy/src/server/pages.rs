@@ -64,13 +64,17 @@ async fn serve_at(
     };
     match listen(address).await {
         Ok(listener) => {
-            tokio::spawn(serve_insecure(listener, router, shutdown.clone()));
+            shutdown.spawn_guarded(
+                "server of pages",
+                serve_insecure(listener, router, shutdown.clone()),
+            );
         }
         Err(error) if hard_fail => return Err(error.into()),
         Err(error) => {
             tracing::error!(%error, "Serving failed, will retry");
             let shutdown = shutdown.clone();
-            tokio::spawn(async move {
+            let owner = shutdown.clone();
+            owner.spawn_guarded("server of pages", async move {
                 while shutdown
                     .run_until(tokio::time::sleep(RETRY_PERIOD))
                     .await
