@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Outputs, Profile};
 use crate::step::Steps;
-use crate::{bench, conformance, forward, images, layers, test_run, tidy};
+use crate::{bench, conformance, forward, images, layers, metrics, test_run, tidy};
 
 /// The cluster's name where `--name` is not given.
 const DEFAULT_NAME: &str = "gantry";
@@ -63,6 +63,8 @@ enum Verb {
     Bench(bench::BenchOptions),
     /// Unpacks made-up stacks of layers with our image store and with containerd's applier, and compares.
     Layers(layers::LayersOptions),
+    /// Compares the pages of metrics of our kubelet and of upstream's, in one cluster.
+    Metrics(metrics::MetricsOptions),
     /// Builds the images of images.toml.
     Images,
     /// Holds the crates' dependencies to the plan of the house.
@@ -84,6 +86,9 @@ struct Up {
     /// Upstream's program in the place of ours: it finds out who is to blame for a difference.
     #[arg(long, value_enum, value_delimiter = ',')]
     with_upstream: Vec<Component>,
+    /// So many of the last nodes run upstream's kubelet and containerd, beside ours.
+    #[arg(long, default_value_t = 0)]
+    upstream_nodes: u8,
     /// Of the scheduler and the controller-manager, each; one leads.
     #[arg(long, default_value_t = 1)]
     replicas: u8,
@@ -107,6 +112,7 @@ pub fn run() -> Result<ExitCode> {
                 name: cli.name,
                 nodes: up.nodes,
                 with_upstream: up.with_upstream.into_iter().collect(),
+                upstream_nodes: up.upstream_nodes,
                 replicas: up.replicas,
                 max_pods: up.max_pods,
                 profile: up.profile,
@@ -131,6 +137,7 @@ pub fn run() -> Result<ExitCode> {
         }
         Verb::Bench(options) => bench::run(&options)?,
         Verb::Layers(options) => layers::run(&options)?,
+        Verb::Metrics(options) => metrics::run(&options)?,
         Verb::Images => {
             let outputs = Outputs::find();
             images::build(&Steps::new(outputs.logs())?, &outputs)?;

@@ -66,6 +66,9 @@ pub struct Options {
     pub name: String,
     pub nodes: u8,
     pub with_upstream: BTreeSet<Component>,
+    /// So many of the last nodes run upstream's kubelet and containerd, whatever the others run.
+    #[serde(default)]
+    pub upstream_nodes: u8,
     /// Of the scheduler and the controller-manager, each.
     pub replicas: u8,
     pub max_pods: u32,
@@ -79,10 +82,19 @@ impl Default for Options {
             name: "gantry".to_owned(),
             nodes: 2,
             with_upstream: BTreeSet::new(),
+            upstream_nodes: 0,
             replicas: 1,
             max_pods: 150,
             profile: Profile::Release,
         }
+    }
+}
+
+impl Options {
+    /// Whether the node of this number, from 1, runs upstream's kubelet.
+    pub fn is_upstream_node(&self, index: u8) -> bool {
+        self.with_upstream.contains(&Component::Kubelet)
+            || u16::from(index) + u16::from(self.upstream_nodes) > u16::from(self.nodes)
     }
 }
 
@@ -114,6 +126,13 @@ impl Cluster {
                 "--nodes {}: must be 1 to {}",
                 options.nodes,
                 layout::MAX_NODES
+            );
+        }
+        if options.upstream_nodes > options.nodes {
+            bail!(
+                "--upstream-nodes {}: there are {} nodes",
+                options.upstream_nodes,
+                options.nodes
             );
         }
         let layout = Layout::new(&options.name);
@@ -168,6 +187,9 @@ impl Cluster {
                 (Component::Kubelet, false) => ours.extend(["kubelet", "shim"]),
                 (component, false) => ours.push(component.name()),
             }
+        }
+        if options.upstream_nodes > 0 && !options.with_upstream.contains(&Component::Kubelet) {
+            upstream.extend(programs::NODE_PEERS);
         }
         programs::build_upstream(steps, outputs, &upstream)?;
         programs::build_ours(steps, outputs, &ours)?;

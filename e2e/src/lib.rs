@@ -12,6 +12,7 @@ pub mod debian;
 pub mod forward;
 pub mod images;
 pub mod layers;
+pub mod metrics;
 pub mod node;
 pub mod probe;
 pub mod programs;

@@ -53,12 +53,7 @@ pub fn create(cluster: &mut Cluster, index: u8) -> Result<()> {
     }
     files::write(cluster, index, &dir)?;
     pin(cluster, &name)?;
-    if cluster
-        .state
-        .options
-        .with_upstream
-        .contains(&Component::Kubelet)
-    {
+    if cluster.state.options.is_upstream_node(index) {
         start_containerd(cluster, &name)?;
     }
     start_kubelet(cluster, index)?;
@@ -141,8 +136,9 @@ fn start_containerd(cluster: &mut Cluster, name: &str) -> Result<()> {
 /// It cannot be started.
 pub fn start_kubelet(cluster: &mut Cluster, index: u8) -> Result<()> {
     let name = layout::node_name(index);
+    let upstream = cluster.state.options.is_upstream_node(index);
     let mut argv = vec![
-        control_plane::program(cluster, Component::Kubelet),
+        control_plane::program_of(cluster, Component::Kubelet, upstream),
         "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf".to_owned(),
         "--kubeconfig=/etc/kubernetes/kubelet.conf".to_owned(),
         "--config=/var/lib/kubelet/config.yaml".to_owned(),
@@ -150,8 +146,7 @@ pub fn start_kubelet(cluster: &mut Cluster, index: u8) -> Result<()> {
         format!("--node-ip={}", layout::node_ip(index)),
         "--v=2".to_owned(),
     ];
-    let upstream = &cluster.state.options.with_upstream;
-    if !upstream.contains(&Component::Kubelet) {
+    if !upstream {
         // What containerd's configuration says for upstream's.
         argv.push(format!("--runtime-handlers=runc,{}", files::TEST_HANDLER));
     }
@@ -183,26 +178,23 @@ pub fn start_kube_proxy(cluster: &mut Cluster, name: &str) -> Result<()> {
     })
 }
 
-/// Once a node has its podCIDR: the control plane learns the way to its pods; upstream's kubelets
-/// get their CNI configuration and each other's routes (ours do that themselves).
+/// Once a node has its podCIDR: the control plane learns the way to its pods, and so do the nodes of upstream's kubelets, which
+/// get their CNI configuration, too (ours do that themselves).
 ///
 /// # Errors
 /// A route or file cannot be set.
 pub fn route_pods(cluster: &Cluster, index: u8, pod_cidr: &str) -> Result<()> {
     let node_ip = layout::node_ip(index).to_string();
     lan::route_pods(&cluster.layout.lan_netns(), pod_cidr, &node_ip)?;
-    if !cluster
-        .state
-        .options
-        .with_upstream
-        .contains(&Component::Kubelet)
-    {
-        return Ok(());
+    let options = &cluster.state.options;
+    if options.is_upstream_node(index) {
+        files::write_cni(cluster, &layout::node_name(index), pod_cidr)?;
     }
-    let name = layout::node_name(index);
-    files::write_cni(cluster, &name, pod_cidr)?;
-    for other in cluster.nodes().iter().filter(|other| **other != name) {
-        lan::route_pods(&cluster.layout.node_netns(other), pod_cidr, &node_ip)?;
+    for other in (1..=options.nodes).filter(|other| *other != index) {
+        if options.is_upstream_node(other) {
+            let netns = cluster.layout.node_netns(&layout::node_name(other));
+            lan::route_pods(&netns, pod_cidr, &node_ip)?;
+        }
     }
     Ok(())
 }

@@ -256,6 +256,11 @@ pub fn replica_name(component: &str, replica: u8) -> String {
 /// The path of ours, or of upstream's where it takes the place.
 pub fn program(cluster: &Cluster, component: Component) -> String {
     let upstream = cluster.state.options.with_upstream.contains(&component);
+    program_of(cluster, component, upstream)
+}
+
+/// The path of ours, or of upstream's.
+pub fn program_of(cluster: &Cluster, component: Component, upstream: bool) -> String {
     let path = if upstream {
         cluster.outputs.upstream(component.name())
     } else {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cluster::layout::{
     CLUSTER_CIDR, CONTROL_PLANE_IP, DNS_SERVICE_IP, REGISTRY_PORT, node_name,
 };
-use crate::cluster::{Cluster, Component};
+use crate::cluster::Cluster;
 
 /// The RuntimeClass handler that upstream's suite asks for (`PreconfiguredRuntimeClassHandler`).
 pub const TEST_HANDLER: &str = "test-handler";
@@ -64,12 +64,7 @@ pub fn write(cluster: &Cluster, index: u8, dir: &Path) -> Result<()> {
              capabilities = [\"pull\", \"resolve\"]\n"
         ),
     )?;
-    if cluster
-        .state
-        .options
-        .with_upstream
-        .contains(&Component::Kubelet)
-    {
+    if cluster.state.options.is_upstream_node(index) {
         put(
             "etc/containerd/config.toml",
             &containerd_config(&cluster.outputs.upstream_bin()),
