@@ -1,6 +1,6 @@
 //! May the pod run here? Asked once, before anything of it is started.
 //!
-//! Owns: [`decide`] and [`can_admit_pod`], pure: operating system, resources, ports, affinity, taints, sysctls. Upstream:
+//! Owns: [`decide`], pure: operating system, resources, ports, affinity, taints, sysctls. Upstream:
 //! `pkg/kubelet/lifecycle/predicate.go`, `pkg/kubelet/sysctl`, v1.36.
 
 use std::collections::BTreeMap;
@@ -34,6 +34,32 @@ fn predicate(name: &str, why: &str) -> Rejection {
     reject(name, format!("Predicate {name} failed: {why}"))
 }
 
+/// A resource of which the node has not enough left. CPU in thousandths, everything else in whole units.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    pub resource: String,
+    pub requested: i64,
+    pub used: i64,
+    pub capacity: i64,
+}
+
+impl Shortage {
+    /// How much would have to be freed.
+    pub fn missing(&self) -> i64 {
+        self.requested - (self.capacity - self.used)
+    }
+
+    fn rejection(&self) -> Rejection {
+        reject(
+            format!("OutOf{}", self.resource),
+            format!(
+                "Node didn't have enough resource: {}, requested: {}, used: {}, capacity: {}",
+                self.resource, self.requested, self.used, self.capacity
+            ),
+        )
+    }
+}
+
 /// What the decision looks at, besides the pod.
 pub struct AdmissionInput<'a> {
     pub node: &'a Node,
@@ -56,11 +82,13 @@ pub struct AdmissionInput<'a> {
 pub enum Verdict {
     Admit,
     Reject(Rejection),
+    /// A critical pod, for which others have to go.
+    Preempt(Vec<Shortage>),
     /// Nothing can be said before the Node was read.
     Wait,
 }
 
-/// As [`can_admit_pod`], but nothing is held against a pod that a Node which was not read does not have.
+/// Nothing is held against a pod that a Node which was not read does not have.
 ///
 /// A static pod that the node as it registers would take runs at once, with or without an API server. Pods of the API server
 /// wait (as upstream's, whose source begins once the Node's cache is filled).
@@ -70,23 +98,27 @@ pub fn decide(pod: &Pod, input: &AdmissionInput<'_>, node_is_read: bool) -> Verd
     if !node_is_read && !crate::pod::is_static(pod) {
         return Verdict::Wait;
     }
-    match can_admit_pod(pod, input) {
-        Ok(()) => Verdict::Admit,
+    match check(pod, input) {
+        Ok(shortages) if shortages.is_empty() => Verdict::Admit,
+        Ok(shortages) => Verdict::Preempt(shortages),
         Err(_) if !node_is_read => Verdict::Wait,
         Err(rejection) => Verdict::Reject(rejection),
     }
 }
 
-/// # Errors
-/// The first rule the pod breaks.
-pub fn can_admit_pod(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejection> {
+/// The first rule the pod breaks, or what a critical pod lacks: want of room is no reason to reject that.
+fn check(pod: &Pod, input: &AdmissionInput<'_>) -> Result<Vec<Shortage>, Rejection> {
     under_pressure(pod, input)?;
     sysctls(pod, input.allowed_unsafe_sysctls)?;
     operating_system(pod)?;
     declared_features(pod, input.declared_features)?;
-    resources(pod, input)?;
+    let shortages = shortages(pod, input);
+    if let Some(first) = shortages.first().filter(|_| !pod::is_critical(pod)) {
+        return Err(first.rejection());
+    }
     general_predicates(pod, input)?;
-    apparmor(pod, input.apparmor)
+    apparmor(pod, input.apparmor)?;
+    Ok(shortages)
 }
 
 /// Upstream: `NewAppArmorAdmitHandler`. A pod that runs already is not asked again.
@@ -243,36 +275,41 @@ fn sysctls(pod: &Pod, allowed: &[String]) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Asks for resources beyond what is left.
-fn resources(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejection> {
+/// In the units of a [`Shortage`].
+pub fn number(resource: &str, amount: Amount) -> i64 {
+    match resource {
+        "cpu" => amount.milli_value(),
+        _ => amount.value(),
+    }
+}
+
+/// Of what the pod asks for beyond what is left.
+fn shortages(pod: &Pod, input: &AdmissionInput<'_>) -> Vec<Shortage> {
     let options = PodResourcesOptions::default();
     let capacity = |name: &str| input.allocatable.get(name).map_or(Amount::ZERO, amount);
-    let shortage = |name: &str, requested: i64, used: i64, capacity: i64| {
-        let reason = match name {
-            "cpu" => "OutOfcpu".to_owned(),
-            "memory" => "OutOfmemory".to_owned(),
-            "ephemeral-storage" => "OutOfephemeral-storage".to_owned(),
-            "pods" => "OutOfpods".to_owned(),
-            other => format!("OutOf{other}"),
-        };
-        Err(reject(
-            reason,
-            format!(
-                "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
-            ),
-        ))
+    let mut all = Vec::new();
+    let mut look = |resource: &str, requested: i64, used: i64| {
+        let capacity = number(resource, capacity(resource));
+        if requested + used > capacity {
+            all.push(Shortage {
+                resource: resource.to_owned(),
+                requested,
+                used,
+                capacity,
+            });
+        }
     };
-    let pods = i64::try_from(input.active.len()).unwrap_or(i64::MAX);
-    if pods + 1 > capacity("pods").value() {
-        return shortage("pods", 1, pods, capacity("pods").value());
-    }
+    look(
+        "pods",
+        1,
+        i64::try_from(input.active.len()).unwrap_or(i64::MAX - 1),
+    );
     let wanted = pod_requests(pod, &options);
-    if wanted.values().all(|a| a.is_zero()) {
-        return Ok(());
-    }
     let mut used: BTreeMap<String, Amount> = BTreeMap::new();
-    for other in input.active {
-        component_helpers::resources::add(&mut used, &pod_requests(other, &options));
+    if wanted.values().any(|a| !a.is_zero()) {
+        for other in input.active {
+            component_helpers::resources::add(&mut used, &pod_requests(other, &options));
+        }
     }
     for (name, request) in wanted.iter().filter(|(_, a)| !a.is_zero()) {
         if !is_native_resource(name)
@@ -283,18 +320,9 @@ fn resources(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejection> {
             continue;
         }
         let used = used.get(name).copied().unwrap_or(Amount::ZERO);
-        let number = |a: Amount| {
-            if name == "cpu" {
-                a.milli_value()
-            } else {
-                a.value()
-            }
-        };
-        if number(*request) + number(used) > number(capacity(name)) {
-            return shortage(name, number(*request), number(used), number(capacity(name)));
-        }
+        look(name, number(name, *request), number(name, used));
     }
-    Ok(())
+    all
 }
 
 fn host_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
@@ -396,21 +424,41 @@ mod tests {
             .map(|(k, v)| (k.to_owned(), Quantity(v.into())))
             .into();
         let active: Vec<Arc<Pod>> = active.into_iter().map(Arc::new).collect();
-        can_admit_pod(
-            pod,
-            &AdmissionInput {
-                node: &node,
-                allocatable: &allocatable,
-                active: &active,
-                allowed_unsafe_sysctls: &[],
-                apparmor: false,
-                memory_pressure: false,
-                disk_pressure: false,
-                declared_features: &[],
-                pid_pressure: false,
-            },
-        )
-        .map_err(|r| format!("{}|{}", r.reason, r.message))
+        let input = AdmissionInput {
+            node: &node,
+            allocatable: &allocatable,
+            active: &active,
+            allowed_unsafe_sysctls: &[],
+            apparmor: false,
+            memory_pressure: false,
+            disk_pressure: false,
+            declared_features: &[],
+            pid_pressure: false,
+        };
+        match decide(pod, &input, true) {
+            Verdict::Admit => Ok(()),
+            Verdict::Reject(r) => Err(format!("{}|{}", r.reason, r.message)),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn want_of_room_is_no_reason_against_a_critical_pod() {
+        let mut critical = pod("600m", 80);
+        critical.spec.as_mut().unwrap().priority = Some(2_000_000_000);
+        let refused = check(
+            &critical,
+            vec![pod("500m", 0), pod("0", 0)],
+            Node::default(),
+        );
+        assert_eq!(
+            refused.unwrap_err(),
+            "Preempt([Shortage { resource: \"pods\", requested: 1, used: 2, capacity: 2 }, \
+             Shortage { resource: \"cpu\", requested: 600, used: 500, capacity: 1000 }])"
+        );
+        // What no pod that goes would mend is.
+        let refused = check(&critical, vec![pod("500m", 80)], Node::default()).unwrap_err();
+        assert!(refused.starts_with("NodePorts|"), "{refused}");
     }
 
     #[test]

@@ -136,11 +136,7 @@ mod tests {
         ("FailedToCreateContainer", "Failed", Ok(())),
         ("FailedToStartContainer", "Failed", Ok(())),
         ("KillingContainer", "Killing", Ok(())),
-        (
-            "PreemptContainer",
-            "Preempting",
-            Err("critical pods preempt nobody at admission"),
-        ),
+        ("PreemptContainer", "Preempting", Ok(())),
         ("BackOffStartContainer", "BackOff", Ok(())),
         ("ExceededGracePeriod", "ExceededGracePeriod", Ok(())),
         ("FailedToKillPod", "FailedKillPod", Ok(())),

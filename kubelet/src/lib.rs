@@ -41,6 +41,7 @@ pub mod pod_actions;
 pub mod pod_manager;
 pub mod pod_status;
 pub mod pod_workers;
+pub mod preemption;
 pub mod prober;
 pub mod resize;
 pub mod restart_all;

@@ -35,6 +35,7 @@ metric!(STARTED_PODS_ERRORS: IntCounter = register_int_counter!("kubelet_started
 metric!(STARTED_CONTAINERS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_started_containers_total", "Cumulative number of containers started"), &["container_type"]));
 metric!(TERMINATED_CONTAINERS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_terminated_containers_total", "Cumulative number of container terminations."), &["container_type", "exit_code", "reason"]));
 metric!(STARTED_CONTAINERS_ERRORS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_started_containers_errors_total", "Cumulative number of errors when starting containers"), &["container_type", "code"]));
+metric!(PREEMPTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_preemptions", "Cumulative number of pod preemptions by preemption resource"), &["preemption_signal"]));
 metric!(EVICTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_evictions", "Cumulative number of pod evictions by eviction signal"), &["eviction_signal"]));
 metric!(ADMISSION_REJECTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_admission_rejections_total", "Cumulative number pod admission rejections by the Kubelet."), &["reason"]));
 metric!(MIRROR_PODS_CREATED: IntCounter = register_int_counter!("kubelet_mirror_pods", "Number of mirror pods created"));
@@ -106,6 +107,7 @@ pub fn init(node_name: &str) {
     }
     LazyLock::force(&IMAGE_PULL_DURATION);
     LazyLock::force(&EVICTIONS);
+    LazyLock::force(&PREEMPTIONS);
 }
 
 /// Counts the containers that the new status says ended and the old one did not.

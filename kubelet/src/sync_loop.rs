@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodStatus as ApiPodStatus};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{AdmissionInput, Rejection, Verdict, decide};
+use crate::admission::{AdmissionInput, Rejection, Shortage, Verdict, decide};
 use crate::config::{PodUpdate, Source};
 use crate::events::{Type, reason};
 use crate::features;
@@ -25,7 +25,9 @@ use crate::pending::Pending;
 use crate::pod;
 use crate::pod_actions::ProbeResult;
 use crate::pod_workers::Update;
+use crate::preemption;
 use crate::prober::{ProbeType, ProbeUpdate};
+use crate::status::generate::ForcedFailure;
 
 /// How often traces are looked for without a cause; upstream cleans up every 2 s, we when something ended.
 const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(60);
@@ -85,6 +87,8 @@ pub struct SyncLoop {
     adopted: BTreeSet<String>,
     /// UIDs of pods that are decided on once the Node was read, in the order they came.
     postponed: VecDeque<String>,
+    /// UIDs of critical pods, and of the pods that end before they are decided on again.
+    preempting: Vec<(String, BTreeSet<String>)>,
     cleaning: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -100,6 +104,7 @@ impl SyncLoop {
             waiting_for: sources,
             adopted,
             postponed: VecDeque::new(),
+            preempting: Vec::new(),
             cleaning: None,
         }
     }
@@ -145,6 +150,7 @@ impl SyncLoop {
             Event::Probe(update) => self.handle_probe(update),
             Event::ObjectsChanged(uid) => self.handle_objects(uid),
             Event::PodFinished(uid) => {
+                self.handle_room_made(&uid).await;
                 let kubelet = self.kubelet.clone();
                 let restart = kubelet
                     .workers
@@ -207,10 +213,10 @@ impl SyncLoop {
         kubelet.pods.update_pod(pod.clone());
         kubelet.status.reconcile(&pod);
         match before {
-            // Its newest form is decided on when the Node was read; but what ended needs no decision.
-            Some(_) if self.postponed.contains(&uid) => {
+            // Its newest form is decided on when the time comes; but what ended needs no decision.
+            Some(_) if self.is_undecided(&uid) => {
                 if ended(&pod) {
-                    self.postponed.retain(|waiting| *waiting != uid);
+                    self.decide_no_more(&uid);
                     self.handle_pod_addition(pod).await;
                 }
             }
@@ -247,22 +253,90 @@ impl SyncLoop {
             match self.admit(&pod) {
                 Verdict::Admit => {}
                 Verdict::Reject(rejection) => return self.reject_pod(&pod, &rejection),
+                Verdict::Preempt(shortages) => return self.preempt(&pod, &shortages),
                 Verdict::Wait => return self.postponed.push_back(uid),
             }
         }
         self.kubelet.workers.update_pod(&uid, Update::Pod(pod));
     }
 
-    fn admit(&self, pod: &Arc<Pod>) -> Verdict {
-        let kubelet = &self.kubelet;
-        let uid = pod::uid(pod);
-        // After a restart: with what it was granted, not with a resize that waits.
-        let pod = &kubelet.allocation.granted(pod);
-        let active: Vec<Arc<Pod>> = kubelet
+    fn is_undecided(&self, uid: &str) -> bool {
+        self.postponed.iter().any(|waiting| waiting == uid)
+            || self.preempting.iter().any(|(waiting, _)| waiting == uid)
+    }
+
+    fn decide_no_more(&mut self, uid: &str) {
+        self.postponed.retain(|waiting| waiting != uid);
+        self.preempting.retain(|(waiting, _)| waiting != uid);
+    }
+
+    /// Ends the pods that make room for this one, which is decided on again when they are gone. It counts meanwhile: the room
+    /// is nobody else's.
+    fn preempt(&mut self, pod: &Arc<Pod>, shortages: &[Shortage]) {
+        let active = self.others(pod::uid(pod));
+        let victims = match preemption::victims(pod, &active, shortages) {
+            Ok(victims) => victims,
+            Err(error) => {
+                let rejection = Rejection {
+                    reason: preemption::UNEXPECTED.to_owned(),
+                    message: error.to_string(),
+                };
+                return self.reject_pod(pod, &rejection);
+            }
+        };
+        let signal = shortages.first().map_or("", |short| &short.resource);
+        for victim in &victims {
+            tracing::info!(pod = %pod::format(victim), for_pod = %pod::format(pod), "preempting a pod to free resources");
+            let (reason, message) = (preemption::REASON, preemption::MESSAGE);
+            let recorder = &self.kubelet.recorder;
+            recorder.pod(victim, Type::Warning, reason, message.to_owned());
+            let kill = Update::Kill {
+                pod: victim.clone(),
+                grace_period_seconds: None,
+                forced: Some(ForcedFailure {
+                    reason: reason.to_owned(),
+                    message: message.to_owned(),
+                    disruption: Some(preemption::CONDITION_MESSAGE.to_owned()),
+                }),
+            };
+            self.kubelet.workers.update_pod(pod::uid(victim), kill);
+            metrics::PREEMPTIONS.with_label_values(&[signal]).inc();
+        }
+        let ending = victims.iter().map(|p| pod::uid(p).to_owned()).collect();
+        self.preempting.push((pod::uid(pod).to_owned(), ending));
+    }
+
+    /// A pod ended: decides on those who waited for it and no other.
+    async fn handle_room_made(&mut self, ended: &str) {
+        for (_, victims) in &mut self.preempting {
+            victims.remove(ended);
+        }
+        let waiting = std::mem::take(&mut self.preempting);
+        let (ready, waiting) = waiting.into_iter().partition(|(_, v)| v.is_empty());
+        self.preempting = waiting;
+        let ready: Vec<(String, BTreeSet<String>)> = ready;
+        for (uid, _) in ready {
+            if let Some(pod) = self.kubelet.pods.get_pod_by_uid(&uid) {
+                self.handle_pod_addition(pod).await;
+            }
+        }
+    }
+
+    /// Every other pod that counts, with what it was granted.
+    fn others(&self, uid: &str) -> Vec<Arc<Pod>> {
+        let postponed = |p: &Arc<Pod>| self.postponed.iter().any(|w| w == pod::uid(p));
+        self.kubelet
             .active_pods()
             .into_iter()
-            .filter(|p| pod::uid(p) != uid && !self.postponed.iter().any(|w| w == pod::uid(p)))
-            .collect();
+            .filter(|p| pod::uid(p) != uid && !postponed(p))
+            .collect()
+    }
+
+    fn admit(&self, pod: &Arc<Pod>) -> Verdict {
+        let kubelet = &self.kubelet;
+        let active = self.others(pod::uid(pod));
+        // After a restart: with what it was granted, not with a resize that waits.
+        let pod = &kubelet.allocation.granted(pod);
         let node_object = kubelet.node.node.load();
         let node: &Node = node_object.as_deref().unwrap_or(&kubelet.node.initial);
         decide(
@@ -305,7 +379,7 @@ impl SyncLoop {
     }
 
     fn handle_pod_remove(&mut self, pod: &Arc<Pod>) {
-        let kubelet = &self.kubelet;
+        let kubelet = self.kubelet.clone();
         kubelet.pods.remove_pod(pod);
         let uid = pod::uid(pod);
         if pod::is_mirror(pod) {
@@ -315,7 +389,7 @@ impl SyncLoop {
             return;
         }
         self.adopted.remove(uid);
-        self.postponed.retain(|waiting| waiting != uid);
+        self.decide_no_more(uid);
         if kubelet.workers.is_finished(uid) {
             let (kubelet, uid) = (kubelet.clone(), uid.to_owned());
             spawn_helper("end of a pod", async move {

@@ -211,8 +211,8 @@ impl Manager {
         tracing::info!(pod = %pod::format(pod), message, "eviction manager: evicting pod");
         let forced = ForcedFailure {
             reason: "Evicted".to_owned(),
+            disruption: Some(message.clone()),
             message,
-            disruption: Some("TerminationByKubelet".to_owned()),
         };
         let kill = Update::Kill {
             pod: pod.clone(),

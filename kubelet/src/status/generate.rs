@@ -35,7 +35,7 @@ pub trait ReadinessResults {
 pub struct ForcedFailure {
     pub reason: String,
     pub message: String,
-    /// For `DisruptionTarget`: the reason of the condition.
+    /// The message of the condition `DisruptionTarget`, whose reason is `TerminationByKubelet`; `None`: no such condition.
     pub disruption: Option<String>,
 }
 
@@ -329,14 +329,14 @@ fn all_conditions(
         .collect();
     let disruption = input
         .forced_failure
-        .and_then(|f| f.disruption.as_deref().map(|reason| (reason, f)))
-        .map(|(reason, f)| {
+        .and_then(|f| f.disruption.clone())
+        .map(|message| {
             conditions::condition(
                 pod,
                 "DisruptionTarget",
                 true,
-                Some(reason),
-                Some(f.message.clone()),
+                Some("TerminationByKubelet"),
+                Some(message),
             )
         })
         .or_else(|| {
