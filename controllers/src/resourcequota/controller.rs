@@ -21,6 +21,12 @@ use crate::context::{ControllerContext, Running, StartError};
 /// The service account it acts as.
 const ACCOUNT: &str = "resourcequota-controller";
 
+/// After admission charged a quota, when what it charged for is in the caches or was not created at all.
+///
+/// DIFFERS: upstream looks again with its next full round, after five minutes: an object that was charged for and gone again before
+/// the charge was seen here counts as long.
+const CHARGE_SETTLES: Duration = Duration::from_secs(10);
+
 /// Starts the controller under its own account.
 ///
 /// # Errors
@@ -102,7 +108,11 @@ impl ResourceQuotaController {
         let keys = queue.clone();
         watches.on(&controller.quotas, move |event| match &event {
             // Usage alone is written by admission and by us.
-            InformerEvent::Updated { old, new } if old.spec == new.spec => {}
+            InformerEvent::Updated { old, new } if old.spec == new.spec => {
+                if sync::is_charged(old, new) {
+                    keys.add_after(ObjectKey::of(&**new), CHARGE_SETTLES);
+                }
+            }
             event => keys.add(ObjectKey::of(&**event.object())),
         });
         // Not any change of the spec: on the binding of a pod the cache may lag behind what admission has counted by then.

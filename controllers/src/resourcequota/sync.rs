@@ -51,6 +51,18 @@ pub fn sync(quota: &ResourceQuota, observed: &Observed) -> Option<ResourceQuotaS
     })
 }
 
+/// Whether more of anything is used than before.
+pub fn is_charged(old: &ResourceQuota, new: &ResourceQuota) -> bool {
+    let used = |quota: &ResourceQuota| {
+        let status = quota.status.as_ref();
+        amounts(status.and_then(|status| status.used.as_ref()))
+    };
+    let before = used(old);
+    used(new)
+        .iter()
+        .any(|(name, amount)| before.get(name).is_none_or(|before| before < amount))
+}
+
 /// Whether a quota limits how many objects there are of what it calls `name`.
 pub fn limits_count_of(quota: &ResourceQuota, name: &str) -> bool {
     let hard = quota.spec.as_ref().and_then(|s| s.hard.as_ref());

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::sync::{Observed, sync};
+use super::sync::{Observed, is_charged, sync};
 
 #[test]
 fn usage_by_kind_and_scope() {
@@ -58,5 +58,30 @@ fn usage_by_kind_and_scope() {
         )
         .unwrap();
         assert_eq!(status.used.unwrap()["pods"].0, pods, "{scope}");
+    }
+}
+
+#[test]
+fn a_charge_is_more_of_anything() {
+    let used = |used: &serde_json::Value| {
+        serde_json::from_value(json!({"status": {"used": used}})).unwrap()
+    };
+    for (old, new, expected) in [
+        (json!({"pods": "1"}), json!({"pods": "2"}), true),
+        (
+            json!({"pods": "2", "cpu": "1"}),
+            json!({"pods": "1", "cpu": "1001m"}),
+            true,
+        ),
+        (json!({}), json!({"pods": "1"}), true),
+        (json!({"pods": "2"}), json!({"pods": "1"}), false),
+        (json!({"cpu": "1"}), json!({"cpu": "1000m"}), false),
+        (json!({"pods": "2"}), json!({}), false),
+    ] {
+        assert_eq!(
+            is_charged(&used(&old), &used(&new)),
+            expected,
+            "{old} {new}"
+        );
     }
 }
