@@ -17,7 +17,9 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{
     BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, PostParams};
 use serde::de::DeserializeOwned;
@@ -514,8 +516,63 @@ impl ObjectSource for ObjectCache {
         })
     }
 
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError> {
+        let Some(api) = &self.api else {
+            return Err(no_client("persistentvolumeclaim", namespace, name));
+        };
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(api.client.clone(), namespace);
+        asked(
+            "persistentvolumeclaim",
+            namespace,
+            name,
+            claims.get_opt(name),
+        )
+        .await
+    }
+
+    async fn persistent_volume(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<PersistentVolume>>, SourceError> {
+        let Some(api) = &self.api else {
+            return Err(no_client("persistentvolume", "", name));
+        };
+        let volumes: Api<PersistentVolume> = Api::all(api.client.clone());
+        asked("persistentvolume", "", name, volumes.get_opt(name)).await
+    }
+
+    fn node(&self) -> Option<Arc<Node>> {
+        self.node.node.load().as_ref().clone()
+    }
+
     fn node_allocatable(&self) -> Result<BTreeMap<String, Quantity>, SourceError> {
         Ok(self.node.allocatable.load().as_ref().clone())
+    }
+}
+
+/// What the API server says of an object that is asked for once. No patience with refusals: the pod's next round asks again.
+async fn asked<K>(
+    resource: &'static str,
+    namespace: &str,
+    name: &str,
+    answer: impl Future<Output = Result<Option<K>, kube::Error>>,
+) -> Result<Option<Arc<K>>, SourceError> {
+    match answer.await {
+        Ok(found) => Ok(found.map(Arc::new)),
+        Err(kube::Error::Api(status)) => Err(SourceError::Refused {
+            code: status.code,
+            message: status.message.clone(),
+        }),
+        Err(error) => Err(SourceError::Transport {
+            resource,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            source: Box::new(error),
+        }),
     }
 }
 

@@ -14,7 +14,7 @@ mod stats;
 mod streams;
 mod system_logs;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +51,9 @@ pub trait ServerContext: Send + Sync + 'static {
     fn paths(&self) -> &Paths;
 
     fn container_manager(&self) -> &ContainerManager;
+
+    /// Where a pod's volume lies that is a claim, once it is set up. `None`: it is none, or is not.
+    fn claim_directory(&self, pod_uid: &str, volume: &str) -> Option<PathBuf>;
 
     /// What `/logs/` shows. Upstream: `/var/log`.
     fn system_log_directory(&self) -> &Path {

@@ -1,5 +1,6 @@
 //! What the HTTP server asks its kubelet.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,5 +72,9 @@ impl ServerContext for Kubelet {
 
     fn container_manager(&self) -> &ContainerManager {
         &self.container_manager
+    }
+
+    fn claim_directory(&self, pod_uid: &str, volume: &str) -> Option<PathBuf> {
+        self.volumes.claim_directory(pod_uid, volume)
     }
 }

@@ -6,6 +6,7 @@ mod cadvisor;
 mod exposition;
 mod http;
 mod resource;
+mod volume;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -22,37 +23,41 @@ fn text(body: String) -> Response {
     ([(::http::header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response()
 }
 
-/// What this process counts, without the probes: they have a page of their own.
-pub(super) async fn process() -> Response {
+/// What this process counts, without the probes, which have a page of their own, and what the claims of its pods hold.
+pub(super) async fn process(State(server): State<Server>) -> Result<Response, ApiError> {
     component_base::metrics::init();
     let families: Vec<_> = prometheus::gather()
         .into_iter()
         .filter(|family| !is_probe(family.name()))
         .collect();
-    encode(&families)
+    let context = server.context.clone();
+    let claims = tokio::task::spawn_blocking(move || volume::render(context.as_ref()))
+        .await
+        .map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(text(encode(&families)? + &claims))
 }
 
 /// `prober_probe_total` and its durations.
-pub(super) async fn probes() -> Response {
+pub(super) async fn probes() -> Result<Response, ApiError> {
     std::sync::LazyLock::force(&PROBE_RESULTS);
     std::sync::LazyLock::force(&PROBE_DURATION);
     let families: Vec<_> = prometheus::gather()
         .into_iter()
         .filter(|family| is_probe(family.name()) || family.name() == "process_start_time_seconds")
         .collect();
-    encode(&families)
+    encode(&families).map(text)
 }
 
 fn is_probe(name: &str) -> bool {
     name.starts_with("prober_probe_")
 }
 
-fn encode(families: &[prometheus::proto::MetricFamily]) -> Response {
+fn encode(families: &[prometheus::proto::MetricFamily]) -> Result<String, ApiError> {
     let mut buffer = Vec::new();
-    match TextEncoder::new().encode(families, &mut buffer) {
-        Ok(()) => text(String::from_utf8_lossy(&buffer).into_owned()),
-        Err(error) => ApiError::internal(error.to_string()).into_response(),
-    }
+    TextEncoder::new()
+        .encode(families, &mut buffer)
+        .map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(String::from_utf8_lossy(&buffer).into_owned())
 }
 
 /// CPU and memory of node, pods and containers: what metrics-server reads.

@@ -32,7 +32,7 @@ pub(super) use cgroup::Usage;
 pub(super) use detail::{Detail, DeviceIo, Pressure, Throttling};
 use rate::Rates;
 pub(super) use summary::Summary;
-pub(super) use volume::Volume;
+pub(super) use volume::{Volume, claim_of};
 
 /// Looks at the node, and remembers what rates need.
 pub(super) struct Stats {
@@ -125,7 +125,9 @@ impl Stats {
             let mut snapshot = look(context.as_ref(), containers, stats, sandboxes, image_fs);
             if let Some(sizes) = sizes {
                 for pod in &mut snapshot.pods {
-                    pod.volumes = volume::volumes(context.paths(), &pod.pod, &sizes);
+                    pod.volumes = volume::volumes(context.paths(), &pod.pod, &sizes, |name| {
+                        context.claim_directory(pod::uid(&pod.pod), name)
+                    });
                 }
             }
             snapshot

@@ -50,6 +50,9 @@ impl ServerContext for TestContext {
     fn container_manager(&self) -> &ContainerManager {
         &self.manager
     }
+    fn claim_directory(&self, _: &str, _: &str) -> Option<std::path::PathBuf> {
+        None
+    }
     fn system_log_directory(&self) -> &Path {
         &self.system_logs
     }

@@ -70,7 +70,7 @@ pub(crate) struct Request {
 
 impl Request {
     pub fn new(mounter: &Mounter<'_>, plugin: &str, medium: Medium) -> Result<Self, SetUpError> {
-        let (layout, uid, volume) = (mounter.layout, mounter.pod_uid, &mounter.volume.name);
+        let (layout, uid, volume) = (mounter.layout, mounter.pod_uid, mounter.directory);
         let size_bytes = match medium {
             Medium::Memory => {
                 let allocatable = mounter.source.node_allocatable()?;
@@ -151,10 +151,15 @@ pub(crate) fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
         ownership::change_permissions(dir, group, false, ChangePolicy::Always)
             .io_at("failed to set the group of", dir)?;
     }
-    make_dirs(&request.meta, 0o750)?;
-    let ready = request.meta.join(READY);
-    fs::write(&ready, []).io_at("failed to write", ready)?;
+    mark_ready(&request.meta)?;
     Ok(dir.clone())
+}
+
+/// Says in `meta` that the volume was set up to the end. Blocks.
+pub(crate) fn mark_ready(meta: &Path) -> Result<(), SetUpError> {
+    make_dirs(meta, 0o750)?;
+    let ready = meta.join(READY);
+    fs::write(&ready, []).io_at("failed to write", ready)
 }
 
 fn make_dirs(dir: &Path, mode: u32) -> Result<(), SetUpError> {

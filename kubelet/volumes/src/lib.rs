@@ -18,6 +18,7 @@ pub mod source;
 pub mod sub_path;
 pub mod usage;
 
+mod claim;
 mod config_map;
 mod content;
 mod downward_api;
@@ -25,12 +26,14 @@ mod empty_dir;
 mod host_path;
 mod image;
 mod layout;
+mod local;
 mod nested;
 mod projected;
 mod secret;
 mod tear_down;
 mod token;
 
+pub use claim::ClaimError;
 pub use manager::{PodVolume, PodVolumes, VolumeError, VolumeLocation, VolumeManager};
 pub use plugin::SetUpError;
 pub use source::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest};

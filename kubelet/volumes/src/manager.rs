@@ -3,6 +3,7 @@
 //! One pod's calls take turns; those of different pods run at the same time. Nothing is remembered that matters: after
 //! a restart everything is found again on disk and in the kernel's mount table.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::claim::{self, Persistent};
 use crate::layout::{Layout, check_component};
 use crate::nested::volume_mounts;
 use crate::plugin::{Mounter, Ownership, SetUpError, VolumePlugin, find_plugin};
@@ -21,7 +23,7 @@ use crate::sub_path::{self, SubPathError};
 use crate::tear_down::{self, Report, TearDownError};
 use crate::token::TokenCache;
 use crate::usage::{DiskUsage, disk_usage};
-use crate::{empty_dir, mountinfo};
+use crate::{empty_dir, local, mountinfo};
 
 /// Where a container finds a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +121,8 @@ struct PodState {
     turn: Arc<Semaphore>,
     /// Volumes without a directory of their own that were set up: not checked again.
     unmanaged: BTreeMap<String, VolumeLocation>,
+    /// What is behind the claims that its volumes name, by volume: a bound claim stays what it is.
+    persistent: BTreeMap<String, Persistent>,
 }
 
 impl Default for PodState {
@@ -126,6 +130,7 @@ impl Default for PodState {
         Self {
             turn: Arc::new(Semaphore::new(1)),
             unmanaged: BTreeMap::new(),
+            persistent: BTreeMap::new(),
         }
     }
 }
@@ -178,13 +183,20 @@ impl VolumeManager {
     pub async fn mount_pod(&self, pod: &Pod) -> Result<PodVolumes, VolumeError> {
         let uid = pod_uid(pod)?;
         let _turn = self.turn(uid).await;
-        let (desired, mut failures) = desired(pod);
+        let mut failures = self.resolve_claims(pod, uid).await;
+        let unresolved = !failures.is_empty();
+        let persistent = self.persistent(uid);
+        let (desired, refused) = desired(pod, &persistent);
+        failures.extend(refused);
         let actions = {
             let observed = self.observe(uid).await?;
-            let wants: Vec<_> = desired.iter().map(|(want, _, _)| want.clone()).collect();
+            let wants: Vec<_> = desired.iter().map(|wanted| wanted.want.clone()).collect();
             reconcile(&wants, &observed)
         };
-        self.tear_down_stale(uid, &actions).await;
+        if !unresolved {
+            // What a claim that cannot be read stands for is not known to be stale.
+            self.tear_down_stale(uid, &actions).await;
+        }
         let kept: BTreeSet<&str> = actions
             .iter()
             .filter_map(|a| match a {
@@ -192,27 +204,23 @@ impl VolumeManager {
                 _ => None,
             })
             .collect();
-        let results = join_all(desired.iter().map(|(want, volume, plugin)| {
-            let keep = kept.contains(want.name.as_str());
-            async move {
-                (
-                    *volume,
-                    *plugin,
-                    self.set_up(pod, uid, volume, *plugin, keep).await,
-                )
-            }
+        let results = join_all(desired.iter().map(|wanted| {
+            let keep = kept.contains(wanted.want.name.as_str());
+            async move { (wanted, self.set_up(pod, uid, wanted, keep).await) }
         }))
         .await;
         let mut volumes = PodVolumes::default();
-        for (volume, plugin, result) in results {
-            let name = volume.name.clone();
+        for (wanted, result) in results {
+            let name = wanted.volume.name.clone();
             match result {
                 Ok(location) => {
+                    let persistent = wanted.persistent;
                     let volume = PodVolume {
                         name: name.clone(),
-                        plugin: plugin.name(),
+                        plugin: wanted.plugin.name(),
                         location,
-                        read_only: plugin.read_only(),
+                        read_only: wanted.plugin.read_only()
+                            || persistent.is_some_and(|p| p.read_only),
                     };
                     volumes.0.insert(name, volume);
                 }
@@ -237,19 +245,20 @@ impl VolumeManager {
     pub async fn refresh_pod(&self, pod: &Pod) -> Result<(), VolumeError> {
         let uid = pod_uid(pod)?;
         let _turn = self.turn(uid).await;
-        let (desired, _) = desired(pod);
+        let persistent = self.persistent(uid);
+        let (desired, _) = desired(pod, &persistent);
         let observed = self.observe(uid).await?;
-        let wants: Vec<_> = desired.iter().map(|(want, _, _)| want.clone()).collect();
+        let wants: Vec<_> = desired.iter().map(|wanted| wanted.want.clone()).collect();
         let actions = reconcile(&wants, &observed);
         let refresh = desired
             .iter()
             .zip(&actions)
             .filter(|(_, action)| matches!(action, Action::Refresh { .. }));
-        let results = join_all(refresh.map(|((_, volume, plugin), _)| async move {
-            self.set_up(pod, uid, volume, *plugin, false)
+        let results = join_all(refresh.map(|(wanted, _)| async move {
+            self.set_up(pod, uid, wanted, false)
                 .await
                 .map_err(|source| SetUpFailure {
-                    volume: volume.name.clone(),
+                    volume: wanted.volume.name.clone(),
                     source,
                 })
         }))
@@ -390,13 +399,34 @@ impl VolumeManager {
         }
     }
 
+    /// Where a volume lies that is a claim, on a file system of its own or of the node. `None`: it is none, or not known yet.
+    pub fn claim_directory(&self, pod_uid: &str, volume: &str) -> Option<PathBuf> {
+        let pods = self.pods();
+        let state = pods.get(pod_uid)?;
+        let behind = state.persistent.get(volume)?;
+        match state.unmanaged.get(volume) {
+            Some(VolumeLocation::Path(path)) => Some(path.clone()),
+            Some(VolumeLocation::Image { .. }) => None,
+            None => {
+                let plugin = find_plugin(&behind.as_volume(volume), Some(&behind.volume)).ok()?;
+                Some(
+                    self.inner
+                        .layout
+                        .volume(pod_uid, plugin.name(), behind.name()),
+                )
+            }
+        }
+    }
+
     /// Disk used by each volume of a pod that lives in the pod's own directory. Walks the files.
     pub async fn usage(&self, pod_uid: &str) -> Result<BTreeMap<String, DiskUsage>, VolumeError> {
         check_component("metadata.uid", pod_uid).map_err(VolumeError::Pod)?;
         let (inner, uid) = (self.inner.clone(), pod_uid.to_owned());
         blocking(move || {
             let dirs = tear_down::volume_dirs(&inner.layout, &uid, &mut Report::default());
-            let usage = dirs.into_iter().filter_map(|(plugin, volume)| {
+            // What outlives the pod is not its own use.
+            let own = dirs.into_iter().filter(|(plugin, _)| plugin != local::NAME);
+            let usage = own.filter_map(|(plugin, volume)| {
                 let usage = disk_usage(&inner.layout.volume(&uid, &plugin, &volume)).ok()?;
                 Some((volume, usage))
             });
@@ -405,28 +435,54 @@ impl VolumeManager {
         .await
     }
 
+    /// Looks up what is behind the claims of the volumes that containers mount, once for each.
+    async fn resolve_claims(&self, pod: &Pod, uid: &str) -> Vec<SetUpFailure> {
+        let known = self.persistent(uid);
+        let claims = mounted_volumes(pod).filter_map(|volume| {
+            let (claim, read_only) = claim::claim_of(pod, volume)?;
+            (!known.contains_key(&volume.name)).then_some((volume, claim, read_only))
+        });
+        let source = &*self.inner.source;
+        let results = join_all(claims.map(|(volume, name, read_only)| async move {
+            let found = claim::resolve(source, pod, volume, &name, read_only).await;
+            (volume.name.clone(), found)
+        }))
+        .await;
+        let mut failures = Vec::new();
+        for (volume, result) in results {
+            match result {
+                Ok(found) => {
+                    let mut pods = self.pods();
+                    let state = pods.entry(uid.to_owned()).or_default();
+                    state.persistent.insert(volume, found);
+                }
+                Err(source) => failures.push(SetUpFailure { volume, source }),
+            }
+        }
+        failures
+    }
+
+    fn persistent(&self, uid: &str) -> BTreeMap<String, Persistent> {
+        let pods = self.pods();
+        pods.get(uid)
+            .map_or_else(BTreeMap::new, |state| state.persistent.clone())
+    }
+
     async fn set_up(
         &self,
         pod: &Pod,
         uid: &str,
-        volume: &Volume,
-        plugin: &'static dyn VolumePlugin,
+        wanted: &Wanted<'_>,
         keep: bool,
     ) -> Result<VolumeLocation, SetUpError> {
         let inner = &*self.inner;
+        let (plugin, name) = (wanted.plugin, &wanted.volume.name);
         if keep {
             if plugin.managed() {
-                return Ok(VolumeLocation::Path(inner.layout.volume(
-                    uid,
-                    plugin.name(),
-                    &volume.name,
-                )));
+                let dir = inner.layout.volume(uid, plugin.name(), &wanted.want.name);
+                return Ok(VolumeLocation::Path(dir));
             }
-            if let Some(location) = self
-                .pods()
-                .get(uid)
-                .and_then(|p| p.unmanaged.get(&volume.name))
-            {
+            if let Some(location) = self.pods().get(uid).and_then(|p| p.unmanaged.get(name)) {
                 return Ok(location.clone());
             }
         }
@@ -437,7 +493,9 @@ impl VolumeManager {
             now: Timestamp::now(),
             pod,
             pod_uid: uid,
-            volume,
+            volume: &wanted.volume,
+            persistent: wanted.persistent,
+            directory: &wanted.want.name,
             ownership: Ownership::of(pod),
         };
         let begin = std::time::Instant::now();
@@ -449,7 +507,7 @@ impl VolumeManager {
                 .entry(uid.to_owned())
                 .or_default()
                 .unmanaged
-                .insert(volume.name.clone(), location.clone());
+                .insert(name.clone(), location.clone());
         }
         Ok(location)
     }
@@ -526,6 +584,7 @@ impl VolumeManager {
         let mut pods = self.pods();
         if let Some(state) = pods.get_mut(uid) {
             state.unmanaged.clear();
+            state.persistent.clear();
             // Two: the map's and the permit's. More: someone waits for a turn and must find the same queue.
             if Arc::strong_count(&state.turn) <= 2 {
                 pods.remove(uid);
@@ -541,23 +600,38 @@ fn pod_uid(pod: &Pod) -> Result<&str, VolumeError> {
     Ok(uid)
 }
 
-type DesiredVolume<'a> = (Desired, &'a Volume, &'static dyn VolumePlugin);
+/// A volume that some container mounts, and how it is made.
+struct Wanted<'a> {
+    want: Desired,
+    /// As [`Mounter::volume`].
+    volume: Cow<'a, Volume>,
+    plugin: &'static dyn VolumePlugin,
+    persistent: Option<&'a Persistent>,
+}
 
-/// The volumes that containers mount, and those of them that cannot be.
-fn desired(pod: &Pod) -> (Vec<DesiredVolume<'_>>, Vec<SetUpFailure>) {
+/// The volumes that containers mount.
+fn mounted_volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
     let used: BTreeSet<&str> = volume_mounts(pod)
         .flatten()
         .map(|m| m.name.as_str())
         .collect();
-    let volumes = pod
-        .spec
-        .iter()
-        .flat_map(|s| s.volumes.iter().flatten())
-        .filter(|v| used.contains(v.name.as_str()));
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    volumes.filter(move |v| used.contains(v.name.as_str()))
+}
+
+/// The volumes that containers mount, and those of them that cannot be. Claims of which nothing is known are in neither.
+fn desired<'a>(
+    pod: &'a Pod,
+    persistent: &'a BTreeMap<String, Persistent>,
+) -> (Vec<Wanted<'a>>, Vec<SetUpFailure>) {
     let (mut desired, mut failures) = (Vec::new(), Vec::new());
-    for volume in volumes {
-        match want(volume, pod) {
-            Ok((want, plugin)) => desired.push((want, volume, plugin)),
+    for volume in mounted_volumes(pod) {
+        let behind = persistent.get(&volume.name);
+        if behind.is_none() && claim::claim_of(pod, volume).is_some() {
+            continue;
+        }
+        match want(volume, behind, pod) {
+            Ok(wanted) => desired.push(wanted),
             Err(source) => failures.push(SetUpFailure {
                 volume: volume.name.clone(),
                 source,
@@ -567,21 +641,39 @@ fn desired(pod: &Pod) -> (Vec<DesiredVolume<'_>>, Vec<SetUpFailure>) {
     (desired, failures)
 }
 
-fn want(volume: &Volume, pod: &Pod) -> Result<(Desired, &'static dyn VolumePlugin), SetUpError> {
+fn want<'a>(
+    volume: &'a Volume,
+    persistent: Option<&'a Persistent>,
+    pod: &Pod,
+) -> Result<Wanted<'a>, SetUpError> {
     check_component("spec.volumes[].name", &volume.name)?;
-    let plugin = find_plugin(volume)?;
+    let volume = match persistent {
+        Some(behind) => Cow::Owned(behind.as_volume(&volume.name)),
+        None => Cow::Borrowed(volume),
+    };
+    let plugin = find_plugin(&volume, persistent.map(|p| &*p.volume))?;
     let mounted = match plugin.name() {
-        empty_dir::NAME => empty_dir::medium(volume, pod)? != empty_dir::Medium::Default,
+        empty_dir::NAME => empty_dir::medium(&volume, pod)? != empty_dir::Medium::Default,
         "kubernetes.io/configmap" => false,
         _ => plugin.managed(),
     };
+    // A kind without a directory is kept by the pod's own name for it.
+    let name = match persistent {
+        Some(behind) if plugin.managed() => behind.name(),
+        _ => &volume.name,
+    };
     let want = Desired {
-        name: volume.name.clone(),
+        name: name.to_owned(),
         plugin: plugin.name(),
         requires_remount: plugin.requires_remount(),
         mounted,
     };
-    Ok((want, plugin))
+    Ok(Wanted {
+        want,
+        volume,
+        plugin,
+        persistent,
+    })
 }
 
 fn observe_dirs(layout: &Layout, uid: &str) -> Result<Vec<Observed>, TearDownError> {

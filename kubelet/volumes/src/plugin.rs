@@ -5,12 +5,14 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodSecurityContext, Volume};
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod, PodSecurityContext, Volume};
 
 use crate::atomic_writer::WriteError;
+use crate::claim::{ClaimError, Persistent};
 use crate::field_path::FieldPathError;
 use crate::layout::Layout;
 use crate::manager::VolumeLocation;
+use crate::ownership::ChangePolicy;
 use crate::resource_field::ResourceFieldError;
 use crate::source::{ObjectSource, SourceError};
 use crate::token::TokenCache;
@@ -28,6 +30,8 @@ pub enum SetUpError {
     SecretKeyNotFound(String),
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     #[error("failed to fetch token: {0}")]
     Token(#[source] SourceError),
     #[error(transparent)]
@@ -123,6 +127,8 @@ pub(crate) struct Ownership {
     pub fs_group: Option<u32>,
     /// The one user that every container runs as, if they agree on one.
     pub fs_user: Option<u32>,
+    /// Of volumes that outlive the pod.
+    pub policy: ChangePolicy,
 }
 
 impl Ownership {
@@ -131,6 +137,10 @@ impl Ownership {
         Self {
             fs_group: context.and_then(|c| c.fs_group).and_then(id),
             fs_user: fs_user(pod, context),
+            policy: match context.and_then(|c| c.fs_group_change_policy.as_deref()) {
+                Some("OnRootMismatch") => ChangePolicy::OnRootMismatch,
+                _ => ChangePolicy::Always,
+            },
         }
     }
 }
@@ -174,7 +184,12 @@ pub(crate) struct Mounter<'a> {
     pub now: Timestamp,
     pub pod: &'a Pod,
     pub pod_uid: &'a str,
+    /// With the source that is behind the claim, if that is of a kind a pod can name.
     pub volume: &'a Volume,
+    /// What is behind the claim, if the pod's volume is one.
+    pub persistent: Option<&'a Persistent>,
+    /// The name of its directories: of the PersistentVolume, or else the volume's own.
+    pub directory: &'a str,
     pub ownership: Ownership,
 }
 
@@ -190,6 +205,10 @@ pub(crate) trait VolumePlugin: Send + Sync {
     /// `kubernetes.io/empty-dir`; also the name of its directory.
     fn name(&self) -> &'static str;
     fn can_support(&self, volume: &Volume) -> bool;
+    /// A kind that stands behind claims only.
+    fn can_support_persistent(&self, _volume: &PersistentVolume) -> bool {
+        false
+    }
     /// Its content follows other objects: set up again on every refresh.
     fn requires_remount(&self) -> bool {
         false
@@ -215,19 +234,57 @@ pub(crate) static PLUGINS: &[&dyn VolumePlugin] = &[
     &crate::projected::Projected,
     &crate::downward_api::DownwardApi,
     &crate::image::ImageVolume,
+    &crate::local::Local,
 ];
 
+/// `persistent`: what is behind the claim, if the volume is one.
+///
 /// # Errors
 /// [`SetUpError::UnsupportedKind`] naming the kind.
-pub(crate) fn find_plugin(volume: &Volume) -> Result<&'static dyn VolumePlugin, SetUpError> {
-    if let Some(plugin) = PLUGINS.iter().find(|p| p.can_support(volume)) {
+pub(crate) fn find_plugin(
+    volume: &Volume,
+    persistent: Option<&PersistentVolume>,
+) -> Result<&'static dyn VolumePlugin, SetUpError> {
+    let fits = |plugin: &&&dyn VolumePlugin| {
+        plugin.can_support(volume) || persistent.is_some_and(|p| plugin.can_support_persistent(p))
+    };
+    if let Some(plugin) = PLUGINS.iter().find(fits) {
         return Ok(*plugin);
     }
-    match unsupported_kind(volume) {
-        Some(kind) => Err(SetUpError::UnsupportedKind { kind }),
+    match (persistent, unsupported_kind(volume)) {
+        (Some(persistent), _) => Err(SetUpError::UnsupportedKind {
+            kind: unsupported_persistent(persistent),
+        }),
+        (None, Some(kind)) => Err(SetUpError::UnsupportedKind { kind }),
         // A volume without any source is an emptyDir, as the API's defaulting has it.
-        None => Ok(&crate::empty_dir::EmptyDir),
+        (None, None) => Ok(&crate::empty_dir::EmptyDir),
     }
+}
+
+fn unsupported_persistent(volume: &PersistentVolume) -> &'static str {
+    let Some(spec) = &volume.spec else {
+        return "PersistentVolume without a source";
+    };
+    let kinds = [
+        ("csi", spec.csi.is_some()),
+        ("nfs", spec.nfs.is_some()),
+        ("iscsi", spec.iscsi.is_some()),
+        ("fc", spec.fc.is_some()),
+        ("flexVolume", spec.flex_volume.is_some()),
+        ("rbd", spec.rbd.is_some()),
+        ("cephfs", spec.cephfs.is_some()),
+        ("azureFile", spec.azure_file.is_some()),
+        ("azureDisk", spec.azure_disk.is_some()),
+        (
+            "awsElasticBlockStore",
+            spec.aws_elastic_block_store.is_some(),
+        ),
+        ("gcePersistentDisk", spec.gce_persistent_disk.is_some()),
+        ("cinder", spec.cinder.is_some()),
+        ("vsphereVolume", spec.vsphere_volume.is_some()),
+    ];
+    let found = kinds.into_iter().find_map(|(kind, is)| is.then_some(kind));
+    found.unwrap_or("PersistentVolume of another kind")
 }
 
 fn unsupported_kind(volume: &Volume) -> Option<&'static str> {
@@ -250,10 +307,6 @@ fn unsupported_kind(volume: &Volume) -> Option<&'static str> {
         ("glusterfs", volume.glusterfs.is_some()),
         ("iscsi", volume.iscsi.is_some()),
         ("nfs", volume.nfs.is_some()),
-        (
-            "persistentVolumeClaim",
-            volume.persistent_volume_claim.is_some(),
-        ),
         (
             "photonPersistentDisk",
             volume.photon_persistent_disk.is_some(),
@@ -328,14 +381,14 @@ mod tests {
             serde_json::json!({"name": "v", "nfs": {"server": "s", "path": "/"}}),
         )
         .unwrap();
-        let error = find_plugin(&volume).err().unwrap();
+        let error = find_plugin(&volume, None).err().unwrap();
         assert_eq!(
             error.to_string(),
             "volumes of kind nfs are not supported by this kubelet"
         );
         let none: Volume = serde_json::from_value(serde_json::json!({"name": "v"})).unwrap();
         assert_eq!(
-            find_plugin(&none).ok().unwrap().name(),
+            find_plugin(&none, None).ok().unwrap().name(),
             "kubernetes.io/empty-dir"
         );
     }

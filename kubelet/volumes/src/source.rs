@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Secret,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// Why an object could not be had. An object that does not exist is `Ok(None)`, not an error.
@@ -75,6 +77,19 @@ pub trait ObjectSource: Send + Sync + 'static {
     /// `Ok(None)`: it does not exist.
     async fn secret(&self, namespace: &str, name: &str)
     -> Result<Option<Arc<Secret>>, SourceError>;
+    /// `Ok(None)`: it does not exist.
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError>;
+    /// `Ok(None)`: it does not exist.
+    async fn persistent_volume(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<PersistentVolume>>, SourceError>;
+    /// The node's own object, once it was read.
+    fn node(&self) -> Option<Arc<Node>>;
     /// A new token from the TokenRequest API; [`crate::VolumeManager`] caches and renews.
     async fn service_account_token(
         &self,

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Volume as ApiVolume};
 
 use crate::cm::machine::{FsStats, fs_stats};
 use crate::disk_usage::DiskUsages;
@@ -29,27 +29,55 @@ pub(in super::super) struct Volume {
     pub(in super::super) fs: FsStats,
 }
 
-/// The volumes of a pod that are set up below its directory.
-pub(super) fn volumes(paths: &Paths, pod: &Pod, sizes: &DiskUsages) -> Vec<Volume> {
+/// The claim that a volume of a pod means. Upstream's name for one of a generic ephemeral volume: `POD-VOLUME`.
+pub(in super::super) fn claim_of(pod: &Pod, volume: &ApiVolume) -> Option<(String, String)> {
+    let named = volume.persistent_volume_claim.as_ref();
+    let named = named.map(|claim| claim.claim_name.clone());
+    let own = || {
+        let ephemeral = volume.ephemeral.is_some();
+        ephemeral.then(|| format!("{}-{}", pod::name(pod), volume.name))
+    };
+    Some((named.or_else(own)?, pod::namespace(pod).to_owned()))
+}
+
+/// The volumes of a pod that are set up: claims, by what their file system says, and those below the pod's directory.
+/// `claim_directory`: as [`ServerContext::claim_directory`](crate::server::ServerContext::claim_directory).
+pub(super) fn volumes(
+    paths: &Paths,
+    pod: &Pod,
+    sizes: &DiskUsages,
+    claim_directory: impl Fn(&str) -> Option<PathBuf>,
+) -> Vec<Volume> {
     let root = paths.pod(pod::uid(pod)).join("volumes");
     let plugins: Vec<PathBuf> = match std::fs::read_dir(&root) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
-        Err(_) => return Vec::new(),
+        Err(_) => Vec::new(),
     };
     let spec = pod
         .spec
         .iter()
         .flat_map(|spec| spec.volumes.iter().flatten());
     spec.filter_map(|volume| {
+        if let Some(claim) = claim_of(pod, volume) {
+            let directory = claim_directory(&volume.name)?;
+            let fs = fs_stats(&directory).ok()?;
+            return Some(Volume {
+                name: volume.name.clone(),
+                claim: Some(claim),
+                used_bytes: fs.capacity_bytes.saturating_sub(fs.available_bytes),
+                inodes_used: fs.inodes.saturating_sub(fs.inodes_free),
+                local: false,
+                fs,
+            });
+        }
         let directory = plugins
             .iter()
             .map(|plugin| plugin.join(&volume.name))
             .find(|path| path.is_dir())?;
         let used = sizes.of(&directory, AGE_MAX);
-        let claim = volume.persistent_volume_claim.as_ref();
         Some(Volume {
             name: volume.name.clone(),
-            claim: claim.map(|c| (c.claim_name.clone(), pod::namespace(pod).to_owned())),
+            claim: None,
             used_bytes: used.bytes,
             inodes_used: used.inodes,
             local: is_local_ephemeral(volume),
@@ -83,17 +111,24 @@ mod tests {
             "metadata": {"name": "p", "namespace": "n", "uid": "u1"},
             "spec": {"containers": [], "volumes": [
                 {"name": "data", "emptyDir": {}}, {"name": "gone", "emptyDir": {}},
-                {"name": "memory", "emptyDir": {"medium": "Memory"}}]},
+                {"name": "memory", "emptyDir": {"medium": "Memory"}},
+                {"name": "kept", "persistentVolumeClaim": {"claimName": "c"}},
+                {"name": "waits", "persistentVolumeClaim": {"claimName": "d"}}]},
         }))
         .unwrap();
+        let kept = directory.path().to_owned();
+        let claimed = |volume: &str| (volume == "kept").then(|| kept.clone());
         let sizes = DiskUsages::default();
-        let found = volumes(&paths, &pod, &sizes);
-        assert_eq!(found.len(), 2);
+        let found = volumes(&paths, &pod, &sizes, claimed);
+        assert_eq!(found.len(), 3);
+        // By its file system, not by a walk.
+        assert_eq!(found[2].claim, Some(("c".to_owned(), "n".to_owned())));
+        assert!(found[2].used_bytes > 0 && found[2].used_bytes < found[2].fs.capacity_bytes);
         assert_eq!(found[0].inodes_used, 4);
         // Of the disk is what is on the disk.
         assert_eq!(
             found.iter().map(|v| v.local).collect::<Vec<_>>(),
-            [true, false]
+            [true, false, false]
         );
         assert!(
             (10_000..100_000).contains(&found[0].used_bytes),
@@ -102,6 +137,6 @@ mod tests {
         );
         // Not looked at again for a while.
         std::fs::remove_file(data.join("file")).unwrap();
-        assert_eq!(volumes(&paths, &pod, &sizes)[0].inodes_used, 4);
+        assert_eq!(volumes(&paths, &pod, &sizes, claimed)[0].inodes_used, 4);
     }
 }

@@ -5,7 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Secret,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -18,6 +20,8 @@ use crate::source::{ServiceAccountToken, SourceError, TokenRequest};
 struct Objects {
     config_maps: Mutex<BTreeMap<String, Value>>,
     secrets: Mutex<BTreeMap<String, Value>>,
+    claims: Mutex<BTreeMap<String, Value>>,
+    volumes: Mutex<BTreeMap<String, Value>>,
     tokens: AtomicUsize,
 }
 
@@ -54,6 +58,25 @@ impl ObjectSource for Objects {
             expires_at,
             expiration_seconds: Some(3600),
         })
+    }
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError> {
+        assert_eq!(namespace, "default");
+        let found = self.claims.lock().unwrap().get(name).cloned();
+        Ok(found.map(|claim| Arc::new(serde_json::from_value(claim).unwrap())))
+    }
+    async fn persistent_volume(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<PersistentVolume>>, SourceError> {
+        let found = self.volumes.lock().unwrap().get(name).cloned();
+        Ok(found.map(|volume| Arc::new(serde_json::from_value(volume).unwrap())))
+    }
+    fn node(&self) -> Option<Arc<Node>> {
+        None
     }
     fn node_allocatable(&self) -> Result<BTreeMap<String, Quantity>, SourceError> {
         Ok(BTreeMap::from([(
@@ -532,5 +555,168 @@ fn what_is_bound_into_a_volume_survives_its_removal() {
         world.manager.unmount_pod("uid").await.unwrap();
         assert!(outside.path().join("precious").exists());
         assert!(!world.path("volumes").exists());
+    });
+}
+
+const CLAIMS: &[(&str, &str)] = &[
+    ("files", "pv-files"),
+    ("kept", "pv-kept"),
+    ("disk", "pv-disk"),
+];
+
+/// Three bound claims: of a path of the node, of a local volume, and of a kind that is not built.
+fn claims(world: &World) -> PathBuf {
+    let data = world.root.path().join("data");
+    fs::create_dir_all(data.join("sub")).unwrap();
+    fs::write(data.join("sub/f"), "kept").unwrap();
+    let sources = [
+        json!({"hostPath": {"path": data}}),
+        json!({"local": {"path": data}}),
+        json!({"iscsi": {"targetPortal": "x", "iqn": "y", "lun": 0}}),
+    ];
+    for ((claim, volume), mut spec) in CLAIMS.iter().zip(sources) {
+        spec["claimRef"] = json!({"uid": claim});
+        let behind = json!({"metadata": {"name": volume}, "spec": spec});
+        world
+            .objects
+            .volumes
+            .lock()
+            .unwrap()
+            .insert((*volume).to_owned(), behind);
+        let bound = json!({
+            "metadata": {"name": claim, "namespace": "default", "uid": claim},
+            "spec": {"volumeName": volume}, "status": {"phase": "Bound"},
+        });
+        world
+            .objects
+            .claims
+            .lock()
+            .unwrap()
+            .insert((*claim).to_owned(), bound);
+    }
+    data
+}
+
+fn claiming(claims: &[&str], spec: Value) -> Pod {
+    let volumes: Vec<_> = claims
+        .iter()
+        .map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}))
+        .collect();
+    let mut pod = pod(json!(volumes), spec);
+    pod.metadata.namespace = Some("default".to_owned());
+    pod
+}
+
+#[test]
+fn claims_are_what_stands_behind_them_and_outlive_the_pod() {
+    in_mount_namespace(async |mut world| {
+        let data = claims(&world);
+        let pod = claiming(
+            &["files", "kept"],
+            json!({"securityContext": {"fsGroup": 4321}}),
+        );
+        let volumes = world.manager.mount_pod(&pod).await.unwrap();
+        assert_eq!(volumes.get("files").unwrap().host_path().unwrap(), data);
+        // Upstream's place: by the name of the PersistentVolume.
+        let kept = "volumes/kubernetes.io~local-volume/pv-kept";
+        assert_eq!(
+            volumes.get("kept").unwrap().host_path().unwrap(),
+            world.path(kept)
+        );
+        assert_eq!(world.read(&format!("{kept}/sub/f")), "kept");
+        assert_eq!(fs::metadata(data.join("sub/f")).unwrap().gid(), 4321);
+        assert_eq!(
+            world.manager.claim_directory("uid", "kept").unwrap(),
+            world.path(kept)
+        );
+        assert_eq!(world.manager.claim_directory("uid", "files").unwrap(), data);
+        // Not the pod's own use.
+        assert!(world.manager.usage("uid").await.unwrap().is_empty());
+
+        // Found again after a restart, even while the claim goes; and taken away without its content.
+        world.restart();
+        let going = json!("2026-01-01T00:00:00Z");
+        world
+            .objects
+            .claims
+            .lock()
+            .unwrap()
+            .get_mut("kept")
+            .unwrap()["metadata"]["deletionTimestamp"] = going;
+        let refused = world.manager.mount_pod(&pod).await.unwrap_err().to_string();
+        assert!(
+            refused.contains("error processing PVC default/kept: PVC is being deleted"),
+            "{refused}"
+        );
+        assert_eq!(
+            world.read(&format!("{kept}/sub/f")),
+            "kept",
+            "a claim that cannot be read is not stale"
+        );
+        let mut running = pod.clone();
+        running.status = Some(serde_json::from_value(json!({"phase": "Running"})).unwrap());
+        assert_eq!(world.manager.mount_pod(&running).await.unwrap(), volumes);
+        world.manager.unmount_pod("uid").await.unwrap();
+        assert!(!world.path("volumes").exists());
+        assert_eq!(fs::read_to_string(data.join("sub/f")).unwrap(), "kept");
+    });
+}
+
+#[test]
+fn a_claim_that_is_read_only_is_so() {
+    in_mount_namespace(async |world| {
+        claims(&world);
+        let mut pod = claiming(&["kept"], json!({}));
+        let volume = &mut pod.spec.as_mut().unwrap().volumes.as_mut().unwrap()[0];
+        volume.persistent_volume_claim.as_mut().unwrap().read_only = Some(true);
+        let volumes = world.manager.mount_pod(&pod).await.unwrap();
+        let kept = volumes.get("kept").unwrap();
+        assert!(kept.read_only);
+        let refused = fs::write(kept.host_path().unwrap().join("g"), "").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(nix::libc::EROFS));
+    });
+}
+
+#[test]
+fn claims_that_cannot_be_say_why() {
+    in_mount_namespace(async |world| {
+        claims(&world);
+        world.objects.volumes.lock().unwrap().remove("pv-files");
+        for (claim, words) in [
+            (
+                "none",
+                "error processing PVC default/none: failed to fetch PVC from API server",
+            ),
+            (
+                "files",
+                "failed to fetch PV pv-files from API server: persistentvolumes \"pv-files\" not found",
+            ),
+            (
+                "disk",
+                "volumes of kind iscsi are not supported by this kubelet",
+            ),
+        ] {
+            let error = world
+                .manager
+                .mount_pod(&claiming(&[claim], json!({})))
+                .await
+                .unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        // The claim that was not there is taken once it is bound.
+        let bound = world.objects.claims.lock().unwrap()["kept"].clone();
+        world
+            .objects
+            .claims
+            .lock()
+            .unwrap()
+            .insert("none".to_owned(), bound);
+        assert!(
+            world
+                .manager
+                .mount_pod(&claiming(&["none"], json!({})))
+                .await
+                .is_ok()
+        );
     });
 }
