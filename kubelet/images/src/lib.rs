@@ -17,6 +17,8 @@
 
 mod config;
 mod digest;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod image;
 mod import;
 mod layout;

@@ -56,7 +56,7 @@ pub(crate) struct Tls {
 /// One host that may serve a registry's images, in the order to be asked.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Host {
-    /// Up to and with `/v2`, no slash at the end.
+    /// Up to and with `/v2`, no slash at the end; where the file overrides the path, as the file has it.
     pub(crate) base: Url,
     pub(crate) pull: bool,
     pub(crate) resolve: bool,
@@ -431,6 +431,30 @@ fn docker_certificates(folder: &Path) -> Result<Tls, MirrorsError> {
         }
     }
     Ok(tls)
+}
+
+/// See `crate::fuzz::hosts_file`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &str, registry: &str) {
+    let folder = Path::new("/certs.d/registry");
+    let hosts = match parse(&folder.join("hosts.toml"), text, registry) {
+        Ok(hosts) => hosts,
+        Err(error) => {
+            let _ = error.to_string();
+            return;
+        }
+    };
+    let (own, others) = hosts.split_last().expect("the registry itself is one");
+    assert!(own.origin && others.iter().all(|host| !host.origin));
+    for host in &hosts {
+        assert!(matches!(host.base.scheme(), "http" | "https"));
+        assert!(host.base.host_str().is_some_and(|name| !name.is_empty()));
+        let path = host.base.path();
+        assert!(path == "/" || !path.ends_with('/'));
+        for file in &host.tls.ca {
+            assert!(file.is_absolute());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ use rustix::io::Errno;
 use crate::digest::{Hasher, HashingReader};
 use budget::Metered;
 pub(crate) use decompress::{Compression, decompress};
-use resolve::{Names, clean, resolve};
+use resolve::{Names, clean, resolve, split};
 pub use tar_stream::TarError;
 use tar_stream::{Header, Kind, TarStream};
 use times::Kind as TimesKind;
@@ -56,6 +56,9 @@ const BLOCK_BYTES: u64 = 4096;
 const MAX_ENTRIES: u64 = 10_000_000;
 /// What may follow behind an archive's end, where archivers pad to their record.
 const MAX_TRAILING_BYTES: u64 = 64 << 20;
+/// Archives that the fuzz target makes are no longer.
+#[cfg(any(test, fuzzing))]
+pub(crate) const MAX_FUZZED_BYTES: usize = 1 << 20;
 /// How much of a name an error shows.
 const SHOWN_BYTES: usize = 256;
 
@@ -197,7 +200,7 @@ pub(crate) fn unpack(
 struct Unpacker {
     tree: Tree,
     /// The last entry's directory as the archive writes it, and where it leads.
-    last_parent: Option<(Names, Names)>,
+    last_parent: Option<(Vec<u8>, Names)>,
     buffer: Vec<u8>,
     size_bytes: u64,
 }
@@ -214,10 +217,11 @@ impl Unpacker {
         };
         resolve::check(header.name.len(), 0).map_err(at)?;
         let listed = clean(&header.name);
-        let Some((name, above)) = listed.split_last() else {
+        let (above, name) = split(&listed);
+        if matches!(name, b"" | b"..") {
             // The root itself: it stays as the store made it, as upstream.
             return Ok(());
-        };
+        }
         let path = self.place(above, name).map_err(at)?;
         if name.starts_with(WHITEOUT_PREFIX) {
             return self.whiteout(&path).map_err(at);
@@ -229,7 +233,8 @@ impl Unpacker {
             self.tree.remove(&path).map_err(at)?;
         }
         match header.kind {
-            Kind::Global => return Ok(()),
+            // Nothing is there, but it was named.
+            Kind::Global => return self.tree.note_once_listed(&path).map_err(at),
             Kind::Other(kind) => {
                 return Err(UnpackError::Unsupported {
                     entry: shown(&header.name),
@@ -267,11 +272,11 @@ impl Unpacker {
     }
 
     /// Where an entry goes; its directory is there then.
-    fn place(&mut self, above: &[Vec<u8>], name: &[u8]) -> io::Result<Names> {
+    fn place(&mut self, above: &[u8], name: &[u8]) -> io::Result<Names> {
         let parent = match &self.last_parent {
             Some((known, parent)) if known == above => parent.clone(),
             _ => {
-                let parent = resolve(&mut self.tree, &above.join(&b'/'))?;
+                let parent = resolve(&mut self.tree, above)?;
                 self.tree.make_directories(&parent)?;
                 self.last_parent = Some((above.to_vec(), parent.clone()));
                 parent
@@ -377,8 +382,7 @@ impl Unpacker {
     /// The link's own path is free already. A target of a lower layer is copied up first.
     fn hard_link(&mut self, path: &[Vec<u8>], target: &[u8]) -> io::Result<()> {
         resolve::check(target.len(), 0)?;
-        let cut = target.iter().rposition(|&b| b == b'/').map_or(0, |i| i + 1);
-        let (above, last) = target.split_at(cut);
+        let (above, last) = split(target);
         let mut target = resolve(&mut self.tree, above)?;
         match last {
             b"" | b"." => {}
@@ -414,8 +418,8 @@ impl Unpacker {
 
     /// Sets the times of directories: what was copied up gets back those from below, then the archive's own say.
     fn finish(mut self) -> Result<Unpacked, UnpackError> {
-        let at = |path: &[Vec<u8>], source: io::Error| UnpackError::Entry {
-            entry: shown(&path.join(&b'/')),
+        let at = |path: &[u8], source: io::Error| UnpackError::Entry {
+            entry: shown(path),
             source,
         };
         let whole = |source: io::Error| at(&[], source);
@@ -445,8 +449,8 @@ impl Unpacker {
     }
 
     /// What a listed directory's path leads to in the end; `None`: it was removed again.
-    fn listed_place(&mut self, path: &[Vec<u8>]) -> io::Result<Option<Names>> {
-        let place = match resolve(&mut self.tree, &path.join(&b'/')) {
+    fn listed_place(&mut self, path: &[u8]) -> io::Result<Option<Names>> {
+        let place = match resolve(&mut self.tree, path) {
             Ok(place) => place,
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
             Err(error) => return Err(error),
@@ -465,7 +469,7 @@ impl Unpacker {
     fn set_times(
         &mut self,
         kind: TimesKind,
-        path: &[Vec<u8>],
+        path: &[u8],
         times: &rustix::fs::Timestamps,
     ) -> io::Result<()> {
         let place = match kind {
@@ -474,9 +478,9 @@ impl Unpacker {
                 None => return Ok(()),
             },
             // Something else may have come in its place, or stand in its way.
-            TimesKind::CopiedUp => match resolve(&mut self.tree, &path.join(&b'/')) {
-                Ok(place) if place == path => match self.existing_or_root(path) {
-                    Ok(FileType::Directory) => path.to_vec(),
+            TimesKind::CopiedUp => match resolve(&mut self.tree, path) {
+                Ok(place) if place.join(&b'/') == path => match self.existing_or_root(&place) {
+                    Ok(FileType::Directory) => place,
                     _ => return Ok(()),
                 },
                 _ => return Ok(()),

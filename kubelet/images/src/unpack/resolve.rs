@@ -1,8 +1,10 @@
 //! Paths of archives: cleaned by their text, then led through the symlinks of the tree they go into. Pure; the tree is
 //! seen through [`Links`]. Nothing it answers leads outside the root: a path is a list of plain names below it.
 //!
-//! Upstream: Go's `filepath.Clean`, and `continuity/fs.RootPath`, whose order of evaluation is kept: a pass over the
-//! whole path replaces each link by its text, `..` is taken by the text, and passes go on until none meets a link.
+//! Upstream: Go's `filepath.Clean`, and `continuity/fs.RootPath`, whose order of evaluation is kept: a pass goes over the
+//! whole path and puts a link's text in the place of the link, passes go on until none meets a link. What a pass
+//! answers is taken apart by its text in the next one, and where it ends in a link its text stands as it is written:
+//! in `b/../c` there, `b` is followed before `..` goes up. Everywhere else `..` takes back the name before it.
 
 use std::io;
 
@@ -25,63 +27,132 @@ pub(super) trait Links {
     fn read_link(&mut self, path: &[Vec<u8>]) -> io::Result<Option<Vec<u8>>>;
 }
 
-/// The names of a text; `..` above the root stays there.
-pub(super) fn clean(path: &[u8]) -> Names {
-    let mut names = Names::new();
-    join(&mut names, path);
-    names
+/// A path as it is written: the names between its slashes, `.` and `..` among them.
+#[derive(Clone)]
+struct Text {
+    rooted: bool,
+    names: Names,
 }
 
-fn join(names: &mut Names, path: &[u8]) {
-    for name in path.split(|&b| b == b'/') {
-        match name {
-            b"" | b"." => {}
-            b".." => {
-                names.pop();
-            }
-            name => names.push(name.to_vec()),
+impl Text {
+    fn of(path: &[u8]) -> Self {
+        Self {
+            rooted: path.starts_with(b"/"),
+            names: path
+                .split(|&b| b == b'/')
+                .filter(|name| !name.is_empty())
+                .map(<[u8]>::to_vec)
+                .collect(),
         }
     }
+
+    /// The shortest text of the same meaning. Above a root there is nothing; other paths keep `..` at their front.
+    fn clean(self) -> Self {
+        let mut names = Names::new();
+        for name in self.names {
+            let goes_up = name == b"..";
+            match names.last().map(Vec::as_slice) {
+                _ if name == b"." => {}
+                None if goes_up && self.rooted => {}
+                Some(last) if goes_up && last != b".." => {
+                    names.pop();
+                }
+                _ => names.push(name),
+            }
+        }
+        Self {
+            rooted: self.rooted,
+            names,
+        }
+    }
+
+    fn join(mut self, path: &[u8]) -> Self {
+        self.names.extend(Self::of(path).names);
+        self.clean()
+    }
+
+    /// The same with the root before it.
+    fn below_root(mut self) -> Names {
+        self.rooted = true;
+        self.clean().names
+    }
+}
+
+/// The shortest text of the same meaning: empty for the root, and what leads above it begins with `..` still.
+pub(super) fn clean(path: &[u8]) -> Vec<u8> {
+    let text = Text::of(path).clean();
+    let mut clean = text.names.join(&b'/');
+    if text.rooted {
+        clean.insert(0, b'/');
+    }
+    clean
+}
+
+/// A path's last name, and all before it with its slash.
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    let cut = path.iter().rposition(|&b| b == b'/').map_or(0, |i| i + 1);
+    path.split_at(cut)
 }
 
 /// Where `path` leads; parts that are not there are taken as they are. The last name is followed too.
 pub(super) fn resolve(tree: &mut impl Links, path: &[u8]) -> io::Result<Names> {
-    check(path.len(), 0)?;
-    let mut path: Names = path
-        .split(|&b| b == b'/')
-        .filter(|name| !name.is_empty() && *name != b".")
-        .map(<[u8]>::to_vec)
-        .collect();
+    let mut text = Text::of(path);
+    check(path.len(), text.names.len())?;
     let mut links = 0;
     loop {
         let before = links;
-        let mut current = Names::new();
-        for name in &path {
-            if name == b".." {
-                current.pop();
-                continue;
-            }
-            current.push(name.clone());
-            let Some(text) = tree.read_link(&current)? else {
-                continue;
-            };
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(rustix::io::Errno::LOOP.into());
-            }
-            current.pop();
-            if text.starts_with(b"/") {
-                current.clear();
-            }
-            join(&mut current, &text);
-            check(length(&current), current.len())?;
-        }
-        path = current;
+        text = pass(tree, &text, &mut links)?;
         if links == before {
-            check(length(&path), path.len())?;
-            return Ok(path);
+            let names = text.below_root();
+            check(length(&names), names.len())?;
+            return Ok(names);
         }
     }
+}
+
+fn pass(tree: &mut impl Links, path: &Text, links: &mut usize) -> io::Result<Text> {
+    let mut current = Text {
+        rooted: true,
+        names: Names::new(),
+    };
+    // Whether it is rooted and clean.
+    let mut plain = true;
+    for (index, name) in path.names.iter().enumerate() {
+        if *links > MAX_LINKS {
+            return Err(rustix::io::Errno::LOOP.into());
+        }
+        let before = if plain && !matches!(name.as_slice(), b"." | b"..") {
+            current.names.push(name.clone());
+            None
+        } else {
+            let here = Text {
+                rooted: true,
+                names: current.clone().join(name).below_root(),
+            };
+            Some(std::mem::replace(&mut current, here))
+        };
+        plain = true;
+        if current.names.is_empty() {
+            continue;
+        }
+        let Some(link) = tree.read_link(&current.names)? else {
+            continue;
+        };
+        *links += 1;
+        let stands_alone = index == 0 && !path.rooted;
+        if link.starts_with(b"/") || stands_alone {
+            (current, plain) = (Text::of(&link), false);
+        } else {
+            current = before.unwrap_or_else(|| {
+                current.names.pop();
+                current
+            });
+            current = current.join(&link);
+            plain = current.rooted;
+        }
+        check(length(&current.names), current.names.len())?;
+    }
+    Ok(current)
 }
 
 fn length(names: &[Vec<u8>]) -> usize {
@@ -140,6 +211,23 @@ mod tests {
         check_path(&[], "../../x", "x");
     }
 
+    /// What stands in for a link at a path's end is followed name by name, what stands in its middle is text.
+    #[test]
+    fn a_links_text_stands_as_it_is_written() {
+        let links: &[_] = &[("l", "d/../f"), ("d", "e/g")];
+        check_path(links, "l", "e/f");
+        check_path(links, "/l", "f");
+        check_path(links, "./l", "f");
+        check_path(links, "l/x", "f/x");
+        let links: &[_] = &[("l", "/d/../f"), ("d", "e/g")];
+        check_path(links, "/l", "e/f");
+        check_path(links, "l/x", "f/x");
+        // Behind `..` the name that is come back to is looked at too, and its text joins what was left.
+        let links: &[_] = &[("l", "/m/.."), ("m", "/x/y"), ("x", "t")];
+        check_path(links, "/l", "t/y/t");
+        check_path(&[("a", "b"), ("b", "..")], "a/c", "c");
+    }
+
     #[test]
     fn bounds() {
         let mut tree = Fake([("a", "b"), ("b", "a")].into());
@@ -150,10 +238,13 @@ mod tests {
 
     #[test]
     fn cleans() {
-        let text = |path: &str| String::from_utf8(clean(path.as_bytes()).join(&b'/')).unwrap();
+        let text = |path: &str| String::from_utf8(clean(path.as_bytes())).unwrap();
         assert_eq!(text("./a//b/../c/"), "a/c");
-        assert_eq!(text("../../x"), "x");
-        assert_eq!(text("/"), "");
+        assert_eq!(text("../../x"), "../../x");
+        assert_eq!(text("/../../x"), "/x");
+        assert_eq!(text("a/../../../x"), "../../x");
+        assert_eq!(text("/"), "/");
+        assert_eq!(text("."), "");
         assert_eq!(text("a/.."), "");
     }
 }

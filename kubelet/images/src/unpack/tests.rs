@@ -212,6 +212,63 @@ fn an_opaque_root_hides_name_by_name() {
     assert!(is_whiteout(layers[0].join("a")));
 }
 
+/// The kernel lists whiteouts of a directory that is merged with none below.
+#[test]
+fn an_opaque_directory_holds_no_whiteouts() {
+    if !is_root() {
+        return;
+    }
+    let base: &[Item] = &[Item::File("a/d/old", "0"), Item::File("a/e/f/old", "0")];
+    let top: &[Item] = &[
+        Item::File("a/d/new", "1"),
+        Item::Dir("a/e/", 0o755),
+        Item::File("a/e/f/new", "1"),
+        Item::File("a/.wh..wh..opq", ""),
+    ];
+    let (_outer, layers) = stack(&[base, top]);
+    for gone in ["a/d", "a/e/f"] {
+        assert!(layers[0].join(gone).symlink_metadata().is_err(), "{gone}");
+    }
+    assert!(is_opaque(layers[0].join("a/e")));
+}
+
+/// To upstream a path that was listed once stays so, also where what the archive put there went and something else came.
+#[test]
+fn what_was_listed_once_survives_a_late_opaque_mark() {
+    if !is_root() {
+        return;
+    }
+    let layer: &[Item] = &[
+        Item::Dir("a/b/", 0o700),
+        Item::File("a/.wh.b", ""),
+        Item::File("a/b/c", "again"),
+        Item::File("a/d/e", "never listed itself"),
+        Item::File("a/.wh..wh..opq", ""),
+    ];
+    let (_outer, layers) = stack(&[layer]);
+    assert_eq!(text(layers[0].join("a/b/c")), "again");
+    assert!(!layers[0].join("a/d").exists());
+}
+
+/// A path of one name is led through a link's text as it is written, one with a slash before it through its shortest form.
+#[test]
+fn a_link_that_goes_down_and_up_leads_as_upstream() {
+    if !is_root() {
+        return;
+    }
+    let base: &[Item] = &[
+        Item::Dir("x/y/", 0o755),
+        Item::Symlink("down", "x/y"),
+        Item::Symlink("link", "down/../here"),
+    ];
+    let (_outer, layers) = stack(&[base, &[Item::File("link/f", "1")]]);
+    assert_eq!(text(layers[0].join("x/here/f")), "1");
+    let (_outer, layers) = stack(&[base, &[Item::File("/link/f", "1")]]);
+    assert_eq!(text(layers[0].join("here/f")), "1");
+    let (_outer, layers) = stack(&[base, &[Item::File("./x/../link/f", "1")]]);
+    assert_eq!(text(layers[0].join("x/here/f")), "1");
+}
+
 #[test]
 fn paths_lead_through_the_layers_below() {
     if !is_root() {
@@ -266,7 +323,7 @@ fn a_link_to_a_file_below_takes_all_its_names_along() {
 }
 
 #[test]
-fn never_outside() {
+fn an_archive_never_writes_outside_its_layer() {
     if !is_root() {
         return;
     }

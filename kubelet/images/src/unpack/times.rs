@@ -7,8 +7,6 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 
-use super::resolve::Names;
-
 const NAME: &str = ".times";
 
 /// Where a directory's times come from.
@@ -35,20 +33,14 @@ impl TimesList {
         })
     }
 
-    pub(super) fn push(
-        &mut self,
-        kind: Kind,
-        path: &[Vec<u8>],
-        times: Timestamps,
-    ) -> io::Result<()> {
-        let path = path.join(&b'/');
+    pub(super) fn push(&mut self, kind: Kind, path: &[u8], times: Timestamps) -> io::Result<()> {
         self.file.write_all(&[(kind == Kind::Listed) as u8])?;
         self.file.write_all(&(path.len() as u64).to_ne_bytes())?;
         for time in [times.last_access, times.last_modification] {
             self.file.write_all(&time.tv_sec.to_ne_bytes())?;
             self.file.write_all(&time.tv_nsec.to_ne_bytes())?;
         }
-        self.file.write_all(&path)
+        self.file.write_all(path)
     }
 
     /// All that was remembered so far, from the first on.
@@ -84,7 +76,7 @@ pub(super) struct TimesReader {
 }
 
 impl TimesReader {
-    pub(super) fn next(&mut self) -> io::Result<Option<(Kind, Names, Timestamps)>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<(Kind, Vec<u8>, Timestamps)>> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -99,7 +91,6 @@ impl TimesReader {
         let mut path = vec![0; length as usize];
         self.file.read_exact(&mut path)?;
         self.left -= 1 + 5 * 8 + length;
-        let names = super::resolve::clean(&path);
         let [last_access, last_modification] = times;
         let kind = if kind[0] == 0 {
             Kind::CopiedUp
@@ -110,7 +101,7 @@ impl TimesReader {
             last_access,
             last_modification,
         };
-        Ok(Some((kind, names, times)))
+        Ok(Some((kind, path, times)))
     }
 
     fn number(&mut self) -> io::Result<[u8; 8]> {

@@ -33,8 +33,9 @@ use super::times::{Kind as TimesKind, TimesList};
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 /// Symlinks one look-up follows. Upstream: the kernel's 40; more here, as `resolve` has its own bound.
 const MAX_LINKS: usize = 255;
-/// Directories the archive did not list, and links it did not name: remembered for opaque marks that come late.
-const MAX_IMPLICIT: usize = 1 << 20;
+/// Paths that are remembered (as hashes) for opaque marks that come late, of each kind: what the archive did not list,
+/// what it listed and took away again, and directories that have had their mark.
+const MAX_REMEMBERED: usize = 1 << 20;
 /// Names of hard-linked files of the layers below that may be looked through.
 const MAX_ALIAS_BYTES: usize = 64 << 20;
 
@@ -68,7 +69,10 @@ pub(super) struct Tree {
     /// The directory walked to last. Dropped whenever names begin to mean something else.
     cursor: Option<(Names, Node)>,
     aliases: HashMap<usize, Rc<Aliases>>,
+    /// What is there and the archive did not list.
     implicit: HashSet<u64>,
+    /// What the archive listed and then removed: to upstream it stays listed, whatever comes in its place.
+    once_listed: HashSet<u64>,
     hasher: RandomState,
     opaque: HashSet<u64>,
     pub(super) times: TimesList,
@@ -105,6 +109,7 @@ impl Tree {
             cursor: None,
             aliases: HashMap::new(),
             implicit: HashSet::new(),
+            once_listed: HashSet::new(),
             hasher: RandomState::new(),
             opaque: HashSet::new(),
             times,
@@ -282,7 +287,8 @@ impl Tree {
                 let made = open_directory(&**upper, name)?;
                 let times = copy::directory(&below, &made)?;
                 let path = &path[..=index];
-                self.times.push(TimesKind::CopiedUp, path, times)?;
+                self.times
+                    .push(TimesKind::CopiedUp, &path.join(&b'/'), times)?;
                 self.note_implicit(path)?;
                 next.upper = Some(Rc::new(made));
             }
@@ -370,7 +376,10 @@ impl Tree {
         if let Some(upper) = &node.upper {
             match stat(upper, name)? {
                 Some(stat) if is_whiteout(&stat) => return Ok(()),
-                Some(stat) => remove_here(upper, name, &stat)?,
+                Some(stat) => {
+                    self.note_removed(path, upper, &stat)?;
+                    remove_here(upper, name, &stat)?;
+                }
                 None => {}
             }
         }
@@ -388,7 +397,8 @@ impl Tree {
 
     /// Removes all that the directory at a resolved path had before this layer's archive put something there.
     pub(super) fn make_opaque(&mut self, path: &[Vec<u8>]) -> io::Result<()> {
-        if !self.opaque.insert(self.hash(path)) {
+        let hash = self.hash(path);
+        if !remember(&mut self.opaque, hash, "opaque directories")? {
             return Ok(());
         }
         let node = self.copy_up_directory(path)?;
@@ -398,6 +408,7 @@ impl Tree {
             let below: Vec<Rc<OwnedFd>> = node.lowers.into_iter().map(|(_, dir)| dir).collect();
             for directory in below {
                 for name in names_in(&directory)? {
+                    let name = name?;
                     if stat(&upper, &name)?.is_none() {
                         self.budget.inode()?;
                         make_node(&upper, &name, FileType::CharacterDevice, 0)?;
@@ -414,31 +425,78 @@ impl Tree {
 
     /// Removes what the archive did not list below an opaque directory of the layer under way.
     fn keep_listed(&mut self, top: Names) -> io::Result<()> {
-        let mut pending = vec![top.clone()];
-        while let Some(path) = pending.pop() {
-            self.cursor = None;
-            let node = self.copy_up_directory(&path)?;
-            let upper = node.upper.expect("a directory copied up has an upper one");
-            for name in names_in(&upper)? {
-                let Some(stat) = stat(&upper, &name)? else {
-                    continue;
-                };
-                let mut inner = path.clone();
-                inner.push(name.clone());
-                if is_whiteout(&stat) {
-                    // In a directory that is not merged any more the kernel would list it. The root always is.
-                    if !path.is_empty() {
-                        self.clear_whiteout(&upper, &name)?;
-                    }
-                    continue;
+        let node = self.copy_up_directory(&top)?;
+        let upper = node.upper.expect("a directory copied up has an upper one");
+        // It knows the layers below, which do not count here any more.
+        self.cursor = None;
+        let mut path = top;
+        let mut open = vec![(names_in(&upper)?, upper)];
+        while let Some((names, upper)) = open.last_mut() {
+            let Some(name) = names.next().transpose()? else {
+                open.pop();
+                if !open.is_empty() {
+                    path.pop();
                 }
-                if self.implicit.contains(&self.hash(&inner)) {
-                    self.remove(&inner)?;
-                } else if file_type(&stat) == FileType::Directory {
-                    let directory = open_directory(&*upper, OsStr::from_bytes(&name))?;
-                    set_opaque(&directory)?;
-                    pending.push(inner);
+                continue;
+            };
+            let Some(stat) = stat(upper, &name)? else {
+                continue;
+            };
+            if is_whiteout(&stat) {
+                // In a directory that is not merged any more the kernel would list it. The root always is.
+                if !path.is_empty() {
+                    let upper = upper.clone();
+                    self.clear_whiteout(&upper, &name)?;
                 }
+                continue;
+            }
+            path.push(name);
+            if self.implicit.contains(&self.hash(&path)) {
+                self.remove(&path)?;
+            } else if file_type(&stat) == FileType::Directory {
+                let name = path.last().expect("it was pushed");
+                let inner = Rc::new(open_directory(&**upper, OsStr::from_bytes(name))?);
+                set_opaque(&inner)?;
+                self.cursor = None;
+                open.push((names_in(&inner)?, inner));
+                continue;
+            }
+            path.pop();
+        }
+        self.cursor = None;
+        Ok(())
+    }
+
+    /// What the archive listed of what is about to be removed stays listed.
+    fn note_removed(&mut self, path: &[Vec<u8>], upper: &OwnedFd, stat: &Stat) -> io::Result<()> {
+        self.note_once_listed(path)?;
+        if file_type(stat) != FileType::Directory {
+            return Ok(());
+        }
+        let mut path = path.to_vec();
+        let name = path.last().expect("the root is never removed");
+        let top = open_directory(upper, OsStr::from_bytes(name))?;
+        let mut open = vec![(names_in(&top)?, top)];
+        while let Some((names, directory)) = open.last_mut() {
+            let Some(name) = names.next().transpose()? else {
+                open.pop();
+                path.pop();
+                continue;
+            };
+            let Some(stat) = self::stat(directory, &name)? else {
+                continue;
+            };
+            if is_whiteout(&stat) {
+                continue;
+            }
+            path.push(name);
+            self.note_once_listed(&path)?;
+            if file_type(&stat) == FileType::Directory {
+                let name = path.last().expect("it was pushed");
+                let inner = open_directory(&*directory, OsStr::from_bytes(name))?;
+                open.push((names_in(&inner)?, inner));
+            } else {
+                path.pop();
             }
         }
         Ok(())
@@ -449,13 +507,26 @@ impl Tree {
     }
 
     fn note_implicit(&mut self, path: &[Vec<u8>]) -> io::Result<()> {
-        if self.implicit.len() >= MAX_IMPLICIT {
-            return Err(io::Error::other(format!(
-                "more than {MAX_IMPLICIT} directories that the archive does not list"
-            )));
+        let hash = self.hash(path);
+        if self.once_listed.contains(&hash) {
+            return Ok(());
         }
-        self.implicit.insert(self.hash(path));
-        Ok(())
+        remember(
+            &mut self.implicit,
+            hash,
+            "directories that the archive does not list",
+        )
+        .map(drop)
+    }
+
+    /// It stays listed, whatever becomes of it.
+    pub(super) fn note_once_listed(&mut self, path: &[Vec<u8>]) -> io::Result<()> {
+        let hash = self.hash(path);
+        if self.implicit.contains(&hash) {
+            return Ok(());
+        }
+        let what = "files that the archive lists and takes away again";
+        remember(&mut self.once_listed, hash, what).map(drop)
     }
 
     /// The archive itself put something there.
@@ -492,6 +563,7 @@ fn aliases_of(layer: &OwnedFd) -> io::Result<Aliases> {
             directory = open_directory(&directory, OsStr::from_bytes(name))?;
         }
         for name in names_in(&directory)? {
+            let name = name?;
             let Some(stat) = stat(&directory, &name)? else {
                 continue;
             };
@@ -523,15 +595,23 @@ fn remove_here(directory: &OwnedFd, name: &[u8], stat: &Stat) -> io::Result<()> 
     Ok(())
 }
 
-fn names_in(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
-        }
+/// Answers whether it is new.
+fn remember(set: &mut HashSet<u64>, hash: u64, what: &str) -> io::Result<bool> {
+    if set.len() >= MAX_REMEMBERED && !set.contains(&hash) {
+        return Err(io::Error::other(format!(
+            "more than {MAX_REMEMBERED} {what}"
+        )));
     }
-    Ok(names)
+    Ok(set.insert(hash))
+}
+
+/// The names of a directory, one after the other: it may hold more than memory does.
+fn names_in(directory: &OwnedFd) -> io::Result<impl Iterator<Item = io::Result<Vec<u8>>> + use<>> {
+    let names = Dir::read_from(directory)?.map(|entry| {
+        let name = entry?.file_name().to_bytes().to_vec();
+        Ok(Some(name).filter(|name| name != b"." && name != b".."))
+    });
+    Ok(names.filter_map(Result::transpose))
 }
 
 /// What `name` is in this one directory; `None`: not there.
