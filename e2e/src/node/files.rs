@@ -6,10 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::cluster::Cluster;
 use crate::cluster::layout::{
     CLUSTER_CIDR, CONTROL_PLANE_IP, DNS_SERVICE_IP, REGISTRY_PORT, node_name,
 };
-use crate::cluster::Cluster;
 
 /// The RuntimeClass handler that upstream's suite asks for (`PreconfiguredRuntimeClassHandler`).
 pub const TEST_HANDLER: &str = "test-handler";
