@@ -7,7 +7,9 @@ mod access;
 mod connection;
 mod connections;
 mod delegated;
+mod metrics;
 mod peer;
+mod protocol_token;
 mod reviews;
 
 use std::net::SocketAddr;

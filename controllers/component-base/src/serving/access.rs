@@ -1,7 +1,7 @@
 //! Who asks, and whether they may: the middleware in front of every route of a secure server.
 //!
-//! Authentication: client certificate, then bearer token, then anonymous; credentials that are no good make nobody anonymous. Only then
-//! authorization: groups that may do everything, paths that are open to all, then the API server's word. No route is looked up before.
+//! Authentication: client certificate, then bearer token (of the header, then of a WebSocket's subprotocols), then anonymous; credentials
+//! that are no good make nobody anonymous. Only then authorization: groups that may do everything, paths that are open to all, then the API server's word. No route is looked up before.
 //! Upstream: `k8s.io/apiserver/pkg/endpoints/filters`, `pkg/authentication/authenticatorfactory`, `pkg/server/options/authorization.go`.
 
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use http::{Method, Request, StatusCode, header};
 use serde_json::json;
 
 use super::connections::Standing;
+use super::protocol_token::ProtocolToken;
 use super::reviews::NoAnswer;
 use super::{DelegatedAuthentication, DelegatedAuthorization, Peer};
 use crate::clock::Clock;
@@ -187,10 +188,11 @@ impl AccessControl {
             })
     }
 
-    async fn authenticate(&self, parts: &http::request::Parts) -> Result<UserInfo, Refusal> {
-        let peer = parts.extensions.get::<Peer>();
+    /// Who asks. A token that was good is taken out of the request.
+    async fn authenticate(&self, parts: &mut http::request::Parts) -> Result<UserInfo, Refusal> {
+        let peer = parts.extensions.get::<Peer>().cloned();
         let mut failed = false;
-        if let Some(certificate) = peer.and_then(|peer| peer.certificate.as_ref()) {
+        if let Some(certificate) = peer.as_ref().and_then(|peer| peer.certificate.as_ref()) {
             match certificate.user(self.clock.now()) {
                 Ok(Some(user)) => return Ok(user.authenticated()),
                 Ok(None) => {}
@@ -201,12 +203,32 @@ impl AccessControl {
             }
         }
         // Without anybody to ask tokens are not looked at, as upstream.
-        if let (Some(token), Some(tokens)) = (bearer_token(&parts.headers), &self.tokens) {
+        if let Some(tokens) = &self.tokens {
             let from = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |p| p.address.ip());
-            match tokens.review(token, from).await {
-                Ok(Some(user)) => return Ok(user.authenticated()),
-                Err(NoAnswer::Busy) => return Err(Refusal::Busy),
-                Ok(None) | Err(NoAnswer::Failed) => failed = true,
+            if let Some(token) = bearer_token(&parts.headers) {
+                match tokens.review(token, from).await {
+                    Ok(Some(user)) => {
+                        parts.headers.remove(header::AUTHORIZATION);
+                        return Ok(user.authenticated());
+                    }
+                    Err(NoAnswer::Busy) => return Err(Refusal::Busy),
+                    Ok(None) | Err(NoAnswer::Failed) => failed = true,
+                }
+            }
+            match ProtocolToken::of(&parts.headers) {
+                Ok(None) => {}
+                Ok(Some(found)) => match tokens.review(&found.token, from).await {
+                    Ok(Some(user)) => {
+                        found.strip(&mut parts.headers);
+                        return Ok(user.authenticated());
+                    }
+                    Err(NoAnswer::Busy) => return Err(Refusal::Busy),
+                    Ok(None) | Err(NoAnswer::Failed) => failed = true,
+                },
+                Err(error) => {
+                    tracing::debug!(error, "Unable to authenticate the request");
+                    failed = true;
+                }
             }
         }
         if failed || !self.anonymous {
@@ -313,7 +335,7 @@ pub(super) async fn check(
 ) -> Response {
     let (mut parts, body) = request.into_parts();
     let slot = parts.extensions.get::<Peer>().map(|p| p.slot.clone());
-    let user = match access.authenticate(&parts).await {
+    let user = match access.authenticate(&mut parts).await {
         Ok(user) => user,
         Err(refusal) => {
             if let (Some(slot), Refusal::Unauthorized) = (&slot, &refusal) {

@@ -4,17 +4,21 @@
 //! `k8s.io/apiserver/plugin/pkg/{authenticator,authorizer}`.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use k8s_openapi::api::authorization::v1::{
     NonResourceAttributes, ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
 use kube::api::PostParams;
 use kube::{Api, Client};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::connections::group;
+use super::metrics::{AUTHENTICATION, AUTHORIZATION, Asked, TOKENS};
 use super::reviews::{Answer, CacheLimits, Digest, Digester, FlightLimits, NoAnswer, Reviews};
 use super::{Attributes, UserInfo};
 
@@ -72,11 +76,20 @@ impl DelegatedAuthentication {
         if token.len() > MAX_TOKEN_BYTES {
             return Ok(None);
         }
+        let began = Instant::now();
         let question = self.digester.digest(token.as_bytes());
+        if let Some(known) = self.reviews.known(&question) {
+            TOKENS.looked_up(true, began.elapsed());
+            return Ok(known);
+        }
+        let _blocked = TOKENS.blocked();
         let (api, ttl, token) = (self.api.clone(), self.ttl, token.to_string());
-        self.reviews
+        let answer = self
+            .reviews
             .answer(question, group(from), move || ask_token(api, token, ttl))
-            .await
+            .await;
+        TOKENS.looked_up(false, began.elapsed());
+        answer
     }
 }
 
@@ -92,18 +105,19 @@ async fn ask_token(
         },
         ..TokenReview::default()
     };
-    let status =
-        match tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &review)).await {
-            Ok(Ok(review)) => review.status?,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "Unable to authenticate the request: TokenReview failed");
-                return None;
-            }
-            Err(_) => {
-                tracing::warn!("Unable to authenticate the request: TokenReview timed out");
-                return None;
-            }
-        };
+    let in_flight = TOKENS.in_flight();
+    let status = match create(&api, &review, &AUTHENTICATION).await {
+        Ok(review) => review.status,
+        Err(error) => {
+            tracing::warn!(error, "Unable to authenticate the request: TokenReview failed");
+            None
+        }
+    };
+    drop(in_flight);
+    // Upstream counts what the API server says of a token it does not know as an error, too.
+    let told = |status: &TokenReviewStatus| status.error.as_deref().unwrap_or("").is_empty();
+    TOKENS.fetched(status.as_ref().is_some_and(told));
+    let status = status?;
     let user = status
         .user
         .filter(|_| status.authenticated == Some(true))
@@ -119,6 +133,26 @@ async fn ask_token(
         value: user,
         ttl,
     })
+}
+
+/// Asks the API server and counts it; an error is for the log.
+async fn create<K>(api: &Api<K>, review: &K, asked: &Asked) -> Result<K, String>
+where
+    K: Clone + DeserializeOwned + Serialize + Debug,
+{
+    let began = Instant::now();
+    let post = PostParams::default();
+    let answer = tokio::time::timeout(TIMEOUT, api.create(&post, review)).await;
+    let code = match &answer {
+        Ok(Ok(_)) => Some(http::StatusCode::CREATED.as_u16()),
+        Ok(Err(kube::Error::Api(status))) => Some(status.code),
+        Ok(Err(_)) | Err(_) => None,
+    };
+    asked.record(code, began.elapsed());
+    match answer {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
+    }
 }
 
 fn user_bytes(user: &UserInfo) -> usize {
@@ -182,15 +216,10 @@ async fn ask_access(
     allow_ttl: Duration,
     deny_ttl: Duration,
 ) -> Option<Answer<Result<(), String>>> {
-    let asked = tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &review)).await;
-    let status = match asked {
-        Ok(Ok(review)) => review.status.unwrap_or_default(),
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "SubjectAccessReview failed");
-            return None;
-        }
-        Err(_) => {
-            tracing::warn!("SubjectAccessReview timed out");
+    let status = match create(&api, &review, &AUTHORIZATION).await {
+        Ok(review) => review.status.unwrap_or_default(),
+        Err(error) => {
+            tracing::warn!(error, "SubjectAccessReview failed");
             return None;
         }
     };

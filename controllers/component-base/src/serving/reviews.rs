@@ -188,6 +188,16 @@ where
         }
     }
 
+    /// The answer that was kept.
+    pub(super) fn known(&self, question: &Digest) -> Option<V> {
+        let mut state = self.state.lock().expect("no panic while the lock is held");
+        let now = Instant::now();
+        match state.good.get(question, now) {
+            Some(known) => Some(known),
+            None => state.bad.get(question, now),
+        }
+    }
+
     /// The answer to a question: the one that is known, or the one that is under way, or a new one by `ask`, whose `None` is a failure
     /// and is not kept.
     pub(super) async fn answer<F>(

@@ -154,6 +154,7 @@ impl House {
         };
         let router = Router::new()
             .route("/", get(|| async { "in" }))
+            .route("/heard", get(heard))
             .route("/healthz", get(|| async { "ok" }));
         let shutdown = Shutdown::new();
         tokio::spawn(server.serve_within(router, limits, timeouts, shutdown.clone()));
@@ -204,6 +205,13 @@ async fn ask(client: &mut SendRequest<Body>, path: &str, token: Option<&str>) ->
         .await
         .unwrap();
     status
+}
+
+/// What a handler is told of tokens.
+async fn heard(headers: http::HeaderMap) -> String {
+    let told = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+    let names = [header::AUTHORIZATION, header::SEC_WEBSOCKET_PROTOCOL];
+    names.map(|name| told(name).unwrap_or("-").to_owned()).join(" ")
 }
 
 #[tokio::test]
@@ -570,4 +578,49 @@ async fn junk_tokens_are_asked_about_within_bounds() {
     let long = "a".repeat(delegated::MAX_TOKEN_BYTES + 1);
     assert_eq!(ask(&mut prometheus, "/", Some(&long)).await, 401);
     assert_eq!(asked.load(Ordering::SeqCst), before);
+}
+
+#[tokio::test]
+async fn a_websocket_may_bring_its_token_in_a_subprotocol() {
+    let count = || Arc::new(AtomicUsize::new(0));
+    let client = api_server(count(), count(), count());
+    let tokens = DelegatedAuthentication::new(client, Duration::from_secs(60));
+    let ca = Ca::new("ca");
+    let house = House::new(&ca, Clock::real(), LIMITS, TIMEOUTS, Some(tokens)).await;
+    let mut browser = house.client(None).await;
+    let token = |encoded: &str| format!("base64url.bearer.authorization.k8s.io.{encoded}, v5.channel.k8s.io");
+    let (good, bad) = (token("Z29vZA"), token("YmFk"));
+    let alone = good.replace(", v5.channel.k8s.io", "");
+    for (path, upgrade, protocol, status, heard) in [
+        ("/heard", "websocket", &good, 200, "- v5.channel.k8s.io"),
+        ("/heard", "websocket", &bad, 401, ""),
+        ("/healthz", "websocket", &bad, 401, ""),
+        ("/heard", "websocket", &alone, 401, ""),
+        // Who wants no WebSocket is nobody.
+        ("/heard", "h2c", &good, 403, ""),
+    ] {
+        browser.ready().await.unwrap();
+        let request = Request::get(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, upgrade)
+            .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
+            .body(Body::empty())
+            .unwrap();
+        let response = browser.send_request(request).await.unwrap();
+        assert_eq!(response.status(), status, "{path} {upgrade} {protocol}");
+        let body = http_body_util::BodyExt::collect(response.into_body()).await;
+        if status == 200 {
+            assert_eq!(body.unwrap().to_bytes(), heard);
+        }
+    }
+    // A good token of a header goes no further, either.
+    let request = Request::get("/heard")
+        .header(header::HOST, "localhost")
+        .header(header::AUTHORIZATION, "Bearer good")
+        .body(Body::empty())
+        .unwrap();
+    let response = browser.send_request(request).await.unwrap();
+    let body = http_body_util::BodyExt::collect(response.into_body()).await;
+    assert_eq!(body.unwrap().to_bytes(), "- -");
 }
