@@ -468,6 +468,7 @@ impl Parts {
             "container logs",
             container_log::run(kubelet.clone(), token.clone()),
         );
+        self.essential("memory", crate::memory::run(token.clone()));
         self.essential("image garbage", kubelet.image_gc.clone().run(token.clone()));
         let allocation = kubelet.allocation.clone();
         let root = kubelet.paths.root().to_path_buf();

@@ -25,6 +25,7 @@ pub mod image_manager;
 pub mod kubelet;
 pub mod kuberuntime;
 pub mod lifecycle;
+pub mod memory;
 pub mod metrics;
 pub mod mirror;
 pub mod node;

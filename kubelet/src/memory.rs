@@ -1,0 +1,132 @@
+//! Gives memory back to the kernel after a peak.
+//!
+//! Owns: how this process uses its allocator. glibc keeps what was freed below something that is still in use, in as many arenas as
+//! there were threads at work: what a peak took would stay with the kubelet for good. Upstream: Go's runtime does so by itself.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+/// Between two looks at the process's size.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// A growth that is worth a trim, which walks the whole heap (some milliseconds).
+const GROWTH_BYTES: u64 = 8 << 20;
+/// So many looks after a trim it is tried again, in case what was in use then is free now.
+const LOOKS_AGAIN: u32 = 8;
+/// A process that is no larger is not trimmed for that.
+const SMALL_BYTES: u64 = 48 << 20;
+/// Arenas of the allocator; by default there are eight a processor.
+const ARENAS: i32 = 2;
+/// Allocations from this size on are mappings of their own, and gone when freed. It would grow with what is freed otherwise.
+const MAPPED_BYTES: i32 = 256 << 10;
+
+/// Sets the allocator up. Call it before there are threads.
+pub fn set_up() {
+    // SAFETY: mallopt takes two integers; a refusal leaves the defaults.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
+    }
+}
+
+/// When to trim. Pure.
+#[derive(Debug, Default)]
+struct Watch {
+    /// The size after the last trim.
+    low: Option<u64>,
+    looks: u32,
+}
+
+impl Watch {
+    /// Whether a process of this size is to be trimmed now.
+    fn look(&mut self, resident: u64) -> bool {
+        self.looks += 1;
+        let low = *self.low.get_or_insert(resident);
+        self.low = Some(low.min(resident));
+        let again = self.looks >= LOOKS_AGAIN && resident >= SMALL_BYTES;
+        resident >= low + GROWTH_BYTES || again
+    }
+
+    fn trimmed(&mut self, resident: u64) {
+        self.low = Some(resident);
+        self.looks = 0;
+    }
+}
+
+/// Trims whenever it is worth it, until the end.
+pub async fn run(token: CancellationToken) {
+    let mut watch = Watch::default();
+    loop {
+        tokio::select! {
+            () = token.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let turn = tokio::task::spawn_blocking(move || {
+            let before = resident();
+            if let Some(before) = before
+                && watch.look(before)
+            {
+                // SAFETY: malloc_trim takes an integer.
+                unsafe { libc::malloc_trim(0) };
+                let after = resident().unwrap_or(before);
+                tracing::debug!(before, after, "gave memory back");
+                watch.trimmed(after);
+            }
+            watch
+        });
+        match turn.await {
+            Ok(turned) => watch = turned,
+            // The process ends.
+            Err(_) => return,
+        }
+    }
+}
+
+/// What of the process is in memory, in bytes.
+fn resident() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * u64::try_from(page).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_growth_is_trimmed_and_what_is_in_use_is_left_alone_for_a_while() {
+        let mib = |n: u64| n << 20;
+        let mut watch = Watch::default();
+        assert!(!watch.look(mib(30)));
+        assert!(!watch.look(mib(37)));
+        assert!(watch.look(mib(38)));
+        // Much of it was in use.
+        watch.trimmed(mib(36));
+        assert!((0..20).all(|_| !watch.look(mib(37))));
+        assert!(watch.look(mib(300)));
+        watch.trimmed(mib(290));
+        let looks = (1..100).find(|_| watch.look(mib(290)));
+        assert_eq!(looks, Some(8));
+        watch.trimmed(mib(31));
+        // A size that went down by itself is what is measured by next.
+        assert!(!watch.look(mib(25)));
+        assert!(watch.look(mib(33)));
+    }
+
+    #[test]
+    fn freed_memory_goes_back() {
+        set_up();
+        let before = resident().unwrap();
+        let mut pieces: Vec<Vec<u8>> = (0..50_000).map(|_| vec![1; 2000]).collect();
+        let keep = pieces.split_off(49_999);
+        let peak = resident().unwrap();
+        assert!(peak > before + (80 << 20), "{before} {peak}");
+        drop(pieces);
+        // SAFETY: malloc_trim takes an integer.
+        unsafe { libc::malloc_trim(0) };
+        let after = resident().unwrap();
+        assert!(after < before + (20 << 20), "{before} {peak} {after}");
+        drop(keep);
+    }
+}
