@@ -17,3 +17,5 @@ mod load;
 mod pods;
 #[path = "hostile/sound.rs"]
 mod sound;
+#[path = "hostile/streams.rs"]
+mod streams;

@@ -288,6 +288,59 @@ fn attach_reaches_the_containers_own_streams() -> Result<()> {
 }
 
 #[test]
+fn an_attachment_ends_with_the_clients_input_where_the_container_keeps_its_own() -> Result<()> {
+    let cluster = cluster()?;
+    let ns = Namespace::create(&cluster, "streams-detach")?;
+    for websockets in ["true", "false"] {
+        let name = format!("open-{websockets}");
+        let mut command = ns.command();
+        command
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)
+            .args(["run", &name, "--restart=Never", "--attach", "--stdin"])
+            .args(["--leave-stdin-open", "--pod-running-timeout=1m"])
+            .arg("--image=registry.k8s.io/e2e-test-images/busybox:1.37.0-1")
+            .args(["--", "sh", "-c", "cat && echo stdin closed"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = Ended(command.spawn()?);
+        let mut stdin = child.0.stdin.take().context("stdin is piped")?;
+        stdin.write_all(b"abcd1234\n")?;
+        drop(stdin);
+        wait_until("kubectl's end", Duration::from_secs(60), || {
+            Ok(child.0.try_wait()?.is_some())
+        })?;
+        ensure!(child.0.wait()?.success(), "kubectl run failed");
+        // The container runs on, has read what was sent, and can be attached to again.
+        let read = |words: &str| {
+            wait_until("the container to say it", Duration::from_secs(20), || {
+                let logs = ns.kubectl(&["logs", &name])?;
+                ensure!(!logs.contains("stdin closed"), "its stdin was closed");
+                Ok(logs.contains(words))
+            })
+        };
+        read("abcd1234")?;
+        let mut attach = ns.command();
+        attach
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)
+            .args(["attach", "-i", &name])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        let mut child = Ended(attach.spawn()?);
+        let mut stdin = child.0.stdin.take().context("stdin is piped")?;
+        stdin.write_all(b"again\n")?;
+        drop(stdin);
+        wait_until("kubectl's end", Duration::from_secs(30), || {
+            Ok(child.0.try_wait()?.is_some())
+        })?;
+        read("again")?;
+        let phase = ns.kubectl(&["get", "pod", &name, "-o", "jsonpath={.status.phase}"])?;
+        ensure!(phase == "Running", "{name} is {phase}");
+    }
+    ns.delete()
+}
+
+#[test]
 fn cp_copies_both_ways() -> Result<()> {
     let cluster = cluster()?;
     let ns = Namespace::create(&cluster, "streams-cp")?;

@@ -88,6 +88,8 @@ struct Server {
     context: Arc<dyn ServerContext>,
     options: ServerOptions,
     stats: Arc<stats::Stats>,
+    /// What clients of exec, attach and port-forward sent and nobody has read.
+    stream_memory: Arc<streaming::Pool>,
     shutdown: CancellationToken,
 }
 
@@ -101,6 +103,7 @@ pub fn router(
         stats: Arc::new(stats::Stats::new(context.clone())),
         context,
         options: options.clone(),
+        stream_memory: Arc::default(),
         shutdown,
     };
     let mut router = open_routes();
@@ -147,6 +150,7 @@ pub fn read_only_router(context: Arc<dyn ServerContext>, shutdown: CancellationT
         stats: Arc::new(stats::Stats::new(context.clone())),
         context,
         options: ServerOptions::default(),
+        stream_memory: Arc::default(),
         shutdown,
     })
 }

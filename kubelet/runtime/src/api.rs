@@ -383,6 +383,9 @@ pub struct Session {
     pub stdout: Option<Reader>,
     pub stderr: Option<Reader>,
     pub resize: Option<mpsc::Sender<TerminalSize>>,
+    /// Of an attachment: it ends when the client's input does, while the container keeps its stdin open. Upstream: the
+    /// runtimes detach so unless the container has `stdinOnce` and no terminal.
+    pub detaches_with_stdin: bool,
     /// The exit code of the exec, or of the container for attach.
     pub exit: oneshot::Receiver<Result<i32, RuntimeError>>,
 }
@@ -570,11 +573,13 @@ pub trait Runtime: Send + Sync + 'static {
     ) -> Result<(), RuntimeError>;
     async fn reopen_container_log(&self, container_id: &str) -> Result<(), RuntimeError>;
 
+    /// Runs a command to its end. Of each output `limit` bytes are kept, the rest is read and dropped.
     async fn exec_sync(
         &self,
         container_id: &str,
         command: &[String],
         timeout: Option<Duration>,
+        limit: usize,
     ) -> Result<ExecSyncResponse, RuntimeError>;
     async fn exec(
         &self,

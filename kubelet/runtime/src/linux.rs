@@ -397,8 +397,9 @@ impl Runtime for LinuxRuntime {
         container_id: &str,
         command: &[String],
         timeout: Option<Duration>,
+        limit: usize,
     ) -> Result<ExecSyncResponse, RuntimeError> {
-        session::exec_sync(&self.inner, container_id, command, timeout).await
+        session::exec_sync(&self.inner, container_id, command, timeout, limit).await
     }
 
     async fn exec(

@@ -165,7 +165,7 @@ async fn execs_run_with_streams_exit_codes_and_timeouts() {
     );
     let missing = node
         .runtime
-        .exec_sync(&id, &["/no/such".into()], None)
+        .exec_sync(&id, &["/no/such".into()], None, 1024)
         .await
         .unwrap_err();
     assert!(
@@ -176,7 +176,7 @@ async fn execs_run_with_streams_exit_codes_and_timeouts() {
     let slow = ["/bin/sh", "-c", "sleep 100"].map(str::to_owned);
     let error = node
         .runtime
-        .exec_sync(&id, &slow, Some(Duration::from_secs(1)))
+        .exec_sync(&id, &slow, Some(Duration::from_secs(1)), 1024)
         .await
         .unwrap_err();
     assert!(matches!(error, RuntimeError::Timeout { .. }));
@@ -188,6 +188,17 @@ async fn execs_run_with_streams_exit_codes_and_timeouts() {
         (0, "done\n".into())
     );
     assert!(begun.elapsed() < Duration::from_secs(10));
+    // Output beyond what is wanted holds nobody up, and is not kept.
+    let loud = ["/bin/sh", "-c", "seq 1 1000000; seq 1 1000000 >&2; exit 3"].map(str::to_owned);
+    let timeout = Some(Duration::from_secs(20));
+    let cut = node
+        .runtime
+        .exec_sync(&id, &loud, timeout, 11)
+        .await
+        .unwrap();
+    assert_eq!((cut.exit_code, cut.stdout.len()), (3, 11));
+    assert_eq!(cut.stdout, b"1\n2\n3\n4\n5\n6");
+    assert_eq!(cut.stderr, cut.stdout);
 
     let options = StreamOptions {
         stdin: true,
@@ -300,6 +311,8 @@ async fn attach_carries_stdin_output_and_the_exit() {
     };
     let mut session = node.runtime.attach(&id, &options).await.unwrap();
     let mut second = node.runtime.attach(&id, &only_output).await.unwrap();
+    // With stdinOnce the client waits for the container's end.
+    assert!(!session.detaches_with_stdin && !second.detaches_with_stdin);
     let mut stdin = session.stdin.take().unwrap();
     stdin.write_all(b"one\ntwo\n").await.unwrap();
     drop(stdin); // stdinOnce: the container sees the end
@@ -328,6 +341,7 @@ async fn attach_carries_stdin_output_and_the_exit() {
         tty: true,
     };
     let mut session = node.runtime.attach(&id, &options).await.unwrap();
+    assert!(session.detaches_with_stdin);
     session
         .resize
         .as_ref()
@@ -357,6 +371,26 @@ async fn attach_carries_stdin_output_and_the_exit() {
     assert!(out.contains("30 90") && out.contains("got tty"), "{out:?}");
     let log = node.log(&node.wait(&id).await);
     assert!(log.contains("got tty"), "{log:?}");
+
+    // Where the stdin stays open it can be attached to again and again; where there is none, nothing is detached.
+    let mut config = script("read line; read more; echo got $line $more");
+    config.stdin = true;
+    let id = node.start(&sandbox, &config).await;
+    let options = StreamOptions {
+        tty: false,
+        ..options
+    };
+    for line in [b"one\n", b"two\n"] {
+        let mut session = node.runtime.attach(&id, &options).await.unwrap();
+        assert!(session.detaches_with_stdin);
+        let mut stdin = session.stdin.take().unwrap();
+        stdin.write_all(line).await.unwrap();
+        stdin.shutdown().await.unwrap();
+    }
+    assert_eq!(node.log(&node.wait(&id).await), "got one two\n");
+    let id = node.start(&sandbox, &script("sleep 60")).await;
+    let session = node.runtime.attach(&id, &options).await.unwrap();
+    assert!(session.stdin.is_none() && !session.detaches_with_stdin);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1576,7 +1610,7 @@ async fn times() {
         lap("3 start", begun);
         let begun = std::time::Instant::now();
         node.runtime
-            .exec_sync(&id, &["/bin/true".into()], None)
+            .exec_sync(&id, &["/bin/true".into()], None, 1024)
             .await
             .unwrap();
         lap("4 exec", begun);

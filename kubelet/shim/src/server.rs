@@ -36,6 +36,8 @@ const SHUTDOWN_MS: u64 = 5_000;
 const MAX_CLIENTS: usize = 512;
 /// Reaped processes kept for a start or exec whose PID is not known yet; each has up to two helpers.
 const MAX_STRAYS: usize = 1024;
+/// Of why an exec failed at most this much is kept.
+const MAX_ERROR_BYTES: usize = 16 * 1024;
 
 pub struct Server {
     config: ShimConfig,
@@ -624,7 +626,10 @@ impl Server {
         let ended = loop {
             match sys::read(&starting.error_pipe, &mut buffer) {
                 Ok(0) => break true,
-                Ok(count) => exec.error_text.extend_from_slice(&buffer[..count]),
+                Ok(count) if exec.error_text.len() < MAX_ERROR_BYTES => {
+                    exec.error_text.extend_from_slice(&buffer[..count]);
+                }
+                Ok(_) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break false,
                 Err(_) => break true,

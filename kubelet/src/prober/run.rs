@@ -19,7 +19,7 @@ use crate::status::manager::StatusManager;
 
 /// Upstream: `maxProbeRetries`.
 const MAX_TRIES: usize = 3;
-/// Bytes of a command's output that are kept.
+/// Bytes of a command's output that are kept. Upstream: `maxReadLength` of `pkg/probe/exec`.
 const MAX_OUTPUT: usize = 10 * 1024;
 
 pub(super) struct Context {
@@ -146,7 +146,11 @@ impl Context {
     }
 
     async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Answer {
-        match self.runtime.exec_sync(id, command, Some(timeout)).await {
+        match self
+            .runtime
+            .exec_sync(id, command, Some(timeout), MAX_OUTPUT)
+            .await
+        {
             Ok(response) => {
                 let mut output = response.stdout;
                 output.extend(response.stderr);

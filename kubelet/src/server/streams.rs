@@ -26,12 +26,18 @@ pub(super) struct Target {
     container: String,
 }
 
+/// What `/run` answers with, of each output: it is collected before the first byte is sent, for the sake of the exit code.
+///
+/// DIFFERS: upstream takes 16 MiB, the limit of its CRI's messages. Exec has no limit.
+const MAX_RUN_OUTPUT: usize = 1 << 20;
+
 type QueryPairs = Query<Vec<(String, String)>>;
 
 impl Server {
     fn stream_config(&self) -> StreamConfig {
         StreamConfig {
             idle_timeout: self.options.streaming_idle_timeout,
+            pool: self.stream_memory.clone(),
             shutdown: self.shutdown.clone(),
             ..StreamConfig::default()
         }
@@ -141,7 +147,7 @@ pub(super) async fn run(
     let mut result = server
         .context
         .runtime()
-        .exec_sync(&container.id, &command, None)
+        .exec_sync(&container.id, &command, None, MAX_RUN_OUTPUT)
         .await?;
     if result.exit_code != 0 {
         return Err(ApiError::internal(format!(
@@ -194,6 +200,7 @@ fn process(session: Session) -> Process {
         stdout,
         stderr,
         resize,
+        detaches_with_stdin,
         exit,
     } = session;
     let exit = async move {
@@ -208,6 +215,7 @@ fn process(session: Session) -> Process {
         stdout,
         stderr,
         resize: resize.map(sizes),
+        detaches_with_stdin,
         exit: exit.boxed(),
     }
 }

@@ -12,18 +12,23 @@
 #![forbid(unsafe_code)]
 
 mod copy;
+mod life;
+mod memory;
 mod negotiate;
 pub mod port_forward;
+mod queue;
 pub mod remote_command;
 pub mod spdy;
 mod websocket;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+pub use memory::Pool;
 pub use port_forward::{PortForwardOptions, serve_port_forward};
 pub use remote_command::{
     Process, RemoteCommand, RemoteCommandOptions, TerminalSize, serve_remote_command,
@@ -41,6 +46,9 @@ pub struct StreamConfig {
     pub idle_timeout: Duration,
     /// How long a client may take to open its streams. Upstream: `DefaultStreamCreationTimeout`, 30 s.
     pub stream_creation_timeout: Duration,
+    /// Where connections hold what a client sent and nobody has read, beyond a little that each has of its own. One for
+    /// all connections of a process.
+    pub pool: Arc<Pool>,
     /// Ends every connection.
     pub shutdown: CancellationToken,
 }
@@ -50,6 +58,7 @@ impl Default for StreamConfig {
         Self {
             idle_timeout: Duration::from_secs(4 * 3600),
             stream_creation_timeout: Duration::from_secs(30),
+            pool: Arc::default(),
             shutdown: CancellationToken::new(),
         }
     }

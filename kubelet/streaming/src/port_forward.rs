@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use http::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite};
 
-use crate::copy::copy_to_end;
+use crate::copy::{copy_in, copy_out};
 use crate::{Response, StreamConfig, negotiate};
 
 const V1: &str = "portforward.k8s.io";
@@ -121,7 +121,7 @@ where
         let shutdown = config.shutdown.clone();
         let serve = async {
             if protocol == TUNNEL {
-                spdy::serve(crate::websocket::tunnel(io).await, &config, forward).await;
+                spdy::serve(crate::websocket::tunnel(io), &config, forward).await;
             } else if websocket {
                 websocket::serve(io, &protocol, &options.ports, &config, forward).await;
             } else {
@@ -152,7 +152,7 @@ where
     async fn run(
         &self,
         port: u16,
-        from_client: &mut (impl AsyncRead + Unpin),
+        from_client: &mut (impl AsyncBufRead + Unpin),
         to_client: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(), String> {
         let failed =
@@ -161,8 +161,8 @@ where
             .await
             .map_err(|reason| failed(&reason))?;
         let (mut from_pod, mut to_pod) = tokio::io::split(connection);
-        let inbound = copy_to_end(from_client, &mut to_pod);
-        let outbound = copy_to_end(&mut from_pod, to_client);
+        let inbound = copy_in(from_client, &mut to_pod);
+        let outbound = copy_out(&mut from_pod, to_client);
         let (inbound, outbound) = tokio::join!(inbound, outbound);
         outbound.map_err(|error| failed(&error.to_string()))?;
         match inbound {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! streams open -> start -> stdin, stdout, stderr and sizes copied -> process ends, output drained -> status -> close
-//!                              \-- client hangs up: the process is dropped
+//!                              |-- client hangs up: the process is dropped
+//!                              \-- client's stdin ends, and the process detaches with it: success
 //! ```
 //!
 //! Upstream: `k8s.io/cri-streaming/pkg/streaming/remotecommand`.
@@ -16,16 +17,17 @@ mod websocket;
 mod tests;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncBufRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::copy::copy_to_end;
+use crate::copy::{Buffer, copy_in};
 use crate::{Reader, Response, StreamConfig, Writer, negotiate};
 pub use status::Exit;
 
@@ -82,6 +84,9 @@ pub struct Process {
     pub stdout: Option<Reader>,
     pub stderr: Option<Reader>,
     pub resize: Option<mpsc::Sender<TerminalSize>>,
+    /// The session ends when the client's stdin does, though the process goes on with its own still open. Upstream's
+    /// runtimes detach so from a container without `stdinOnce`.
+    pub detaches_with_stdin: bool,
     /// The exit code, or why there is none.
     pub exit: BoxFuture<'static, Result<i32, String>>,
 }
@@ -104,12 +109,15 @@ impl RemoteCommand {
     }
 }
 
+/// What a client sends, read where it was received.
+type Inbound = Box<dyn AsyncBufRead + Send + Unpin>;
+
 /// The client's side, whatever the protocol.
 struct Streams {
-    stdin: Option<Reader>,
+    stdin: Option<Inbound>,
     stdout: Option<Writer>,
     stderr: Option<Writer>,
-    resize: Option<Reader>,
+    resize: Option<Inbound>,
     error: Writer,
     /// Errors as `metav1.Status` JSON (v4 and later); otherwise as plain text, and success as nothing.
     json_status: bool,
@@ -182,7 +190,7 @@ where
 {
     let closed = streams.closed.clone();
     let exit = tokio::select! {
-        exit = drive(&mut streams, start) => exit,
+        exit = drive(&mut streams, command, start) => exit,
         () = closed.cancelled() => {
             tracing::debug!("the client hung up");
             return;
@@ -207,33 +215,42 @@ where
     let _ = streams.error.shutdown().await;
 }
 
-/// Copies until the process has ended and its output is drained.
-async fn drive<F, S>(streams: &mut Streams, start: S) -> Result<i32, String>
+/// Copies until the process has ended and its output is drained, or the client has detached.
+async fn drive<F, S>(streams: &mut Streams, command: RemoteCommand, start: S) -> Result<i32, String>
 where
     S: FnOnce() -> F,
     F: Future<Output = Result<Process, String>>,
 {
     let mut process = start().await?;
     let (progress, mut progressed) = mpsc::channel::<()>(1);
+    let detaches = process.detaches_with_stdin;
     let stdin = async {
         match (&mut streams.stdin, process.stdin.take()) {
             (Some(from), Some(mut to)) => {
                 // A process that does not read its input is none of our business.
-                let _ = copy_to_end(from, &mut to).await;
+                if copy_in(from, &mut to).await.is_ok() && detaches {
+                    return;
+                }
             }
             (Some(from), None) => {
-                let _ = tokio::io::copy(from, &mut tokio::io::sink()).await;
+                let _ = copy_in(from, &mut tokio::io::sink()).await;
             }
             _ => {}
         }
+        // Input may end long before the process does.
+        std::future::pending().await
     };
-    let sizes = resize::forward(streams.resize.take(), process.resize.take());
-    let stdout = output(
-        process.stdout.take(),
-        streams.stdout.as_mut(),
-        progress.clone(),
-    );
-    let stderr = output(process.stderr.take(), streams.stderr.as_mut(), progress);
+    let sizes = async {
+        resize::forward(streams.resize.take(), process.resize.take()).await;
+        std::future::pending().await
+    };
+    let progress = Progress {
+        made: progress,
+        waiting: AtomicUsize::new(0),
+    };
+    let has_output = process.stdout.is_some() || process.stderr.is_some();
+    let stdout = output(process.stdout.take(), streams.stdout.as_mut(), &progress);
+    let stderr = output(process.stderr.take(), streams.stderr.as_mut(), &progress);
     let exit = process.exit;
 
     let ends = async {
@@ -242,17 +259,22 @@ where
         let code = tokio::select! {
             biased;
             code = &mut exit => code,
-            _ = &mut outputs => return exit.await,
+            // As upstream's runtimes: an attachment without output is at its end.
+            _ = &mut outputs => match command {
+                RemoteCommand::Attach if has_output => {
+                    let ended = tokio::time::timeout(DRAIN_IDLE, exit).await;
+                    return ended.unwrap_or(Ok(0));
+                }
+                _ => return exit.await,
+            },
         };
         loop {
             tokio::select! {
                 _ = &mut outputs => return code,
                 more = tokio::time::timeout(DRAIN_IDLE, progressed.recv()) => match more {
-                    Ok(Some(())) => {}
-                    Ok(None) => {
-                        outputs.await;
-                        return code;
-                    }
+                    Ok(_) => {}
+                    // It is the client that is slow: what it has not read yet is not lost.
+                    Err(_) if progress.waiting.load(Ordering::Relaxed) > 0 => {}
                     Err(_) => {
                         tracing::debug!("output is still open after the process has ended");
                         return code;
@@ -261,32 +283,37 @@ where
             }
         }
     };
-    tokio::pin!(ends);
-    let input = async { tokio::join!(stdin, sizes) };
     tokio::select! {
-        code = &mut ends => code,
-        // Input may end long before the process does.
-        _ = input => ends.await,
+        code = ends => code,
+        () = stdin => {
+            tracing::debug!("the client's input has ended: detached");
+            Ok(0)
+        }
+        () = sizes => unreachable!("it is forever pending"),
     }
 }
 
+/// What the outputs tell of themselves.
+struct Progress {
+    made: mpsc::Sender<()>,
+    /// Outputs that wait for the client.
+    waiting: AtomicUsize,
+}
+
 /// Copies one output to the client, and ends the client's stream with it.
-async fn output(from: Option<Reader>, to: Option<&mut Writer>, progress: mpsc::Sender<()>) {
-    use tokio::io::AsyncReadExt as _;
+async fn output(from: Option<Reader>, to: Option<&mut Writer>, progress: &Progress) {
     match (from, to) {
         (Some(mut from), Some(to)) => {
-            let mut buffer = vec![0; 32 * 1024];
+            let mut buffer = Buffer::new();
             let mut listening = true;
-            loop {
-                match from.read(&mut buffer).await {
-                    Ok(0) | Err(_) => break,
-                    Ok(count) => {
-                        // A client that closed one output may still read the other: go on, so that the process is
-                        // not held up.
-                        listening = listening && to.write_all(&buffer[..count]).await.is_ok();
-                        let _ = progress.try_send(());
-                    }
+            while let Ok(data @ [_, ..]) = buffer.fill(&mut from).await {
+                // A client that closed one output may still read the other: go on, so that the process is not held up.
+                if listening {
+                    progress.waiting.fetch_add(1, Ordering::Relaxed);
+                    listening = to.write_all(data).await.is_ok();
+                    progress.waiting.fetch_sub(1, Ordering::Relaxed);
                 }
+                let _ = progress.made.try_send(());
             }
             end(to).await;
         }

@@ -1,9 +1,10 @@
-//! SPDY/3.1 as Kubernetes uses it: framing, header compression, and a server's connection of many streams.
+//! SPDY/3.1 as Kubernetes uses it: framing, header compression, flow control, and a server's connection of many streams.
 //!
-//! Flow control is not part of it: spdystream neither sends nor heeds WINDOW_UPDATE, so this side ignores it, too.
-//! A stream that nobody reads holds up its connection once its queue is full.
+//! A stream that nobody reads holds up its connection once its queue is full ([`crate::memory`]), unless its client keeps to
+//! the windows of flow control, which spdystream does not.
 
 mod connection;
+mod flow;
 mod frame;
 mod header;
 

@@ -1,6 +1,14 @@
 //! Channels in a WebSocket: the first byte of each message says for which one it is.
 //!
-//! Upstream: `k8s.io/streaming/pkg/httpstream/wsstream`.
+//! A channel that nobody reads holds up the connection once its queue is full ([`crate::memory`]). Upstream:
+//! `k8s.io/streaming/pkg/httpstream/wsstream`.
+
+mod demux;
+mod frame;
+mod tunnel;
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::pin::Pin;
@@ -8,140 +16,135 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Buf as _, Bytes, BytesMut};
-use futures::stream::{SplitSink, SplitStream};
+use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
-use tokio::io::{
-    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf,
-};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Notify, mpsc};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_util::codec::{FramedRead, FramedWrite};
 use tokio_util::sync::{CancellationToken, PollSender};
 
-/// Largest message taken. Upstream: `golang.org/x/net/websocket`'s 32 MiB.
-const MAX_MESSAGE_BYTES: usize = 32 << 20;
-/// Messages a channel may hold unread before the connection waits.
-const CHANNEL_QUEUE: usize = 64;
-const WRITE_QUEUE: usize = 32;
+pub(crate) use demux::Codec;
+use demux::{Demux, Incoming, encode};
+use frame::{Event, FrameDecoder, FrameEncoder, Message, WebSocketError};
+pub(crate) use tunnel::tunnel;
+
+use crate::StreamConfig;
+use crate::life::{CLOSE_TIMEOUT, LINGER, Life};
+use crate::memory::Share;
+use crate::queue::{Inlet, Outlet, Pushed, queue};
+
+/// Messages waiting to be written, each of at most 32 KiB.
+const WRITE_QUEUE: usize = 8;
 /// Data of one message we send.
 const MAX_DATA_BYTES: usize = 32 * 1024;
-/// v5: the next byte names a channel the client has ended.
-const CLOSE_SIGNAL: u8 = 255;
-/// How long the client may take to answer our goodbye.
-const LINGER: Duration = Duration::from_secs(2);
-/// How long a client may take to read what is queued when the connection closes.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
-const TUNNEL_BYTES: usize = 64 * 1024;
-
-/// How channels are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Codec {
-    /// Text messages of base64, with the channel as a digit.
-    pub(crate) base64: bool,
-    /// The client may end a channel.
-    pub(crate) close_signal: bool,
-}
 
 /// A WebSocket of channels. Dropping it closes it.
 pub(crate) struct Channels {
     out: mpsc::Sender<Message>,
     codec: Codec,
-    life: Arc<Life>,
+    shared: Arc<Shared>,
 }
 
-/// What the two tasks and their owner know of the connection.
-struct Life {
-    /// Nothing comes any more.
-    closed: CancellationToken,
-    /// The client is gone, or has idled away: nothing more is written.
-    gone: CancellationToken,
-    /// We want to end: what is queued is written, then the connection closes.
-    closing: CancellationToken,
-    last_activity: Mutex<Instant>,
+struct Shared {
+    life: Life,
+    urgent: Urgent,
 }
 
-impl Life {
-    fn touch(&self) {
-        *self
-            .last_activity
+/// What the reading task has to say. It waits for nobody: reading must not depend on a client that does not read.
+#[derive(Default)]
+struct Urgent {
+    said: Mutex<Said>,
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Said {
+    /// Of several pings the last is to be answered. RFC 6455, 5.5.3.
+    pong: Option<Bytes>,
+    /// The client broke the protocol.
+    fault: Option<CloseCode>,
+}
+
+impl Urgent {
+    fn pong(&self, data: Bytes) {
+        self.said
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            .unwrap_or_else(PoisonError::into_inner)
+            .pong = Some(data);
+        self.news.notify_one();
     }
 
-    async fn idle(&self, timeout: Duration) {
-        if timeout.is_zero() {
-            return std::future::pending().await;
-        }
-        loop {
-            let last = *self
-                .last_activity
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if last + timeout <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(last + timeout).await;
+    /// A pong that answers nothing: a client whose own pings wait behind what it sent too fast sees that we are here, and a
+    /// connection that is dead shows it. RFC 6455, 5.5.3.
+    fn probe(&self) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.pong.get_or_insert_default();
+        drop(said);
+        self.news.notify_one();
+    }
+
+    fn break_off(&self, code: CloseCode) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.fault = Some(code);
+        drop(said);
+        self.news.notify_one();
+    }
+
+    fn next(&self) -> Option<Message> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        match said.fault {
+            Some(code) => Some(Message::Close(code)),
+            None => said.pong.take().map(Message::Pong),
         }
     }
 }
 
 impl Drop for Channels {
     fn drop(&mut self) {
-        self.life.closing.cancel();
+        self.shared.life.closing.cancel();
     }
 }
 
 impl Channels {
     /// Takes over an upgraded connection. `readable[i]`: the client may write to channel i; its data comes out of the
-    /// reader at the same place. An idle timeout of zero means none.
-    pub(crate) async fn open<T>(
+    /// reader at the same place.
+    pub(crate) fn open<T>(
         io: T,
         codec: Codec,
         readable: &[bool],
-        idle_timeout: Duration,
-    ) -> (Self, Vec<Option<ChannelReader>>)
+        config: &StreamConfig,
+    ) -> (Self, Vec<Option<Outlet>>)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (sink, stream) = socket(io).await.split();
+        let (read, write) = tokio::io::split(io);
         let (out, messages) = mpsc::channel(WRITE_QUEUE);
-        let life = Arc::new(Life {
-            closed: CancellationToken::new(),
-            gone: CancellationToken::new(),
-            closing: CancellationToken::new(),
-            last_activity: Mutex::new(Instant::now()),
+        let shared = Arc::new(Shared {
+            life: Life::new(),
+            urgent: Urgent::default(),
         });
-        let mut senders = Vec::with_capacity(readable.len());
-        let mut readers = Vec::with_capacity(readable.len());
-        for readable in readable {
-            if *readable {
-                let (sender, data) = mpsc::channel(CHANNEL_QUEUE);
-                senders.push(Some(sender));
-                readers.push(Some(ChannelReader {
-                    data,
-                    current: Bytes::new(),
-                }));
-            } else {
-                senders.push(None);
-                readers.push(None);
-            }
-        }
+        let share = Share::new(config.pool.clone());
+        let (inlets, outlets) = readable
+            .iter()
+            .map(|readable| match readable {
+                true => {
+                    let (inlet, outlet) = queue(share.clone());
+                    (Some(inlet), Some(outlet))
+                }
+                false => (None, None),
+            })
+            .unzip();
         let reading = ReadTask {
-            stream,
-            codec,
-            channels: senders,
-            life: life.clone(),
-            idle_timeout,
+            frames: FramedRead::with_capacity(read, FrameDecoder::default(), MAX_DATA_BYTES),
+            demux: Demux::new(codec),
+            channels: inlets,
+            shared: shared.clone(),
+            idle_timeout: config.idle_timeout,
         };
         tokio::spawn(reading.run());
-        tokio::spawn(write_messages(sink, messages, life.clone()));
-        (Self { out, codec, life }, readers)
+        tokio::spawn(write_messages(write, messages, shared.clone()));
+        (Self { out, codec, shared }, outlets)
     }
 
     /// The write end of channel `number`.
@@ -160,165 +163,145 @@ impl Channels {
 
     /// Resolves when the client has hung up, or the connection broke or idled away.
     pub(crate) fn closed(&self) -> CancellationToken {
-        self.life.closed.clone()
+        self.shared.life.closed.clone()
     }
 }
 
-async fn socket<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStream<T> {
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
-}
-
-/// Clients take an end without a code for a failure.
-fn goodbye() -> Message {
-    Message::Close(Some(CloseFrame {
-        code: CloseCode::Normal,
-        reason: "".into(),
-    }))
-}
-
-fn encode(codec: Codec, number: u8, data: &[u8]) -> Message {
-    if codec.base64 {
-        let mut text = String::with_capacity(data.len() * 4 / 3 + 4);
-        text.push(char::from(b'0' + number));
-        BASE64.encode_string(data, &mut text);
-        Message::text(text)
-    } else {
-        let mut frame = BytesMut::with_capacity(data.len() + 1);
-        frame.extend_from_slice(&[number]);
-        frame.extend_from_slice(data);
-        Message::binary(frame.freeze())
-    }
-}
-
-/// What one message of a client says.
-#[derive(Debug, PartialEq, Eq)]
-enum Incoming {
-    Data(u8, Bytes),
-    End(u8),
-    Nothing,
-    Broken(&'static str),
-}
-
-fn decode(codec: Codec, mut message: Bytes) -> Incoming {
-    if message.is_empty() {
-        return Incoming::Nothing;
-    }
-    let mut number = message.get_u8();
-    if codec.close_signal && number == CLOSE_SIGNAL {
-        return match message.len() {
-            1 => Incoming::End(message[0]),
-            _ => Incoming::Broken("one channel must follow the close signal"),
-        };
-    }
-    if !codec.base64 {
-        return Incoming::Data(number, message);
-    }
-    number = number.wrapping_sub(b'0');
-    match BASE64.decode(&message) {
-        Ok(data) => Incoming::Data(number, data.into()),
-        // As upstream: the message is lost, the connection is not.
-        Err(_) => Incoming::Nothing,
-    }
-}
-
-struct ReadTask<T> {
-    stream: SplitStream<WebSocketStream<T>>,
-    codec: Codec,
-    channels: Vec<Option<mpsc::Sender<Bytes>>>,
-    life: Arc<Life>,
+struct ReadTask<R> {
+    frames: FramedRead<R, FrameDecoder>,
+    demux: Demux,
+    channels: Vec<Option<Inlet>>,
+    shared: Arc<Shared>,
     idle_timeout: Duration,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> ReadTask<T> {
+impl<R: AsyncRead + Unpin> ReadTask<R> {
     async fn run(mut self) {
-        let mut by_us = false;
+        let shared = self.shared.clone();
+        let life = &shared.life;
         loop {
-            let message = tokio::select! {
-                message = self.stream.next() => message,
-                () = self.life.idle(self.idle_timeout) => {
+            let event = tokio::select! {
+                event = self.frames.next() => event,
+                () = life.idle(self.idle_timeout) => {
                     tracing::debug!("closing an idle streaming connection");
+                    life.gone.cancel();
                     break;
                 }
-                () = self.life.closing.cancelled() => {
-                    by_us = true;
-                    break;
-                }
+                () = life.closing.cancelled() => break,
+                () = life.closed.cancelled() => break,
             };
-            self.life.touch();
-            let data = match message {
-                Some(Ok(Message::Binary(data))) => data,
-                Some(Ok(Message::Text(text))) => text.into(),
-                Some(Ok(Message::Close(_))) | None => break,
-                Some(Ok(_)) => continue,
-                Some(Err(error)) => {
+            life.touch();
+            let handled = match event {
+                Some(Ok(event)) => self.handle(event).await,
+                Some(Err(error)) => Err(error),
+                None => Ok(false),
+            };
+            match handled {
+                Ok(true) => continue,
+                Ok(false) if life.closing.is_cancelled() => {}
+                Ok(false) => life.gone.cancel(),
+                Err(WebSocketError::Io(error)) => {
                     tracing::debug!(%error, "streaming connection broke");
-                    break;
+                    life.gone.cancel();
                 }
-            };
-            match decode(self.codec, data) {
-                Incoming::Data(number, data) => {
-                    let channel = self
-                        .channels
-                        .get(usize::from(number))
-                        .and_then(Clone::clone);
-                    if let Some(channel) = channel
-                        && !data.is_empty()
-                    {
-                        tokio::select! {
-                            // Nobody reads it: dropped.
-                            _ = channel.send(data) => {}
-                            () = self.life.closing.cancelled() => {
-                                by_us = true;
-                                break;
-                            }
-                        }
-                    }
-                }
-                Incoming::End(number) => match self.channels.get_mut(usize::from(number)) {
-                    Some(channel) => *channel = None,
-                    None => break,
-                },
-                Incoming::Nothing => {}
-                Incoming::Broken(reason) => {
-                    tracing::warn!(reason, "closing a streaming connection");
-                    break;
+                Err(error) => {
+                    tracing::warn!(%error, "closing a streaming connection");
+                    shared.urgent.break_off(error.code());
                 }
             }
+            break;
         }
-        if !by_us {
-            self.life.gone.cancel();
-        }
-        self.life.closed.cancel();
+        life.closed.cancel();
+        // Readers see their end.
         self.channels.clear();
-        self.life.closing.cancelled().await;
+        life.closing.cancelled().await;
         // Until the client answers our goodbye, so that the last bytes are not lost to a reset.
         let _ = tokio::time::timeout(LINGER, async {
-            while let Some(Ok(_)) = self.stream.next().await {}
+            let mut rest = self.frames.into_inner();
+            let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
         })
         .await;
     }
+
+    /// Acts on one event. `false`: the connection is to end.
+    async fn handle(&mut self, event: Event) -> Result<bool, WebSocketError> {
+        let incoming = match event {
+            Event::Piece { first, last, data } => self.demux.piece(first, last, data),
+            Event::Ping(data) => {
+                self.shared.urgent.pong(data);
+                return Ok(true);
+            }
+            Event::Pong => return Ok(true),
+            Event::Close => return Ok(false),
+        };
+        match incoming {
+            Incoming::Data(number, data) => {
+                let channel = self.channels.get(usize::from(number));
+                match channel.and_then(Option::as_ref) {
+                    Some(channel) => {
+                        Ok(push(channel, &data, &self.shared, self.idle_timeout).await)
+                    }
+                    // Nobody reads it: dropped.
+                    None => Ok(true),
+                }
+            }
+            Incoming::End(number) => match self.channels.get_mut(usize::from(number)) {
+                Some(channel) => {
+                    *channel = None;
+                    Ok(true)
+                }
+                None => Err(WebSocketError::Protocol("no such channel")),
+            },
+            Incoming::Nothing => Ok(true),
+            Incoming::Broken(reason) => Err(WebSocketError::Protocol(reason)),
+        }
+    }
 }
 
-async fn write_messages<T: AsyncRead + AsyncWrite + Unpin>(
-    mut sink: SplitSink<WebSocketStream<T>, Message>,
+/// `false`: the connection ended before there was room.
+async fn push(channel: &Inlet, data: &[u8], shared: &Shared, idle_timeout: Duration) -> bool {
+    if channel.try_push(data) != Pushed::Full {
+        return true;
+    }
+    let room = channel.push(data);
+    let probe = || shared.urgent.probe();
+    let held = shared.life.while_held_back(room, idle_timeout, probe);
+    held.await.is_some()
+}
+
+async fn write_messages<W: AsyncWrite + Unpin>(
+    write: W,
     mut messages: mpsc::Receiver<Message>,
-    life: Arc<Life>,
+    shared: Arc<Shared>,
 ) {
+    let life = &shared.life;
+    let mut sink = FramedWrite::new(write, FrameEncoder);
+    // Clients take an end without a code for a failure.
+    let mut goodbye = Some(Message::Close(CloseCode::Normal));
     let writing = async {
         loop {
-            let message = tokio::select! {
-                biased;
-                message = messages.recv() => message,
-                () = life.closing.cancelled() => None,
+            let message = match shared.urgent.next() {
+                Some(message) => message,
+                None => {
+                    let message = tokio::select! {
+                        biased;
+                        message = messages.recv() => message,
+                        () = shared.urgent.news.notified() => continue,
+                        () = life.closing.cancelled() => None,
+                    };
+                    let Some(message) = message else { break };
+                    life.touch();
+                    message
+                }
             };
-            let Some(message) = message else { break };
-            life.touch();
+            let last = matches!(message, Message::Close(_));
             if let Err(error) = sink.send(message).await {
                 tracing::debug!(%error, "streaming connection broke");
-                life.closed.cancel();
+                goodbye = None;
+                break;
+            }
+            if last {
+                goodbye = None;
                 break;
             }
         }
@@ -331,34 +314,16 @@ async fn write_messages<T: AsyncRead + AsyncWrite + Unpin>(
             tokio::time::sleep(CLOSE_TIMEOUT).await;
         } => {}
     }
+    life.closed.cancel();
     messages.close();
     // The client may be gone already.
-    let _ = tokio::time::timeout(LINGER, sink.send(goodbye())).await;
-}
-
-/// What the client sends on one channel.
-pub(crate) struct ChannelReader {
-    data: mpsc::Receiver<Bytes>,
-    current: Bytes,
-}
-
-impl AsyncRead for ChannelReader {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        while self.current.is_empty() {
-            match ready!(self.data.poll_recv(cx)) {
-                Some(data) => self.current = data,
-                None => return Poll::Ready(Ok(())),
-            }
+    let _ = tokio::time::timeout(LINGER, async {
+        if let Some(goodbye) = goodbye {
+            let _ = sink.send(goodbye).await;
         }
-        let count = self.current.len().min(buffer.remaining());
-        buffer.put_slice(&self.current[..count]);
-        self.current.advance(count);
-        Poll::Ready(Ok(()))
-    }
+        let _ = sink.into_inner().shutdown().await;
+    })
+    .await;
 }
 
 /// What the client gets on one channel. There is no way to end a single channel towards the client.
@@ -371,113 +336,23 @@ pub(crate) struct ChannelWriter {
 impl AsyncWrite for ChannelWriter {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
         let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
-        ready!(self.out.poll_reserve(cx)).map_err(|_| broken())?;
+        ready!(self.out.poll_reserve(context)).map_err(|_| broken())?;
         let count = buffer.len().min(MAX_DATA_BYTES);
         let message = encode(self.codec, self.number, &buffer[..count]);
         self.out.send_item(message).map_err(|_| broken())?;
         Poll::Ready(Ok(count))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The writing task flushes each message.
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
-    }
-}
-
-/// Bytes in binary messages, both ways: what SPDY is tunnelled through.
-pub(crate) async fn tunnel<T>(io: T) -> DuplexStream
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sink, mut stream) = socket(io).await.split();
-    let (near, far) = tokio::io::duplex(TUNNEL_BYTES);
-    let (mut from_us, mut to_us) = tokio::io::split(far);
-    let incoming = async move {
-        while let Some(Ok(message)) = stream.next().await {
-            let data = match message {
-                Message::Binary(data) => data,
-                Message::Close(_) => break,
-                _ => continue,
-            };
-            if to_us.write_all(&data).await.is_err() {
-                break;
-            }
-        }
-        // Fails only when the other end has gone.
-        let _ = to_us.shutdown().await;
-        stream
-    };
-    let outgoing = async move {
-        let mut buffer = vec![0; MAX_DATA_BYTES];
-        while let Ok(count) = from_us.read(&mut buffer).await {
-            if count == 0
-                || sink
-                    .send(Message::binary(buffer[..count].to_vec()))
-                    .await
-                    .is_err()
-            {
-                break;
-            }
-        }
-        // The client may be gone already.
-        let _ = sink.send(goodbye()).await;
-    };
-    tokio::spawn(async move {
-        let _halves = tokio::join!(incoming, outgoing);
-    });
-    near
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const RAW: Codec = Codec {
-        base64: false,
-        close_signal: false,
-    };
-    const V5: Codec = Codec {
-        base64: false,
-        close_signal: true,
-    };
-    const TEXT: Codec = Codec {
-        base64: true,
-        close_signal: false,
-    };
-
-    #[test]
-    fn messages() {
-        let check = |codec, message: &'static [u8], expect| {
-            assert_eq!(
-                decode(codec, Bytes::from_static(message)),
-                expect,
-                "{message:?}"
-            );
-        };
-        check(RAW, b"\x00foo\n", Incoming::Data(0, "foo\n".into()));
-        check(RAW, b"", Incoming::Nothing);
-        check(
-            RAW,
-            b"\xff\x00",
-            Incoming::Data(255, Bytes::from_static(b"\0")),
-        );
-        check(V5, b"\xff\x00", Incoming::End(0));
-        check(
-            V5,
-            b"\xff",
-            Incoming::Broken("one channel must follow the close signal"),
-        );
-        check(TEXT, b"0Zm9vCgo=", Incoming::Data(0, "foo\n\n".into()));
-        check(TEXT, b"0***", Incoming::Nothing);
-        assert_eq!(encode(RAW, 1, b"\n"), Message::binary(&b"\x01\n"[..]));
-        assert_eq!(encode(TEXT, 1, b"\n"), Message::text("1Cg=="));
     }
 }

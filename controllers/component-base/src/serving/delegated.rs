@@ -109,7 +109,10 @@ async fn ask_token(
     let status = match create(&api, &review, &AUTHENTICATION).await {
         Ok(review) => review.status,
         Err(error) => {
-            tracing::warn!(error, "Unable to authenticate the request: TokenReview failed");
+            tracing::warn!(
+                error,
+                "Unable to authenticate the request: TokenReview failed"
+            );
             None
         }
     };

@@ -2,8 +2,8 @@
 //!
 //! Upstream: `k8s.io/apiserver/pkg/authentication/request/websocket`.
 
-use base64::{Engine as _, alphabet};
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
+use base64::{Engine as _, alphabet};
 use http::header::{CONNECTION, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderValue};
 
@@ -53,8 +53,8 @@ impl ProtocolToken {
         let token = BASE64
             .decode(encoded)
             .map_err(|_| "invalid base64.bearer.authorization token encoding")?;
-        let token = String::from_utf8(token)
-            .map_err(|_| "invalid base64.bearer.authorization token")?;
+        let token =
+            String::from_utf8(token).map_err(|_| "invalid base64.bearer.authorization token")?;
         if rest.is_empty() {
             return Err("missing additional subprotocol");
         }
@@ -131,7 +131,10 @@ mod tests {
         );
         for encoded in ["dGhlIHRva2Vu=", "Pz8+Pw", "***", "dGhlI"] {
             check(
-                &["x", &format!("base64url.bearer.authorization.k8s.io.{encoded}")],
+                &[
+                    "x",
+                    &format!("base64url.bearer.authorization.k8s.io.{encoded}"),
+                ],
                 Err("invalid base64.bearer.authorization token encoding"),
             );
         }

@@ -209,9 +209,15 @@ async fn ask(client: &mut SendRequest<Body>, path: &str, token: Option<&str>) ->
 
 /// What a handler is told of tokens.
 async fn heard(headers: http::HeaderMap) -> String {
-    let told = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+    let told = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &http::HeaderValue| value.to_str().ok())
+    };
     let names = [header::AUTHORIZATION, header::SEC_WEBSOCKET_PROTOCOL];
-    names.map(|name| told(name).unwrap_or("-").to_owned()).join(" ")
+    names
+        .map(|name| told(name).unwrap_or("-").to_owned())
+        .join(" ")
 }
 
 #[tokio::test]
@@ -588,7 +594,9 @@ async fn a_websocket_may_bring_its_token_in_a_subprotocol() {
     let ca = Ca::new("ca");
     let house = House::new(&ca, Clock::real(), LIMITS, TIMEOUTS, Some(tokens)).await;
     let mut browser = house.client(None).await;
-    let token = |encoded: &str| format!("base64url.bearer.authorization.k8s.io.{encoded}, v5.channel.k8s.io");
+    let token = |encoded: &str| {
+        format!("base64url.bearer.authorization.k8s.io.{encoded}, v5.channel.k8s.io")
+    };
     let (good, bad) = (token("Z29vZA"), token("YmFk"));
     let alone = good.replace(", v5.channel.k8s.io", "");
     for (path, upgrade, protocol, status, heard) in [

@@ -320,10 +320,14 @@ impl Runtime for FakeRuntime {
         container_id: &str,
         command: &[String],
         _timeout: Option<Duration>,
+        limit: usize,
     ) -> Result<ExecSyncResponse, RuntimeError> {
         self.enter("exec_sync", container_id)?;
         let config = self.running(container_id)?;
-        self.answer(&config, command)
+        let mut response = self.answer(&config, command)?;
+        response.stdout.truncate(limit);
+        response.stderr.truncate(limit);
+        Ok(response)
     }
 
     async fn exec(
@@ -345,6 +349,7 @@ impl Runtime for FakeRuntime {
             stderr: (options.stderr && !options.tty)
                 .then(|| Box::new(std::io::Cursor::new(response.stderr)) as Reader),
             resize: options.tty.then(|| mpsc::channel(1).0),
+            detaches_with_stdin: false,
             exit: receiver,
         })
     }
@@ -376,6 +381,7 @@ impl Runtime for FakeRuntime {
             stderr: (options.stderr && !options.tty)
                 .then(|| Box::new(tokio::io::empty()) as Reader),
             resize: options.tty.then(|| mpsc::channel(1).0),
+            detaches_with_stdin: false,
             exit: receiver,
         })
     }

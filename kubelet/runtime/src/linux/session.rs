@@ -23,9 +23,6 @@ use super::{Inner, blocking, io as io_error, shim_error};
 use crate::api::*;
 use crate::spec;
 
-/// Output of an `exec_sync` beyond this is cut. Source: the CRI's 16 MiB message limit.
-const MAX_OUTPUT_BYTES: usize = 16 << 20;
-
 /// After a process's exit its output may still be held open by a child: as much longer is waited.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -161,6 +158,7 @@ pub async fn exec(
             stdout: Some(Box::new(terminal.clone())),
             stderr: None,
             resize: Some(resizer(terminal)),
+            detaches_with_stdin: false,
             exit,
         });
     }
@@ -170,6 +168,7 @@ pub async fn exec(
         stdout: stream(exec.stdout)?.map(|stream| Box::new(stream) as Reader),
         stderr: stream(exec.stderr)?.map(|stream| Box::new(stream) as Reader),
         resize: None,
+        detaches_with_stdin: false,
         exit,
     })
 }
@@ -192,6 +191,7 @@ pub async fn exec_sync(
     id: &str,
     command: &[String],
     timeout: Option<Duration>,
+    limit: usize,
 ) -> Result<ExecSyncResponse, RuntimeError> {
     let timeout = timeout.filter(|timeout| !timeout.is_zero());
     let options = StreamOptions {
@@ -213,8 +213,8 @@ pub async fn exec_sync(
         None => beginning.await?,
     };
     let state_dir = running(inner, id).map(|(_, path)| path);
-    let stdout = collect(exec.stdout.take()).map_err(io_error("open a stream"))?;
-    let stderr = collect(exec.stderr.take()).map_err(io_error("open a stream"))?;
+    let stdout = collect(exec.stdout.take(), limit).map_err(io_error("open a stream"))?;
+    let stderr = collect(exec.stderr.take(), limit).map_err(io_error("open a stream"))?;
     let waiting = exit_code(&mut exec.connection);
     let result = match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, waiting).await,
@@ -242,13 +242,13 @@ pub async fn exec_sync(
     }
 }
 
-/// Reads a stream in a task of its own; dropped, it stops.
+/// Reads a stream in a task of its own, for the process's sake to its end, and keeps its beginning; dropped, it stops.
 struct Collector {
     task: tokio::task::JoinHandle<()>,
     bytes: Arc<std::sync::Mutex<Vec<u8>>>,
 }
 
-fn collect(fd: Option<OwnedFd>) -> io::Result<Collector> {
+fn collect(fd: Option<OwnedFd>, limit: usize) -> io::Result<Collector> {
     let bytes = Arc::new(std::sync::Mutex::new(Vec::new()));
     let stream = fd.map(Stream::new).transpose()?;
     let shared = bytes.clone();
@@ -260,7 +260,7 @@ fn collect(fd: Option<OwnedFd>) -> io::Result<Collector> {
                 return;
             }
             let mut bytes = shared.lock().expect("no holder panics");
-            let room = MAX_OUTPUT_BYTES - bytes.len();
+            let room = limit.saturating_sub(bytes.len());
             bytes.extend_from_slice(&chunk[..count.min(room)]);
         }
     });
@@ -287,11 +287,12 @@ pub async fn attach(
     options: &StreamOptions,
 ) -> Result<Session, RuntimeError> {
     let (container, state_dir) = running(inner, id)?;
-    let (sandbox_id, tty, stdin_once) = {
+    let (sandbox_id, tty, has_stdin, stdin_once) = {
         let record = container.record();
         (
             record.sandbox_id.clone(),
             record.config.tty,
+            record.config.stdin,
             record.config.stdin_once,
         )
     };
@@ -334,7 +335,9 @@ pub async fn attach(
         .map_err(io_error("open a stream"))?;
     let resize = given.clone().filter(|_| terminal).map(resizer);
     let mut stdin = None;
-    if let Some(stream) = given.filter(|_| options.stdin) {
+    let mut detaches_with_stdin = false;
+    if let Some(stream) = given.filter(|_| options.stdin && has_stdin) {
+        detaches_with_stdin = !stdin_once || terminal;
         let (writer, done) = Finishing::new(stream);
         stdin = Some(Box::new(writer) as Writer);
         if stdin_once && !terminal {
@@ -372,6 +375,7 @@ pub async fn attach(
         stdout: reader(stdout)?,
         stderr: reader(stderr)?,
         resize,
+        detaches_with_stdin,
         exit,
     })
 }

@@ -176,7 +176,7 @@ impl Node {
         let command = ["/bin/sh", "-c", script].map(str::to_owned);
         let response = self
             .runtime
-            .exec_sync(id, &command, Some(Duration::from_secs(20)))
+            .exec_sync(id, &command, Some(Duration::from_secs(20)), 1 << 20)
             .await
             .unwrap();
         let text = [response.stdout, response.stderr].concat();

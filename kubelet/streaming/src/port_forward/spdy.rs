@@ -12,6 +12,9 @@ use super::{Forward, parse_port};
 use crate::StreamConfig;
 use crate::spdy::{Connection, IncomingStream, Stream};
 
+/// A request's id is kept until its pair is whole. Clients count.
+const MAX_REQUEST_ID_BYTES: usize = 256;
+
 /// A pair that is not whole yet.
 struct Half {
     data: Option<Stream>,
@@ -32,7 +35,7 @@ where
     F: Future<Output = Result<D, String>> + Send + 'static,
     D: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let mut connection = Connection::server(io, config.idle_timeout);
+    let mut connection = Connection::server(io, config);
     let mut halves: HashMap<String, Half> = HashMap::new();
     let mut forwards = JoinSet::new();
     loop {
@@ -105,7 +108,13 @@ async fn forward_pair<C, F, D>(
     F: Future<Output = Result<D, String>> + Send + 'static,
     D: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    if let Err(reason) = forward.run(port, &mut data.reader, &mut data.writer).await {
+    let was_reset = data.writer.was_reset();
+    let forwarded = tokio::select! {
+        forwarded = forward.run(port, &mut data.reader, &mut data.writer) => forwarded,
+        // Nobody is there for what the pod says.
+        () = was_reset.cancelled() => Ok(()),
+    };
+    if let Err(reason) = forwarded {
         tracing::debug!(port, reason, "port-forward failed");
         // A client that is gone needs no reason.
         let _ = error.writer.write_all(reason.as_bytes()).await;
@@ -153,6 +162,9 @@ fn identify(stream: &IncomingStream) -> Result<(Kind, u16, String), String> {
         None => return Err("\"streamType\" header is required".to_owned()),
     };
     let request = match headers.get("requestid").filter(|id| !id.is_empty()) {
+        Some(id) if id.len() > MAX_REQUEST_ID_BYTES => {
+            return Err(format!("a request id of {} bytes is too long", id.len()));
+        }
         Some(id) => id.to_owned(),
         None if kind == Kind::Error => stream.id().to_string(),
         None => stream.id().saturating_sub(2).to_string(),

@@ -112,7 +112,7 @@ async fn spdy_pairs() {
 async fn spdy_in_a_websocket() {
     let (near, far) = tokio::io::duplex(4096);
     let server = tokio::spawn(async move {
-        let io = crate::websocket::tunnel(far).await;
+        let io = crate::websocket::tunnel(far);
         spdy::serve(io, &StreamConfig::default(), forward()).await;
     });
     let mut socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;

@@ -41,7 +41,7 @@ pub(super) async fn serve<T, C, F, D>(
     // A channel's number is one byte.
     let ports = &ports[..ports.len().min(127)];
     let readable: Vec<bool> = ports.iter().flat_map(|_| [true, false]).collect();
-    let (channels, mut readers) = Channels::open(io, codec, &readable, config.idle_timeout).await;
+    let (channels, mut readers) = Channels::open(io, codec, &readable, config);
     let mut forwards = JoinSet::new();
     for (index, port) in ports.iter().copied().enumerate() {
         let mut data = channels.writer(index as u8 * 2);

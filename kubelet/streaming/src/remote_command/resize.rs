@@ -4,8 +4,7 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
-use super::TerminalSize;
-use crate::Reader;
+use super::{Inbound, TerminalSize};
 
 /// An object that is not whole after this many bytes never will be.
 const MAX_PENDING_BYTES: usize = 4096;
@@ -19,7 +18,7 @@ struct Size {
 }
 
 /// Passes sizes on until the client's stream ends or holds something else.
-pub(super) async fn forward(from: Option<Reader>, to: Option<mpsc::Sender<TerminalSize>>) {
+pub(super) async fn forward(from: Option<Inbound>, to: Option<mpsc::Sender<TerminalSize>>) {
     let Some(mut from) = from else { return };
     let mut pending = Vec::new();
     let mut buffer = [0; 1024];

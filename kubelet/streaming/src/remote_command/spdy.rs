@@ -26,7 +26,7 @@ pub(super) async fn serve<T, F, S>(
     S: FnOnce() -> F,
     F: Future<Output = Result<Process, String>>,
 {
-    let mut connection = Connection::server(io, config.idle_timeout);
+    let mut connection = Connection::server(io, config);
     let wait = wait_for_streams(&mut connection, protocol, options);
     let streams = match tokio::time::timeout(config.stream_creation_timeout, wait).await {
         Ok(Some(streams)) => streams,

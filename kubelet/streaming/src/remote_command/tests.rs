@@ -42,6 +42,7 @@ fn cat(code: i32) -> Process {
         stdout: Some(Box::new(stdout)),
         stderr: Some(Box::new(stderr)),
         resize: None,
+        detaches_with_stdin: false,
         exit: exit.boxed(),
     }
 }
@@ -270,6 +271,7 @@ async fn a_client_that_hangs_up_drops_the_process() {
                     stdout: None,
                     stderr: None,
                     resize: None,
+                    detaches_with_stdin: false,
                     exit: async move {
                         let _flag = flag;
                         std::future::pending().await
@@ -357,6 +359,7 @@ async fn websocket_base64_resizes_a_terminal() {
                     stdout: Some(Box::new(stdout)),
                     stderr: None,
                     resize: Some(resize),
+                    detaches_with_stdin: false,
                     exit: exit.boxed(),
                 })
             },
@@ -405,6 +408,7 @@ async fn a_child_that_keeps_the_output_open_does_not_hold_the_client() {
                     stdout: Some(Box::new(stdout)),
                     stderr: None,
                     resize: None,
+                    detaches_with_stdin: false,
                     exit: async { Ok(0) }.boxed(),
                 })
             },
@@ -468,6 +472,7 @@ async fn a_client_that_reads_nothing_is_left_when_it_idles() {
                 stdout: Some(Box::new(tokio::io::repeat(b'x'))),
                 stderr: None,
                 resize: None,
+                detaches_with_stdin: false,
                 exit: std::future::pending().boxed(),
             })
         };
@@ -479,4 +484,135 @@ async fn a_client_that_reads_nothing_is_left_when_it_idles() {
     client.open(3, "stdout").await;
     let ended = tokio::time::timeout(Duration::from_secs(300), server).await;
     ended.expect("it hangs").unwrap();
+}
+
+/// Sends input to a container that keeps its stdin; what each channel got until the server ended.
+async fn attach_and_end_stdin(detaches: bool) -> Option<[Vec<u8>; 5]> {
+    let (near, far) = tokio::io::duplex(4096);
+    let server = tokio::spawn(async move {
+        let start = move || async move {
+            let (stdin, mut inside) = tokio::io::duplex(64);
+            let (mut shell, stdout) = tokio::io::duplex(64);
+            tokio::spawn(async move {
+                let mut text = [0; 5];
+                inside.read_exact(&mut text).await.unwrap();
+                shell.write_all(&text).await.unwrap();
+                // It goes on, with its streams open.
+                std::future::pending::<()>().await;
+                drop((inside, shell));
+            });
+            Ok(Process {
+                stdin: Some(Box::new(stdin)),
+                stdout: Some(Box::new(stdout)),
+                stderr: None,
+                resize: None,
+                detaches_with_stdin: detaches,
+                exit: std::future::pending().boxed(),
+            })
+        };
+        let options = RemoteCommandOptions {
+            stderr: false,
+            ..ALL
+        };
+        let (protocol, attach) = ("v5.channel.k8s.io", RemoteCommand::Attach);
+        websocket::serve(far, protocol, attach, options, &config(), start).await;
+    });
+    let mut client = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    let mut channels = [const { Vec::new() }; 5];
+    client
+        .send(Message::binary(&b"\x00hello"[..]))
+        .await
+        .unwrap();
+    let told = async {
+        while let Some(Ok(message)) = client.next().await {
+            let Message::Binary(data) = message else {
+                continue;
+            };
+            channels[usize::from(data[0])].extend_from_slice(&data[1..]);
+            if channels[1] == b"hello" && data[0] == 1 {
+                let end = Message::binary(&b"\xff\x00"[..]);
+                client.send(end).await.unwrap();
+            }
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(2), told).await;
+    ended.ok()?;
+    server.await.unwrap();
+    Some(channels)
+}
+
+#[tokio::test]
+async fn an_attachment_to_a_container_that_keeps_its_stdin_ends_with_the_clients() {
+    let channels = attach_and_end_stdin(true).await.expect("it never returns");
+    assert_eq!(channels[1], b"hello");
+    let status: serde_json::Value = serde_json::from_slice(&channels[3]).unwrap();
+    assert_eq!(status["status"], "Success");
+    // With stdinOnce it is the container's end that ends it.
+    assert_eq!(attach_and_end_stdin(false).await, None);
+}
+
+/// A process that has ended, or goes on, after it said something.
+fn said(text: &[u8], exit: Option<i32>) -> Process {
+    Process {
+        stdin: None,
+        stdout: Some(Box::new(std::io::Cursor::new(text.to_vec()))),
+        stderr: None,
+        resize: None,
+        detaches_with_stdin: false,
+        exit: match exit {
+            Some(code) => async move { Ok(code) }.boxed(),
+            None => std::future::pending().boxed(),
+        },
+    }
+}
+
+const ONLY_OUTPUT: RemoteCommandOptions = RemoteCommandOptions {
+    stdin: false,
+    stdout: true,
+    stderr: false,
+    tty: false,
+};
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_loses_nothing_of_a_process_that_has_ended() {
+    let (near, far) = tokio::io::duplex(64);
+    let text = vec![b'x'; 2 << 20];
+    let process = said(&text, Some(0));
+    tokio::spawn(async move {
+        let start = || async { Ok(process) };
+        let (protocol, exec) = ("v4.channel.k8s.io", RemoteCommand::Exec);
+        spdy::serve(far, protocol, exec, ONLY_OUTPUT, &config(), start).await;
+    });
+    let mut client = Client::new(near);
+    client.open(1, "error").await;
+    client.open(3, "stdout").await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let (got, _) = client.rest().await;
+    assert_eq!(got[1].1.len(), text.len());
+    assert!(got[0].1.contains("Success"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attachment_without_output_any_more_ends() {
+    for (command, ends) in [(RemoteCommand::Attach, true), (RemoteCommand::Exec, false)] {
+        let (near, far) = tokio::io::duplex(4096);
+        let process = said(b"last words", None);
+        tokio::spawn(async move {
+            let start = || async { Ok(process) };
+            spdy::serve(
+                far,
+                "v4.channel.k8s.io",
+                command,
+                ONLY_OUTPUT,
+                &config(),
+                start,
+            )
+            .await;
+        });
+        let mut client = Client::new(near);
+        client.open(1, "error").await;
+        client.open(3, "stdout").await;
+        let rest = tokio::time::timeout(Duration::from_secs(60), client.rest()).await;
+        assert_eq!(rest.is_ok(), ends, "{command:?}");
+    }
 }

@@ -46,7 +46,7 @@ pub(super) async fn serve<T, F, S>(
         return;
     };
     let readable = [options.stdin, false, false, false, options.tty];
-    let (channels, mut readers) = Channels::open(io, codec, &readable, config.idle_timeout).await;
+    let (channels, mut readers) = Channels::open(io, codec, &readable, config);
     // Some clients wait for a first message before they send any.
     let greeting = match options {
         RemoteCommandOptions { stdout: true, .. } => STDOUT,

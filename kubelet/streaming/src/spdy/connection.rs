@@ -4,38 +4,41 @@
 //! stream: incoming --accept()--> open --FIN in / FIN out--> half closed --both--> gone
 //!            \--reject()--> RST        \--RST either way--------------------------^
 //! ```
+//!
+//! What a client may make it keep: [`crate::memory`] for data, [`WRITE_QUEUE`] frames on the way out, [`MAX_STREAMS`] streams.
+//! Where a bound is reached the connection is not read; where the protocol is broken it ends with GOAWAY.
+
+mod read;
+mod write;
 
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf as _, Bytes};
-use futures::{SinkExt as _, StreamExt as _};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use bytes::Bytes;
+use futures::SinkExt as _;
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tokio_util::codec::{FramedRead, FramedWrite};
 use tokio_util::sync::{CancellationToken, PollSender};
 
-use super::frame::{MAX_DATA_BYTES, STATUS_CANCEL, STATUS_PROTOCOL_ERROR};
-use super::{Frame, FrameDecoder, FrameEncoder, Headers, SpdyError};
+use super::flow::Flow;
+use super::frame::{GOAWAY_OK, MAX_DATA_BYTES, STATUS_CANCEL};
+use super::{Frame, Headers};
+use crate::StreamConfig;
+use crate::life::{CLOSE_TIMEOUT, Life};
+use crate::memory::Share;
+use crate::queue::{Inlet, Outlet};
+use write::Urgent;
 
-/// Pieces of data a stream may hold unread before its connection waits.
-const STREAM_QUEUE: usize = 256;
-/// Frames waiting to be written.
-const WRITE_QUEUE: usize = 32;
+/// Frames waiting to be written, each of at most 32 KiB.
+const WRITE_QUEUE: usize = 8;
 /// Streams not yet accepted.
-const ACCEPT_QUEUE: usize = 64;
-/// Streams a connection may have.
+const ACCEPT_QUEUE: usize = 16;
+/// Streams a connection may have at once; more are refused.
 const MAX_STREAMS: usize = 4096;
-/// How long a closed connection waits for the client to hang up, so that the last bytes are not lost to a reset.
-const LINGER: Duration = Duration::from_secs(2);
-/// How long a client may take to read what is queued when the connection closes.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A server's connection. Dropping it closes it.
 pub struct Connection {
@@ -45,48 +48,63 @@ pub struct Connection {
 
 struct Shared {
     out: mpsc::Sender<Frame>,
+    urgent: Urgent,
     streams: Mutex<HashMap<u32, Arc<StreamState>>>,
-    /// Nothing comes any more.
-    closed: CancellationToken,
-    /// The client is gone, or has idled away: nothing more is written.
-    gone: CancellationToken,
-    /// We want to end: what is queued is written, then the connection closes.
-    closing: CancellationToken,
-    last_activity: Mutex<Instant>,
+    flow: Mutex<Flow>,
+    /// Writers whose window is closed.
+    waiting: Mutex<Vec<Waker>>,
+    life: Life,
 }
 
 struct StreamState {
-    /// Where data goes; `None` once the client's side is closed.
-    data: Mutex<Option<mpsc::Sender<Bytes>>>,
+    /// Where the client's data goes; ended once its side is closed.
+    inlet: Inlet,
     /// FIN or RST has been sent.
     finished: AtomicBool,
     /// The client does not want any more.
-    reset: AtomicBool,
+    reset: CancellationToken,
 }
 
 impl Shared {
-    fn touch(&self) {
-        *self
-            .last_activity
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    fn idle_since(&self) -> Instant {
-        *self
-            .last_activity
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn streams(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Arc<StreamState>>> {
+    fn streams(&self) -> MutexGuard<'_, HashMap<u32, Arc<StreamState>>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flow(&self) -> MutexGuard<'_, Flow> {
+        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self, stream_id: u32) -> Option<Arc<StreamState>> {
+        self.flow().forget(stream_id);
+        self.streams().remove(&stream_id)
+    }
+
+    /// Windows may be open, or of no matter any more.
+    fn wake_writers(&self) {
+        let waiting =
+            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    fn wait_for_window(&self, context: &Context<'_>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+            waiting.push(context.waker().clone());
+        }
+    }
+
+    /// So many bytes of a stream take no room any more.
+    fn used(&self, stream_id: u32, count: usize) {
+        let update = self.flow().used(stream_id, count);
+        if let Some(update) = update {
+            self.urgent.update(update);
+        }
     }
 }
 
 impl Connection {
-    /// Takes over an upgraded connection. An idle timeout of zero means none.
-    pub fn server<T>(io: T, idle_timeout: Duration) -> Self
+    /// Takes over an upgraded connection.
+    pub fn server<T>(io: T, config: &StreamConfig) -> Self
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -95,14 +113,21 @@ impl Connection {
         let (accept, incoming) = mpsc::channel(ACCEPT_QUEUE);
         let shared = Arc::new(Shared {
             out,
+            urgent: Urgent::default(),
             streams: Mutex::default(),
-            closed: CancellationToken::new(),
-            gone: CancellationToken::new(),
-            closing: CancellationToken::new(),
-            last_activity: Mutex::new(Instant::now()),
+            flow: Mutex::new(Flow::new()),
+            waiting: Mutex::default(),
+            life: Life::new(),
         });
-        tokio::spawn(read_frames(read, shared.clone(), accept, idle_timeout));
-        tokio::spawn(write_frames(write, shared.clone(), frames));
+        let reading = read::ReadTask {
+            shared: shared.clone(),
+            accept,
+            share: Share::new(config.pool.clone()),
+            idle_timeout: config.idle_timeout,
+            last_id: 0,
+        };
+        tokio::spawn(reading.run(read));
+        tokio::spawn(write::run(write, shared.clone(), frames));
         Self { incoming, shared }
     }
 
@@ -113,10 +138,10 @@ impl Connection {
 
     /// Resolves when the client has hung up, or the connection broke or idled away.
     pub fn closed(&self) -> CancellationToken {
-        self.shared.closed.clone()
+        self.shared.life.closed.clone()
     }
 
-    /// Resets what is still open, writes what is queued, and closes.
+    /// Resets what is still open, writes what is queued, and closes. A client that reads nothing is not waited for long.
     pub async fn close(self) {
         let open: Vec<u32> = self
             .shared
@@ -125,29 +150,29 @@ impl Connection {
             .filter(|(_, state)| !state.finished.swap(true, Ordering::AcqRel))
             .map(|(id, _)| *id)
             .collect();
-        for stream_id in open {
-            let frame = Frame::RstStream {
-                stream_id,
-                status: STATUS_CANCEL,
-            };
-            if self.shared.out.send(frame).await.is_err() {
-                break;
+        let resets = open.into_iter().map(|stream_id| Frame::RstStream {
+            stream_id,
+            status: STATUS_CANCEL,
+        });
+        let goodbye = Frame::GoAway {
+            last_stream_id: 0,
+            status: GOAWAY_OK,
+        };
+        let saying = async {
+            for frame in resets.chain([goodbye]) {
+                if self.shared.out.send(frame).await.is_err() {
+                    break;
+                }
             }
-        }
-        let _ = self
-            .shared
-            .out
-            .send(Frame::GoAway {
-                last_stream_id: 0,
-                status: 0,
-            })
-            .await;
+        };
+        // The client may read nothing any more.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, saying).await;
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.shared.closing.cancel();
+        self.shared.life.closing.cancel();
     }
 }
 
@@ -155,7 +180,7 @@ impl Drop for Connection {
 pub struct IncomingStream {
     id: u32,
     headers: Headers,
-    data: mpsc::Receiver<Bytes>,
+    outlet: Outlet,
     state: Arc<StreamState>,
     shared: Arc<Shared>,
 }
@@ -179,15 +204,16 @@ impl IncomingStream {
         };
         self.shared.out.send(reply).await.ok()?;
         Some(Stream {
-            headers: self.headers,
             id: self.id,
             reader: StreamReader {
-                data: self.data,
-                current: Bytes::new(),
+                id: self.id,
+                outlet: self.outlet,
+                shared: self.shared.clone(),
             },
             writer: StreamWriter {
                 id: self.id,
                 out: PollSender::new(self.shared.out.clone()),
+                shared: self.shared,
                 state: self.state,
             },
         })
@@ -196,7 +222,7 @@ impl IncomingStream {
     /// Refuses the stream.
     pub async fn reject(self) {
         self.state.finished.store(true, Ordering::Release);
-        self.shared.streams().remove(&self.id);
+        self.shared.forget(self.id);
         let frame = Frame::RstStream {
             stream_id: self.id,
             status: STATUS_CANCEL,
@@ -209,32 +235,38 @@ impl IncomingStream {
 /// An open stream.
 pub struct Stream {
     pub id: u32,
-    pub headers: Headers,
     pub reader: StreamReader,
     pub writer: StreamWriter,
 }
 
-/// What the client sends; it ends with the client's FIN, a reset, or the connection.
+/// What the client sends; it ends with the client's FIN, a reset, or the connection. Dropped, it throws away what comes.
 pub struct StreamReader {
-    data: mpsc::Receiver<Bytes>,
-    current: Bytes,
+    id: u32,
+    outlet: Outlet,
+    shared: Arc<Shared>,
+}
+
+impl AsyncBufRead for StreamReader {
+    fn poll_fill_buf(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        Pin::new(&mut self.get_mut().outlet).poll_fill_buf(context)
+    }
+
+    fn consume(mut self: Pin<&mut Self>, count: usize) {
+        Pin::new(&mut self.outlet).consume(count);
+        self.shared.used(self.id, count);
+    }
 }
 
 impl AsyncRead for StreamReader {
     fn poll_read(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.current.is_empty() {
-            match ready!(self.data.poll_recv(cx)) {
-                Some(data) => self.current = data,
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-        let count = self.current.len().min(buffer.remaining());
-        buffer.put_slice(&self.current[..count]);
-        self.current.advance(count);
+        let data = ready!(self.as_mut().poll_fill_buf(context))?;
+        let count = data.len().min(buffer.remaining());
+        buffer.put_slice(&data[..count]);
+        self.consume(count);
         Poll::Ready(Ok(()))
     }
 }
@@ -243,6 +275,7 @@ impl AsyncRead for StreamReader {
 pub struct StreamWriter {
     id: u32,
     out: PollSender<Frame>,
+    shared: Arc<Shared>,
     state: Arc<StreamState>,
 }
 
@@ -257,32 +290,51 @@ impl StreamWriter {
             // A connection that ended needs no reset.
             let _ = self.out.send(frame).await;
         }
-        self.state
-            .data
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.state.inlet.end();
+    }
+
+    /// Resolves when the client has reset the stream, or the connection has ended.
+    pub fn was_reset(&self) -> CancellationToken {
+        self.state.reset.clone()
     }
 
     fn broken() -> io::Error {
         io::ErrorKind::BrokenPipe.into()
+    }
+
+    fn is_over(&self) -> bool {
+        self.state.reset.is_cancelled() || self.state.finished.load(Ordering::Acquire)
     }
 }
 
 impl AsyncWrite for StreamWriter {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
         if buffer.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        if self.state.reset.load(Ordering::Acquire) || self.state.finished.load(Ordering::Acquire) {
+        if self.is_over() {
             return Poll::Ready(Err(Self::broken()));
         }
-        ready!(self.out.poll_reserve(cx)).map_err(|_| Self::broken())?;
-        let count = buffer.len().min(MAX_DATA_BYTES);
+        ready!(self.out.poll_reserve(context)).map_err(|_| Self::broken())?;
+        let wanted = buffer.len().min(MAX_DATA_BYTES);
+        let mut count = self.shared.flow().send(self.id, wanted);
+        if count == 0 {
+            self.shared.wait_for_window(context);
+            // It may have opened, or the stream may have ended, before we were on the list.
+            if self.is_over() {
+                return Poll::Ready(Err(Self::broken()));
+            }
+            count = self.shared.flow().send(self.id, wanted);
+        }
+        if count == 0 {
+            // Others may use the place meanwhile.
+            self.out.abort_send();
+            return Poll::Pending;
+        }
         let frame = Frame::Data {
             stream_id: self.id,
             fin: false,
@@ -292,16 +344,16 @@ impl AsyncWrite for StreamWriter {
         Poll::Ready(Ok(count))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The writing task flushes whenever its queue runs empty.
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.state.finished.load(Ordering::Acquire) {
             return Poll::Ready(Ok(()));
         }
-        if ready!(self.out.poll_reserve(cx)).is_err() {
+        if ready!(self.out.poll_reserve(context)).is_err() {
             return Poll::Ready(Ok(()));
         }
         if self.state.finished.swap(true, Ordering::AcqRel) {
@@ -318,257 +370,5 @@ impl AsyncWrite for StreamWriter {
     }
 }
 
-async fn read_frames<R: AsyncRead + Unpin>(
-    read: R,
-    shared: Arc<Shared>,
-    accept: mpsc::Sender<IncomingStream>,
-    idle_timeout: Duration,
-) {
-    let mut frames = FramedRead::with_capacity(read, FrameDecoder::default(), MAX_DATA_BYTES);
-    let mut by_us = false;
-    loop {
-        let idle = async {
-            if idle_timeout.is_zero() {
-                return std::future::pending().await;
-            }
-            loop {
-                let deadline = shared.idle_since() + idle_timeout;
-                if deadline <= Instant::now() {
-                    return;
-                }
-                tokio::time::sleep_until(deadline).await;
-            }
-        };
-        let frame = tokio::select! {
-            frame = frames.next() => frame,
-            () = idle => {
-                tracing::debug!(?idle_timeout, "closing an idle streaming connection");
-                break;
-            }
-            () = shared.closing.cancelled() => {
-                by_us = true;
-                break;
-            }
-        };
-        match frame {
-            Some(Ok(frame)) => {
-                shared.touch();
-                if !handle(frame, &shared, &accept).await {
-                    by_us = shared.closing.is_cancelled();
-                    break;
-                }
-            }
-            Some(Err(SpdyError::Io(error))) => {
-                tracing::debug!(%error, "streaming connection broke");
-                break;
-            }
-            Some(Err(error)) => {
-                tracing::warn!(%error, "closing a streaming connection");
-                break;
-            }
-            None => break,
-        }
-    }
-    if !by_us {
-        shared.gone.cancel();
-    }
-    shared.closed.cancel();
-    // Readers see their end.
-    for state in shared.streams().values() {
-        state.reset.store(true, Ordering::Release);
-        state
-            .data
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-    }
-    drop(accept);
-    // Drained until the client hangs up: unread bytes would make the kernel reset what we wrote last.
-    shared.closing.cancelled().await;
-    let _ = tokio::time::timeout(LINGER, async {
-        let mut rest = frames.into_inner();
-        let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
-    })
-    .await;
-}
-
-/// Acts on one frame. `false`: the connection is to end.
-async fn handle(frame: Frame, shared: &Arc<Shared>, accept: &mpsc::Sender<IncomingStream>) -> bool {
-    match frame {
-        Frame::SynStream {
-            stream_id,
-            fin,
-            headers,
-        } => {
-            let refused = {
-                let streams = shared.streams();
-                stream_id % 2 == 0
-                    || streams.contains_key(&stream_id)
-                    || streams.len() >= MAX_STREAMS
-            };
-            if refused {
-                let frame = Frame::RstStream {
-                    stream_id,
-                    status: STATUS_PROTOCOL_ERROR,
-                };
-                return shared.out.send(frame).await.is_ok();
-            }
-            let (sender, data) = mpsc::channel(STREAM_QUEUE);
-            let state = Arc::new(StreamState {
-                data: Mutex::new((!fin).then_some(sender)),
-                finished: AtomicBool::new(false),
-                reset: AtomicBool::new(false),
-            });
-            shared.streams().insert(stream_id, state.clone());
-            let incoming = IncomingStream {
-                id: stream_id,
-                headers,
-                data,
-                state,
-                shared: shared.clone(),
-            };
-            tokio::select! {
-                sent = accept.send(incoming) => sent.is_ok(),
-                () = shared.closing.cancelled() => false,
-            }
-        }
-        Frame::Data {
-            stream_id,
-            fin,
-            data,
-        } => {
-            let Some(state) = shared.streams().get(&stream_id).cloned() else {
-                return true;
-            };
-            let sender = state
-                .data
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
-            if let Some(sender) = sender
-                && !data.is_empty()
-            {
-                tokio::select! {
-                    // Nobody reads it: dropped, as upstream does.
-                    _ = sender.send(data) => {}
-                    () = shared.closing.cancelled() => return false,
-                }
-            }
-            if fin {
-                close_remote(shared, stream_id, &state);
-            }
-            true
-        }
-        Frame::Headers { stream_id, fin, .. } | Frame::SynReply { stream_id, fin, .. } => {
-            if fin && let Some(state) = shared.streams().get(&stream_id).cloned() {
-                close_remote(shared, stream_id, &state);
-            }
-            true
-        }
-        Frame::RstStream { stream_id, .. } => {
-            if let Some(state) = shared.streams().remove(&stream_id) {
-                state.reset.store(true, Ordering::Release);
-                state.finished.store(true, Ordering::Release);
-                state
-                    .data
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take();
-            }
-            true
-        }
-        Frame::Ping { id } => {
-            // An even one answers ours, and we send none.
-            id % 2 == 0 || shared.out.send(Frame::Ping { id }).await.is_ok()
-        }
-        Frame::GoAway { .. } => false,
-        Frame::Ignored { .. } => true,
-    }
-}
-
-fn close_remote(shared: &Shared, stream_id: u32, state: &StreamState) {
-    state
-        .data
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
-    if state.finished.load(Ordering::Acquire) {
-        shared.streams().remove(&stream_id);
-    }
-}
-
-async fn write_frames<W: AsyncWrite + Unpin>(
-    write: W,
-    shared: Arc<Shared>,
-    mut frames: mpsc::Receiver<Frame>,
-) {
-    let mut sink = FramedWrite::new(write, FrameEncoder::default());
-    let writing = async {
-        loop {
-            let frame = match frames.try_recv() {
-                Ok(frame) => frame,
-                Err(_) => {
-                    sink.flush().await?;
-                    tokio::select! {
-                        biased;
-                        frame = frames.recv() => match frame {
-                            Some(frame) => frame,
-                            None => return Ok(()),
-                        },
-                        () = shared.closing.cancelled() => return Ok(()),
-                    }
-                }
-            };
-            shared.touch();
-            forget_finished(&shared, &frame);
-            sink.feed(frame).await?;
-        }
-    };
-    let give_up = async {
-        tokio::select! {
-            () = shared.gone.cancelled() => {}
-            () = async {
-                shared.closing.cancelled().await;
-                tokio::time::sleep(CLOSE_TIMEOUT).await;
-            } => {}
-        }
-    };
-    let result: Result<(), SpdyError> = tokio::select! {
-        result = writing => result,
-        () = give_up => Ok(()),
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "streaming connection broke");
-        shared.closed.cancel();
-    }
-    frames.close();
-    // The client may be gone already.
-    let _ = tokio::time::timeout(LINGER, sink.into_inner().shutdown()).await;
-}
-
-/// A stream both sides have ended is forgotten.
-fn forget_finished(shared: &Shared, frame: &Frame) {
-    match frame {
-        Frame::Data {
-            stream_id,
-            fin: true,
-            ..
-        } => {
-            let mut streams = shared.streams();
-            let ended = streams.get(stream_id).is_some_and(|state| {
-                state
-                    .data
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .is_none()
-            });
-            if ended {
-                streams.remove(stream_id);
-            }
-        }
-        Frame::RstStream { stream_id, .. } => {
-            shared.streams().remove(stream_id);
-        }
-        _ => {}
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,9 @@ use super::header::{HeaderDecoder, HeaderEncoder, Headers};
 const VERSION: u16 = 3;
 const HEADER_BYTES: usize = 8;
 /// Control frames are small; a data frame may be as long as its 24 bits say, but comes on in pieces.
-const MAX_CONTROL_BYTES: usize = 128 * 1024;
+///
+/// DIFFERS: upstream takes 16 MiB. No client's headers of a stream have a hundredth of this.
+const MAX_CONTROL_BYTES: usize = 32 * 1024;
 /// Data of one frame we send.
 pub(super) const MAX_DATA_BYTES: usize = 32 * 1024;
 
@@ -25,11 +27,18 @@ const TYPE_GOAWAY: u16 = 7;
 const TYPE_HEADERS: u16 = 8;
 const TYPE_WINDOW_UPDATE: u16 = 9;
 const FLAG_FIN: u8 = 1;
+const SETTINGS_INITIAL_WINDOW_SIZE: u32 = 7;
 
 /// RST_STREAM: the stream is no longer wanted.
 pub(super) const STATUS_CANCEL: u32 = 5;
-/// RST_STREAM: the stream breaks the protocol.
-pub(super) const STATUS_PROTOCOL_ERROR: u32 = 1;
+/// RST_STREAM: there are too many streams.
+pub(super) const STATUS_REFUSED_STREAM: u32 = 3;
+/// RST_STREAM: a window grew beyond what it may.
+pub(super) const STATUS_FLOW_CONTROL_ERROR: u32 = 7;
+/// GOAWAY: all is well.
+pub(super) const GOAWAY_OK: u32 = 0;
+/// GOAWAY: the client breaks the protocol.
+pub(super) const GOAWAY_PROTOCOL_ERROR: u32 = 1;
 
 /// Why bytes are no SPDY. The connection is beyond repair.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +51,10 @@ pub enum SpdyError {
     Length { kind: u16, length: usize },
     #[error("spdy: stream id zero")]
     StreamZero,
+    #[error("spdy: stream {0} is not the client's to open, or not any more")]
+    StreamId(u32),
+    #[error("spdy: a window grew beyond 2^31-1")]
+    Window,
     #[error("spdy: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -80,7 +93,16 @@ pub enum Frame {
         fin: bool,
         data: Bytes,
     },
-    /// SETTINGS, WINDOW_UPDATE and what we do not know: of no meaning here.
+    /// The client takes so many more bytes of a stream; of all, with stream zero.
+    WindowUpdate {
+        stream_id: u32,
+        delta: u32,
+    },
+    /// Of the settings only the window is of a meaning here.
+    Settings {
+        initial_window: Option<u32>,
+    },
+    /// What we do not know.
     Ignored {
         kind: u16,
     },
@@ -180,7 +202,8 @@ impl FrameDecoder {
         let least = match kind {
             TYPE_SYN_STREAM => 10,
             TYPE_SYN_REPLY | TYPE_HEADERS | TYPE_PING => 4,
-            TYPE_RST_STREAM | TYPE_GOAWAY => 8,
+            TYPE_RST_STREAM | TYPE_GOAWAY | TYPE_WINDOW_UPDATE => 8,
+            TYPE_SETTINGS => 4,
             _ => 0,
         };
         if length < least {
@@ -226,10 +249,33 @@ impl FrameDecoder {
                 last_stream_id: id(),
                 status: body.get_u32(),
             },
-            TYPE_SETTINGS | TYPE_WINDOW_UPDATE => Frame::Ignored { kind },
+            TYPE_WINDOW_UPDATE => Frame::WindowUpdate {
+                stream_id: id(),
+                delta: body.get_u32() & 0x7fff_ffff,
+            },
+            TYPE_SETTINGS => Frame::Settings {
+                initial_window: initial_window(&mut body)
+                    .ok_or(SpdyError::Length { kind, length })?,
+            },
             other => Frame::Ignored { kind: other },
         })
     }
+}
+
+/// Outer `None`: there are not as many settings as are announced.
+fn initial_window(body: &mut Bytes) -> Option<Option<u32>> {
+    let count = body.get_u32() as usize;
+    if count.checked_mul(8)? != body.len() {
+        return None;
+    }
+    let mut window = None;
+    while body.has_remaining() {
+        let (id, value) = (body.get_u32() & 0x00ff_ffff, body.get_u32());
+        if id == SETTINGS_INITIAL_WINDOW_SIZE {
+            window = Some(value);
+        }
+    }
+    Some(window)
 }
 
 fn stream(id: u32) -> Result<u32, SpdyError> {
@@ -317,6 +363,20 @@ impl Encoder<Frame> for FrameEncoder {
                 target.put_u32(last_stream_id);
                 target.put_u32(status);
             }
+            Frame::WindowUpdate { stream_id, delta } => {
+                control(target, TYPE_WINDOW_UPDATE, false, 8);
+                target.put_u32(stream_id);
+                target.put_u32(delta);
+            }
+            Frame::Settings { initial_window } => {
+                let length = if initial_window.is_some() { 12 } else { 4 };
+                control(target, TYPE_SETTINGS, false, length);
+                target.put_u32(u32::from(initial_window.is_some()));
+                if let Some(value) = initial_window {
+                    target.put_u32(SETTINGS_INITIAL_WINDOW_SIZE);
+                    target.put_u32(value);
+                }
+            }
             Frame::Ignored { .. } => {}
         }
         Ok(())
@@ -379,6 +439,16 @@ mod tests {
             Frame::GoAway {
                 last_stream_id: 3,
                 status: 0,
+            },
+            Frame::WindowUpdate {
+                stream_id: 0,
+                delta: 0x7fff_ffff,
+            },
+            Frame::Settings {
+                initial_window: Some(9),
+            },
+            Frame::Settings {
+                initial_window: None,
             },
         ];
         let mut encoder = FrameEncoder::default();
@@ -494,17 +564,51 @@ mod tests {
         check(&[0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff]);
         check(&[0, 0, 0, 0, 0, 0, 0, 0]);
         check(&[0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 5]);
+        // WINDOW_UPDATE and SETTINGS that are short, or say they hold more than they do.
+        check(&[0x80, 3, 0, 9, 0, 0, 0, 4, 0, 0, 0, 1]);
+        check(&[0x80, 3, 0, 4, 0, 0, 0, 0]);
+        check(&[0x80, 3, 0, 4, 0, 0, 0, 4, 0, 0, 0, 1]);
+        check(&[0x80, 3, 0, 4, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff]);
+        check(&[0x80, 3, 0, 4, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+        // A frame of headers longer than any are.
+        check(&[0x80, 3, 0, 8, 0, 0, 0x80, 1]);
+        // GOAWAY and SYN_STREAM cut short.
+        check(&[0x80, 3, 0, 7, 0, 0, 0, 4, 0, 0, 0, 1]);
+        check(&[0x80, 3, 0, 1, 0, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
     }
 
     #[test]
     fn what_has_no_meaning_is_passed_over() {
-        let mut buffer = BytesMut::from(&[0x80, 3, 0, 9, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 9][..]);
+        let mut buffer = BytesMut::from(&[0x80, 3, 0, 10, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 9][..]);
         let frame = FrameDecoder::default().decode(&mut buffer).unwrap();
-        assert_eq!(
-            frame,
-            Some(Frame::Ignored {
-                kind: TYPE_WINDOW_UPDATE
-            })
+        assert_eq!(frame, Some(Frame::Ignored { kind: 10 }));
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn windows_are_read() {
+        let check = |bytes: &[u8], expect: Frame| {
+            let mut buffer = BytesMut::from(bytes);
+            let frame = FrameDecoder::default().decode(&mut buffer).unwrap();
+            assert_eq!(frame, Some(expect));
+        };
+        let delta = 9;
+        check(
+            &[0x80, 3, 0, 9, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 9],
+            Frame::WindowUpdate {
+                stream_id: 1,
+                delta,
+            },
+        );
+        // Another setting first; the flags beside an id are of no meaning.
+        check(
+            &[
+                0x80, 3, 0, 4, 0, 0, 0, 20, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0, 1, 1, 0, 0, 7, 0, 0,
+                2, 0,
+            ],
+            Frame::Settings {
+                initial_window: Some(512),
+            },
         );
     }
 }

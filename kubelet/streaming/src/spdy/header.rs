@@ -4,8 +4,9 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 
 use super::SpdyError;
 
-/// What one header block may inflate to.
-const MAX_BLOCK_BYTES: usize = 256 * 1024;
+/// What one header block may inflate to. DIFFERS: upstream takes 1000 headers of 1 MiB each.
+const MAX_BLOCK_BYTES: usize = 32 * 1024;
+/// Upstream: spdystream's `defaultMaxHeaderCount`.
 const MAX_HEADERS: u32 = 1000;
 
 /// Headers of a stream: names in lower case, in the order they came.
