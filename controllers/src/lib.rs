@@ -17,6 +17,7 @@ pub mod controller_ref_manager;
 pub mod discovery;
 pub mod history;
 pub mod pod_control;
+pub mod pods_by_claim;
 #[cfg(test)]
 mod testing;
 
@@ -38,6 +39,8 @@ pub mod legacy_token_cleaner;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
+pub mod persistentvolume_binder;
+pub mod persistentvolume_expander;
 pub mod pod_garbage_collector;
 pub mod replicaset;
 pub mod resourcequota;

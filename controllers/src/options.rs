@@ -61,8 +61,21 @@ pub struct Options {
     pub resource_quota_sync_period: Duration,
     /// `--enable-garbage-collector`.
     pub enable_garbage_collector: bool,
+    /// `--pvclaimbinder-sync-period`, `--enable-dynamic-provisioning`, …
+    pub volumes: VolumeOptions,
     /// Workers of each controller that has a `--concurrent-*-syncs` flag, by the flag's middle word (`deployment`, `gc`).
     pub concurrent_syncs: BTreeMap<&'static str, usize>,
+}
+
+/// Settings of the persistentvolume-binder controller.
+#[derive(Clone, Debug)]
+pub struct VolumeOptions {
+    /// `--pvclaimbinder-sync-period`.
+    pub claim_binder_sync_period: Duration,
+    /// `--enable-dynamic-provisioning`.
+    pub enable_dynamic_provisioning: bool,
+    /// `--enable-hostpath-provisioner`.
+    pub enable_hostpath_provisioner: bool,
 }
 
 /// One certificate authority on disk.
@@ -328,6 +341,17 @@ pub fn flag_set() -> FlagSet {
         "The period for syncing quota usage status in the system",
     );
     flags.bool("enable-garbage-collector", true, "Enables the generic garbage collector. MUST be synced with the corresponding flag of the kube-apiserver.");
+    flags.duration(
+        "pvclaimbinder-sync-period",
+        seconds(15),
+        "The period for syncing persistent volumes and persistent volume claims",
+    );
+    flags.bool(
+        "enable-dynamic-provisioning",
+        true,
+        "Enable dynamic provisioning for environments that support it.",
+    );
+    flags.bool("enable-hostpath-provisioner", false, "Enable HostPath PV provisioning when running without a cloud provider. This allows testing and development of provisioning features. HostPath provisioning is not supported in any way, won't work in a multi-node cluster, and should not be used for anything other than testing or development.");
     for (_, name, default) in CONCURRENT {
         flags.int(
             name,
@@ -376,8 +400,6 @@ fn unused(flags: &mut FlagSet) {
         ),
         ("horizontal-pod-autoscaler-sync-period", time(15)),
         ("horizontal-pod-autoscaler-tolerance", Value::Float(0.1)),
-        ("enable-dynamic-provisioning", Value::Bool(true)),
-        ("enable-hostpath-provisioner", Value::Bool(false)),
         (
             "flex-volume-plugin-dir",
             text("/usr/libexec/kubernetes/kubelet-plugins/volume/exec/"),
@@ -388,7 +410,6 @@ fn unused(flags: &mut FlagSet) {
         ("pv-recycler-pod-template-filepath-hostpath", text("")),
         ("pv-recycler-pod-template-filepath-nfs", text("")),
         ("pv-recycler-timeout-increment-hostpath", Value::Int(30)),
-        ("pvclaimbinder-sync-period", time(15)),
     ]);
 }
 
@@ -451,6 +472,7 @@ impl Options {
             "namespace-sync-period",
             "resource-quota-sync-period",
             "legacy-service-account-token-clean-up-period",
+            "pvclaimbinder-sync-period",
         ] {
             if flags.duration(flag).is_zero() {
                 errors.push(FieldError::invalid(flag, "0s", "must be greater than zero"));
@@ -487,6 +509,11 @@ impl Options {
             namespace_sync_period: flags.duration("namespace-sync-period"),
             resource_quota_sync_period: flags.duration("resource-quota-sync-period"),
             enable_garbage_collector: flags.bool("enable-garbage-collector"),
+            volumes: VolumeOptions {
+                claim_binder_sync_period: flags.duration("pvclaimbinder-sync-period"),
+                enable_dynamic_provisioning: flags.bool("enable-dynamic-provisioning"),
+                enable_hostpath_provisioner: flags.bool("enable-hostpath-provisioner"),
+            },
             concurrent_syncs,
         })
     }
@@ -707,6 +734,7 @@ mod tests {
             "SigningOptions",
             "NodeIpamOptions",
             "NodeLifecycleOptions",
+            "VolumeOptions",
         ] {
             let fields = audit::fields(include_str!("options.rs"), name);
             assert!(!fields.is_empty(), "{name}");

@@ -185,20 +185,22 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "legacy-service-account-token-cleaner",
         |c| crate::legacy_token_cleaner::start(c).boxed(),
     ),
+    built(
+        "persistentvolume-binder-controller",
+        "persistentvolume-binder",
+        |c| crate::persistentvolume_binder::start(c).boxed(),
+    ),
+    built(
+        "persistentvolume-expander-controller",
+        "persistentvolume-expander",
+        |c| crate::persistentvolume_expander::start(c).boxed(),
+    ),
     // not built yet
     missing(
         "horizontal-pod-autoscaler-controller",
         "horizontalpodautoscaling",
     ),
     missing("persistentvolume-attach-detach-controller", "attachdetach"),
-    missing(
-        "persistentvolume-binder-controller",
-        "persistentvolume-binder",
-    ),
-    missing(
-        "persistentvolume-expander-controller",
-        "persistentvolume-expander",
-    ),
     missing("resourceclaim-controller", "resource-claim-controller"),
     missing("storage-version-migrator-controller", "svm"),
     missing("validatingadmissionpolicy-status-controller", ""),

@@ -26,6 +26,11 @@ impl<K: Object> Feed<K> {
         self.send(Event::Apply(object));
     }
 
+    /// An object is gone.
+    pub fn delete(&self, object: K) {
+        self.send(Event::Delete(object));
+    }
+
     fn send(&self, event: Event<K>) {
         self.sender
             .unbounded_send(Ok(event))

@@ -12,6 +12,7 @@ pub mod labels;
 pub mod names;
 pub mod node;
 pub mod owner_ref;
+pub mod persistent_volume;
 pub mod pod;
 pub mod qos;
 pub mod quantity;

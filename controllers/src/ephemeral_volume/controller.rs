@@ -16,6 +16,7 @@ use prometheus::{IntCounter, register_int_counter};
 
 use super::sync::{NotForPod, is_relevant, sync, volume_claim_name, volumes};
 use crate::context::{ControllerContext, Running, StartError};
+use crate::pods_by_claim;
 
 static ATTEMPTS: LazyLock<IntCounter> = LazyLock::new(|| {
     register_int_counter!(
@@ -31,9 +32,6 @@ static FAILURES: LazyLock<IntCounter> = LazyLock::new(|| {
     )
     .expect("the name is registered only here")
 });
-
-/// The index of Pods by the claims they use.
-const BY_CLAIM: &str = "pod-pvc";
 
 /// Why a volume has no claim; a retry may help.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +74,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         claims: context.informers.informer(InformerOptions::default()),
         executor,
     });
-    controller.pods.add_index(BY_CLAIM, |pod| {
-        let names = pod::volume_claim_names(pod).into_iter();
-        names
-            .map(|name| ObjectKey::new(pod::namespace(pod), name).to_string())
-            .collect()
-    });
+    pods_by_claim::add_index(&controller.pods);
     let queue = WorkQueue::new("ephemeral_volume");
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
@@ -99,8 +92,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let (handler, keys) = (controller.clone(), queue.clone());
     watches.on(&controller.claims, move |event| {
         if let InformerEvent::Deleted(claim) = event {
-            let key = ObjectKey::of(&*claim).to_string();
-            let users = handler.pods.by_index(BY_CLAIM, &key);
+            let users = pods_by_claim::users(&handler.pods, &ObjectKey::of(&*claim));
             for pod in users.iter().filter(|p| is_relevant(p)) {
                 keys.add(ObjectKey::of(&**pod));
             }
