@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use framework::*;
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Pod, PodCondition, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{
+    Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, ReplicationController,
+    Service,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +56,8 @@ pub struct Report {
 #[derive(Default)]
 pub struct NoObjects {
     pods: std::sync::Mutex<BTreeMap<(String, String), Arc<Pod>>>,
+    nodes: std::sync::Mutex<BTreeMap<String, Arc<Node>>>,
+    volumes: VolumeCache,
 }
 
 impl Listers for NoObjects {
@@ -90,6 +95,14 @@ impl Listers for NoObjects {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         pods.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
+    fn node(&self, name: &str) -> Option<Arc<Node>> {
+        let nodes = self.nodes.lock();
+        let nodes = nodes.unwrap_or_else(std::sync::PoisonError::into_inner);
+        nodes.get(name).cloned()
+    }
+    fn volumes(&self) -> &VolumeCache {
+        &self.volumes
+    }
 }
 
 impl NoObjects {
@@ -103,7 +116,15 @@ impl NoObjects {
         };
         NoObjects {
             pods: std::sync::Mutex::new(pods.into_iter().map(|pod| (key(&pod), pod)).collect()),
+            ..NoObjects::default()
         }
+    }
+
+    /// Knows this node, too.
+    pub fn add_node(&self, node: Arc<Node>) {
+        let nodes = self.nodes.lock();
+        let mut nodes = nodes.unwrap_or_else(std::sync::PoisonError::into_inner);
+        nodes.insert(node.metadata.name.clone().unwrap_or_default(), node);
     }
 }
 
@@ -123,6 +144,20 @@ impl ApiWriter for CountingWriter {
     }
     fn delete_pod<'a>(&'a self, _: &'a Pod) -> BoxFuture<'a, Result<(), ApiWriteError>> {
         Box::pin(async { Ok(()) })
+    }
+    fn bind_volume<'a>(
+        &'a self,
+        volume: &'a PersistentVolume,
+    ) -> BoxFuture<'a, Result<String, ApiWriteError>> {
+        let version = volume.metadata.resource_version.clone();
+        Box::pin(async { Ok(version.unwrap_or_default()) })
+    }
+    fn annotate_claim<'a>(
+        &'a self,
+        claim: &'a PersistentVolumeClaim,
+    ) -> BoxFuture<'a, Result<String, ApiWriteError>> {
+        let version = claim.metadata.resource_version.clone();
+        Box::pin(async { Ok(version.unwrap_or_default()) })
     }
     fn patch_pod_status<'a>(
         &'a self,

@@ -19,10 +19,6 @@ pub const DEFAULT_SCHEDULER_NAME: &str = "default-scheduler";
 
 /// Plugins upstream has that are not built here: naming one explicitly is an error.
 pub const NOT_BUILT: &[&str] = &[
-    "VolumeRestrictions",
-    "NodeVolumeLimits",
-    "VolumeBinding",
-    "VolumeZone",
     "DynamicResources",
     "GangScheduling",
     "TopologyPlacementGenerator",
@@ -444,7 +440,7 @@ mod tests {
             .to_string();
         assert!(error.contains("enabeld"), "{error}");
         let config = decode(
-            "parallelism: 0\npodMaxBackoffSeconds: 0\nextenders: [{urlPrefix: x}]\nprofiles: [{schedulerName: a}, {schedulerName: a}, {plugins: {filter: {enabled: [{name: VolumeBinding}]}}}]",
+            "parallelism: 0\npodMaxBackoffSeconds: 0\nextenders: [{urlPrefix: x}]\nprofiles: [{schedulerName: a}, {schedulerName: a}, {plugins: {filter: {enabled: [{name: DynamicResources}]}}}]",
         )
         .expect("decodes");
         let errors: Vec<String> = validate(&config).iter().map(ToString::to_string).collect();

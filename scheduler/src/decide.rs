@@ -139,6 +139,16 @@ impl Decider {
             self.key.push(u8::from(sign.scope == Scope::Cluster));
         }
         signature::encode(pod, fragments, &mut self.key);
+        if fragments.contains(Fragments::MORE) {
+            for judge in framework.judges() {
+                // Each with its length, so that no two rows of them have equal bytes.
+                let at = self.key.len();
+                self.key.extend([0; 4]);
+                judge.plugin.sign_more(pod, snapshot, &mut self.key);
+                let length = (self.key.len() - at - 4) as u32;
+                self.key[at..at + 4].copy_from_slice(&length.to_le_bytes());
+            }
+        }
         true
     }
 

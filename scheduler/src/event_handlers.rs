@@ -16,8 +16,11 @@ use crate::listers::{Informers, Revisions};
 use crate::metrics;
 use crate::scheduler::Scheduler;
 
+mod storage;
 #[cfg(test)]
 mod tests;
+
+use storage::StorageEvents;
 
 /// Feeds the cache and the queue.
 pub struct EventHandlers {
@@ -27,6 +30,7 @@ pub struct EventHandlers {
     nodes: Receiver<Node>,
     namespaces: Receiver<Namespace>,
     services: Receiver<Service>,
+    storage: StorageEvents,
 }
 
 impl EventHandlers {
@@ -43,11 +47,13 @@ impl EventHandlers {
             nodes: informers.nodes.subscribe(),
             namespaces: informers.namespaces.subscribe(),
             services: informers.services.subscribe(),
+            storage: StorageEvents::new(&informers.storage),
         }
     }
 
     /// Takes in all that is there already: to be called after the informers have synced and before the first pod is scheduled.
     pub fn handle_initial(&mut self) {
+        self.storage.drain(&self.scheduler);
         while let Some(event) = self.nodes.try_recv() {
             handle_node(&self.scheduler, event);
         }
@@ -64,6 +70,7 @@ impl EventHandlers {
                 () = shutdown.triggered() => return,
                 Some(event) = self.nodes.recv() => handle_node(&self.scheduler, event),
                 Some(event) = self.pods.recv() => handle_pod(&self.scheduler, event),
+                Some(change) = self.storage.next() => storage::handle(&self.scheduler, change),
                 Some(_) = self.namespaces.recv() => { self.revisions.namespaces.fetch_add(1, Ordering::AcqRel); }
                 Some(_) = self.services.recv() => { self.revisions.services.fetch_add(1, Ordering::AcqRel); }
                 else => return,
@@ -112,6 +119,10 @@ fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
             {
                 cache.update_node(Arc::clone(&new));
             }
+            if old.metadata.labels != new.metadata.labels {
+                // Volumes that pods wait for may not be usable there any more.
+                scheduler.shared.listers().volumes().wake_all();
+            }
             for event in events {
                 queue.move_all_to_active_or_backoff_queue(
                     event,
@@ -124,6 +135,7 @@ fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
         }
         InformerEvent::Deleted(node) => {
             let event = ClusterEvent::new(EventResource::Node, ActionType::DELETE);
+            scheduler.shared.listers().volumes().wake_all();
             queue.move_all_to_active_or_backoff_queue(event, node_object(&node), None, None);
             if let Err(error) = cache.remove_node(node.metadata.name.as_deref().unwrap_or_default())
             {
@@ -265,7 +277,10 @@ fn handle_assumed_pod_deletion(scheduler: &Scheduler, pod: &Arc<Pod>) {
         return;
     };
     let waiting = scheduler.shared.waiting_pods().get(uid(pod));
-    // A waiting pod's binding task forgets it; of one further on, Bind will fail.
+    // A waiting pod's binding task forgets it; of one further on, Bind will fail; who waits for volumes need not.
+    scheduler
+        .shared
+        .cancel_pre_bind(uid(pod), "the pod was deleted");
     let rejected = waiting.is_some_and(|waiting| WaitingPod::reject(&*waiting, "", "removed"));
     if !rejected && let Err(error) = scheduler.cache.forget_pod(&assumed) {
         tracing::warn!(%error, "Scheduler cache ForgetPod failed");

@@ -5,10 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use component_base::informer::{Factory, Informer, InformerOptions};
-use framework::Listers;
+use framework::{Listers, VolumeCache};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{
+    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::{
+    CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
+};
 
 /// The kinds the scheduler watches.
 #[derive(Clone)]
@@ -29,6 +34,65 @@ pub struct Informers {
     pub stateful_sets: Informer<StatefulSet>,
     /// For preemption.
     pub pod_disruption_budgets: Informer<PodDisruptionBudget>,
+    /// What volumes are made of.
+    pub storage: StorageInformers,
+}
+
+/// The kinds that go into the [`VolumeCache`].
+#[derive(Clone)]
+pub struct StorageInformers {
+    /// Volumes.
+    pub volumes: Informer<PersistentVolume>,
+    /// Claims.
+    pub claims: Informer<PersistentVolumeClaim>,
+    /// Classes.
+    pub classes: Informer<StorageClass>,
+    /// What drivers say of nodes.
+    pub csi_nodes: Informer<CSINode>,
+    /// Drivers.
+    pub csi_drivers: Informer<CSIDriver>,
+    /// Where there is room.
+    pub capacities: Informer<CSIStorageCapacity>,
+    /// What is attached to nodes.
+    pub attachments: Informer<VolumeAttachment>,
+}
+
+impl StorageInformers {
+    fn start(factory: &Factory) -> Self {
+        let all = InformerOptions::default;
+        StorageInformers {
+            volumes: factory.informer(all()),
+            claims: factory.informer(all()),
+            classes: factory.informer(all()),
+            csi_nodes: factory.informer(all()),
+            csi_drivers: factory.informer(all()),
+            capacities: factory.informer(all()),
+            attachments: factory.informer(all()),
+        }
+    }
+
+    async fn wait_for_sync(&self) -> bool {
+        let waits = tokio::join!(
+            self.volumes.wait_for_sync(),
+            self.claims.wait_for_sync(),
+            self.classes.wait_for_sync(),
+            self.csi_nodes.wait_for_sync(),
+            self.csi_drivers.wait_for_sync(),
+            self.capacities.wait_for_sync(),
+            self.attachments.wait_for_sync(),
+        );
+        waits.0 && waits.1 && waits.2 && waits.3 && waits.4 && waits.5 && waits.6
+    }
+
+    fn has_synced(&self) -> bool {
+        self.volumes.has_synced()
+            && self.claims.has_synced()
+            && self.classes.has_synced()
+            && self.csi_nodes.has_synced()
+            && self.csi_drivers.has_synced()
+            && self.capacities.has_synced()
+            && self.attachments.has_synced()
+    }
 }
 
 impl Informers {
@@ -44,6 +108,7 @@ impl Informers {
             replica_sets: factory.informer(all()),
             stateful_sets: factory.informer(all()),
             pod_disruption_budgets: factory.informer(all()),
+            storage: StorageInformers::start(factory),
         }
     }
 
@@ -58,8 +123,10 @@ impl Informers {
             self.replica_sets.wait_for_sync(),
             self.stateful_sets.wait_for_sync(),
             self.pod_disruption_budgets.wait_for_sync(),
+            self.storage.wait_for_sync(),
         );
-        waits.0 && waits.1 && waits.2 && waits.3 && waits.4 && waits.5 && waits.6 && waits.7
+        let rest = waits.5 && waits.6 && waits.7 && waits.8;
+        waits.0 && waits.1 && waits.2 && waits.3 && waits.4 && rest
     }
 
     /// Have all listed once?
@@ -72,6 +139,7 @@ impl Informers {
             && self.replica_sets.has_synced()
             && self.stateful_sets.has_synced()
             && self.pod_disruption_budgets.has_synced()
+            && self.storage.has_synced()
     }
 }
 
@@ -88,14 +156,16 @@ pub struct Revisions {
 pub struct InformerListers {
     informers: Informers,
     revisions: Arc<Revisions>,
+    volumes: VolumeCache,
 }
 
 impl InformerListers {
-    /// Reads from `informers`; whoever handles their events counts in `revisions`.
+    /// Reads from `informers`; whoever handles their events counts in `revisions` and tells the volume cache.
     pub fn new(informers: Informers, revisions: Arc<Revisions>) -> Self {
         InformerListers {
             informers,
             revisions,
+            volumes: VolumeCache::new(),
         }
     }
 }
@@ -144,5 +214,11 @@ impl Listers for InformerListers {
     }
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.informers.pods.get(namespace, name)
+    }
+    fn node(&self, name: &str) -> Option<Arc<Node>> {
+        self.informers.nodes.get("", name)
+    }
+    fn volumes(&self) -> &VolumeCache {
+        &self.volumes
     }
 }

@@ -76,6 +76,14 @@ metric! {
     )
 }
 metric! {
+    /// Failures of volume scheduling by stage (`predicate`, `assume`, `bind`).
+    VOLUME_STAGE_ERRORS: IntCounterVec = register_int_counter_vec!(
+        "scheduler_volume_scheduling_stage_error_total",
+        "Volume scheduling stage error count",
+        &["operation"]
+    )
+}
+metric! {
     /// By extension point.
     FRAMEWORK_EXTENSION_POINT_DURATION: HistogramVec = register_histogram_vec!(
         "scheduler_framework_extension_point_duration_seconds",
@@ -267,6 +275,7 @@ pub fn init() {
     LazyLock::force(&POD_SCHEDULING_SLI_DURATION);
     LazyLock::force(&POD_SCHEDULING_ATTEMPTS);
     LazyLock::force(&POD_SCHEDULED_AFTER_FLUSH);
+    LazyLock::force(&VOLUME_STAGE_ERRORS);
     LazyLock::force(&FRAMEWORK_EXTENSION_POINT_DURATION);
     LazyLock::force(&PLUGIN_EXECUTION_DURATION);
     LazyLock::force(&PREEMPTION_ATTEMPTS);

@@ -314,7 +314,7 @@ impl Builder<'_> {
 /// Says once what of the default profile is not there.
 pub fn log_absent_defaults() {
     tracing::info!(
-        plugins = NOT_BUILT[..5].join(","),
+        plugins = NOT_BUILT[..1].join(","),
         "Default plugins that are not built yet are absent; pods that need them wait"
     );
 }

@@ -351,8 +351,12 @@ impl Framework {
         pod: &Arc<PodInfo>,
         node_name: &str,
     ) -> Status {
+        let concerned = |plugin: &&Arc<dyn Plugin>| {
+            let reserve = plugin.as_reserve();
+            reserve.is_some_and(|reserve| reserve.concerns(pod))
+        };
         let run = || {
-            for plugin in &self.points.reserve {
+            for plugin in self.points.reserve.iter().filter(concerned) {
                 let Some(reserve) = plugin.as_reserve() else {
                     continue;
                 };
@@ -372,7 +376,7 @@ impl Framework {
             }
             Status::success()
         };
-        if self.points.reserve.is_empty() {
+        if !self.points.reserve.iter().any(|plugin| concerned(&plugin)) {
             Status::success()
         } else {
             self.timed("Reserve", run, Status::code)
@@ -387,7 +391,9 @@ impl Framework {
         node_name: &str,
     ) {
         for plugin in self.points.reserve.iter().rev() {
-            if let Some(reserve) = plugin.as_reserve() {
+            if let Some(reserve) = plugin.as_reserve()
+                && reserve.concerns(pod)
+            {
                 reserve.unreserve(state, pod, node_name);
             }
         }
@@ -454,15 +460,15 @@ impl Framework {
         pod: &Arc<PodInfo>,
         node_name: &str,
     ) -> Status {
-        let mut skip = BTreeSet::new();
+        let mut runs = Vec::new();
         for plugin in &self.points.pre_bind {
             let Some(pre_bind) = plugin.as_pre_bind() else {
                 continue;
             };
             let (_, status) = pre_bind.pre_bind_pre_flight(state, pod, node_name);
-            if status.is_skip() {
-                skip.insert(plugin.name());
-            } else if !status.is_success() {
+            if status.is_success() {
+                runs.push(plugin.name());
+            } else if !status.is_skip() {
                 return Status::error(format!(
                     "running PreBindPreFlight {:?}: {status}",
                     plugin.name()
@@ -470,13 +476,12 @@ impl Framework {
                 .by(plugin.name());
             }
         }
-        let all_skip = skip.len() == self.points.pre_bind.len();
-        state.set_skip_pre_bind_plugins(skip);
-        if all_skip {
-            Status::skip()
-        } else {
-            Status::success()
+        if runs.is_empty() {
+            return Status::skip();
         }
+        let names = self.points.pre_bind.iter().map(|plugin| plugin.name());
+        state.set_skip_pre_bind_plugins(names.filter(|name| !runs.contains(name)).collect());
+        Status::success()
     }
 
     /// Runs every PreBind in order.

@@ -67,6 +67,7 @@ impl SchedulingLoop {
         }
         let start = Instant::now();
         scheduler.cache.update_snapshot(&mut self.snapshot);
+        touch(&scheduler, &mut self.snapshot);
         let chosen = self.scheduling_algorithm(&framework, &pod);
         metrics::SCHEDULING_ALGORITHM_DURATION.observe(start.elapsed().as_secs_f64());
         let Chosen {
@@ -193,6 +194,25 @@ impl SchedulingLoop {
     }
 }
 
+/// Nodes whose volumes changed count as changed.
+pub(crate) fn touch(scheduler: &Scheduler, snapshot: &mut Snapshot) {
+    let Some(touched) = scheduler.shared.listers().volumes().take_touched() else {
+        return;
+    };
+    if touched.all {
+        snapshot.touch_all();
+        return;
+    }
+    touched
+        .nodes
+        .iter()
+        .for_each(|node| snapshot.touch_node(node));
+    touched
+        .claims
+        .iter()
+        .for_each(|claim| snapshot.touch_claim(claim));
+}
+
 fn skip_pod_schedule(scheduler: &Scheduler, pod: &Arc<PodInfo>) -> bool {
     if pod.is_terminating() {
         scheduler.shared.record(EventRecord {
@@ -260,17 +280,6 @@ pub(crate) fn unreserve_and_forget(
 /// What a pod needs that no plugin here can give: such a pod waits, and is never bound blindly.
 fn not_supported(pod: &PodInfo) -> Option<(&'static str, &'static str)> {
     let spec = pod.spec();
-    if spec
-        .volumes
-        .iter()
-        .flatten()
-        .any(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some())
-    {
-        return Some((
-            "VolumeBinding",
-            "pods with PersistentVolumeClaims are not supported yet",
-        ));
-    }
     if spec
         .resource_claims
         .as_ref()

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use framework::*;
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, PodCondition};
 use tokio_util::sync::CancellationToken;
 
 use crate::bench::NoObjects;
@@ -89,6 +89,8 @@ pub struct Writes {
     pub conditions: Mutex<Vec<String>>,
     /// `pod -> node` nominations.
     pub nominations: Mutex<Vec<String>>,
+    /// `volume -> claim` and `claim -> node`.
+    pub volumes: Mutex<Vec<String>>,
 }
 
 impl ApiWriter for Writes {
@@ -113,6 +115,30 @@ impl ApiWriter for Writes {
     }
     fn delete_pod<'a>(&'a self, _: &'a Pod) -> BoxFuture<'a, Result<(), ApiWriteError>> {
         Box::pin(async { Ok(()) })
+    }
+    fn bind_volume<'a>(
+        &'a self,
+        volume: &'a PersistentVolume,
+    ) -> BoxFuture<'a, Result<String, ApiWriteError>> {
+        let claim = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
+        let claim = claim.and_then(|c| c.name.clone()).unwrap_or_default();
+        let name = volume.metadata.name.clone().unwrap_or_default();
+        self.volumes
+            .lock()
+            .unwrap()
+            .push(format!("{name} -> {claim}"));
+        Box::pin(async { Ok("100".to_owned()) })
+    }
+    fn annotate_claim<'a>(
+        &'a self,
+        claim: &'a PersistentVolumeClaim,
+    ) -> BoxFuture<'a, Result<String, ApiWriteError>> {
+        let annotations = claim.metadata.annotations.iter().flatten();
+        let nodes: Vec<&str> = annotations.map(|(_, node)| &**node).collect();
+        let name = claim.metadata.name.clone().unwrap_or_default();
+        let text = format!("{name} -> {}", nodes.join(" "));
+        self.volumes.lock().unwrap().push(text);
+        Box::pin(async { Ok("100".to_owned()) })
     }
     fn patch_pod_status<'a>(
         &'a self,
@@ -151,6 +177,8 @@ pub struct Bed {
     pub writes: Arc<Writes>,
     /// `reason note` of events.
     pub events: Arc<Mutex<Vec<String>>>,
+    /// What its informers would know.
+    pub objects: Arc<NoObjects>,
 }
 
 impl Bed {
@@ -179,6 +207,7 @@ impl Bed {
         let listers = Arc::new(NoObjects::with_pods(
             pods.iter().map(|pod| Arc::clone(&pod.pod)),
         ));
+        let objects = Arc::clone(&listers);
         let shared = Shared::new(
             listers,
             writes.clone(),
@@ -199,6 +228,7 @@ impl Bed {
             scheduling,
             writes,
             events,
+            objects,
         }
     }
 

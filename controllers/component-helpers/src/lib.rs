@@ -7,6 +7,8 @@
 
 pub mod affinity;
 pub mod conditions;
+pub mod csi_migration;
+pub mod ephemeral;
 pub mod intstr;
 pub mod labels;
 pub mod names;

@@ -217,6 +217,25 @@ pub struct PodTopologySpreadArgs {
     pub defaulting_type: PodTopologySpreadConstraintsDefaulting,
 }
 
+/// VolumeBinding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct VolumeBindingArgs {
+    /// How long a pod waits for its volumes to be bound, in seconds; 0: not at all.
+    pub bind_timeout_seconds: i64,
+    /// How storage capacity scores, which needs the gate `StorageCapacityScoring`.
+    pub shape: Option<Vec<UtilizationShapePoint>>,
+}
+
+impl Default for VolumeBindingArgs {
+    fn default() -> Self {
+        VolumeBindingArgs {
+            bind_timeout_seconds: 600,
+            shape: None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,10 @@ use std::ops::{BitOr, BitOrAssign};
 use std::sync::Arc;
 
 use component_helpers::resources::{PodResourcesOptions, pod_requests};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{
+    CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
+};
 
 /// A set of kinds of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,8 +112,14 @@ pub enum EventResource {
     PersistentVolumeClaim,
     /// A CSINode.
     CSINode,
+    /// A CSIDriver.
+    CSIDriver,
+    /// A CSIStorageCapacity.
+    CSIStorageCapacity,
     /// A StorageClass.
     StorageClass,
+    /// A VolumeAttachment.
+    VolumeAttachment,
     /// Everything.
     WildCard,
 }
@@ -126,7 +135,10 @@ impl EventResource {
             EventResource::PersistentVolume => "PersistentVolume",
             EventResource::PersistentVolumeClaim => "PersistentVolumeClaim",
             EventResource::CSINode => "storage.k8s.io/CSINode",
+            EventResource::CSIDriver => "storage.k8s.io/CSIDriver",
+            EventResource::CSIStorageCapacity => "storage.k8s.io/CSIStorageCapacity",
             EventResource::StorageClass => "storage.k8s.io/StorageClass",
+            EventResource::VolumeAttachment => "storage.k8s.io/VolumeAttachment",
             EventResource::WildCard => "*",
         }
     }
@@ -217,6 +229,47 @@ pub enum EventObject {
     Node(Arc<Node>),
     /// A namespace.
     Namespace(Arc<Namespace>),
+    /// A volume.
+    PersistentVolume(Arc<PersistentVolume>),
+    /// A claim.
+    PersistentVolumeClaim(Arc<PersistentVolumeClaim>),
+    /// A class.
+    StorageClass(Arc<StorageClass>),
+    /// What drivers say of a node.
+    CSINode(Arc<CSINode>),
+    /// A driver's settings.
+    CSIDriver(Arc<CSIDriver>),
+    /// Where, and how much, a driver can provision.
+    CSIStorageCapacity(Arc<CSIStorageCapacity>),
+    /// A volume on its way to a node.
+    VolumeAttachment(Arc<VolumeAttachment>),
+}
+
+macro_rules! object_accessors {
+    ($($method:ident, $variant:ident, $type:ty, $doc:literal;)*) => {
+        impl EventObject {
+            $(
+                #[doc = $doc]
+                pub fn $method(&self) -> Option<&Arc<$type>> {
+                    if let EventObject::$variant(object) = self {
+                        Some(object)
+                    } else {
+                        None
+                    }
+                }
+            )*
+        }
+    };
+}
+
+object_accessors! {
+    volume, PersistentVolume, PersistentVolume, "The volume, when it is one.";
+    claim, PersistentVolumeClaim, PersistentVolumeClaim, "The claim, when it is one.";
+    storage_class, StorageClass, StorageClass, "The class, when it is one.";
+    csi_node, CSINode, CSINode, "The CSINode, when it is one.";
+    csi_driver, CSIDriver, CSIDriver, "The CSIDriver, when it is one.";
+    csi_storage_capacity, CSIStorageCapacity, CSIStorageCapacity, "The CSIStorageCapacity, when it is one.";
+    volume_attachment, VolumeAttachment, VolumeAttachment, "The VolumeAttachment, when it is one.";
 }
 
 impl EventObject {

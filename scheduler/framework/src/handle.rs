@@ -4,9 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Pod, PodCondition, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{
+    Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, ReplicationController,
+    Service,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use crate::cycle_state::CycleState;
@@ -14,6 +18,7 @@ use crate::node_info::NodeInfo;
 use crate::plugin::{BoxFuture, NominatingInfo, Plugin};
 use crate::pod_info::PodInfo;
 use crate::status::Status;
+use crate::volumes::VolumeCache;
 
 /// Cached reads. All answers may be stale.
 pub trait Listers: Send + Sync {
@@ -41,6 +46,10 @@ pub trait Listers: Send + Sync {
     fn stateful_set(&self, namespace: &str, name: &str) -> Option<Arc<StatefulSet>>;
     /// The pod as last seen from the API server.
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
+    /// The node as last seen from the API server.
+    fn node(&self, name: &str) -> Option<Arc<Node>>;
+    /// Volumes, claims and classes, with what is assumed of them.
+    fn volumes(&self) -> &VolumeCache;
 }
 
 /// A write that the API server did not take.
@@ -67,6 +76,16 @@ pub trait ApiWriter: Send + Sync {
     ) -> BoxFuture<'a, Result<(), ApiWriteError>>;
     /// Deletes a pod (by UID). Deleting what is gone is a [`ApiWriteError::NotFound`].
     fn delete_pod<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<(), ApiWriteError>>;
+    /// Writes `spec.claimRef` and the annotations of a volume as given, if it is still of the version given; the new version.
+    fn bind_volume<'a>(
+        &'a self,
+        volume: &'a PersistentVolume,
+    ) -> BoxFuture<'a, Result<String, ApiWriteError>>;
+    /// Writes the annotations of a claim as given, if it is still of the version given; the new version.
+    fn annotate_claim<'a>(
+        &'a self,
+        claim: &'a PersistentVolumeClaim,
+    ) -> BoxFuture<'a, Result<String, ApiWriteError>>;
     /// Patches `/status`: sets the condition (if it differs) and the nomination. Does nothing when nothing would change.
     fn patch_pod_status<'a>(
         &'a self,
@@ -119,6 +138,8 @@ pub trait Handle: Send + Sync {
     fn record(&self, event: EventRecord);
     /// Runs a future on the scheduler's runtime; it ends with the scheduler.
     fn spawn(&self, future: BoxFuture<'static, ()>);
+    /// Ready after this time.
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
 
     /// Runs the profile's PreFilter `add_pod` extensions.
     fn run_pre_filter_extension_add_pod(
@@ -165,6 +186,10 @@ pub trait Handle: Send + Sync {
     /// Counts a preemption for the metrics: `None` an attempt, a number the victims chosen.
     fn observe_preemption(&self, victims: Option<usize>) {
         let _ = victims;
+    }
+    /// Counts a failure of volume scheduling for the metrics, by its stage: `predicate`, `assume`, `bind`.
+    fn observe_volume_failure(&self, stage: &'static str) {
+        let _ = stage;
     }
     /// Moves pods to the active queue whatever they waited for.
     fn activate(&self, pods: Vec<Arc<Pod>>);

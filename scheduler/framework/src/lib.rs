@@ -21,6 +21,7 @@ pub mod snapshot;
 pub mod status;
 pub mod testing;
 pub mod verdicts;
+pub mod volumes;
 
 pub use columns::{ImageColumn, LabelColumn, NodeColumns, ResourceColumn};
 pub use cycle_state::CycleState;
@@ -35,9 +36,10 @@ pub use handle::{
 pub use node_info::{HostPortInfo, NodeInfo};
 pub use node_set::{NodeIndex, NodeSet};
 pub use plugin::*;
-pub use pod_info::{AffinityTerm, HostPort, PodInfo, PodResource, WeightedAffinityTerm};
+pub use pod_info::{AffinityTerm, HostPort, PodClaim, PodInfo, PodResource, WeightedAffinityTerm};
 pub use resource::Resource;
 pub use signature::{Fragments, Scope, Sign};
 pub use snapshot::Snapshot;
 pub use status::{Code, Status};
 pub use verdicts::{RejectionId, Verdicts};
+pub use volumes::{VolumeCache, VolumeState};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
-use crate::pod_info::{HostPort, PodInfo, spec};
+use crate::pod_info::{HostPort, PodInfo};
 use crate::resource::Resource;
 
 /// The host ports in use on a node, with how many pods use each (two pods may, while one of them is being replaced).
@@ -202,19 +202,15 @@ impl NodeInfo {
                 self.used_ports.remove(port)
             }
         }
-        for volume in spec(&pod.pod).volumes.iter().flatten() {
-            let Some(claim) = &volume.persistent_volume_claim else {
-                continue;
-            };
-            let key = format!("{}/{}", pod.namespace(), claim.claim_name);
-            let n = self.pvc_ref_counts.entry(key.clone()).or_default();
+        for claim in &pod.claims {
+            let n = self.pvc_ref_counts.entry(claim.key.clone()).or_default();
             *n = if sign > 0 {
                 *n + 1
             } else {
                 n.saturating_sub(1)
             };
             if *n == 0 {
-                self.pvc_ref_counts.remove(&key);
+                self.pvc_ref_counts.remove(&claim.key);
             }
         }
     }
@@ -322,7 +318,7 @@ impl NodeInfo {
         &self.images
     }
 
-    /// How many pods use each claim, by `namespace/name`.
+    /// How many volumes of its pods use each claim, by `namespace/name`; those of ephemeral volumes included.
     pub fn pvc_ref_counts(&self) -> &BTreeMap<String, u32> {
         &self.pvc_ref_counts
     }

@@ -46,6 +46,11 @@ macro_rules! points {
                 None
             }
 
+            /// For a pod signed with [`crate::signature::Fragments::MORE`]: exact bytes of what the plugin reads elsewhere for it, say of its claims.
+            fn sign_more(&self, pod: &PodInfo, snapshot: &Snapshot, key: &mut Vec<u8>) {
+                let _ = (pod, snapshot, key);
+            }
+
             /// For a pod signed [`crate::signature::Scope::Cluster`]: a view of the cluster for this signature that is kept and updated. `None`: the plugin
             /// has no such form.
             fn incremental(&self, pod: &Arc<PodInfo>, snapshot: &Snapshot) -> Option<Box<dyn Incremental>> {
@@ -319,6 +324,11 @@ pub trait Incremental: Send {
 
 /// Keeps plugin state in step with the assumption that a pod is on a node.
 pub trait ReservePlugin: Plugin {
+    /// Is there something to reserve for such a pod? If not, neither method is called for it. Must be fast.
+    fn concerns(&self, pod: &PodInfo) -> bool {
+        let _ = pod;
+        true
+    }
     /// After a node is chosen. On failure every plugin's `unreserve` runs.
     fn reserve(&self, state: &mut CycleState, pod: &Arc<PodInfo>, node_name: &str) -> Status;
     /// Undoes; idempotent; may come without a `reserve`.

@@ -8,10 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use component_helpers::csi_migration::InTreePlugin;
+use component_helpers::ephemeral;
 use component_helpers::labels::{Selector, SelectorError};
 use component_helpers::resources::{self, PodResourcesOptions};
 use k8s_openapi::api::core::v1::{
-    Affinity, Pod, PodAffinityTerm, PodSpec, WeightedPodAffinityTerm,
+    Affinity, Pod, PodAffinityTerm, PodSpec, Volume, WeightedPodAffinityTerm,
 };
 
 use crate::resource::Resource;
@@ -69,6 +71,17 @@ pub struct HostPort {
     pub port: i32,
 }
 
+/// A claim that a pod's volume uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodClaim {
+    /// The claim's name; it is in the pod's namespace.
+    pub name: String,
+    /// `namespace/name`.
+    pub key: String,
+    /// Made for this pod alone, by its name: it must be the pod's.
+    pub ephemeral: bool,
+}
+
 /// A pod as the scheduler sees it. Immutable: a changed pod gets a new one.
 #[derive(Debug, Clone)]
 pub struct PodInfo {
@@ -82,6 +95,10 @@ pub struct PodInfo {
     pub priority: i32,
     /// Host ports of containers and sidecars.
     pub host_ports: Vec<HostPort>,
+    /// The claims its volumes use, in the order of the volumes.
+    pub claims: Vec<PodClaim>,
+    /// Has a volume that is attached to its node and counts against the node's limits: a claim, or a disk given inline that has a CSI driver.
+    pub attaches: bool,
     /// `requiredDuringScheduling` pod affinity.
     pub required_affinity_terms: Vec<AffinityTerm>,
     /// `requiredDuringScheduling` pod anti-affinity.
@@ -159,8 +176,12 @@ impl PodInfo {
             }),
         )
         .map_err(failed("preferredAntiAffinityTerms"))?;
+        let claims = claims(&pod);
+        let mut volumes = spec(&pod).volumes.iter().flatten();
         Ok(PodInfo {
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
+            attaches: !claims.is_empty() || volumes.any(|v| InTreePlugin::of_inline(v).is_some()),
+            claims,
             requests: calculate_resource(&pod),
             priority: pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0),
             host_ports: host_ports(&pod),
@@ -278,6 +299,27 @@ pub fn host_ports(pod: &Pod) -> Vec<HostPort> {
                 port: number,
             })
         })
+        .collect()
+}
+
+fn claims(pod: &Pod) -> Vec<PodClaim> {
+    let claim = |volume: &Volume| {
+        let (name, ephemeral) = match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(claim), _) => (claim.claim_name.clone(), false),
+            (None, Some(_)) => (ephemeral::claim_name(pod, volume), true),
+            (None, None) => return None,
+        };
+        Some(PodClaim {
+            key: crate::volumes::key(namespace(pod), &name),
+            name,
+            ephemeral,
+        })
+    };
+    spec(pod)
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(claim)
         .collect()
 }
 

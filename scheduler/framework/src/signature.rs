@@ -44,6 +44,8 @@ impl Fragments {
     pub const NODE_FEATURES: Fragments = Fragments(1 << 12);
     /// `spec.volumes`.
     pub const VOLUMES: Fragments = Fragments(1 << 13);
+    /// What the plugin itself writes by [`crate::plugin::Plugin::sign_more`]: what it looks up for the pod elsewhere.
+    pub const MORE: Fragments = Fragments(1 << 14);
 
     /// Are all of `other` in?
     pub const fn contains(self, other: Fragments) -> bool {

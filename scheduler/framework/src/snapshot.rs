@@ -25,6 +25,8 @@ pub struct Snapshot {
     last_change: Vec<u64>,
     version: u64,
     num_pods: usize,
+    /// The nodes with pods that use a claim.
+    claims: HashMap<String, Vec<NodeIndex>>,
 }
 
 impl Snapshot {
@@ -135,6 +137,7 @@ impl Snapshot {
             }
         };
         let old = self.nodes[index as usize].replace(Arc::clone(&node));
+        self.set_claims(index, old.as_deref(), Some(&node));
         self.columns.set(index, old.as_deref(), Some(&node));
         self.num_pods =
             self.num_pods + node.pods().len() - old.as_ref().map_or(0, |n| n.pods().len());
@@ -150,11 +153,59 @@ impl Snapshot {
             return;
         };
         let old = self.nodes[index as usize].take();
+        self.set_claims(index, old.as_deref(), None);
         self.columns.set(index, old.as_deref(), None);
         self.num_pods -= old.map_or(0, |n| n.pods().len());
         self.free.push(index);
         self.order.take();
         self.record(index);
+    }
+
+    /// Does a pod on some node use the claim (`namespace/name`)?
+    pub fn is_claim_used(&self, claim: &str) -> bool {
+        self.claims.contains_key(claim)
+    }
+
+    /// Counts the node as changed: something it is judged by did, though not the node or its pods.
+    pub fn touch_node(&mut self, name: &str) {
+        if let Some(index) = self.index(name) {
+            self.record(index);
+        }
+    }
+
+    /// Counts the nodes as changed that have pods which use the claim (`namespace/name`).
+    pub fn touch_claim(&mut self, claim: &str) {
+        for index in self.claims.get(claim).cloned().unwrap_or_default() {
+            self.record(index);
+        }
+    }
+
+    /// Counts all nodes as changed.
+    pub fn touch_all(&mut self) {
+        let nodes: Vec<NodeIndex> = self.by_name.values().copied().collect();
+        nodes.into_iter().for_each(|index| self.record(index));
+    }
+
+    fn set_claims(&mut self, index: NodeIndex, old: Option<&NodeInfo>, new: Option<&NodeInfo>) {
+        static NONE: BTreeMap<String, u32> = BTreeMap::new();
+        let (old, new) = (
+            old.map_or(&NONE, NodeInfo::pvc_ref_counts),
+            new.map_or(&NONE, NodeInfo::pvc_ref_counts),
+        );
+        if old.is_empty() && new.is_empty() {
+            return;
+        }
+        for claim in old.keys().filter(|claim| !new.contains_key(*claim)) {
+            if let Some(nodes) = self.claims.get_mut(claim) {
+                nodes.retain(|node| *node != index);
+                if nodes.is_empty() {
+                    self.claims.remove(claim);
+                }
+            }
+        }
+        for claim in new.keys().filter(|claim| !old.contains_key(*claim)) {
+            self.claims.entry(claim.clone()).or_default().push(index);
+        }
     }
 
     fn record(&mut self, index: NodeIndex) {

@@ -344,6 +344,18 @@ impl PodBuilder {
                 .push(constraint)
         })
     }
+    /// Adds a volume; `source` is its JSON without the name.
+    pub fn volume(self, mut source: serde_json::Value) -> Self {
+        self.change(|b| {
+            let volumes = b.spec().volumes.get_or_insert_default();
+            source["name"] = format!("v{}", volumes.len()).into();
+            volumes.push(serde_json::from_value(source).expect("volumes in tests are valid"));
+        })
+    }
+    /// Adds a volume of a claim.
+    pub fn claim(self, name: &str) -> Self {
+        self.volume(serde_json::json!({"persistentVolumeClaim": {"claimName": name}}))
+    }
     /// The controlling owner.
     pub fn owner(self, kind: &str, name: &str, uid: &str) -> Self {
         self.with(|pod| {
@@ -502,6 +514,28 @@ impl NodeBuilder {
         let mut info = NodeInfo::new(self.build());
         pods.into_iter().for_each(|pod| info.add_pod(pod));
         info
+    }
+}
+
+/// An object of storage from its JSON, told by its `kind`.
+///
+/// # Panics
+/// For what is no such object.
+pub fn storage_object(value: &serde_json::Value) -> crate::event::EventObject {
+    use crate::event::EventObject;
+    fn read<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Arc<T> {
+        let object = serde_json::from_value(value.clone());
+        Arc::new(object.unwrap_or_else(|error| panic!("{error}: {value}")))
+    }
+    match value["kind"].as_str().unwrap_or_default() {
+        "PersistentVolume" => EventObject::PersistentVolume(read(value)),
+        "PersistentVolumeClaim" => EventObject::PersistentVolumeClaim(read(value)),
+        "StorageClass" => EventObject::StorageClass(read(value)),
+        "CSINode" => EventObject::CSINode(read(value)),
+        "CSIDriver" => EventObject::CSIDriver(read(value)),
+        "CSIStorageCapacity" => EventObject::CSIStorageCapacity(read(value)),
+        "VolumeAttachment" => EventObject::VolumeAttachment(read(value)),
+        kind => panic!("not of storage: {kind:?}"),
     }
 }
 

@@ -17,6 +17,7 @@ pub mod node_name;
 pub mod node_ports;
 pub mod node_resources_fit;
 pub mod node_unschedulable;
+pub mod node_volume_limits;
 pub mod pod_topology_spread;
 pub mod priority_sort;
 pub mod registry;
@@ -27,6 +28,10 @@ pub mod taint_toleration;
 mod testing;
 #[cfg(test)]
 mod upstream_tests;
+pub mod volume_binding;
+mod volume_claims;
+pub mod volume_restrictions;
+pub mod volume_zone;
 
 /// Whether tolerations may compare numbers (`Lt`, `Gt`). Feature gate `TaintTolerationComparisonOperators`: alpha and off in 1.36.
 const COMPARISON_OPERATORS: bool = false;

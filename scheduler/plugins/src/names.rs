@@ -30,3 +30,11 @@ pub const PRIORITY_SORT: &str = "PrioritySort";
 pub const SCHEDULING_GATES: &str = "SchedulingGates";
 /// Taints and tolerations.
 pub const TAINT_TOLERATION: &str = "TaintToleration";
+/// No more volumes of a driver on a node than it can attach.
+pub const NODE_VOLUME_LIMITS: &str = "NodeVolumeLimits";
+/// Where volumes are or can be made, and binding them.
+pub const VOLUME_BINDING: &str = "VolumeBinding";
+/// Disks a node has once, claims a pod has alone.
+pub const VOLUME_RESTRICTIONS: &str = "VolumeRestrictions";
+/// Zones of volumes.
+pub const VOLUME_ZONE: &str = "VolumeZone";

@@ -107,7 +107,7 @@ fn names_of(term: &NodeSelectorTerm) -> Option<BTreeSet<String>> {
 }
 
 /// Which nodes match some of `terms`.
-fn matching(terms: &[Term], snapshot: &Snapshot, among: &NodeSet) -> NodeSet {
+pub(crate) fn matching(terms: &[Term], snapshot: &Snapshot, among: &NodeSet) -> NodeSet {
     let mut all = NodeSet::with_capacity(snapshot.columns().len());
     for term in terms {
         all.union_with(&matching_term(term, snapshot, among));

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use framework::{
     ApiWriteError, ApiWriter, BoxFuture, CycleState, EventRecord, Handle, Listers, NodeInfo,
-    NominatingInfo, Plugin, PodInfo, Status, WaitingPod,
+    NominatingInfo, Plugin, PodInfo, Status, VolumeCache, WaitingPod,
 };
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Pod, PodCondition, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{
+    Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, ReplicationController,
+    Service,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 /// A linear congruential generator (Knuth's MMIX constants).
@@ -42,6 +46,10 @@ pub(crate) struct FakeHandle {
     pub(crate) api: Arc<FakeApi>,
     pub(crate) events: Mutex<Vec<String>>,
     pub(crate) activated: Mutex<Vec<String>>,
+    pub(crate) volumes: VolumeCache,
+    pub(crate) nodes: Mutex<Vec<Arc<Node>>>,
+    /// All sleep is over at once; else it never ends.
+    pub(crate) time_is_up: bool,
 }
 
 /// An API that takes everything, but the deletion of the pods in `undeletable`.
@@ -56,6 +64,24 @@ impl FakeApi {
         self.writes.lock().unwrap().push(text);
         Box::pin(async { Ok(()) })
     }
+}
+
+impl FakeApi {
+    /// What is written gets the version 100.
+    fn versioned(&self, text: String) -> BoxFuture<'_, Result<String, ApiWriteError>> {
+        self.writes.lock().unwrap().push(text);
+        Box::pin(async { Ok("100".to_owned()) })
+    }
+}
+
+/// A scheduler that knows these objects of storage (JSON with a `kind`).
+pub(crate) fn handle_with(objects: &[serde_json::Value]) -> Arc<FakeHandle> {
+    let handle = FakeHandle::default();
+    for object in objects {
+        let object = framework::testing::storage_object(object);
+        handle.volumes.apply(None, Some(&object));
+    }
+    Arc::new(handle)
 }
 
 /// An empty scheduler.
@@ -92,6 +118,23 @@ impl ApiWriter for FakeApi {
             );
         }
         self.note(format!("delete {name}"))
+    }
+    fn bind_volume<'a>(
+        &'a self,
+        volume: &'a PersistentVolume,
+    ) -> BoxFuture<'a, Result<String, ApiWriteError>> {
+        let claim = component_helpers::persistent_volume::claim_ref(volume);
+        let claim = claim.and_then(|c| c.name.clone()).unwrap_or_default();
+        let name = volume.metadata.name.clone().unwrap_or_default();
+        self.versioned(format!("volume {name} to {claim}"))
+    }
+    fn annotate_claim<'a>(
+        &'a self,
+        claim: &'a PersistentVolumeClaim,
+    ) -> BoxFuture<'a, Result<String, ApiWriteError>> {
+        let name = claim.metadata.name.clone().unwrap_or_default();
+        let annotations = claim.metadata.annotations.clone().unwrap_or_default();
+        self.versioned(format!("claim {name} {annotations:?}"))
     }
     fn patch_pod_status<'a>(
         &'a self,
@@ -154,6 +197,16 @@ impl Listers for FakeHandle {
             .iter()
             .find_map(|pod| is(&pod.metadata, namespace, name, pod))
     }
+    fn node(&self, name: &str) -> Option<Arc<Node>> {
+        let nodes = self.nodes.lock().unwrap();
+        let found = nodes
+            .iter()
+            .find(|n| n.metadata.name.as_deref() == Some(name));
+        found.cloned()
+    }
+    fn volumes(&self) -> &VolumeCache {
+        &self.volumes
+    }
 }
 
 impl Handle for FakeHandle {
@@ -176,6 +229,13 @@ impl Handle for FakeHandle {
         // Nothing here ever waits, so one poll carries a future to its end.
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(future.as_mut().poll(&mut context).is_ready());
+    }
+    fn sleep(&self, _time: Duration) -> BoxFuture<'static, ()> {
+        if self.time_is_up {
+            Box::pin(async {})
+        } else {
+            Box::pin(std::future::pending())
+        }
     }
     fn run_pre_filter_extension_add_pod(
         &self,

@@ -32,7 +32,7 @@ fn list<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
 impl Case {
     fn new(value: &Value) -> Self {
         let namespaces = list::<Namespace>(&value["namespaces"]).into_iter();
-        let handle: Arc<dyn Handle> = Arc::new(FakeHandle {
+        let handle = FakeHandle {
             namespaces: namespaces
                 .map(|n| {
                     (
@@ -50,7 +50,12 @@ impl Case {
                 .map(Arc::new)
                 .collect(),
             ..FakeHandle::default()
-        });
+        };
+        for object in list::<Value>(&value["storage"]) {
+            let object = framework::testing::storage_object(&object);
+            handle.volumes.apply(None, Some(&object));
+        }
+        let handle: Arc<dyn Handle> = Arc::new(handle);
         let info = |pod: Pod| Arc::new(PodInfo::new(Arc::new(pod)).expect("valid selectors"));
         let nodes = list::<Node>(&value["nodes"]).into_iter().map(Arc::new);
         let pods = list::<Pod>(&value["pods"]).into_iter().map(info);

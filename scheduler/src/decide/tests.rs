@@ -23,11 +23,15 @@ impl Random {
 }
 
 fn scheduler() -> Arc<Scheduler> {
+    scheduler_with(Arc::default())
+}
+
+fn scheduler_with(objects: Arc<NoObjects>) -> Arc<Scheduler> {
     let mut config = KubeSchedulerConfiguration::default();
     default_profiles(&mut config);
     let tasks = tokio::runtime::Handle::current();
     let shared = Shared::new(
-        Arc::new(NoObjects::default()),
+        objects,
         Arc::new(CountingWriter::default()),
         Arc::new(|_| {}),
         tasks,
@@ -196,6 +200,136 @@ async fn what_is_kept_agrees_with_judging_anew() {
             }
         }
         assert!(chosen > 100, "only {chosen} pods were placed");
+    }
+}
+
+/// A change of storage, or none.
+fn storage_event(scheduler: &Scheduler, random: &mut Random, serial: usize) {
+    use serde_json::json;
+    let zone = format!("z{}", random.below(3));
+    let place = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "topology.kubernetes.io/zone", "operator": "In", "values": [zone]}]}]}});
+    let object = match random.below(6) {
+        0 | 1 => {
+            json!({"kind": "PersistentVolume", "metadata": {"name": format!("local-{serial}"), "resourceVersion": "1"},
+            "spec": {"storageClassName": "local", "nodeAffinity": place,
+                "capacity": {"storage": format!("{}Gi", 1 + random.below(3))}},
+            "status": {"phase": "Available"}})
+        }
+        2 => json!({"kind": "CSINode", "metadata": {"name": format!("node-{}", random.below(14))},
+            "spec": {"drivers": [{"name": "d", "nodeID": "n", "allocatable": {"count": random.below(5)}}]}}),
+        3 => json!({"kind": "VolumeAttachment", "metadata": {"name": format!("a-{serial}")},
+            "spec": {"attacher": "d", "nodeName": format!("node-{}", random.below(14)),
+                "source": {"persistentVolumeName": format!("bound-{}", random.below(1 + serial as u64))}}}),
+        4 => {
+            json!({"kind": "CSIStorageCapacity", "metadata": {"name": format!("room-{serial}"), "namespace": "default"},
+            "storageClassName": "measured", "capacity": "2Gi",
+            "nodeTopology": {"matchLabels": {"topology.kubernetes.io/zone": zone}}})
+        }
+        _ => return,
+    };
+    let object = framework::testing::storage_object(&object);
+    let volumes = scheduler.shared.listers().volumes();
+    volumes.apply(None, Some(&object));
+}
+
+/// A pod with one or two claims, which are made with it.
+fn pod_with_claims(scheduler: &Scheduler, random: &mut Random, serial: usize) -> Arc<PodInfo> {
+    use serde_json::json;
+    let volumes = scheduler.shared.listers().volumes();
+    let tell = |object: serde_json::Value| {
+        let object = framework::testing::storage_object(&object);
+        volumes.apply(None, Some(&object));
+    };
+    let mut pod = pod(0, serial);
+    for i in 0..=random.below(2) {
+        let name = format!("claim-{serial}-{i}");
+        let mut claim = json!({"kind": "PersistentVolumeClaim",
+            "metadata": {"name": name, "namespace": "default", "uid": name, "resourceVersion": "1"},
+            "spec": {"resources": {"requests": {"storage": format!("{}Gi", 1 + random.below(3))}}}});
+        match random.below(5) {
+            0 => {
+                let volume = format!("bound-{serial}");
+                tell(json!({"kind": "PersistentVolume",
+                    "metadata": {"name": volume, "resourceVersion": "1", "labels": {"topology.kubernetes.io/zone": "z1__z2"}},
+                    "spec": {"csi": {"driver": "d", "volumeHandle": volume}, "claimRef": {"namespace": "default", "name": name}}}));
+                claim["spec"]["volumeName"] = volume.into();
+                claim["metadata"]["annotations"] =
+                    json!({"pv.kubernetes.io/bind-completed": "yes"});
+            }
+            1 => claim["spec"]["storageClassName"] = "local".into(),
+            2 => claim["spec"]["storageClassName"] = "measured".into(),
+            _ => claim["spec"]["storageClassName"] = "dynamic".into(),
+        }
+        tell(claim);
+        pod = pod.claim(&name);
+    }
+    if random.below(6) == 0 && serial > 0 {
+        // Somebody else's claim, if there is such a one.
+        pod = pod.claim(&format!("claim-{}-0", random.below(serial as u64)));
+    }
+    pod.info()
+}
+
+#[tokio::test]
+async fn what_is_kept_of_volumes_agrees_with_judging_anew() {
+    for seed in 0..12 {
+        let mut random = Random(seed);
+        let objects = Arc::new(NoObjects::default());
+        let scheduler = scheduler_with(Arc::clone(&objects));
+        for (class, provisioner) in [
+            ("local", "kubernetes.io/no-provisioner"),
+            ("dynamic", "d"),
+            ("measured", "measuring"),
+        ] {
+            let class = serde_json::json!({"kind": "StorageClass", "metadata": {"name": class},
+                "provisioner": provisioner, "volumeBindingMode": "WaitForFirstConsumer"});
+            let driver = serde_json::json!({"kind": "CSIDriver", "metadata": {"name": "measuring"}, "spec": {"storageCapacity": true}});
+            for object in [class, driver] {
+                let object = framework::testing::storage_object(&object);
+                scheduler
+                    .shared
+                    .listers()
+                    .volumes()
+                    .apply(None, Some(&object));
+            }
+        }
+        let cache = Cache::new();
+        let (mut snapshot, mut decider) = (Snapshot::new(), Decider::new(seed));
+        for i in 0..12 {
+            let node = node(i, &mut random);
+            objects.add_node(Arc::clone(&node));
+            cache.add_node(node);
+        }
+        let mut placed: Vec<Arc<PodInfo>> = Vec::new();
+        let mut chosen = 0;
+        for serial in 0..200 {
+            storage_event(&scheduler, &mut random, serial);
+            if random.below(8) == 0 && !placed.is_empty() {
+                let gone = placed.swap_remove(random.below(placed.len() as u64) as usize);
+                cache.remove_pod(&gone.uid).expect("placed");
+            }
+            let info = match random.below(4) {
+                0 => pod(random.below(11), serial).info(),
+                _ => pod_with_claims(&scheduler, &mut random, serial),
+            };
+            cache.update_snapshot(&mut snapshot);
+            crate::schedule_one::touch(&scheduler, &mut snapshot);
+            let Some(node) = check(&mut decider, &scheduler, &snapshot, &info) else {
+                continue;
+            };
+            chosen += 1;
+            cache.assume_pod(Arc::clone(&info), &node).expect("new");
+            placed.push(Arc::clone(&info));
+            let framework = &scheduler.profiles["default-scheduler"];
+            let mut state = CycleState::new();
+            let status = framework.run_reserve_plugins_reserve(&mut state, &info, &node);
+            assert!(status.is_success(), "{status}");
+            if random.below(5) == 0 {
+                framework.run_reserve_plugins_unreserve(&mut state, &info, &node);
+            }
+        }
+        assert!(chosen > 60, "only {chosen} pods were placed");
     }
 }
 

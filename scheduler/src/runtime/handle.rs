@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use component_base::tasks;
 
@@ -97,6 +98,18 @@ impl Shared {
         token
     }
 
+    /// Stops the binding of a pod that is in PreBind; false when it is not.
+    pub fn cancel_pre_bind(&self, uid: &str, reason: &str) -> bool {
+        let pods = self.in_pre_bind.lock();
+        let pods = pods.unwrap_or_else(PoisonError::into_inner);
+        let Some(token) = pods.get(uid) else {
+            return false;
+        };
+        tracing::info!(uid, reason, "binding cancelled");
+        token.cancel();
+        true
+    }
+
     /// A pod leaves PreBind; false when it was cancelled.
     pub fn end_pre_bind(&self, uid: &str) -> bool {
         let token = self
@@ -164,6 +177,9 @@ impl Handle for FrameworkHandle {
             }
         };
         self.shared.tasks.spawn(tasks::vital("plugin task", work));
+    }
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(time))
     }
     fn run_pre_filter_extension_add_pod(
         &self,
@@ -244,17 +260,12 @@ impl Handle for FrameworkHandle {
             .is_some_and(|pod| pod.reject("", "removed"))
     }
     fn cancel_pod_in_pre_bind(&self, uid: &str, reason: &str) -> bool {
-        let pods = self
-            .shared
-            .in_pre_bind
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(token) = pods.get(uid) else {
-            return false;
-        };
-        tracing::info!(uid, reason, "binding cancelled");
-        token.cancel();
-        true
+        self.shared.cancel_pre_bind(uid, reason)
+    }
+    fn observe_volume_failure(&self, stage: &'static str) {
+        metrics::VOLUME_STAGE_ERRORS
+            .with_label_values(&[stage])
+            .inc();
     }
     fn observe_preemption(&self, victims: Option<usize>) {
         match victims {

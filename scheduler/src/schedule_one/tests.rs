@@ -42,21 +42,6 @@ async fn a_pod_that_fits_is_bound() {
 
 #[tokio::test]
 async fn what_stops_a_pod_says_so_and_takes_all_back() {
-    let volume = |pod: PodBuilder| {
-        pod.with(|pod| {
-            use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Volume};
-            let claim = PersistentVolumeClaimVolumeSource {
-                claim_name: "c".into(),
-                ..Default::default()
-            };
-            let volume = Volume {
-                name: "v".into(),
-                persistent_volume_claim: Some(claim),
-                ..Default::default()
-            };
-            pod.spec.get_or_insert_default().volumes = Some(vec![volume]);
-        })
-    };
     for (what, pod, nodes, condition, plugin) in [
         (
             "no nodes",
@@ -73,11 +58,11 @@ async fn what_stops_a_pod_says_so_and_takes_all_back() {
             Some("NodeResourcesFit"),
         ),
         (
-            "a claim",
-            volume(pod("a", "b")),
+            "a claim that is not there",
+            pod("a", "b").claim("c"),
             1,
-            "p Unschedulable 0/1 nodes are available: pods with PersistentVolumeClaims are not supported yet.",
-            Some("VolumeBinding"),
+            "p Unschedulable 0/1 nodes are available: persistentvolumeclaim \"c\" not found. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.",
+            Some("VolumeRestrictions"),
         ),
         (
             "Reserve rejects",
@@ -222,4 +207,91 @@ async fn room_that_comes_back_brings_waiting_pods_back() {
     );
     bed.settle().await;
     assert_eq!(*bed.writes.bound.lock().unwrap(), ["p -> large"]);
+}
+
+fn told(bed: &Bed, old: Option<&serde_json::Value>, new: &serde_json::Value) {
+    let object = framework::testing::storage_object;
+    let (old, new) = (old.map(object), object(new));
+    let volumes = bed.scheduler.shared.listers().volumes();
+    volumes.apply(old.as_ref(), Some(&new));
+}
+
+#[tokio::test]
+async fn a_pod_is_bound_after_its_claim() {
+    let info = pod("a", "b").claim("c").info();
+    let mut bed = Bed::new(std::slice::from_ref(&info));
+    let zoned = |name: &str| make_node(name).capacity(&[("cpu", "2")]).zone(name).build();
+    for node in ["a", "b"].map(zoned) {
+        bed.objects.add_node(std::sync::Arc::clone(&node));
+        bed.scheduler.cache.add_node(node);
+    }
+    let class = serde_json::json!({"kind": "StorageClass", "metadata": {"name": "local"},
+        "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer"});
+    let claim = serde_json::json!({"kind": "PersistentVolumeClaim",
+        "metadata": {"name": "c", "namespace": "default", "uid": "c", "resourceVersion": "1"},
+        "spec": {"storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}});
+    let volume = serde_json::json!({"kind": "PersistentVolume", "metadata": {"name": "v", "resourceVersion": "1"},
+        "spec": {"storageClassName": "local", "capacity": {"storage": "1Gi"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["b"]}]}]}}},
+        "status": {"phase": "Available"}});
+    for object in [&class, &claim, &volume] {
+        told(&bed, None, object);
+    }
+    bed.scheduler.queue.add(info);
+    bed.settle().await;
+    assert_eq!(*bed.writes.volumes.lock().unwrap(), ["v -> c"]);
+    assert!(
+        bed.writes.bound.lock().unwrap().is_empty(),
+        "the binder has not finished"
+    );
+    let mut claimed = volume.clone();
+    claimed["metadata"]["resourceVersion"] = "100".into();
+    claimed["spec"]["claimRef"] =
+        serde_json::json!({"namespace": "default", "name": "c", "uid": "c"});
+    told(&bed, Some(&volume), &claimed);
+    let mut completed = claim.clone();
+    completed["metadata"]["resourceVersion"] = "101".into();
+    completed["metadata"]["annotations"] =
+        serde_json::json!({"pv.kubernetes.io/bind-completed": "yes"});
+    completed["spec"]["volumeName"] = "v".into();
+    told(&bed, Some(&claim), &completed);
+    bed.settle().await;
+    assert_eq!(*bed.writes.bound.lock().unwrap(), ["p -> b"]);
+    assert_eq!(
+        *bed.writes.nominations.lock().unwrap(),
+        ["p -> b"],
+        "others see where it goes"
+    );
+}
+
+#[tokio::test]
+async fn a_pod_that_is_deleted_waits_for_no_volume() {
+    let info = pod("a", "b").claim("c").info();
+    let mut bed = Bed::new(std::slice::from_ref(&info));
+    let node = make_node("n").capacity(&[("cpu", "2")]).build();
+    bed.objects.add_node(std::sync::Arc::clone(&node));
+    bed.scheduler.cache.add_node(node);
+    let class = serde_json::json!({"kind": "StorageClass", "metadata": {"name": "dynamic"},
+        "provisioner": "d", "volumeBindingMode": "WaitForFirstConsumer"});
+    let claim = serde_json::json!({"kind": "PersistentVolumeClaim",
+        "metadata": {"name": "c", "namespace": "default", "uid": "c", "resourceVersion": "1"},
+        "spec": {"storageClassName": "dynamic", "resources": {"requests": {"storage": "1Gi"}}}});
+    told(&bed, None, &class);
+    told(&bed, None, &claim);
+    bed.scheduler.queue.add(info);
+    bed.settle().await;
+    assert_eq!(*bed.writes.volumes.lock().unwrap(), ["c -> n"]);
+    assert!(
+        bed.scheduler
+            .shared
+            .cancel_pre_bind("p", "the pod was deleted")
+    );
+    bed.settle().await;
+    assert!(bed.writes.bound.lock().unwrap().is_empty());
+    let volumes = bed.scheduler.shared.listers().volumes().read();
+    let claim = volumes.claim("default/c").expect("there");
+    assert!(
+        claim.metadata.annotations.is_none(),
+        "what was assumed is taken back"
+    );
 }

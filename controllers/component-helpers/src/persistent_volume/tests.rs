@@ -78,7 +78,7 @@ fn classes() {
     assert_eq!(claim_class(&claim), "old");
     remove_annotation(&mut claim.metadata, BETA_STORAGE_CLASS);
     assert_eq!(
-        (claim_class(&claim), claim.metadata.annotations),
+        (claim_class(&claim), claim.metadata.annotations.clone()),
         ("new", None)
     );
 }
