@@ -173,13 +173,13 @@ impl FrameDecoder {
 }
 
 fn unmask(data: &mut [u8], mask: [u8; 4]) {
-    let mut words = data.chunks_exact_mut(4);
-    for word in &mut words {
-        for (byte, key) in word.iter_mut().zip(mask) {
-            *byte ^= key;
-        }
+    let [a, b, c, d] = mask;
+    let key = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let (words, rest) = data.as_chunks_mut::<8>();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ key).to_ne_bytes();
     }
-    for (byte, key) in words.into_remainder().iter_mut().zip(mask) {
+    for (byte, key) in rest.iter_mut().zip(key.to_ne_bytes()) {
         *byte ^= key;
     }
 }
