@@ -1,7 +1,7 @@
 //! The plugins against upstream's own answers: random clusters and pods, which nodes upstream's plugins reject and why, and what they score the others.
 //!
 //! `testdata/upstream_verdicts.json` is what `e2e/upstream/schedulerverdicts` prints (upstream v1.36.3). A larger run may be given by the environment variable
-//! `UPSTREAM_VERDICTS`, a file.
+//! `UPSTREAM_VERDICTS`, a file. A case may have `storage`: objects with their `kind`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
