@@ -228,7 +228,8 @@ where
         match (&mut streams.stdin, process.stdin.take()) {
             (Some(from), Some(mut to)) => {
                 // A process that does not read its input is none of our business.
-                if copy_in(from, &mut to).await.is_ok() && detaches {
+                let ended = copy_in(from, &mut to).await;
+                if detaches && ended.is_ok() {
                     return;
                 }
             }

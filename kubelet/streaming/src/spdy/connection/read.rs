@@ -150,7 +150,7 @@ impl ReadTask {
         headers: Headers,
     ) -> Result<Next, SpdyError> {
         // DIFFERS: upstream resets such a stream and goes on; which of the two that have the id then?
-        if stream_id % 2 == 0 || stream_id <= self.last_id {
+        if stream_id.is_multiple_of(2) || stream_id <= self.last_id {
             return Err(SpdyError::StreamId(stream_id));
         }
         self.last_id = stream_id;
