@@ -7,6 +7,8 @@
 mod approving;
 mod authority;
 mod cleaning;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod request;
 mod signing;
 #[cfg(test)]

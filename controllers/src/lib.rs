@@ -7,6 +7,8 @@
 pub mod app;
 pub mod configz;
 pub mod context;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod options;
 pub mod registry;
 

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Outputs, Profile};
 use crate::step::Steps;
-use crate::{bench, conformance, forward, images, layers, metrics, test_run, tidy};
+use crate::{bench, conformance, forward, fuzz, images, layers, metrics, test_run, tidy};
 
 /// The cluster's name where `--name` is not given.
 const DEFAULT_NAME: &str = "gantry";
@@ -65,6 +65,8 @@ enum Verb {
     Layers(layers::LayersOptions),
     /// Compares the pages of metrics of our kubelet and of upstream's, in one cluster.
     Metrics(metrics::MetricsOptions),
+    /// Runs the fuzz targets of `fuzz/`, each for a while.
+    Fuzz(fuzz::FuzzOptions),
     /// Builds the images of images.toml.
     Images,
     /// Holds the crates' dependencies to the plan of the house.
@@ -138,6 +140,7 @@ pub fn run() -> Result<ExitCode> {
         Verb::Bench(options) => bench::run(&options)?,
         Verb::Layers(options) => layers::run(&options)?,
         Verb::Metrics(options) => metrics::run(&options)?,
+        Verb::Fuzz(options) => fuzz::run(&options)?,
         Verb::Images => {
             let outputs = Outputs::find();
             images::build(&Steps::new(outputs.logs())?, &outputs)?;

@@ -101,6 +101,7 @@ const TOP_LEVEL: &[&str] = &[
     "controllers",
     "e2e",
     "findings",
+    "fuzz",
     "kubelet",
     "scheduler",
     "workspace-hack",

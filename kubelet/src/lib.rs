@@ -19,6 +19,8 @@ pub mod environment;
 pub mod events;
 pub mod eviction;
 pub mod features;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod hosts;
 pub mod image_gc;
 pub mod image_manager;

@@ -14,6 +14,9 @@ mod stats;
 mod streams;
 mod system_logs;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use container_logs::fuzz::container_log as fuzz_container_logs;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,6 +12,8 @@ pub mod config;
 pub mod decide;
 pub mod event_handlers;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod listers;
 pub mod metrics;
 pub mod options;

@@ -12,6 +12,8 @@ pub mod duration;
 pub mod events;
 pub mod features;
 pub mod flags;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod health;
 pub mod informer;
 pub mod leader_election;

@@ -9,6 +9,8 @@ pub mod affinity;
 pub mod conditions;
 pub mod csi_migration;
 pub mod ephemeral;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod intstr;
 pub mod labels;
 pub mod names;

@@ -138,6 +138,24 @@ impl Authority {
         })
     }
 
+    /// One that is in no file, with a key that everybody knows.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn known() -> Self {
+        const ED25519: &[u8] = &[
+            0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20,
+        ];
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from([ED25519, &[7; 32]].concat());
+        Self {
+            name: component_base::subject::Subject::new("known", &[]).to_der(),
+            key_identifier: Some(vec![1; 20]),
+            not_after: Timestamp::MAX,
+            key: rustls::crypto::ring::sign::any_supported_type(&key.into())
+                .expect("the key is whole"),
+            scheme: SignatureScheme::ED25519,
+            signature_algorithm: der::sequence(&[der::oid(&[1, 3, 101, 112])]),
+        }
+    }
+
     /// A certificate (PEM) for a request. Name, key and alternative names are written from what was parsed and permitted.
     pub(super) fn sign(
         &self,

@@ -87,11 +87,20 @@ const SUBJECT_ALTERNATIVE_NAME: &[u8] = &[0x55, 0x1d, 17];
 /// `[0]`, constructed.
 const ATTRIBUTES: u8 = 0xa0;
 
-impl Request {
-    /// Reads `spec.request`, and checks that who made it holds the key.
-    pub(super) fn parse(pem: &[u8]) -> Result<Self, RequestError> {
-        let der = decode_pem(pem)?;
-        let mut outer = Reader::new(&der);
+/// A request taken apart, not understood yet.
+pub(super) struct Signed<'a> {
+    info: &'a [u8],
+    signature_algorithm: &'a [u8],
+    signature: &'a [u8],
+    subject: &'a [u8],
+    key_algorithm: &'a [u8],
+    key: &'a [u8],
+    attributes: Reader<'a>,
+}
+
+impl<'a> Signed<'a> {
+    pub(super) fn read(der: &'a [u8]) -> Result<Self, RequestError> {
+        let mut outer = Reader::new(der);
         let mut parts = outer.enter(der::SEQUENCE)?;
         outer.finish()?;
         let info = parts.expect(der::SEQUENCE)?;
@@ -110,19 +119,46 @@ impl Request {
         key_info.finish()?;
         let attributes = reader.enter(ATTRIBUTES)?;
         reader.finish()?;
+        Ok(Self {
+            info: info.raw,
+            signature_algorithm,
+            signature,
+            subject,
+            key_algorithm,
+            key,
+            attributes,
+        })
+    }
 
-        verify(key_algorithm, key, signature_algorithm, info.raw, signature)?;
-        let mut request = Self {
-            subject: Subject::parse(subject)?,
+    /// What it asks for; who asks is not looked at.
+    pub(super) fn understand(self) -> Result<Request, RequestError> {
+        let mut request = Request {
+            subject: Subject::parse(self.subject)?,
             public_key_info: der::sequence(&[
-                der::tlv(der::SEQUENCE, key_algorithm),
-                der::bit_string(key),
+                der::tlv(der::SEQUENCE, self.key_algorithm),
+                der::bit_string(self.key),
             ]),
-            ..Self::default()
+            ..Request::default()
         };
         request.check_subject()?;
-        request.read_attributes(attributes)?;
+        request.read_attributes(self.attributes)?;
         Ok(request)
+    }
+}
+
+impl Request {
+    /// Reads `spec.request`, and checks that who made it holds the key.
+    pub(super) fn parse(pem: &[u8]) -> Result<Self, RequestError> {
+        let der = decode_pem(pem)?;
+        let signed = Signed::read(&der)?;
+        verify(
+            signed.key_algorithm,
+            signed.key,
+            signed.signature_algorithm,
+            signed.info,
+            signed.signature,
+        )?;
+        signed.understand()
     }
 
     /// DIFFERS: upstream leaves attributes it does not know out of the certificate, and reads relative names of several attributes

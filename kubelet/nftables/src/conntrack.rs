@@ -148,30 +148,37 @@ fn message(kind: u16, flags: u16, family: Family, attributes: &[u8]) -> Vec<u8> 
 fn receive(socket: &Socket, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
     loop {
         let (bytes, _) = socket.recv_from_full()?;
-        let mut rest = bytes.as_slice();
-        while let Some(header) = rest.get(..HEADER_BYTES) {
-            let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-            let kind = u16::from_ne_bytes([header[4], header[5]]);
-            let Some(payload) = rest.get(HEADER_BYTES..length) else {
-                break;
-            };
-            match kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => {
-                    let code = payload
-                        .get(..4)
-                        .map_or(0, |c| i32::from_ne_bytes([c[0], c[1], c[2], c[3]]));
-                    return if code == 0 {
-                        Ok(())
-                    } else {
-                        Err(io::Error::from_raw_os_error(-code))
-                    };
-                }
-                other => each(other, payload),
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if let Some(end) = messages(&bytes, &mut each) {
+            return end;
         }
     }
+}
+
+/// Goes over the messages of one datagram. `None`: the answer goes on.
+fn messages(bytes: &[u8], each: &mut impl FnMut(u16, &[u8])) -> Option<io::Result<()>> {
+    let mut rest = bytes;
+    while let Some(header) = rest.get(..HEADER_BYTES) {
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let Some(payload) = rest.get(HEADER_BYTES..length) else {
+            break;
+        };
+        match kind {
+            NLMSG_DONE => return Some(Ok(())),
+            NLMSG_ERROR => {
+                let code = payload
+                    .get(..4)
+                    .map_or(0, |c| i32::from_ne_bytes([c[0], c[1], c[2], c[3]]));
+                return Some(match code {
+                    0 => Ok(()),
+                    code => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
+                });
+            }
+            other => each(other, payload),
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    None
 }
 
 /// Type, value, and the whole attribute with its header.
@@ -246,4 +253,32 @@ fn port(bytes: &[u8]) -> u16 {
     <[u8; 2]>::try_from(bytes)
         .map(u16::from_be_bytes)
         .unwrap_or(0)
+}
+
+/// Answers of the kernel: what an entry says comes from its own attributes, and what would delete it names the same.
+/// For the fuzz target.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let mut entries = Vec::new();
+    let _ = messages(data, &mut |_, payload| {
+        assert!(payload.len() + HEADER_BYTES <= data.len());
+        entries.extend(payload.get(NFGEN_BYTES..).and_then(parse));
+    });
+    entries.extend(parse(data));
+    for entry in entries {
+        assert!(entry.original.len() % 4 == 0 && entry.original.len() <= data.len() + 3);
+        let request = message(CT_DELETE, NLM_F_REQUEST, Family::Ip, &entry.original);
+        let mut named = None;
+        let more = messages(&request, &mut |kind, payload| {
+            assert_eq!(kind, CT_DELETE);
+            let mut all = attributes(&payload[NFGEN_BYTES..]);
+            let (kind, value, _) = all.next().expect("the tuple was written");
+            assert!(kind == CTA_TUPLE_ORIG && all.next().is_none());
+            named = Some(tuple(value));
+        });
+        assert!(more.is_none());
+        let named = named.expect("a request is one message");
+        assert_eq!(named.destination, Some(entry.destination));
+        assert_eq!(named.destination_port, entry.destination_port);
+    }
 }

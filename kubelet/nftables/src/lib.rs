@@ -20,6 +20,8 @@ pub mod conntrack;
 mod diff;
 mod error;
 mod fake;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod listing;
 mod object;
 mod program;

@@ -18,6 +18,8 @@
 pub mod config;
 pub mod conntrack;
 mod endpoint;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod healthcheck;
 mod local_detector;
 mod metrics;

@@ -12,6 +12,8 @@
 
 pub mod capability;
 pub mod chain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod message;
 pub mod wire;
 

@@ -62,6 +62,12 @@ impl Decoder {
         Ok(count)
     }
 
+    /// Bytes that came from no socket.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn received(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
     /// The next whole message with its descriptors, if one is here.
     pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
         let Some(header) = self.buffer.get(..HEADER_BYTES) else {

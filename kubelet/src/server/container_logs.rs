@@ -7,6 +7,8 @@
 //!
 //! Upstream: `getContainerLogs`, `validateContainerLogStatus`, `k8s.io/cri-client/pkg/logs`.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod line;
 mod query;
 mod reader;

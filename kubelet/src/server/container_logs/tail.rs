@@ -29,7 +29,10 @@ pub(super) async fn open(
 }
 
 /// The offset of the `lines`-th line from the end, read backwards. A line without its end counts as one.
-fn find_tail_start(file: &mut std::fs::File, lines: u64) -> io::Result<u64> {
+pub(super) fn find_tail_start<F>(file: &mut F, lines: u64) -> io::Result<u64>
+where
+    F: io::Read + io::Seek,
+{
     let size = file.seek(SeekFrom::End(0))?;
     if lines == 0 {
         return Ok(size);
@@ -41,7 +44,7 @@ fn find_tail_start(file: &mut std::fs::File, lines: u64) -> io::Result<u64> {
         let start = end.saturating_sub(BLOCK_BYTES);
         file.seek(SeekFrom::Start(start))?;
         block.clear();
-        file.take(end - start).read_to_end(&mut block)?;
+        file.by_ref().take(end - start).read_to_end(&mut block)?;
         for (index, byte) in block.iter().enumerate().rev() {
             let offset = start + index as u64;
             // The very last newline ends the last line, it begins none.
