@@ -2,11 +2,14 @@
 //! applier; what is seen in the end must be the same.
 //!
 //! Ours is looked at through an overlay mount, as a container sees it; containerd applies every layer to one
-//! directory. A stack that containerd refuses is not counted. Of a directory that no archive lists upstream leaves the
-//! time of unpacking, which is no time to compare.
+//! directory. Of a directory that no archive lists upstream leaves the time of unpacking, which is no time to compare.
+//!
+//! A stack that containerd refuses is not among those asked for; ours must refuse it too, but for the reasons that
+//! `refused` lists with why.
 
-mod archive;
+pub mod archive;
 mod generate;
+mod refused;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -67,7 +70,8 @@ pub fn run(options: &LayersOptions) -> Result<()> {
     };
     let mut record = options.record.as_deref().map(Record::create).transpose()?;
     let step = steps.start("compare layers", Some(options.stacks))?;
-    let (mut same, mut refused, mut different) = (0, 0, 0);
+    let (mut same, mut different) = (0, 0);
+    let mut refused = refused::Refused::default();
     let mut seed = options.seed;
     while same + different < options.stacks {
         let stack = generate::stack(seed);
@@ -78,25 +82,24 @@ pub fn run(options: &LayersOptions) -> Result<()> {
                     record.add(seed, &stack, &tree)?;
                 }
             }
-            Outcome::Refused(_) => refused += 1,
+            Outcome::Refused { theirs, own } => {
+                refused.add(seed, &theirs, own.as_deref());
+                if let (Some(keep), None) = (&options.keep, own) {
+                    keep_stack(&keep.join(format!("taken-{seed}")), &stack, &theirs)?;
+                }
+            }
             Outcome::Different(what) => {
                 different += 1;
                 if different <= SHOWN {
                     println!("seed {seed} differs:\n{what}");
                 }
                 if let Some(keep) = &options.keep {
-                    let to = keep.join(seed.to_string());
-                    std::fs::create_dir_all(&to)?;
-                    for (index, layer) in stack.layers.iter().enumerate() {
-                        std::fs::write(to.join(index.to_string()), layer)?;
-                    }
-                    std::fs::write(to.join("stack.txt"), &stack.text)?;
-                    std::fs::write(to.join("different.txt"), what)?;
+                    keep_stack(&keep.join(seed.to_string()), &stack, &what)?;
                 }
             }
         }
-        if refused > 2 * options.stacks + 1000 {
-            bail!("containerd refuses too many stacks: {refused}");
+        if refused.count() > 2 * options.stacks + 1000 {
+            bail!("containerd refuses too many stacks\n{refused}");
         }
         seed += 1;
         step.advance();
@@ -105,8 +108,26 @@ pub fn run(options: &LayersOptions) -> Result<()> {
     if let Some(record) = record {
         record.finish()?;
     }
-    println!("{same} stacks are the same, {different} differ; containerd refused {refused} more");
+    println!(
+        "{same} stacks are the same, {different} differ; containerd refused {} more:\n{refused}",
+        refused.count()
+    );
     ensure!(different == 0, "{different} stacks differ");
+    let unexplained = refused.unexplained();
+    ensure!(
+        unexplained == 0,
+        "ours takes {unexplained} stacks that containerd refuses"
+    );
+    Ok(())
+}
+
+fn keep_stack(to: &Path, stack: &generate::Stack, what: &str) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for (index, layer) in stack.layers.iter().enumerate() {
+        std::fs::write(to.join(index.to_string()), layer)?;
+    }
+    std::fs::write(to.join("stack.txt"), &stack.text)?;
+    std::fs::write(to.join("different.txt"), what)?;
     Ok(())
 }
 
@@ -127,8 +148,11 @@ fn build_example(steps: &Steps, outputs: &Outputs) -> Result<PathBuf> {
 
 enum Outcome {
     Same(Vec<String>),
-    /// By upstream, with its words.
-    Refused(#[expect(dead_code, reason = "for who debugs")] String),
+    /// By upstream, with its words, and ours; `None`: ours takes it.
+    Refused {
+        theirs: String,
+        own: Option<String>,
+    },
     Different(String),
 }
 
@@ -157,13 +181,16 @@ impl Judge {
         let mut request = vec!["apply".to_owned(), theirs.display().to_string()];
         request.extend(layers.iter().cloned());
         let answer = self.upstream.ask(&request)?;
-        if let Some(error) = answer.strip_prefix("error: ") {
-            return Ok(Outcome::Refused(error.to_owned()));
-        }
-        let expected = self.list(&theirs)?;
-
         let mut request = vec![own.display().to_string()];
         request.extend(layers);
+        if let Some(error) = answer.strip_prefix("error: ") {
+            let own = self.ours.ask(&request)?;
+            return Ok(Outcome::Refused {
+                theirs: error.to_owned(),
+                own: own.strip_prefix("error: ").map(str::to_owned),
+            });
+        }
+        let expected = self.list(&theirs)?;
         let answer = self.ours.ask(&request)?;
         if let Some(error) = answer.strip_prefix("error: ") {
             let what = format!("ours refuses: {error}\n{}", stack.text);
@@ -197,7 +224,7 @@ impl Judge {
         let answer = self
             .upstream
             .ask(&["list".to_owned(), root.display().to_string()])?;
-        serde_json::from_str(&answer).with_context(|| answer)
+        serde_json::from_str(&answer).with_context(|| format!("list {}: {answer}", root.display()))
     }
 
     fn judge(&self, expected: Vec<String>, found: &[String], text: &str) -> Outcome {

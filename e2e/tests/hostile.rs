@@ -9,6 +9,8 @@ mod attacker;
 mod benchmark;
 #[path = "hostile/certificates.rs"]
 mod certificates;
+#[path = "hostile/images.rs"]
+mod images;
 #[path = "hostile/kubelet_server.rs"]
 mod kubelet_server;
 #[path = "hostile/load.rs"]

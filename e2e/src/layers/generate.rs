@@ -1,6 +1,6 @@
 //! Stacks of layers from a seed: files, links, whiteouts, opaque marks, types that change, in every dialect.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::archive::{Dialect, Entry, Kind, Packing, SparseVersion, pack, write};
@@ -17,6 +17,7 @@ pub fn stack(seed: u64) -> Stack {
     let mut maker = Maker {
         random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
         known: BTreeMap::new(),
+        listed: BTreeSet::new(),
     };
     let mut stack = Stack {
         layers: Vec::new(),
@@ -95,6 +96,8 @@ struct Maker {
     random: Random,
     /// What was made at which path, by the text of it. Only a guess: links are not followed.
     known: BTreeMap<String, Is>,
+    /// Directories that the layer lists: upstream refuses a layer that takes one away again.
+    listed: BTreeSet<String>,
 }
 
 const NAMES: &[&str] = &["a", "b", "c", "d", "bin", "lib", "usr", "etc", "x y", "ü"];
@@ -109,6 +112,7 @@ impl Maker {
             Dialect::Pax,
         ];
         let usual = dialects[self.random.below(5) as usize];
+        self.listed.clear();
         let mut entries = Vec::new();
         if base && self.random.one_in(2) {
             self.merged_base(&mut entries);
@@ -163,6 +167,12 @@ impl Maker {
             _ => Is::Other,
         };
         let path = entry.name.trim_matches('/').to_owned();
+        if is != Is::Directory && self.takes_listed(&path) {
+            return;
+        }
+        if is == Is::Directory {
+            self.listed.insert(path.clone());
+        }
         if is != Is::Directory || self.known.get(&path) != Some(&Is::Directory) {
             self.forget(&path);
         }
@@ -173,6 +183,16 @@ impl Maker {
         }
         self.known.insert(path, is);
         entries.push(entry);
+    }
+
+    /// Whether the path's going takes a listed directory along. Let through at times: containerd alone refuses it.
+    fn takes_listed(&mut self, path: &str) -> bool {
+        let below = format!("{path}/");
+        let takes = self
+            .listed
+            .iter()
+            .any(|listed| listed == path || listed.starts_with(&below));
+        takes && !self.random.one_in(50)
     }
 
     fn forget(&mut self, path: &str) {
@@ -224,6 +244,10 @@ impl Maker {
             Some(path) if !self.random.one_in(6) => path,
             _ => self.name().trim_matches('/').to_owned(),
         };
+        let nameless = matches!(path.rsplit('/').next(), None | Some("" | "." | ".."));
+        if self.takes_listed(&path) || (nameless && !self.random.one_in(20)) {
+            return;
+        }
         self.forget(&path);
         let name = match path.rsplit_once('/') {
             Some((parent, name)) => format!("{parent}/.wh.{name}"),

@@ -75,13 +75,25 @@ impl<'a> Sound<'a> {
     /// # Errors
     /// It ended.
     pub fn resident(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// What of it is no page of a file: without the program itself, which is large where it is not optimised. In bytes.
+    ///
+    /// # Errors
+    /// It ended.
+    pub fn anonymous(&self) -> Result<u64> {
+        self.memory("RssAnon:")
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))
             .with_context(|| format!("the kubelet of {} (pid {}) ended", self.node, self.pid))?;
         let kibibytes: u64 = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .find_map(|line| line.strip_prefix(field))
             .and_then(|rest| rest.trim().strip_suffix(" kB"))
-            .context("VmRSS")?
+            .with_context(|| field.to_owned())?
             .trim()
             .parse()?;
         Ok(kibibytes << 10)
