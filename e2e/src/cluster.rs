@@ -447,7 +447,7 @@ impl Cluster {
         let kubectl = self.outputs.upstream("kubectl");
         format!(
             "\n{} nodes are Ready.\n\n  export KUBECONFIG={}\n  export PATH=$PATH:{}\n\nTry:\n  kubectl get nodes -o wide\n  \
-             kubectl create deployment web --image=registry.k8s.io/e2e-test-images/nginx:1.27-0 --replicas=6\n  \
+             kubectl create deployment web --image=registry.k8s.io/e2e-test-images/nginx:1.28.0-2 --replicas=6\n  \
              kubectl get pods -o wide --watch\n\n`cargo e2e down` ends it.",
             self.state.options.nodes,
             kubeconfig.display(),

@@ -166,7 +166,7 @@ pub fn busybox_pod(name: &str, node: &str, script: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n  nodeName: {node}\n  \
          terminationGracePeriodSeconds: 1\n  restartPolicy: Never\n  containers:\n  - name: main\n    \
-         image: registry.k8s.io/e2e-test-images/busybox:1.37.0-1\n    command: [sh, -c, {script}]\n"
+         image: registry.k8s.io/e2e-test-images/busybox:1.37.0-2\n    command: [sh, -c, {script}]\n"
     )
 }
 

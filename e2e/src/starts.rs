@@ -70,7 +70,7 @@ impl Starts {
             .map(|name| {
                 format!(
                     "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n{node}  \
-                     containers:\n  - name: main\n    image: registry.k8s.io/e2e-test-images/agnhost:2.63.0\n    args: [pause]\n"
+                     containers:\n  - name: main\n    image: registry.k8s.io/e2e-test-images/agnhost:2.66.1\n    args: [pause]\n"
                 )
             })
             .collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use e2e::probe::{Namespace, busybox_pod, cluster, wait_until};
 
-const IMAGE: &str = "registry.k8s.io/e2e-test-images/nginx:1.27-0";
+const IMAGE: &str = "registry.k8s.io/e2e-test-images/nginx:1.28.0-2";
 
 #[test]
 fn is_reached_by_every_name_from_the_other_node() -> Result<()> {
@@ -113,7 +113,7 @@ fn rolls_out_restarts_undoes_and_scales() -> Result<()> {
         "set",
         "image",
         "deployment/web",
-        "nginx=registry.k8s.io/e2e-test-images/agnhost:2.63.0",
+        "nginx=registry.k8s.io/e2e-test-images/agnhost:2.66.1",
     ])?;
     ns.wait_rollout("deployment/web", 120)?;
     let history = ns.kubectl(&["rollout", "history", "deployment/web"])?;

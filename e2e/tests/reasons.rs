@@ -14,7 +14,7 @@ struct Case {
     words: &'static [&'static str],
 }
 
-const IMAGE: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
+const IMAGE: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-2";
 
 const CASES: &[Case] = &[
     Case {

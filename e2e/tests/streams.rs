@@ -363,7 +363,7 @@ fn port_forward_carries_connections() -> Result<()> {
     ns.kubectl(&[
         "run",
         "web",
-        "--image=registry.k8s.io/e2e-test-images/nginx:1.27-0",
+        "--image=registry.k8s.io/e2e-test-images/nginx:1.28.0-2",
     ])?;
     ns.wait_ready("pod/web", 90)?;
     // From the machine's own network: a listener on loopback that this test can reach.

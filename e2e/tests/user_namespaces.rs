@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::probe::{Holdings, Namespace, assert_nothing_left, cluster, wait_until};
 use nix::sys::signal::Signal;
 
-const IMAGE: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
+const IMAGE: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-2";
 const NODE: &str = "node-1";
 
 /// Name, spec without what all have in common, words that its log must hold.

@@ -112,7 +112,7 @@ fn a_pod_gets_no_answer_from_its_node() -> Result<()> {
     ns.delete()
 }
 
-const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.66.1";
 
 /// How long `kubectl exec` takes, from the outside in.
 ///

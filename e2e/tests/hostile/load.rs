@@ -74,7 +74,7 @@ fn pods_of_many_objects(ns: &Namespace<'_>) -> Result<()> {
     Ok(())
 }
 
-const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
+const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-2";
 
 /// Pods that look into every process they see, and one with user ids of its own.
 fn pods_that_pry(ns: &Namespace<'_>) -> Result<()> {

@@ -9,8 +9,8 @@ use e2e::step::output;
 
 use crate::sound::Sound;
 
-const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
-const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
+const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.66.1";
+const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-2";
 
 /// A pod on node-1 by its spec, without what every one of them has.
 fn pod(name: &str, spec: &str) -> String {

@@ -103,7 +103,7 @@ func run(nodes, pods int, workload string, percentage int32) error {
 		objects = append(objects, p)
 	}
 	client := fake.NewClientset(objects...)
-	factory := scheduler.NewInformerFactory(client, 0)
+	factory := scheduler.NewInformerFactory(client, 0, nil)
 
 	binder := &noopBinder{done: make(chan struct{})}
 	binder.left.Store(int64(pods))
