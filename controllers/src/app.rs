@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use component_base::client::ClientConfig;
 use component_base::events::Recorder;
-use component_base::features::{Feature, FeatureGates, Stage};
+use component_base::features::{Feature, FeatureGates};
 use component_base::flags::Flags;
 use component_base::health::{Health, Kind};
 use component_base::informer::Factory;
@@ -19,17 +19,23 @@ use component_base::shutdown::Shutdown;
 use component_base::zpages;
 use tokio::task::JoinSet;
 
+use crate::clustertrustbundle_publisher::CLUSTER_TRUST_BUNDLE;
 use crate::configz;
 use crate::context::{ControllerContext, Running};
+use crate::node_lifecycle::LEASE_CIRCUIT_BREAKER;
 use crate::options::{COMPONENT, Options, flag_set};
+use crate::podcertificaterequest_cleaner::POD_CERTIFICATE_REQUEST;
 use crate::registry::{CONTROLLERS, is_enabled};
+use crate::statefulset::controller::MAX_UNAVAILABLE;
 
 /// Gates that controllers here look at.
-const FEATURES: &[Feature] = &[Feature {
-    name: "SeparateTaintEvictionController",
-    default: true,
-    stage: Stage::Ga,
-}];
+const FEATURES: &[Feature] = &[
+    Feature::ga(CLUSTER_TRUST_BUNDLE),
+    Feature::beta(LEASE_CIRCUIT_BREAKER),
+    Feature::beta(MAX_UNAVAILABLE),
+    Feature::ga(POD_CERTIFICATE_REQUEST),
+    Feature::locked("SeparateTaintEvictionController"),
+];
 
 /// Runs the process; returns its exit code.
 pub fn main() -> i32 {

@@ -1,6 +1,6 @@
 //! The flags as the configuration that upstream shows at `/configz`.
 //!
-//! Upstream: KubeControllerManagerConfiguration of k8s.io/kube-controller-manager/config/v1alpha1, v1.36.
+//! Upstream: KubeControllerManagerConfiguration of k8s.io/kube-controller-manager/config/v1alpha1, v1.37.
 
 use component_base::flags::Flags;
 use serde_json::{Map, Value, json};
@@ -73,7 +73,6 @@ const FIELDS: &[(&str, &str)] = &[
         "KubeCloudShared.RouteReconciliationPeriod",
         "route-reconciliation-period",
     ),
-    ("KubeCloudShared.NodeMonitorPeriod", "node-monitor-period"),
     ("KubeCloudShared.ClusterName", "cluster-name"),
     ("KubeCloudShared.ClusterCIDR", "cluster-cidr"),
     ("KubeCloudShared.AllocateNodeCIDRs", "allocate-node-cidrs"),
@@ -145,6 +144,10 @@ const FIELDS: &[(&str, &str)] = &[
     (
         "DeploymentController.ConcurrentDeploymentSyncs",
         "concurrent-deployment-syncs",
+    ),
+    (
+        "DisruptionController.ConcurrentDisruptionSyncs",
+        "concurrent-disruption-syncs",
     ),
     (
         "StatefulSetController.ConcurrentStatefulSetSyncs",
@@ -270,6 +273,10 @@ const FIELDS: &[(&str, &str)] = &[
         "unhealthy-zone-threshold",
     ),
     (
+        "NodeLifecycleController.NodeMonitorPeriod",
+        "node-monitor-period",
+    ),
+    (
         "PersistentVolumeBinderController.PVClaimBinderSyncPeriod",
         "pvclaimbinder-sync-period",
     ),
@@ -314,10 +321,6 @@ const FIELDS: &[(&str, &str)] = &[
         "concurrent-serviceaccount-token-syncs",
     ),
     ("SAController.RootCAFile", "root-ca-file"),
-    (
-        "ServiceController.ConcurrentServiceSyncs",
-        "concurrent-service-syncs",
-    ),
     (
         "TTLAfterFinishedController.ConcurrentTTLSyncs",
         "concurrent-ttl-after-finished-syncs",

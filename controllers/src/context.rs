@@ -184,6 +184,34 @@ impl ControllerContext {
         ))
     }
 
+    /// Whether the API server has this kind in this version: an older one may not.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub async fn serves<K: kube::Resource<DynamicType = ()>>(&self) -> Result<bool, StartError> {
+        let version = K::api_version(&());
+        let plural = K::plural(&());
+        let client = self.informers.client();
+        match client.list_api_group_resources(&version).await {
+            Ok(list) => Ok(list.resources.iter().any(|r| r.name == plural)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            Err(error) => Err(StartError::Api {
+                what: "ask what the API server has",
+                source: error.into(),
+            }),
+        }
+    }
+
+    /// A controller that has nothing to do here, and waits for the end.
+    pub fn nothing_to_do(&self, name: &'static str) -> Running {
+        tracing::info!(
+            controller = name,
+            "Skipping the controller: nothing to do here"
+        );
+        let shutdown = self.shutdown.clone();
+        Box::pin(async move { shutdown.triggered().await })
+    }
+
     /// An executor with the process's own credentials, for the controller that makes tokens for accounts.
     pub fn root_executor(&self, component: &str) -> Executor {
         let client = self.informers.client().clone();

@@ -43,19 +43,19 @@ pub fn next(
     let data = data(template);
     let same = existing
         .iter()
-        .filter(|r| r.data.as_ref().is_some_and(|d| d.0 == data))
-        .max_by_key(|r| r.revision);
+        .filter(|r| r.data.0 == data)
+        .max_by_key(|r| number(r));
     let last = existing
         .iter()
         .filter(|r| same.is_none_or(|s| s.metadata.uid != r.metadata.uid))
-        .map(|r| r.revision)
+        .map(|r| number(r))
         .max()
         .unwrap_or(0);
     if let Some(same) = same {
-        return match same.revision > last {
+        return match number(same) > last {
             true => Next::Use(same.clone()),
             false => Next::Renumber(Box::new(ControllerRevision {
-                revision: last + 1,
+                revision: Some(last + 1),
                 ..(**same).clone()
             })),
         };
@@ -70,7 +70,7 @@ pub fn next(
     let prefix = owner.name.as_deref().unwrap_or_default();
     let prefix = prefix.get(..MAX_PREFIX).unwrap_or(prefix);
     Next::Create(Box::new(ControllerRevision {
-        data: Some(RawExtension(data)),
+        data: RawExtension(data),
         metadata: ObjectMeta {
             name: Some(format!("{prefix}-{hash}")),
             namespace: owner.namespace.clone(),
@@ -79,8 +79,13 @@ pub fn next(
             owner_references: Some(vec![reference]),
             ..ObjectMeta::default()
         },
-        revision: last + 1,
+        revision: Some(last + 1),
     }))
+}
+
+/// Its place in the order; the API server lets none without one through.
+pub fn number(revision: &ControllerRevision) -> i64 {
+    revision.revision.unwrap_or(0)
 }
 
 /// A strategic merge patch that puts the template back.
@@ -106,7 +111,7 @@ pub fn surplus(
     limit: usize,
 ) -> Vec<Arc<ControllerRevision>> {
     let mut idle: Vec<_> = existing.iter().filter(|r| !is_live(r)).cloned().collect();
-    idle.sort_by_key(|r| r.revision);
+    idle.sort_by_key(|r| number(r));
     let excess = idle.len().saturating_sub(limit);
     idle.truncate(excess);
     idle

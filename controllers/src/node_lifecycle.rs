@@ -5,7 +5,7 @@
 //! - [`taints`]: which taints follow from conditions, and which labels are derived;
 //! - [`evictor`]: the rate-limited queue of a zone.
 //!
-//! Who evicts Pods of tainted Nodes is the taint-eviction controller. Upstream: pkg/controller/nodelifecycle, v1.36.
+//! Who evicts Pods of tainted Nodes is the taint-eviction controller. Upstream: pkg/controller/nodelifecycle, v1.37.
 
 mod controller;
 mod evictor;
@@ -14,4 +14,4 @@ mod monitor;
 mod taints;
 mod zone;
 
-pub use controller::start;
+pub use controller::{LEASE_CIRCUIT_BREAKER, start};

@@ -140,8 +140,8 @@ pub struct NodeLifecycleOptions {
 
 /// `--concurrent-*-syncs` with the defaults.
 const CONCURRENT: &[(&str, &str, i64)] = &[
-    ("service", "concurrent-service-syncs", 1),
     ("deployment", "concurrent-deployment-syncs", 5),
+    ("disruption", "concurrent-disruption-syncs", 1),
     (
         "device-taint-eviction",
         "concurrent-device-taint-eviction-syncs",
@@ -307,7 +307,7 @@ pub fn flag_set() -> FlagSet {
     flags.duration(
         "node-monitor-period",
         seconds(5),
-        "The period for syncing NodeStatus in NodeController.",
+        "The period for syncing NodeStatus in NodeLifecycleController.",
     );
     flags.duration("node-monitor-grace-period", seconds(50), "Amount of time which we allow running Node to be unresponsive before marking it unhealthy.");
     flags.duration("node-startup-grace-period", seconds(60), "Amount of time which we allow starting Node to be unresponsive before marking it unhealthy.");
@@ -704,6 +704,7 @@ mod tests {
         let options = check(&[]).unwrap();
         assert_eq!(options.node_lifecycle.monitor_grace_period, seconds(50));
         assert_eq!(options.workers("gc"), 20);
+        assert_eq!(options.workers("disruption"), 1);
         let args = [
             "--allocate-node-cidrs",
             "--cluster-cidr=10.0.0.0/16,fd00::/56",
@@ -741,6 +742,21 @@ mod tests {
             for field in fields.iter().filter(|field| !here.contains(field)) {
                 assert!(audit::is_read(&sources, field), "{name}.{field}");
             }
+        }
+    }
+
+    #[test]
+    fn what_upstream_took_away_is_unknown() {
+        assert_eq!(
+            check(&["--concurrent-service-syncs=2"]).unwrap_err(),
+            "unknown flag: --concurrent-service-syncs"
+        );
+        for name in ["service-lb-controller", "service", "-node-route-controller"] {
+            let error = check(&[&format!("--controllers=*,{name}")]).unwrap_err();
+            assert!(
+                error.contains("not in the list of known controllers"),
+                "{error}"
+            );
         }
     }
 

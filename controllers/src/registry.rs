@@ -1,7 +1,7 @@
 //! The one list of controllers: name, alias from before names were canonical, whether it is on by default, and how it starts.
 //!
 //! A controller without a constructor is known and not built yet: `*` leaves it out and the log says so once, asking for it by name is
-//! an error. Upstream: cmd/kube-controller-manager/{names,app/controller_descriptor.go}, v1.36.
+//! an error. Upstream: cmd/kube-controller-manager/{names,app/controller_descriptor.go}, v1.37.
 
 use component_base::config::FieldError;
 use futures::FutureExt as _;
@@ -195,6 +195,14 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "persistentvolume-expander",
         |c| crate::persistentvolume_expander::start(c).boxed(),
     ),
+    built("podcertificaterequest-cleaner-controller", "", |c| {
+        crate::podcertificaterequest_cleaner::start(c).boxed()
+    }),
+    built(
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+        "",
+        |c| crate::clustertrustbundle_publisher::start(c).boxed(),
+    ),
     // not built yet
     missing(
         "horizontal-pod-autoscaler-controller",
@@ -205,7 +213,7 @@ pub const CONTROLLERS: &[Descriptor] = &[
     missing("storage-version-migrator-controller", "svm"),
     missing("validatingadmissionpolicy-status-controller", ""),
     missing("device-taint-eviction-controller", ""),
-    // off by default, behind a feature gate upstream has off, or of a cloud provider
+    // off by default, or behind a feature gate upstream has off
     built_off("bootstrap-signer-controller", "bootstrapsigner", |c| {
         crate::bootstrap_signer::start(c).boxed()
     }),
@@ -213,20 +221,12 @@ pub const CONTROLLERS: &[Descriptor] = &[
         crate::token_cleaner::start(c).boxed()
     }),
     missing_off("selinux-warning-controller", ""),
-    missing_off(
-        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
-        "",
-    ),
-    missing_off("podcertificaterequest-cleaner-controller", ""),
     missing_off("podgroup-protection-controller", ""),
     missing_off("resourcepoolstatusrequest-controller", ""),
     missing_off(
         "storageversion-garbage-collector-controller",
         "storage-version-gc",
     ),
-    missing_off("cloud-node-lifecycle-controller", "cloud-node-lifecycle"),
-    missing_off("node-route-controller", "route"),
-    missing_off("service-lb-controller", "service"),
 ];
 
 /// The controller of a canonical name or an alias.

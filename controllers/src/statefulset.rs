@@ -3,11 +3,11 @@
 //! With `OrderedReady` one pod at a time: the next comes when all before it are available, the last goes first. Names are fixed, so a
 //! stale cache cannot create twice: the second is refused.
 //!
-//! Upstream: pkg/controller/statefulset, v1.36.
-// DIFFERS: a rolling update takes one pod at a time (`maxUnavailable` is behind a gate that is off upstream).
+//! Upstream: pkg/controller/statefulset, v1.37.
 
 pub mod claims;
 pub mod controller;
+mod metrics;
 pub mod sync;
 
 #[cfg(test)]

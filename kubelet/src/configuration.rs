@@ -1,7 +1,7 @@
 //! `KubeletConfiguration` of `kubelet.config.k8s.io/v1beta1`.
 //!
 //! Owns: the typed file, its defaults, drop-ins (`--config-dir`) and flags that override it. Validation is in
-//! [`validation`]. Upstream: `pkg/kubelet/apis/config/v1beta1`, v1.36.
+//! [`validation`]. Upstream: `pkg/kubelet/apis/config/v1beta1`, v1.37.
 
 pub mod load;
 pub mod validation;
@@ -147,6 +147,7 @@ pub struct KubeletConfiguration {
     pub kube_reserved_cgroup: String,
     pub enforce_node_allocatable: Option<Vec<String>>,
     pub allowed_unsafe_sysctls: Vec<String>,
+    pub default_pod_sysctls: BTreeMap<String, String>,
     pub volume_plugin_dir: String,
     #[serde(rename = "providerID")]
     pub provider_id: String,
@@ -162,7 +163,7 @@ pub struct KubeletConfiguration {
     pub enable_profiling_handler: bool,
     pub enable_debug_flags_handler: bool,
     pub seccomp_default: bool,
-    pub memory_throttling_factor: f64,
+    pub memory_throttling_factor: Option<f64>,
     pub memory_reservation_policy: String,
     pub register_with_taints: Vec<k8s_openapi::api::core::v1::Taint>,
     pub register_node: bool,
@@ -279,6 +280,7 @@ impl Default for KubeletConfiguration {
             kube_reserved_cgroup: String::new(),
             enforce_node_allocatable: None,
             allowed_unsafe_sysctls: vec![],
+            default_pod_sysctls: BTreeMap::new(),
             volume_plugin_dir: "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/".into(),
             provider_id: String::new(),
             kernel_memcg_notification: false,
@@ -293,7 +295,7 @@ impl Default for KubeletConfiguration {
             enable_profiling_handler: true,
             enable_debug_flags_handler: true,
             seccomp_default: false,
-            memory_throttling_factor: 0.9,
+            memory_throttling_factor: None,
             memory_reservation_policy: "None".into(),
             register_with_taints: vec![],
             register_node: true,

@@ -1,9 +1,10 @@
 //! Upstream's feature gates that decide something here, and the features that the node declares.
 //!
 //! Owns: the list of gates, and [`declared`], pure. Names and states: `pkg/features/kube_features.go`,
-//! `k8s.io/component-helpers/nodedeclaredfeatures`, v1.36.
+//! `k8s.io/component-helpers/nodedeclaredfeatures`, v1.37.
 
-use component_base::features::{Feature, FeatureGates, Stage};
+use component_base::features::{Feature, FeatureGates};
+use component_helpers::quantity::Amount;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::pod;
@@ -26,37 +27,31 @@ pub const CRASH_LOOP_BACK_OFF_MAX: &str = "KubeletCrashLoopBackOffMax";
 /// The back-off of containers begins with a second and ends with a minute.
 pub const REDUCE_CRASH_LOOP_BACK_OFF: &str = "ReduceDefaultCrashLoopBackOffDecay";
 
-const fn beta(name: &'static str) -> Feature {
-    Feature {
-        name,
-        default: true,
-        stage: Stage::Beta,
-    }
-}
+/// Projected volumes may hold the anchors of ClusterTrustBundles.
+pub const CLUSTER_TRUST_BUNDLE_PROJECTION: &str = "ClusterTrustBundleProjection";
+/// Projected volumes may hold a certificate of the pod's own.
+pub const POD_CERTIFICATE_REQUEST: &str = "PodCertificateRequest";
 
 /// All that is known; others are named in a warning.
 pub const FEATURES: &[Feature] = &[
-    beta(NODE_DECLARED_FEATURES),
-    beta(RESTART_ALL_CONTAINERS),
-    beta(POD_LEVEL_RESIZE),
-    beta(INIT_CONTAINER_RESIZE),
-    beta(WEBSOCKETS),
-    beta(ENSURE_SECRET_PULLED_IMAGES),
-    beta(CRASH_LOOP_BACK_OFF_MAX),
-    Feature {
-        name: REDUCE_CRASH_LOOP_BACK_OFF,
-        default: false,
-        stage: Stage::Alpha,
-    },
+    Feature::locked(NODE_DECLARED_FEATURES),
+    Feature::beta(RESTART_ALL_CONTAINERS),
+    Feature::beta(POD_LEVEL_RESIZE),
+    Feature::locked(INIT_CONTAINER_RESIZE),
+    Feature::beta(WEBSOCKETS),
+    Feature::beta(ENSURE_SECRET_PULLED_IMAGES),
+    Feature::beta(CRASH_LOOP_BACK_OFF_MAX),
+    Feature::alpha(REDUCE_CRASH_LOOP_BACK_OFF),
+    Feature::ga(CLUSTER_TRUST_BUNDLE_PROJECTION),
+    Feature::ga(POD_CERTIFICATE_REQUEST),
 ];
 
 /// What the node declares, sorted: API server and scheduler ask it before they let a pod use one of them.
 ///
-/// `UserNamespacesHostNetworkSupport` is not among them: its gate is off in 1.36, and the runtime cannot do it.
+/// Not among them, for their gates are off in 1.37 and nothing here does it: `UserNamespacesHostNetworkSupport`,
+/// `VolumeBindMountOptions`, `InPlacePodVerticalScalingMemoryBackedVolumes`, `DRANodeAllocatableResources`,
+/// `DRAOptionalNodeOperations`.
 pub fn declared(gates: &FeatureGates) -> Vec<String> {
-    if !gates.enabled(NODE_DECLARED_FEATURES) {
-        return vec![];
-    }
     let mut names: Vec<String> = [
         WEBSOCKETS,
         POD_LEVEL_RESIZE,
@@ -71,6 +66,11 @@ pub fn declared(gates: &FeatureGates) -> Vec<String> {
     names
 }
 
+/// Mounts of containers carry options of their own.
+const BIND_MOUNT_OPTIONS: &str = "VolumeBindMountOptions";
+/// The size of a volume in memory may change in place.
+const MEMORY_VOLUME_RESIZE: &str = "InPlacePodVerticalScalingMemoryBackedVolumes";
+
 /// What the pod needs of the node and the node does not declare.
 pub fn missing(pod: &Pod, declared: &[String]) -> Vec<&'static str> {
     let spec = pod.spec.as_ref();
@@ -83,6 +83,7 @@ pub fn missing(pod: &Pod, declared: &[String]) -> Vec<&'static str> {
             "UserNamespacesHostNetworkSupport",
             pod::is_host_network(pod) && spec.and_then(|s| s.host_users) == Some(false),
         ),
+        (BIND_MOUNT_OPTIONS, has_bind_mount_options(pod)),
     ];
     wanted
         .into_iter()
@@ -104,12 +105,57 @@ pub fn missing_for_update(old: &Pod, new: &Pod, declared: &[String]) -> Vec<&'st
     let wanted = [
         (POD_LEVEL_RESIZE, of_pod(old) != of_pod(new)),
         (INIT_CONTAINER_RESIZE, of_init(old) != of_init(new)),
+        (MEMORY_VOLUME_RESIZE, memory_volumes_differ(old, new)),
     ];
     wanted
         .into_iter()
         .filter(|(name, needed)| *needed && !declared.iter().any(|d| d == name))
         .map(|(name, _)| name)
         .collect()
+}
+
+fn has_bind_mount_options(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let containers = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+        .flat_map(|c| c.volume_mounts.iter().flatten());
+    let ephemeral = spec
+        .ephemeral_containers
+        .iter()
+        .flatten()
+        .flat_map(|c| c.volume_mounts.iter().flatten());
+    containers
+        .chain(ephemeral)
+        .any(|mount| mount.bind_mount_options.iter().flatten().next().is_some())
+}
+
+/// The size limit of a volume in memory is another one. What may not change at all is for the API's validation.
+fn memory_volumes_differ(old: &Pod, new: &Pod) -> bool {
+    let limits = |pod: &Pod| -> Vec<(String, Option<String>)> {
+        let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+        volumes
+            .map(|volume| {
+                let in_memory = volume
+                    .empty_dir
+                    .as_ref()
+                    .filter(|dir| dir.medium.as_deref() == Some("Memory"));
+                let limit = in_memory.and_then(|dir| dir.size_limit.as_ref());
+                (volume.name.clone(), limit.map(|limit| limit.0.clone()))
+            })
+            .collect()
+    };
+    let (old, new) = (limits(old), limits(new));
+    let amount = |text: &str| text.parse::<Amount>().ok();
+    old.len() == new.len()
+        && old.iter().zip(&new).any(|((old_name, old), (name, new))| {
+            let (Some(old), Some(new)) = (old, new) else {
+                return false;
+            };
+            old_name == name && amount(old) != amount(new)
+        })
 }
 
 #[cfg(test)]
@@ -135,7 +181,6 @@ mod tests {
         ];
         assert_eq!(with(&[]), all);
         assert_eq!(with(&[(RESTART_ALL_CONTAINERS, "false")]), all[..3]);
-        assert!(with(&[(NODE_DECLARED_FEATURES, "false")]).is_empty());
     }
 
     #[test]
@@ -154,5 +199,20 @@ mod tests {
             missing(&pod(host), &[]),
             ["UserNamespacesHostNetworkSupport"]
         );
+        for kind in ["containers", "initContainers", "ephemeralContainers"] {
+            let mut bound = serde_json::json!({"containers": []});
+            bound[kind] = serde_json::json!([{"name": "c",
+                "volumeMounts": [{"name": "v", "mountPath": "/v", "bindMountOptions": ["noexec"]}]}]);
+            assert_eq!(missing(&pod(bound), &[]), [BIND_MOUNT_OPTIONS], "{kind}");
+        }
+        let tmpfs = |limit: &str, medium: &str| {
+            pod(serde_json::json!({"containers": [],
+                "volumes": [{"name": "v", "emptyDir": {"medium": medium, "sizeLimit": limit}}]}))
+        };
+        let change = |old: Pod, new: Pod| missing_for_update(&old, &new, &[]);
+        let grown = change(tmpfs("1Mi", "Memory"), tmpfs("2Mi", "Memory"));
+        assert_eq!(grown, [MEMORY_VOLUME_RESIZE]);
+        assert!(change(tmpfs("1Mi", "Memory"), tmpfs("1024Ki", "Memory")).is_empty());
+        assert!(change(tmpfs("1Mi", ""), tmpfs("2Mi", "")).is_empty());
     }
 }

@@ -100,6 +100,7 @@ pub fn generate(input: &StatusInput<'_>) -> NodeStatus {
             operating_system: "linux".to_owned(),
             os_image: machine.os_image.clone(),
             system_uuid: machine.system_uuid.clone(),
+            running_in_user_namespace: Some(machine.in_user_namespace),
             swap: (input.swap_capacity_bytes > 0).then(|| {
                 k8s_openapi::api::core::v1::NodeSwapStatus {
                     capacity: i64::try_from(input.swap_capacity_bytes).ok(),
@@ -259,7 +260,7 @@ mod tests {
             kubelet_port: 10250,
             runtime_name: "youki",
             runtime_version: "1",
-            kubelet_version: "v1.36.3",
+            kubelet_version: "v1.37.2",
             runtime_state: &state,
             handlers: &[],
             images: &[],

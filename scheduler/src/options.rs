@@ -9,7 +9,7 @@ use std::time::Duration;
 use component_base::client::ClientConfig;
 use component_base::config::{ConfigError, FieldError, aggregate};
 use component_base::duration;
-use component_base::features::{Feature, FeatureError, FeatureGates, Stage};
+use component_base::features::{Feature, FeatureError, FeatureGates};
 use component_base::flags::{FlagSet, Flags, Value};
 use component_base::leader_election::{LeaderElectionConfig, LeaderElectionError};
 use component_base::options::{
@@ -26,36 +26,11 @@ const PORT: u16 = 10259;
 
 /// Gates of what is built here.
 const FEATURES: &[Feature] = &[
-    Feature {
-        name: "SchedulerQueueingHints",
-        default: true,
-        stage: Stage::Ga,
-    },
-    Feature {
-        name: "SchedulerPopFromBackoffQ",
-        default: true,
-        stage: Stage::Beta,
-    },
-    Feature {
-        name: "SchedulerAsyncPreemption",
-        default: true,
-        stage: Stage::Beta,
-    },
-    Feature {
-        name: "OpportunisticBatching",
-        default: true,
-        stage: Stage::Beta,
-    },
-    Feature {
-        name: "NominatedNodeNameForExpectation",
-        default: true,
-        stage: Stage::Beta,
-    },
-    Feature {
-        name: "NodeDeclaredFeatures",
-        default: true,
-        stage: Stage::Beta,
-    },
+    Feature::beta("SchedulerPopFromBackoffQ"),
+    Feature::beta("SchedulerAsyncPreemption"),
+    Feature::beta("OpportunisticBatching"),
+    Feature::beta("NominatedNodeNameForExpectation"),
+    Feature::locked("NodeDeclaredFeatures"),
 ];
 
 /// Everything that was asked for.

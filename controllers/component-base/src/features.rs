@@ -11,7 +11,7 @@ pub enum Stage {
     Alpha,
     /// On or off by default.
     Beta,
-    /// Locked on.
+    /// Here to stay; locked in most cases.
     Ga,
     /// Going; off by default.
     Deprecated,
@@ -24,8 +24,62 @@ pub struct Feature {
     pub name: &'static str,
     /// Whether it is on when nobody says anything.
     pub default: bool,
-    /// Its stage; a GA feature cannot be switched off.
+    /// Its stage.
     pub stage: Stage,
+    /// Whether it can only be what it is by default. Upstream: `LockToDefault`.
+    pub locked: bool,
+}
+
+impl Feature {
+    /// An alpha feature: off by default.
+    pub const fn alpha(name: &'static str) -> Self {
+        Self {
+            name,
+            default: false,
+            stage: Stage::Alpha,
+            locked: false,
+        }
+    }
+
+    /// A beta feature that is on by default.
+    pub const fn beta(name: &'static str) -> Self {
+        Self {
+            name,
+            default: true,
+            stage: Stage::Beta,
+            locked: false,
+        }
+    }
+
+    /// A GA feature that can still be switched off.
+    pub const fn ga(name: &'static str) -> Self {
+        Self {
+            name,
+            default: true,
+            stage: Stage::Ga,
+            locked: false,
+        }
+    }
+
+    /// A GA feature that is on for good.
+    pub const fn locked(name: &'static str) -> Self {
+        Self {
+            name,
+            default: true,
+            stage: Stage::Ga,
+            locked: true,
+        }
+    }
+
+    /// A feature that always was, is going, and is on until it is gone.
+    pub const fn going(name: &'static str) -> Self {
+        Self {
+            name,
+            default: true,
+            stage: Stage::Deprecated,
+            locked: false,
+        }
+    }
 }
 
 /// Why a feature setting was refused.
@@ -41,7 +95,7 @@ pub enum FeatureError {
         /// What was given.
         value: String,
     },
-    /// The feature is GA and on for good.
+    /// The feature is what it is for good.
     #[error("cannot set feature gate {name} to {value}, feature is locked to {locked}")]
     Locked {
         /// The feature.
@@ -88,7 +142,7 @@ impl FeatureGates {
                 "AllAlpha" => self.set_stage(Stage::Alpha, on, settings),
                 "AllBeta" => self.set_stage(Stage::Beta, on, settings),
                 _ => match self.known.iter().find(|f| f.name == name) {
-                    Some(f) if f.stage == Stage::Ga && on != f.default => {
+                    Some(f) if f.locked && on != f.default => {
                         return Err(FeatureError::Locked {
                             name: name.clone(),
                             value: on,
@@ -144,16 +198,10 @@ mod tests {
     use super::*;
 
     const KNOWN: &[Feature] = &[
-        Feature {
-            name: "New",
-            default: false,
-            stage: Stage::Alpha,
-        },
-        Feature {
-            name: "Old",
-            default: true,
-            stage: Stage::Ga,
-        },
+        Feature::alpha("New"),
+        Feature::locked("Old"),
+        Feature::ga("Young"),
+        Feature::going("Going"),
     ];
 
     #[test]
@@ -162,7 +210,22 @@ mod tests {
         assert!(!gates.enabled("New") && gates.enabled("Old") && !gates.enabled("Nobody"));
         gates.set(&[("New".into(), "true".into())].into()).unwrap();
         assert!(gates.enabled("New"));
-        assert!(gates.set(&[("Old".into(), "false".into())].into()).is_err());
+        assert_eq!(
+            gates.set(&[("Old".into(), "false".into())].into()),
+            Err(FeatureError::Locked {
+                name: "Old".into(),
+                value: false,
+                locked: true
+            })
+        );
+        gates.set(&[("Old".into(), "true".into())].into()).unwrap();
+        assert!(gates.enabled("Young") && gates.enabled("Going"));
+        let off = [
+            ("Young".into(), "false".into()),
+            ("Going".into(), "false".into()),
+        ];
+        gates.set(&off.into()).unwrap();
+        assert!(!gates.enabled("Young") && !gates.enabled("Going"));
         assert!(gates.set(&[("New".into(), "maybe".into())].into()).is_err());
         gates
             .set(&[("Unheard".into(), "true".into())].into())

@@ -28,11 +28,28 @@ pub trait ConditionLike {
     fn set_last_transition_time(&mut self, time: Option<Time>);
 }
 
+/// A word that some kinds always have and others may lack.
+trait Word {
+    fn word(&self) -> &str;
+}
+
+impl Word for String {
+    fn word(&self) -> &str {
+        self
+    }
+}
+
+impl Word for Option<String> {
+    fn word(&self) -> &str {
+        self.as_deref().unwrap_or_default()
+    }
+}
+
 macro_rules! condition_like {
     ($($kind:ty),*) => {$(
         impl ConditionLike for $kind {
-            fn type_(&self) -> &str { &self.type_ }
-            fn status(&self) -> &str { &self.status }
+            fn type_(&self) -> &str { self.type_.word() }
+            fn status(&self) -> &str { self.status.word() }
             fn reason(&self) -> &str { self.reason.as_deref().unwrap_or_default() }
             fn message(&self) -> &str { self.message.as_deref().unwrap_or_default() }
             fn last_transition_time(&self) -> Option<&Time> { self.last_transition_time.as_ref() }

@@ -1,9 +1,11 @@
 //! Quality of service: how a pod's requests and limits rank it when a node runs short.
 //!
-//! Upstream: pkg/apis/core/v1/helper/qos, v1.36.
+//! Upstream: pkg/apis/core/v1/helper/qos, v1.37.
 
 use crate::quantity::Amount;
-use crate::resources::{Amounts, CPU, MEMORY, ResourceList, add, amounts};
+use crate::resources::{
+    Amounts, CPU, MEMORY, ResourceList, add, amounts, is_pod_level_resources_set,
+};
 use k8s_openapi::api::core::v1::Pod;
 use std::fmt;
 
@@ -59,14 +61,18 @@ fn compute_resources(list: Option<&ResourceList>) -> Amounts {
     list
 }
 
-/// The class that follows from the spec. Pod-level resources, where given, decide alone.
+/// The class that follows from the spec. Pod-level resources, where any is given that counts there, decide alone.
 pub fn compute_pod_qos(pod: &Pod) -> QosClass {
     let Some(spec) = &pod.spec else {
         return QosClass::BestEffort;
     };
     let (mut requests, mut limits) = (Amounts::new(), Amounts::new());
     let mut guaranteed = true;
-    match &spec.resources {
+    let pod_level = spec
+        .resources
+        .as_ref()
+        .filter(|_| is_pod_level_resources_set(pod));
+    match pod_level {
         Some(resources) => {
             requests = compute_resources(resources.requests.as_ref());
             limits = compute_resources(resources.limits.as_ref());

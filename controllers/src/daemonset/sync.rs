@@ -102,8 +102,9 @@ pub fn sync(ds: &DaemonSet, observed: &Observed, now: Timestamp) -> Plan {
 fn is_rolling(ds: &DaemonSet) -> bool {
     let strategy = ds
         .spec
+        .update_strategy
         .as_ref()
-        .and_then(|s| s.update_strategy.as_ref()?.type_.as_deref());
+        .and_then(|s| s.type_.as_deref());
     strategy.unwrap_or("RollingUpdate") == "RollingUpdate"
 }
 
@@ -139,8 +140,10 @@ pub fn node_should_run(ds: &DaemonSet, node: &Node) -> (bool, bool) {
     let pod = new_pod(ds, name, "");
     let own_node = ds
         .spec
+        .template
+        .spec
         .as_ref()
-        .and_then(|s| s.template.spec.as_ref()?.node_name.as_deref());
+        .and_then(|s| s.node_name.as_deref());
     let fits_name = own_node.is_none_or(|own| own.is_empty() || own == name);
     // The pin has replaced fields of the template's terms; labels must fit all the same.
     if !fits_name || !RequiredNodeAffinity::new(&template_pod(ds)).matches(node) {
@@ -163,7 +166,7 @@ pub fn node_should_run(ds: &DaemonSet, node: &Node) -> (bool, bool) {
 
 fn template_pod(ds: &DaemonSet) -> Pod {
     Pod {
-        spec: ds.spec.as_ref().and_then(|s| s.template.spec.clone()),
+        spec: ds.spec.template.spec.clone(),
         ..Pod::default()
     }
 }
@@ -231,10 +234,7 @@ fn manage_node(
 
 /// `minReadySeconds`.
 pub fn min_ready_seconds(ds: &DaemonSet) -> i32 {
-    ds.spec
-        .as_ref()
-        .and_then(|s| s.min_ready_seconds)
-        .unwrap_or(0)
+    ds.spec.min_ready_seconds.unwrap_or(0)
 }
 
 fn desired(ds: &DaemonSet, nodes: &[Arc<Node>]) -> i32 {
@@ -245,8 +245,9 @@ fn desired(ds: &DaemonSet, nodes: &[Arc<Node>]) -> i32 {
 fn max_surge(ds: &DaemonSet, observed: &Observed) -> i32 {
     let rolling = ds
         .spec
+        .update_strategy
         .as_ref()
-        .and_then(|s| s.update_strategy.as_ref()?.rolling_update.as_ref());
+        .and_then(|s| s.rolling_update.as_ref());
     let surge = rolling
         .and_then(|r| r.max_surge.as_ref())
         .filter(|_| is_rolling(ds));
@@ -259,8 +260,9 @@ fn max_surge(ds: &DaemonSet, observed: &Observed) -> i32 {
 fn max_unavailable(ds: &DaemonSet, observed: &Observed) -> i32 {
     let rolling = ds
         .spec
+        .update_strategy
         .as_ref()
-        .and_then(|s| s.update_strategy.as_ref()?.rolling_update.as_ref());
+        .and_then(|s| s.rolling_update.as_ref());
     let one = IntOrString::Int(1);
     let value = rolling
         .and_then(|r| r.max_unavailable.as_ref())
@@ -334,11 +336,7 @@ fn template_generation(ds: &DaemonSet) -> Option<String> {
 
 /// A pod pinned to a node, with the tolerations that every daemon pod has.
 pub fn new_pod(ds: &DaemonSet, node: &str, hash: &str) -> Pod {
-    let template = ds
-        .spec
-        .as_ref()
-        .map(|s| s.template.clone())
-        .unwrap_or_default();
+    let template = ds.spec.template.clone();
     let owner = new_controller_ref::<DaemonSet>(&ds.metadata);
     let generate_name = format!("{}-", ds.metadata.name.as_deref().unwrap_or_default());
     let mut pod = pod_from_template(

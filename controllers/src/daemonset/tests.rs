@@ -166,7 +166,7 @@ fn updates() {
 #[test]
 fn revisions() {
     let set = ds(json!({}));
-    let template = set.spec.as_ref().unwrap().template.clone();
+    let template = set.spec.template.clone();
     let owner = || component_helpers::owner_ref::new_controller_ref::<DaemonSet>(&set.metadata);
     let Next::Create(first) = history::next(
         history::HASH_LABEL,
@@ -201,7 +201,7 @@ fn revisions() {
     other.metadata.uid = Some("2".into());
     let existing = [first.clone(), Arc::new(other)];
     assert!(
-        matches!(history::next(history::HASH_LABEL, &set.metadata, owner(), &template, &existing, None), Next::Renumber(r) if r.revision == 3)
+        matches!(history::next(history::HASH_LABEL, &set.metadata, owner(), &template, &existing, None), Next::Renumber(r) if r.revision == Some(3))
     );
     assert_eq!(history::surplus(&existing, |_| false, 1), [first]);
 }

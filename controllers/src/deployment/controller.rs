@@ -245,10 +245,7 @@ impl DeploymentController {
 }
 
 fn selector(deployment: &Deployment) -> Result<Selector, SelectorError> {
-    match &deployment.spec {
-        Some(spec) => Selector::new(&spec.selector),
-        None => Selector::from_optional(None),
-    }
+    Selector::new(&deployment.spec.selector)
 }
 
 /// Whether the Deployment would adopt this orphan; an empty selector adopts nothing.
@@ -295,10 +292,7 @@ impl Controller for DeploymentController {
         let Some(deployment) = self.deployments.get_key(key) else {
             return Ok(None);
         };
-        let selects_all = deployment
-            .spec
-            .as_ref()
-            .is_none_or(|s| s.selector == Default::default());
+        let selects_all = deployment.spec.selector == Default::default();
         let replica_sets = match selects_all {
             // Nothing is claimed; the sync only says so.
             true => Vec::new(),

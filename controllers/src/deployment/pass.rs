@@ -101,11 +101,11 @@ impl<'a> Pass<'a> {
         };
         let mut sets: Vec<Draft> = observed.replica_sets.iter().map(draft).collect();
         sets.sort_by(|a, b| by_creation(&a.rs, &b.rs));
-        let wanted = deployment.spec.as_ref().map(|s| &s.template);
+        let wanted = &deployment.spec.template;
         // After an upgrade more than one may have the template: the oldest is it, always the same.
-        let new = sets.iter().position(
-            |s| matches!((template(&s.rs), wanted), (Some(a), Some(b)) if equal_ignore_hash(a, b)),
-        );
+        let new = sets
+            .iter()
+            .position(|s| template(&s.rs).is_some_and(|t| equal_ignore_hash(t, wanted)));
         Self {
             observed: deployment,
             deployment: deployment.clone(),
@@ -153,17 +153,11 @@ impl<'a> Pass<'a> {
     pub fn sync_revision(&mut self) {
         let Some(new) = self.new else { return };
         let next = self.next_revision();
-        let min_ready_seconds = self
-            .observed
-            .spec
-            .as_ref()
-            .and_then(|s| s.min_ready_seconds);
+        let min_ready_seconds = self.observed.spec.min_ready_seconds;
         let rs = &mut self.sets[new].rs;
         set_new_replica_set_annotations(self.observed, rs, next, true);
-        if let Some(spec) = &mut rs.spec
-            && spec.min_ready_seconds.unwrap_or(0) != min_ready_seconds.unwrap_or(0)
-        {
-            spec.min_ready_seconds = min_ready_seconds;
+        if rs.spec.min_ready_seconds.unwrap_or(0) != min_ready_seconds.unwrap_or(0) {
+            rs.spec.min_ready_seconds = min_ready_seconds;
         }
         let name = rs.metadata.name.clone().unwrap_or_default();
         let revision = rs
@@ -201,9 +195,7 @@ impl<'a> Pass<'a> {
         self.new = Some(new);
         let size = new_rs_new_replicas(self, new);
         let draft = &mut self.sets[new];
-        if let Some(spec) = &mut draft.rs.spec {
-            spec.replicas = Some(size);
-        }
+        draft.rs.spec.replicas = Some(size);
         set_new_replica_set_annotations(self.observed, &mut draft.rs, next, false);
         if size > 0 {
             draft.notice = Some(scaled(&name, 0, size));
@@ -232,9 +224,7 @@ impl<'a> Pass<'a> {
         if old == size && !force {
             return false;
         }
-        if let Some(spec) = &mut draft.rs.spec {
-            spec.replicas = Some(size);
-        }
+        draft.rs.spec.replicas = Some(size);
         revision::set_replicas_annotations(self.observed, &mut draft.rs);
         if old == size {
             return false;
@@ -257,7 +247,7 @@ impl<'a> Pass<'a> {
             .conditions
             .as_ref()?
             .iter()
-            .find(|c| c.type_ == type_)
+            .find(|c| c.type_.as_deref() == Some(type_))
     }
 
     pub fn set_condition(&mut self, type_: &str, status: &str, reason: &str, message: String) {
@@ -330,7 +320,7 @@ fn scaled(name: &str, from: i32, to: i32) -> Notice {
 
 /// The ReplicaSet of the Deployment's template: its name, labels and selector carry the template's hash.
 fn new_replica_set(deployment: &Deployment) -> ReplicaSet {
-    let spec = deployment.spec.clone().unwrap_or_default();
+    let spec = deployment.spec.clone();
     let hash = template_hash(
         &spec.template,
         deployment.status.as_ref().and_then(|s| s.collision_count),
@@ -359,12 +349,12 @@ fn new_replica_set(deployment: &Deployment) -> ReplicaSet {
             labels: Some(labels),
             ..ObjectMeta::default()
         },
-        spec: Some(ReplicaSetSpec {
+        spec: ReplicaSetSpec {
             replicas: Some(0),
             min_ready_seconds: spec.min_ready_seconds,
             selector,
             template: Some(template),
-        }),
+        },
         status: None,
     }
 }
@@ -420,8 +410,8 @@ pub(super) fn new_condition(
     now: &Time,
 ) -> DeploymentCondition {
     DeploymentCondition {
-        type_: type_.to_owned(),
-        status: status.to_owned(),
+        type_: Some(type_.to_owned()),
+        status: Some(status.to_owned()),
         reason: Some(reason.to_owned()),
         message: Some(message),
         last_update_time: Some(now.clone()),

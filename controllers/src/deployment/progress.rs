@@ -72,12 +72,7 @@ pub(super) fn check_paused_conditions(pass: &mut Pass<'_>) {
     if why.as_deref() == Some(reason::TIMED_OUT) {
         return;
     }
-    let paused = pass
-        .observed
-        .spec
-        .as_ref()
-        .and_then(|s| s.paused)
-        .unwrap_or(false);
+    let paused = pass.observed.spec.paused.unwrap_or(false);
     let reported = why.as_deref() == Some(reason::PAUSED);
     if paused && !reported {
         pass.set_condition(
@@ -129,7 +124,7 @@ fn find<'a>(status: &'a DeploymentStatus, type_: &str) -> Option<&'a DeploymentC
         .conditions
         .as_ref()?
         .iter()
-        .find(|c| c.type_ == type_)
+        .find(|c| c.type_.as_deref() == Some(type_))
 }
 
 fn has_reason(condition: Option<&DeploymentCondition>, reason: &str) -> bool {
@@ -161,7 +156,7 @@ pub(super) fn sync_rollout_status(pass: &mut Pass<'_>) {
     let seconds = progress_deadline_seconds(pass.observed);
     let conditions = status.conditions.get_or_insert_default();
     if seconds.is_none() {
-        conditions.retain(|c| c.type_ != reason::PROGRESSING);
+        conditions.retain(|c| c.type_.as_deref() != Some(reason::PROGRESSING));
     }
     let current = pass.condition(reason::PROGRESSING).cloned();
     let is_complete = status.replicas == status.updated_replicas
@@ -175,7 +170,7 @@ pub(super) fn sync_rollout_status(pass: &mut Pass<'_>) {
     let conditions = status.conditions.get_or_insert_default();
     match failure {
         Some(failure) => set_deployment_condition(conditions, failure),
-        None => conditions.retain(|c| c.type_ != reason::REPLICA_FAILURE),
+        None => conditions.retain(|c| c.type_.as_deref() != Some(reason::REPLICA_FAILURE)),
     }
     let changed = pass.observed.status.as_ref() != Some(&status);
     pass.deployment.status = Some(status);
@@ -219,12 +214,12 @@ fn estimate_progress(
         set_deployment_condition(status.conditions.get_or_insert_default(), condition);
     } else if deployment_progressing(&old, status) {
         let mut condition = condition("True", reason::REPLICA_SET_UPDATED, "is progressing.");
-        if let Some(current) = current.filter(|c| c.status == "True") {
+        if let Some(current) = current.filter(|c| c.status.as_deref() == Some("True")) {
             condition.last_transition_time = current.last_transition_time.clone();
         }
         // Also with the same reason: the time of the last progress is what the deadline counts from.
         let conditions = status.conditions.get_or_insert_default();
-        conditions.retain(|c| c.type_ != reason::PROGRESSING);
+        conditions.retain(|c| c.type_.as_deref() != Some(reason::PROGRESSING));
         conditions.push(condition);
     } else if deployment_timed_out(pass, status, seconds) {
         let condition = condition("False", reason::TIMED_OUT, "has timed out progressing.");
@@ -241,7 +236,7 @@ fn replica_failure(pass: &Pass<'_>) -> Option<DeploymentCondition> {
             .conditions
             .as_ref()?
             .iter()
-            .find(|c| c.type_ == reason::REPLICA_FAILURE)?
+            .find(|c| c.type_.as_deref() == Some(reason::REPLICA_FAILURE))?
             .clone();
         Some(DeploymentCondition {
             type_: failure.type_,

@@ -13,15 +13,11 @@ pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// `spec.replicas` as the API server defaults it.
 pub fn replicas(rs: &ReplicaSet) -> i32 {
-    rs.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+    rs.spec.replicas.unwrap_or(1)
 }
 
 pub fn desired_replicas(deployment: &Deployment) -> i32 {
-    deployment
-        .spec
-        .as_ref()
-        .and_then(|s| s.replicas)
-        .unwrap_or(1)
+    deployment.spec.replicas.unwrap_or(1)
 }
 
 pub fn actual(rs: &ReplicaSet) -> i32 {
@@ -66,8 +62,9 @@ pub fn is_rolling_update(deployment: &Deployment) -> bool {
 pub fn strategy_type(deployment: &Deployment) -> &str {
     deployment
         .spec
+        .strategy
         .as_ref()
-        .and_then(|s| s.strategy.as_ref()?.type_.as_deref())
+        .and_then(|s| s.type_.as_deref())
         .unwrap_or("RollingUpdate")
 }
 
@@ -94,8 +91,9 @@ pub fn max_unavailable(deployment: &Deployment) -> i32 {
 fn resolve_fenceposts(deployment: &Deployment) -> (i32, i32) {
     let rolling = deployment
         .spec
+        .strategy
         .as_ref()
-        .and_then(|s| s.strategy.as_ref()?.rolling_update.as_ref());
+        .and_then(|s| s.rolling_update.as_ref());
     let desired = desired_replicas(deployment);
     let resolve = |value: Option<&IntOrString>, round_up| {
         value.map_or(0, |v| scaled_value(v, desired, round_up).unwrap_or(0))
@@ -140,7 +138,7 @@ pub fn equal_ignore_hash(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
 }
 
 pub fn template(rs: &ReplicaSet) -> Option<&PodTemplateSpec> {
-    rs.spec.as_ref()?.template.as_ref()
+    rs.spec.template.as_ref()
 }
 
 /// Older first; of the same age by name.
@@ -170,8 +168,7 @@ pub fn by_size_newer(a: &ReplicaSet, b: &ReplicaSet) -> Ordering {
 pub fn progress_deadline_seconds(deployment: &Deployment) -> Option<i32> {
     deployment
         .spec
-        .as_ref()
-        .and_then(|s| s.progress_deadline_seconds)
+        .progress_deadline_seconds
         .filter(|s| *s != i32::MAX)
 }
 
@@ -179,7 +176,6 @@ pub fn progress_deadline_seconds(deployment: &Deployment) -> Option<i32> {
 pub fn revision_history_limit(deployment: &Deployment) -> Option<i32> {
     deployment
         .spec
-        .as_ref()
-        .and_then(|s| s.revision_history_limit)
+        .revision_history_limit
         .filter(|l| *l != i32::MAX)
 }

@@ -17,7 +17,7 @@ use super::{progress, recreate, revision, rolling, scale};
 /// Decides one pass. `now` is cut to seconds, as the API stores it.
 pub fn sync(deployment: &Deployment, observed: &Observed, now: Timestamp) -> Plan {
     let mut pass = Pass::new(deployment, observed, now);
-    let spec = deployment.spec.clone().unwrap_or_default();
+    let spec = deployment.spec.clone();
     if spec.selector == LabelSelector::default() {
         pass.selecting_all();
         return pass.finish();
@@ -52,12 +52,13 @@ pub fn sync(deployment: &Deployment, observed: &Observed, now: Timestamp) -> Pla
 /// What to do when the name of the new ReplicaSet is taken by `existing`: nothing if it is the one we meant (a slow
 /// cache), else write a higher collision count, which gives another name.
 pub fn resolve_name_conflict(deployment: &Deployment, existing: &ReplicaSet) -> Option<Action> {
-    let spec = deployment.spec.as_ref()?;
     let is_ours = component_helpers::owner_ref::is_controlled_by(
         &existing.metadata,
         deployment.metadata.uid.as_deref().unwrap_or_default(),
     );
-    if is_ours && template(existing).is_some_and(|t| equal_ignore_hash(t, &spec.template)) {
+    if is_ours
+        && template(existing).is_some_and(|t| equal_ignore_hash(t, &deployment.spec.template))
+    {
         return None;
     }
     let mut deployment = deployment.clone();
@@ -143,9 +144,10 @@ fn rollback(pass: &mut Pass<'_>, revision: i64) {
         );
     };
     let rs = pass.sets[index].rs.clone();
-    let (Some(target), Some(spec)) = (template(&rs), pass.deployment.spec.as_mut()) else {
+    let Some(target) = template(&rs) else {
         return;
     };
+    let spec = &mut pass.deployment.spec;
     if equal_ignore_hash(target, &spec.template) {
         let message = format!(
             "The rollback revision contains the same template as current deployment {name:?}"

@@ -124,8 +124,13 @@ fn condition<'a>(d: &'a Deployment, type_: &str) -> Option<(&'a str, &'a str)> {
     let conditions = d.status.as_ref()?.conditions.as_ref()?;
     conditions
         .iter()
-        .find(|c| c.type_ == type_)
-        .map(|c| (c.status.as_str(), c.reason.as_deref().unwrap_or_default()))
+        .find(|c| c.type_.as_deref() == Some(type_))
+        .and_then(|c| {
+            Some((
+                c.status.as_deref()?,
+                c.reason.as_deref().unwrap_or_default(),
+            ))
+        })
 }
 
 fn notices(plan: &Plan) -> Vec<String> {
@@ -160,14 +165,7 @@ fn a_new_deployment_gets_its_first_replica_set() {
         Some(format!("web-{hash}").as_str())
     );
     assert_eq!(
-        replica_set
-            .spec
-            .as_ref()
-            .unwrap()
-            .selector
-            .match_labels
-            .as_ref()
-            .unwrap()[POD_TEMPLATE_HASH],
+        replica_set.spec.selector.match_labels.as_ref().unwrap()[POD_TEMPLATE_HASH],
         hash
     );
     let annotations = replica_set.metadata.annotations.clone().unwrap();
@@ -464,14 +462,14 @@ fn pausing_stops_rollouts_and_their_clock() {
         Some(("Unknown", "DeploymentPaused"))
     );
     assert_eq!(run(&paused, &[old.clone()]), Plan::default());
-    paused.spec.as_mut().unwrap().replicas = Some(5);
+    paused.spec.replicas = Some(5);
     assert_eq!(
         sizes(&run(&paused, &[old.clone()])),
         ["old=5"],
         "scaling still works"
     );
-    paused.spec.as_mut().unwrap().replicas = Some(3);
-    paused.spec.as_mut().unwrap().paused = Some(false);
+    paused.spec.replicas = Some(3);
+    paused.spec.paused = Some(false);
     let plan = run(&paused, &[old]);
     assert_eq!(
         sizes(&plan),
@@ -517,7 +515,7 @@ fn progress_and_its_deadline() {
         .as_ref()
         .unwrap()
         .iter()
-        .find(|c| c.type_ == "Progressing")
+        .find(|c| c.type_.as_deref() == Some("Progressing"))
         .unwrap();
     assert_eq!(progressing.last_update_time.as_ref().unwrap().0, now());
     assert_eq!(
@@ -611,7 +609,7 @@ fn the_deprecated_rollback_copies_the_template() {
     ] {
         let plan = run(&deployment(3, "v2", ask(revision)), &sets);
         let d = written(&plan).unwrap();
-        let spec = d.spec.as_ref().unwrap();
+        let spec = &d.spec;
         assert_eq!(
             spec.template.spec.as_ref().unwrap().containers[0]
                 .image
@@ -699,7 +697,7 @@ fn failures_show_in_conditions() {
 
 fn deployment_selecting_all() -> Deployment {
     let mut d = deployment(1, "v1", json!({}));
-    d.spec.as_mut().unwrap().selector = Default::default();
+    d.spec.selector = Default::default();
     d
 }
 

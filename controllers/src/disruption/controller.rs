@@ -56,7 +56,8 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let queue = WorkQueue::new("disruption");
     let mut watches = Watches::new(context.shutdown.clone());
     budgets.watch(&mut watches, &queue);
-    let budgets = run_controller(budgets, queue, watches, WORKERS, context.shutdown.clone());
+    let workers = context.options.workers("disruption");
+    let budgets = run_controller(budgets, queue, watches, workers, context.shutdown.clone());
 
     let stale = Arc::new(StalePodDisruption {
         pods,

@@ -106,17 +106,11 @@ impl Scales {
             }
             ("apps", "StatefulSet") => {
                 let found = self.stateful_sets.get(namespace, name)?;
-                of(
-                    found.metadata.uid.as_ref(),
-                    found.spec.as_ref().and_then(|s| s.replicas),
-                )
+                of(found.metadata.uid.as_ref(), found.spec.replicas)
             }
             ("apps" | "extensions", "ReplicaSet") => {
                 let found = self.replica_sets.get(namespace, name)?;
-                let own = of(
-                    found.metadata.uid.as_ref(),
-                    found.spec.as_ref().and_then(|s| s.replicas),
-                )?;
+                let own = of(found.metadata.uid.as_ref(), found.spec.replicas)?;
                 match get_controller_of(&found.metadata) {
                     Some(above) if above.kind == "Deployment" => self.deployment(above, namespace),
                     _ => Some(own),
@@ -130,7 +124,7 @@ impl Scales {
         let found = self.deployments.get(namespace, &owner.name)?;
         let same = matches!(group(owner), "apps" | "extensions")
             && found.metadata.uid.as_ref() == Some(&owner.uid);
-        let replicas = found.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+        let replicas = found.spec.replicas.unwrap_or(1);
         same.then(|| (owner.uid.clone(), replicas))
     }
 

@@ -36,16 +36,16 @@ macro_rules! revisioned {
             const HASH_LABEL: &'static str = $label;
 
             fn template(&self) -> Option<&PodTemplateSpec> {
-                self.spec.as_ref().map(|s| &s.template)
+                Some(&self.spec.template)
             }
 
             fn selector(&self) -> Option<Selector> {
-                let selector = Selector::new(&self.spec.as_ref()?.selector).ok()?;
+                let selector = Selector::new(&self.spec.selector).ok()?;
                 (!selector.is_everything()).then_some(selector)
             }
 
             fn history_limit(&self) -> Option<i32> {
-                self.spec.as_ref()?.revision_history_limit
+                self.spec.revision_history_limit
             }
 
             fn collision_count(&self) -> Option<i32> {
@@ -261,7 +261,7 @@ mod tests {
         let world = World::new();
         world.revisions.of_template(&set("v1"), &[]).await.unwrap();
         let mut foreign = world.stored().remove(0);
-        foreign.data = None;
+        foreign.data.0 = json!({});
         world.api.insert(&foreign);
         let refused = world.revisions.of_template(&set("v1"), &[]).await;
         assert!(refused.is_err_and(|error| error.is_already_exists()));
@@ -278,7 +278,7 @@ mod tests {
             let mut orphan = (*made.unwrap()).clone();
             orphan.metadata.owner_references = None;
             orphan.metadata.uid = Some(image.to_owned());
-            orphan.revision = number;
+            orphan.revision = Some(number);
             world.put(orphan).await;
         }
         let selector = set("v3").selector().unwrap();
@@ -292,13 +292,13 @@ mod tests {
         }
         let owned = claim().await.unwrap();
         assert_eq!(owned.len(), 3);
-        let is_live = |r: &ControllerRevision| r.revision == 3;
+        let is_live = |r: &ControllerRevision| r.revision == Some(3);
         world
             .revisions
             .truncate(&set("v3"), &owned, is_live)
             .await
             .unwrap();
-        let mut left: Vec<i64> = world.stored().iter().map(|r| r.revision).collect();
+        let mut left: Vec<_> = world.stored().iter().filter_map(|r| r.revision).collect();
         left.sort_unstable();
         assert_eq!(left, [2, 3]);
     }

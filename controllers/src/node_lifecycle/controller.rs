@@ -24,6 +24,8 @@ use super::taints::{no_schedule, reconcile_labels};
 use super::zone::Rates;
 use crate::context::{ControllerContext, Running, StartError};
 
+/// Whether a lease is read once more before its Node is called silent.
+pub const LEASE_CIRCUIT_BREAKER: &str = "NodeControllerLeaseCircuitBreaker";
 /// Upstream's `nodeUpdateWorkerSize`.
 const WORKERS: usize = 8;
 /// Upstream's `NodeEvictionPeriod`: the shortest pause between two tainting passes.
@@ -50,6 +52,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         nodes: nodes.clone(),
         pods: pods.clone(),
         leases: leases.clone(),
+        lease_circuit_breaker: context.features.enabled(LEASE_CIRCUIT_BREAKER),
         executor: context
             .executor("node-controller", "node-controller")
             .await?,

@@ -119,6 +119,12 @@ pub(super) fn check(
     }
 }
 
+/// Whether the lease that was just read is newer than the cached one that made a Node look silent.
+pub(super) fn has_moved(live: Option<&Lease>, cached: Option<&Lease>) -> bool {
+    let version = |lease: &Lease| lease.metadata.resource_version.clone();
+    live.is_some_and(|live| version(live) != cached.and_then(version))
+}
+
 /// The conditions that change when nobody knows about the Node any more.
 fn unknown_conditions(node: &Node, created: Timestamp, now: Timestamp) -> Vec<NodeCondition> {
     let mut changed = Vec::new();
@@ -180,6 +186,21 @@ mod tests {
             spec: Some(spec),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_cache_that_is_behind_is_no_silence() {
+        let at_version = |version: &str| {
+            let mut lease = lease(0);
+            lease.metadata.resource_version = Some(version.to_owned());
+            lease
+        };
+        let (old, new) = (at_version("1"), at_version("2"));
+        assert!(has_moved(Some(&new), Some(&old)));
+        assert!(has_moved(Some(&new), None));
+        assert!(!has_moved(Some(&old), Some(&old)));
+        assert!(!has_moved(None, Some(&old)));
+        assert!(!has_moved(None, None));
     }
 
     #[test]

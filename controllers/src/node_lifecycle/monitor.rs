@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::evictor::Evictor;
-use super::health::{Checked, Grace, NodeHealth, check};
+use super::health::{Checked, Grace, NodeHealth, check, has_moved};
 use super::taints::{Swap, has_opposite, is_tainted, no_execute};
 use super::zone::{Rates, ZoneState, handle_disruption};
 
@@ -82,6 +82,8 @@ pub(super) struct Shell {
     pub(super) nodes: Informer<Node>,
     pub(super) pods: Informer<Pod>,
     pub(super) leases: Informer<Lease>,
+    /// Gate NodeControllerLeaseCircuitBreaker.
+    pub(super) lease_circuit_breaker: bool,
     pub(super) executor: Executor,
     pub(super) grace: Grace,
     pub(super) rates: Rates,
@@ -321,6 +323,12 @@ impl Shell {
         let mut node = node.clone();
         let lease = self.leases.get(LEASE_NAMESPACE, name(&node));
         let mut checked = check(&node, lease.as_deref(), saved, now, self.grace);
+        if checked.update.is_some()
+            && self.lease_circuit_breaker
+            && self.lease_moved(name(&node), lease.as_deref()).await
+        {
+            return None;
+        }
         for attempt in 1.. {
             let Some(conditions) = &checked.update else {
                 break;
@@ -372,6 +380,28 @@ impl Shell {
             checked,
             pods_marked,
         })
+    }
+
+    /// Whether the lease is another one than the cache has: then it is the cache that is silent, not the Node.
+    async fn lease_moved(&self, node: &str, cached: Option<&Lease>) -> bool {
+        match self.executor.get::<Lease>(LEASE_NAMESPACE, node).await {
+            Ok(live) => {
+                let moved = has_moved(live.as_ref(), cached);
+                if moved {
+                    tracing::warn!(
+                        node,
+                        "The cache of leases is behind, nothing is decided about the node"
+                    );
+                }
+                moved
+            }
+            // An API server before v1.37 lets this account only watch them.
+            Err(ApiError::NotFound(_) | ApiError::Forbidden(_)) => false,
+            Err(error) => {
+                tracing::warn!(node, %error, "error looking up lease to verify node");
+                true
+            }
+        }
     }
 
     async fn process_taint_based_eviction(&self, node: &Node, ready: &str) {

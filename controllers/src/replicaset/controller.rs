@@ -210,7 +210,7 @@ impl<K: Replicated> ReplicaSetController<K> {
                 is_terminating(p) && !is_terminal(p) && selector.matches(&p.metadata.labels)
             })
             .collect();
-        let want = rs.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+        let want = rs.spec.replicas.unwrap_or(1);
         // Only deleting some of them needs to know their neighbours.
         let related = if usize::try_from(want).unwrap_or(0) < active.len() {
             self.related(rs)
@@ -410,10 +410,7 @@ impl<K: Replicated> ReplicaSetController<K> {
 }
 
 fn selector(rs: &ReplicaSet) -> Result<Selector, SelectorError> {
-    match &rs.spec {
-        Some(spec) => Selector::new(&spec.selector),
-        None => Selector::from_optional(None),
-    }
+    Selector::new(&rs.spec.selector)
 }
 
 #[async_trait]

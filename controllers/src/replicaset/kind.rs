@@ -74,7 +74,7 @@ impl Replicated for ReplicationController {
             .or_else(labels_of_template);
         Cow::Owned(ReplicaSet {
             metadata: self.metadata.clone(),
-            spec: Some(ReplicaSetSpec {
+            spec: ReplicaSetSpec {
                 min_ready_seconds: spec.min_ready_seconds,
                 replicas: spec.replicas,
                 selector: LabelSelector {
@@ -82,7 +82,7 @@ impl Replicated for ReplicationController {
                     match_expressions: None,
                 },
                 template: spec.template,
-            }),
+            },
             status: self.status.clone().map(|s| ReplicaSetStatus {
                 available_replicas: s.available_replicas,
                 conditions: s
@@ -99,8 +99,8 @@ impl Replicated for ReplicationController {
 
     fn with_status(&self, status: ReplicaSetStatus) -> Self {
         let back = |c: ReplicaSetCondition| ReplicationControllerCondition {
-            type_: c.type_,
-            status: c.status,
+            type_: c.type_.unwrap_or_default(),
+            status: c.status.unwrap_or_default(),
             reason: c.reason,
             message: c.message,
             last_transition_time: c.last_transition_time,
@@ -123,8 +123,8 @@ impl Replicated for ReplicationController {
 
 fn condition(c: ReplicationControllerCondition) -> ReplicaSetCondition {
     ReplicaSetCondition {
-        type_: c.type_,
-        status: c.status,
+        type_: Some(c.type_),
+        status: Some(c.status),
         reason: c.reason,
         message: c.message,
         last_transition_time: c.last_transition_time,

@@ -60,23 +60,16 @@ pub fn sync(rs: &ReplicaSet, observed: &Observed, now: Timestamp) -> Plan {
 }
 
 fn desired(rs: &ReplicaSet) -> usize {
-    usize::try_from(rs.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)).unwrap_or(0)
+    usize::try_from(rs.spec.replicas.unwrap_or(1)).unwrap_or(0)
 }
 
 pub fn min_ready_seconds(rs: &ReplicaSet) -> i32 {
-    rs.spec
-        .as_ref()
-        .and_then(|s| s.min_ready_seconds)
-        .unwrap_or(0)
+    rs.spec.min_ready_seconds.unwrap_or(0)
 }
 
 /// A pod of the template, to be created with a generated name.
 pub fn pod_from_template(rs: &ReplicaSet, owner: OwnerReference) -> Pod {
-    let template = rs
-        .spec
-        .as_ref()
-        .and_then(|s| s.template.clone())
-        .unwrap_or_default();
+    let template = rs.spec.template.clone().unwrap_or_default();
     let of_template = template.metadata.unwrap_or_default();
     let name = rs.metadata.name.as_deref().unwrap_or_default();
     Pod {
@@ -121,8 +114,9 @@ pub fn calculate_status(
     let count = |test: &dyn Fn(&Pod) -> bool| observed.active.iter().filter(|p| test(p)).count();
     let labels = rs
         .spec
+        .template
         .as_ref()
-        .and_then(|s| s.template.as_ref()?.metadata.as_ref()?.labels.clone())
+        .and_then(|s| s.metadata.as_ref()?.labels.clone())
         .unwrap_or_default();
     let min_ready = min_ready_seconds(rs);
     let old = rs.status.clone().unwrap_or_default();
@@ -151,14 +145,13 @@ fn conditions(
     outcome: &Outcome,
     now: Timestamp,
 ) -> Vec<ReplicaSetCondition> {
-    let reported = conditions
-        .iter()
-        .any(|c| c.type_ == reason::REPLICA_FAILURE);
+    let is_failure = |c: &ReplicaSetCondition| c.type_.as_deref() == Some(reason::REPLICA_FAILURE);
+    let reported = conditions.iter().any(is_failure);
     match &outcome.error {
-        None => conditions.retain(|c| c.type_ != reason::REPLICA_FAILURE),
+        None => conditions.retain(|c| !is_failure(c)),
         Some(error) if !reported => conditions.push(ReplicaSetCondition {
-            type_: reason::REPLICA_FAILURE.to_owned(),
-            status: "True".to_owned(),
+            type_: Some(reason::REPLICA_FAILURE.to_owned()),
+            status: Some("True".to_owned()),
             reason: Some(
                 if have < desired(rs) {
                     reason::FAILED_CREATE

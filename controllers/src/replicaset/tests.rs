@@ -204,7 +204,7 @@ fn a_replication_controller_is_seen_as_a_replica_set() {
     }))
     .unwrap();
     let view = rc.view();
-    let spec = view.spec.as_ref().unwrap();
+    let spec = &view.spec;
     assert_eq!(
         spec.selector.match_labels.as_ref().unwrap()["app"],
         "a",

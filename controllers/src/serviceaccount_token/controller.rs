@@ -83,10 +83,8 @@ struct ServiceAccountTokens {
 /// When the key cannot be used.
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let Some(path) = context.options.service_account_private_key_file.clone() else {
-        tracing::info!(
-            "Skipping serviceaccount-token-controller: --service-account-private-key-file is not set"
-        );
-        return Ok(futures::future::ready(()).boxed());
+        tracing::info!("--service-account-private-key-file is not set");
+        return Ok(context.nothing_to_do("serviceaccount-token-controller"));
     };
     let signer = TokenSigner::from_file(&path).map_err(|error| StartError::File {
         flag: "service-account-private-key-file",

@@ -20,9 +20,7 @@ use super::sync::ordinal;
 
 /// The claims of the pod of this name as they are made, with the name of the volume each is for.
 pub fn claims_of(set: &StatefulSet, pod_name: &str) -> Vec<(String, PersistentVolumeClaim)> {
-    let Some(spec) = &set.spec else {
-        return Vec::new();
-    };
+    let spec = &set.spec;
     let templates = spec.volume_claim_templates.iter().flatten();
     templates
         .map(|template| {
@@ -50,10 +48,7 @@ pub fn claims_of(set: &StatefulSet, pod_name: &str) -> Vec<(String, PersistentVo
 /// Whether a pod of the set, of whatever ordinal, has a claim of this name.
 pub fn is_claim_of(set: &StatefulSet, claim_name: &str) -> bool {
     let set_name = set.metadata.name.as_deref().unwrap_or_default();
-    let templates = set
-        .spec
-        .iter()
-        .flat_map(|s| s.volume_claim_templates.iter().flatten());
+    let templates = set.spec.volume_claim_templates.iter().flatten();
     templates
         .filter_map(|template| template.metadata.name.as_deref())
         .filter_map(|volume| claim_name.strip_prefix(volume)?.strip_prefix('-'))
@@ -135,8 +130,7 @@ pub fn has_unexpected_controller(
 }
 
 fn policy(set: &StatefulSet) -> Option<&StatefulSetPersistentVolumeClaimRetentionPolicy> {
-    let spec = set.spec.as_ref()?;
-    spec.persistent_volume_claim_retention_policy.as_ref()
+    set.spec.persistent_volume_claim_retention_policy.as_ref()
 }
 
 fn when_deleted(set: &StatefulSet) -> bool {

@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
 
 use super::claims::{claims_of, is_claim_of};
+use super::metrics;
 use super::sync::{self, Observed, Step, ordinal};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::index_by_controller;
@@ -25,6 +26,9 @@ use crate::controller_ref_manager::{claim_objects, concerned};
 use crate::history::HASH_LABEL;
 use crate::history::revisions::{Revisioned as _, Revisions};
 use crate::pod_control::{delete_pod, record};
+
+/// Whether a rolling update heeds `maxUnavailable`.
+pub const MAX_UNAVAILABLE: &str = "MaxUnavailableStatefulSet";
 
 /// Starts the controller under its own account.
 ///
@@ -39,6 +43,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         &context.informers,
         executor,
         Clock::real(),
+        context.features.enabled(MAX_UNAVAILABLE),
         &context.shutdown,
     );
     Ok(run_controller(
@@ -65,6 +70,8 @@ pub struct StatefulSetController {
     claims: Informer<PersistentVolumeClaim>,
     executor: Executor,
     clock: Clock,
+    /// Gate MaxUnavailableStatefulSet.
+    max_unavailable: bool,
 }
 
 impl StatefulSetController {
@@ -73,6 +80,7 @@ impl StatefulSetController {
         factory: &Factory,
         executor: Executor,
         clock: Clock,
+        max_unavailable: bool,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
         let controller = Arc::new(Self {
@@ -82,6 +90,7 @@ impl StatefulSetController {
             claims: factory.informer(InformerOptions::default()),
             executor,
             clock,
+            max_unavailable,
         });
         index_by_controller(&controller.pods);
         let queue = WorkQueue::new("statefulset");
@@ -249,8 +258,20 @@ impl Controller for StatefulSetController {
             .get_key(key)
             .filter(|s| s.metadata.deletion_timestamp.is_none())
         else {
+            metrics::forget(key);
             return Ok(None);
         };
+        if sync::is_recreate(&set) {
+            // No retry helps; a change of the object brings it back.
+            let about = object_reference(&*set);
+            let message = format!(
+                "statefulset {key} uses Recreate strategy but feature gate StatefulSetRecreateStrategy is disabled"
+            );
+            tracing::error!(stateful_set = %key, "{message}");
+            let reason = "UnknownStrategy";
+            record(&self.executor, &about, EventType::Warning, reason, message).await;
+            return Ok(None);
+        }
         let Some(selector) = set.selector() else {
             // No retry helps; a change of the object brings it back.
             tracing::error!(stateful_set = %key, "the selector is empty or invalid");
@@ -292,7 +313,11 @@ impl Controller for StatefulSetController {
             update,
         };
         let now = self.clock.now();
-        let result = self.carry_out(&set, sync::sync(&set, &observed, now)).await;
+        let steps = sync::sync(&set, &observed, self.max_unavailable, now);
+        if self.max_unavailable {
+            metrics::observe(&set, &observed.pods, now);
+        }
+        let result = self.carry_out(&set, steps).await;
         let status = sync::calculate_status(&set, &observed, now);
         if set.status.as_ref() != Some(&status) {
             let updated = StatefulSet {

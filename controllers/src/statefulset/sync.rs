@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use component_helpers::intstr::scaled_value;
 use component_helpers::owner_ref::new_controller_ref;
 use component_helpers::pod::{
     is_pod_available, is_pod_ready, is_terminal, is_terminating, label, phase,
@@ -12,6 +13,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSta
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
 };
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::claims::{claims_of, has_unexpected_controller, is_stale, reowned};
 use crate::history::HASH_LABEL;
@@ -72,13 +74,14 @@ fn name_of_revision(revision: &ControllerRevision) -> &str {
 
 fn start(set: &StatefulSet) -> i32 {
     set.spec
+        .ordinals
         .as_ref()
-        .and_then(|s| s.ordinals.as_ref()?.start)
+        .and_then(|s| s.start)
         .unwrap_or(0)
 }
 
 fn replicas(set: &StatefulSet) -> i32 {
-    set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+    set.spec.replicas.unwrap_or(1)
 }
 
 /// The names of the pods there should be.
@@ -89,30 +92,25 @@ pub fn wanted_names(set: &StatefulSet) -> impl Iterator<Item = String> + '_ {
 
 /// `minReadySeconds`.
 pub fn min_ready_seconds(set: &StatefulSet) -> i32 {
-    set.spec
-        .as_ref()
-        .and_then(|s| s.min_ready_seconds)
-        .unwrap_or(0)
+    set.spec.min_ready_seconds.unwrap_or(0)
 }
 
 fn is_rolling(set: &StatefulSet) -> bool {
     let strategy = set
         .spec
+        .update_strategy
         .as_ref()
-        .and_then(|s| s.update_strategy.as_ref()?.type_.as_deref());
+        .and_then(|s| s.type_.as_deref());
     strategy.unwrap_or("RollingUpdate") == "RollingUpdate"
 }
 
 fn partition(set: &StatefulSet) -> Option<i32> {
-    let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
+    let strategy = set.spec.update_strategy.as_ref()?;
     Some(strategy.rolling_update.as_ref()?.partition.unwrap_or(0))
 }
 
 fn is_parallel(set: &StatefulSet) -> bool {
-    set.spec
-        .as_ref()
-        .and_then(|s| s.pod_management_policy.as_deref())
-        == Some("Parallel")
+    set.spec.pod_management_policy.as_deref() == Some("Parallel")
 }
 
 fn is_available(set: &StatefulSet, pod: &Pod, now: Timestamp) -> bool {
@@ -122,8 +120,43 @@ fn is_available(set: &StatefulSet, pod: &Pod, now: Timestamp) -> bool {
         && is_pod_available(pod, min_ready_seconds(set), now)
 }
 
-/// Decides one pass.
-pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step> {
+/// How many pods a rolling update may have unavailable at a time: one, or what `maxUnavailable` says, a share rounded
+/// down, and one at least. Upstream: `getStatefulSetMaxUnavailable`.
+pub fn max_unavailable(set: &StatefulSet) -> usize {
+    let rolling = set
+        .spec
+        .update_strategy
+        .as_ref()
+        .and_then(|s| s.rolling_update.as_ref());
+    let one = IntOrString::Int(1);
+    let wanted = rolling.and_then(|r| r.max_unavailable.as_ref());
+    // What cannot be read is for the API's validation, which has let nothing of the kind through.
+    let count = scaled_value(wanted.unwrap_or(&one), replicas(set), false).unwrap_or(1);
+    usize::try_from(count).unwrap_or(1).max(1)
+}
+
+/// Of the pods there should be: those that are not available, or going.
+pub fn unavailable(set: &StatefulSet, pods: &[Arc<Pod>], now: Timestamp) -> usize {
+    let wanted = start(set)..start(set) + replicas(set);
+    pods.iter()
+        .filter(|p| ordinal(name_of(set), name_of_pod(p)).is_some_and(|at| wanted.contains(&at)))
+        .filter(|p| is_unavailable(set, p, now))
+        .count()
+}
+
+/// Upstream: `isUnavailable`; what is not running is not ready.
+fn is_unavailable(set: &StatefulSet, pod: &Pod, now: Timestamp) -> bool {
+    !is_pod_available(pod, min_ready_seconds(set), now) || is_terminating(pod)
+}
+
+/// `updateStrategy: Recreate`, which the API lets through only where its own gate is on.
+pub fn is_recreate(set: &StatefulSet) -> bool {
+    let strategy = set.spec.update_strategy.as_ref();
+    strategy.and_then(|s| s.type_.as_deref()) == Some("Recreate")
+}
+
+/// Decides one pass. `many`: a rolling update heeds `maxUnavailable` (gate MaxUnavailableStatefulSet).
+pub fn sync(set: &StatefulSet, observed: &Observed, many: bool, now: Timestamp) -> Vec<Step> {
     let mut steps = Vec::new();
     if set.metadata.deletion_timestamp.is_some() {
         return steps;
@@ -180,6 +213,10 @@ pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step>
     if !steps.is_empty() || !is_rolling(set) {
         return steps;
     }
+    if many {
+        let pods: Vec<_> = wanted.into_values().collect();
+        return update_many(set, observed, &pods, now);
+    }
     for (at, pod) in wanted.into_iter().rev() {
         if at - first < partition(set).unwrap_or(0) {
             break;
@@ -192,6 +229,39 @@ pub fn sync(set: &StatefulSet, observed: &Observed, now: Timestamp) -> Vec<Step>
         if !is_available(set, pod, now) {
             break;
         }
+    }
+    steps
+}
+
+/// Takes pods of an older revision, the last first, as long as no more than `maxUnavailable` are unavailable. `pods` are
+/// all there should be, by ordinal. Upstream: `updateStatefulSetAfterInvariantEstablished`.
+fn update_many(
+    set: &StatefulSet,
+    observed: &Observed,
+    pods: &[&Arc<Pod>],
+    now: Timestamp,
+) -> Vec<Step> {
+    let is_old = |pod: &Pod| label(pod, HASH_LABEL) != Some(name_of_revision(&observed.update));
+    let unavailable = pods.iter().filter(|p| is_unavailable(set, p, now)).count();
+    let mut budget = max_unavailable(set).saturating_sub(unavailable);
+    let from = usize::try_from(partition(set).unwrap_or(0)).unwrap_or(0);
+    let targets = || pods.iter().skip(from).rev().filter(|p| is_old(p));
+    let mut steps = Vec::new();
+    if is_parallel(set) {
+        // What is unavailable already costs nothing: those first, else the good ones above would eat up the budget and
+        // a set with a broken revision would never get past it.
+        let broken = |p: &&&Arc<Pod>| is_unavailable(set, p, now) && !is_terminating(p);
+        steps.extend(targets().filter(broken).map(|p| Step::Delete((*p).clone())));
+        let good = targets().filter(|p| !is_unavailable(set, p, now));
+        steps.extend(good.take(budget).map(|p| Step::Delete((*p).clone())));
+        return steps;
+    }
+    for pod in targets().filter(|p| !is_terminating(p)) {
+        if budget == 0 {
+            break;
+        }
+        budget -= 1;
+        steps.push(Step::Delete((*pod).clone()));
     }
     steps
 }
@@ -277,15 +347,10 @@ fn new_pod(
     } else {
         &observed.update
     };
-    let template = revision
-        .data
-        .as_ref()
-        .and_then(|d| {
-            serde_json::from_value::<PodTemplateSpec>(d.0["spec"]["template"].clone()).ok()
-        })
-        .or_else(|| set.spec.as_ref().map(|s| s.template.clone()))
-        .unwrap_or_default();
-    let spec = set.spec.clone().unwrap_or_default();
+    let template =
+        serde_json::from_value::<PodTemplateSpec>(revision.data.0["spec"]["template"].clone())
+            .unwrap_or_else(|_| set.spec.template.clone());
+    let spec = set.spec.clone();
     let name = format!("{}-{at}", name_of(set));
     let owner = new_controller_ref::<StatefulSet>(&set.metadata);
     let mut pod = pod_from_template(

@@ -6,7 +6,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 
-use super::sync::{Observed, Step, calculate_status, ordinal, sync};
+use super::sync::{Observed, Step, calculate_status, max_unavailable, ordinal, sync, unavailable};
 
 fn now() -> Timestamp {
     "2026-01-01T01:00:00Z".parse().unwrap()
@@ -62,7 +62,11 @@ fn check(set: &StatefulSet, pods: &[&str], expect: &[&str]) {
 }
 
 fn steps(set: &StatefulSet, observed: &Observed) -> Vec<String> {
-    sync(set, observed, now())
+    steps_with(set, observed, true)
+}
+
+fn steps_with(set: &StatefulSet, observed: &Observed, many: bool) -> Vec<String> {
+    sync(set, observed, many, now())
         .into_iter()
         .map(|step| match step {
             Step::Create(pod) => format!(
@@ -109,6 +113,56 @@ fn in_order_or_not() {
         &["w-0:new", "w-5:new", "w-6:new"],
         &["-w-0"],
     );
+}
+
+#[test]
+fn updates_of_many() {
+    let rolling = |policy: &str, max: Value, partition: i32| {
+        set(
+            5,
+            json!({"podManagementPolicy": policy, "updateStrategy": {"type": "RollingUpdate",
+                "rollingUpdate": {"partition": partition, "maxUnavailable": max}}}),
+        )
+    };
+    let old = ["w-0:old", "w-1:old", "w-2:old", "w-3:old", "w-4:old"];
+    for policy in ["OrderedReady", "Parallel"] {
+        let rolling = |max, partition| rolling(policy, max, partition);
+        check(&rolling(json!(2), 0), &old, &["-w-4", "-w-3"]);
+        check(&rolling(json!(2), 4), &old, &["-w-4"]);
+        check(&rolling(json!(9), 3), &old, &["-w-4", "-w-3"]);
+        // Two fifths of five; a share rounds down, and is one at least.
+        check(&rolling(json!("59%"), 0), &old, &["-w-4", "-w-3"]);
+        check(&rolling(json!("1%"), 0), &old, &["-w-4"]);
+        check(&rolling(Value::Null, 0), &old, &["-w-4"]);
+        // One at a time without the gate.
+        let got = steps_with(&rolling(json!(3), 0), &observe(&old), false);
+        assert_eq!(got, ["-w-4"]);
+    }
+    // What is going or not available yet counts; in order it halts the update before that.
+    let halfway = ["w-0:old", "w-1:old", "w-2:old", "w-3:new!", "w-4:new-"];
+    check(&rolling("Parallel", json!(2), 0), &halfway, &[]);
+    check(&rolling("Parallel", json!(3), 0), &halfway, &["-w-2"]);
+    check(&rolling("OrderedReady", json!(3), 0), &halfway, &[]);
+    // Broken pods of the old revision go first and cost nothing; good ones only within what is left.
+    let broken = ["w-0:old!", "w-1:old!", "w-2:old", "w-3:old", "w-4:old"];
+    check(
+        &rolling("Parallel", json!(2), 0),
+        &broken,
+        &["-w-1", "-w-0"],
+    );
+    check(
+        &rolling("Parallel", json!(3), 0),
+        &broken,
+        &["-w-1", "-w-0", "-w-4"],
+    );
+    check(
+        &rolling("Parallel", json!(3), 1),
+        &broken,
+        &["-w-1", "-w-4"],
+    );
+    let set = rolling("Parallel", json!(3), 0);
+    assert_eq!(max_unavailable(&set), 3);
+    assert_eq!(unavailable(&set, &observe(&broken).pods, now()), 2);
 }
 
 #[test]

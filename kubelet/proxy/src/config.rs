@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub const KIND: &str = "KubeProxyConfiguration";
+/// The gate of mode ipvs, which we stand in for.
+pub const KUBE_PROXY_IPVS: &str = "KubeProxyIPVS";
 
 /// Upstream: ports.ProxyHealthzPort and ports.ProxyStatusPort.
 const HEALTHZ_PORT: u16 = 10_256;
@@ -440,8 +442,18 @@ impl KubeProxyConfiguration {
                 NOT_NEGATIVE,
             );
         }
-        let modes = ["", "iptables", "ipvs", "nftables"];
-        let detail = "must be iptables, ipvs, nftables or blank";
+        let ipvs = self.feature_gates.get(KUBE_PROXY_IPVS) != Some(&false);
+        let (modes, detail): (&[&str], _) = if ipvs {
+            (
+                &["", "iptables", "nftables", "ipvs"],
+                "must be iptables, ipvs, nftables or blank",
+            )
+        } else {
+            (
+                &["", "iptables", "nftables"],
+                "must be iptables, nftables or blank",
+            )
+        };
         check(
             modes.contains(&self.mode.as_str()),
             "mode",
@@ -470,22 +482,17 @@ impl KubeProxyConfiguration {
         }
         for (i, text) in self.node_port_addresses.iter().enumerate() {
             let field = format!("nodePortAddresses[{i}]");
-            if text == "primary" {
-                let alone = self.node_port_addresses.len() == 1;
-                check(
-                    alone,
-                    &field,
-                    text.as_str().into(),
-                    "can't use both 'primary' and CIDRs",
-                );
-                break;
-            }
-            check(
-                text.parse::<IpNet>().is_ok(),
-                &field,
-                text.as_str().into(),
-                "must be a valid CIDR",
-            );
+            let (fits, detail) = match text.as_str() {
+                "primary" | "localhost" | "all" => (
+                    !self.node_port_addresses[..i].contains(text),
+                    "Duplicate value",
+                ),
+                cidr => (
+                    cidr.parse::<IpNet>().is_ok(),
+                    "must be a valid CIDR or one of the keywords 'primary', 'localhost', 'all'",
+                ),
+            };
+            check(fits, &field, text.as_str().into(), detail);
         }
         let cidrs: Vec<_> = self
             .cluster_cidr
@@ -655,9 +662,12 @@ mod tests {
 
     #[test]
     fn all_errors_at_once() {
-        let config = load("mode: userspace\nnodePortAddresses: [primary, 10.0.0.0/8]\ndetectLocalMode: X\noomScoreAdj: 5000").unwrap();
+        let config = load("mode: userspace\nnodePortAddresses: [primary, 10.0.0.0/8, localhost, all, primary, x]\ndetectLocalMode: X\noomScoreAdj: 5000").unwrap();
         let errors: Vec<_> = config.validate().iter().map(ToString::to_string).collect();
-        assert_eq!(errors.len(), 4, "{errors:?}");
+        assert_eq!(errors.len(), 5, "{errors:?}");
+        let no_ipvs = load("mode: ipvs\nfeatureGates: {KubeProxyIPVS: false}").unwrap();
+        assert_eq!(no_ipvs.validate().len(), 1);
+        assert!(load("mode: ipvs").unwrap().validate().is_empty());
         assert!(
             load("nodePortAddress: []\nmod: x")
                 .unwrap_err()

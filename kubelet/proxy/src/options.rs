@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use component_base::config::{ConfigError, aggregate};
-use component_base::features::{Feature, FeatureError, FeatureGates, Stage};
+use component_base::features::{Feature, FeatureError, FeatureGates};
 use component_base::flags::{FlagSet, Flags, Value};
 
-use crate::config::KubeProxyConfiguration;
+use crate::config::{KUBE_PROXY_IPVS, KubeProxyConfiguration};
 
 /// Why the options were refused.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,8 @@ pub struct Options {
     pub master: Option<String>,
     /// The Node's name.
     pub node_name: String,
+    /// Services' `externalIPs` are served.
+    pub external_ips: bool,
     pub action: Action,
 }
 
@@ -46,18 +48,14 @@ pub enum Action {
     WriteConfig(PathBuf),
 }
 
-/// Gates that upstream's kube-proxy asks; all are what they are.
+/// Whether a Service's `externalIPs` are served.
+const EXTERNAL_IPS: &str = "AllowServiceExternalIPs";
+
+/// Gates that upstream's kube-proxy asks.
 const FEATURES: &[Feature] = &[
-    Feature {
-        name: "PreferSameTrafficDistribution",
-        default: true,
-        stage: Stage::Ga,
-    },
-    Feature {
-        name: "AllowServiceExternalIPs",
-        default: true,
-        stage: Stage::Ga,
-    },
+    Feature::locked("PreferSameTrafficDistribution"),
+    Feature::ga(EXTERNAL_IPS),
+    Feature::going(KUBE_PROXY_IPVS),
 ];
 
 /// The flags with upstream's defaults.
@@ -144,7 +142,7 @@ pub fn flags() -> FlagSet {
     flags.string("pod-bridge-interface", "", "With --detect-local-mode BridgeInterface: traffic is local if it originates from this bridge.");
     flags.string("pod-interface-name-prefix", "", "With --detect-local-mode InterfaceNamePrefix: traffic is local if it originates from an interface whose name begins with this prefix.");
     flags.string("cluster-cidr", "", "The CIDR range of the pods in the cluster. (For dual-stack clusters, a comma-separated pair.)");
-    flags.list("nodeport-addresses", &[], "A list of CIDR ranges that contain valid node IPs, or alternatively, the single string 'primary'.");
+    flags.list("nodeport-addresses", &[], "A list of CIDR ranges and/or the keywords 'primary' (the Node's own addresses), 'localhost' and 'all'. NodePort services are only accessible on node IPs covered by the list. If unset, this defaults to 'primary' in nftables mode and to 'all' otherwise.");
     flags.int("oom-score-adj", -999, "The oom-score-adj value for kube-proxy process. Values must be within the range [-1000, 1000].");
     flags.int("conntrack-max-per-core", 32 * 1024, "Maximum number of NAT connections to track per CPU core (0 to leave the limit as-is and ignore conntrack-min).");
     flags.int(
@@ -222,7 +220,12 @@ impl Options {
         if config_file.is_none() {
             gates.extend(flags.map("feature-gates").clone());
         }
-        FeatureGates::new(FEATURES).set(&gates)?;
+        let mut features = FeatureGates::new(FEATURES);
+        features.set(&gates)?;
+        // Validation looks at the file's gates; those of the command line count there too.
+        if !features.enabled(KUBE_PROXY_IPVS) {
+            config.feature_gates.insert(KUBE_PROXY_IPVS.into(), false);
+        }
         let errors = config.validate();
         if !errors.is_empty() {
             return Err(OptionsError::Invalid(aggregate(&errors)));
@@ -246,6 +249,7 @@ impl Options {
             config_file,
             master,
             node_name,
+            external_ips: features.enabled(EXTERNAL_IPS),
             action,
         })
     }

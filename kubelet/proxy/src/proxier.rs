@@ -23,26 +23,39 @@ pub const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePortAddresses {
     All,
-    /// The addresses in the Node object.
-    Primary,
-    /// The machine's addresses in these ranges.
-    Ranges(Vec<IpNet>),
+    Some {
+        /// The addresses in the Node object.
+        primary: bool,
+        /// The machine's addresses in these ranges.
+        ranges: Vec<IpNet>,
+    },
 }
 
 impl NodePortAddresses {
     /// The addresses; `None`: all.
     pub fn resolve(&self, node_ip: Option<IpAddr>) -> Option<Vec<IpAddr>> {
-        match self {
-            Self::All => None,
-            Self::Primary => Some(node_ip.into_iter().collect()),
-            Self::Ranges(ranges) => match node::local_addresses(ranges) {
-                Ok(addresses) => Some(addresses),
-                Err(error) => {
-                    tracing::error!(%error, "Failed to get node ip address matching nodeport cidrs, services with nodeport may not work as intended");
-                    Some(Vec::new())
-                }
-            },
+        let Self::Some { primary, ranges } = self else {
+            return None;
+        };
+        let mut addresses: Vec<IpAddr> = node_ip.filter(|_| *primary).into_iter().collect();
+        if ranges.is_empty() {
+            return Some(addresses);
         }
+        match node::local_addresses(ranges) {
+            Ok(found) => {
+                for address in found {
+                    if address.is_loopback() {
+                        tracing::error!(%address, "--nodeport-addresses includes localhost but localhost NodePorts are not supported");
+                    } else if !addresses.contains(&address) {
+                        addresses.push(address);
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "Failed to get node ip address matching nodeport cidrs, services with nodeport may not work as intended");
+            }
+        }
+        Some(addresses)
     }
 }
 
@@ -69,6 +82,7 @@ impl Proxier {
         nft: Arc<dyn Nft>,
         options: RenderOptions,
         node_port_addresses: NodePortAddresses,
+        external_ips: bool,
         health: ProxyHealth,
         service_health: ServiceHealthServer,
         sync_period: Duration,
@@ -81,7 +95,7 @@ impl Proxier {
             .set(now_seconds());
         Self {
             family,
-            state: State::new(family, &options.place.node),
+            state: State::new(family, &options.place.node, external_ips),
             options,
             node_port_addresses,
             slots: Slots::default(),

@@ -136,6 +136,7 @@ async fn run(options: Options, shutdown: Shutdown) -> Result<(), ServerError> {
         config_file,
         master,
         node_name,
+        external_ips,
         ..
     } = options;
     tracing::info!(version = component_base::version::GIT_VERSION, node = %node_name, "Starting kube-proxy");
@@ -184,6 +185,7 @@ async fn run(options: Options, shutdown: Shutdown) -> Result<(), ServerError> {
             nft.clone(),
             options,
             node_ports,
+            external_ips,
             health.clone(),
             service_health,
             period,
@@ -323,20 +325,27 @@ fn local_detector(config: &KubeProxyConfiguration, family: Family, node: &Node) 
     }
 }
 
+/// Upstream: expandNodePortAddressKeywords in cmd/kube-proxy/app/server.go; platformApplyDefaults for the default by mode.
 fn node_port_addresses(config: &KubeProxyConfiguration) -> NodePortAddresses {
-    match config.node_port_addresses.as_slice() {
-        [] => NodePortAddresses::All,
-        [primary] if primary == "primary" => NodePortAddresses::Primary,
-        ranges => {
-            let ranges: Vec<IpNet> = ranges.iter().filter_map(|text| text.parse().ok()).collect();
-            // A range of everything is no restriction. Upstream: NodePortAddresses.MatchAll.
-            if ranges.iter().any(|range| range.prefix_len() == 0) {
-                NodePortAddresses::All
-            } else {
-                NodePortAddresses::Ranges(ranges)
-            }
-        }
+    let words = &config.node_port_addresses;
+    if words.is_empty() && !config.is_nftables() {
+        return NodePortAddresses::All;
     }
+    let ranges: Vec<IpNet> = words
+        .iter()
+        .flat_map(|word| match word.as_str() {
+            "localhost" => vec!["127.0.0.0/8", "::1/128"],
+            "all" => vec!["0.0.0.0/0", "::/0"],
+            other => vec![other],
+        })
+        .filter_map(|text| text.parse().ok())
+        .collect();
+    // A range of everything is no restriction. Upstream: NodePortAddresses.MatchAll.
+    if ranges.iter().any(|range| range.prefix_len() == 0) {
+        return NodePortAddresses::All;
+    }
+    let primary = words.is_empty() || words.iter().any(|word| word == "primary");
+    NodePortAddresses::Some { primary, ranges }
 }
 
 fn birth_cry(recorder: &Recorder, node_name: &str) {
@@ -357,4 +366,54 @@ fn birth_cry(recorder: &Recorder, node_name: &str) {
 
 fn socket_address(text: &str) -> Option<SocketAddr> {
     text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_port_addresses_by_words() {
+        let check = |mode: &str, words: &[&str], expect: NodePortAddresses| {
+            let config = KubeProxyConfiguration {
+                mode: mode.into(),
+                node_port_addresses: words.iter().map(ToString::to_string).collect(),
+                ..KubeProxyConfiguration::default()
+            };
+            assert_eq!(node_port_addresses(&config), expect, "{mode:?} {words:?}");
+        };
+        let some = |primary, ranges: &[&str]| NodePortAddresses::Some {
+            primary,
+            ranges: ranges.iter().map(|r| r.parse().unwrap()).collect(),
+        };
+        check("", &[], NodePortAddresses::All);
+        check("iptables", &[], NodePortAddresses::All);
+        check("nftables", &[], some(true, &[]));
+        check("nftables", &["primary"], some(true, &[]));
+        check(
+            "nftables",
+            &["primary", "10.0.0.0/8", "localhost"],
+            some(true, &["10.0.0.0/8", "127.0.0.0/8", "::1/128"]),
+        );
+        check("", &["10.0.0.0/8"], some(false, &["10.0.0.0/8"]));
+        check("nftables", &["primary", "all"], NodePortAddresses::All);
+        check("", &["0.0.0.0/0"], NodePortAddresses::All);
+    }
+
+    #[test]
+    fn addresses_of_words() {
+        let node: IpAddr = "192.0.2.7".parse().unwrap();
+        let of = |primary, ranges: &[&str]| {
+            NodePortAddresses::Some {
+                primary,
+                ranges: ranges.iter().map(|r| r.parse().unwrap()).collect(),
+            }
+            .resolve(Some(node))
+        };
+        assert_eq!(of(true, &[]), Some(vec![node]));
+        // Loopback is left out, with an error in the log.
+        assert_eq!(of(true, &["127.0.0.0/8", "::1/128"]), Some(vec![node]));
+        assert_eq!(of(false, &["127.0.0.0/8"]), Some(vec![]));
+        assert_eq!(NodePortAddresses::All.resolve(Some(node)), None);
+    }
 }

@@ -24,6 +24,8 @@ const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigg
 pub struct State {
     family: Family,
     node_name: String,
+    /// Whether `spec.externalIPs` count. Upstream: gate AllowServiceExternalIPs.
+    external_ips: bool,
     services: BTreeMap<NamespacedName, ServiceEntry>,
     slices: BTreeMap<NamespacedName, BTreeMap<String, Arc<EndpointSlice>>>,
     changes: Changes,
@@ -45,10 +47,11 @@ pub struct Changes {
 }
 
 impl State {
-    pub fn new(family: Family, node_name: &str) -> Self {
+    pub fn new(family: Family, node_name: &str, external_ips: bool) -> Self {
         Self {
             family,
             node_name: node_name.to_owned(),
+            external_ips,
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             changes: Changes::default(),
@@ -58,7 +61,12 @@ impl State {
     /// A Service is new or changed. True: this matters to the rules.
     pub fn apply_service(&mut self, service: &Service) -> bool {
         let name = name_of(&service.metadata);
-        let ports = service_ports(service, self.family);
+        let mut ports = service_ports(service, self.family);
+        if !self.external_ips {
+            ports
+                .values_mut()
+                .for_each(|port| port.external_ips.clear());
+        }
         let before = self.services.get(&name).map(|entry| &entry.ports);
         if before.is_none_or(BTreeMap::is_empty) && ports.is_empty() || before == Some(&ports) {
             return false;

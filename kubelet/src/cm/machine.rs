@@ -20,6 +20,23 @@ pub struct MachineInfo {
     pub architecture: String,
     /// (`2Mi`, pages of that size reserved)
     pub hugepages: Vec<(String, u64)>,
+    /// The kubelet is root of a user namespace only.
+    pub in_user_namespace: bool,
+}
+
+/// Whether the ids of this process are not all of the machine's. Upstream: `userns.RunningInUserNS` of moby/sys.
+fn in_user_namespace(uid_map: &str) -> bool {
+    let mut lines = uid_map.lines();
+    let first: Vec<&str> = lines
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    // No file, or an empty one: there are no user namespaces, or nothing is mapped yet.
+    if first.is_empty() {
+        return !uid_map.is_empty();
+    }
+    first != ["0", "0", "4294967295"]
 }
 
 fn first_line(path: &str) -> String {
@@ -71,6 +88,9 @@ impl MachineInfo {
             }
             .to_owned(),
             hugepages: hugepages(),
+            in_user_namespace: in_user_namespace(
+                &std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default(),
+            ),
         }
     }
 }
@@ -166,4 +186,21 @@ pub fn fs_stats(path: &Path) -> nix::Result<FsStats> {
         inodes: s.files(),
         inodes_free: s.files_available(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_user_namespace;
+
+    #[test]
+    fn user_namespaces_by_their_map() {
+        for (map, expect) in [
+            ("         0          0 4294967295\n", false),
+            ("", false),
+            ("         0     100000      65536\n", true),
+            ("0 0 65536\n65536 65536 1\n", true),
+        ] {
+            assert_eq!(in_user_namespace(map), expect, "{map:?}");
+        }
+    }
 }

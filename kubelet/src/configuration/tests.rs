@@ -18,9 +18,10 @@ const REFUSED: &[(&str, fn() -> Value)] = &[
         "cpuManagerPolicyOptions",
         || json!({"full-pcpus-only": "true"}),
     ),
+    ("defaultPodSysctls", || json!({"net.ipv4.ip_forward": "1"})),
     ("enableSystemLogQuery", || json!(true)),
     ("memoryManagerPolicy", || json!("Static")),
-    ("memoryReservationPolicy", || json!("HardReservation")),
+    ("memoryReservationPolicy", || json!("TieredReservation")),
     ("memorySwap", || json!({"swapBehavior": "LimitedSwap"})),
     (
         "reservedMemory",

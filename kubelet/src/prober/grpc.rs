@@ -119,7 +119,7 @@ async fn call(stream: TcpStream, address: &str, service: &str) -> Result<(), Grp
     let request = ::http::Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .header("user-agent", "kube-probe/1.36")
+        .header("user-agent", "kube-probe/1.37")
         .body(Full::new(encode(service)))?;
     let response = sender.send_request(request).await;
     let result = match response {

@@ -130,7 +130,7 @@ impl HttpGet {
             headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name))
         };
         if !has(&headers, "User-Agent") {
-            headers.push(("User-Agent".to_owned(), format!("kube-{agent}/1.36")));
+            headers.push(("User-Agent".to_owned(), format!("kube-{agent}/1.37")));
         }
         if has(&headers, "Accept") {
             headers.retain(|(n, v)| !(n.eq_ignore_ascii_case("Accept") && v.is_empty()));
@@ -371,7 +371,7 @@ mod tests {
                 let mut buffer = [0; 1024];
                 let n = stream.read(&mut buffer).await.unwrap();
                 assert!(
-                    String::from_utf8_lossy(&buffer[..n]).contains("User-Agent: kube-probe/1.36")
+                    String::from_utf8_lossy(&buffer[..n]).contains("User-Agent: kube-probe/1.37")
                 );
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }

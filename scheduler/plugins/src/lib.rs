@@ -33,5 +33,5 @@ mod volume_claims;
 pub mod volume_restrictions;
 pub mod volume_zone;
 
-/// Whether tolerations may compare numbers (`Lt`, `Gt`). Feature gate `TaintTolerationComparisonOperators`: alpha and off in 1.36.
+/// Whether tolerations may compare numbers (`Lt`, `Gt`). Feature gate `TaintTolerationComparisonOperators`: alpha and off in 1.37.
 const COMPARISON_OPERATORS: bool = false;

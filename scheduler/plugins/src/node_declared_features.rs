@@ -1,6 +1,6 @@
 //! NodeDeclaredFeatures: a pod that needs a feature of its kubelet goes only where the node declares it.
 //!
-//! Upstream: plugins/nodedeclaredfeatures and k8s.io/component-helpers/nodedeclaredfeatures, v1.36.
+//! Upstream: plugins/nodedeclaredfeatures and k8s.io/component-helpers/nodedeclaredfeatures, v1.37.
 
 use std::sync::Arc;
 
@@ -31,6 +31,7 @@ const FEATURES: &[(&str, Needs)] = &[
         "UserNamespacesHostNetworkSupport",
         user_namespace_on_host_network,
     ),
+    ("VolumeBindMountOptions", bind_mount_options),
 ];
 
 fn restarts_all_containers(spec: &PodSpec) -> bool {
@@ -45,6 +46,22 @@ fn restarts_all_containers(spec: &PodSpec) -> bool {
 
 fn user_namespace_on_host_network(spec: &PodSpec) -> bool {
     spec.host_network == Some(true) && spec.host_users == Some(false)
+}
+
+fn bind_mount_options(spec: &PodSpec) -> bool {
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .flat_map(|container| container.volume_mounts.iter().flatten());
+    let ephemeral = spec
+        .ephemeral_containers
+        .iter()
+        .flatten()
+        .flat_map(|container| container.volume_mounts.iter().flatten());
+    containers
+        .chain(ephemeral)
+        .any(|mount| mount.bind_mount_options.iter().flatten().next().is_some())
 }
 
 fn required(spec: &PodSpec) -> Vec<&'static str> {

@@ -15,8 +15,8 @@ pub fn in_tree() -> Vec<Registration> {
     vec![
         line(names::SCHEDULING_GATES, 0, scheduling_gates::new),
         line(names::PRIORITY_SORT, 0, priority_sort::new),
-        line(names::NODE_UNSCHEDULABLE, 0, node_unschedulable::new),
         line(names::NODE_NAME, 0, node_name::new),
+        line(names::NODE_UNSCHEDULABLE, 0, node_unschedulable::new),
         line(names::TAINT_TOLERATION, 3, taint_toleration::new),
         line(names::NODE_AFFINITY, 2, node_affinity::new),
         line(names::NODE_PORTS, 0, node_ports::new),

@@ -49,7 +49,7 @@ async fn the_defaults() {
     assert_eq!(names(&points.queue_sort), "PrioritySort");
     assert_eq!(names(&points.bind), "DefaultBinder");
     assert_eq!(names(&points.post_filter), "DefaultPreemption");
-    let filters = "NodeUnschedulable NodeName TaintToleration NodeAffinity NodePorts NodeResourcesFit VolumeRestrictions NodeVolumeLimits VolumeBinding VolumeZone PodTopologySpread InterPodAffinity";
+    let filters = "NodeName NodeUnschedulable TaintToleration NodeAffinity NodePorts NodeResourcesFit VolumeRestrictions NodeVolumeLimits VolumeBinding VolumeZone PodTopologySpread InterPodAffinity";
     assert!(
         names(&points.filter).starts_with(filters),
         "{}",

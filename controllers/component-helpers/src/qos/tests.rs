@@ -55,6 +55,9 @@ fn classes() {
         (vec![("", "")], Some((full, full)), Guaranteed),
         (vec![(full, full)], Some(("cpu=1", "")), Burstable),
         (vec![("", "")], Some(("cpu=1", "cpu=1")), Burstable),
+        // Nothing at the pod's level that counts there.
+        (vec![(full, full)], Some(("", "")), Guaranteed),
+        (vec![("cpu=100m", "")], Some(("", "")), Burstable),
     ] {
         assert_eq!(
             compute_pod_qos(&pod(&containers, pod_level)),

@@ -50,7 +50,7 @@ fn endpoints(state: &State) -> Vec<String> {
 
 #[test]
 fn only_what_matters_makes_a_change() {
-    let mut state = State::new(Family::Ip, "me");
+    let mut state = State::new(Family::Ip, "me", true);
     assert!(state.apply_service(&cluster_ip(80)));
     assert!(!state.apply_service(&cluster_ip(80)), "nothing changed");
     assert!(state.apply_service(&cluster_ip(81)));
@@ -87,7 +87,7 @@ fn only_what_matters_makes_a_change() {
 
 #[test]
 fn services_without_a_cluster_address_are_none_of_ours() {
-    let mut state = State::new(Family::Ip, "me");
+    let mut state = State::new(Family::Ip, "me", true);
     assert!(!state.apply_service(&service(
         json!({ "clusterIP": "None", "ports": [{ "port": 80 }] })
     )));
@@ -96,7 +96,7 @@ fn services_without_a_cluster_address_are_none_of_ours() {
     assert!(!state.apply_service(&service(
         json!({ "clusterIP": "fd00::1", "ports": [{ "port": 80 }] })
     )));
-    let mut six = State::new(Family::Ip6, "me");
+    let mut six = State::new(Family::Ip6, "me", true);
     assert!(six.apply_service(&cluster_ip(80)));
     // It becomes headless: gone.
     assert!(state.apply_service(&cluster_ip(80)));
@@ -106,7 +106,7 @@ fn services_without_a_cluster_address_are_none_of_ours() {
 
 #[test]
 fn slices_in_any_order_and_overlapping() {
-    let mut state = State::new(Family::Ip, "me");
+    let mut state = State::new(Family::Ip, "me", true);
     let old = json!([{ "addresses": ["10.0.0.2"], "conditions": { "ready": false, "serving": true, "terminating": true } }]);
     let new = json!([{ "addresses": ["10.0.0.2"] }, { "addresses": ["10.0.0.3"], "conditions": { "ready": false } }]);
     // Endpoints may come before their Service.
@@ -131,7 +131,7 @@ fn what_a_service_says() {
     let mut object = service(full);
     let status = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.1" }, { "ip": "203.0.113.2", "ipMode": "Proxy" }, { "hostname": "x" }] } });
     object.status = serde_json::from_value(status).unwrap();
-    let mut state = State::new(Family::Ip, "me");
+    let mut state = State::new(Family::Ip, "me", true);
     state.apply_service(&object);
     assert!(state.changes().udp);
     let port = state
@@ -146,6 +146,10 @@ fn what_a_service_says() {
         .clone();
     let text = |list: &[std::net::IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(text(&port.external_ips), ["198.51.100.7"]);
+    let mut without = State::new(Family::Ip, "me", false);
+    without.apply_service(&object);
+    let mut ports = without.services().values().flat_map(|s| s.ports.values());
+    assert!(ports.all(|port| port.external_ips.is_empty()));
     assert_eq!(text(&port.load_balancer_vips), ["203.0.113.1"]);
     assert_eq!(
         port.load_balancer_source_ranges,

@@ -201,10 +201,10 @@ impl Source {
                 }
                 ("apps/v1", "ReplicaSet") => listers
                     .replica_set(namespace, &owner.name)
-                    .and_then(|set| set.spec.as_ref().map(|s| s.selector.clone())),
+                    .map(|set| set.spec.selector.clone()),
                 ("apps/v1", "StatefulSet") => listers
                     .stateful_set(namespace, &owner.name)
-                    .and_then(|set| set.spec.as_ref().map(|s| s.selector.clone())),
+                    .map(|set| set.spec.selector.clone()),
                 _ => None,
             };
             if let Some(selector) = of_set.and_then(|selector| Selector::new(&selector).ok()) {

@@ -291,10 +291,10 @@ fn defaults_follow_the_owner() {
             namespace: Some("default".into()),
             ..Default::default()
         },
-        spec: Some(ReplicaSetSpec {
+        spec: ReplicaSetSpec {
             selector: selector(&[("foo", "")]),
             ..Default::default()
-        }),
+        },
         ..Default::default()
     };
     let owning: Arc<dyn Handle> = Arc::new(FakeHandle {
