@@ -29,7 +29,8 @@ use volumes::VolumeManager;
 
 use self::clients::{ApiClients, api_clients};
 use self::features::{
-    CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
+    CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES,
+    POD_CERTIFICATE_REQUEST, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
 use self::machine::{check_machine, node_addresses, protect_from_oom};
 use crate::backoff::Backoff;
@@ -51,10 +52,11 @@ use crate::kuberuntime::{Dependencies, RuntimeManager};
 use crate::node::NodeState;
 use crate::node_status::register::Registration;
 use crate::node_status::{lease, report};
-use crate::object_cache::{ObjectCache, Strategy};
+use crate::object_cache::{FromApi, ObjectCache, Strategy};
 use crate::options::{Options, OptionsError, flag_set};
 use crate::paths::Paths;
 use crate::pending::Pending;
+use crate::pod_certificate::PodCertificateManager;
 use crate::pod_manager::PodManager;
 use crate::pod_workers::PodWorkers;
 use crate::prober::ProbeManager;
@@ -64,7 +66,8 @@ use crate::status::manager::StatusManager;
 use crate::sync_loop::{CONFIG_QUEUE, Channels, SyncLoop};
 use crate::user_namespaces::{KubeletMappings, UserNamespaceManager};
 use crate::{
-    certificate, container_log, eviction, metrics, node_network, pleg, rlimit, runtime_class,
+    certificate, container_log, eviction, metrics, node_network, pleg, pod_certificate, rlimit,
+    runtime_class,
 };
 
 /// Why the kubelet does not run.
@@ -307,14 +310,29 @@ impl Parts {
             probe_updates.clone(),
             token.clone(),
         ));
-        let watched = factory.as_ref().map(|f| {
-            (
-                f.client().clone(),
-                f.informer::<Service>(InformerOptions::default()),
-            )
+        let from_api = factory.as_ref().map(|f| {
+            let certificates = gates.enabled(POD_CERTIFICATE_REQUEST).then(|| {
+                let client = f.client().clone();
+                PodCertificateManager::new(
+                    client,
+                    node.clone(),
+                    recorder.clone(),
+                    object_changes.clone(),
+                    shutdown.clone(),
+                )
+            });
+            if let Some(certificates) = &certificates {
+                pod_certificate::register_metric(certificates);
+            }
+            FromApi {
+                client: f.client().clone(),
+                services: f.informer::<Service>(InformerOptions::default()),
+                trust_bundles: gates.enabled(CLUSTER_TRUST_BUNDLE_PROJECTION),
+                certificates,
+            }
         });
         let objects = Arc::new(ObjectCache::new(
-            watched,
+            from_api,
             node.clone(),
             paths.clone(),
             object_changes.clone(),

@@ -53,6 +53,9 @@ pub mod reason {
     pub const NODE_READY: &str = "NodeReady";
     pub const NODE_NOT_READY: &str = "NodeNotReady";
     pub const CIDR_NOT_AVAILABLE: &str = "CIDRNotAvailable";
+    pub const POD_CERTIFICATE_DENIED: &str = "Denied";
+    pub const CERTIFICATE_OVERDUE_FOR_REFRESH: &str = "CertificateOverdueForRefresh";
+    pub const CERTIFICATE_EXPIRED: &str = "CertificateExpired";
     pub const UNABLE_TO_PULL_SECRETS: &str = "FailedToRetrieveImagePullSecret";
 }
 

@@ -41,6 +41,7 @@ pub mod pending;
 pub mod pleg;
 pub mod pod;
 pub mod pod_actions;
+pub mod pod_certificate;
 pub mod pod_manager;
 pub mod pod_status;
 pub mod pod_workers;

@@ -2,7 +2,10 @@
 //!
 //! Owns: one informer an object for as long as a pod refers to it (a node may read no others), and the news that
 //! an object changed; with `configMapAndSecretChangeDetectionStrategy` `Cache` or `Get` no watch, but a look now and then.
-//! Upstream: `pkg/kubelet/util/manager/{watch,cache}_based_manager.go`, v1.36.
+//! Trust bundles and certificates of pods, which volumes are made of too, are in `trust_bundles` and
+//! `crate::pod_certificate`. Upstream: `pkg/kubelet/util/manager/{watch,cache}_based_manager.go`, v1.36.
+
+mod trust_bundles;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -17,19 +20,25 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{
     BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec,
 };
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, PostParams};
 use serde::de::DeserializeOwned;
-use volumes::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest};
+use volumes::{
+    ObjectSource, PodCertificate, PodCertificateKey, ServiceAccountToken, SourceError, TokenRequest,
+};
+
+use self::trust_bundles::TrustBundles;
 
 use crate::environment::{EnvironmentError, Objects};
 use crate::node::NodeState;
 use crate::off_thread::off_thread;
 use crate::pending::Pending;
 use crate::pod;
+use crate::pod_certificate::PodCertificateManager;
 
 /// How long a reader waits for an object that the API server refuses yet: the node authorizer learns of a new pod a
 /// moment after the kubelet does.
@@ -263,23 +272,41 @@ struct Watched {
     config_maps: Arc<Store<ConfigMap>>,
     secrets: Arc<Store<Secret>>,
     services: Informer<Service>,
+    /// `None`: the gate is off.
+    trust_bundles: Option<TrustBundles>,
+    /// `None`: the gate is off.
+    certificates: Option<PodCertificateManager>,
+}
+
+/// What pods' objects come from, besides what is watched one by one.
+pub struct FromApi {
+    pub client: kube::Client,
+    pub services: Informer<Service>,
+    /// Gate ClusterTrustBundleProjection.
+    pub trust_bundles: bool,
+    /// Gate PodCertificateRequest.
+    pub certificates: Option<PodCertificateManager>,
 }
 
 impl ObjectCache {
     /// `changes`: the pods whose objects changed. Without a client, nothing is there but what static pods bring.
     pub fn new(
-        api: Option<(kube::Client, Informer<Service>)>,
+        api: Option<FromApi>,
         node: Arc<NodeState>,
         paths: crate::paths::Paths,
         changes: Arc<Pending<String>>,
         strategy: Strategy,
         shutdown: &Shutdown,
     ) -> Self {
-        let api = api.map(|(client, services)| {
+        let api = api.map(|api| {
             let watched = Watched {
+                trust_bundles: api
+                    .trust_bundles
+                    .then(|| TrustBundles::new(api.client.clone(), changes.clone(), shutdown)),
+                certificates: api.certificates,
                 config_maps: Arc::new(Store {
                     resource: "configmap",
-                    client: client.clone(),
+                    client: api.client.clone(),
                     shutdown: shutdown.clone(),
                     strategy,
                     node: node.clone(),
@@ -288,15 +315,15 @@ impl ObjectCache {
                 }),
                 secrets: Arc::new(Store {
                     resource: "secret",
-                    client: client.clone(),
+                    client: api.client.clone(),
                     shutdown: shutdown.clone(),
                     strategy,
                     node: node.clone(),
                     entries: Mutex::default(),
                     changes,
                 }),
-                client,
-                services,
+                client: api.client,
+                services: api.services,
             };
             watched.config_maps.remind();
             watched.secrets.remind();
@@ -323,6 +350,12 @@ impl ObjectCache {
             api.config_maps
                 .register(uid, namespace, &config_map_names(pod));
             api.secrets.register(uid, namespace, &secret_names(pod));
+            if let Some(bundles) = &api.trust_bundles {
+                bundles.register(pod);
+            }
+            if let Some(certificates) = &api.certificates {
+                certificates.track(pod);
+            }
         }
     }
 
@@ -330,6 +363,12 @@ impl ObjectCache {
         if let Some(api) = &self.api {
             api.config_maps.unregister(uid);
             api.secrets.unregister(uid);
+            if let Some(bundles) = &api.trust_bundles {
+                bundles.unregister(uid);
+            }
+            if let Some(certificates) = &api.certificates {
+                certificates.forget(uid);
+            }
         }
     }
 
@@ -349,6 +388,11 @@ impl ObjectCache {
             }
         }
         (found, missing)
+    }
+
+    fn trust_bundles(&self) -> Result<&TrustBundles, SourceError> {
+        let bundles = self.api.as_ref().and_then(|api| api.trust_bundles.as_ref());
+        bundles.ok_or_else(|| unsupported("ClusterTrustBundle projection"))
     }
 
     async fn secret_of(
@@ -371,6 +415,15 @@ impl ObjectCache {
             Some(api) => api.config_maps.get(namespace, name).await,
             None => Err(no_client("configMap", namespace, name)),
         }
+    }
+}
+
+fn unsupported(what: &str) -> SourceError {
+    SourceError::Refused {
+        code: 0,
+        message: format!(
+            "{what} is not supported in static kubelet mode or without its feature gate"
+        ),
     }
 }
 
@@ -472,6 +525,7 @@ impl ObjectSource for ObjectCache {
                     name: Some(request.pod_name.clone()),
                     uid: Some(request.pod_uid.clone()),
                 }),
+                ..TokenRequestSpec::default()
             }),
             ..ApiTokenRequest::default()
         };
@@ -547,6 +601,26 @@ impl ObjectSource for ObjectCache {
 
     fn node(&self) -> Option<Arc<Node>> {
         self.node.node.load().as_ref().clone()
+    }
+
+    async fn cluster_trust_bundle(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<ClusterTrustBundle>>, SourceError> {
+        self.trust_bundles()?.get(name).await
+    }
+
+    async fn cluster_trust_bundles(
+        &self,
+        signer: &str,
+    ) -> Result<Vec<Arc<ClusterTrustBundle>>, SourceError> {
+        self.trust_bundles()?.of_signer(signer).await
+    }
+
+    async fn pod_certificate(&self, of: &PodCertificateKey) -> Result<PodCertificate, SourceError> {
+        let certificates = self.api.as_ref().and_then(|api| api.certificates.as_ref());
+        let certificates = certificates.ok_or_else(|| unsupported("PodCertificate projection"))?;
+        Ok(certificates.certificate(of)?)
     }
 
     fn node_allocatable(&self) -> Result<BTreeMap<String, Quantity>, SourceError> {

@@ -139,6 +139,7 @@ mod tests {
             key: key.to_owned(),
             path: path.to_owned(),
             mode,
+            ..KeyToPath::default()
         };
         let all = make_payload(&[], &config_map, 0o644, false).unwrap();
         assert_eq!(all.keys().collect::<Vec<_>>(), ["a", "b", "c"]);

@@ -32,10 +32,14 @@ mod projected;
 mod secret;
 mod tear_down;
 mod token;
+mod trust_bundle;
 
 pub use claim::ClaimError;
 pub use manager::{PodVolume, PodVolumes, VolumeError, VolumeLocation, VolumeManager};
 pub use plugin::SetUpError;
-pub use source::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest};
+pub use source::{
+    CertificateStateError, ObjectSource, PodCertificate, PodCertificateKey, ServiceAccountToken,
+    SourceError, TokenRequest,
+};
 pub use sub_path::SubPathError;
 pub use tear_down::{TearDownError, TearDownFailure};

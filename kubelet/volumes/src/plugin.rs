@@ -7,6 +7,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod, PodSecurityContext, Volume};
 
+use component_helpers::labels::SelectorError;
+
 use crate::atomic_writer::WriteError;
 use crate::claim::{ClaimError, Persistent};
 use crate::field_path::FieldPathError;
@@ -34,6 +36,22 @@ pub enum SetUpError {
     Claim(#[from] ClaimError),
     #[error("failed to fetch token: {0}")]
     Token(#[source] SourceError),
+    #[error(
+        "while getting ClusterTrustBundle: clustertrustbundle.certificates.k8s.io {0:?} not found"
+    )]
+    TrustBundleNotFound(String),
+    #[error("combination of signerName and labelSelector matched zero ClusterTrustBundles")]
+    NoTrustBundleMatches,
+    #[error("ClusterTrustBundle projection requires either name or signerName to be set")]
+    TrustBundleUnnamed,
+    #[error("while parsing label selector: {0}")]
+    TrustBundleSelector(#[source] SelectorError),
+    #[error("while normalizing trust anchors: ClusterTrustBundle {name:?}: {source}")]
+    TrustBundlePem {
+        name: String,
+        #[source]
+        source: pem::PemError,
+    },
     #[error(transparent)]
     FieldPath(#[from] FieldPathError),
     #[error(transparent)]
@@ -62,9 +80,6 @@ pub enum SetUpError {
     /// No retry helps.
     #[error("volumes of kind {kind} are not supported by this kubelet")]
     UnsupportedKind { kind: &'static str },
-    /// No retry helps.
-    #[error("projected source {source_kind} is not supported by this kubelet")]
-    UnsupportedSource { source_kind: &'static str },
     #[error("{what} {}: {source}", path.display())]
     Io {
         what: &'static str,
@@ -94,9 +109,7 @@ impl SetUpError {
     pub fn is_permanent(&self) -> bool {
         matches!(
             self,
-            Self::UnsupportedKind { .. }
-                | Self::UnsupportedSource { .. }
-                | Self::InvalidName { .. }
+            Self::UnsupportedKind { .. } | Self::InvalidName { .. }
         )
     }
 }

@@ -1,15 +1,18 @@
 //! `projected` volumes: several sources in one directory, tokens among them. Upstream: pkg/volume/projected.
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ServiceAccountTokenProjection, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    ClusterTrustBundleProjection, PodCertificateProjection, ServiceAccountTokenProjection, Volume,
+    VolumeProjection,
+};
 
 use crate::atomic_writer::{FileProjection, Payload};
 use crate::content::{self, mode};
 use crate::empty_dir::Medium;
 use crate::manager::VolumeLocation;
 use crate::plugin::{Mounter, SetUpError, VolumePlugin};
-use crate::source::TokenRequest;
-use crate::{config_map, downward_api, secret};
+use crate::source::{PodCertificateKey, TokenRequest};
+use crate::{config_map, downward_api, secret, trust_bundle};
 
 pub(crate) struct Projected;
 
@@ -40,8 +43,8 @@ impl VolumePlugin for Projected {
         let default_mode = mode(source.default_mode);
         let mut payload = Payload::new();
         let mut errors = Vec::new();
-        for projection in source.sources.iter().flatten() {
-            match collect(mounter, projection, default_mode).await {
+        for (index, projection) in source.sources.iter().flatten().enumerate() {
+            match collect(mounter, projection, index, default_mode).await {
                 // Of two sources with the same path the later wins.
                 Ok(files) => payload.extend(files),
                 Err(error) => errors.push(error),
@@ -55,6 +58,7 @@ impl VolumePlugin for Projected {
 async fn collect(
     mounter: &Mounter<'_>,
     projection: &VolumeProjection,
+    index: usize,
     default_mode: u32,
 ) -> Result<Payload, SetUpError> {
     if let Some(source) = &projection.secret {
@@ -89,17 +93,62 @@ async fn collect(
     if let Some(source) = &projection.service_account_token {
         return token(mounter, source, default_mode).await;
     }
-    if projection.cluster_trust_bundle.is_some() {
-        return Err(SetUpError::UnsupportedSource {
-            source_kind: "clusterTrustBundle",
-        });
+    if let Some(source) = &projection.cluster_trust_bundle {
+        return trust_anchors(mounter, source, default_mode).await;
     }
-    if projection.pod_certificate.is_some() {
-        return Err(SetUpError::UnsupportedSource {
-            source_kind: "podCertificate",
-        });
+    if let Some(source) = &projection.pod_certificate {
+        return certificate(mounter, source, index, default_mode).await;
     }
     Ok(Payload::new())
+}
+
+/// A file that is for the pod's one user, if it has one: then nobody else may read it. With an fsGroup, the change of
+/// ownership makes it 0640.
+fn private_file(mounter: &Mounter<'_>, data: Vec<u8>, default_mode: u32) -> FileProjection {
+    let owned = mounter.ownership.fs_user.is_some() || mounter.ownership.fs_group.is_some();
+    FileProjection {
+        data,
+        mode: if owned { 0o600 } else { default_mode },
+        fs_user: mounter.ownership.fs_user,
+    }
+}
+
+async fn trust_anchors(
+    mounter: &Mounter<'_>,
+    source: &ClusterTrustBundleProjection,
+    default_mode: u32,
+) -> Result<Payload, SetUpError> {
+    let anchors = trust_bundle::anchors(mounter.source, source).await?;
+    let file = private_file(mounter, anchors, default_mode);
+    Ok(Payload::from([(source.path.clone(), file)]))
+}
+
+async fn certificate(
+    mounter: &Mounter<'_>,
+    source: &PodCertificateProjection,
+    index: usize,
+    default_mode: u32,
+) -> Result<Payload, SetUpError> {
+    let key = PodCertificateKey {
+        namespace: mounter.namespace().to_owned(),
+        pod_name: mounter.pod.metadata.name.clone().unwrap_or_default(),
+        pod_uid: mounter.pod_uid.to_owned(),
+        volume: mounter.volume.name.clone(),
+        source_index: index,
+    };
+    let issued = mounter.source.pod_certificate(&key).await?;
+    let both = || [&*issued.key, &*issued.chain].concat();
+    let mut payload = Payload::new();
+    let mut add = |path: &Option<String>, data: &dyn Fn() -> Vec<u8>| {
+        if let Some(path) = path.as_ref().filter(|path| !path.is_empty()) {
+            let file = private_file(mounter, data(), default_mode);
+            payload.insert(path.clone(), file);
+        }
+    };
+    add(&source.credential_bundle_path, &both);
+    add(&source.key_path, &|| issued.key.to_vec());
+    add(&source.certificate_chain_path, &|| issued.chain.to_vec());
+    Ok(payload)
 }
 
 async fn token(
@@ -125,13 +174,7 @@ async fn token(
         .get(mounter.source, &request, mounter.now)
         .await
         .map_err(SetUpError::Token)?;
-    // Someone in particular may read it: then nobody else. With an fsGroup, the change of ownership makes it 0640.
-    let owned = mounter.ownership.fs_user.is_some() || mounter.ownership.fs_group.is_some();
-    let file = FileProjection {
-        data: token.token.into_bytes(),
-        mode: if owned { 0o600 } else { default_mode },
-        fs_user: mounter.ownership.fs_user,
-    };
+    let file = private_file(mounter, token.token.into_bytes(), default_mode);
     Ok(Payload::from([(source.path.clone(), file)]))
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Secret,
 };
@@ -30,6 +31,9 @@ pub enum SourceError {
     /// The watch of this object has not delivered yet.
     #[error("failed to sync {resource} cache: timed out waiting for the condition")]
     NotSynced { resource: &'static str },
+    /// Nobody has signed for the pod yet, or a signer refused.
+    #[error("{0}")]
+    Certificate(#[from] CertificateStateError),
     /// The node's own allocatable resources are not known yet.
     #[error("node allocatable is not known yet")]
     NodeUnknown,
@@ -65,6 +69,44 @@ impl std::fmt::Debug for ServiceAccountToken {
     }
 }
 
+/// One `podCertificate` source of one pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodCertificateKey {
+    pub namespace: String,
+    pub pod_name: String,
+    pub pod_uid: String,
+    pub volume: String,
+    /// The place in the volume's list of sources.
+    pub source_index: usize,
+}
+
+/// A key and the certificates for it, both PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PodCertificate {
+    /// PKCS#8.
+    pub key: Arc<[u8]>,
+    /// The pod's own first.
+    pub chain: Arc<[u8]>,
+}
+
+impl std::fmt::Debug for PodCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PodCertificate").finish_non_exhaustive()
+    }
+}
+
+/// Why a pod has no certificate. The words are upstream's: pkg/kubelet/podcertificate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateStateError {
+    /// A retry helps.
+    #[error("credential bundle is not issued yet")]
+    NotIssued,
+    #[error("PodCertificateRequest was permanently denied: reason={reason:?} message={message:?}")]
+    Denied { reason: String, message: String },
+    #[error("PodCertificateRequest was permanently failed: reason={reason:?} message={message:?}")]
+    Failed { reason: String, message: String },
+}
+
 /// The API objects that volumes are made of.
 #[async_trait]
 pub trait ObjectSource: Send + Sync + 'static {
@@ -95,6 +137,18 @@ pub trait ObjectSource: Send + Sync + 'static {
         &self,
         request: &TokenRequest,
     ) -> Result<ServiceAccountToken, SourceError>;
+    /// `Ok(None)`: it does not exist.
+    async fn cluster_trust_bundle(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<ClusterTrustBundle>>, SourceError>;
+    /// Those of a signer, in any order.
+    async fn cluster_trust_bundles(
+        &self,
+        signer: &str,
+    ) -> Result<Vec<Arc<ClusterTrustBundle>>, SourceError>;
+    /// The newest certificate of a pod's source.
+    async fn pod_certificate(&self, of: &PodCertificateKey) -> Result<PodCertificate, SourceError>;
     /// The node's allocatable resources: the bound of memory-backed volumes and the default of
     /// `resourceFieldRef` limits.
     fn node_allocatable(&self) -> Result<BTreeMap<String, Quantity>, SourceError>;

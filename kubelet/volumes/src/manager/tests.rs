@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Secret,
 };
@@ -14,7 +15,10 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::source::{ServiceAccountToken, SourceError, TokenRequest};
+use crate::source::{
+    CertificateStateError, PodCertificate, PodCertificateKey, ServiceAccountToken, SourceError,
+    TokenRequest,
+};
 
 #[derive(Default)]
 struct Objects {
@@ -23,6 +27,9 @@ struct Objects {
     claims: Mutex<BTreeMap<String, Value>>,
     volumes: Mutex<BTreeMap<String, Value>>,
     tokens: AtomicUsize,
+    bundles: Mutex<BTreeMap<String, String>>,
+    certificates:
+        Mutex<BTreeMap<usize, Result<(&'static str, &'static str), CertificateStateError>>>,
 }
 
 #[async_trait]
@@ -77,6 +84,35 @@ impl ObjectSource for Objects {
     }
     fn node(&self) -> Option<Arc<Node>> {
         None
+    }
+
+    async fn cluster_trust_bundle(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<ClusterTrustBundle>>, SourceError> {
+        let bundles = self.bundles.lock().unwrap();
+        let object = |text: &String| {
+            let object = json!({"metadata": {"name": name}, "spec": {"trustBundle": text}});
+            Arc::new(serde_json::from_value(object).unwrap())
+        };
+        Ok(bundles.get(name).map(object))
+    }
+    async fn cluster_trust_bundles(
+        &self,
+        _: &str,
+    ) -> Result<Vec<Arc<ClusterTrustBundle>>, SourceError> {
+        Ok(vec![])
+    }
+    async fn pod_certificate(&self, of: &PodCertificateKey) -> Result<PodCertificate, SourceError> {
+        assert_eq!((of.pod_uid.as_str(), of.volume.as_str()), ("uid", "p"));
+        match self.certificates.lock().unwrap().get(&of.source_index) {
+            Some(Ok((key, chain))) => Ok(PodCertificate {
+                key: key.as_bytes().into(),
+                chain: chain.as_bytes().into(),
+            }),
+            Some(Err(error)) => Err(error.clone().into()),
+            None => Err(CertificateStateError::NotIssued.into()),
+        }
     }
     fn node_allocatable(&self) -> Result<BTreeMap<String, Quantity>, SourceError> {
         Ok(BTreeMap::from([(
@@ -418,20 +454,88 @@ fn projected_sources_share_a_directory_and_tokens_are_private() {
             );
             world.manager.unmount_pod("uid").await.unwrap();
         }
-        let refused = pod(
-            json!([{"name": "p", "projected": {"sources": [{"clusterTrustBundle": {"path": "x"}}]}}]),
-            json!({}),
+    });
+}
+
+#[test]
+fn trust_anchors_and_certificates_come_renewed_and_private() {
+    in_mount_namespace(async |world| {
+        let sources = json!([
+            {"clusterTrustBundle": {"path": "ca.pem", "name": "ca"}},
+            {"podCertificate": {"signerName": "s.example/x", "keyType": "ECDSAP256", "credentialBundlePath": "both.pem"}},
+            {"podCertificate": {"signerName": "s.example/y", "keyType": "ECDSAP256", "keyPath": "key.pem", "certificateChainPath": "chain.pem"}},
+        ]);
+        let volumes =
+            json!([{"name": "p", "projected": {"sources": sources, "defaultMode": 0o644}}]);
+        let dir = "volumes/kubernetes.io~projected/p";
+        let owned = pod(volumes, json!({"securityContext": {"runAsUser": 1000}}));
+        let failure = async || {
+            let error = world.manager.mount_pod(&owned).await.unwrap_err();
+            error.failures()[0].to_string()
+        };
+        let error = failure().await;
+        assert!(
+            error.contains("clustertrustbundle.certificates.k8s.io \"ca\" not found"),
+            "{error}"
         );
+        assert!(
+            error.contains("credential bundle is not issued yet"),
+            "{error}"
+        );
+        let pem = "-----BEGIN CERTIFICATE-----\nYQ==\n-----END CERTIFICATE-----\n";
+        world
+            .objects
+            .bundles
+            .lock()
+            .unwrap()
+            .insert("ca".into(), format!("# noise\n{pem}"));
+        let denied = CertificateStateError::Denied {
+            reason: "R".into(),
+            message: "m".into(),
+        };
+        world
+            .objects
+            .certificates
+            .lock()
+            .unwrap()
+            .extend([(1, Ok(("KEY1", "CHAIN1"))), (2, Err(denied))]);
+        let error = failure().await;
+        assert!(
+            error.contains(
+                "PodCertificateRequest was permanently denied: reason=\"R\" message=\"m\""
+            ),
+            "{error}"
+        );
+        world
+            .objects
+            .certificates
+            .lock()
+            .unwrap()
+            .insert(2, Ok(("KEY2", "CHAIN2")));
+        world.manager.mount_pod(&owned).await.unwrap();
+        let file = |name: &str| world.read(&format!("{dir}/{name}"));
+        assert_eq!(file("ca.pem"), pem);
+        assert_eq!(file("both.pem"), "KEY1CHAIN1");
         assert_eq!(
-            world
-                .manager
-                .mount_pod(&refused)
-                .await
-                .unwrap_err()
-                .failures()[0]
-                .to_string(),
-            "MountVolume.SetUp failed for volume \"p\" : projected source clusterTrustBundle is not supported by this kubelet"
+            (file("key.pem"), file("chain.pem")),
+            ("KEY2".into(), "CHAIN2".into())
         );
+        for name in ["ca.pem", "both.pem", "key.pem", "chain.pem"] {
+            let info = fs::metadata(world.path(&format!("{dir}/{name}"))).unwrap();
+            assert_eq!((info.mode() & 0o7777, info.uid()), (0o600, 1000), "{name}");
+        }
+        world
+            .objects
+            .certificates
+            .lock()
+            .unwrap()
+            .insert(2, Ok(("KEY3", "CHAIN3")));
+        world.manager.refresh_pod(&owned).await.unwrap();
+        assert_eq!(
+            (file("key.pem"), file("chain.pem")),
+            ("KEY3".into(), "CHAIN3".into())
+        );
+        world.manager.unmount_pod("uid").await.unwrap();
     });
 }
 
