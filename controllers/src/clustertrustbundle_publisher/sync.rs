@@ -66,7 +66,7 @@ mod tests {
             .map(|action| match action {
                 Action::Create { .. } => "create".to_owned(),
                 Action::Update { .. } => "update".to_owned(),
-                Action::Delete { name, .. } => format!("delete {name}"),
+                Action::Delete { target, .. } => format!("delete {}", target.key.name),
                 other => format!("{other:?}"),
             })
             .collect();

@@ -193,8 +193,8 @@ fn revisions() {
         Next::Use(first.clone())
     );
     let second = Arc::new(ControllerRevision {
-        revision: 2,
-        data: None,
+        revision: Some(2),
+        data: Default::default(),
         ..(*first).clone()
     });
     let mut other = (*second).clone();

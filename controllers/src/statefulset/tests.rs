@@ -221,7 +221,7 @@ fn identity_and_claims() {
         1,
         json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}]}),
     );
-    let mut steps = sync(&with_claims, &observe(&[]), now());
+    let mut steps = sync(&with_claims, &observe(&[]), true, now());
     let Some(Step::Create(pod)) = steps.pop() else {
         panic!()
     };

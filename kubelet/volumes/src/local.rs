@@ -81,8 +81,8 @@ fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
     }
     let kind = fs::metadata(source).io_at("failed to look at the local volume", source)?;
     if kind.file_type().is_block_device() {
-        return Err(SetUpError::UnsupportedSource {
-            source_kind: "local (a block device with a file system)",
+        return Err(SetUpError::UnsupportedKind {
+            kind: "local (a block device with a file system)",
         });
     }
     if !kind.is_dir() {

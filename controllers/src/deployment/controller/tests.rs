@@ -130,10 +130,13 @@ async fn a_failed_creation_is_told_in_the_status() {
     let conditions = world.deployment().status.unwrap().conditions.unwrap();
     let progressing = conditions
         .iter()
-        .find(|c| c.type_ == "Progressing")
+        .find(|c| c.type_.as_deref() == Some("Progressing"))
         .unwrap();
     assert_eq!(
-        (progressing.status.as_str(), progressing.reason.as_deref()),
+        (
+            progressing.status.as_deref().unwrap_or_default(),
+            progressing.reason.as_deref()
+        ),
         ("False", Some("ReplicaSetCreateError"))
     );
     world.api.heal();

@@ -82,7 +82,7 @@ impl World {
         rs.status?
             .conditions?
             .into_iter()
-            .find(|c| c.type_ == reason::REPLICA_FAILURE)?
+            .find(|c| c.type_.as_deref() == Some(reason::REPLICA_FAILURE))?
             .reason
     }
 }
