@@ -130,7 +130,7 @@ fn pages_of_both(cluster: &Cluster) -> Result<[BTreeMap<&'static str, Page>; 2]>
 
 /// A pod with what metrics speak of: an init container, a restart, probes, limits, volumes.
 fn busy_pod(node: &str) -> String {
-    let image = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
+    let image = "registry.k8s.io/e2e-test-images/busybox:1.37.0-2";
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: busy-{node}}}\nspec:\n  nodeName: {node}\n  terminationGracePeriodSeconds: 1\n  \
          volumes: [{{name: disk, emptyDir: {{}}}}, {{name: memory, emptyDir: {{medium: Memory}}}}]\n  \

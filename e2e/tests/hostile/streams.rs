@@ -248,7 +248,7 @@ fn output_that_nobody_reads_is_held_back() -> Result<()> {
     ns.delete()
 }
 
-const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
+const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-2";
 const LOUD: &str = "[dd, if=/dev/zero, bs=1M, count=100]";
 
 #[test]
