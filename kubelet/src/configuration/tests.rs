@@ -126,7 +126,11 @@ fn what_has_no_effect_is_warned_of_by_name() {
     for name in UNUSED_FIELDS {
         let mut value = default[name].clone();
         if value.is_null() {
-            value = json!({});
+            // Something that it can be.
+            value = match *name {
+                "memoryThrottlingFactor" => json!(0.9),
+                _ => json!({}),
+            };
         }
         let given = json!({ *name: value });
         let loaded = load(None, None, given.as_object().unwrap().clone())
