@@ -233,7 +233,7 @@ mod tests {
             true,
         );
         check(
-            "rustc --crate-name tar /root/.cargo/registry/src/x/tar-0.4/src/lib.rs",
+            "rustc --crate-name tar /home/me/.cargo/registry/src/x/tar-0.4/src/lib.rs",
             false,
         );
         check("rustc --crate-name build_script_build build.rs", false);

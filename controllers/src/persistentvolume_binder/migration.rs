@@ -1,8 +1,9 @@
-//! In-tree plugins that CSI drivers stand in for: their names, and what claims and volumes of theirs must carry. Pure.
+//! In-tree plugins that CSI drivers stand in for: what claims and volumes of theirs must carry. Pure.
 //!
 //! Migration is finished and locked for all of them. Upstream: pkg/volume/csimigration, k8s.io/csi-translation-lib,
 //! `updateMigrationAnnotations` and `modifyDeletionFinalizers`, v1.36.
 
+use component_helpers::csi_migration::InTreePlugin;
 use component_helpers::persistent_volume::{
     BETA_STORAGE_PROVISIONER, EXTERNAL_PROVISIONER_FINALIZER, MIGRATED_TO, PROVISIONED_BY,
     PV_CONTROLLER_FINALIZER, STORAGE_PROVISIONER, annotation, remove_annotation, set_annotation,
@@ -13,40 +14,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 /// What names of in-tree plugins begin with.
 pub const IN_TREE_PREFIX: &str = "kubernetes.io/";
 
-/// In-tree plugin and CSI driver.
-const MIGRATED: [(&str, &str); 7] = [
-    ("kubernetes.io/aws-ebs", "ebs.csi.aws.com"),
-    ("kubernetes.io/azure-disk", "disk.csi.azure.com"),
-    ("kubernetes.io/azure-file", "file.csi.azure.com"),
-    ("kubernetes.io/cinder", "cinder.csi.openstack.org"),
-    ("kubernetes.io/gce-pd", "pd.csi.storage.gke.io"),
-    ("kubernetes.io/portworx-volume", "pxd.portworx.com"),
-    ("kubernetes.io/vsphere-volume", "csi.vsphere.vmware.com"),
-];
-
 /// The CSI driver that stands in for an in-tree plugin.
 pub fn csi_driver(plugin: &str) -> Option<&'static str> {
-    let entry = MIGRATED.iter().find(|(name, _)| *name == plugin);
-    entry.map(|(_, driver)| *driver)
+    InTreePlugin::of_name(plugin).map(InTreePlugin::driver)
 }
 
 /// The in-tree plugin of a volume's kind, of those that a driver stands in for.
 pub fn in_tree_plugin(volume: &PersistentVolume) -> Option<&'static str> {
-    let spec = volume.spec.as_ref()?;
-    let kinds = [
-        (spec.aws_elastic_block_store.is_some(), "aws-ebs"),
-        (spec.azure_disk.is_some(), "azure-disk"),
-        (spec.azure_file.is_some(), "azure-file"),
-        (spec.cinder.is_some(), "cinder"),
-        (spec.gce_persistent_disk.is_some(), "gce-pd"),
-        (spec.portworx_volume.is_some(), "portworx-volume"),
-        (spec.vsphere_volume.is_some(), "vsphere-volume"),
-    ];
-    let (_, short) = kinds.into_iter().find(|(is_it, _)| *is_it)?;
-    let names = MIGRATED.iter().map(|(name, _)| *name);
-    names
-        .into_iter()
-        .find(|name| name.strip_prefix(IN_TREE_PREFIX) == Some(short))
+    InTreePlugin::of_volume(volume).map(InTreePlugin::name)
 }
 
 /// Sets or takes off the name of the driver that stands in for `plugin`; whether that changed anything.

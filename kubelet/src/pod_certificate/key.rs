@@ -8,7 +8,9 @@ use rcgen::{
 /// Why there is no key. A retry does not help.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum KeyError {
-    #[error("unknown key type {0:?}")]
+    #[error(
+        "key type {0:?} is not supported by this kubelet; supported: ECDSAP256, ECDSAP384, ED25519"
+    )]
     Unknown(String),
     #[error("while generating {key_type} key: {source}")]
     Generate {
@@ -21,7 +23,7 @@ pub(super) enum KeyError {
 /// A key in PKCS#8 PEM, and an empty PKCS#10 request signed by it, in DER.
 ///
 /// # Errors
-/// The key type is not one of upstream's.
+/// The key type is not built: RSA3072, RSA4096 and ECDSAP521 of upstream's are not.
 pub(super) fn generate(key_type: &str) -> Result<(Vec<u8>, Vec<u8>), KeyError> {
     let algorithm = match key_type {
         "ECDSAP256" => &PKCS_ECDSA_P256_SHA256,

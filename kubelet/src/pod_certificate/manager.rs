@@ -262,6 +262,12 @@ impl Shared {
                     let wait = FIRST_RETRY
                         .saturating_mul(1 << record.failures.min(16))
                         .min(LAST_RETRY);
+                    if record.failures == 0 {
+                        let text =
+                            format!("PodCertificateRequest of volume {}: {error}", key.volume);
+                        let recorder = &self.recorder;
+                        recorder.pod(&record.pod, EventType::Warning, reason::FAILED, text);
+                    }
                     record.failures += 1;
                     record.not_before = Some(tokio::time::Instant::now() + wait);
                     tracing::error!(
