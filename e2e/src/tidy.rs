@@ -38,6 +38,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("shim-protocol", &[]),
+    // The protocols of volume drivers: generated, of use to both sides.
+    ("csi-spec", &[]),
     ("shim", &["shim-protocol", "host"]),
     // Files and trees that containers can change, for all that touch them.
     ("host", &[]),
@@ -54,7 +56,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "component-helpers",
         ],
     ),
-    ("volumes", &["host", "component-helpers"]),
+    ("volumes", &["host", "csi-spec", "component-helpers"]),
     // The wire protocols of exec, attach and port-forward: pure framing, of use without a kubelet.
     ("streaming", &[]),
     (
@@ -66,6 +68,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "volumes",
             "host",
             "streaming",
+            "csi-spec",
             "component-base",
             "component-helpers",
         ],
