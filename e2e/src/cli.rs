@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::cluster::{Cluster, Component, Options};
-use crate::programs::{Outputs, Profile};
+use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
 use crate::{bench, conformance, forward, fuzz, images, layers, metrics, test_run, tidy};
 
@@ -100,6 +100,9 @@ struct Up {
     /// How our programs are built.
     #[arg(long, value_enum, default_value = "release")]
     profile: Profile,
+    /// The version of the API server; everything else is of ours.
+    #[arg(long, value_enum, default_value = "1.37")]
+    kubernetes: Kubernetes,
 }
 
 /// Runs the command that the process was started with.
@@ -118,6 +121,7 @@ pub fn run() -> Result<ExitCode> {
                 replicas: up.replicas,
                 max_pods: up.max_pods,
                 profile: up.profile,
+                kubernetes: up.kubernetes,
             })?;
             println!("{}", cluster.hints());
         }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::debian;
 use crate::images;
 use crate::node;
-use crate::programs::{self, Outputs, Profile};
+use crate::programs::{self, Kubernetes, Outputs, Profile};
 use crate::step::{Steps, output};
 use layout::Layout;
 use process::{Place, Process, Program};
@@ -74,6 +74,9 @@ pub struct Options {
     pub max_pods: u32,
     #[serde(default)]
     pub profile: Profile,
+    /// The version of the API server.
+    #[serde(default)]
+    pub kubernetes: Kubernetes,
 }
 
 impl Default for Options {
@@ -86,6 +89,7 @@ impl Default for Options {
             replicas: 1,
             max_pods: 150,
             profile: Profile::Release,
+            kubernetes: Kubernetes::default(),
         }
     }
 }
@@ -179,6 +183,7 @@ impl Cluster {
 
     fn build(steps: &Steps, outputs: &Outputs, options: &Options) -> Result<()> {
         let mut upstream: Vec<&str> = programs::CLUSTER_PROGRAMS.to_vec();
+        upstream.push(options.kubernetes.api_server());
         let mut ours = Vec::new();
         for component in Component::ALL {
             match (component, options.with_upstream.contains(&component)) {

@@ -1,20 +1,23 @@
-//! `cargo e2e conformance`: upstream's own suite against a fresh cluster, counted by SIG.
+//! `cargo e2e conformance`: upstream's own suites against a fresh cluster, counted by SIG.
 //!
-//! **Invariant:** every spec that the selection lists is counted: passed, failed or not run; none is lost.
+//! **Invariant:** every spec that the selection lists is counted: passed, flaked, failed or not run; none is lost.
 
 mod report;
+mod results;
+mod suite;
 mod watch;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::cluster::{Cluster, Component, Options};
-use crate::programs::{self, Outputs};
+use crate::programs::{self, Kubernetes, Outputs};
 use crate::step::Steps;
 use report::{Report, Spec, State};
 
@@ -25,6 +28,12 @@ const RUNS: &str = "conformance";
 
 #[derive(Args, Clone)]
 pub struct ConformanceOptions {
+    /// A suite of `e2e/suites.toml`.
+    #[arg(long, value_name = "NAME", default_value = suite::DEFAULT)]
+    suite: String,
+    /// The version of the API server and of the suite.
+    #[arg(long, value_enum, default_value = "1.37")]
+    kubernetes: Kubernetes,
     /// Only this SIG, e.g. `node` or `api-machinery`.
     #[arg(long)]
     sig: Option<String>,
@@ -43,6 +52,9 @@ pub struct ConformanceOptions {
     /// Upstream's program in the place of ours.
     #[arg(long, value_enum, value_delimiter = ',')]
     with_upstream: Vec<Component>,
+    /// Begin no more specs after this many minutes; those left count as not run.
+    #[arg(long, value_name = "MINUTES", default_value_t = 180)]
+    budget: u16,
     /// Only the specs that failed or did not run in the last run.
     #[arg(long)]
     rerun_failed: bool,
@@ -70,10 +82,11 @@ pub fn run(name: Option<&str>, options: &ConformanceOptions) -> Result<ExitCode>
     let options = &options;
     let outputs = Outputs::find();
     let steps = Steps::new(outputs.logs())?;
-    programs::build_upstream(&steps, &outputs, &["e2e.test", "ginkgo"])?;
+    programs::build_upstream(&steps, &outputs, &[options.kubernetes.suites(), "ginkgo"])?;
     if let Some(spec) = &options.explain {
         return explain(&steps, &outputs, options, spec);
     }
+    let suite = suite::find(&outputs.workspace, &options.suite)?;
     let focus = focus(&outputs, options)?;
     let upstream: BTreeSet<Component> = options.with_upstream.iter().copied().collect();
     let report = judge(&steps, &outputs, options, focus.as_deref(), &upstream)?;
@@ -81,18 +94,27 @@ pub fn run(name: Option<&str>, options: &ConformanceOptions) -> Result<ExitCode>
     for spec in report.failed() {
         println!("FAILED {}", spec.name);
     }
+    for spec in report
+        .specs
+        .iter()
+        .filter(|spec| spec.state == State::Flaked)
+    {
+        println!("FLAKED {}", spec.name);
+    }
     for finding in &report.findings {
         println!("FOUND {finding}");
     }
     println!("kept in {}", report.dir.display());
-    let whole = focus.is_none() && options.on.is_none();
-    if whole && upstream.is_empty() {
-        fs::write(
-            outputs.workspace.join("e2e/CONFORMANCE.md"),
-            report.markdown(),
-        )?;
+    let own = options.kubernetes == Kubernetes::default();
+    if focus.is_none() && options.on.is_none() && own {
+        results::keep(&outputs.workspace, &options.suite, &report, &upstream)?;
+        println!(
+            "{}",
+            results::compare(&outputs.workspace, &options.suite, &suite)?
+        );
     }
     let good = report.failed().count() == 0
+        && report.count(State::Flaked) == 0
         && report.count(State::NotRun) == 0
         && report.findings.is_empty();
     Ok(if good {
@@ -111,6 +133,9 @@ pub fn smoke(cluster: &str) -> Result<(u64, u64)> {
     let steps = Steps::new(outputs.logs())?;
     programs::build_upstream(&steps, &outputs, &["e2e.test", "ginkgo"])?;
     let options = ConformanceOptions {
+        suite: suite::DEFAULT.to_owned(),
+        kubernetes: Kubernetes::default(),
+        budget: 60,
         sig: None,
         focus: None,
         specs: Some(outputs.workspace.join("e2e/smoke.txt")),
@@ -175,9 +200,7 @@ fn focus(outputs: &Outputs, options: &ConformanceOptions) -> Result<Option<Strin
         None
     };
     if let Some(names) = names {
-        let escaped: Vec<String> = names.iter().map(|name| escape(name)).collect();
-        // ginkgo matches the suite's name, a blank and the spec's name.
-        return Ok(Some(format!(" ({})$", escaped.join("|"))));
+        return Ok(Some(of_names(&names)));
     }
     Ok(match (&options.sig, &options.focus) {
         (Some(sig), None) => Some(format!("\\[sig-{}\\]", escape(sig))),
@@ -218,6 +241,7 @@ fn judge(
             Cluster::up(Options {
                 name: options.name.clone(),
                 with_upstream: upstream.clone(),
+                kubernetes: options.kubernetes,
                 ..Options::default()
             })?
         }
@@ -227,29 +251,38 @@ fn judge(
         .join(options.folder)
         .join(jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string());
     fs::create_dir_all(&dir)?;
+    let suite = suite::find(&outputs.workspace, &options.suite)?;
+    let skip = suite.skipped();
+    let end = Instant::now() + Duration::from_secs(u64::from(options.budget) * 60);
     let watch = watch::Watch::begin(&cluster)?;
     let mut specs: Vec<Spec> = Vec::new();
-    let phases: &[(&str, &str, u16)] = if options.serial {
-        &[("all", "Conformance", 1)]
-    } else {
-        &[
-            ("parallel", "Conformance && !Serial", options.parallel),
-            ("serial", "Conformance && Serial", 1),
-        ]
-    };
-    for (phase, labels, procs) in phases {
-        let step = steps.start(&format!("conformance ({phase}, {procs} at a time)"), None)?;
-        // Failed specs make ginkgo fail: what it reports is what counts.
-        let ran = step.run(&mut ginkgo(&cluster, &dir, phase, labels, *procs, focus));
-        let reported = report::read_ginkgo(&dir.join(format!("{phase}.json")));
-        match reported {
-            Ok(reported) => specs.extend(reported),
-            Err(err) => {
-                ran?;
-                return Err(err.context(format!("read the report of phase {phase}")));
+    for phase in &suite.phases {
+        let mut run = Run {
+            name: phase.name.clone(),
+            labels: &phase.labels,
+            procs: match phase.serial || options.serial {
+                true => 1,
+                false => options.parallel,
+            },
+            focus: focus.or(phase.focus.as_deref()),
+            skip: skip.as_deref(),
+            budget: end.saturating_duration_since(Instant::now()),
+        };
+        let mut ran = run.go(steps, &cluster, &dir)?;
+        let failed: Vec<String> = names(&ran, State::Failed);
+        // A spec that fails once and passes once is neither good nor known to be bad.
+        if !failed.is_empty() && failed.len() <= RERUN_AT_MOST {
+            let again = of_names(&failed);
+            run.name.push_str("-again");
+            run.procs = 1;
+            run.focus = Some(&again);
+            run.budget = end.saturating_duration_since(Instant::now());
+            let passed = names(&run.go(steps, &cluster, &dir)?, State::Passed);
+            for spec in ran.iter_mut().filter(|spec| passed.contains(&spec.name)) {
+                spec.state = State::Flaked;
             }
         }
-        step.done();
+        specs.extend(ran);
     }
     let mut report = Report {
         dir,
@@ -265,14 +298,70 @@ fn judge(
     Ok(report)
 }
 
-fn ginkgo(
-    cluster: &Cluster,
-    dir: &Path,
-    phase: &str,
-    labels: &str,
+/// More failed specs than this are no flakes.
+const RERUN_AT_MOST: usize = 40;
+
+fn names(specs: &[Spec], state: State) -> Vec<String> {
+    let chosen = specs.iter().filter(|spec| spec.state == state);
+    chosen.map(|spec| spec.name.clone()).collect()
+}
+
+/// The regular expression of these specs and no others: ginkgo matches the suite's name, a blank and the spec's name.
+fn of_names(names: &[String]) -> String {
+    let escaped: Vec<String> = names.iter().map(|name| escape(name)).collect();
+    format!(" ({})$", escaped.join("|"))
+}
+
+/// One run of ginkgo.
+struct Run<'a> {
+    name: String,
+    labels: &'a str,
     procs: u16,
-    focus: Option<&str>,
-) -> Command {
+    focus: Option<&'a str>,
+    skip: Option<&'a str>,
+    /// Where it ends, no spec begins any more.
+    budget: Duration,
+}
+
+impl Run<'_> {
+    /// Runs it, and reads its report.
+    fn go(&self, steps: &Steps, cluster: &Cluster, dir: &Path) -> Result<Vec<Spec>> {
+        let step = steps.start(
+            &format!("conformance ({}, {} at a time)", self.name, self.procs),
+            None,
+        )?;
+        // Failed specs make ginkgo fail: what it reports is what counts.
+        let ran = step.run(&mut self.ginkgo(cluster, dir));
+        let specs = match report::read_ginkgo(&dir.join(format!("{}.json", self.name))) {
+            Ok(specs) => specs,
+            Err(err) => {
+                ran?;
+                return Err(err.context(format!("read the report of phase {}", self.name)));
+            }
+        };
+        step.done();
+        Ok(specs)
+    }
+
+    fn ginkgo(&self, cluster: &Cluster, dir: &Path) -> Command {
+        let mut command = ginkgo(cluster, dir);
+        command
+            .arg(format!("--timeout={}s", self.budget.as_secs().max(1)))
+            .arg(format!("--procs={}", self.procs))
+            .arg(format!("--label-filter={}", self.labels))
+            .arg(format!("--json-report={}.json", self.name))
+            .arg(format!("--junit-report={}.xml", self.name));
+        for (flag, value) in [("focus", self.focus), ("skip", self.skip)] {
+            if let Some(value) = value {
+                command.arg(format!("--{flag}={value}"));
+            }
+        }
+        suite_arguments(&mut command, cluster);
+        command
+    }
+}
+
+fn ginkgo(cluster: &Cluster, dir: &Path) -> Command {
     let bin = &cluster.outputs;
     let kubeconfig = cluster
         .layout
@@ -282,17 +371,21 @@ fn ginkgo(
     let mut command = cluster.control_plane().command(bin.upstream("ginkgo"));
     command.env("KUBECONFIG", &kubeconfig).current_dir(dir);
     command
-        .args(["--no-color", "--timeout=3h", "--silence-skips"])
-        .arg(format!("--procs={procs}"))
-        .arg(format!("--label-filter={labels}"))
-        .arg(format!("--json-report={phase}.json"))
-        .arg(format!("--junit-report={phase}.xml"))
+        .args(["--no-color", "--silence-skips"])
         .arg(format!("--output-dir={}", dir.display()));
-    if let Some(focus) = focus {
-        command.arg(format!("--focus={focus}"));
-    }
     command
-        .arg(bin.upstream("e2e.test"))
+}
+
+/// The suite's program and what it is told of the cluster.
+fn suite_arguments(command: &mut Command, cluster: &Cluster) {
+    let bin = &cluster.outputs;
+    let kubeconfig = cluster
+        .layout
+        .kubeconfig("admin-inside")
+        .display()
+        .to_string();
+    command
+        .arg(bin.upstream(cluster.state.options.kubernetes.suites()))
         .args([
             "--",
             "--provider=skeleton",
@@ -311,7 +404,6 @@ fn ginkgo(
             "--kubectl-path={}",
             bin.upstream("kubectl").display()
         ));
-    command
 }
 
 /// Which of our components is to blame for a failing spec.

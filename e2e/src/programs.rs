@@ -10,8 +10,54 @@ use crate::step::Steps;
 
 /// Kubernetes' version; the Go module pins the same one.
 pub const KUBERNETES_VERSION: &str = "1.37.2";
-/// Its minor version alone, as the linker writes it into the programs.
-const KUBERNETES_MINOR: &str = "37";
+
+/// The API server of a cluster, and the suite that belongs to it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    clap::ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub enum Kubernetes {
+    /// Of our own version.
+    #[default]
+    #[value(name = "1.37")]
+    #[serde(rename = "1.37")]
+    V1_37,
+    /// Of the minor version before.
+    #[value(name = "1.36")]
+    #[serde(rename = "1.36")]
+    V1_36,
+}
+
+impl Kubernetes {
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::V1_37 => KUBERNETES_VERSION,
+            Self::V1_36 => "1.36.3",
+        }
+    }
+
+    pub fn api_server(self) -> &'static str {
+        match self {
+            Self::V1_37 => "kube-apiserver",
+            Self::V1_36 => "kube-apiserver-1.36",
+        }
+    }
+
+    /// Upstream's suites.
+    pub fn suites(self) -> &'static str {
+        match self {
+            Self::V1_37 => "e2e.test",
+            Self::V1_36 => "e2e-1.36.test",
+        }
+    }
+}
 
 /// How our programs are built.
 #[derive(
@@ -118,12 +164,12 @@ struct GoProgram {
 #[derive(Clone, Copy, PartialEq)]
 enum GoKind {
     /// Carries Kubernetes' version.
-    Kubernetes,
+    Kubernetes(Kubernetes),
     Plain,
     Containerd,
     Runc,
-    /// `go test -c`.
-    Test,
+    /// `go test -c`; carries Kubernetes' version.
+    Test(Kubernetes),
 }
 
 const fn go(
@@ -146,37 +192,37 @@ const GO_PROGRAMS: &[GoProgram] = &[
         "kube-apiserver",
         "",
         "k8s.io/kubernetes/cmd/kube-apiserver",
-        GoKind::Kubernetes,
+        GoKind::Kubernetes(Kubernetes::V1_37),
     ),
     go(
         "kubectl",
         "",
         "k8s.io/kubernetes/cmd/kubectl",
-        GoKind::Kubernetes,
+        GoKind::Kubernetes(Kubernetes::V1_37),
     ),
     go(
         "kube-scheduler",
         "",
         "k8s.io/kubernetes/cmd/kube-scheduler",
-        GoKind::Kubernetes,
+        GoKind::Kubernetes(Kubernetes::V1_37),
     ),
     go(
         "kube-controller-manager",
         "",
         "k8s.io/kubernetes/cmd/kube-controller-manager",
-        GoKind::Kubernetes,
+        GoKind::Kubernetes(Kubernetes::V1_37),
     ),
     go(
         "kubelet",
         "",
         "k8s.io/kubernetes/cmd/kubelet",
-        GoKind::Kubernetes,
+        GoKind::Kubernetes(Kubernetes::V1_37),
     ),
     go(
         "kube-proxy",
         "",
         "k8s.io/kubernetes/cmd/kube-proxy",
-        GoKind::Kubernetes,
+        GoKind::Kubernetes(Kubernetes::V1_37),
     ),
     go(
         "agnhost",
@@ -184,7 +230,24 @@ const GO_PROGRAMS: &[GoProgram] = &[
         "k8s.io/kubernetes/test/images/agnhost",
         GoKind::Plain,
     ),
-    go("e2e.test", "", "k8s.io/kubernetes/test/e2e", GoKind::Test),
+    go(
+        "kube-apiserver-1.36",
+        "v1.36",
+        "k8s.io/kubernetes/cmd/kube-apiserver",
+        GoKind::Kubernetes(Kubernetes::V1_36),
+    ),
+    go(
+        "e2e.test",
+        "",
+        "k8s.io/kubernetes/test/e2e",
+        GoKind::Test(Kubernetes::V1_37),
+    ),
+    go(
+        "e2e-1.36.test",
+        "v1.36",
+        "k8s.io/kubernetes/test/e2e",
+        GoKind::Test(Kubernetes::V1_36),
+    ),
     go(
         "ginkgo",
         "",
@@ -197,7 +260,12 @@ const GO_PROGRAMS: &[GoProgram] = &[
         "k8s.io/sample-apiserver",
         GoKind::Plain,
     ),
-    go("schedulerbench", "", "./schedulerbench", GoKind::Kubernetes),
+    go(
+        "schedulerbench",
+        "",
+        "./schedulerbench",
+        GoKind::Kubernetes(Kubernetes::V1_37),
+    ),
     go(
         "crane",
         "addons",
@@ -256,15 +324,8 @@ const GO_PROGRAMS: &[GoProgram] = &[
     ),
 ];
 
-/// What every cluster needs.
-pub const CLUSTER_PROGRAMS: &[&str] = &[
-    "etcd",
-    "kube-apiserver",
-    "kubectl",
-    "crane",
-    "coredns",
-    "agnhost",
-];
+/// What every cluster needs, besides its API server.
+pub const CLUSTER_PROGRAMS: &[&str] = &["etcd", "kubectl", "crane", "coredns", "agnhost"];
 /// The peers of our kubelet.
 pub const NODE_PEERS: &[&str] = &[
     "kubelet",
@@ -337,13 +398,16 @@ fn asset(name: &str) -> Option<PathBuf> {
 }
 
 fn ldflags(kind: GoKind) -> String {
-    let version = KUBERNETES_VERSION;
     match kind {
-        GoKind::Kubernetes | GoKind::Test => format!(
-            "-s -w -X k8s.io/component-base/version.gitVersion=v{version} -X k8s.io/component-base/version.gitMajor=1 \
-             -X k8s.io/component-base/version.gitMinor={KUBERNETES_MINOR} -X k8s.io/component-base/version.gitTreeState=clean \
+        GoKind::Kubernetes(kubernetes) | GoKind::Test(kubernetes) => {
+            let version = kubernetes.version();
+            let minor = version.split('.').nth(1).unwrap_or_default();
+            format!(
+                "-s -w -X k8s.io/component-base/version.gitVersion=v{version} -X k8s.io/component-base/version.gitMajor=1 \
+             -X k8s.io/component-base/version.gitMinor={minor} -X k8s.io/component-base/version.gitTreeState=clean \
              -X k8s.io/client-go/pkg/version.gitVersion=v{version}"
-        ),
+            )
+        }
         GoKind::Plain => "-s -w".to_owned(),
         GoKind::Containerd => {
             "-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2".to_owned()
@@ -402,7 +466,7 @@ fn go_command(outputs: &Outputs, program: &GoProgram) -> Command {
             },
         )
         .env("GOFLAGS", "-buildvcs=false");
-    if program.kind == GoKind::Test {
+    if matches!(program.kind, GoKind::Test(_)) {
         // No vet: it looks through all that the program is made of, and that is not ours.
         command.args(["test", "-c", "-vet=off"]);
     } else {

@@ -105,7 +105,7 @@ fn api_server(cluster: &Cluster) -> Vec<String> {
     let mut argv = vec![
         cluster
             .outputs
-            .upstream("kube-apiserver")
+            .upstream(cluster.state.options.kubernetes.api_server())
             .display()
             .to_string(),
     ];

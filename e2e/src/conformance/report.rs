@@ -8,12 +8,13 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
-use crate::programs::KUBERNETES_VERSION;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     Passed,
+    /// It failed, and passed when it was run again.
+    Flaked,
     Failed,
     NotRun,
 }
@@ -75,14 +76,14 @@ impl Report {
         self.specs.iter().filter(|spec| spec.state == state).count()
     }
 
-    /// Passed, failed, not run and seconds by SIG.
+    /// Passed, failed or flaked, not run and seconds by SIG.
     fn by_sig(&self) -> BTreeMap<&str, (usize, usize, usize, f64)> {
         let mut rows: BTreeMap<&str, (usize, usize, usize, f64)> = BTreeMap::new();
         for spec in &self.specs {
             let row = rows.entry(spec.sig()).or_default();
             match spec.state {
                 State::Passed => row.0 += 1,
-                State::Failed => row.1 += 1,
+                State::Failed | State::Flaked => row.1 += 1,
                 State::NotRun => row.2 += 1,
             }
             row.3 += spec.seconds;
@@ -105,45 +106,9 @@ impl Report {
             "{:<20} {:>7} {:>7} {:>8} {total:>9.0}\n",
             "all",
             self.count(State::Passed),
-            self.count(State::Failed),
+            self.count(State::Failed) + self.count(State::Flaked),
             self.count(State::NotRun)
         ));
-        text
-    }
-
-    /// `e2e/CONFORMANCE.md`.
-    pub fn markdown(&self) -> String {
-        let mut text = format!(
-            "# Conformance\n\nKubernetes v{KUBERNETES_VERSION}, upstream's own suite; written by `cargo e2e conformance` on {}.\n\n\
-             | SIG | passed | failed | not run |\n|---|---|---|---|\n",
-            jiff::Zoned::now().strftime("%Y-%m-%d")
-        );
-        for (sig, (passed, failed, not_run, _)) in self.by_sig() {
-            text.push_str(&format!("| {sig} | {passed} | {failed} | {not_run} |\n"));
-        }
-        text.push_str(&format!(
-            "| all | {} | {} | {} |\n",
-            self.count(State::Passed),
-            self.count(State::Failed),
-            self.count(State::NotRun)
-        ));
-        for (title, state) in [("Failed", State::Failed), ("Not run", State::NotRun)] {
-            if self.count(state) > 0 {
-                text.push_str(&format!("\n## {title}\n\n"));
-                for spec in self.specs.iter().filter(|spec| spec.state == state) {
-                    text.push_str(&format!("- {}\n", spec.name));
-                }
-            }
-        }
-        if !self.findings.is_empty() {
-            text.push_str("\n## Found beside the specs\n\n");
-            for finding in &self.findings {
-                text.push_str(&format!(
-                    "- {}\n",
-                    finding.lines().next().unwrap_or_default()
-                ));
-            }
-        }
         text
     }
 
@@ -156,7 +121,8 @@ impl Report {
             self.dir.join("results.json"),
             serde_json::to_vec_pretty(self)?,
         )?;
-        for (index, spec) in self.failed().enumerate() {
+        let bad = |spec: &&Spec| matches!(spec.state, State::Failed | State::Flaked);
+        for (index, spec) in self.specs.iter().filter(bad).enumerate() {
             let dir = self.dir.join(format!("failed-{index:03}"));
             fs::create_dir_all(&dir)?;
             fs::write(

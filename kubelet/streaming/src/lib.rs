@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 mod copy;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod life;
 mod memory;
 mod negotiate;
