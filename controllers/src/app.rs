@@ -27,12 +27,14 @@ use crate::options::{COMPONENT, Options, flag_set};
 use crate::podcertificaterequest_cleaner::POD_CERTIFICATE_REQUEST;
 use crate::registry::{CONTROLLERS, is_enabled};
 use crate::statefulset::controller::MAX_UNAVAILABLE;
+use crate::volume_protection::UNUSED_SINCE_TIME;
 
 /// Gates that controllers here look at.
 const FEATURES: &[Feature] = &[
     Feature::ga(CLUSTER_TRUST_BUNDLE),
     Feature::beta(LEASE_CIRCUIT_BREAKER),
     Feature::beta(MAX_UNAVAILABLE),
+    Feature::beta(UNUSED_SINCE_TIME),
     Feature::ga(POD_CERTIFICATE_REQUEST),
     Feature::locked("SeparateTaintEvictionController"),
 ];

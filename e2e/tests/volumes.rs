@@ -127,6 +127,8 @@ fn a_claim_outlives_its_pods_and_its_volume_outlives_the_claim() -> Result<()> {
     ns.apply(&pod("reads", Some("node-1"), "data", "cat /data/file"))?;
     succeeded(&ns, "reads")?;
     ensure!(ns.kubectl(&["logs", "reads"])? == "kept\n");
+    let unused = "{.status.conditions[?(@.type==\"Unused\")].status}";
+    wait_for(&ns, "pvc/data", unused, "True")?;
     // A claim that a pod uses stays until the pod has gone.
     ns.kubectl(&["delete", "pvc", "data", "--wait=false"])?;
     ns.kubectl(&["delete", "pod", "reads"])?;

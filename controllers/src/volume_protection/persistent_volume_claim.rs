@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_helpers::pod;
 use controller_runtime::{
@@ -16,15 +17,22 @@ use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 
 use super::sync::{
-    PVC_PROTECTION_FINALIZER, finalizers, is_deletion_candidate, is_relevant, may_free_claims,
-    need_to_add_finalizer, unused_claims,
+    PVC_PROTECTION_FINALIZER, finalizers, is_deletion_candidate, is_relevant, is_tracked,
+    may_free_claims, need_to_add_finalizer, references, says_unused, unused_claims, uses,
+    with_unused,
 };
 use crate::context::{ControllerContext, Running, StartError};
+
+/// The gate of the condition `Unused` on claims.
+pub const UNUSED_SINCE_TIME: &str = "PersistentVolumeClaimUnusedSinceTime";
 
 struct PersistentVolumeClaimProtection {
     claims: Informer<PersistentVolumeClaim>,
     pods: Informer<Pod>,
     executor: Executor,
+    clock: Clock,
+    /// The condition `Unused` is kept.
+    tracks: bool,
 }
 
 /// Builds the controller.
@@ -38,27 +46,34 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         claims: context.informers.informer(InformerOptions::default()),
         pods: context.informers.informer(InformerOptions::default()),
         executor,
+        clock: Clock::real(),
+        tracks: context.features.enabled(UNUSED_SINCE_TIME),
     });
     let queue = WorkQueue::new("pvcprotection");
     let mut watches = Watches::new(context.shutdown.clone());
-    let keys = queue.clone();
+    let (handler, keys) = (controller.clone(), queue.clone());
     watches.on(&controller.claims, move |event| {
-        let meta = &event.object().metadata;
-        if !matches!(event, InformerEvent::Deleted(_))
-            && is_relevant(meta, PVC_PROTECTION_FINALIZER)
-        {
-            keys.add(namespace_key(meta.namespace.as_deref().unwrap_or_default()));
+        let claim = event.object();
+        if !matches!(event, InformerEvent::Deleted(_)) && handler.asks(claim) {
+            let namespace = claim.metadata.namespace.as_deref();
+            keys.add(namespace_key(namespace.unwrap_or_default()));
         }
     });
     let (handler, keys) = (controller.clone(), queue.clone());
     watches.on(&controller.pods, move |event| {
         let freed = match &event {
-            InformerEvent::Added(pod) => handler.frees_claim(pod, false),
-            InformerEvent::Deleted(pod) => handler.frees_claim(pod, true),
+            InformerEvent::Added(pod) => {
+                handler.frees_claim(pod, false) || handler.turns_claim(pod, false)
+            }
+            InformerEvent::Deleted(pod) => {
+                handler.frees_claim(pod, true) || handler.turns_claim(pod, true)
+            }
             // An update may hide a deletion and a namesake's creation.
             InformerEvent::Updated { old, new } => {
                 handler.frees_claim(new, false)
-                    || pod::uid(old) != pod::uid(new) && handler.frees_claim(old, true)
+                    || handler.turns_claim(new, false)
+                    || pod::uid(old) != pod::uid(new)
+                        && (handler.frees_claim(old, true) || handler.turns_claim(old, true))
             }
         };
         if freed {
@@ -82,6 +97,56 @@ impl PersistentVolumeClaimProtection {
             })
     }
 
+    /// Whether there is something to do for this claim, whatever its pods are.
+    fn asks(&self, claim: &PersistentVolumeClaim) -> bool {
+        is_relevant(&claim.metadata, PVC_PROTECTION_FINALIZER)
+            || self.tracks
+                && is_tracked(claim)
+                && !says_unused(claim, true)
+                && !says_unused(claim, false)
+    }
+
+    /// Whether a claim's condition may be wrong after this event.
+    fn turns_claim(&self, pod: &Pod, deleted: bool) -> bool {
+        let unused = deleted || pod::is_terminal(pod);
+        self.tracks
+            && pod::volume_claim_names(pod).iter().any(|name| {
+                let claim = self.claims.get(pod::namespace(pod), name);
+                claim.is_some_and(|c| is_tracked(&c) && !says_unused(&c, unused))
+            })
+    }
+
+    /// Sets the conditions of claims that are wrong. That no pod names a claim is asked of the server before it is said.
+    async fn track(
+        &self,
+        namespace: &str,
+        claims: &[Arc<PersistentVolumeClaim>],
+    ) -> Result<(), ApiError> {
+        let tracked: Vec<_> = claims.iter().filter(|c| is_tracked(c)).cloned().collect();
+        let pods = self.pods.list_namespace(namespace);
+        let mut unused = unused_claims(&tracked, &pods, references);
+        let cached = names(&unused);
+        unused.retain(|claim| !says_unused(claim, true));
+        if !unused.is_empty() {
+            let live: Vec<Pod> = self.executor.list(namespace, "", "").await?;
+            unused = unused_claims(&unused, &live, references);
+        }
+        let now = self.clock.now();
+        let used = tracked
+            .iter()
+            .filter(|c| !cached.contains(c.metadata.name.as_deref().unwrap_or_default()))
+            .filter(|claim| !says_unused(claim, false))
+            .map(|claim| with_unused(claim, false, now));
+        let unused = unused.iter().map(|claim| with_unused(claim, true, now));
+        for claim in used.chain(unused) {
+            match self.executor.execute(&Action::update_status(&claim)).await {
+                Ok(_) | Err(ApiError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Of the claims that are being deleted, those nobody uses: by the cache, then, to be sure, by the server.
     async fn unused(
         &self,
@@ -96,14 +161,18 @@ impl PersistentVolumeClaimProtection {
         if candidates.is_empty() {
             return Ok(BTreeSet::new());
         }
-        let mut unused = unused_claims(&candidates, &self.pods.list_namespace(namespace));
+        let mut unused = unused_claims(&candidates, &self.pods.list_namespace(namespace), uses);
         if !unused.is_empty() {
             let live: Vec<Pod> = self.executor.list(namespace, "", "").await?;
-            unused = unused_claims(&unused, &live);
+            unused = unused_claims(&unused, &live, uses);
         }
-        let names = unused.iter().filter_map(|c| c.metadata.name.clone());
-        Ok(names.collect())
+        Ok(names(&unused))
     }
+}
+
+fn names(claims: &[Arc<PersistentVolumeClaim>]) -> BTreeSet<String> {
+    let names = claims.iter().filter_map(|c| c.metadata.name.clone());
+    names.collect()
 }
 
 #[async_trait]
@@ -136,6 +205,11 @@ impl Controller for PersistentVolumeClaimProtection {
                     Err(error) => failed = Some(error),
                 }
             }
+        }
+        if self.tracks
+            && let Err(error) = self.track(namespace, &claims).await
+        {
+            failed = Some(error);
         }
         failed.map_or(Ok(None), Err)
     }

@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use component_helpers::owner_ref::is_controlled_by;
 use component_helpers::pod;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::{
+    PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimCondition, Pod,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
 
 /// On PersistentVolumes.
 pub const PV_PROTECTION_FINALIZER: &str = "kubernetes.io/pv-protection";
@@ -58,10 +61,11 @@ pub fn is_bound(volume: &PersistentVolume) -> bool {
     volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound")
 }
 
-/// The claims of one namespace that none of its pods uses.
+/// The claims of one namespace that none of its pods uses, as far as `uses` goes.
 pub fn unused_claims<P: Borrow<Pod>>(
     claims: &[Arc<PersistentVolumeClaim>],
     pods: &[P],
+    uses: fn(&Pod, &PersistentVolumeClaim) -> bool,
 ) -> Vec<Arc<PersistentVolumeClaim>> {
     let name = |claim: &Arc<PersistentVolumeClaim>| claim.metadata.name.clone();
     let mut left: BTreeMap<_, _> = claims.iter().map(|c| (name(c), c)).collect();
@@ -80,16 +84,23 @@ pub fn unused_claims<P: Borrow<Pod>>(
 /// Whether the pod uses the claim as far as deletion goes: an unscheduled pod does not, for the kubelet refuses to start a pod whose
 /// claim is being deleted.
 pub fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
-    if pod::node_name(pod).is_none() {
-        return false;
-    }
+    pod::node_name(pod).is_some() && names(pod, claim, !is_shut_down(pod))
+}
+
+/// Whether the pod counts as a user of the claim in its condition `Unused`: it names it, and has not ended. It need not be scheduled.
+pub fn references(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
+    !pod::is_terminal(pod) && names(pod, claim, true)
+}
+
+/// Whether a volume of the pod is of this claim; `ephemeral`: those made for the pod alone count.
+fn names(pod: &Pod, claim: &PersistentVolumeClaim, ephemeral: bool) -> bool {
     let name = claim.metadata.name.as_deref().unwrap_or_default();
     let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
     volumes.into_iter().any(|volume| {
         let direct = volume.persistent_volume_claim.as_ref();
         direct.is_some_and(|source| source.claim_name == name)
             || volume.ephemeral.is_some()
-                && !is_shut_down(pod)
+                && ephemeral
                 && format!("{}-{}", pod::name(pod), volume.name) == name
                 && is_controlled_by(&claim.metadata, pod::uid(pod))
     })
@@ -100,6 +111,63 @@ pub fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
 fn is_shut_down(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
         && pod.metadata.deletion_grace_period_seconds == Some(0)
+}
+
+/// The condition of a claim that says whether no pod names it, and since when. Upstream: `v1.PersistentVolumeClaimUnused`.
+const UNUSED: &str = "Unused";
+
+fn condition(claim: &PersistentVolumeClaim) -> Option<&PersistentVolumeClaimCondition> {
+    let conditions = claim.status.as_ref()?.conditions.as_deref()?;
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == UNUSED)
+}
+
+/// Whether the condition is kept on this claim: it is bound and stays. (Before that its status is the binder's alone.)
+pub fn is_tracked(claim: &PersistentVolumeClaim) -> bool {
+    claim.metadata.deletion_timestamp.is_none()
+        && claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound")
+}
+
+/// Whether the claim's condition says this already.
+pub fn says_unused(claim: &PersistentVolumeClaim, unused: bool) -> bool {
+    condition(claim).is_some_and(|condition| (condition.status == "True") == unused)
+}
+
+/// The claim with the condition that says this.
+pub fn with_unused(
+    claim: &PersistentVolumeClaim,
+    unused: bool,
+    now: Timestamp,
+) -> PersistentVolumeClaim {
+    let (status, reason, message) = match unused {
+        true => (
+            "True",
+            "NoPodsUsingPVC",
+            "No pods are currently referencing this PVC",
+        ),
+        false => (
+            "False",
+            "PodUsingPVC",
+            "A pod is currently referencing this PVC",
+        ),
+    };
+    let mut claim = claim.clone();
+    let conditions = claim
+        .status
+        .get_or_insert_default()
+        .conditions
+        .get_or_insert_default();
+    conditions.retain(|condition| condition.type_ != UNUSED);
+    conditions.push(PersistentVolumeClaimCondition {
+        type_: UNUSED.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(Time(now)),
+        last_probe_time: None,
+    });
+    claim
 }
 
 /// Whether an event of this pod may free a claim: it is gone, has ended, or is not scheduled.
@@ -190,8 +258,47 @@ mod tests {
             )
             .unwrap();
             let pods = [pod("p", node, volumes.clone(), more.clone())];
-            let unused = unused_claims(&[Arc::new(claim)], &pods);
+            let unused = unused_claims(&[Arc::new(claim)], &pods, uses);
             assert_eq!(unused.is_empty(), used, "{volumes} {node} {more}");
+        }
+    }
+
+    #[test]
+    fn the_condition_of_a_claim_says_whether_a_pod_names_it() {
+        let direct = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
+        let claim: PersistentVolumeClaim = serde_json::from_value(json!({
+            "metadata": {"name": "c", "namespace": "ns"},
+            "status": {"phase": "Bound", "conditions": [{"type": "Resizing", "status": "True"}]}}))
+        .unwrap();
+        // An unscheduled pod counts, one that has ended does not.
+        let mut waiting = pod("p", "", direct, json!({}));
+        assert!(references(&waiting, &claim) && !uses(&waiting, &claim));
+        waiting.status.get_or_insert_default().phase = Some("Succeeded".to_owned());
+        assert!(!references(&waiting, &claim));
+        assert!(is_tracked(&claim));
+        assert!(!says_unused(&claim, true) && !says_unused(&claim, false));
+        let now = |second| Timestamp::from_second(second).unwrap();
+        let unused = with_unused(&claim, true, now(1));
+        assert!(says_unused(&unused, true) && !says_unused(&unused, false));
+        let used = with_unused(&unused, false, now(2));
+        let conditions = used.status.as_ref().unwrap().conditions.as_ref().unwrap();
+        let said: Vec<_> = conditions
+            .iter()
+            .map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_deref()))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                ("Resizing", "True", None),
+                ("Unused", "False", Some("PodUsingPVC"))
+            ]
+        );
+        assert_eq!(conditions[1].last_transition_time, Some(Time(now(2))));
+        for (phase, deleted) in [("Pending", None), ("Bound", Some(Time(now(1))))] {
+            let mut claim = claim.clone();
+            claim.metadata.deletion_timestamp = deleted;
+            claim.status.get_or_insert_default().phase = Some(phase.to_owned());
+            assert!(!is_tracked(&claim), "{phase}");
         }
     }
 

@@ -277,6 +277,13 @@ mod tests {
     }
 
     #[test]
+    fn the_page_says_what_is_kept() {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let page = fs::read_to_string(workspace.join("e2e/CONFORMANCE.md")).unwrap();
+        assert_eq!(page, markdown(workspace).unwrap());
+    }
+
+    #[test]
     fn what_upstream_passes_and_ours_does_not_is_named_with_its_cause() {
         let (a, b, c) = ("[sig-node] a", "[sig-apps] b", "[sig-apps] c");
         let ours = Kept::new(

@@ -18,6 +18,9 @@ const EXPECTED: &[&str] = &[
     "NotFound",
     // A pod of a namespace that the suite is just deleting cannot be bound.
     "because it is being terminated",
+    // A pod waits for its certificate, and for a bundle that a spec makes later.
+    "credential bundle is not issued yet",
+    "combination of signerName and labelSelector matched zero ClusterTrustBundles",
     // The specs of the CSI API make pods that want a driver no node has.
     "volumes of kind csi are not supported by this kubelet",
 ];

@@ -270,7 +270,8 @@ impl Shared {
                     }
                     record.failures += 1;
                     record.not_before = Some(tokio::time::Instant::now() + wait);
-                    tracing::error!(
+                    // It is asked again.
+                    tracing::warn!(
                         namespace = key.namespace, pod = key.pod_name, volume = key.volume, source = key.source_index, %error,
                         "while handling podCertificate projected volume source"
                     );
