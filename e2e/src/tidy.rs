@@ -40,6 +40,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shim-protocol", &[]),
     // The protocols of volume drivers: generated, of use to both sides.
     ("csi-spec", &[]),
+    // The list of registered drivers and their calls; knows nothing of volumes.
+    ("csi", &["csi-spec"]),
     ("shim", &["shim-protocol", "host"]),
     // Files and trees that containers can change, for all that touch them.
     ("host", &[]),
@@ -56,7 +58,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "component-helpers",
         ],
     ),
-    ("volumes", &["host", "csi-spec", "component-helpers"]),
+    ("volumes", &["host", "csi", "component-helpers"]),
     // The wire protocols of exec, attach and port-forward: pure framing, of use without a kubelet.
     ("streaming", &[]),
     (
@@ -68,7 +70,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "volumes",
             "host",
             "streaming",
-            "csi-spec",
+            "csi",
             "component-base",
             "component-helpers",
         ],

@@ -3,6 +3,7 @@
 //! Owns: the order of the start, and who gets what. Upstream: `cmd/kubelet/app/server.go`, v1.36.
 
 mod clients;
+mod drivers;
 mod features;
 mod machine;
 mod servers;
@@ -22,10 +23,11 @@ use component_base::informer::{Factory, InformerOptions};
 use component_base::shutdown::Shutdown;
 use k8s_openapi::api::core::v1::{NodeStatus, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::api::storage::v1::CSIDriver;
 use runtime::api::Runtime;
 use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles};
 use tokio::sync::{Notify, mpsc};
-use volumes::VolumeManager;
+use volumes::{CsiHost, VolumeManager};
 
 use self::clients::{ApiClients, api_clients};
 use self::features::{
@@ -215,6 +217,7 @@ struct Parts {
     channels: Channels,
     config_updates: mpsc::Sender<crate::config::PodUpdate>,
     pleg_events: Arc<Pending<String>>,
+    drivers: Arc<csi::Drivers>,
 }
 
 impl Parts {
@@ -231,13 +234,17 @@ impl Parts {
         for dir in [
             paths.root().to_path_buf(),
             paths.pods(),
+            paths.plugins(),
+            paths.plugins_registry(),
             paths.pod_logs_root().to_path_buf(),
         ] {
             std::fs::create_dir_all(&dir).map_err(io(format!("create {}", dir.display())))?;
         }
         // As upstream makes it: what Secrets hold lies below.
-        std::fs::set_permissions(paths.pods(), Permissions::from_mode(0o750))
-            .map_err(io(format!("chmod {}", paths.pods().display())))?;
+        for dir in [paths.pods(), paths.plugins()] {
+            std::fs::set_permissions(&dir, Permissions::from_mode(0o750))
+                .map_err(io(format!("chmod {}", dir.display())))?;
+        }
         let cgroups = CgroupManager::detect()?;
         check_machine(&config, &cgroups)?;
         kernel_tunables::set_up(config.protect_kernel_defaults)?;
@@ -327,6 +334,7 @@ impl Parts {
             FromApi {
                 client: f.client().clone(),
                 services: f.informer::<Service>(InformerOptions::default()),
+                csi_drivers: f.informer::<CSIDriver>(InformerOptions::default()),
                 trust_bundles: gates.enabled(CLUSTER_TRUST_BUNDLE_PROJECTION),
                 certificates,
             }
@@ -339,9 +347,15 @@ impl Parts {
             Strategy::of(&config.config_map_and_secret_change_detection_strategy),
             &shutdown,
         ));
+        let drivers = Arc::new(csi::Drivers::new(Arc::new(metrics::observe_csi_call)));
+        let host = CsiHost {
+            drivers: drivers.clone(),
+            node_name: options.node_name.clone(),
+        };
         let volumes = VolumeManager::observed(
             paths.root().to_path_buf(),
             objects.clone(),
+            host,
             Arc::new(metrics::observe_volume_mount),
         );
         objects.set_volumes(volumes.clone());
@@ -421,6 +435,12 @@ impl Parts {
             allocation,
             declared_features: crate::features::declared(gates),
             loop_turned: ArcSwap::default(),
+            // There is none to make without an API server.
+            storage_error: Arc::new(ArcSwap::from_pointee(
+                client
+                    .as_ref()
+                    .map(|_| "CSINode is not yet initialized".to_owned()),
+            )),
         });
         workers.set_syncer(kubelet.clone());
         let channels = Channels {
@@ -445,6 +465,7 @@ impl Parts {
             channels,
             config_updates,
             pleg_events,
+            drivers,
         })
     }
 
@@ -610,6 +631,7 @@ impl Parts {
             token.clone(),
         );
         self.essential("own node", own_node);
+        self.start_drivers(clients, factory, changed);
         let network = self.linux.network().clone();
         let node_name = options.node_name.clone();
         let peers = node_network::watch_peers(factory.clone(), node_name, network, token);

@@ -37,8 +37,12 @@ pub enum ContainerConfigError {
     SubPath(#[from] SubPathError),
     #[error("invalid MountPropagation mode: {0:?}")]
     Propagation(String),
-    #[error("volumeDevices are not supported: container {container:?} asks for {device:?}")]
-    BlockDevice { container: String, device: String },
+    #[error("cannot find block volume {device:?} to map into container {container:?}")]
+    NoDevice { container: String, device: String },
+    #[error(
+        "volume {volume:?} of container {container:?} is a device: it is named in volumeDevices, not in volumeMounts"
+    )]
+    Device { volume: String, container: String },
     #[error("unable to find target container {0}")]
     NoTarget(String),
     #[error("{what}: {source}")]
@@ -74,12 +78,7 @@ pub async fn generate_container_config(
     container: &Container,
     facts: ContainerFacts<'_>,
 ) -> Result<cri::ContainerConfig, ContainerConfigError> {
-    if let Some(device) = container.volume_devices.iter().flatten().next() {
-        return Err(ContainerConfigError::BlockDevice {
-            container: container.name.clone(),
-            device: device.name.clone(),
-        });
-    }
+    let devices = make_devices(container, facts.volumes)?;
     let lookup: HashMap<&str, &str> = facts
         .envs
         .iter()
@@ -107,7 +106,7 @@ pub async fn generate_container_config(
         args: expand_all(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
         mounts,
-        devices: vec![],
+        devices,
         labels: new_container_labels(pod, container),
         annotations: new_container_annotations(pod, container, facts.restart_count),
         log_path: PathBuf::from(&container.name).join(format!("{}.log", facts.restart_count)),
@@ -261,6 +260,30 @@ async fn make_mounts(
     Ok(mounts)
 }
 
+/// Upstream: `makeBlockVolumes`.
+fn make_devices(
+    container: &Container,
+    volumes: &PodVolumes,
+) -> Result<Vec<cri::Device>, ContainerConfigError> {
+    let devices = container.volume_devices.iter().flatten();
+    let made = devices.map(|device| {
+        let volume = volumes.get(&device.name);
+        let Some((volume, VolumeLocation::Device(path))) = volume.map(|v| (v, &v.location)) else {
+            return Err(ContainerConfigError::NoDevice {
+                container: container.name.clone(),
+                device: device.name.clone(),
+            });
+        };
+        let permissions = if volume.read_only { "r" } else { "mrw" };
+        Ok(cri::Device {
+            container_path: device.device_path.clone(),
+            host_path: path.clone(),
+            permissions: permissions.to_owned(),
+        })
+    });
+    made.collect()
+}
+
 async fn make_mount(
     pod: &Pod,
     container: &Container,
@@ -301,6 +324,12 @@ async fn make_mount(
             out.image_sub_path = sub_path.unwrap_or_default();
             out.readonly = true;
             out.idmap = false;
+        }
+        VolumeLocation::Device(_) => {
+            return Err(ContainerConfigError::Device {
+                volume: mount.name.clone(),
+                container: container.name.clone(),
+            });
         }
         VolumeLocation::Path(path) => {
             out.host_path = match sub_path {

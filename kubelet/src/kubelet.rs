@@ -21,6 +21,7 @@ use volumes::VolumeManager;
 use crate::active_deadline;
 use crate::cm::ContainerManager;
 use crate::configuration::KubeletConfiguration;
+use crate::csi_node::StorageError;
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::image_gc::ImageGcManager;
 use crate::kuberuntime::RuntimeManager;
@@ -84,6 +85,7 @@ pub struct Kubelet {
     pub declared_features: Vec<String>,
     /// When the sync loop last turned; for its health.
     pub loop_turned: ArcSwap<Option<std::time::Instant>>,
+    pub storage_error: StorageError,
 }
 
 impl Kubelet {

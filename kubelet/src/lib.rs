@@ -13,6 +13,7 @@ pub mod config;
 pub mod configuration;
 pub mod container_config;
 pub mod container_log;
+pub mod csi_node;
 pub mod disk_usage;
 pub mod dns;
 pub mod environment;

@@ -83,6 +83,10 @@ metric!(STORAGE_OPERATION_DURATION: HistogramVec = register_histogram_vec!(
     histogram_opts!("storage_operation_duration_seconds", "Storage operation duration", vec![0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0]),
     &["migrated", "operation_name", "status", "volume_plugin"]
 ));
+metric!(CSI_OPERATIONS: HistogramVec = register_histogram_vec!(
+    histogram_opts!("csi_operations_seconds", "Container Storage Interface operation duration with gRPC error code status total", vec![0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0]),
+    &["driver_name", "method_name", "grpc_status_code", "migrated"]
+));
 metric!(CERTIFICATE_EXPIRATION: IntGauge = register_int_gauge!("kubelet_certificate_manager_client_ttl_seconds", "Gauge of the TTL (time-to-live) of the Kubelet's client certificate."));
 
 /// Makes the metrics that are worth a zero appear at once.
@@ -193,6 +197,12 @@ pub(crate) fn observe_volume_mount(plugin: &'static str, ok: bool, took: Duratio
     STORAGE_OPERATION_DURATION
         .with_label_values(&["false", "volume_mount", status, plugin])
         .observe(took.as_secs_f64());
+}
+
+pub(crate) fn observe_csi_call(call: &csi::CallRecord<'_>) {
+    CSI_OPERATIONS
+        .with_label_values(&[call.driver, call.method, call.code, "false"])
+        .observe(call.took.as_secs_f64());
 }
 
 pub(crate) fn observe_image_pull(size_bytes: u64, took: Duration) {

@@ -24,6 +24,8 @@ pub struct NodeState {
     /// As it registers; what is decided by while there is no other.
     pub initial: Node,
     read: watch::Sender<bool>,
+    /// Counts what was set.
+    changes: watch::Sender<u64>,
     /// Conditions of pressure that eviction found, by type.
     pub pressure: ArcSwap<Vec<&'static str>>,
 }
@@ -39,6 +41,7 @@ impl NodeState {
         Self {
             initial,
             read: watch::Sender::new(false),
+            changes: watch::Sender::new(0),
             name,
             machine,
             host_ips: ArcSwap::default(),
@@ -53,6 +56,18 @@ impl NodeState {
     pub fn set_node(&self, node: Arc<Node>) {
         self.node.store(Arc::new(Some(node)));
         self.set_read();
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Resolves once the object is as `condition` says; cancel-safe.
+    pub async fn until(&self, condition: &(dyn for<'a> Fn(&'a Node) -> bool + Send + Sync)) {
+        let mut changes = self.changes.subscribe();
+        let met = |_: &u64| {
+            let node = self.node.load();
+            node.as_ref().as_ref().is_some_and(|node| condition(node))
+        };
+        // The sender is ours.
+        let _ = changes.wait_for(met).await;
     }
 
     /// Nothing is to be waited for: the object was read, or there is none to read.

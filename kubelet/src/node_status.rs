@@ -35,6 +35,8 @@ pub struct StatusInput<'a> {
     pub runtime_version: &'a str,
     pub kubelet_version: &'a str,
     pub runtime_state: &'a RuntimeState,
+    /// Why no volume of a driver can be used; `None`: they can.
+    pub storage_error: Option<&'a str>,
     pub handlers: &'a [RuntimeHandler],
     pub images: &'a [ImageStatus],
     /// `-1`: all.
@@ -203,7 +205,8 @@ fn conditions(input: &StatusInput<'_>) -> Vec<NodeCondition> {
         ),
     ];
     // Ready comes last: older control planes read it so.
-    let errors = not_ready(input.runtime_state);
+    let mut errors = not_ready(input.runtime_state);
+    errors.extend(input.storage_error.map(str::to_owned));
     list.push(match errors.len() {
         0 => make(
             "Ready",
@@ -262,6 +265,7 @@ mod tests {
             runtime_version: "1",
             kubelet_version: "v1.37.2",
             runtime_state: &state,
+            storage_error: None,
             handlers: &[],
             images: &[],
             max_images: 50,

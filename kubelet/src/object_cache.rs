@@ -24,6 +24,7 @@ use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, PostParams};
 use serde::de::DeserializeOwned;
@@ -52,6 +53,9 @@ const MAX_ENV_FILE_BYTES: u64 = 64 << 10;
 const TTL: Duration = Duration::from_secs(60);
 /// The Node's word on it, in seconds; the TTL controller writes it by the size of the cluster.
 const TTL_ANNOTATION: &str = "node.alpha.kubernetes.io/ttl";
+
+/// How long a reader waits for the first list of CSI drivers.
+const DRIVERS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// `configMapAndSecretChangeDetectionStrategy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,6 +276,7 @@ struct Watched {
     config_maps: Arc<Store<ConfigMap>>,
     secrets: Arc<Store<Secret>>,
     services: Informer<Service>,
+    csi_drivers: Informer<CSIDriver>,
     /// `None`: the gate is off.
     trust_bundles: Option<TrustBundles>,
     /// `None`: the gate is off.
@@ -282,6 +287,7 @@ struct Watched {
 pub struct FromApi {
     pub client: kube::Client,
     pub services: Informer<Service>,
+    pub csi_drivers: Informer<CSIDriver>,
     /// Gate ClusterTrustBundleProjection.
     pub trust_bundles: bool,
     /// Gate PodCertificateRequest.
@@ -324,6 +330,7 @@ impl ObjectCache {
                 }),
                 client: api.client,
                 services: api.services,
+                csi_drivers: api.csi_drivers,
             };
             watched.config_maps.remind();
             watched.secrets.remind();
@@ -601,6 +608,37 @@ impl ObjectSource for ObjectCache {
 
     fn node(&self) -> Option<Arc<Node>> {
         self.node.node.load().as_ref().clone()
+    }
+
+    async fn until_node(&self, condition: &(dyn for<'a> Fn(&'a Node) -> bool + Send + Sync)) {
+        self.node.until(condition).await;
+    }
+
+    async fn csi_driver(&self, name: &str) -> Result<Option<Arc<CSIDriver>>, SourceError> {
+        let Some(api) = &self.api else {
+            return Err(no_client("CSIDriver", "", name));
+        };
+        let drivers = &api.csi_drivers;
+        if !drivers.has_synced() {
+            let wait = tokio::time::timeout(DRIVERS_PATIENCE, drivers.wait_for_sync());
+            if !wait.await.unwrap_or(false) {
+                return Err(SourceError::NotSynced {
+                    resource: "CSIDriver",
+                });
+            }
+        }
+        Ok(drivers.get("", name))
+    }
+
+    async fn volume_attachment(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<VolumeAttachment>>, SourceError> {
+        let Some(api) = &self.api else {
+            return Err(no_client("volumeattachment", "", name));
+        };
+        let attachments: Api<VolumeAttachment> = Api::all(api.client.clone());
+        asked("volumeattachment", "", name, attachments.get_opt(name)).await
     }
 
     async fn cluster_trust_bundle(

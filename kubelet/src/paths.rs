@@ -37,6 +37,16 @@ impl Paths {
         self.pod(uid).join("containers").join(name)
     }
 
+    /// Where plugins make themselves known.
+    pub fn plugins_registry(&self) -> PathBuf {
+        self.root.join("plugins_registry")
+    }
+
+    /// What drivers keep, and what is theirs of all pods.
+    pub fn plugins(&self) -> PathBuf {
+        self.root.join("plugins")
+    }
+
     pub fn seccomp(&self) -> PathBuf {
         self.root.join("seccomp")
     }

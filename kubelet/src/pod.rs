@@ -47,6 +47,15 @@ pub fn namespace(pod: &Pod) -> &str {
     pod.metadata.namespace.as_deref().unwrap_or_default()
 }
 
+/// Whether a volume of it may be of a driver that has yet to come.
+pub fn may_need_driver(pod: &Pod) -> bool {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let may = |v: &k8s_openapi::api::core::v1::Volume| {
+        v.csi.is_some() || v.ephemeral.is_some() || v.persistent_volume_claim.is_some()
+    };
+    volumes.into_iter().any(may)
+}
+
 /// `name_namespace`: what links a static pod and its mirror.
 pub fn full_name(pod: &Pod) -> String {
     format!("{}_{}", name(pod), namespace(pod))

@@ -43,10 +43,17 @@ pub struct Reporter {
 impl Reporter {
     async fn status(&self, old: Option<&Node>) -> NodeStatus {
         let images = self.runtime.list_images().await.unwrap_or_default();
-        self.status_with(old, &images)
+        let in_use = self.kubelet.volumes.volumes_in_use().await;
+        self.status_with(old, &images, &in_use)
     }
 
-    fn status_with(&self, old: Option<&Node>, images: &[runtime::api::ImageStatus]) -> NodeStatus {
+    fn status_with(
+        &self,
+        old: Option<&Node>,
+        images: &[runtime::api::ImageStatus],
+        volumes_in_use: &[String],
+    ) -> NodeStatus {
+        let storage_error = self.kubelet.storage_error.load();
         let (name, version) = self.runtime.version();
         let state = self.kubelet.runtime_state.load();
         let old_conditions = old
@@ -64,12 +71,13 @@ impl Reporter {
             runtime_version: &version,
             kubelet_version: component_base::version::GIT_VERSION,
             runtime_state: &state,
+            storage_error: storage_error.as_deref(),
             handlers: &self.kubelet.runtime_handlers.load(),
             images,
             max_images: self.config.node_status_max_images,
             pressure: &self.kubelet.node.pressure.load(),
             swap_capacity_bytes: self.kubelet.node.machine.swap_capacity_bytes,
-            volumes_in_use: &[],
+            volumes_in_use,
             declared_features: &self.kubelet.declared_features,
             old_conditions,
             now: jiff::Timestamp::now(),
@@ -81,7 +89,7 @@ impl Reporter {
         if self.config.register_node {
             let registered = self
                 .registration
-                .register(&self.client, || self.status_with(None, &[]), &shutdown)
+                .register(&self.client, || self.status_with(None, &[], &[]), &shutdown)
                 .await;
             let Some(node) = registered else { return };
             // What it began with: the API server had nothing of this start.
@@ -101,6 +109,7 @@ impl Reporter {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.changed.notified() => {}
+                () = self.kubelet.volumes.in_use_changed() => {}
                 () = tokio::time::sleep(frequency) => {}
             }
         }
@@ -134,6 +143,8 @@ impl Reporter {
             )
             .await?;
         self.kubelet.node.set_node(Arc::new(node));
+        let in_use = status.volumes_in_use.clone().unwrap_or_default();
+        self.kubelet.volumes.reported_in_use(&in_use);
         *last = Some((status, Instant::now()));
         Ok(())
     }

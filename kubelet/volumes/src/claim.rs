@@ -39,8 +39,12 @@ pub enum ClaimError {
         found: String,
         expected: String,
     },
-    #[error("volume {0} has volumeMode Block, but is specified in volumeMounts")]
-    Block(String),
+    #[error("volume {volume} has volumeMode {mode}, but is specified in {field}")]
+    Mode {
+        volume: String,
+        mode: &'static str,
+        field: &'static str,
+    },
     #[error(
         "MountVolume.NodeAffinity check failed for volume {0:?} : no matching NodeSelectorTerms"
     )]
@@ -61,6 +65,17 @@ impl Persistent {
         self.volume.metadata.name.as_deref().unwrap_or_default()
     }
 
+    /// Of a CSI volume.
+    pub fn driver(&self) -> Option<&str> {
+        let spec = self.volume.spec.as_ref()?;
+        spec.csi.as_ref().map(|csi| csi.driver.as_str())
+    }
+
+    /// Containers get it as a device.
+    pub fn is_block(&self) -> bool {
+        is_block(&self.volume)
+    }
+
     /// The pod's volume with the source that is behind the claim, of the kinds that a pod can name, too.
     pub fn as_volume(&self, name: &str) -> Volume {
         let spec = self.volume.spec.as_ref();
@@ -71,6 +86,11 @@ impl Persistent {
             ..Volume::default()
         }
     }
+}
+
+fn is_block(volume: &PersistentVolume) -> bool {
+    let spec = volume.spec.as_ref();
+    spec.and_then(|s| s.volume_mode.as_deref()) == Some("Block")
 }
 
 /// The claim that a volume of a pod means: its name, and whether the pod wants it read-only. `None`: none.
@@ -125,10 +145,11 @@ fn bound_to<'a>(
     })
 }
 
-/// Whether the volume is this claim's, for files, and to be had from this node.
+/// Whether the volume is this claim's, of the mode that containers want, and to be had from this node.
 fn check(
     volume: &PersistentVolume,
     claim: &PersistentVolumeClaim,
+    used: Used,
     node: Option<&Node>,
 ) -> Result<(), ClaimError> {
     let name = volume.metadata.name.clone().unwrap_or_default();
@@ -146,8 +167,17 @@ fn check(
             expected,
         });
     }
-    if spec.and_then(|s| s.volume_mode.as_deref()) == Some("Block") {
-        return Err(ClaimError::Block(name));
+    let (mode, field) = match is_block(volume) {
+        true if used.mounted => ("Block", "volumeMounts"),
+        false if used.as_device => ("Filesystem", "volumeDevices"),
+        _ => ("", ""),
+    };
+    if !mode.is_empty() {
+        return Err(ClaimError::Mode {
+            volume: name,
+            mode,
+            field,
+        });
     }
     let required = spec
         .and_then(|s| s.node_affinity.as_ref())
@@ -164,6 +194,13 @@ fn check(
     Ok(())
 }
 
+/// How containers use a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Used {
+    pub mounted: bool,
+    pub as_device: bool,
+}
+
 /// Asks the API server for the claim and its volume.
 ///
 /// # Errors
@@ -172,8 +209,8 @@ pub(crate) async fn resolve(
     source: &dyn ObjectSource,
     pod: &Pod,
     volume: &Volume,
-    claim: &str,
-    read_only: bool,
+    (claim, read_only): (&str, bool),
+    used: Used,
 ) -> Result<Persistent, SetUpError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let no_claim = |why: String| ClaimError::NoClaim {
@@ -197,7 +234,7 @@ pub(crate) async fn resolve(
         .await
         .map_err(|error| no_volume(error.to_string()))?
         .ok_or_else(|| no_volume(format!("persistentvolumes {name:?} not found")))?;
-    check(&behind, &found, source.node().as_deref())?;
+    check(&behind, &found, used, source.node().as_deref())?;
     Ok(Persistent {
         volume: behind,
         read_only,
@@ -302,6 +339,41 @@ mod tests {
                 {"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]}
             ]}})
         };
+        let (mounted, device) = (
+            Used {
+                mounted: true,
+                as_device: false,
+            },
+            Used {
+                mounted: false,
+                as_device: true,
+            },
+        );
+        for (used, mode, expected) in [
+            (mounted, "Filesystem", None),
+            (device, "Block", None),
+            (
+                mounted,
+                "Block",
+                Some("has volumeMode Block, but is specified in volumeMounts"),
+            ),
+            (
+                device,
+                "Filesystem",
+                Some("has volumeMode Filesystem, but is specified in volumeDevices"),
+            ),
+        ] {
+            let volume: PersistentVolume =
+                of(json!({"spec": {"claimRef": {"uid": "1"}, "volumeMode": mode}}));
+            let told = check(&volume, &claim, used, None)
+                .err()
+                .map(|e| e.to_string());
+            match (&told, expected) {
+                (None, None) => {}
+                (Some(told), Some(words)) => assert!(told.contains(words), "{told}"),
+                _ => panic!("{told:?}, not {expected:?}"),
+            }
+        }
         for (spec, expected) in [
             (json!({"claimRef": {"uid": "1"}}), None),
             (
@@ -309,10 +381,6 @@ mod tests {
                 Some("unexpected pvc.UID 2, expected 1"),
             ),
             (json!({}), Some("unexpected pvc.UID , expected 1")),
-            (
-                json!({"claimRef": {"uid": "1"}, "volumeMode": "Block"}),
-                Some("volumeMode Block"),
-            ),
             (
                 json!({"claimRef": {"uid": "1"}, "nodeAffinity": affinity("a")}),
                 None,
@@ -323,7 +391,7 @@ mod tests {
             ),
         ] {
             let volume: PersistentVolume = of(json!({"metadata": {"name": "pv"}, "spec": spec}));
-            let told = check(&volume, &claim, Some(&node))
+            let told = check(&volume, &claim, mounted, Some(&node))
                 .err()
                 .map(|e| e.to_string());
             match (&told, expected) {

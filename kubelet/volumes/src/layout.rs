@@ -4,6 +4,7 @@
 //! <root>/pods/<uid>/volumes/kubernetes.io~empty-dir/<volume>
 //! <root>/pods/<uid>/plugins/kubernetes.io~empty-dir/<volume>/ready
 //! <root>/pods/<uid>/volume-subpaths/<volume>/<container>/<index of the mount>
+//! <root>/plugins/kubernetes.io/csi: see [`crate::csi`]
 //! ```
 
 use std::path::{Component, Path, PathBuf};
@@ -27,6 +28,31 @@ impl Layout {
 
     pub fn pod(&self, uid: &str) -> PathBuf {
         self.pods().join(uid)
+    }
+
+    /// What is not one pod's alone.
+    pub fn csi_plugin(&self) -> PathBuf {
+        self.root.join("plugins").join(crate::csi::NAME)
+    }
+
+    /// Where a block device of a driver is staged and published.
+    pub fn csi_block(&self, name: &str) -> CsiBlock {
+        let root = self.csi_plugin().join(CSI_DEVICES);
+        CsiBlock {
+            staging: root.join("staging").join(name),
+            published: root.join("publish").join(name),
+            data: root.join(name).join("data"),
+        }
+    }
+
+    /// Links to the block devices of a pod.
+    pub fn csi_device_links(&self, uid: &str) -> PathBuf {
+        self.devices(uid)
+            .join(escape_qualified_name(crate::csi::NAME))
+    }
+
+    pub fn devices(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("volumeDevices")
     }
 
     pub fn volumes(&self, uid: &str) -> PathBuf {
@@ -60,6 +86,18 @@ impl Layout {
             .join(container)
             .join(index.to_string())
     }
+}
+
+/// Below a plugin's directory: its block devices.
+pub(crate) const CSI_DEVICES: &str = "volumeDevices";
+
+/// The directories of a driver's block device.
+#[derive(Clone, Debug)]
+pub(crate) struct CsiBlock {
+    pub staging: PathBuf,
+    /// With a device for each pod, by its UID.
+    pub published: PathBuf,
+    pub data: PathBuf,
 }
 
 /// `kubernetes.io/empty-dir` -> `kubernetes.io~empty-dir`.

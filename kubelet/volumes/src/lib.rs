@@ -1,8 +1,8 @@
 //! A pod's volumes on this node: what is set up under the kubelet's root directory, kept fresh
 //! while the pod lives, and taken away without a trace when it is gone.
 //!
-//! Owns `<root>/pods/<uid>/{volumes,volume-subpaths,plugins}`. It never talks to the API server (see
-//! [`ObjectSource`]), never starts anything, and knows nothing of containers but the mounts they ask for.
+//! Owns `<root>/pods/<uid>/{volumes,volume-subpaths,plugins}` and `<root>/plugins/kubernetes.io/csi`. It never talks to the
+//! API server (see [`ObjectSource`]), never starts anything, and knows nothing of containers but the mounts they ask for.
 //!
 //! Upstream: pkg/volume, pkg/kubelet/volumemanager, v1.36.
 
@@ -21,6 +21,7 @@ pub mod usage;
 mod claim;
 mod config_map;
 mod content;
+mod csi;
 mod downward_api;
 mod empty_dir;
 mod host_path;
@@ -35,7 +36,8 @@ mod token;
 mod trust_bundle;
 
 pub use claim::ClaimError;
-pub use manager::{PodVolume, PodVolumes, VolumeError, VolumeLocation, VolumeManager};
+pub use csi::CsiError;
+pub use manager::{CsiHost, PodVolume, PodVolumes, VolumeError, VolumeLocation, VolumeManager};
 pub use plugin::SetUpError;
 pub use source::{
     CertificateStateError, ObjectSource, PodCertificate, PodCertificateKey, ServiceAccountToken,

@@ -13,9 +13,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::claim::{self, Persistent};
+use crate::claim::{self, Persistent, Used};
+use crate::csi::{self, CsiVolumes};
 use crate::layout::{Layout, check_component};
-use crate::nested::volume_mounts;
+use crate::nested::{volume_devices, volume_mounts};
 use crate::plugin::{Mounter, Ownership, SetUpError, VolumePlugin, find_plugin};
 use crate::reconcile::{Action, Desired, Observed, reconcile};
 use crate::source::ObjectSource;
@@ -30,6 +31,8 @@ use crate::{empty_dir, local, mountinfo};
 pub enum VolumeLocation {
     /// On the node.
     Path(PathBuf),
+    /// A device, for containers that name the volume in `volumeDevices`.
+    Device(PathBuf),
     /// The root of an image, which the runtime pulls and mounts; `pull_policy` as the pod says, `None`: the default.
     Image {
         reference: String,
@@ -49,11 +52,11 @@ pub struct PodVolume {
 }
 
 impl PodVolume {
-    /// `None` for an image.
+    /// `None` for an image and a device.
     pub fn host_path(&self) -> Option<&Path> {
         match &self.location {
             VolumeLocation::Path(path) => Some(path),
-            VolumeLocation::Image { .. } => None,
+            VolumeLocation::Device(_) | VolumeLocation::Image { .. } => None,
         }
     }
 }
@@ -74,11 +77,26 @@ impl PodVolumes {
 
 /// One volume that was not set up. Its text is that of upstream's `FailedMount` event.
 #[derive(Debug, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume {volume:?} : {source}")]
+#[error("{}", self.text())]
 pub struct SetUpFailure {
+    /// As the pod names it.
     pub volume: String,
+    /// The PersistentVolume behind it, or the same.
+    pub name: String,
     #[source]
     pub source: SetUpError,
+}
+
+impl SetUpFailure {
+    fn text(&self) -> String {
+        match self.source.operation() {
+            Some(operation) => {
+                let name = &self.name;
+                format!("{operation} failed for volume {name:?} : {}", self.source)
+            }
+            None => self.source.to_string(),
+        }
+    }
 }
 
 /// Why a pod's volumes are not what they should be. A retry may help unless a failure
@@ -147,6 +165,13 @@ struct Inner {
     tokens: TokenCache,
     pods: Mutex<HashMap<String, PodState>>,
     observer: Observer,
+    csi: Arc<CsiVolumes>,
+}
+
+/// What CSI volumes need of the node.
+pub struct CsiHost {
+    pub drivers: Arc<::csi::Drivers>,
+    pub node_name: String,
 }
 
 /// Told of every volume that was set up or could not be: its plugin's name, whether it went well, how long it took.
@@ -155,17 +180,29 @@ pub type Observer = Arc<dyn Fn(&'static str, bool, std::time::Duration) + Send +
 impl VolumeManager {
     /// `root_dir`: the kubelet's `--root-dir`. Links in it are resolved now, if it exists: the kernel's mount table has none.
     pub fn new(root_dir: PathBuf, source: Arc<dyn ObjectSource>) -> Self {
-        Self::observed(root_dir, source, Arc::new(|_, _, _| {}))
+        let host = CsiHost {
+            drivers: Arc::new(::csi::Drivers::new(Arc::new(|_| {}))),
+            node_name: String::new(),
+        };
+        Self::observed(root_dir, source, host, Arc::new(|_, _, _| {}))
     }
 
-    /// As [`Self::new`], and tells `observer` of what is set up.
-    pub fn observed(root_dir: PathBuf, source: Arc<dyn ObjectSource>, observer: Observer) -> Self {
+    /// As [`Self::new`], with the drivers of the node, and tells `observer` of what is set up. Reads what an earlier kubelet left.
+    pub fn observed(
+        root_dir: PathBuf,
+        source: Arc<dyn ObjectSource>,
+        host: CsiHost,
+        observer: Observer,
+    ) -> Self {
         let root_dir = std::fs::canonicalize(&root_dir)
             .or_else(|_| std::path::absolute(&root_dir))
             .unwrap_or(root_dir);
+        let layout = Layout::new(root_dir);
+        let csi = CsiVolumes::new(layout.clone(), source.clone(), host.drivers, host.node_name);
         let inner = Inner {
-            layout: Layout::new(root_dir),
+            layout,
             source,
+            csi: Arc::new(csi),
             tokens: TokenCache::default(),
             pods: Mutex::default(),
             observer,
@@ -186,7 +223,8 @@ impl VolumeManager {
         let mut failures = self.resolve_claims(pod, uid).await;
         let unresolved = !failures.is_empty();
         let persistent = self.persistent(uid);
-        let (desired, refused) = desired(pod, &persistent);
+        let republished = self.republished(pod, &persistent).await;
+        let (desired, refused) = desired(pod, &persistent, &republished);
         failures.extend(refused);
         let actions = {
             let observed = self.observe(uid).await?;
@@ -215,19 +253,18 @@ impl VolumeManager {
             match result {
                 Ok(location) => {
                     let persistent = wanted.persistent;
+                    let own = wanted.volume.csi.as_ref();
                     let volume = PodVolume {
                         name: name.clone(),
                         plugin: wanted.plugin.name(),
                         location,
                         read_only: wanted.plugin.read_only()
-                            || persistent.is_some_and(|p| p.read_only),
+                            || persistent.is_some_and(|p| p.read_only)
+                            || own.is_some_and(|csi| csi.read_only == Some(true)),
                     };
                     volumes.0.insert(name, volume);
                 }
-                Err(source) => failures.push(SetUpFailure {
-                    volume: name,
-                    source,
-                }),
+                Err(source) => failures.push(wanted.failure(source)),
             }
         }
         if failures.is_empty() {
@@ -246,7 +283,8 @@ impl VolumeManager {
         let uid = pod_uid(pod)?;
         let _turn = self.turn(uid).await;
         let persistent = self.persistent(uid);
-        let (desired, _) = desired(pod, &persistent);
+        let republished = self.republished(pod, &persistent).await;
+        let (desired, _) = desired(pod, &persistent, &republished);
         let observed = self.observe(uid).await?;
         let wants: Vec<_> = desired.iter().map(|wanted| wanted.want.clone()).collect();
         let actions = reconcile(&wants, &observed);
@@ -257,10 +295,7 @@ impl VolumeManager {
         let results = join_all(refresh.map(|(wanted, _)| async move {
             self.set_up(pod, uid, wanted, false)
                 .await
-                .map_err(|source| SetUpFailure {
-                    volume: wanted.volume.name.clone(),
-                    source,
-                })
+                .map_err(|source| wanted.failure(source))
         }))
         .await;
         let failures: Vec<_> = results.into_iter().filter_map(Result::err).collect();
@@ -283,6 +318,7 @@ impl VolumeManager {
     pub async fn unmount_pod(&self, uid: &str) -> Result<(), VolumeError> {
         check_component("metadata.uid", uid).map_err(VolumeError::Pod)?;
         let turn = self.turn(uid).await;
+        self.unpublish(uid).await?;
         let (inner, pod) = (self.inner.clone(), uid.to_owned());
         blocking(move || tear_down::tear_down_pod(&inner.layout, &pod)).await??;
         self.forget(uid, turn);
@@ -295,7 +331,8 @@ impl VolumeManager {
         let (inner, uid) = (self.inner.clone(), uid.to_owned());
         blocking(move || {
             let mut report = Report::default();
-            let found = !tear_down::volume_dirs(&inner.layout, &uid, &mut report).is_empty();
+            let found = !tear_down::volume_dirs(&inner.layout, &uid, &mut report).is_empty()
+                || !inner.csi.block_devices(&uid).is_empty();
             report.finish().map(|()| found)
         })
         .await?
@@ -309,6 +346,7 @@ impl VolumeManager {
     pub async fn remove_pod(&self, uid: &str) -> Result<(), VolumeError> {
         check_component("metadata.uid", uid).map_err(VolumeError::Pod)?;
         let turn = self.turn(uid).await;
+        self.unpublish(uid).await?;
         let (inner, pod) = (self.inner.clone(), uid.to_owned());
         blocking(move || tear_down::remove_pod_dir(&inner.layout, &pod)).await??;
         self.forget(uid, turn);
@@ -339,8 +377,62 @@ impl VolumeManager {
                 Err(error) => return Err(error),
             }
         }
+        let left = self.inner.csi.unstage_unused().await;
+        report.extend(TearDownError { failures: left });
         report.finish()?;
         Ok(removed)
+    }
+
+    /// The volumes that must not be detached from the node, for its status.
+    pub async fn volumes_in_use(&self) -> Vec<String> {
+        self.inner.csi.volumes_in_use().await
+    }
+
+    /// The API server has those.
+    pub fn reported_in_use(&self, names: &[String]) {
+        self.inner.csi.reported_in_use(names);
+    }
+
+    /// Resolves when [`volumes_in_use`](Self::volumes_in_use) has changed. One waiter. Cancel-safe.
+    pub async fn in_use_changed(&self) {
+        self.inner.csi.in_use_changed().await;
+    }
+
+    /// Has drivers undo what they did for a pod. SubPaths first: they keep what they are of busy.
+    async fn unpublish(&self, uid: &str) -> Result<(), VolumeError> {
+        let (inner, pod) = (self.inner.clone(), uid.to_owned());
+        blocking(move || tear_down::tear_down_sub_paths(&inner.layout, &pod)).await??;
+        let failures = self.inner.csi.unpublish_pod(uid).await;
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(TearDownError { failures }.into())
+        }
+    }
+
+    /// The volumes of the pod that their driver wants to publish again and again. Upstream: `RequiresRemount`.
+    async fn republished(
+        &self,
+        pod: &Pod,
+        persistent: &BTreeMap<String, Persistent>,
+    ) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for volume in mounted_volumes(pod) {
+            let own = volume.csi.as_ref().map(|csi| csi.driver.as_str());
+            let behind = persistent.get(&volume.name);
+            let Some(driver) = own.or_else(|| behind.and_then(Persistent::driver)) else {
+                continue;
+            };
+            let object = self.inner.source.csi_driver(driver).await;
+            let wants = object
+                .ok()
+                .flatten()
+                .and_then(|d| d.spec.requires_republish);
+            if wants == Some(true) {
+                found.insert(volume.name.clone());
+            }
+        }
+        found
     }
 
     /// The path on the node of `sub_path` in a volume that is set up: created if missing, and pinned so that no
@@ -406,14 +498,11 @@ impl VolumeManager {
         let behind = state.persistent.get(volume)?;
         match state.unmanaged.get(volume) {
             Some(VolumeLocation::Path(path)) => Some(path.clone()),
-            Some(VolumeLocation::Image { .. }) => None,
+            Some(VolumeLocation::Device(_) | VolumeLocation::Image { .. }) => None,
+            None if behind.is_block() => None,
             None => {
                 let plugin = find_plugin(&behind.as_volume(volume), Some(&behind.volume)).ok()?;
-                Some(
-                    self.inner
-                        .layout
-                        .volume(pod_uid, plugin.name(), behind.name()),
-                )
+                Some(plugin.directory(&self.inner.layout, pod_uid, behind.name()))
             }
         }
     }
@@ -425,7 +514,9 @@ impl VolumeManager {
         blocking(move || {
             let dirs = tear_down::volume_dirs(&inner.layout, &uid, &mut Report::default());
             // What outlives the pod is not its own use.
-            let own = dirs.into_iter().filter(|(plugin, _)| plugin != local::NAME);
+            let own = dirs
+                .into_iter()
+                .filter(|(plugin, _)| plugin != local::NAME && plugin != csi::NAME);
             let usage = own.filter_map(|(plugin, volume)| {
                 let usage = disk_usage(&inner.layout.volume(&uid, &plugin, &volume)).ok()?;
                 Some((volume, usage))
@@ -439,12 +530,13 @@ impl VolumeManager {
     async fn resolve_claims(&self, pod: &Pod, uid: &str) -> Vec<SetUpFailure> {
         let known = self.persistent(uid);
         let claims = mounted_volumes(pod).filter_map(|volume| {
-            let (claim, read_only) = claim::claim_of(pod, volume)?;
-            (!known.contains_key(&volume.name)).then_some((volume, claim, read_only))
+            let claim = claim::claim_of(pod, volume)?;
+            (!known.contains_key(&volume.name)).then_some((volume, claim))
         });
         let source = &*self.inner.source;
-        let results = join_all(claims.map(|(volume, name, read_only)| async move {
-            let found = claim::resolve(source, pod, volume, &name, read_only).await;
+        let results = join_all(claims.map(|(volume, (name, read_only))| async move {
+            let used = used(pod, &volume.name);
+            let found = claim::resolve(source, pod, volume, (&name, read_only), used).await;
             (volume.name.clone(), found)
         }))
         .await;
@@ -456,7 +548,11 @@ impl VolumeManager {
                     let state = pods.entry(uid.to_owned()).or_default();
                     state.persistent.insert(volume, found);
                 }
-                Err(source) => failures.push(SetUpFailure { volume, source }),
+                Err(source) => failures.push(SetUpFailure {
+                    name: volume.clone(),
+                    volume,
+                    source,
+                }),
             }
         }
         failures
@@ -478,8 +574,12 @@ impl VolumeManager {
         let inner = &*self.inner;
         let (plugin, name) = (wanted.plugin, &wanted.volume.name);
         if keep {
+            if wanted.persistent.is_some_and(Persistent::is_block) {
+                let published = inner.layout.csi_block(&wanted.want.name).published;
+                return Ok(VolumeLocation::Device(published.join(uid)));
+            }
             if plugin.managed() {
-                let dir = inner.layout.volume(uid, plugin.name(), &wanted.want.name);
+                let dir = plugin.directory(&inner.layout, uid, &wanted.want.name);
                 return Ok(VolumeLocation::Path(dir));
             }
             if let Some(location) = self.pods().get(uid).and_then(|p| p.unmanaged.get(name)) {
@@ -490,6 +590,7 @@ impl VolumeManager {
             layout: &inner.layout,
             source: &*inner.source,
             tokens: &inner.tokens,
+            csi: &inner.csi,
             now: Timestamp::now(),
             pod,
             pod_uid: uid,
@@ -520,7 +621,7 @@ impl VolumeManager {
             .map(|p| p.unmanaged.keys().cloned().collect())
             .unwrap_or_default();
         let (inner, uid) = (self.inner.clone(), uid.to_owned());
-        let mut observed = blocking(move || observe_dirs(&inner.layout, &uid)).await??;
+        let mut observed = blocking(move || observe_dirs(&inner, &uid)).await??;
         for name in unmanaged {
             for plugin in ["kubernetes.io/host-path", "kubernetes.io/image"] {
                 observed.push(Observed {
@@ -545,6 +646,13 @@ impl VolumeManager {
                 "kubernetes.io/host-path" | "kubernetes.io/image"
             ) {
                 continue;
+            }
+            if plugin == csi::NAME {
+                let undone = self.inner.csi.unpublish(uid, volume).await;
+                if let Err(error) = undone {
+                    tracing::warn!(uid, %error, "a volume that is not used any more was not taken away");
+                    continue;
+                }
             }
             let (inner, pod) = (self.inner.clone(), uid.to_owned());
             let (plugin, volume) = (plugin.clone(), volume.clone());
@@ -609,20 +717,44 @@ struct Wanted<'a> {
     persistent: Option<&'a Persistent>,
 }
 
-/// The volumes that containers mount.
+impl Wanted<'_> {
+    fn failure(&self, source: SetUpError) -> SetUpFailure {
+        SetUpFailure {
+            volume: self.volume.name.clone(),
+            name: self
+                .persistent
+                .map_or(&*self.volume.name, Persistent::name)
+                .to_owned(),
+            source,
+        }
+    }
+}
+
+/// How containers use a volume.
+fn used(pod: &Pod, volume: &str) -> Used {
+    Used {
+        mounted: volume_mounts(pod).flatten().any(|m| m.name == volume),
+        as_device: volume_devices(pod).any(|name| name == volume),
+    }
+}
+
+/// The volumes that containers mount, or get as devices.
 fn mounted_volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
     let used: BTreeSet<&str> = volume_mounts(pod)
         .flatten()
         .map(|m| m.name.as_str())
+        .chain(volume_devices(pod))
         .collect();
     let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
     volumes.filter(move |v| used.contains(v.name.as_str()))
 }
 
 /// The volumes that containers mount, and those of them that cannot be. Claims of which nothing is known are in neither.
+/// `republished`: what is set up anew with every round.
 fn desired<'a>(
     pod: &'a Pod,
     persistent: &'a BTreeMap<String, Persistent>,
+    republished: &BTreeSet<String>,
 ) -> (Vec<Wanted<'a>>, Vec<SetUpFailure>) {
     let (mut desired, mut failures) = (Vec::new(), Vec::new());
     for volume in mounted_volumes(pod) {
@@ -631,9 +763,13 @@ fn desired<'a>(
             continue;
         }
         match want(volume, behind, pod) {
-            Ok(wanted) => desired.push(wanted),
+            Ok(mut wanted) => {
+                wanted.want.requires_remount |= republished.contains(&volume.name);
+                desired.push(wanted);
+            }
             Err(source) => failures.push(SetUpFailure {
                 volume: volume.name.clone(),
+                name: behind.map_or(&*volume.name, Persistent::name).to_owned(),
                 source,
             }),
         }
@@ -652,9 +788,15 @@ fn want<'a>(
         None => Cow::Borrowed(volume),
     };
     let plugin = find_plugin(&volume, persistent.map(|p| &*p.volume))?;
+    if persistent.is_some_and(Persistent::is_block) && plugin.name() != csi::NAME {
+        return Err(SetUpError::UnsupportedKind {
+            kind: "volumeMode Block of another kind than csi",
+        });
+    }
     let mounted = match plugin.name() {
         empty_dir::NAME => empty_dir::medium(&volume, pod)? != empty_dir::Medium::Default,
-        "kubernetes.io/configmap" => false,
+        // A driver's mounts are the driver's business.
+        "kubernetes.io/configmap" | csi::NAME => false,
         _ => plugin.managed(),
     };
     // A kind without a directory is kept by the pod's own name for it.
@@ -676,12 +818,20 @@ fn want<'a>(
     })
 }
 
-fn observe_dirs(layout: &Layout, uid: &str) -> Result<Vec<Observed>, TearDownError> {
+fn observe_dirs(inner: &Inner, uid: &str) -> Result<Vec<Observed>, TearDownError> {
+    let layout = &inner.layout;
     let mut report = Report::default();
     let dirs = tear_down::volume_dirs(layout, uid, &mut report);
     report.finish()?;
+    let devices = inner.csi.block_devices(uid).into_iter();
+    let devices = devices.map(|name| Observed {
+        ready: inner.csi.is_published(uid, &name),
+        name,
+        plugin: csi::NAME.to_owned(),
+        is_mount: false,
+    });
     if dirs.is_empty() {
-        return Ok(Vec::new());
+        return Ok(devices.collect());
     }
     let mounts = mountinfo::list().map_err(|source| TearDownError {
         failures: vec![tear_down::TearDownFailure {
@@ -691,6 +841,15 @@ fn observe_dirs(layout: &Layout, uid: &str) -> Result<Vec<Observed>, TearDownErr
         }],
     })?;
     let observed = dirs.into_iter().map(|(plugin, name)| {
+        if plugin == csi::NAME {
+            // After a restart the driver is asked again: only it knows what it did.
+            return Observed {
+                ready: inner.csi.is_published(uid, &name),
+                name,
+                plugin,
+                is_mount: false,
+            };
+        }
         let ready = empty_dir::is_ready(&layout.meta(
             uid,
             empty_dir::NAME,
@@ -704,7 +863,7 @@ fn observe_dirs(layout: &Layout, uid: &str) -> Result<Vec<Observed>, TearDownErr
             is_mount,
         }
     });
-    Ok(observed.collect())
+    Ok(observed.chain(devices).collect())
 }
 
 /// File system work, off the async threads.

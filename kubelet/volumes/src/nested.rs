@@ -54,6 +54,24 @@ pub(crate) fn volume_mounts(pod: &Pod) -> impl Iterator<Item = &[VolumeMount]> {
         )
 }
 
+/// The names of the volumes that containers get as devices.
+pub(crate) fn volume_devices(pod: &Pod) -> impl Iterator<Item = &str> {
+    let spec = pod.spec.as_ref();
+    let init = spec
+        .into_iter()
+        .flat_map(|s| s.init_containers.iter().flatten());
+    let regular = spec.into_iter().flat_map(|s| &s.containers);
+    let ephemeral = spec
+        .into_iter()
+        .flat_map(|s| s.ephemeral_containers.iter().flatten());
+    let devices = init.chain(regular).map(|c| c.volume_devices.as_ref());
+    let devices = devices.chain(ephemeral.map(|c| c.volume_devices.as_ref()));
+    devices
+        .flatten()
+        .flatten()
+        .map(|device| device.name.as_str())
+}
+
 /// Without `.` and with `..` resolved by name; it cannot climb above the root.
 fn clean(path: &str) -> PathBuf {
     let mut out = PathBuf::from("/");

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -11,6 +12,7 @@ use component_helpers::labels::SelectorError;
 
 use crate::atomic_writer::WriteError;
 use crate::claim::{ClaimError, Persistent};
+use crate::csi::{CsiError, CsiVolumes};
 use crate::field_path::FieldPathError;
 use crate::layout::Layout;
 use crate::manager::VolumeLocation;
@@ -34,6 +36,8 @@ pub enum SetUpError {
     Source(#[from] SourceError),
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    #[error(transparent)]
+    Csi(#[from] CsiError),
     #[error("failed to fetch token: {0}")]
     Token(#[source] SourceError),
     #[error(
@@ -105,11 +109,21 @@ impl SetUpError {
         }
     }
 
+    /// The operation that an event names. `None`: the text says what was not done.
+    pub(crate) fn operation(&self) -> Option<&'static str> {
+        match self {
+            Self::Csi(error) => error.operation(),
+            _ => Some("MountVolume.SetUp"),
+        }
+    }
+
     /// Whether the same pod on the same node can ever get past this error.
     pub fn is_permanent(&self) -> bool {
         matches!(
             self,
-            Self::UnsupportedKind { .. } | Self::InvalidName { .. }
+            Self::UnsupportedKind { .. }
+                | Self::InvalidName { .. }
+                | Self::Csi(CsiError::SeLinux(_))
         )
     }
 }
@@ -194,6 +208,7 @@ pub(crate) struct Mounter<'a> {
     pub layout: &'a Layout,
     pub source: &'a dyn ObjectSource,
     pub tokens: &'a TokenCache,
+    pub csi: &'a Arc<CsiVolumes>,
     pub now: Timestamp,
     pub pod: &'a Pod,
     pub pod_uid: &'a str,
@@ -234,6 +249,10 @@ pub(crate) trait VolumePlugin: Send + Sync {
     fn managed(&self) -> bool {
         true
     }
+    /// Where containers find it, if it has one.
+    fn directory(&self, layout: &Layout, uid: &str, name: &str) -> PathBuf {
+        layout.volume(uid, self.name(), name)
+    }
     /// Idempotent.
     async fn set_up(&self, mounter: &Mounter<'_>) -> Result<VolumeLocation, SetUpError>;
 }
@@ -248,6 +267,7 @@ pub(crate) static PLUGINS: &[&dyn VolumePlugin] = &[
     &crate::downward_api::DownwardApi,
     &crate::image::ImageVolume,
     &crate::local::Local,
+    &crate::csi::Csi,
 ];
 
 /// `persistent`: what is behind the claim, if the volume is one.
@@ -279,7 +299,6 @@ fn unsupported_persistent(volume: &PersistentVolume) -> &'static str {
         return "PersistentVolume without a source";
     };
     let kinds = [
-        ("csi", spec.csi.is_some()),
         ("nfs", spec.nfs.is_some()),
         ("iscsi", spec.iscsi.is_some()),
         ("fc", spec.fc.is_some()),
@@ -310,7 +329,6 @@ fn unsupported_kind(volume: &Volume) -> Option<&'static str> {
         ("azureFile", volume.azure_file.is_some()),
         ("cephfs", volume.cephfs.is_some()),
         ("cinder", volume.cinder.is_some()),
-        ("csi", volume.csi.is_some()),
         ("ephemeral", volume.ephemeral.is_some()),
         ("fc", volume.fc.is_some()),
         ("flexVolume", volume.flex_volume.is_some()),

@@ -10,6 +10,7 @@ use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Secret,
 };
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// Why an object could not be had. An object that does not exist is `Ok(None)`, not an error.
@@ -132,6 +133,15 @@ pub trait ObjectSource: Send + Sync + 'static {
     ) -> Result<Option<Arc<PersistentVolume>>, SourceError>;
     /// The node's own object, once it was read.
     fn node(&self) -> Option<Arc<Node>>;
+    /// Until the node's own object is as `condition` says. Cancel-safe.
+    async fn until_node(&self, condition: &(dyn for<'a> Fn(&'a Node) -> bool + Send + Sync));
+    /// `Ok(None)`: it does not exist.
+    async fn csi_driver(&self, name: &str) -> Result<Option<Arc<CSIDriver>>, SourceError>;
+    /// `Ok(None)`: it does not exist.
+    async fn volume_attachment(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<VolumeAttachment>>, SourceError>;
     /// A new token from the TokenRequest API; [`crate::VolumeManager`] caches and renews.
     async fn service_account_token(
         &self,

@@ -68,12 +68,21 @@ impl Report {
     }
 }
 
-/// Every volume and subPath of a pod. Blocks.
-pub(crate) fn tear_down_pod(layout: &Layout, uid: &str) -> Result<(), TearDownError> {
+/// Every subPath of a pod. Blocks.
+pub(crate) fn tear_down_sub_paths(layout: &Layout, uid: &str) -> Result<(), TearDownError> {
     let mut report = Report::default();
     let sub_paths = layout.sub_paths(uid);
     if unmount_all(&sub_paths, &mut report) {
         remove_sub_paths(&sub_paths, &mut report);
+    }
+    report.finish()
+}
+
+/// Every volume and subPath of a pod; what drivers did was undone before. Blocks.
+pub(crate) fn tear_down_pod(layout: &Layout, uid: &str) -> Result<(), TearDownError> {
+    let mut report = Report::default();
+    if let Err(error) = tear_down_sub_paths(layout, uid) {
+        report.extend(error);
     }
     for (plugin, volume) in volume_dirs(layout, uid, &mut report) {
         tear_down_dir(&layout.volume(uid, &plugin, &volume), &mut report);
@@ -81,6 +90,7 @@ pub(crate) fn tear_down_pod(layout: &Layout, uid: &str) -> Result<(), TearDownEr
     if report.failures.is_empty() {
         remove_tree(&layout.volumes(uid), &mut report);
         remove_tree(&layout.plugins(uid), &mut report);
+        remove_tree(&layout.devices(uid), &mut report);
     }
     report.finish()
 }

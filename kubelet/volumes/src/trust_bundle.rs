@@ -78,6 +78,7 @@ mod tests {
     use k8s_openapi::api::core::v1::{
         ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Secret,
     };
+    use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     use serde_json::{Value, json};
 
@@ -118,6 +119,16 @@ mod tests {
             _: &str,
         ) -> Result<Option<Arc<PersistentVolume>>, SourceError> {
             unreachable!()
+        }
+        async fn until_node(&self, _: &(dyn for<'a> Fn(&'a Node) -> bool + Send + Sync)) {}
+        async fn csi_driver(&self, _: &str) -> Result<Option<Arc<CSIDriver>>, SourceError> {
+            Ok(None)
+        }
+        async fn volume_attachment(
+            &self,
+            _: &str,
+        ) -> Result<Option<Arc<VolumeAttachment>>, SourceError> {
+            Ok(None)
         }
         fn node(&self) -> Option<Arc<Node>> {
             unreachable!()

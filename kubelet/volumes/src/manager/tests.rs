@@ -9,6 +9,7 @@ use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Secret,
 };
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -81,6 +82,16 @@ impl ObjectSource for Objects {
     ) -> Result<Option<Arc<PersistentVolume>>, SourceError> {
         let found = self.volumes.lock().unwrap().get(name).cloned();
         Ok(found.map(|volume| Arc::new(serde_json::from_value(volume).unwrap())))
+    }
+    async fn until_node(&self, _: &(dyn for<'a> Fn(&'a Node) -> bool + Send + Sync)) {}
+    async fn csi_driver(&self, _: &str) -> Result<Option<Arc<CSIDriver>>, SourceError> {
+        Ok(None)
+    }
+    async fn volume_attachment(
+        &self,
+        _: &str,
+    ) -> Result<Option<Arc<VolumeAttachment>>, SourceError> {
+        Ok(None)
     }
     fn node(&self) -> Option<Arc<Node>> {
         None

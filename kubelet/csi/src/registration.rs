@@ -1,0 +1,546 @@
+//! Plugins make themselves known by a socket in `plugins_registry`: one that comes is asked who it is, one that goes is forgotten.
+//!
+//! ```text
+//! socket comes -> GetInfo -> type, versions -> NodeGetInfo -> Handler::install -> NotifyRegistrationStatus
+//! socket goes  -> Handler::uninstall            made anew: both, in this order
+//! ```
+//!
+//! The kernel tells of changes (inotify). Each socket has a task of its own, so that one that does not answer holds up no other.
+//! Upstream: pkg/kubelet/pluginmanager, `RegistrationHandler` in pkg/volume/csi/csi_plugin.go.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use csi_spec::pluginregistration::registration_client::RegistrationClient;
+use csi_spec::pluginregistration::{CSI_PLUGIN, InfoRequest, PluginInfo, RegistrationStatus};
+use futures::{Stream, StreamExt};
+use inotify::{Inotify, WatchMask};
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use crate::channel;
+use crate::client::NodeInfo;
+use crate::drivers::{Driver, Drivers};
+use crate::sockets::{self, Sockets};
+use crate::version::{Version, highest_supported};
+
+/// How long a socket may take to be listened on; upstream: `dialTimeoutDuration`.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+const DIAL_RETRY: Duration = Duration::from_millis(100);
+/// Upstream: the context of `GetInfo`.
+const INFO_TIMEOUT: Duration = Duration::from_secs(1);
+/// Upstream: `notifyTimeoutDuration`.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between tries; upstream: `exponentialbackoff`.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(122);
+/// A plugin makes its socket and more in one go.
+const SETTLE: Duration = Duration::from_millis(10);
+/// Only where inotify is not to be had.
+const FALLBACK_PERIOD: Duration = Duration::from_secs(20);
+
+/// Why a handler could not do its part.
+pub type HandlerError = Box<dyn Error + Send + Sync>;
+
+/// What the registration of a driver means for the cluster.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// The driver is here and says this of the node. Called again when it registers again.
+    async fn install(&self, driver: &str, info: &NodeInfo) -> Result<(), HandlerError>;
+    /// The driver is gone. Idempotent.
+    async fn uninstall(&self, driver: &str) -> Result<(), HandlerError>;
+}
+
+/// Why a plugin is not registered. A retry may help.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistrationError {
+    #[error("RegisterPlugin error -- dial failed at socket {}, err: {source}", socket.display())]
+    Dial {
+        socket: PathBuf,
+        #[source]
+        source: tonic::transport::Error,
+    },
+    #[error("RegisterPlugin error -- failed to get plugin info using RPC GetInfo at socket {}, err: {source}", socket.display())]
+    Info {
+        socket: PathBuf,
+        #[source]
+        source: Status,
+    },
+    #[error("RegisterPlugin error -- no handler registered for plugin type: {kind} at socket {}", socket.display())]
+    Type { kind: String, socket: PathBuf },
+    #[error(
+        "RegisterPlugin error -- plugin validation failed with err: validation failed for CSI Driver {driver} at endpoint {endpoint}: {why}"
+    )]
+    Validation {
+        driver: String,
+        endpoint: String,
+        why: String,
+    },
+    #[error("RegisterPlugin error -- plugin registration failed with err: {source}")]
+    Install {
+        #[source]
+        source: HandlerError,
+    },
+    #[error("RegisterPlugin error -- failed to send registration status at socket {}, err: {source}", socket.display())]
+    Notify {
+        socket: PathBuf,
+        #[source]
+        source: Status,
+    },
+}
+
+/// Follows one directory.
+pub struct Registrations {
+    dir: PathBuf,
+    drivers: Arc<Drivers>,
+    handler: Arc<dyn Handler>,
+}
+
+impl Registrations {
+    /// `dir`: `<root-dir>/plugins_registry`.
+    pub fn new(dir: PathBuf, drivers: Arc<Drivers>, handler: Arc<dyn Handler>) -> Arc<Self> {
+        Arc::new(Self {
+            dir,
+            drivers,
+            handler,
+        })
+    }
+
+    /// Until it is dropped; the registrations stay then, as the drivers do.
+    pub async fn run(self: Arc<Self>) {
+        let mut tasks: HashMap<PathBuf, Registered> = HashMap::new();
+        let mut known = Sockets::new();
+        let (mut watches, mut events) = open_inotify();
+        loop {
+            let dir = self.dir.clone();
+            let mut given = watches.take();
+            let scanned = tokio::task::spawn_blocking(move || {
+                let found = std::fs::create_dir_all(&dir).and_then(|()| {
+                    sockets::scan(&dir, &mut |dir| {
+                        if let Some(watches) = &mut given {
+                            watch(watches, dir);
+                        }
+                    })
+                });
+                (found, given)
+            });
+            match scanned.await {
+                Ok((found, given)) => {
+                    watches = given;
+                    self.apply(found, &mut known, &mut tasks).await;
+                }
+                Err(error) => tracing::error!(%error, "looking for plugins ended early"),
+            }
+            wait(&mut events).await;
+        }
+    }
+
+    async fn apply(
+        self: &Arc<Self>,
+        found: io::Result<Sockets>,
+        known: &mut Sockets,
+        tasks: &mut HashMap<PathBuf, Registered>,
+    ) {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(dir = %self.dir.display(), %error, "failed to traverse plugin socket path");
+                return;
+            }
+        };
+        let (gone, new) = sockets::diff(known, &found);
+        *known = found;
+        for path in gone {
+            if let Some(task) = tasks.remove(&path) {
+                task.end(self).await;
+            }
+        }
+        for path in new {
+            let (this, socket) = (self.clone(), path.clone());
+            let (tell, told) = tokio::sync::watch::channel(None);
+            let task = tokio::spawn(async move { this.keep(&socket, &tell).await });
+            tasks.insert(path, Registered { task, told });
+        }
+    }
+
+    /// Registers the plugin, however often it takes.
+    async fn keep(&self, socket: &Path, tell: &tokio::sync::watch::Sender<Option<String>>) {
+        let mut pause = FIRST_RETRY;
+        loop {
+            match self.register(socket, tell).await {
+                Ok(driver) => {
+                    tracing::info!(driver, socket = %socket.display(), "registered CSI driver");
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(socket = %socket.display(), %error, "RegisterPlugin failed");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_RETRY);
+        }
+    }
+
+    async fn register(
+        &self,
+        socket: &Path,
+        tell: &tokio::sync::watch::Sender<Option<String>>,
+    ) -> Result<String, RegistrationError> {
+        let mut plugin = RegistrationClient::new(dial(socket).await?);
+        let mut request = Request::new(InfoRequest {});
+        request.set_timeout(INFO_TIMEOUT);
+        let info = plugin.get_info(request).await;
+        let info = info.map_err(|source| RegistrationError::Info {
+            socket: socket.to_owned(),
+            source,
+        })?;
+        let info = info.into_inner();
+        let driver = match self.accept(socket, &info) {
+            Ok(driver) => driver,
+            Err(error) => {
+                notify(&mut plugin, socket, Some(error.to_string())).await?;
+                return Err(error);
+            }
+        };
+        tracing::info!(driver = info.name, endpoint = %driver.endpoint.display(), "Register new plugin");
+        self.drivers.set(&info.name, driver);
+        // From here on its going is to be acted on.
+        tell.send_replace(Some(info.name.clone()));
+        if let Err(error) = self.install(&info.name).await {
+            tell.send_replace(None);
+            self.forget(&info.name).await;
+            notify(&mut plugin, socket, Some(error.to_string())).await?;
+            return Err(error);
+        }
+        if let Err(error) = notify(&mut plugin, socket, None).await {
+            tell.send_replace(None);
+            self.forget(&info.name).await;
+            return Err(error);
+        }
+        Ok(info.name)
+    }
+
+    /// Whether it is a driver that can be used here.
+    fn accept(&self, socket: &Path, info: &PluginInfo) -> Result<Driver, RegistrationError> {
+        if info.r#type != CSI_PLUGIN {
+            return Err(RegistrationError::Type {
+                kind: info.r#type.clone(),
+                socket: socket.to_owned(),
+            });
+        }
+        let endpoint = match info.endpoint.as_str() {
+            "" => socket.to_owned(),
+            endpoint => PathBuf::from(endpoint),
+        };
+        let existing = self.drivers.get(&info.name).map(|d| d.version);
+        let version = validate(&info.supported_versions, existing.as_ref());
+        let version = version.map_err(|why| RegistrationError::Validation {
+            driver: info.name.clone(),
+            endpoint: endpoint.display().to_string(),
+            why,
+        })?;
+        Ok(Driver { endpoint, version })
+    }
+
+    async fn install(&self, driver: &str) -> Result<(), RegistrationError> {
+        let failed = |source: HandlerError| RegistrationError::Install { source };
+        let client = self.drivers.client(driver).map_err(|e| failed(e.into()))?;
+        let info = client.node_info().await.map_err(|e| failed(e.into()))?;
+        self.handler.install(driver, &info).await.map_err(failed)
+    }
+
+    async fn forget(&self, driver: &str) {
+        self.drivers.remove(driver);
+        if let Err(error) = self.handler.uninstall(driver).await {
+            tracing::error!(driver, %error, "Error uninstalling CSI driver");
+        }
+    }
+}
+
+/// One socket's plugin, registered or about to be.
+struct Registered {
+    task: JoinHandle<()>,
+    /// The driver that is registered by it.
+    told: tokio::sync::watch::Receiver<Option<String>>,
+}
+
+impl Registered {
+    async fn end(self, registrations: &Registrations) {
+        self.task.abort();
+        let _ = self.task.await;
+        let driver = self.told.borrow().clone();
+        if let Some(driver) = driver {
+            tracing::info!(driver, "DeRegisterPlugin: the plugin's socket is gone");
+            registrations.forget(&driver).await;
+        }
+    }
+}
+
+/// The highest version that both know. Of two of one name the newer wins, never an equal. Upstream: `validateVersions`.
+fn validate(versions: &[String], existing: Option<&Version>) -> Result<Version, String> {
+    if versions.is_empty() {
+        return Err("Plugin returned an empty list for supported versions".to_owned());
+    }
+    let highest = highest_supported(versions).map_err(|why| {
+        let list = versions.join(" ");
+        format!("None of the versions specified [{list}] are supported. err={why}")
+    })?;
+    match existing {
+        Some(existing) if *existing >= highest => Err(format!(
+            "Another driver with the same name is already registered with a higher supported version: \"{existing}\""
+        )),
+        _ => Ok(highest),
+    }
+}
+
+/// Waits until somebody listens.
+async fn dial(socket: &Path) -> Result<Channel, RegistrationError> {
+    let begin = Instant::now();
+    loop {
+        match channel::connect(socket).await {
+            Ok(channel) => return Ok(channel),
+            Err(source) if begin.elapsed() >= DIAL_TIMEOUT => {
+                return Err(RegistrationError::Dial {
+                    socket: socket.to_owned(),
+                    source,
+                });
+            }
+            Err(_) => tokio::time::sleep(DIAL_RETRY).await,
+        }
+    }
+}
+
+/// Tells the plugin how its registration went; `None`: well.
+async fn notify(
+    plugin: &mut RegistrationClient<Channel>,
+    socket: &Path,
+    failure: Option<String>,
+) -> Result<(), RegistrationError> {
+    let mut request = Request::new(RegistrationStatus {
+        plugin_registered: failure.is_none(),
+        error: failure.unwrap_or_default(),
+    });
+    request.set_timeout(NOTIFY_TIMEOUT);
+    let sent = plugin.notify_registration_status(request).await;
+    sent.map(drop).map_err(|source| RegistrationError::Notify {
+        socket: socket.to_owned(),
+        source,
+    })
+}
+
+type Events = inotify::EventStream<Vec<u8>>;
+
+fn open_inotify() -> (Option<inotify::Watches>, Option<Events>) {
+    let opened = Inotify::init().and_then(|inotify| {
+        let watches = inotify.watches();
+        Ok((watches, inotify.into_event_stream(vec![0; 4096])?))
+    });
+    match opened {
+        Ok((watches, events)) => (Some(watches), Some(events)),
+        Err(error) => {
+            tracing::warn!(%error, "no inotify: plugins are looked for every {} s", FALLBACK_PERIOD.as_secs());
+            (None, None)
+        }
+    }
+}
+
+fn watch(watches: &mut inotify::Watches, dir: &Path) {
+    let mask = WatchMask::CREATE
+        | WatchMask::DELETE
+        | WatchMask::MOVED_TO
+        | WatchMask::MOVED_FROM
+        | WatchMask::ONLYDIR;
+    // A directory that went meanwhile needs no watch.
+    if let Err(error) = watches.add(dir, mask)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::error!(dir = %dir.display(), %error, "failed to watch for plugins");
+    }
+}
+
+/// Until something may have changed. Events that were lost are events, too.
+async fn wait(events: &mut Option<Events>) {
+    let next = match events {
+        Some(events) => next_of(events).await,
+        None => false,
+    };
+    if next {
+        tokio::time::sleep(SETTLE).await;
+    } else {
+        *events = None;
+        tokio::time::sleep(FALLBACK_PERIOD).await;
+    }
+}
+
+async fn next_of(
+    events: &mut (impl Stream<Item = io::Result<inotify::EventOwned>> + Unpin),
+) -> bool {
+    matches!(events.next().await, Some(Ok(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::testing::{FakeDriver, Plugin};
+
+    #[derive(Default)]
+    struct Cluster {
+        calls: Mutex<Vec<String>>,
+        refuse: bool,
+    }
+
+    #[async_trait]
+    impl Handler for Cluster {
+        async fn install(&self, driver: &str, info: &NodeInfo) -> Result<(), HandlerError> {
+            let call = format!("+{driver} {} {}", info.node_id, info.max_volumes);
+            self.calls.lock().unwrap().push(call);
+            if self.refuse {
+                return Err("no API server".into());
+            }
+            Ok(())
+        }
+        async fn uninstall(&self, driver: &str) -> Result<(), HandlerError> {
+            self.calls.lock().unwrap().push(format!("-{driver}"));
+            Ok(())
+        }
+    }
+
+    struct Node {
+        dir: tempfile::TempDir,
+        drivers: Arc<Drivers>,
+        cluster: Arc<Cluster>,
+        task: JoinHandle<()>,
+    }
+
+    impl Drop for Node {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    fn start(cluster: Cluster) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let drivers = Arc::new(Drivers::new(Arc::new(|_| {})));
+        let cluster = Arc::new(cluster);
+        let registry = dir.path().join("registry");
+        let registrations = Registrations::new(registry, drivers.clone(), cluster.clone());
+        let task = tokio::spawn(registrations.run());
+        Node {
+            dir,
+            drivers,
+            cluster,
+            task,
+        }
+    }
+
+    impl Node {
+        fn calls(&self) -> Vec<String> {
+            self.cluster.calls.lock().unwrap().clone()
+        }
+        async fn until(&self, what: impl Fn(&Self) -> bool) {
+            let wait = async {
+                while !what(self) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let done = tokio::time::timeout(Duration::from_secs(10), wait).await;
+            assert!(
+                done.is_ok(),
+                "{:?} {:?}",
+                self.calls(),
+                self.drivers.names()
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_driver_registers_goes_and_comes_again() {
+        let node = start(Cluster::default());
+        let registry = node.dir.path().join("registry");
+        node.until(|_| registry.is_dir()).await;
+        let driver = FakeDriver::start(&node.dir.path().join("csi.sock")).await;
+        let plugin = || Plugin::csi("d", &driver.socket, &["1.0.0"]);
+        let socket = registry.join("below/d-reg.sock");
+        std::fs::create_dir(registry.join("below")).unwrap();
+        let first = plugin().start(&socket).await;
+        assert_eq!(first.status().await, Ok(()));
+        assert_eq!(node.calls(), ["+d node-1 7"]);
+        assert_eq!(node.drivers.names(), ["d"]);
+
+        // The registrar starts again: it takes its socket away and makes a new one.
+        drop(first);
+        std::fs::remove_file(&socket).unwrap();
+        let second = plugin().start(&socket).await;
+        assert_eq!(second.status().await, Ok(()));
+        assert_eq!(node.calls(), ["+d node-1 7", "-d", "+d node-1 7"]);
+
+        drop(second);
+        std::fs::remove_file(&socket).unwrap();
+        node.until(|node| node.drivers.names().is_empty()).await;
+        node.until(|node| node.calls().len() == 4).await;
+        let told = node.drivers.client("d").err().unwrap().to_string();
+        assert_eq!(
+            told,
+            "driver name d not found in the list of registered CSI drivers"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_used_is_told_so() {
+        let node = start(Cluster::default());
+        let registry = node.dir.path().join("registry");
+        std::fs::create_dir_all(&registry).unwrap();
+        let driver = FakeDriver::start(&node.dir.path().join("csi.sock")).await;
+        let refused = |plugin: Plugin, name: &'static str| {
+            let socket = registry.join(name);
+            async move { plugin.start(&socket).await.status().await.unwrap_err() }
+        };
+        let old = refused(Plugin::csi("old", &driver.socket, &["0.3.0"]), "old").await;
+        assert!(old.contains("must be v1.x"), "{old}");
+        let mut device = Plugin::csi("gpu", &driver.socket, &["1.0"]);
+        device.kind = "DevicePlugin".to_owned();
+        let device = refused(device, "device").await;
+        assert!(
+            device.contains("no handler registered for plugin type: DevicePlugin"),
+            "{device}"
+        );
+        assert!(node.calls().is_empty() && node.drivers.names().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_the_cluster_does_not_take_is_not_used() {
+        let node = start(Cluster {
+            refuse: true,
+            ..Cluster::default()
+        });
+        let registry = node.dir.path().join("registry");
+        std::fs::create_dir_all(&registry).unwrap();
+        let driver = FakeDriver::start(&node.dir.path().join("csi.sock")).await;
+        let plugin = Plugin::csi("d", &driver.socket, &["1.0.0"]);
+        let plugin = plugin.start(&registry.join("d")).await;
+        let told = plugin.status().await.unwrap_err();
+        assert!(told.ends_with("failed with err: no API server"), "{told}");
+        assert!(node.drivers.names().is_empty());
+        // And it is asked again.
+        node.until(|node| node.calls().len() >= 4).await;
+    }
+
+    #[test]
+    fn of_two_of_a_name_the_newer_wins() {
+        let versions = |v: &str| vec![v.to_owned()];
+        let old = validate(&versions("1.1"), None).unwrap();
+        assert!(validate(&versions("1.2"), Some(&old)).is_ok());
+        for given in ["1.1", "1.0"] {
+            let told = validate(&versions(given), Some(&old)).unwrap_err();
+            assert!(told.contains("already registered"), "{told}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Collects from the API server all that a driver must be told of a pod's volume, before any driver is asked.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use k8s_openapi::api::authentication::v1::TokenRequestStatus;
+use k8s_openapi::api::core::v1::SecretReference;
+use k8s_openapi::api::storage::v1::CSIDriver;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::mount::{Job, Place, Staging};
+use super::request::{
+    attach_required, attachment_name, check_lifecycle, ephemeral_handle, hands_to_group, pod_info,
+};
+use super::{CsiError, DeviceKey, MOUNT, NAME};
+use crate::claim::Persistent;
+use crate::layout::check_component;
+use crate::plugin::{Mounter, SetUpError};
+use crate::source::TokenRequest;
+
+/// A kernel with SELinux has it.
+const SELINUX_FS: &str = "/sys/fs/selinux/enforce";
+const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+
+/// What the two kinds of source have in common.
+struct Source {
+    driver: String,
+    handle: String,
+    fs_type: String,
+    attributes: BTreeMap<String, String>,
+    access_mode: Option<String>,
+    mount_options: Vec<String>,
+    read_only: bool,
+    stage_secret: Option<SecretReference>,
+    publish_secret: Option<SecretReference>,
+}
+
+impl Source {
+    fn of(mounter: &Mounter<'_>) -> Result<Self, CsiError> {
+        let missing = || CsiError::Missing("volume source not found in volume.Spec");
+        let Some(persistent) = mounter.persistent else {
+            let csi = mounter.volume.csi.clone().ok_or_else(missing)?;
+            return Ok(Self {
+                driver: csi.driver,
+                handle: ephemeral_handle(mounter.pod_uid, &mounter.volume.name),
+                fs_type: csi.fs_type.unwrap_or_default(),
+                attributes: csi.volume_attributes.unwrap_or_default(),
+                access_mode: None,
+                mount_options: Vec::new(),
+                read_only: csi.read_only.unwrap_or(false),
+                stage_secret: None,
+                publish_secret: csi.node_publish_secret_ref.map(|secret| SecretReference {
+                    name: Some(secret.name),
+                    namespace: Some(mounter.namespace().to_owned()),
+                }),
+            });
+        };
+        let spec = persistent.volume.spec.as_ref().ok_or_else(missing)?;
+        let csi = spec.csi.clone().ok_or_else(missing)?;
+        let modes = spec.access_modes.as_ref();
+        Ok(Self {
+            driver: csi.driver,
+            handle: csi.volume_handle,
+            fs_type: csi.fs_type.unwrap_or_default(),
+            attributes: csi.volume_attributes.unwrap_or_default(),
+            access_mode: modes.and_then(|m| m.first().cloned()),
+            mount_options: spec.mount_options.clone().unwrap_or_default(),
+            read_only: persistent.read_only,
+            stage_secret: csi.node_stage_secret_ref,
+            publish_secret: csi.node_publish_secret_ref,
+        })
+    }
+}
+
+/// Waits until the volume is attached, where it must be.
+pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
+    let csi = mounter.csi;
+    let source = Source::of(mounter)?;
+    check_component("csi.driver", &source.driver)?;
+    if source.handle.is_empty() {
+        return Err(CsiError::Missing("missing volume id").into());
+    }
+    let ephemeral = mounter.persistent.is_none();
+    let object = csi.source.csi_driver(&source.driver).await;
+    let object = object.map_err(|error| CsiError::Driver {
+        driver: source.driver.clone(),
+        source: error,
+    })?;
+    let driver = object.as_deref();
+    check_lifecycle(driver, &source.driver, ephemeral)?;
+    refuse_selinux(driver, &source.driver)?;
+    let key = DeviceKey {
+        driver: source.driver,
+        handle: source.handle,
+    };
+    let attachment = attachment_name(&key.handle, &key.driver, &csi.node_name);
+    let mut publish_context = BTreeMap::new();
+    if !ephemeral {
+        publish_context = if attach_required(driver) {
+            csi.wait_for_attach(&key, mounter.pod_uid, mounter.directory)
+                .await?
+        } else {
+            csi.in_use.want(&key, mounter.pod_uid);
+            BTreeMap::new()
+        };
+    }
+    let mut volume_context = source.attributes.clone();
+    if driver.and_then(|d| d.spec.pod_info_on_mount) == Some(true) {
+        volume_context.extend(pod_info(mounter.pod, ephemeral));
+    }
+    let mut publish_secrets =
+        secrets(mounter, "NodePublishSecretRef", source.publish_secret).await?;
+    if let Some(tokens) = tokens(mounter, driver).await? {
+        let in_secrets = driver.and_then(|d| d.spec.service_account_token_in_secrets);
+        let map = match in_secrets {
+            Some(true) => &mut publish_secrets,
+            _ => &mut volume_context,
+        };
+        map.insert(TOKENS.to_owned(), tokens);
+    }
+    let volume = mounter.persistent.map(|p| &*p.volume);
+    let hands_over = hands_to_group(driver, &source.fs_type, volume, source.read_only)?;
+    let (layout, uid) = (mounter.layout, mounter.pod_uid);
+    let block = mounter.persistent.is_some_and(Persistent::is_block);
+    let place = if block {
+        let paths = layout.csi_block(mounter.directory);
+        Place::Block {
+            data: paths.data,
+            link: layout.csi_device_links(uid).join(mounter.directory),
+            target: paths.published.join(uid),
+            staging: paths.staging,
+        }
+    } else {
+        Place::Mount {
+            target: layout.volume(uid, NAME, mounter.directory).join(MOUNT),
+            staging: csi.staging_path(&key),
+        }
+    };
+    let staging = if ephemeral {
+        None
+    } else {
+        Some(Staging {
+            volume_context: source.attributes,
+            secrets: secrets(mounter, "NodeStageSecretRef", source.stage_secret).await?,
+        })
+    };
+    let mut memory = csi.memory();
+    let begun = memory.begun.entry(uid.to_owned()).or_default();
+    begun.insert(key.clone());
+    drop(memory);
+    Ok(Job {
+        csi: Arc::clone(csi),
+        key,
+        uid: uid.to_owned(),
+        name: mounter.directory.to_owned(),
+        attachment,
+        place,
+        staging,
+        fs_type: source.fs_type,
+        access_mode: source.access_mode,
+        mount_options: source.mount_options,
+        read_only: source.read_only,
+        publish_context,
+        volume_context,
+        publish_secrets,
+        group: mounter.ownership.fs_group,
+        group_policy: mounter.ownership.policy,
+        hands_over,
+    })
+}
+
+/// A driver that mounts with a context of the pod's would leave files that no other pod may read, where SELinux is on.
+fn refuse_selinux(driver: Option<&CSIDriver>, name: &str) -> Result<(), CsiError> {
+    let asks = driver.and_then(|d| d.spec.se_linux_mount) == Some(true);
+    if asks && Path::new(SELINUX_FS).exists() {
+        return Err(CsiError::SeLinux(name.to_owned()));
+    }
+    Ok(())
+}
+
+async fn secrets(
+    mounter: &Mounter<'_>,
+    which: &'static str,
+    reference: Option<SecretReference>,
+) -> Result<BTreeMap<String, String>, CsiError> {
+    let Some(reference) = reference else {
+        return Ok(BTreeMap::new());
+    };
+    let namespace = reference.namespace.unwrap_or_default();
+    let name = reference.name.unwrap_or_default();
+    let failed = |why: String| CsiError::Secret {
+        which,
+        namespace: namespace.clone(),
+        name: name.clone(),
+        why,
+    };
+    let found = mounter.source.secret(&namespace, &name).await;
+    let found = found.map_err(|error| failed(error.to_string()))?;
+    let found = found.ok_or_else(|| failed(format!("secrets {name:?} not found")))?;
+    let data = found.data.iter().flatten();
+    Ok(data
+        .map(|(key, value)| (key.clone(), String::from_utf8_lossy(&value.0).into_owned()))
+        .collect())
+}
+
+/// The tokens the driver asks for in the pod's name, as JSON by audience. Upstream: `podServiceAccountTokenAttrs`.
+async fn tokens(
+    mounter: &Mounter<'_>,
+    driver: Option<&CSIDriver>,
+) -> Result<Option<String>, CsiError> {
+    let Some(driver) = driver else {
+        return Ok(None);
+    };
+    let requests = driver.spec.token_requests.as_deref().unwrap_or_default();
+    if requests.is_empty() {
+        return Ok(None);
+    }
+    let spec = mounter.pod.spec.as_ref();
+    let account = spec.and_then(|s| s.service_account_name.clone());
+    let republished = driver.spec.requires_republish == Some(true);
+    let mut answers = BTreeMap::new();
+    for request in requests {
+        let audience = &request.audience;
+        let wanted = TokenRequest {
+            namespace: mounter.namespace().to_owned(),
+            service_account: account.clone().unwrap_or_default(),
+            audiences: Some(audience.clone())
+                .filter(|a| !a.is_empty())
+                .into_iter()
+                .collect(),
+            expiration_seconds: request.expiration_seconds,
+            pod_name: mounter.pod.metadata.name.clone().unwrap_or_default(),
+            pod_uid: mounter.pod_uid.to_owned(),
+        };
+        // One that is never given again is not to be renewed.
+        let token = if republished {
+            mounter
+                .tokens
+                .get(mounter.source, &wanted, mounter.now)
+                .await
+        } else {
+            mounter.source.service_account_token(&wanted).await
+        };
+        let token = token.map_err(CsiError::Token)?;
+        let seconds = token.expires_at.as_second();
+        let expires = jiff::Timestamp::from_second(seconds).unwrap_or(token.expires_at);
+        let status = TokenRequestStatus {
+            token: Some(token.token),
+            expiration_timestamp: Some(Time(expires)),
+        };
+        answers.insert(audience.clone(), status);
+    }
+    let text = serde_json::to_string(&answers);
+    Ok(Some(text.expect("strings and times are JSON")))
+}
