@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
-use crate::{bench, conformance, forward, fuzz, images, layers, metrics, test_run, tidy};
+use crate::{bench, conformance, csi, forward, fuzz, images, layers, metrics, test_run, tidy};
 
 /// The cluster's name where `--name` is not given.
 const DEFAULT_NAME: &str = "gantry";
@@ -61,6 +61,8 @@ enum Verb {
     Conformance(conformance::ConformanceOptions),
     /// Measures ours and upstream's side by side.
     Bench(bench::BenchOptions),
+    /// Runs csi-test's suite against the CSI driver of `--with-csi hostpath`.
+    CsiSanity(csi::SanityOptions),
     /// Unpacks made-up stacks of layers with our image store and with containerd's applier, and compares.
     Layers(layers::LayersOptions),
     /// Compares the pages of metrics of our kubelet and of upstream's, in one cluster.
@@ -103,6 +105,9 @@ struct Up {
     /// The version of the API server; everything else is of ours.
     #[arg(long, value_enum, default_value = "1.37")]
     kubernetes: Kubernetes,
+    /// Volumes: a CSI driver with its sidecars and snapshots, or folders of the nodes.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    with_csi: Vec<csi::Storage>,
 }
 
 /// Runs the command that the process was started with.
@@ -122,6 +127,7 @@ pub fn run() -> Result<ExitCode> {
                 max_pods: up.max_pods,
                 profile: up.profile,
                 kubernetes: up.kubernetes,
+                with_csi: up.with_csi.into_iter().collect(),
             })?;
             println!("{}", cluster.hints());
         }
@@ -142,6 +148,7 @@ pub fn run() -> Result<ExitCode> {
             return conformance::run(name, &options);
         }
         Verb::Bench(options) => bench::run(&options)?,
+        Verb::CsiSanity(options) => csi::sanity(&options)?,
         Verb::Layers(options) => layers::run(&options)?,
         Verb::Metrics(options) => metrics::run(&options)?,
         Verb::Fuzz(options) => fuzz::run(&options)?,

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::csi::{self, Storage};
 use crate::debian;
 use crate::images;
 use crate::node;
@@ -77,6 +78,9 @@ pub struct Options {
     /// The version of the API server.
     #[serde(default)]
     pub kubernetes: Kubernetes,
+    /// Where its volumes come from.
+    #[serde(default)]
+    pub with_csi: BTreeSet<Storage>,
 }
 
 impl Default for Options {
@@ -90,6 +94,7 @@ impl Default for Options {
             max_pods: 150,
             profile: Profile::Release,
             kubernetes: Kubernetes::default(),
+            with_csi: BTreeSet::new(),
         }
     }
 }
@@ -198,7 +203,8 @@ impl Cluster {
         }
         programs::build_upstream(steps, outputs, &upstream)?;
         programs::build_ours(steps, outputs, &ours)?;
-        images::build(steps, outputs)
+        images::build(steps, outputs)?;
+        csi::build(steps, outputs, &options.with_csi)
     }
 
     fn start_everything(&mut self, steps: &Steps, token: &str) -> Result<()> {
@@ -236,7 +242,7 @@ impl Cluster {
             "--timeout=180s",
         ])?;
         step.done();
-        Ok(())
+        csi::apply(self, steps)
     }
 
     /// Finds a cluster that `up` made.
@@ -493,6 +499,7 @@ fn tear_down(layout: &Layout) -> Result<()> {
     for hierarchy in cgroup::hierarchies().unwrap_or_default() {
         let _ = fs::remove_dir(hierarchy.join("gantry-e2e"));
     }
+    attempt("give back loop devices", csi::release_loop_devices(layout));
     attempt("unpin the nodes", node::unpin_all(layout));
     attempt("remove the namespaces", lan::destroy(layout));
     for dir in [layout.dir(), layout.run_dir()] {

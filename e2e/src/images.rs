@@ -23,8 +23,8 @@ use layer::{Blob, Entry};
 const MANIFEST: &str = include_str!("../images.toml");
 /// 2023-11-14T22:13:20Z, the age of everything in an image.
 const CREATED: &str = "2023-11-14T22:13:20Z";
-/// Programs that images hold.
-pub const PROGRAMS: &[&str] = &["agnhost", "coredns", "etcd", "sample-apiserver"];
+/// The images of every cluster; others are built for those that ask for them.
+const BASE: &str = "";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +58,34 @@ struct Image {
     ports: Vec<String>,
     #[serde(default)]
     stop_signal: String,
+    /// Whose image it is: of every cluster where none is given.
+    #[serde(default)]
+    set: String,
+}
+
+impl Manifest {
+    fn read() -> Result<Self> {
+        toml::from_str(MANIFEST).context("read images.toml")
+    }
+
+    fn images(&self, set: &str) -> impl Iterator<Item = &Image> {
+        self.image.iter().filter(move |image| image.set == set)
+    }
+
+    /// What the images of a set hold, one name once.
+    fn programs(
+        &self,
+        set: &str,
+        of: impl Fn(&Entry) -> Option<&String>,
+    ) -> std::collections::BTreeSet<&str> {
+        self.images(set)
+            .flat_map(|image| &image.layers)
+            .filter_map(|layer| self.layer.get(layer))
+            .flatten()
+            .filter_map(of)
+            .map(String::as_str)
+            .collect()
+    }
 }
 
 /// What an image consists of, to be embedded in agnhost's fake registry.
@@ -67,18 +95,43 @@ struct Built {
     layers: Vec<Blob>,
 }
 
-/// Builds what is missing or older than its inputs.
+/// Builds what is missing or older than its inputs, of the images of every cluster.
 ///
 /// # Errors
 /// A program, package or file is missing.
 pub fn build(steps: &Steps, outputs: &Outputs) -> Result<()> {
-    programs::build_upstream(steps, outputs, PROGRAMS)?;
-    let stamp_path = outputs.images().join("stamp");
-    let stamp = stamp(outputs)?;
+    build_set(steps, outputs, BASE)
+}
+
+/// The same for a set of images.
+///
+/// # Errors
+/// A program, package or file is missing.
+pub fn build_set(steps: &Steps, outputs: &Outputs, set: &str) -> Result<()> {
+    let manifest = Manifest::read()?;
+    let upstream: Vec<&str> = manifest
+        .programs(set, |entry| entry.program.as_ref())
+        .into_iter()
+        .collect();
+    programs::build_upstream(steps, outputs, &upstream)?;
+    let ours = manifest.programs(set, |entry| entry.ours.as_ref());
+    if !ours.is_empty() {
+        programs::build_csi_hostpath(steps, outputs)?;
+    }
+    let stamp_path = outputs.images().join(if set == BASE {
+        "stamp".to_owned()
+    } else {
+        format!("stamp-{set}")
+    });
+    let made_from: Vec<PathBuf> = upstream
+        .iter()
+        .map(|program| outputs.upstream(program))
+        .chain(ours.iter().map(|program| outputs.ours(program)))
+        .collect();
+    let stamp = stamp(&made_from)?;
     if fs::read_to_string(&stamp_path).is_ok_and(|old| old == stamp) {
         return Ok(());
     }
-    let manifest: Manifest = toml::from_str(MANIFEST).context("read images.toml")?;
     fs::create_dir_all(outputs.images())?;
     base::debian(
         steps,
@@ -89,10 +142,11 @@ pub fn build(steps: &Steps, outputs: &Outputs) -> Result<()> {
     base::busybox(steps, outputs)?;
     base::c_programs(steps, outputs)?;
 
-    let step = steps.start("build images", Some(manifest.image.len() as u64))?;
+    let number = manifest.images(set).count() as u64;
+    let step = steps.start("build images", Some(number))?;
     let mut layers: BTreeMap<String, Blob> = BTreeMap::new();
     let mut built: BTreeMap<String, Built> = BTreeMap::new();
-    for image in &manifest.image {
+    for image in manifest.images(set) {
         step.message(&image.names[0]);
         for name in &image.layers {
             if !layers.contains_key(name) {
@@ -140,7 +194,7 @@ pub fn build(steps: &Steps, outputs: &Outputs) -> Result<()> {
 }
 
 /// Changes when an input does.
-fn stamp(outputs: &Outputs) -> Result<String> {
+fn stamp(made_from: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(MANIFEST);
     for text in [
@@ -150,10 +204,8 @@ fn stamp(outputs: &Outputs) -> Result<String> {
     ] {
         hash.update(text);
     }
-    for program in PROGRAMS {
-        hash.update(
-            fs::read(outputs.upstream(program)).with_context(|| format!("read {program}"))?,
-        );
+    for program in made_from {
+        hash.update(fs::read(program).with_context(|| format!("read {}", program.display()))?);
     }
     Ok(layer::hex(&hash.finalize()))
 }
@@ -239,12 +291,15 @@ fn file_name(image: &str) -> String {
     image.replace(['/', ':'], "_")
 }
 
-/// Pushes every image to the registry at `address`, under its own name less the host.
+/// Pushes every image of the cluster to the registry at `address`, under its own name less the host.
 ///
 /// # Errors
 /// The registry does not answer, or refuses one.
 pub fn push_all(cluster: &Cluster, address: &str, step: &Step) -> Result<()> {
-    let manifest: Manifest = toml::from_str(MANIFEST).context("read images.toml")?;
+    let manifest = Manifest::read()?;
+    let wanted = &cluster.state.options.with_csi;
+    let is_wanted =
+        |image: &&Image| image.set == BASE || wanted.iter().any(|one| one.set() == image.set);
     let crane = cluster.outputs.upstream("crane");
     let deadline = Instant::now() + std::time::Duration::from_secs(20);
     while let Err(err) =
@@ -260,7 +315,8 @@ pub fn push_all(cluster: &Cluster, address: &str, step: &Step) -> Result<()> {
         }
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    for name in manifest.image.iter().flat_map(|image| &image.names) {
+    let images = manifest.image.iter().filter(is_wanted);
+    for name in images.flat_map(|image| &image.names) {
         step.message(&format!("push {name}"));
         let path = name
             .strip_prefix("registry.k8s.io/")
@@ -281,12 +337,15 @@ pub fn push_all(cluster: &Cluster, address: &str, step: &Step) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::csi::Storage;
 
     #[test]
     fn every_image_names_layers_that_exist() {
-        let manifest: Manifest = toml::from_str(MANIFEST).expect("images.toml is well-formed");
+        let manifest = Manifest::read().expect("images.toml is well-formed");
         for image in &manifest.image {
             assert!(!image.names.is_empty());
+            let sets = [Storage::Hostpath, Storage::LocalPath].map(Storage::set);
+            assert!(image.set == BASE || sets.contains(&image.set.as_str()));
             for layer in &image.layers {
                 assert!(
                     ["debian", "busybox"].contains(&layer.as_str())

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cli;
 pub mod cluster;
 pub mod conformance;
+pub mod csi;
 pub mod debian;
 pub mod forward;
 pub mod fuzz;

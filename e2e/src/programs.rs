@@ -322,10 +322,58 @@ const GO_PROGRAMS: &[GoProgram] = &[
         "github.com/containernetworking/plugins/plugins/meta/portmap",
         GoKind::Plain,
     ),
+    go(
+        "csi-provisioner",
+        "csi",
+        "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner",
+        GoKind::Plain,
+    ),
+    go(
+        "csi-attacher",
+        "csi",
+        "github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher",
+        GoKind::Plain,
+    ),
+    go(
+        "csi-resizer",
+        "csi",
+        "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer",
+        GoKind::Plain,
+    ),
+    go(
+        "csi-snapshotter",
+        "csi",
+        "github.com/kubernetes-csi/external-snapshotter/v8/cmd/csi-snapshotter",
+        GoKind::Plain,
+    ),
+    go(
+        "snapshot-controller",
+        "csi",
+        "github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller",
+        GoKind::Plain,
+    ),
+    go(
+        "csi-sanity",
+        "csi",
+        "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity",
+        GoKind::Plain,
+    ),
+    go(
+        "local-path-provisioner",
+        "localpath",
+        "github.com/rancher/local-path-provisioner",
+        GoKind::Plain,
+    ),
 ];
 
 /// What every cluster needs, besides its API server.
 pub const CLUSTER_PROGRAMS: &[&str] = &["etcd", "kubectl", "crane", "coredns", "agnhost"];
+/// The programs of `csi-hostpath/`, the driver first.
+pub const CSI_HOSTPATH: &[&str] = &[
+    "hostpathplugin",
+    "csi-node-driver-registrar",
+    "livenessprobe",
+];
 /// The peers of our kubelet.
 pub const NODE_PEERS: &[&str] = &[
     "kubelet",
@@ -430,7 +478,7 @@ fn inputs(outputs: &Outputs, program: &GoProgram) -> Result<String> {
             meta.modified()?
         ));
     }
-    let module = outputs.workspace.join("e2e/upstream").join(program.module);
+    let module = go_module(outputs, program.module);
     let mut files = vec![module.join("go.mod"), module.join("go.sum")];
     if let Some(own) = program.package.strip_prefix("./") {
         let mut sources: Vec<PathBuf> = std::fs::read_dir(module.join(own))?
@@ -452,11 +500,16 @@ fn inputs(outputs: &Outputs, program: &GoProgram) -> Result<String> {
         .collect())
 }
 
+/// The folder of a Go module below `e2e/upstream`; the empty name is that folder itself.
+pub fn go_module(outputs: &Outputs, name: &str) -> PathBuf {
+    outputs.workspace.join("e2e/upstream").join(name)
+}
+
 fn go_command(outputs: &Outputs, program: &GoProgram) -> Command {
     let ldflags = ldflags(program.kind);
     let mut command = Command::new("go");
     command
-        .current_dir(outputs.workspace.join("e2e/upstream").join(program.module))
+        .current_dir(go_module(outputs, program.module))
         .env(
             "CGO_ENABLED",
             if program.kind == GoKind::Runc {
@@ -511,6 +564,27 @@ pub fn build_ours(steps: &Steps, outputs: &Outputs, packages: &[&str]) -> Result
                 outputs.ours(program).display()
             );
         }
+    }
+    step.done();
+    Ok(())
+}
+
+/// Builds the programs of `csi-hostpath/`: whole in themselves, for images without a C library.
+///
+/// # Errors
+/// A build fails.
+pub fn build_csi_hostpath(steps: &Steps, outputs: &Outputs) -> Result<()> {
+    let step = steps.start("build the CSI driver", Some(CSI_HOSTPATH.len() as u64))?;
+    for program in CSI_HOSTPATH {
+        step.message(program);
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command
+            .current_dir(&outputs.workspace)
+            .args(["rustc", "--profile", outputs.profile.name()])
+            .args(["--package", "csi-hostpath", "--bin", program])
+            .args(["--", "-C", "target-feature=+crt-static"]);
+        step.run(&mut command)?;
+        step.advance();
     }
     step.done();
     Ok(())

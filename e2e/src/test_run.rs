@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::cluster::{Cluster, Options};
+use crate::csi::Storage;
 use crate::programs::{Outputs, Profile};
 use crate::step::Steps;
 use crate::{conformance, debian, tidy};
@@ -80,12 +81,16 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
             tests: calm,
             filter: options.filter.clone().filter(|_| file.is_none()),
             smoke: options.filter.is_none(),
+            with_csi: file
+                .filter(|file| *file == WITH_CSI)
+                .map(|_| Storage::Hostpath),
         },
         Lane {
             cluster: DISRUPTED_CLUSTER,
             tests: disruptive,
             filter: options.filter.clone().filter(|_| file.is_none()),
             smoke: false,
+            with_csi: None,
         },
     ];
     lanes.retain(|lane| !lane.tests.is_empty());
@@ -139,6 +144,9 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
 const DISRUPTIVE: &[&str] = &["killed", "node_cut"];
 const DISRUPTED_CLUSTER: &str = "gantrybreak";
 
+/// Tests on a cluster with a CSI driver, which is made for them alone: `cargo e2e test csi`.
+const WITH_CSI: &str = "csi";
+
 /// A cluster and the tests that run on it, one at a time.
 struct Lane {
     cluster: &'static str,
@@ -147,6 +155,7 @@ struct Lane {
     filter: Option<String>,
     /// Then the conformance smoke list.
     smoke: bool,
+    with_csi: Option<Storage>,
 }
 
 impl Lane {
@@ -156,6 +165,7 @@ impl Lane {
             name: self.cluster.to_owned(),
             replicas: 2,
             profile: Profile::Dev,
+            with_csi: self.with_csi.into_iter().collect(),
             ..Options::default()
         };
         Cluster::up(options).map(drop)

@@ -24,6 +24,8 @@ pub struct Entry {
     /// 0755 where none is given.
     pub mode: Option<u32>,
     pub program: Option<String>,
+    /// One of our own programs that are whole in themselves.
+    pub ours: Option<String>,
     pub built: Option<String>,
     pub module: Option<String>,
     pub text: Option<String>,
@@ -104,6 +106,8 @@ pub fn build<'a>(
 fn content(outputs: &Outputs, entry: &Entry) -> Result<Option<Vec<u8>>> {
     let path = if let Some(program) = &entry.program {
         outputs.upstream(program)
+    } else if let Some(program) = &entry.ours {
+        outputs.ours(program)
     } else if let Some(program) = &entry.built {
         base::built(outputs, program)
     } else if let Some(file) = &entry.module {
