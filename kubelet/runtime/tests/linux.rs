@@ -630,6 +630,28 @@ async fn mounts_files_and_read_only_roots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_root_is_not_synced_to_the_disk() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let config = node.sandbox_config("volatile");
+    let sandbox = node.runtime.run_pod_sandbox(&config).await.unwrap();
+    let (_, log) = node
+        .run(
+            &sandbox,
+            &script("echo x > /x && cat /x; grep ' / / ' /proc/self/mountinfo"),
+        )
+        .await;
+    let (said, root) = log.split_once('\n').unwrap();
+    assert_eq!(said, "x");
+    assert!(
+        root.contains(" - overlay ") && root.contains("volatile"),
+        "{root}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pid_namespace_can_be_shared() {
     if !is_root() {
         return;

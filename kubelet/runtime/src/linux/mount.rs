@@ -29,7 +29,14 @@ fn to_c(path: &Path) -> io::Result<CString> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "path with a NUL byte"))
 }
 
+/// Kernels before 5.10 do not know `volatile`.
+static VOLATILE_IS_UNKNOWN: AtomicBool = AtomicBool::new(false);
+
 /// An overlay on `target`: writable with `upper` and `work`, read-only without. `lower` is topmost first.
+///
+/// A writable one is `volatile`: nothing of it is ever synced, neither when the container asks nor when it is unmounted, which
+/// would write out the whole file system below. Its layer ends with the container, and the kernel refuses to mount it a second
+/// time. DIFFERS: containerd's snapshotter does so on request only.
 pub fn overlay(
     target: &Path,
     lower: &[PathBuf],
@@ -92,6 +99,15 @@ fn overlay_by_descriptor(
         if let Some((upper, work)) = writable {
             set(&context, c"upperdir", upper)?;
             set(&context, c"workdir", work)?;
+            // SAFETY: the string is static, the descriptor ours; the kernel takes no value.
+            check(libc::syscall(
+                libc::SYS_fsconfig,
+                context.as_raw_fd(),
+                FSCONFIG_SET_FLAG,
+                c"volatile".as_ptr(),
+                std::ptr::null::<libc::c_char>(),
+                0,
+            ))?;
         }
         let null = std::ptr::null::<libc::c_char>();
         check(libc::syscall(
@@ -139,7 +155,7 @@ fn overlay_by_options(
             work.display()
         ));
     }
-    if options.len() > MAX_OPTION_BYTES {
+    if options.len() + ",volatile".len() > MAX_OPTION_BYTES {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!(
@@ -153,19 +169,33 @@ fn overlay_by_options(
     } else {
         MsFlags::empty()
     };
-    mount(
-        Some("overlay"),
-        target,
-        Some("overlay"),
-        flags,
-        Some(options.as_str()),
-    )
-    .map_err(io::Error::from)
+    let mount_with = |options: &str| {
+        mount(
+            Some("overlay"),
+            target,
+            Some("overlay"),
+            flags,
+            Some(options),
+        )
+        .map_err(io::Error::from)
+    };
+    if writable.is_none() || VOLATILE_IS_UNKNOWN.load(Ordering::Relaxed) {
+        return mount_with(&options);
+    }
+    match mount_with(&format!("{options},volatile")) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            mount_with(&options)?;
+            VOLATILE_IS_UNKNOWN.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 // linux/mount.h
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+const FSCONFIG_SET_FLAG: libc::c_uint = 0;
 const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
