@@ -57,4 +57,5 @@ pub mod taint_eviction;
 pub mod token_cleaner;
 pub mod ttl;
 pub mod ttl_after_finished;
+pub mod validatingadmissionpolicy_status;
 pub mod volume_protection;
