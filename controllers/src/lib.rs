@@ -42,6 +42,7 @@ pub mod legacy_token_cleaner;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
+pub mod persistentvolume_attach_detach;
 pub mod persistentvolume_binder;
 pub mod persistentvolume_expander;
 pub mod pod_garbage_collector;

@@ -69,6 +69,8 @@ pub struct Options {
     pub enable_garbage_collector: bool,
     /// `--pvclaimbinder-sync-period`, `--enable-dynamic-provisioning`, …
     pub volumes: VolumeOptions,
+    /// `--attach-detach-reconcile-sync-period`, …
+    pub attach_detach: AttachDetachOptions,
     /// Workers of each controller that has a `--concurrent-*-syncs` flag, by the flag's middle word (`deployment`, `gc`).
     pub concurrent_syncs: BTreeMap<&'static str, usize>,
 }
@@ -82,6 +84,15 @@ pub struct VolumeOptions {
     pub enable_dynamic_provisioning: bool,
     /// `--enable-hostpath-provisioner`.
     pub enable_hostpath_provisioner: bool,
+}
+
+/// Settings of the persistentvolume-attach-detach controller.
+#[derive(Clone, Debug)]
+pub struct AttachDetachOptions {
+    /// `--attach-detach-reconcile-sync-period`; `None` with `--disable-attach-detach-reconcile-sync`.
+    pub sync_period: Option<Duration>,
+    /// `--disable-force-detach-on-timeout`.
+    pub disable_force_detach: bool,
 }
 
 /// One certificate authority on disk.
@@ -269,6 +280,14 @@ impl Options {
                 errors.push(FieldError::invalid(flag, "0s", "must be greater than zero"));
             }
         }
+        let sync_period = flags.duration("attach-detach-reconcile-sync-period");
+        if sync_period < Duration::from_secs(1) {
+            errors.push(FieldError::invalid(
+                "attach-detach-reconcile-sync-period",
+                format!("{sync_period:?}"),
+                "duration time must be greater than one second",
+            ));
+        }
         errors.extend(crate::registry::validate(flags.list("controllers")));
         if !errors.is_empty() {
             return Err(InvalidOptions::Fields(errors));
@@ -304,6 +323,11 @@ impl Options {
                 claim_binder_sync_period: flags.duration("pvclaimbinder-sync-period"),
                 enable_dynamic_provisioning: flags.bool("enable-dynamic-provisioning"),
                 enable_hostpath_provisioner: flags.bool("enable-hostpath-provisioner"),
+            },
+            attach_detach: AttachDetachOptions {
+                sync_period: Some(sync_period)
+                    .filter(|_| !flags.bool("disable-attach-detach-reconcile-sync")),
+                disable_force_detach: flags.bool("disable-force-detach-on-timeout"),
             },
             concurrent_syncs,
         })

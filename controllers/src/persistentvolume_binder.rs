@@ -32,3 +32,4 @@ pub mod sync;
 mod tests;
 
 pub use controller::start;
+pub(crate) use metrics::record_operation;

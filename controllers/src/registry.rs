@@ -206,12 +206,16 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built("validatingadmissionpolicy-status-controller", "", |c| {
         crate::validatingadmissionpolicy_status::start(c).boxed()
     }),
+    built(
+        "persistentvolume-attach-detach-controller",
+        "attachdetach",
+        |c| crate::persistentvolume_attach_detach::start(c).boxed(),
+    ),
     // not built yet
     missing(
         "horizontal-pod-autoscaler-controller",
         "horizontalpodautoscaling",
     ),
-    missing("persistentvolume-attach-detach-controller", "attachdetach"),
     missing("resourceclaim-controller", "resource-claim-controller"),
     missing("storage-version-migrator-controller", "svm"),
     missing("device-taint-eviction-controller", ""),

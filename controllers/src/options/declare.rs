@@ -161,6 +161,9 @@ pub fn flag_set() -> FlagSet {
         "Enable dynamic provisioning for environments that support it.",
     );
     flags.bool("enable-hostpath-provisioner", false, "Enable HostPath PV provisioning when running without a cloud provider. This allows testing and development of provisioning features. HostPath provisioning is not supported in any way, won't work in a multi-node cluster, and should not be used for anything other than testing or development.");
+    flags.duration("attach-detach-reconcile-sync-period", seconds(60), "The reconciler sync wait time between volume attach detach. This duration must be larger than one second, and increasing this value from the default may allow for volumes to be mismatched with pods.");
+    flags.bool("disable-attach-detach-reconcile-sync", false, "Disable volume attach detach reconciler sync. Disabling this may cause volumes to be mismatched with pods. Use wisely.");
+    flags.bool("disable-force-detach-on-timeout", false, "Prevent force detaching volumes based on maximum unmount time and node status. If this flag is set to true, the non-graceful node shutdown feature must be used to recover from node failure. See https://k8s.io/docs/storage-disable-force-detach-on-timeout/.");
     for (_, name, default) in CONCURRENT {
         flags.int(
             name,
@@ -191,9 +194,6 @@ fn unused(flags: &mut FlagSet) {
         ("external-cloud-volume-plugin", text("")),
         ("min-resync-period", time(12 * 3600)),
         ("route-reconciliation-period", time(10)),
-        ("attach-detach-reconcile-sync-period", time(60)),
-        ("disable-attach-detach-reconcile-sync", Value::Bool(false)),
-        ("disable-force-detach-on-timeout", Value::Bool(false)),
         ("endpoint-updates-batch-period", time(0)),
         (
             "horizontal-pod-autoscaler-cpu-initialization-period",

@@ -45,6 +45,7 @@ fn no_option_does_nothing_in_silence() {
         "NodeIpamOptions",
         "NodeLifecycleOptions",
         "VolumeOptions",
+        "AttachDetachOptions",
     ] {
         let fields = audit::fields(include_str!("../options.rs"), name);
         assert!(!fields.is_empty(), "{name}");
