@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use crate::clustertrustbundle_publisher::CLUSTER_TRUST_BUNDLE;
 use crate::configz;
 use crate::context::{ControllerContext, Running};
+use crate::horizontal_pod_autoscaler::{CONSISTENCY, GENERATION, SCALE_TO_ZERO};
 use crate::node_lifecycle::LEASE_CIRCUIT_BREAKER;
 use crate::options::{COMPONENT, Options, flag_set};
 use crate::podcertificaterequest_cleaner::POD_CERTIFICATE_REQUEST;
@@ -32,11 +33,15 @@ use crate::volume_protection::UNUSED_SINCE_TIME;
 /// Gates that controllers here look at.
 const FEATURES: &[Feature] = &[
     Feature::ga(CLUSTER_TRUST_BUNDLE),
+    Feature::locked("HPAConfigurableTolerance"),
+    Feature::beta(GENERATION),
+    Feature::beta(SCALE_TO_ZERO),
     Feature::beta(LEASE_CIRCUIT_BREAKER),
     Feature::beta(MAX_UNAVAILABLE),
     Feature::beta(UNUSED_SINCE_TIME),
     Feature::ga(POD_CERTIFICATE_REQUEST),
     Feature::locked("SeparateTaintEvictionController"),
+    Feature::beta(CONSISTENCY),
 ];
 
 /// Runs the process; returns its exit code.

@@ -71,6 +71,8 @@ pub struct Options {
     pub volumes: VolumeOptions,
     /// `--attach-detach-reconcile-sync-period`, …
     pub attach_detach: AttachDetachOptions,
+    /// `--horizontal-pod-autoscaler-*`.
+    pub autoscaler: AutoscalerOptions,
     /// Workers of each controller that has a `--concurrent-*-syncs` flag, by the flag's middle word (`deployment`, `gc`).
     pub concurrent_syncs: BTreeMap<&'static str, usize>,
 }
@@ -93,6 +95,21 @@ pub struct AttachDetachOptions {
     pub sync_period: Option<Duration>,
     /// `--disable-force-detach-on-timeout`.
     pub disable_force_detach: bool,
+}
+
+/// Settings of the horizontal-pod-autoscaler controller.
+#[derive(Clone, Debug)]
+pub struct AutoscalerOptions {
+    /// `--horizontal-pod-autoscaler-sync-period`.
+    pub sync_period: Duration,
+    /// `--horizontal-pod-autoscaler-downscale-stabilization`.
+    pub downscale_stabilization: Duration,
+    /// `--horizontal-pod-autoscaler-tolerance`.
+    pub tolerance: f64,
+    /// `--horizontal-pod-autoscaler-cpu-initialization-period`.
+    pub cpu_initialization_period: Duration,
+    /// `--horizontal-pod-autoscaler-initial-readiness-delay`.
+    pub initial_readiness_delay: Duration,
 }
 
 /// One certificate authority on disk.
@@ -275,6 +292,7 @@ impl Options {
             "resource-quota-sync-period",
             "legacy-service-account-token-clean-up-period",
             "pvclaimbinder-sync-period",
+            "horizontal-pod-autoscaler-sync-period",
         ] {
             if flags.duration(flag).is_zero() {
                 errors.push(FieldError::invalid(flag, "0s", "must be greater than zero"));
@@ -328,6 +346,16 @@ impl Options {
                 sync_period: Some(sync_period)
                     .filter(|_| !flags.bool("disable-attach-detach-reconcile-sync")),
                 disable_force_detach: flags.bool("disable-force-detach-on-timeout"),
+            },
+            autoscaler: AutoscalerOptions {
+                sync_period: flags.duration("horizontal-pod-autoscaler-sync-period"),
+                downscale_stabilization: flags
+                    .duration("horizontal-pod-autoscaler-downscale-stabilization"),
+                tolerance: flags.float("horizontal-pod-autoscaler-tolerance"),
+                cpu_initialization_period: flags
+                    .duration("horizontal-pod-autoscaler-cpu-initialization-period"),
+                initial_readiness_delay: flags
+                    .duration("horizontal-pod-autoscaler-initial-readiness-delay"),
             },
             concurrent_syncs,
         })

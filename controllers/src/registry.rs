@@ -211,11 +211,12 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "attachdetach",
         |c| crate::persistentvolume_attach_detach::start(c).boxed(),
     ),
-    // not built yet
-    missing(
+    built(
         "horizontal-pod-autoscaler-controller",
         "horizontalpodautoscaling",
+        |c| crate::horizontal_pod_autoscaler::start(c).boxed(),
     ),
+    // not built yet
     missing("resourceclaim-controller", "resource-claim-controller"),
     missing("storage-version-migrator-controller", "svm"),
     missing("device-taint-eviction-controller", ""),

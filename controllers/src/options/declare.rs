@@ -164,6 +164,19 @@ pub fn flag_set() -> FlagSet {
     flags.duration("attach-detach-reconcile-sync-period", seconds(60), "The reconciler sync wait time between volume attach detach. This duration must be larger than one second, and increasing this value from the default may allow for volumes to be mismatched with pods.");
     flags.bool("disable-attach-detach-reconcile-sync", false, "Disable volume attach detach reconciler sync. Disabling this may cause volumes to be mismatched with pods. Use wisely.");
     flags.bool("disable-force-detach-on-timeout", false, "Prevent force detaching volumes based on maximum unmount time and node status. If this flag is set to true, the non-graceful node shutdown feature must be used to recover from node failure. See https://k8s.io/docs/storage-disable-force-detach-on-timeout/.");
+    flags.duration(
+        "horizontal-pod-autoscaler-sync-period",
+        seconds(15),
+        "The period for syncing the number of pods in horizontal pod autoscaler.",
+    );
+    flags.duration("horizontal-pod-autoscaler-downscale-stabilization", seconds(300), "The period for which autoscaler will look backwards and not scale down below any recommendation it made during that period.");
+    flags.float("horizontal-pod-autoscaler-tolerance", 0.1, "The minimum change (from 1.0) in the desired-to-actual metrics ratio for the horizontal pod autoscaler to consider scaling.");
+    flags.duration(
+        "horizontal-pod-autoscaler-cpu-initialization-period",
+        seconds(300),
+        "The period after pod start when CPU samples might be skipped.",
+    );
+    flags.duration("horizontal-pod-autoscaler-initial-readiness-delay", seconds(30), "The period after pod start during which readiness changes will be treated as initial readiness.");
     for (_, name, default) in CONCURRENT {
         flags.int(
             name,
@@ -195,20 +208,6 @@ fn unused(flags: &mut FlagSet) {
         ("min-resync-period", time(12 * 3600)),
         ("route-reconciliation-period", time(10)),
         ("endpoint-updates-batch-period", time(0)),
-        (
-            "horizontal-pod-autoscaler-cpu-initialization-period",
-            time(300),
-        ),
-        (
-            "horizontal-pod-autoscaler-downscale-stabilization",
-            time(300),
-        ),
-        (
-            "horizontal-pod-autoscaler-initial-readiness-delay",
-            time(30),
-        ),
-        ("horizontal-pod-autoscaler-sync-period", time(15)),
-        ("horizontal-pod-autoscaler-tolerance", Value::Float(0.1)),
         (
             "flex-volume-plugin-dir",
             text("/usr/libexec/kubernetes/kubelet-plugins/volume/exec/"),

@@ -46,6 +46,7 @@ fn no_option_does_nothing_in_silence() {
         "NodeLifecycleOptions",
         "VolumeOptions",
         "AttachDetachOptions",
+        "AutoscalerOptions",
     ] {
         let fields = audit::fields(include_str!("../options.rs"), name);
         assert!(!fields.is_empty(), "{name}");
