@@ -6,6 +6,7 @@ mod clients;
 mod drivers;
 mod features;
 mod machine;
+mod runtime;
 mod servers;
 
 use std::collections::BTreeSet;
@@ -16,6 +17,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ::runtime::api::Runtime;
+use ::runtime::linux::LinuxRuntime;
 use arc_swap::ArcSwap;
 use component_base::events::Recorder;
 use component_base::features::FeatureGates;
@@ -24,8 +27,6 @@ use component_base::shutdown::Shutdown;
 use k8s_openapi::api::core::v1::{NodeStatus, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::storage::v1::CSIDriver;
-use runtime::api::Runtime;
-use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles};
 use tokio::sync::{Notify, mpsc};
 use volumes::{CsiHost, VolumeManager};
 
@@ -35,6 +36,7 @@ use self::features::{
     POD_CERTIFICATE_REQUEST, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
 use self::machine::{check_machine, node_addresses, protect_from_oom};
+use self::runtime::{load_user_namespaces, open_runtime};
 use crate::backoff::Backoff;
 use crate::cm::cgroup::{CgroupError, CgroupManager};
 use crate::cm::machine::{MachineInfo, fs_stats};
@@ -66,7 +68,6 @@ use crate::resize::AllocationManager;
 use crate::security_context::NodeSecurity;
 use crate::status::manager::StatusManager;
 use crate::sync_loop::{CONFIG_QUEUE, Channels, SyncLoop};
-use crate::user_namespaces::{KubeletMappings, UserNamespaceManager};
 use crate::{
     certificate, container_log, eviction, metrics, node_network, pleg, pod_certificate, rlimit,
     runtime_class,
@@ -109,7 +110,7 @@ pub enum AppError {
     #[error("failed to run Kubelet: pod network: {0}")]
     Network(#[from] network::NetworkError),
     #[error("failed to run Kubelet: container runtime: {0}")]
-    Runtime(#[from] runtime::api::RuntimeError),
+    Runtime(#[from] ::runtime::api::RuntimeError),
     #[error("failed to run Kubelet: create user namespace manager: {0}")]
     UserNamespaces(#[from] crate::user_namespaces::UserNamespaceError),
     #[error(transparent)]
@@ -639,31 +640,6 @@ impl Parts {
     }
 }
 
-/// The ids of pods that run, or ran and were not cleaned up, are theirs still.
-async fn load_user_namespaces(
-    paths: &Paths,
-    config: &KubeletConfiguration,
-    runtime: &Arc<dyn Runtime>,
-) -> Result<UserNamespaceManager, AppError> {
-    let (paths, ids_per_pod) = (paths.clone(), config.ids_per_pod());
-    let max_pods = u32::try_from(config.max_pods).unwrap_or_default();
-    let manager = tokio::task::spawn_blocking(move || {
-        let mappings = KubeletMappings::of_this_node(ids_per_pod)?;
-        UserNamespaceManager::load(paths, mappings, ids_per_pod, max_pods)
-    })
-    .await
-    .map_err(|error| AppError::Io {
-        what: "read the user namespaces' records".to_owned(),
-        source: std::io::Error::other(error),
-    })??;
-    for sandbox in runtime.list_pod_sandboxes().await? {
-        if let Some(user) = &sandbox.namespaces.user {
-            manager.reserve(&sandbox.metadata.uid, user);
-        }
-    }
-    Ok(manager)
-}
-
 /// What the node says of itself.
 fn registration(
     options: &Options,
@@ -686,34 +662,4 @@ fn registration(
         provider_id: config.provider_id.clone(),
         external_cloud_provider: options.cloud_provider_external,
     }
-}
-
-async fn open_runtime(
-    options: &Options,
-    open_files: Option<rlimit::Limits>,
-) -> Result<LinuxRuntime, AppError> {
-    let images = images::ImageStore::open(images::ImageStoreConfig {
-        root: options.runtime_root_dir.join("images"),
-        registry_config_dir: options.registry_config_dir.clone(),
-        ..images::ImageStoreConfig::default()
-    })
-    .await?;
-    let network = network::PodNetwork::open(network::NetworkConfig {
-        state_dir: options.runtime_root_dir.join("network"),
-        node_name: options.node_name.clone(),
-        ..network::NetworkConfig::default()
-    })
-    .await?;
-    let config = LinuxRuntimeConfig {
-        root_dir: options.runtime_root_dir.clone(),
-        state_dir: options.runtime_state_dir.clone(),
-        handlers: options.runtime_handlers.clone(),
-        // Containers have what the kubelet had before it raised its own.
-        open_files: open_files.map(|l| OpenFiles {
-            soft: l.soft,
-            hard: l.hard,
-        }),
-        ..LinuxRuntimeConfig::default()
-    };
-    Ok(LinuxRuntime::open(config, images, network).await?)
 }

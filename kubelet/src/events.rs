@@ -3,7 +3,7 @@
 //! Owns: the references they carry, and upstream's reasons. Upstream: `pkg/kubelet/events`, v1.36.
 
 use component_base::events::{EventType, Recorder};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
 
 use crate::pod;
 
@@ -33,6 +33,9 @@ pub mod reason {
     pub const FREE_DISK_SPACE_FAILED: &str = "FreeDiskSpaceFailed";
     pub const IMAGE_GC_FAILED: &str = "ImageGCFailed";
     pub const INVALID_DISK_CAPACITY: &str = "InvalidDiskCapacity";
+    pub const VOLUME_RESIZE_FAILED: &str = "VolumeResizeFailed";
+    pub const FILE_SYSTEM_RESIZE_SUCCESS: &str = "FileSystemResizeSuccessful";
+    pub const FAILED_MAP_VOLUME: &str = "FailedMapVolume";
     pub const FAILED_MOUNT: &str = "FailedMount";
     pub const SANDBOX_CHANGED: &str = "SandboxChanged";
     pub const FAILED_CREATE_POD_SANDBOX: &str = "FailedCreatePodSandBox";
@@ -109,6 +112,27 @@ impl KubeletRecorder {
             .event(&reference, event_type, reason, "", message);
     }
 
+    pub fn claim(
+        &self,
+        claim: &PersistentVolumeClaim,
+        event_type: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        let metadata = &claim.metadata;
+        let reference = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("PersistentVolumeClaim".to_owned()),
+            name: metadata.name.clone(),
+            namespace: metadata.namespace.clone(),
+            uid: metadata.uid.clone(),
+            resource_version: metadata.resource_version.clone(),
+            field_path: None,
+        };
+        self.recorder
+            .event(&reference, event_type, reason, "", message);
+    }
+
     pub fn node(&self, event_type: EventType, reason: &str, message: impl Into<String>) {
         let reference = ObjectReference {
             kind: Some("Node".to_owned()),
@@ -129,8 +153,8 @@ mod tests {
     /// Why a reason of upstream's is never seen here.
     type Never = &'static str;
 
-    const NO_CLAIMS: Never =
-        "no PersistentVolumeClaims, no volumes that are attached, mapped or grown";
+    const NOT_THE_KUBELETS: Never =
+        "the controllers' to tell: the kubelet attaches and grows no volumes itself";
 
     /// Every reason of upstream's `pkg/kubelet/events/event.go`, v1.36, under its name there.
     const UPSTREAM: &[(&str, &str, Result<(), Never>)] = &[
@@ -176,44 +200,48 @@ mod tests {
             "KubeletSetupFailed",
             Err("a failed start ends the process before it has a client to tell by"),
         ),
-        ("FailedAttachVolume", "FailedAttachVolume", Err(NO_CLAIMS)),
+        (
+            "FailedAttachVolume",
+            "FailedAttachVolume",
+            Err(NOT_THE_KUBELETS),
+        ),
         ("FailedMountVolume", "FailedMount", Ok(())),
-        ("VolumeResizeFailed", "VolumeResizeFailed", Err(NO_CLAIMS)),
+        ("VolumeResizeFailed", "VolumeResizeFailed", Ok(())),
         (
             "VolumeResizeSuccess",
             "VolumeResizeSuccessful",
-            Err(NO_CLAIMS),
+            Err(NOT_THE_KUBELETS),
         ),
         (
             "FileSystemResizeFailed",
             "FileSystemResizeFailed",
-            Err(NO_CLAIMS),
+            Err("a volume that a pod has read-only is not looked at"),
         ),
         (
             "VolumePermissionChangeInProgress",
             "VolumePermissionChangeInProgress",
-            Err("volumes of pods alone are small enough to be walked at once"),
+            Err("a walk over a large volume is not told of while it goes on"),
         ),
         (
             "FileSystemResizeSuccess",
             "FileSystemResizeSuccessful",
-            Err(NO_CLAIMS),
+            Ok(()),
         ),
-        ("FailedMapVolume", "FailedMapVolume", Err(NO_CLAIMS)),
+        ("FailedMapVolume", "FailedMapVolume", Ok(())),
         (
             "WarnAlreadyMountedVolume",
             "AlreadyMountedVolume",
-            Err(NO_CLAIMS),
+            Err("the group of a local volume is set without a word about the last"),
         ),
         (
             "SuccessfulAttachVolume",
             "SuccessfulAttachVolume",
-            Err(NO_CLAIMS),
+            Err(NOT_THE_KUBELETS),
         ),
         (
             "SuccessfulMountVolume",
             "SuccessfulMountVolume",
-            Err(NO_CLAIMS),
+            Err("of block volumes alone, with paths of the node; told of no other volume"),
         ),
         ("NodeRebooted", "Rebooted", Ok(())),
         ("NodeShutdown", "Shutdown", Err("no graceful node shutdown")),
@@ -235,7 +263,7 @@ mod tests {
         (
             "FailedMountOnFilesystemMismatch",
             "FailedMountOnFilesystemMismatch",
-            Err(NO_CLAIMS),
+            Err("file systems on devices are mounted by drivers, not by the kubelet"),
         ),
         (
             "FailedPrepareDynamicResources",

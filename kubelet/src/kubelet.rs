@@ -6,17 +6,18 @@
 mod cleanup;
 mod resizing;
 mod server_context;
+mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::volumes::VolumeManager;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use component_helpers::qos::get_pod_qos;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus as ApiPodStatus};
 use tokio_util::sync::CancellationToken;
-use volumes::VolumeManager;
 
 use crate::active_deadline;
 use crate::cm::ContainerManager;
@@ -342,12 +343,12 @@ impl Kubelet {
         };
         let volumes = mounted.map_err(|error| {
             for failure in error.failures() {
-                self.recorder.pod(
-                    pod,
-                    Type::Warning,
-                    reason::FAILED_MOUNT,
-                    failure.to_string(),
-                );
+                let reason = match failure.block {
+                    true => reason::FAILED_MAP_VOLUME,
+                    false => reason::FAILED_MOUNT,
+                };
+                self.recorder
+                    .pod(pod, Type::Warning, reason, failure.to_string());
             }
             if error.failures().is_empty() {
                 let message = format!("Unable to attach or mount volumes: {error}");
@@ -356,6 +357,7 @@ impl Kubelet {
             }
             SyncError(error.to_string())
         })?;
+        self.expand_volumes(pod);
         let (secrets, missing) = self.objects.pull_secrets(pod).await;
         if !missing.is_empty() {
             let message = format!(

@@ -5,6 +5,7 @@
 //! Trust bundles and certificates of pods, which volumes are made of too, are in `trust_bundles` and
 //! `crate::pod_certificate`. Upstream: `pkg/kubelet/util/manager/{watch,cache}_based_manager.go`, v1.36.
 
+mod tokens;
 mod trust_bundles;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -17,16 +18,13 @@ use component_base::shutdown::Shutdown;
 use component_base::tasks::spawn_vital;
 use component_helpers::pod::references::{config_map_names, secret_names};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::authentication::v1::{
-    BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec,
-};
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams};
 use serde::de::DeserializeOwned;
 use volumes::{
     ObjectSource, PodCertificate, PodCertificateKey, ServiceAccountToken, SourceError, TokenRequest,
@@ -518,63 +516,11 @@ impl ObjectSource for ObjectCache {
         &self,
         request: &TokenRequest,
     ) -> Result<ServiceAccountToken, SourceError> {
-        let (namespace, name) = (&request.namespace, &request.service_account);
         let Some(api) = &self.api else {
+            let (namespace, name) = (&request.namespace, &request.service_account);
             return Err(no_client("serviceaccount token", namespace, name));
         };
-        let body = ApiTokenRequest {
-            spec: Some(TokenRequestSpec {
-                audiences: Some(request.audiences.clone()).filter(|a| !a.is_empty()),
-                expiration_seconds: request.expiration_seconds,
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Pod".to_owned()),
-                    name: Some(request.pod_name.clone()),
-                    uid: Some(request.pod_uid.clone()),
-                }),
-                ..TokenRequestSpec::default()
-            }),
-            ..ApiTokenRequest::default()
-        };
-        let accounts: Api<ServiceAccount> = Api::namespaced(api.client.clone(), namespace);
-        let begin = tokio::time::Instant::now();
-        let answer = loop {
-            match accounts
-                .create_token_request(name, &PostParams::default(), &body)
-                .await
-            {
-                Ok(answer) => break answer,
-                Err(kube::Error::Api(status))
-                    if status.code == 403 && begin.elapsed() < REFUSAL_PATIENCE =>
-                {
-                    tokio::time::sleep(REFUSAL_RETRY).await;
-                }
-                Err(kube::Error::Api(status)) => {
-                    return Err(SourceError::Refused {
-                        code: status.code,
-                        message: format!("failed to fetch token: {}", status.message),
-                    });
-                }
-                Err(error) => {
-                    return Err(SourceError::Transport {
-                        resource: "serviceaccount token",
-                        namespace: namespace.clone(),
-                        name: name.clone(),
-                        source: Box::new(error),
-                    });
-                }
-            }
-        };
-        let no_token = || SourceError::Refused {
-            code: 0,
-            message: "the API server answered a token request without a token".to_owned(),
-        };
-        let status = answer.status.ok_or_else(no_token)?;
-        Ok(ServiceAccountToken {
-            token: status.token.ok_or_else(no_token)?,
-            expires_at: status.expiration_timestamp.ok_or_else(no_token)?.0,
-            expiration_seconds: answer.spec.and_then(|s| s.expiration_seconds),
-        })
+        tokens::request(&api.client, request).await
     }
 
     async fn claim(
@@ -608,6 +554,24 @@ impl ObjectSource for ObjectCache {
 
     fn node(&self) -> Option<Arc<Node>> {
         self.node.node.load().as_ref().clone()
+    }
+
+    async fn patch_claim_status(
+        &self,
+        namespace: &str,
+        name: &str,
+        patch: &serde_json::Value,
+    ) -> Result<(), SourceError> {
+        let Some(api) = &self.api else {
+            return Err(no_client("persistentvolumeclaim", namespace, name));
+        };
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(api.client.clone(), namespace);
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let patched = claims.patch_status(name, &params, &patch);
+        let patched = async { patched.await.map(Some) };
+        asked("persistentvolumeclaim", namespace, name, patched)
+            .await
+            .map(drop)
     }
 
     async fn until_node(&self, condition: &(dyn for<'a> Fn(&'a Node) -> bool + Send + Sync)) {

@@ -17,12 +17,14 @@ mod system_logs;
 #[cfg(any(test, fuzzing))]
 pub(crate) use container_logs::fuzz::container_log as fuzz_container_logs;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::{get, post};
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use runtime::api::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,9 @@ use crate::paths::Paths;
 
 pub use attributes::attributes;
 use error::ApiError;
+
+/// By UID and name; see [`ServerContext::driver_usages`].
+pub type DriverUsages = HashMap<(String, String), Option<volumes::VolumeUsage>>;
 
 /// What the server knows of its kubelet.
 pub trait ServerContext: Send + Sync + 'static {
@@ -57,6 +62,9 @@ pub trait ServerContext: Send + Sync + 'static {
 
     /// Where a pod's volume lies that is a claim, once it is set up. `None`: it is none, or is not.
     fn claim_directory(&self, pod_uid: &str, volume: &str) -> Option<PathBuf>;
+
+    /// What drivers say that their volumes hold, by pod and volume; `None`: the driver does not say.
+    fn driver_usages(&self) -> BoxFuture<'_, DriverUsages>;
 
     /// What `/logs/` shows. Upstream: `/var/log`.
     fn system_log_directory(&self) -> &Path {

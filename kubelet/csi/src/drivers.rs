@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tokio::sync::watch;
 
 use crate::client::{Client, Observer};
 use crate::version::Version;
@@ -22,6 +24,17 @@ pub(crate) struct Driver {
 pub struct Drivers {
     list: RwLock<HashMap<String, Driver>>,
     observer: Observer,
+    /// Whoever was here when the kubelet started had its chance to register.
+    settled: watch::Sender<bool>,
+}
+
+/// While one lives, drivers that were here before the kubelet are being registered.
+pub(crate) struct Settling(Arc<Drivers>);
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.0.settled.send_replace(true);
+    }
 }
 
 impl Drivers {
@@ -30,7 +43,20 @@ impl Drivers {
         Self {
             list: RwLock::default(),
             observer,
+            settled: watch::Sender::new(true),
         }
+    }
+
+    pub(crate) fn settling(self: &Arc<Self>) -> Arc<Settling> {
+        self.settled.send_replace(false);
+        Arc::new(Settling(self.clone()))
+    }
+
+    /// Resolves once every driver that was here before the kubelet has registered or failed to; cancel-safe. A driver that is
+    /// not found then has yet to come.
+    pub async fn until_settled(&self) {
+        // The sender is ours.
+        let _ = self.settled.subscribe().wait_for(|settled| *settled).await;
     }
 
     /// A client of the driver; it connects with the first call.

@@ -19,3 +19,4 @@ mod version;
 pub use client::{CallError, CallRecord, Capabilities, Client, NodeInfo, Observer, VolumeUsage};
 pub use csi_spec::csi::v1 as proto;
 pub use drivers::{Drivers, NotRegistered};
+pub use tonic::Code;

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -26,7 +26,7 @@ use tonic::{Request, Status};
 
 use crate::channel;
 use crate::client::NodeInfo;
-use crate::drivers::{Driver, Drivers};
+use crate::drivers::{Driver, Drivers, Settling};
 use crate::sockets::{self, Sockets};
 use crate::version::{Version, highest_supported};
 
@@ -100,15 +100,19 @@ pub struct Registrations {
     dir: PathBuf,
     drivers: Arc<Drivers>,
     handler: Arc<dyn Handler>,
+    /// Until those that were there at the start were tried.
+    settling: Mutex<Option<Arc<Settling>>>,
 }
 
 impl Registrations {
     /// `dir`: `<root-dir>/plugins_registry`.
     pub fn new(dir: PathBuf, drivers: Arc<Drivers>, handler: Arc<dyn Handler>) -> Arc<Self> {
+        let settling = Mutex::new(Some(drivers.settling()));
         Arc::new(Self {
             dir,
             drivers,
             handler,
+            settling,
         })
     }
 
@@ -137,6 +141,7 @@ impl Registrations {
                 }
                 Err(error) => tracing::error!(%error, "looking for plugins ended early"),
             }
+            self.settling().take();
             wait(&mut events).await;
         }
     }
@@ -164,16 +169,29 @@ impl Registrations {
         for path in new {
             let (this, socket) = (self.clone(), path.clone());
             let (tell, told) = tokio::sync::watch::channel(None);
-            let task = tokio::spawn(async move { this.keep(&socket, &tell).await });
+            let settling = self.settling().clone();
+            let task = tokio::spawn(async move { this.keep(&socket, &tell, settling).await });
             tasks.insert(path, Registered { task, told });
         }
     }
 
-    /// Registers the plugin, however often it takes.
-    async fn keep(&self, socket: &Path, tell: &tokio::sync::watch::Sender<Option<String>>) {
+    fn settling(&self) -> MutexGuard<'_, Option<Arc<Settling>>> {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers the plugin, however often it takes. `settling` is held for the first try.
+    async fn keep(
+        &self,
+        socket: &Path,
+        tell: &tokio::sync::watch::Sender<Option<String>>,
+        settling: Option<Arc<Settling>>,
+    ) {
         let mut pause = FIRST_RETRY;
+        let mut settling = settling;
         loop {
-            match self.register(socket, tell).await {
+            let outcome = self.register(socket, tell).await;
+            settling.take();
+            match outcome {
                 Ok(driver) => {
                     tracing::info!(driver, socket = %socket.display(), "registered CSI driver");
                     return;
@@ -386,8 +404,6 @@ async fn next_of(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
     use crate::testing::{FakeDriver, Plugin};
 
@@ -531,6 +547,26 @@ mod tests {
         assert!(node.drivers.names().is_empty());
         // And it is asked again.
         node.until(|node| node.calls().len() >= 4).await;
+    }
+
+    #[tokio::test]
+    async fn drivers_that_were_here_before_are_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = dir.path().join("registry");
+        std::fs::create_dir_all(&registry).unwrap();
+        let driver = FakeDriver::start(&dir.path().join("csi.sock")).await;
+        let plugin = Plugin::csi("d", &driver.socket, &["1.0.0"]);
+        let _plugin = plugin.start(&registry.join("d")).await;
+        let drivers = Arc::new(Drivers::new(Arc::new(|_| {})));
+        drivers.until_settled().await;
+        let cluster = Arc::new(Cluster::default());
+        let registrations = Registrations::new(registry, drivers.clone(), cluster);
+        let task = tokio::spawn(registrations.run());
+        assert!(drivers.client("d").is_err());
+        let settled = tokio::time::timeout(Duration::from_secs(10), drivers.until_settled());
+        settled.await.unwrap();
+        assert!(drivers.client("d").is_ok());
+        task.abort();
     }
 
     #[test]

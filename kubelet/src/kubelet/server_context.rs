@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use runtime::api::Runtime;
 
@@ -11,7 +12,7 @@ use super::Kubelet;
 use crate::cm::ContainerManager;
 use crate::paths::Paths;
 use crate::pod;
-use crate::server::ServerContext;
+use crate::server::{DriverUsages, ServerContext};
 
 /// The sync loop turns at least at every housekeeping; upstream tolerates twice its period.
 const LOOP_IS_STUCK_AFTER: Duration = Duration::from_secs(120);
@@ -76,5 +77,24 @@ impl ServerContext for Kubelet {
 
     fn claim_directory(&self, pod_uid: &str, volume: &str) -> Option<PathBuf> {
         self.volumes.claim_directory(pod_uid, volume)
+    }
+
+    fn driver_usages(&self) -> BoxFuture<'_, DriverUsages> {
+        Box::pin(async move {
+            let pods = self.pods.pods();
+            let pods = pods.iter().filter(|pod| pod::may_need_driver(pod));
+            let usages = futures::future::join_all(pods.map(|pod| async move {
+                let uid = pod::uid(pod);
+                (uid, self.volumes.driver_usage(uid).await)
+            }));
+            let usages = usages.await.into_iter();
+            usages
+                .flat_map(|(uid, of_pod)| {
+                    of_pod
+                        .into_iter()
+                        .map(move |(volume, usage)| ((uid.to_owned(), volume), usage))
+                })
+                .collect()
+        })
     }
 }

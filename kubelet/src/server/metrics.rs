@@ -31,7 +31,8 @@ pub(super) async fn process(State(server): State<Server>) -> Result<Response, Ap
         .filter(|family| !is_probe(family.name()))
         .collect();
     let context = server.context.clone();
-    let claims = tokio::task::spawn_blocking(move || volume::render(context.as_ref()))
+    let drivers = context.driver_usages().await;
+    let claims = tokio::task::spawn_blocking(move || volume::render(context.as_ref(), &drivers))
         .await
         .map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(text(encode(&families)? + &claims))

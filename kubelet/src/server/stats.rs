@@ -24,7 +24,7 @@ use runtime::api::{
 };
 
 use super::container::label;
-use super::{ApiError, Server, ServerContext};
+use super::{ApiError, DriverUsages, Server, ServerContext};
 use crate::cm::machine::{self, FsStats};
 use crate::disk_usage::DiskUsages;
 use crate::{hosts, pod};
@@ -32,7 +32,7 @@ pub(super) use cgroup::Usage;
 pub(super) use detail::{Detail, DeviceIo, Pressure, Throttling};
 use rate::Rates;
 pub(super) use summary::Summary;
-pub(super) use volume::{Volume, claim_of};
+pub(super) use volume::{FsFigures, Volume, claim_of};
 
 /// Looks at the node, and remembers what rates need.
 pub(super) struct Stats {
@@ -121,13 +121,20 @@ impl Stats {
         let context = self.context.clone();
         let image_fs = image_fs.ok();
         let sizes = volumes.then(|| self.volume_sizes.clone());
+        let drivers = match volumes {
+            true => context.driver_usages().await,
+            false => DriverUsages::new(),
+        };
         let look = move || {
             let mut snapshot = look(context.as_ref(), containers, stats, sandboxes, image_fs);
             if let Some(sizes) = sizes {
                 for pod in &mut snapshot.pods {
-                    pod.volumes = volume::volumes(context.paths(), &pod.pod, &sizes, |name| {
-                        context.claim_directory(pod::uid(&pod.pod), name)
-                    });
+                    let uid = pod::uid(&pod.pod);
+                    let directory = |name: &str| context.claim_directory(uid, name);
+                    let driver =
+                        |name: &str| drivers.get(&(uid.to_owned(), name.to_owned())).copied();
+                    pod.volumes =
+                        volume::volumes(context.paths(), &pod.pod, &sizes, directory, driver);
                 }
             }
             snapshot

@@ -53,6 +53,9 @@ impl ServerContext for TestContext {
     fn claim_directory(&self, _: &str, _: &str) -> Option<std::path::PathBuf> {
         None
     }
+    fn driver_usages(&self) -> futures::future::BoxFuture<'_, crate::server::DriverUsages> {
+        Box::pin(async { crate::server::DriverUsages::new() })
+    }
     fn system_log_directory(&self) -> &Path {
         &self.system_logs
     }

@@ -1,10 +1,14 @@
 //! Claims: from a pod's volume to the PersistentVolume behind it. Upstream: `getPVCExtractPV`, `getPVSpec` of
 //! pkg/kubelet/volumemanager/populator, checkNodeAffinity of pkg/volume/util, v1.36.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use component_helpers::affinity::NodeSelectorTerms;
+use component_helpers::quantity::amount;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::layout::check_component;
 use crate::plugin::SetUpError;
@@ -57,6 +61,8 @@ pub(crate) struct Persistent {
     pub volume: Arc<PersistentVolume>,
     /// As the pod's volume says.
     pub read_only: bool,
+    /// When it was looked up, the volume was larger than the claim's file system.
+    pub outgrown: bool,
 }
 
 impl Persistent {
@@ -194,6 +200,14 @@ fn check(
     Ok(())
 }
 
+fn outgrown(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let capacity = volume.spec.as_ref().and_then(|s| s.capacity.as_ref());
+    let current = claim.status.as_ref().and_then(|s| s.capacity.as_ref());
+    let of =
+        |list: Option<&BTreeMap<String, Quantity>>| list.and_then(|l| l.get("storage")).map(amount);
+    of(capacity) > of(current)
+}
+
 /// How containers use a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Used {
@@ -236,6 +250,7 @@ pub(crate) async fn resolve(
         .ok_or_else(|| no_volume(format!("persistentvolumes {name:?} not found")))?;
     check(&behind, &found, used, source.node().as_deref())?;
     Ok(Persistent {
+        outgrown: outgrown(&behind, &found),
         volume: behind,
         read_only,
     })

@@ -18,9 +18,11 @@
 mod attach;
 mod data;
 mod error;
+mod expand;
 mod gather;
 mod mount;
 mod request;
+mod stats;
 mod tear_down;
 #[cfg(test)]
 mod tests;
@@ -109,8 +111,19 @@ struct Memory {
     staged: HashSet<DeviceKey>,
     /// Pod and directory.
     published: HashSet<(String, String)>,
+    usage: stats::Answers,
+    /// Volumes and sizes that their driver does not make larger while they are in use here.
+    refused: HashSet<(DeviceKey, String)>,
     /// What was begun for a pod, and may still be under way.
     begun: HashMap<String, HashSet<DeviceKey>>,
+}
+
+impl Memory {
+    /// The volume is not staged any more.
+    fn forget(&mut self, key: &DeviceKey) {
+        self.staged.remove(key);
+        self.refused.retain(|(refused, _)| refused != key);
+    }
 }
 
 impl CsiVolumes {

@@ -42,6 +42,7 @@ impl Layout {
             staging: root.join("staging").join(name),
             published: root.join("publish").join(name),
             data: root.join(name).join("data"),
+            maps: root.join(name).join("dev"),
         }
     }
 
@@ -98,6 +99,8 @@ pub(crate) struct CsiBlock {
     /// With a device for each pod, by its UID.
     pub published: PathBuf,
     pub data: PathBuf,
+    /// Upstream's kubelet binds the published devices to files here.
+    pub maps: PathBuf,
 }
 
 /// `kubernetes.io/empty-dir` -> `kubernetes.io~empty-dir`.

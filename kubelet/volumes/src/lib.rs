@@ -35,9 +35,12 @@ mod tear_down;
 mod token;
 mod trust_bundle;
 
+pub use ::csi::VolumeUsage;
 pub use claim::ClaimError;
 pub use csi::CsiError;
-pub use manager::{CsiHost, PodVolume, PodVolumes, VolumeError, VolumeLocation, VolumeManager};
+pub use manager::{
+    CsiHost, Expanded, PodVolume, PodVolumes, VolumeError, VolumeLocation, VolumeManager,
+};
 pub use plugin::SetUpError;
 pub use source::{
     CertificateStateError, ObjectSource, PodCertificate, PodCertificateKey, ServiceAccountToken,

@@ -3,28 +3,32 @@
 //! One pod's calls take turns; those of different pods run at the same time. Nothing is remembered that matters: after
 //! a restart everything is found again on disk and in the kernel's mount table.
 
-use std::borrow::Cow;
+mod drivers;
+mod wanted;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Volume};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::claim::{self, Persistent, Used};
+use crate::claim::{self, Persistent};
 use crate::csi::{self, CsiVolumes};
 use crate::layout::{Layout, check_component};
-use crate::nested::{volume_devices, volume_mounts};
-use crate::plugin::{Mounter, Ownership, SetUpError, VolumePlugin, find_plugin};
-use crate::reconcile::{Action, Desired, Observed, reconcile};
+use crate::local;
+use crate::plugin::{Mounter, Ownership, SetUpError, find_plugin};
+use crate::reconcile::{Action, Observed, reconcile};
 use crate::source::ObjectSource;
 use crate::sub_path::{self, SubPathError};
 use crate::tear_down::{self, Report, TearDownError};
 use crate::token::TokenCache;
 use crate::usage::{DiskUsage, disk_usage};
-use crate::{empty_dir, local, mountinfo};
+
+pub use self::drivers::{CsiHost, Expanded};
+use self::wanted::{Wanted, desired, mounted_volumes, observe_dirs, used};
 
 /// Where a container finds a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,13 +87,20 @@ pub struct SetUpFailure {
     pub volume: String,
     /// The PersistentVolume behind it, or the same.
     pub name: String,
+    /// Containers get it as a device.
+    pub block: bool,
     #[source]
     pub source: SetUpError,
 }
 
 impl SetUpFailure {
     fn text(&self) -> String {
-        match self.source.operation() {
+        let operation = match self.source.operation() {
+            Some("MountVolume.MountDevice") if self.block => Some("MapVolume.SetUpDevice"),
+            Some("MountVolume.SetUp") if self.block => Some("MapVolume.MapPodDevice"),
+            operation => operation,
+        };
+        match operation {
             Some(operation) => {
                 let name = &self.name;
                 format!("{operation} failed for volume {name:?} : {}", self.source)
@@ -141,6 +152,8 @@ struct PodState {
     unmanaged: BTreeMap<String, VolumeLocation>,
     /// What is behind the claims that its volumes name, by volume: a bound claim stays what it is.
     persistent: BTreeMap<String, Persistent>,
+    /// When it was last looked whether one has grown.
+    expansion_looked: Option<std::time::Instant>,
 }
 
 impl Default for PodState {
@@ -149,6 +162,7 @@ impl Default for PodState {
             turn: Arc::new(Semaphore::new(1)),
             unmanaged: BTreeMap::new(),
             persistent: BTreeMap::new(),
+            expansion_looked: None,
         }
     }
 }
@@ -166,12 +180,6 @@ struct Inner {
     pods: Mutex<HashMap<String, PodState>>,
     observer: Observer,
     csi: Arc<CsiVolumes>,
-}
-
-/// What CSI volumes need of the node.
-pub struct CsiHost {
-    pub drivers: Arc<::csi::Drivers>,
-    pub node_name: String,
 }
 
 /// Told of every volume that was set up or could not be: its plugin's name, whether it went well, how long it took.
@@ -383,58 +391,6 @@ impl VolumeManager {
         Ok(removed)
     }
 
-    /// The volumes that must not be detached from the node, for its status.
-    pub async fn volumes_in_use(&self) -> Vec<String> {
-        self.inner.csi.volumes_in_use().await
-    }
-
-    /// The API server has those.
-    pub fn reported_in_use(&self, names: &[String]) {
-        self.inner.csi.reported_in_use(names);
-    }
-
-    /// Resolves when [`volumes_in_use`](Self::volumes_in_use) has changed. One waiter. Cancel-safe.
-    pub async fn in_use_changed(&self) {
-        self.inner.csi.in_use_changed().await;
-    }
-
-    /// Has drivers undo what they did for a pod. SubPaths first: they keep what they are of busy.
-    async fn unpublish(&self, uid: &str) -> Result<(), VolumeError> {
-        let (inner, pod) = (self.inner.clone(), uid.to_owned());
-        blocking(move || tear_down::tear_down_sub_paths(&inner.layout, &pod)).await??;
-        let failures = self.inner.csi.unpublish_pod(uid).await;
-        if failures.is_empty() {
-            Ok(())
-        } else {
-            Err(TearDownError { failures }.into())
-        }
-    }
-
-    /// The volumes of the pod that their driver wants to publish again and again. Upstream: `RequiresRemount`.
-    async fn republished(
-        &self,
-        pod: &Pod,
-        persistent: &BTreeMap<String, Persistent>,
-    ) -> BTreeSet<String> {
-        let mut found = BTreeSet::new();
-        for volume in mounted_volumes(pod) {
-            let own = volume.csi.as_ref().map(|csi| csi.driver.as_str());
-            let behind = persistent.get(&volume.name);
-            let Some(driver) = own.or_else(|| behind.and_then(Persistent::driver)) else {
-                continue;
-            };
-            let object = self.inner.source.csi_driver(driver).await;
-            let wants = object
-                .ok()
-                .flatten()
-                .and_then(|d| d.spec.requires_republish);
-            if wants == Some(true) {
-                found.insert(volume.name.clone());
-            }
-        }
-        found
-    }
-
     /// The path on the node of `sub_path` in a volume that is set up: created if missing, and pinned so that no
     /// container can redirect it. `index`: that of the mount in the container's `volumeMounts`.
     ///
@@ -546,10 +502,17 @@ impl VolumeManager {
                 Ok(found) => {
                     let mut pods = self.pods();
                     let state = pods.entry(uid.to_owned()).or_default();
+                    if found.outgrown {
+                        state.expansion_looked = None;
+                    } else if state.persistent.is_empty() {
+                        // It was just looked at.
+                        state.expansion_looked = Some(std::time::Instant::now());
+                    }
                     state.persistent.insert(volume, found);
                 }
                 Err(source) => failures.push(SetUpFailure {
                     name: volume.clone(),
+                    block: false,
                     volume,
                     source,
                 }),
@@ -693,6 +656,7 @@ impl VolumeManager {
         if let Some(state) = pods.get_mut(uid) {
             state.unmanaged.clear();
             state.persistent.clear();
+            state.expansion_looked = None;
             // Two: the map's and the permit's. More: someone waits for a turn and must find the same queue.
             if Arc::strong_count(&state.turn) <= 2 {
                 pods.remove(uid);
@@ -706,164 +670,6 @@ fn pod_uid(pod: &Pod) -> Result<&str, VolumeError> {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     check_component("metadata.uid", uid).map_err(VolumeError::Pod)?;
     Ok(uid)
-}
-
-/// A volume that some container mounts, and how it is made.
-struct Wanted<'a> {
-    want: Desired,
-    /// As [`Mounter::volume`].
-    volume: Cow<'a, Volume>,
-    plugin: &'static dyn VolumePlugin,
-    persistent: Option<&'a Persistent>,
-}
-
-impl Wanted<'_> {
-    fn failure(&self, source: SetUpError) -> SetUpFailure {
-        SetUpFailure {
-            volume: self.volume.name.clone(),
-            name: self
-                .persistent
-                .map_or(&*self.volume.name, Persistent::name)
-                .to_owned(),
-            source,
-        }
-    }
-}
-
-/// How containers use a volume.
-fn used(pod: &Pod, volume: &str) -> Used {
-    Used {
-        mounted: volume_mounts(pod).flatten().any(|m| m.name == volume),
-        as_device: volume_devices(pod).any(|name| name == volume),
-    }
-}
-
-/// The volumes that containers mount, or get as devices.
-fn mounted_volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
-    let used: BTreeSet<&str> = volume_mounts(pod)
-        .flatten()
-        .map(|m| m.name.as_str())
-        .chain(volume_devices(pod))
-        .collect();
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-    volumes.filter(move |v| used.contains(v.name.as_str()))
-}
-
-/// The volumes that containers mount, and those of them that cannot be. Claims of which nothing is known are in neither.
-/// `republished`: what is set up anew with every round.
-fn desired<'a>(
-    pod: &'a Pod,
-    persistent: &'a BTreeMap<String, Persistent>,
-    republished: &BTreeSet<String>,
-) -> (Vec<Wanted<'a>>, Vec<SetUpFailure>) {
-    let (mut desired, mut failures) = (Vec::new(), Vec::new());
-    for volume in mounted_volumes(pod) {
-        let behind = persistent.get(&volume.name);
-        if behind.is_none() && claim::claim_of(pod, volume).is_some() {
-            continue;
-        }
-        match want(volume, behind, pod) {
-            Ok(mut wanted) => {
-                wanted.want.requires_remount |= republished.contains(&volume.name);
-                desired.push(wanted);
-            }
-            Err(source) => failures.push(SetUpFailure {
-                volume: volume.name.clone(),
-                name: behind.map_or(&*volume.name, Persistent::name).to_owned(),
-                source,
-            }),
-        }
-    }
-    (desired, failures)
-}
-
-fn want<'a>(
-    volume: &'a Volume,
-    persistent: Option<&'a Persistent>,
-    pod: &Pod,
-) -> Result<Wanted<'a>, SetUpError> {
-    check_component("spec.volumes[].name", &volume.name)?;
-    let volume = match persistent {
-        Some(behind) => Cow::Owned(behind.as_volume(&volume.name)),
-        None => Cow::Borrowed(volume),
-    };
-    let plugin = find_plugin(&volume, persistent.map(|p| &*p.volume))?;
-    if persistent.is_some_and(Persistent::is_block) && plugin.name() != csi::NAME {
-        return Err(SetUpError::UnsupportedKind {
-            kind: "volumeMode Block of another kind than csi",
-        });
-    }
-    let mounted = match plugin.name() {
-        empty_dir::NAME => empty_dir::medium(&volume, pod)? != empty_dir::Medium::Default,
-        // A driver's mounts are the driver's business.
-        "kubernetes.io/configmap" | csi::NAME => false,
-        _ => plugin.managed(),
-    };
-    // A kind without a directory is kept by the pod's own name for it.
-    let name = match persistent {
-        Some(behind) if plugin.managed() => behind.name(),
-        _ => &volume.name,
-    };
-    let want = Desired {
-        name: name.to_owned(),
-        plugin: plugin.name(),
-        requires_remount: plugin.requires_remount(),
-        mounted,
-    };
-    Ok(Wanted {
-        want,
-        volume,
-        plugin,
-        persistent,
-    })
-}
-
-fn observe_dirs(inner: &Inner, uid: &str) -> Result<Vec<Observed>, TearDownError> {
-    let layout = &inner.layout;
-    let mut report = Report::default();
-    let dirs = tear_down::volume_dirs(layout, uid, &mut report);
-    report.finish()?;
-    let devices = inner.csi.block_devices(uid).into_iter();
-    let devices = devices.map(|name| Observed {
-        ready: inner.csi.is_published(uid, &name),
-        name,
-        plugin: csi::NAME.to_owned(),
-        is_mount: false,
-    });
-    if dirs.is_empty() {
-        return Ok(devices.collect());
-    }
-    let mounts = mountinfo::list().map_err(|source| TearDownError {
-        failures: vec![tear_down::TearDownFailure {
-            what: "failed to list mounts",
-            path: layout.volumes(uid),
-            source,
-        }],
-    })?;
-    let observed = dirs.into_iter().map(|(plugin, name)| {
-        if plugin == csi::NAME {
-            // After a restart the driver is asked again: only it knows what it did.
-            return Observed {
-                ready: inner.csi.is_published(uid, &name),
-                name,
-                plugin,
-                is_mount: false,
-            };
-        }
-        let ready = empty_dir::is_ready(&layout.meta(
-            uid,
-            empty_dir::NAME,
-            &empty_dir::meta_name(&plugin, &name),
-        ));
-        let is_mount = mountinfo::at(&mounts, &layout.volume(uid, &plugin, &name)).is_some();
-        Observed {
-            name,
-            plugin,
-            ready,
-            is_mount,
-        }
-    });
-    Ok(observed.chain(devices).collect())
 }
 
 /// File system work, off the async threads.

@@ -131,6 +131,13 @@ pub trait ObjectSource: Send + Sync + 'static {
         &self,
         name: &str,
     ) -> Result<Option<Arc<PersistentVolume>>, SourceError>;
+    /// A merge patch of a claim's status.
+    async fn patch_claim_status(
+        &self,
+        namespace: &str,
+        name: &str,
+        patch: &serde_json::Value,
+    ) -> Result<(), SourceError>;
     /// The node's own object, once it was read.
     fn node(&self) -> Option<Arc<Node>>;
     /// Until the node's own object is as `condition` says. Cancel-safe.

@@ -120,6 +120,9 @@ mod tests {
         ) -> Result<Option<Arc<PersistentVolume>>, SourceError> {
             unreachable!()
         }
+        async fn patch_claim_status(&self, _: &str, _: &str, _: &Value) -> Result<(), SourceError> {
+            Ok(())
+        }
         async fn until_node(&self, _: &(dyn for<'a> Fn(&'a Node) -> bool + Send + Sync)) {}
         async fn csi_driver(&self, _: &str) -> Result<Option<Arc<CSIDriver>>, SourceError> {
             Ok(None)

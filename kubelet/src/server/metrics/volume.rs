@@ -4,14 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use super::super::stats::claim_of;
+use super::super::stats::{FsFigures, claim_of};
 use super::exposition::Page;
-use crate::cm::machine::{FsStats, fs_stats};
+use crate::cm::machine::fs_stats;
 use crate::pod;
-use crate::server::ServerContext;
+use crate::server::{DriverUsages, ServerContext};
 
-/// Renders every claim once, whichever pods have it. Blocks.
-pub(super) fn render(context: &dyn ServerContext) -> String {
+/// Renders every claim once, whichever pods have it. `drivers`: what drivers say of theirs. Blocks.
+pub(super) fn render(context: &dyn ServerContext, drivers: &DriverUsages) -> String {
     let mut claims = BTreeMap::new();
     for pod in context.pods() {
         let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
@@ -19,9 +19,17 @@ pub(super) fn render(context: &dyn ServerContext) -> String {
             let Some(claim) = claim_of(&pod, volume) else {
                 continue;
             };
-            let directory = context.claim_directory(pod::uid(&pod), &volume.name);
-            if let Some(stats) = directory.and_then(|dir| fs_stats(&dir).ok()) {
-                claims.insert(claim, stats);
+            let uid = pod::uid(&pod);
+            let figures = match drivers.get(&(uid.to_owned(), volume.name.clone())) {
+                Some(said) => said.as_ref().map(FsFigures::of_driver),
+                None => {
+                    let directory = context.claim_directory(uid, &volume.name);
+                    let stats = directory.and_then(|dir| fs_stats(&dir).ok());
+                    stats.map(FsFigures::of_file_system)
+                }
+            };
+            if let Some(figures) = figures {
+                claims.insert(claim, figures);
             }
         }
     }
@@ -29,38 +37,38 @@ pub(super) fn render(context: &dyn ServerContext) -> String {
 }
 
 /// By (name, namespace).
-fn page(claims: &BTreeMap<(String, String), FsStats>) -> String {
-    type Value = fn(&FsStats) -> u64;
+fn page(claims: &BTreeMap<(String, String), FsFigures>) -> String {
+    type Value = fn(&FsFigures) -> u64;
     let metrics: [(&'static str, &str, Value); 6] = [
         (
             "kubelet_volume_stats_available_bytes",
             "[ALPHA] Number of available bytes in the volume",
-            |fs| fs.available_bytes,
+            |f| f.fs.available_bytes,
         ),
         (
             "kubelet_volume_stats_capacity_bytes",
             "[ALPHA] Capacity in bytes of the volume",
-            |fs| fs.capacity_bytes,
+            |f| f.fs.capacity_bytes,
         ),
         (
             "kubelet_volume_stats_inodes",
             "[ALPHA] Maximum number of inodes in the volume",
-            |fs| fs.inodes,
+            |f| f.fs.inodes,
         ),
         (
             "kubelet_volume_stats_inodes_free",
             "[ALPHA] Number of free inodes in the volume",
-            |fs| fs.inodes_free,
+            |f| f.fs.inodes_free,
         ),
         (
             "kubelet_volume_stats_inodes_used",
             "[ALPHA] Number of used inodes in the volume",
-            |fs| fs.inodes.saturating_sub(fs.inodes_free),
+            |f| f.inodes_used,
         ),
         (
             "kubelet_volume_stats_used_bytes",
             "[ALPHA] Number of used bytes in the volume",
-            |fs| fs.capacity_bytes.saturating_sub(fs.available_bytes),
+            |f| f.used_bytes,
         ),
     ];
     let mut page = Page::default();
@@ -86,12 +94,12 @@ mod tests {
 
     #[test]
     fn a_claim_has_six_numbers() {
-        let stats = FsStats {
+        let stats = FsFigures::of_file_system(crate::cm::machine::FsStats {
             capacity_bytes: 100,
             available_bytes: 40,
             inodes: 10,
             inodes_free: 7,
-        };
+        });
         let text = page(&BTreeMap::from([(("c".to_owned(), "n".to_owned()), stats)]));
         for line in [
             "kubelet_volume_stats_available_bytes{namespace=\"n\",persistentvolumeclaim=\"c\"} 40",

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Volume as ApiVolume};
 
+use volumes::VolumeUsage;
+
 use crate::cm::machine::{FsStats, fs_stats};
 use crate::disk_usage::DiskUsages;
 use crate::eviction::usage::is_local_ephemeral;
@@ -41,12 +43,13 @@ pub(in super::super) fn claim_of(pod: &Pod, volume: &ApiVolume) -> Option<(Strin
 }
 
 /// The volumes of a pod that are set up: claims, by what their file system says, and those below the pod's directory.
-/// `claim_directory`: as [`ServerContext::claim_directory`](crate::server::ServerContext::claim_directory).
+/// `driver`: what the volume's driver says, if it is a driver's: those that say nothing are left out. `claim_directory`: as [`ServerContext::claim_directory`](crate::server::ServerContext::claim_directory).
 pub(super) fn volumes(
     paths: &Paths,
     pod: &Pod,
     sizes: &DiskUsages,
     claim_directory: impl Fn(&str) -> Option<PathBuf>,
+    driver: impl Fn(&str) -> Option<Option<VolumeUsage>>,
 ) -> Vec<Volume> {
     let root = paths.pod(pod::uid(pod)).join("volumes");
     let plugins: Vec<PathBuf> = match std::fs::read_dir(&root) {
@@ -58,6 +61,12 @@ pub(super) fn volumes(
         .iter()
         .flat_map(|spec| spec.volumes.iter().flatten());
     spec.filter_map(|volume| {
+        if let Some(said) = driver(&volume.name) {
+            return Some(of_driver(&said?, volume, claim_of(pod, volume)));
+        }
+        if volume.csi.is_some() {
+            return None;
+        }
         if let Some(claim) = claim_of(pod, volume) {
             let directory = claim_directory(&volume.name)?;
             let fs = fs_stats(&directory).ok()?;
@@ -85,6 +94,53 @@ pub(super) fn volumes(
         })
     })
     .collect()
+}
+
+/// What a driver says of a volume.
+fn of_driver(said: &VolumeUsage, volume: &ApiVolume, claim: Option<(String, String)>) -> Volume {
+    let figures = FsFigures::of_driver(said);
+    Volume {
+        name: volume.name.clone(),
+        claim,
+        used_bytes: figures.used_bytes,
+        inodes_used: figures.inodes_used,
+        local: false,
+        fs: figures.fs,
+    }
+}
+
+/// A file system, or what stands for one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in super::super) struct FsFigures {
+    pub(in super::super) fs: FsStats,
+    pub(in super::super) used_bytes: u64,
+    pub(in super::super) inodes_used: u64,
+}
+
+impl FsFigures {
+    pub(in super::super) fn of_driver(said: &VolumeUsage) -> Self {
+        let positive = |n: i64| u64::try_from(n).unwrap_or(0);
+        let (used, available, total) = said.bytes.unwrap_or_default();
+        let (inodes_used, inodes_free, inodes) = said.inodes.unwrap_or_default();
+        Self {
+            fs: FsStats {
+                capacity_bytes: positive(total),
+                available_bytes: positive(available),
+                inodes: positive(inodes),
+                inodes_free: positive(inodes_free),
+            },
+            used_bytes: positive(used),
+            inodes_used: positive(inodes_used),
+        }
+    }
+
+    pub(in super::super) fn of_file_system(fs: FsStats) -> Self {
+        Self {
+            used_bytes: fs.capacity_bytes.saturating_sub(fs.available_bytes),
+            inodes_used: fs.inodes.saturating_sub(fs.inodes_free),
+            fs,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -119,7 +175,8 @@ mod tests {
         let kept = directory.path().to_owned();
         let claimed = |volume: &str| (volume == "kept").then(|| kept.clone());
         let sizes = DiskUsages::default();
-        let found = volumes(&paths, &pod, &sizes, claimed);
+        let no_driver = |_: &str| None;
+        let found = volumes(&paths, &pod, &sizes, claimed, no_driver);
         assert_eq!(found.len(), 3);
         // By its file system, not by a walk.
         assert_eq!(found[2].claim, Some(("c".to_owned(), "n".to_owned())));
@@ -137,6 +194,22 @@ mod tests {
         );
         // Not looked at again for a while.
         std::fs::remove_file(data.join("file")).unwrap();
-        assert_eq!(volumes(&paths, &pod, &sizes, claimed)[0].inodes_used, 4);
+        assert_eq!(
+            volumes(&paths, &pod, &sizes, claimed, no_driver)[0].inodes_used,
+            4
+        );
+        // A driver's word, or none.
+        let said = VolumeUsage {
+            bytes: Some((40, 60, 100)),
+            inodes: None,
+        };
+        let says = |volume: &str| match volume {
+            "kept" => Some(Some(said)),
+            "data" => Some(None),
+            _ => None,
+        };
+        let found = volumes(&paths, &pod, &sizes, claimed, says);
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[1].used_bytes, found[1].fs.available_bytes), (40, 60));
     }
 }

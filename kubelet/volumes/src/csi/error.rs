@@ -26,6 +26,12 @@ pub enum CsiError {
     Unpublish(#[source] CallError),
     #[error("kubernetes.io/csi: attacher.UnmountDevice failed: {0}")]
     Unstage(#[source] CallError),
+    #[error("{0}")]
+    NoDriverToExpand(#[source] NotRegistered),
+    #[error("Expander.NodeExpand failed to expand the volume : {0}")]
+    Expand(#[source] CallError),
+    #[error("mountVolume.NodeExpandVolume update pvc status failed: {0}")]
+    ClaimStatus(#[source] SourceError),
     #[error("Volume not attached according to node status for volume {0:?}")]
     NotAttached(String),
     #[error("volume {handle} has GET error for volume attachment {attachment}: {why}")]

@@ -17,7 +17,7 @@ use super::{CsiError, DeviceKey, MOUNT, NAME};
 use crate::claim::Persistent;
 use crate::layout::check_component;
 use crate::plugin::{Mounter, SetUpError};
-use crate::source::TokenRequest;
+use crate::source::{ObjectSource, TokenRequest};
 
 /// A kernel with SELinux has it.
 const SELINUX_FS: &str = "/sys/fs/selinux/enforce";
@@ -109,8 +109,12 @@ pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
     if driver.and_then(|d| d.spec.pod_info_on_mount) == Some(true) {
         volume_context.extend(pod_info(mounter.pod, ephemeral));
     }
-    let mut publish_secrets =
-        secrets(mounter, "NodePublishSecretRef", source.publish_secret).await?;
+    let mut publish_secrets = secrets(
+        mounter.source,
+        "NodePublishSecretRef",
+        source.publish_secret,
+    )
+    .await?;
     if let Some(tokens) = tokens(mounter, driver).await? {
         let in_secrets = driver.and_then(|d| d.spec.service_account_token_in_secrets);
         let map = match in_secrets {
@@ -142,7 +146,7 @@ pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
     } else {
         Some(Staging {
             volume_context: source.attributes,
-            secrets: secrets(mounter, "NodeStageSecretRef", source.stage_secret).await?,
+            secrets: secrets(mounter.source, "NodeStageSecretRef", source.stage_secret).await?,
         })
     };
     let mut memory = csi.memory();
@@ -179,8 +183,8 @@ fn refuse_selinux(driver: Option<&CSIDriver>, name: &str) -> Result<(), CsiError
     Ok(())
 }
 
-async fn secrets(
-    mounter: &Mounter<'_>,
+pub(super) async fn secrets(
+    source: &dyn ObjectSource,
     which: &'static str,
     reference: Option<SecretReference>,
 ) -> Result<BTreeMap<String, String>, CsiError> {
@@ -195,7 +199,7 @@ async fn secrets(
         name: name.clone(),
         why,
     };
-    let found = mounter.source.secret(&namespace, &name).await;
+    let found = source.secret(&namespace, &name).await;
     let found = found.map_err(|error| failed(error.to_string()))?;
     let found = found.ok_or_else(|| failed(format!("secrets {name:?} not found")))?;
     let data = found.data.iter().flatten();

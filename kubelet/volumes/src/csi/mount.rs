@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use csi::proto::{NodePublishVolumeRequest, NodeStageVolumeRequest, VolumeCapability};
 use csi::{Capabilities, Client};
@@ -16,6 +17,9 @@ use super::request::{access_mode, block_capability, mount_capability};
 use super::{CsiError, CsiVolumes, DeviceKey, is_mounted, off_thread};
 use crate::manager::VolumeLocation;
 use crate::ownership::{self, ChangePolicy};
+
+/// How long a kubelet that was just started waits for the drivers it finds.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One volume of one pod: everything that is told to its driver.
 pub(super) struct Job {
@@ -129,6 +133,9 @@ impl Job {
     /// Idempotent. Returns where the volume is.
     pub async fn carry_out(self) -> Result<VolumeLocation, CsiError> {
         let _turn = self.csi.turn(&self.key).await;
+        let settled = self.csi.drivers.until_settled();
+        // Whoever takes longer than that is not there.
+        let _ = tokio::time::timeout(SETTLE_PATIENCE, settled).await;
         let client = self.csi.drivers.client(&self.key.driver);
         let client = client.map_err(|error| match self.staging {
             Some(_) => CsiError::NoDriverToStage(error),

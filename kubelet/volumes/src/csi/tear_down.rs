@@ -60,10 +60,11 @@ impl CsiVolumes {
             let turn = self.turn(&key).await;
             let client = self.drivers.client(&key.driver);
             let client = client.map_err(CsiError::NoDriverToUnpublish)?;
-            let (target, link) = if volume.block {
-                let published = self.layout.csi_block(name).published;
+            let (target, device) = if volume.block {
+                let paths = self.layout.csi_block(name);
                 let link = self.layout.csi_device_links(uid).join(name);
-                (published.join(uid), Some(link))
+                let map = paths.maps.join(uid);
+                (paths.published.join(uid), Some((link, map)))
             } else {
                 (self.layout.volume(uid, NAME, name).join(MOUNT), None)
             };
@@ -73,8 +74,12 @@ impl CsiVolumes {
             self.memory().published.remove(&published);
             off_thread(move || {
                 unmount_left(&target)?;
-                match link {
-                    Some(link) => remove_device(&target, &link),
+                match device {
+                    Some((link, map)) => {
+                        unmount_left(&map)?;
+                        gone(fs::remove_file(&map)).io_at("failed to remove device map", &map)?;
+                        remove_device(&target, &link)
+                    }
                     None => remove_mount_dir(&target),
                 }
             })
@@ -126,7 +131,7 @@ impl CsiVolumes {
                 let done = client.unstage(&key.handle, &place.path).await;
                 done.map_err(CsiError::Unstage)?;
             }
-            self.memory().staged.remove(key);
+            self.memory().forget(key);
             let layout = self.layout.clone();
             off_thread(move || remove_staged(&layout, &place)).await?;
         }
@@ -187,9 +192,7 @@ fn remove_staged(layout: &Layout, place: &Staged) -> Result<(), CsiError> {
     gone(fs::remove_dir(published)).io_at("failed to remove publish directory", published)?;
     data::remove(&paths.data).io_at("failed to delete volume data", &paths.data)?;
     let dir = paths.data.parent().unwrap_or(&paths.data);
-    // Upstream's kubelet made it.
-    let map = dir.join("dev");
-    gone(fs::remove_dir(&map)).io_at("failed to remove dir", &map)?;
+    gone(fs::remove_dir(&paths.maps)).io_at("failed to remove dir", &paths.maps)?;
     gone(fs::remove_dir(dir)).io_at("failed to remove dir", dir)
 }
 

@@ -83,6 +83,22 @@ impl ObjectSource for Api {
     ) -> Result<Option<Arc<PersistentVolume>>, SourceError> {
         Ok(self.get("volume", name))
     }
+    async fn patch_claim_status(
+        &self,
+        _: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<(), SourceError> {
+        let mut objects = self.objects.lock().unwrap();
+        let claim = objects.get_mut(&("claim", name.to_owned())).unwrap();
+        for (key, value) in patch["status"].as_object().unwrap() {
+            claim["status"][key] = value.clone();
+        }
+        if claim["status"]["allocatedResourceStatuses"]["storage"].is_null() {
+            claim["status"]["allocatedResourceStatuses"] = json!({});
+        }
+        Ok(())
+    }
     fn node(&self) -> Option<Arc<Node>> {
         Some(self.node.borrow().clone())
     }
@@ -702,6 +718,9 @@ async fn a_block_volume_is_handed_over_as_a_device() {
     world.volumes.unmount_pod("b").await.unwrap();
     assert_eq!(world.calls().len(), 1);
     assert!(world.volumes.has_volumes("a").await.unwrap());
+    // As upstream's kubelet leaves it.
+    fs::create_dir(devices.join("pv/dev")).unwrap();
+    fs::write(devices.join("pv/dev/a"), "").unwrap();
     world.volumes.orphans(|_| false).await.unwrap();
     assert_eq!(
         world.calls(),
@@ -715,4 +734,92 @@ async fn a_block_volume_is_handed_over_as_a_device() {
     }
     assert!(!link.exists());
     world.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_volume_that_grew_is_made_larger_on_the_node() {
+    let world = World::new(unattached()).await;
+    let sized = |size: &str| {
+        let mut grown = volume(json!({}));
+        grown["spec"]["capacity"] = json!({"storage": size});
+        grown["spec"]["claimRef"] = json!({"uid": "1", "namespace": "ns", "name": "c"});
+        world.api.put("volume", "pv", grown);
+    };
+    let status = |status: Value| {
+        let mut claim = json!({"metadata": {"name": "c", "namespace": "ns", "uid": "1"}, "spec": {"volumeName": "pv"}});
+        claim["status"] = status;
+        claim["status"]["phase"] = json!("Bound");
+        world.api.put("claim", "c", claim);
+    };
+    let claim = || {
+        let claim: Arc<PersistentVolumeClaim> = world.api.get("claim", "c").unwrap();
+        serde_json::to_value(claim.status.as_ref().unwrap()).unwrap()
+    };
+    sized("1Gi");
+    status(json!({"capacity": {"storage": "1Gi"}}));
+    let pod = claiming("a");
+    world.volumes.mount_pod(&pod).await.unwrap();
+    assert!(world.volumes.expand_pod(&pod).await.is_empty());
+
+    sized("2Gi");
+    status(json!({
+        "capacity": {"storage": "1Gi"}, "allocatedResources": {"storage": "2Gi"},
+        "allocatedResourceStatuses": {"storage": "NodeResizePending"},
+        "conditions": [{"type": "FileSystemResizePending", "status": "True"}],
+    }));
+    // Not looked at with every round of a pod that changes often.
+    assert!(world.volumes.expand_pod(&pod).await.is_empty());
+    world.volumes.forget_expansions();
+    world
+        .driver
+        .state
+        .fail("NodeExpandVolume", Status::internal("no space"));
+    let told = world.volumes.expand_pod(&pod).await;
+    assert_eq!(
+        told[0].outcome.as_ref().unwrap_err(),
+        "NodeExpandVolume.NodeExpandVolume failed for volume \"pv\" : Expander.NodeExpand failed to expand the volume : \
+         rpc error: code = Internal desc = no space"
+    );
+    assert_eq!(claim()["conditions"][1]["type"], "NodeResizeError");
+    assert_eq!(
+        claim()["allocatedResourceStatuses"]["storage"],
+        "NodeResizeInProgress"
+    );
+
+    world.volumes.forget_expansions();
+    let told = world.volumes.expand_pod(&pod).await;
+    assert!(told[0].outcome.is_ok(), "{told:?}");
+    let asked = world.driver.state.expanded.lock().unwrap().pop().unwrap();
+    assert_eq!(asked.volume_path, world.target("a", "pv"));
+    assert_eq!(asked.staging_target_path, world.staging());
+    assert_eq!(asked.capacity_range.unwrap().required_bytes, 2 << 30);
+    assert_eq!(claim()["capacity"]["storage"], "2Gi");
+    assert!(claim().get("conditions").is_none_or(|c| c == &json!([])));
+
+    world.volumes.forget_expansions();
+    assert!(world.volumes.expand_pod(&pod).await.is_empty());
+
+    // One that grew while no pod had it is looked at at once.
+    world.volumes.unmount_pod("a").await.unwrap();
+    status(json!({"capacity": {"storage": "1Gi"}}));
+    world.volumes.mount_pod(&pod).await.unwrap();
+    assert_eq!(world.volumes.expand_pod(&pod).await.len(), 1);
+    assert_eq!(claim()["capacity"]["storage"], "2Gi");
+}
+
+#[tokio::test]
+async fn drivers_say_what_their_volumes_hold() {
+    let world = World::new(unattached()).await;
+    let pod = claiming("a");
+    world.volumes.mount_pod(&pod).await.unwrap();
+    world.calls();
+    for _ in 0..2 {
+        let usage = world.volumes.driver_usage("a").await;
+        let usage = usage["v"].unwrap();
+        assert_eq!(usage.bytes, Some((40, 60, 100)));
+        assert_eq!(usage.inodes, Some((3, 7, 10)));
+    }
+    // Once a minute.
+    let target = world.target("a", "pv");
+    assert_eq!(world.calls(), [format!("NodeGetVolumeStats h {target}")]);
 }

@@ -1,0 +1,68 @@
+//! The runtime that pods run in, and what it knows of those that run already.
+
+use std::sync::Arc;
+
+use runtime::api::Runtime;
+use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles};
+
+use super::AppError;
+use crate::configuration::KubeletConfiguration;
+use crate::options::Options;
+use crate::paths::Paths;
+use crate::rlimit;
+use crate::user_namespaces::{KubeletMappings, UserNamespaceManager};
+
+/// The ids of pods that run, or ran and were not cleaned up, are theirs still.
+pub(super) async fn load_user_namespaces(
+    paths: &Paths,
+    config: &KubeletConfiguration,
+    runtime: &Arc<dyn Runtime>,
+) -> Result<UserNamespaceManager, AppError> {
+    let (paths, ids_per_pod) = (paths.clone(), config.ids_per_pod());
+    let max_pods = u32::try_from(config.max_pods).unwrap_or_default();
+    let manager = tokio::task::spawn_blocking(move || {
+        let mappings = KubeletMappings::of_this_node(ids_per_pod)?;
+        UserNamespaceManager::load(paths, mappings, ids_per_pod, max_pods)
+    })
+    .await
+    .map_err(|error| AppError::Io {
+        what: "read the user namespaces' records".to_owned(),
+        source: std::io::Error::other(error),
+    })??;
+    for sandbox in runtime.list_pod_sandboxes().await? {
+        if let Some(user) = &sandbox.namespaces.user {
+            manager.reserve(&sandbox.metadata.uid, user);
+        }
+    }
+    Ok(manager)
+}
+
+pub(super) async fn open_runtime(
+    options: &Options,
+    open_files: Option<rlimit::Limits>,
+) -> Result<LinuxRuntime, AppError> {
+    let images = images::ImageStore::open(images::ImageStoreConfig {
+        root: options.runtime_root_dir.join("images"),
+        registry_config_dir: options.registry_config_dir.clone(),
+        ..images::ImageStoreConfig::default()
+    })
+    .await?;
+    let network = network::PodNetwork::open(network::NetworkConfig {
+        state_dir: options.runtime_root_dir.join("network"),
+        node_name: options.node_name.clone(),
+        ..network::NetworkConfig::default()
+    })
+    .await?;
+    let config = LinuxRuntimeConfig {
+        root_dir: options.runtime_root_dir.clone(),
+        state_dir: options.runtime_state_dir.clone(),
+        handlers: options.runtime_handlers.clone(),
+        // Containers have what the kubelet had before it raised its own.
+        open_files: open_files.map(|l| OpenFiles {
+            soft: l.soft,
+            hard: l.hard,
+        }),
+        ..LinuxRuntimeConfig::default()
+    };
+    Ok(LinuxRuntime::open(config, images, network).await?)
+}

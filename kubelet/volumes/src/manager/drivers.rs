@@ -1,0 +1,146 @@
+//! What the manager does with volumes of drivers, besides setting them up: see [`crate::csi`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use csi::{Drivers, VolumeUsage};
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+
+use super::{VolumeError, VolumeManager, blocking, mounted_volumes, pod_uid};
+use crate::claim::Persistent;
+use crate::tear_down::{self, TearDownError};
+
+/// Between two looks at a pod's claims; upstream's are a minute apart.
+const EXPANSION_PERIOD: Duration = Duration::from_secs(30);
+
+/// What CSI volumes need of the node.
+pub struct CsiHost {
+    pub drivers: Arc<Drivers>,
+    pub node_name: String,
+}
+
+/// One volume of a pod that was made larger on this node, or could not be.
+#[derive(Debug)]
+pub struct Expanded {
+    /// As the pod names it.
+    pub volume: String,
+    /// The PersistentVolume.
+    pub name: String,
+    pub claim: Arc<PersistentVolumeClaim>,
+    /// `Err`: in the words of the event `VolumeResizeFailed`.
+    pub outcome: Result<(), String>,
+}
+
+impl VolumeManager {
+    /// Has drivers make the file systems of the pod's volumes as large as the volumes have become; at most twice a minute,
+    /// as it asks the API server. What was not tried is not in the answer.
+    pub async fn expand_pod(&self, pod: &Pod) -> Vec<Expanded> {
+        let Ok(uid) = pod_uid(pod) else {
+            return Vec::new();
+        };
+        let due = {
+            let mut pods = self.pods();
+            let state = pods.entry(uid.to_owned()).or_default();
+            let due = state
+                .expansion_looked
+                .is_none_or(|at| at.elapsed() >= EXPANSION_PERIOD);
+            if due {
+                state.expansion_looked = Some(Instant::now());
+            }
+            due
+        };
+        if !due {
+            return Vec::new();
+        }
+        let persistent = self.persistent(uid);
+        let volumes = persistent.iter().map(|(volume, behind)| async move {
+            let (claim, outcome) = self.inner.csi.expand(uid, behind).await?;
+            let name = behind.name();
+            let outcome = outcome.map_err(|error| {
+                format!("NodeExpandVolume.NodeExpandVolume failed for volume {name:?} : {error}")
+            });
+            Some(Expanded {
+                volume: volume.clone(),
+                name: name.to_owned(),
+                claim,
+                outcome,
+            })
+        });
+        join_all(volumes).await.into_iter().flatten().collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn forget_expansions(&self) {
+        for state in self.pods().values_mut() {
+            state.expansion_looked = None;
+        }
+    }
+
+    /// What drivers say that a pod's volumes hold, by volume; `None`: the driver does not say. At most a minute old.
+    pub async fn driver_usage(&self, uid: &str) -> HashMap<String, Option<VolumeUsage>> {
+        let directories: HashMap<String, String> = self
+            .persistent(uid)
+            .into_iter()
+            .map(|(volume, behind)| (behind.name().to_owned(), volume))
+            .collect();
+        let usage = self.inner.csi.usage(uid).await.into_iter();
+        // A pod's own volume has its own name for its directory.
+        usage
+            .map(|(name, usage)| (directories.get(&name).cloned().unwrap_or(name), usage))
+            .collect()
+    }
+
+    /// The volumes that must not be detached from the node, for its status.
+    pub async fn volumes_in_use(&self) -> Vec<String> {
+        self.inner.csi.volumes_in_use().await
+    }
+
+    /// The API server has those.
+    pub fn reported_in_use(&self, names: &[String]) {
+        self.inner.csi.reported_in_use(names);
+    }
+
+    /// Resolves when [`volumes_in_use`](Self::volumes_in_use) has changed. One waiter. Cancel-safe.
+    pub async fn in_use_changed(&self) {
+        self.inner.csi.in_use_changed().await;
+    }
+
+    /// Has drivers undo what they did for a pod. SubPaths first: they keep what they are of busy.
+    pub(super) async fn unpublish(&self, uid: &str) -> Result<(), VolumeError> {
+        let (inner, pod) = (self.inner.clone(), uid.to_owned());
+        blocking(move || tear_down::tear_down_sub_paths(&inner.layout, &pod)).await??;
+        let failures = self.inner.csi.unpublish_pod(uid).await;
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(TearDownError { failures }.into())
+        }
+    }
+
+    /// The volumes of the pod that their driver wants to publish again and again. Upstream: `RequiresRemount`.
+    pub(super) async fn republished(
+        &self,
+        pod: &Pod,
+        persistent: &BTreeMap<String, Persistent>,
+    ) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for volume in mounted_volumes(pod) {
+            let own = volume.csi.as_ref().map(|csi| csi.driver.as_str());
+            let behind = persistent.get(&volume.name);
+            let Some(driver) = own.or_else(|| behind.and_then(Persistent::driver)) else {
+                continue;
+            };
+            let object = self.inner.source.csi_driver(driver).await;
+            let wants = object
+                .ok()
+                .flatten()
+                .and_then(|d| d.spec.requires_republish);
+            if wants == Some(true) {
+                found.insert(volume.name.clone());
+            }
+        }
+        found
+    }
+}
