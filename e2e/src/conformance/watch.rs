@@ -21,8 +21,6 @@ const EXPECTED: &[&str] = &[
     // A pod waits for its certificate, and for a bundle that a spec makes later.
     "credential bundle is not issued yet",
     "combination of signerName and labelSelector matched zero ClusterTrustBundles",
-    // The specs of the CSI API make pods that want a driver no node has.
-    "volumes of kind csi are not supported by this kubelet",
 ];
 
 /// What there was before the run.
