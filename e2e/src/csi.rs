@@ -179,10 +179,11 @@ fn apply_adapted(cluster: &Cluster, file: &Path) -> Result<()> {
 
 /// One node's cluster needs one controller; what cannot be had goes; accounts without a namespace are of `default`.
 fn adapt(object: &mut Value) {
-    if let Some(items) = object["items"].as_array_mut() {
+    // By pointer: an index that is not there would be made.
+    if let Some(items) = array(object, "/items") {
         return items.iter_mut().for_each(adapt);
     }
-    if let Some(subjects) = object["subjects"].as_array_mut() {
+    if let Some(subjects) = array(object, "/subjects") {
         for subject in subjects {
             if subject["kind"] == "ServiceAccount" && subject["namespace"].is_null() {
                 subject["namespace"] = "default".into();
@@ -193,16 +194,19 @@ fn adapt(object: &mut Value) {
         object["spec"]["replicas"] = 1.into();
         object["spec"]["minReadySeconds"] = 0.into();
     }
-    let pod = &mut object["spec"]["template"]["spec"];
-    if let Some(containers) = pod["containers"].as_array_mut() {
+    if let Some(containers) = array(object, "/spec/template/spec/containers") {
         containers.retain(|container| {
             let name = container["name"].as_str().unwrap_or_default();
             !NOT_TO_BE_HAD.contains(&name)
         });
     }
-    if let Some(volumes) = pod["volumes"].as_array_mut() {
+    if let Some(volumes) = array(object, "/spec/template/spec/volumes") {
         volumes.retain(|volume| volume["name"] != ITS_VOLUME);
     }
+}
+
+fn array<'a>(object: &'a mut Value, pointer: &str) -> Option<&'a mut Vec<Value>> {
+    object.pointer_mut(pointer)?.as_array_mut()
 }
 
 fn apply_local_path(cluster: &Cluster) -> Result<()> {
@@ -309,7 +313,11 @@ mod tests {
         let namespaces = binding["subjects"].as_array().expect("it is a list").iter();
         let namespaces: Vec<&Value> = namespaces.map(|one| &one["namespace"]).collect();
         assert_eq!(namespaces, [&json!("default"), &json!("b"), &Value::Null]);
-        assert!(binding["spec"]["template"]["spec"]["containers"].is_null());
+        // Nothing is put in that was not there.
+        let class = json!({"kind": "StorageClass", "provisioner": "a"});
+        let mut adapted = class.clone();
+        adapt(&mut adapted);
+        assert_eq!(adapted, class);
     }
 
     #[test]
