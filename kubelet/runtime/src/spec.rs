@@ -6,10 +6,11 @@
 //!
 //! Upstream: containerd's `internal/cri/server/container_create_linux.go`, v2.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use shim_protocol::{DeviceRule, ProcessSpec, capability};
+use shim_protocol::{DevMount, DeviceRule, ProcessSpec, Propagation, capability};
 
 use crate::api::*;
 
@@ -99,8 +100,13 @@ pub struct ContainerSpec {
     pub device_rules: Vec<DeviceRule>,
     /// Destinations that must not receive the host's later mounts.
     pub private_mounts: Vec<String>,
+    /// What covers the container's /dev; not among the spec's mounts.
+    pub dev_mount: Option<DevMount>,
     pub shared_pid: bool,
 }
+
+/// Where libcontainer makes devices and links.
+const DEV: &str = "/dev";
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -131,6 +137,7 @@ pub fn container_spec(
     let process = process_spec(sandbox, config, image, facts)?;
     let device_rules = device_rules(privileged, facts);
     let (mounts, private_mounts, propagation) = mounts(config, facts)?;
+    let (mounts, dev_mount) = without_dev(mounts, config, facts);
     let (namespaces, shared_pid) = namespaces(sandbox, config, facts)?;
     let mut readonly_paths = config.security.readonly_paths.clone();
     if !privileged {
@@ -208,6 +215,7 @@ pub fn container_spec(
         process,
         device_rules,
         private_mounts,
+        dev_mount,
         shared_pid,
     })
 }
@@ -493,11 +501,50 @@ fn mounts(
         list.push(json!({
             "destination": destination, "type": "bind", "source": source, "options": ["rbind", mode],
         }));
-        if root != "private" && mount.propagation == MountPropagation::Private {
+        if root != "private" && mount.propagation == MountPropagation::Private && destination != DEV
+        {
             private.push(destination);
         }
     }
     Ok((list, private, root))
+}
+
+/// Takes what the config wants at /dev out of the spec's mounts (of several the last, as it would cover the others):
+/// libcontainer would write into it.
+fn without_dev(
+    mut mounts: Vec<Value>,
+    config: &ContainerConfig,
+    facts: &Facts,
+) -> (Vec<Value>, Option<DevMount>) {
+    let asked = config.mounts.iter().zip(&facts.mount_sources);
+    let mut at_dev = asked.filter(|(mount, _)| clean(&mount.container_path) == DEV);
+    let Some((mount, source)) = at_dev.next_back() else {
+        return (mounts, None);
+    };
+    mounts.retain(|one| one["destination"] != DEV || one["type"] == "tmpfs");
+    let all: BTreeSet<&str> = mounts
+        .iter()
+        .filter_map(|one| one["destination"].as_str())
+        .filter(|path| Path::new(path).starts_with(DEV) && *path != DEV)
+        .collect();
+    let is_below = |path: &str, other: &str| path != other && Path::new(path).starts_with(other);
+    let below = all
+        .iter()
+        .filter(|path| !all.iter().any(|other| is_below(path, other)))
+        .map(|path| (*path).to_owned())
+        .collect();
+    let dev_mount = DevMount {
+        source: source.clone(),
+        read_only: mount.readonly,
+        recursive_read_only: mount.recursive_read_only,
+        propagation: match mount.propagation {
+            MountPropagation::Private => Propagation::Private,
+            MountPropagation::HostToContainer => Propagation::Slave,
+            MountPropagation::Bidirectional => Propagation::Shared,
+        },
+        below,
+    };
+    (mounts, Some(dev_mount))
 }
 
 /// Without double and trailing slashes.

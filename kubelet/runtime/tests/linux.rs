@@ -630,6 +630,48 @@ async fn mounts_files_and_read_only_roots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_directory_at_dev_is_left_as_it_is() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let config = node.sandbox_config("dev");
+    let sandbox = node.runtime.run_pod_sandbox(&config).await.unwrap();
+    let dev = node.directory.join("dev");
+    std::fs::create_dir_all(dev.join("pts")).unwrap();
+    std::fs::write(dev.join("ptmx"), "the node's\n").unwrap();
+    std::os::unix::fs::symlink("/proc/self/fd", dev.join("fd")).unwrap();
+    let told = node.directory.join("told");
+    std::fs::write(&told, "").unwrap();
+    let mut config = script(
+        "cat /dev/ptmx; echo told > /dev/told; echo x > /dev/shm/x && cat /dev/shm/x; test -c /dev/pts/ptmx && echo pts; \
+         (echo x > /dev/new) 2>/errors || echo refused",
+    );
+    let mount = |path: &str, host: &std::path::Path| Mount {
+        container_path: path.into(),
+        host_path: host.into(),
+        ..Default::default()
+    };
+    config.mounts = vec![mount("/dev/told", &told), mount("/dev", &dev)];
+    let (_, log) = node.run(&sandbox, &config).await;
+    assert_eq!(log, "the node's\nx\npts\n");
+    assert_eq!(std::fs::read_to_string(&told).unwrap(), "told\n");
+    // Nothing but what was written, and places to mount at.
+    let mut names: Vec<_> = std::fs::read_dir(&dev)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["fd", "mqueue", "new", "ptmx", "pts", "shm", "told"]);
+    std::fs::remove_file(dev.join("new")).unwrap();
+    config.mounts[1].readonly = true;
+    let (_, log) = node.run(&sandbox, &config).await;
+    // Behind what the first one said.
+    assert!(log.ends_with("the node's\nx\npts\nrefused\n"), "{log}");
+    assert!(!dev.join("new").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_root_is_not_synced_to_the_disk() {
     if !is_root() {
         return;

@@ -110,6 +110,30 @@ pub struct ContainerStart {
     /// Mount points inside the container that must not receive later mounts of the host.
     #[serde(default)]
     pub private_mounts: Vec<String>,
+    /// What is mounted over the container's own /dev.
+    #[serde(default)]
+    pub dev_mount: Option<DevMount>,
+}
+
+/// A directory of the node's at a container's /dev.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevMount {
+    pub source: PathBuf,
+    pub read_only: bool,
+    /// What is mounted below it, too.
+    pub recursive_read_only: bool,
+    pub propagation: Propagation,
+    /// Mount points of the container below /dev, none below another: they are mounted there again.
+    pub below: Vec<String>,
+}
+
+/// Which later mounts the node and the container share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Propagation {
+    Private,
+    Slave,
+    Shared,
 }
 
 /// One line of the device cgroup. `None` matches every number.

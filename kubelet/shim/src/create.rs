@@ -216,6 +216,9 @@ fn create(
             Birth::InNew { .. } => Some(receive_view(pid, &view)?),
             Birth::InPlace | Birth::Elsewhere(_) => None,
         };
+        if let Some(mount) = &start.dev_mount {
+            crate::dev_mount::cover(pid, mount)?;
+        }
         crate::cgroup::finish_setup(&start.cgroup_path, &start.unified, &start.devices)?;
         Ok((master, view))
     };

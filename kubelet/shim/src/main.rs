@@ -13,6 +13,7 @@ mod capture;
 mod cgroup;
 mod container;
 mod create;
+mod dev_mount;
 mod devices;
 mod exec;
 mod executor;

@@ -111,6 +111,7 @@ fn start_request(inner: &Inner, record: &ContainerRecord) -> ContainerStart {
         unified: record.config.resources.unified.clone(),
         devices: record.device_rules.clone(),
         private_mounts: record.private_mounts.clone(),
+        dev_mount: record.dev_mount.clone(),
     }
 }
 

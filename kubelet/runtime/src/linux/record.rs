@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
-use shim_protocol::{ContainerExit, DeviceRule, ProcessSpec};
+use shim_protocol::{ContainerExit, DevMount, DeviceRule, ProcessSpec};
 use tokio::sync::watch;
 
 use super::layout::{self, Layout};
@@ -46,6 +46,8 @@ pub struct ContainerRecord {
     pub process: ProcessSpec,
     pub device_rules: Vec<DeviceRule>,
     pub private_mounts: Vec<String>,
+    #[serde(default)]
+    pub dev_mount: Option<DevMount>,
     pub shared_pid: bool,
     pub cgroup_path: PathBuf,
     pub log_path: PathBuf,

@@ -278,6 +278,35 @@ fn mounts_are_ordered_and_keep_their_propagation() {
 }
 
 #[test]
+fn what_is_wanted_at_dev_is_no_mount_of_the_specs() {
+    let spec = build(&ContainerConfig {
+        mounts: vec![
+            bind("/dev/", MountPropagation::HostToContainer),
+            bind("/dev/shm-x", MountPropagation::Private),
+            bind("/dev/shm/a", MountPropagation::Private),
+            bind("/device", MountPropagation::Private),
+        ],
+        ..config()
+    });
+    let at_dev: Vec<_> = spec.oci["mounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|m| m["destination"] == "/dev")
+        .collect();
+    assert_eq!(at_dev.len(), 1);
+    assert_eq!(at_dev[0]["type"], "tmpfs");
+    let dev = spec.dev_mount.unwrap();
+    assert_eq!(dev.propagation, Propagation::Slave);
+    assert!(!dev.read_only);
+    assert_eq!(
+        dev.below,
+        ["/dev/mqueue", "/dev/pts", "/dev/shm", "/dev/shm-x"]
+    );
+    assert!(build(&config()).dev_mount.is_none());
+}
+
+#[test]
 fn a_mount_of_ones_own_replaces_the_sandboxs() {
     let mut own = bind("/dev/shm", MountPropagation::Private);
     own.host_path = "/elsewhere".into();

@@ -82,6 +82,7 @@ pub async fn prepare(
         process: spec.process,
         device_rules: spec.device_rules,
         private_mounts: spec.private_mounts,
+        dev_mount: spec.dev_mount,
         shared_pid: spec.shared_pid,
         cgroup_path: facts.cgroup_path,
         log_path: sandbox.config.log_directory.join(&config.log_path),
