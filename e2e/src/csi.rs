@@ -177,16 +177,21 @@ fn apply_adapted(cluster: &Cluster, file: &Path) -> Result<()> {
         .with_context(|| format!("apply {path}"))
 }
 
-/// One node's cluster needs one controller; what cannot be had goes; accounts without a namespace are of `default`.
+/// One node's cluster needs one controller; what cannot be had goes; accounts without a namespace get their binding's, or `default`.
 fn adapt(object: &mut Value) {
     // By pointer: an index that is not there would be made.
     if let Some(items) = array(object, "/items") {
         return items.iter_mut().for_each(adapt);
     }
+    // A binding's accounts are of its own namespace.
+    let namespace = object
+        .pointer("/metadata/namespace")
+        .and_then(Value::as_str);
+    let namespace = namespace.unwrap_or("default").to_owned();
     if let Some(subjects) = array(object, "/subjects") {
         for subject in subjects {
             if subject["kind"] == "ServiceAccount" && subject["namespace"].is_null() {
-                subject["namespace"] = "default".into();
+                subject["namespace"] = namespace.as_str().into();
             }
         }
     }
@@ -313,6 +318,10 @@ mod tests {
         let namespaces = binding["subjects"].as_array().expect("it is a list").iter();
         let namespaces: Vec<&Value> = namespaces.map(|one| &one["namespace"]).collect();
         assert_eq!(namespaces, [&json!("default"), &json!("b"), &Value::Null]);
+        let mut binding = json!({"kind": "RoleBinding", "metadata": {"namespace": "kube-system"},
+            "subjects": [{"kind": "ServiceAccount", "name": "a"}]});
+        adapt(&mut binding);
+        assert_eq!(binding["subjects"][0]["namespace"], "kube-system");
         // Nothing is put in that was not there.
         let class = json!({"kind": "StorageClass", "provisioner": "a"});
         let mut adapted = class.clone();
