@@ -4,9 +4,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use backend::queue::BACKOFF_ORDERING_WINDOW;
 use component_base::client::ClientConfig;
 use component_base::events::{EventType, RecordedEvent, Recorder, object_reference};
@@ -18,12 +20,13 @@ use component_base::shutdown::Shutdown;
 use framework::EventRecord;
 
 use crate::api_writer::KubeWriter;
-use crate::config::{self, API_VERSION, DEFAULT_SCHEDULER_NAME, KIND};
+use crate::config::{self, DEFAULT_SCHEDULER_NAME, KubeSchedulerConfiguration};
 use crate::event_handlers::EventHandlers;
 use crate::listers::{InformerListers, Informers, Revisions};
 use crate::metrics;
 use crate::options::{COMPONENT, Options, flag_set};
 use crate::profile::log_absent_defaults;
+use crate::reload::Reload;
 use crate::runtime::{RecordFn, Shared};
 use crate::schedule_one::SchedulingLoop;
 use crate::scheduler::Scheduler;
@@ -106,11 +109,12 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     if let Some(elector) = &elector {
         elector.add_health_check(&health);
     }
-    let configz = serde_json::to_value(&options.config).context("encoding the configuration")?;
-    options
-        .serving
-        .serve(pages(&health, &flags, configz), shutdown.clone())
-        .await?;
+    let current = Arc::clone(&parts.current);
+    let configz = move || config::completed(&current.load(), &plugins::registry::in_tree());
+    let questions = crate::pages::router(Arc::clone(&parts.scheduler), Arc::clone(&parts.active));
+    let pages = pages(&health, &flags, configz).merge(questions);
+    options.serving.serve(pages, shutdown.clone()).await?;
+    parts.reload(&flags, &shutdown)?;
     let Some(elector) = elector else {
         return parts.schedule(shutdown).await;
     };
@@ -147,6 +151,11 @@ struct Parts {
     informers: Informers,
     revisions: Arc<Revisions>,
     seed: u64,
+    /// What the scheduler works by.
+    current: Arc<ArcSwap<KubeSchedulerConfiguration>>,
+    recorders: Arc<Recorders>,
+    /// It has begun to schedule.
+    active: Arc<AtomicBool>,
 }
 
 impl Parts {
@@ -163,21 +172,9 @@ impl Parts {
         ));
         // Events have a rate limit of their own.
         let events = options.client.build().await?;
-        let names = options
-            .config
-            .profiles
-            .iter()
-            .filter_map(|profile| profile.scheduler_name.clone());
-        let record = record_fn(
-            names
-                .map(|name| {
-                    (
-                        name.clone(),
-                        Recorder::events_v1(events.clone(), &name, shutdown),
-                    )
-                })
-                .collect(),
-        );
+        let recorders = Arc::new(Recorders::new(events, shutdown));
+        recorders.add(&options.config);
+        let record = recorders.record_fn();
         let tasks = tokio::runtime::Handle::current();
         let shared = Shared::new(
             listers,
@@ -209,7 +206,39 @@ impl Parts {
             informers: informers.clone(),
             revisions,
             seed,
+            current: Arc::new(ArcSwap::from_pointee(options.config.clone())),
+            recorders,
+            active: Arc::default(),
         })
+    }
+
+    /// Begins to look after the configuration file.
+    fn reload(&self, flags: &Flags, shutdown: &Shutdown) -> anyhow::Result<()> {
+        let Some(changed) = Reload::watch(flags).context("watching the configuration file")? else {
+            return Ok(());
+        };
+        let (recorders, pods) = (Arc::clone(&self.recorders), self.informers.pods.clone());
+        let reload = Reload::new(
+            flags.clone(),
+            Arc::clone(&self.scheduler),
+            Box::new(move || pods.list()),
+            Arc::clone(&self.current),
+            Box::new(move |config| {
+                for field in config::not_acted_on(config) {
+                    tracing::warn!(
+                        field,
+                        "The configuration sets a field that has no effect here"
+                    );
+                }
+                recorders.add(config);
+            }),
+            self.recorders.own(),
+        );
+        shutdown.spawn_essential(
+            "configuration reload",
+            reload.run(changed, shutdown.clone()),
+        );
+        Ok(())
     }
 
     /// Schedules until shutdown.
@@ -219,12 +248,15 @@ impl Parts {
             informers,
             revisions,
             seed,
+            active,
+            ..
         } = self;
         if shutdown.run_until(informers.wait_for_sync()).await != Some(true) {
             return Ok(());
         }
         let mut handlers = EventHandlers::new(Arc::clone(&scheduler), &informers, revisions);
         handlers.handle_initial();
+        active.store(true, Ordering::Release);
         shutdown.spawn_essential("event handlers", handlers.run(shutdown.clone()));
         let flushing = flush(Arc::clone(&scheduler), shutdown.clone());
         shutdown.spawn_essential("scheduling queue flush", flushing);
@@ -267,47 +299,81 @@ async fn flush(scheduler: Arc<Scheduler>, shutdown: Shutdown) {
     }
 }
 
-/// Records in the name of the pod's profile.
-fn record_fn(recorders: HashMap<String, Recorder>) -> RecordFn {
-    Arc::new(move |event: EventRecord| {
-        let name = framework::pod_info::spec(&event.regarding)
-            .scheduler_name
-            .as_deref()
-            .unwrap_or(DEFAULT_SCHEDULER_NAME);
-        let Some(recorder) = recorders.get(name) else {
-            return;
-        };
-        recorder.record(RecordedEvent {
-            regarding: object_reference(&*event.regarding),
-            related: event.related.as_deref().map(object_reference),
-            event_type: if event.warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
-            reason: event.reason.to_owned(),
-            action: event.action.to_owned(),
-            message: event.note,
-            annotations: Default::default(),
-        });
-    })
+/// One recorder for each profile: events are in its name.
+struct Recorders {
+    client: kube::Client,
+    shutdown: Shutdown,
+    by_profile: ArcSwap<HashMap<String, Recorder>>,
+}
+
+impl Recorders {
+    fn new(client: kube::Client, shutdown: &Shutdown) -> Self {
+        Recorders {
+            client,
+            shutdown: shutdown.clone(),
+            by_profile: ArcSwap::default(),
+        }
+    }
+
+    /// Adds those of profiles that are new; the others go on, since a pod may still be on its way.
+    fn add(&self, config: &KubeSchedulerConfiguration) {
+        let mut all = HashMap::clone(&self.by_profile.load());
+        let names = config.profiles.iter();
+        for name in names.filter_map(|profile| profile.scheduler_name.as_ref()) {
+            all.entry(name.clone())
+                .or_insert_with(|| Recorder::events_v1(self.client.clone(), name, &self.shutdown));
+        }
+        self.by_profile.store(Arc::new(all));
+    }
+
+    /// For events that are about no pod.
+    fn own(&self) -> Recorder {
+        Recorder::events_v1(self.client.clone(), DEFAULT_SCHEDULER_NAME, &self.shutdown)
+    }
+
+    /// Records in the name of the pod's profile.
+    fn record_fn(self: &Arc<Self>) -> RecordFn {
+        let recorders = Arc::clone(self);
+        Arc::new(move |event: EventRecord| {
+            let name = framework::pod_info::spec(&event.regarding)
+                .scheduler_name
+                .as_deref()
+                .unwrap_or(DEFAULT_SCHEDULER_NAME);
+            let all = recorders.by_profile.load();
+            let Some(recorder) = all.get(name) else {
+                return;
+            };
+            recorder.record(RecordedEvent {
+                regarding: object_reference(&*event.regarding),
+                related: event.related.as_deref().map(object_reference),
+                event_type: if event.warning {
+                    EventType::Warning
+                } else {
+                    EventType::Normal
+                },
+                reason: event.reason.to_owned(),
+                action: event.action.to_owned(),
+                message: event.note,
+                annotations: Default::default(),
+            });
+        })
+    }
 }
 
 /// `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`, `/flagz`.
-fn pages(health: &Health, flags: &Flags, config: serde_json::Value) -> axum::Router {
-    component_base::zpages::router(COMPONENT, flags, "kubescheduler.config.k8s.io", config)
+fn pages(
+    health: &Health,
+    flags: &Flags,
+    config: impl Fn() -> serde_json::Value + Send + Sync + 'static,
+) -> axum::Router {
+    component_base::zpages::live_router(COMPONENT, flags, "kubescheduler.config.k8s.io", config)
         .merge(health.router())
         .merge(component_base::metrics::router())
 }
 
 fn write_config(options: &Options, path: &std::path::Path) -> anyhow::Result<()> {
-    let mut value = serde_json::to_value(&options.config).context("encoding the configuration")?;
-    if let Some(object) = value.as_object_mut() {
-        object.insert("apiVersion".to_owned(), API_VERSION.into());
-        object.insert("kind".to_owned(), KIND.into());
-    }
-    // JSON is YAML, too.
-    let text = serde_json::to_string_pretty(&value).context("encoding the configuration")?;
+    let config = config::completed(&options.config, &plugins::registry::in_tree());
+    let text = serde_saphyr::to_string(&config).context("encoding the configuration")?;
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     tracing::info!(component = COMPONENT, path = %path.display(), "Wrote configuration");
     Ok(())

@@ -102,7 +102,7 @@ async fn binding_cycle(cycle: &mut BindingCycle) -> Status {
             return status;
         }
     }
-    let status = framework.run_bind_plugins(state, &pod, node_name).await;
+    let status = framework.bind(state, &pod, node_name).await;
     if !status.is_success() {
         tracing::info!(pod = pod.name(), namespace = pod.namespace(), %status, "Failed to bind pod");
         return status;

@@ -1,14 +1,23 @@
 //! `KubeSchedulerConfiguration` (kubescheduler.config.k8s.io/v1): its shape, defaults and validation.
 //!
 //! Decoding is strict; validation returns every error with its field path. Upstream: kube-scheduler config/v1 and
-//! pkg/scheduler/apis/config/{v1,validation}, v1.36.
+//! pkg/scheduler/apis/config/{v1,validation}, v1.37.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
-use component_base::config::{ConfigError, FieldError, load_strict};
+use component_base::config::{ConfigError, load_strict};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+mod complete;
+mod extender;
+#[cfg(test)]
+mod tests;
+mod validation;
+
+pub use complete::completed;
+pub use extender::{Extender, ExtenderManagedResource, ExtenderTlsConfig};
+pub use validation::validate;
 
 /// The `apiVersion` this program reads.
 pub const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
@@ -16,6 +25,9 @@ pub const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
 pub const KIND: &str = "KubeSchedulerConfiguration";
 /// The `schedulerName` of pods that name none.
 pub const DEFAULT_SCHEDULER_NAME: &str = "default-scheduler";
+
+/// How long an extender's answer may take where nothing is said.
+pub const DEFAULT_EXTENDER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Plugins upstream has that are not built here: naming one explicitly is an error.
 pub const NOT_BUILT: &[&str] = &[
@@ -39,7 +51,7 @@ pub struct KubeSchedulerConfiguration {
     pub enable_profiling: bool,
     /// Accepted, not acted on.
     pub enable_contention_profiling: bool,
-    /// Upstream samples nodes; every node is scored here. The value is checked and otherwise unused.
+    /// Once this share of the nodes was found feasible (and at least 100), no more are looked for. 0: all nodes are.
     pub percentage_of_nodes_to_score: i32,
     /// The first backoff of an unschedulable pod, in seconds.
     pub pod_initial_backoff_seconds: i64,
@@ -47,9 +59,8 @@ pub struct KubeSchedulerConfiguration {
     pub pod_max_backoff_seconds: i64,
     /// One for each `schedulerName`.
     pub profiles: Vec<KubeSchedulerProfile>,
-    /// Not built: naming one is an error.
-    #[schemars(with = "Vec<serde_json::Value>")]
-    pub extenders: Vec<serde_json::Value>,
+    /// Programs outside of the scheduler that have a say, for all profiles.
+    pub extenders: Vec<Extender>,
     /// Fill the caches only once leading.
     pub delay_cache_until_active: bool,
 }
@@ -140,7 +151,8 @@ impl Default for ClientConnectionConfiguration {
 pub struct KubeSchedulerProfile {
     /// Which pods are its.
     pub scheduler_name: Option<String>,
-    /// See the configuration's.
+    /// See the configuration's, which this replaces.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub percentage_of_nodes_to_score: Option<i32>,
     /// Changes to the default plugins.
     pub plugins: Option<Plugins>,
@@ -233,6 +245,47 @@ pub fn load(path: &Path) -> Result<KubeSchedulerConfiguration, ConfigError> {
     load_strict(path, API_VERSION, KIND)
 }
 
+/// What upstream takes for a default though it is given: zeros and empty texts, and the profiles of [`default_profiles`].
+pub fn set_defaults(config: &mut KubeSchedulerConfiguration) {
+    default_profiles(config);
+    let default = LeaderElectionConfiguration::default();
+    let election = &mut config.leader_election;
+    for (field, default) in [
+        (&mut election.resource_lock, default.resource_lock),
+        (&mut election.resource_name, default.resource_name),
+        (&mut election.resource_namespace, default.resource_namespace),
+    ] {
+        if field.is_empty() {
+            *field = default;
+        }
+    }
+    for (field, default) in [
+        (&mut election.lease_duration, default.lease_duration),
+        (&mut election.renew_deadline, default.renew_deadline),
+        (&mut election.retry_period, default.retry_period),
+    ] {
+        if component_base::duration::parse(field) == Ok(std::time::Duration::ZERO) {
+            *field = default;
+        }
+    }
+    let default = ClientConnectionConfiguration::default();
+    let connection = &mut config.client_connection;
+    if connection.content_type.is_empty() {
+        connection.content_type = default.content_type;
+    }
+    if connection.qps == 0.0 {
+        connection.qps = default.qps;
+    }
+    if connection.burst == 0 {
+        connection.burst = default.burst;
+    }
+    for extender in &mut config.extenders {
+        if extender.http_timeout.0.is_zero() {
+            extender.http_timeout = DEFAULT_EXTENDER_TIMEOUT.into();
+        }
+    }
+}
+
 /// One default profile where none is given, and the default name where one profile has none.
 pub fn default_profiles(config: &mut KubeSchedulerConfiguration) {
     if config.profiles.is_empty() {
@@ -242,139 +295,6 @@ pub fn default_profiles(config: &mut KubeSchedulerConfiguration) {
         profile
             .scheduler_name
             .get_or_insert_with(|| DEFAULT_SCHEDULER_NAME.to_owned());
-    }
-}
-
-/// Every problem, with its field path.
-pub fn validate(config: &KubeSchedulerConfiguration) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let mut invalid = |path: &str, value: serde_json::Value, detail: &str| {
-        errors.push(FieldError::invalid(path, value, detail))
-    };
-    if config.parallelism <= 0 {
-        invalid(
-            "parallelism",
-            config.parallelism.into(),
-            "should be an integer value greater than zero",
-        );
-    }
-    if !(0..=100).contains(&config.percentage_of_nodes_to_score) {
-        invalid(
-            "percentageOfNodesToScore",
-            config.percentage_of_nodes_to_score.into(),
-            "not in valid range [0-100]",
-        );
-    }
-    if config.pod_initial_backoff_seconds <= 0 {
-        invalid(
-            "podInitialBackoffSeconds",
-            config.pod_initial_backoff_seconds.into(),
-            "must be greater than 0",
-        );
-    }
-    if config.pod_max_backoff_seconds < config.pod_initial_backoff_seconds {
-        invalid(
-            "podMaxBackoffSeconds",
-            config.pod_max_backoff_seconds.into(),
-            "must be greater than or equal to PodInitialBackoffSeconds",
-        );
-    }
-    if config.leader_election.leader_elect && config.leader_election.resource_lock != "leases" {
-        invalid(
-            "leaderElection.resourceLock",
-            config.leader_election.resource_lock.clone().into(),
-            "resourceLock value must be \"leases\"",
-        );
-    }
-    if !config.extenders.is_empty() {
-        errors.push(FieldError::forbidden(
-            "extenders",
-            "extenders are not supported yet",
-        ));
-    }
-    let mut names = BTreeSet::new();
-    for (i, profile) in config.profiles.iter().enumerate() {
-        let path = format!("profiles[{i}]");
-        match profile.scheduler_name.as_deref() {
-            None | Some("") => {
-                errors.push(FieldError::required(format!("{path}.schedulerName"), ""))
-            }
-            Some(name) if !names.insert(name) => errors.push(FieldError::invalid(
-                format!("{path}.schedulerName"),
-                name,
-                "Duplicate value",
-            )),
-            Some(_) => {}
-        }
-        if let Some(percentage) = profile
-            .percentage_of_nodes_to_score
-            .filter(|p| !(0..=100).contains(p))
-        {
-            errors.push(FieldError::invalid(
-                format!("{path}.percentageOfNodesToScore"),
-                percentage,
-                "not in valid range [0-100]",
-            ));
-        }
-        validate_profile(&path, profile, &mut errors);
-    }
-    errors
-}
-
-/// Extension points of pod groups (gate GenericWorkload, off by default): known, and no plugin can be asked for there yet.
-const OF_GROUPS: &[&str] = &["placementGenerate", "placementScore", "podGroupPostFilter"];
-
-fn validate_profile(path: &str, profile: &KubeSchedulerProfile, errors: &mut Vec<FieldError>) {
-    for (set_name, set) in profile.plugins.iter().flat_map(Plugins::sets) {
-        for (j, plugin) in set.enabled.iter().enumerate() {
-            if OF_GROUPS.contains(&set_name) {
-                errors.push(FieldError::forbidden(
-                    format!("{path}.plugins.{set_name}.enabled[{j}]"),
-                    "pod groups are not supported yet",
-                ));
-            } else if NOT_BUILT.contains(&plugin.name.as_str()) {
-                let field = format!("{path}.plugins.{set_name}.enabled[{j}]");
-                errors.push(FieldError::forbidden(
-                    field,
-                    format!("plugin {:?} is not supported yet", plugin.name),
-                ));
-            }
-        }
-    }
-    let mut seen = BTreeSet::new();
-    for (j, config) in profile.plugin_config.iter().enumerate() {
-        let field = format!("{path}.pluginConfig[{j}]");
-        if !seen.insert(&config.name) {
-            errors.push(FieldError::invalid(
-                &field,
-                &config.name,
-                format!("repeated config for plugin {}", config.name),
-            ));
-        }
-        let args = &config.args;
-        let expect = format!("{}Args", config.name);
-        if let Some(kind) = args
-            .get("kind")
-            .and_then(|k| k.as_str())
-            .filter(|kind| *kind != expect)
-        {
-            errors.push(FieldError::invalid(
-                format!("{field}.args.kind"),
-                kind,
-                format!("should be {expect:?}"),
-            ));
-        }
-        if let Some(version) = args
-            .get("apiVersion")
-            .and_then(|v| v.as_str())
-            .filter(|version| *version != API_VERSION)
-        {
-            errors.push(FieldError::invalid(
-                format!("{field}.args.apiVersion"),
-                version,
-                format!("should be {API_VERSION:?}"),
-            ));
-        }
     }
 }
 
@@ -388,10 +308,6 @@ pub fn not_acted_on(config: &KubeSchedulerConfiguration) -> Vec<String> {
         }
     };
     note(config.parallelism != default.parallelism, "parallelism");
-    note(
-        config.percentage_of_nodes_to_score != 0,
-        "percentageOfNodesToScore",
-    );
     note(config.delay_cache_until_active, "delayCacheUntilActive");
     note(!config.enable_profiling, "enableProfiling");
     note(
@@ -399,11 +315,6 @@ pub fn not_acted_on(config: &KubeSchedulerConfiguration) -> Vec<String> {
         "enableContentionProfiling",
     );
     for (i, profile) in config.profiles.iter().enumerate() {
-        let percentage = profile.percentage_of_nodes_to_score.unwrap_or(0);
-        note(
-            percentage != 0,
-            &format!("profiles[{i}].percentageOfNodesToScore"),
-        );
         for (j, plugin) in profile.plugin_config.iter().enumerate() {
             let absent = NOT_BUILT.contains(&plugin.name.as_str());
             note(
@@ -413,64 +324,4 @@ pub fn not_acted_on(config: &KubeSchedulerConfiguration) -> Vec<String> {
         }
     }
     fields
-}
-
-#[cfg(test)]
-mod tests {
-    use component_base::config::decode_strict;
-
-    use super::*;
-
-    fn decode(text: &str) -> Result<KubeSchedulerConfiguration, ConfigError> {
-        let text = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{text}");
-        let mut config = decode_strict(Path::new("scheduler.yaml"), &text, API_VERSION, KIND)?;
-        default_profiles(&mut config);
-        Ok(config)
-    }
-
-    #[test]
-    fn defaults() {
-        let config = decode("clientConnection: {kubeconfig: /etc/kubernetes/scheduler.conf}\nleaderElection: {leaderElect: false}").expect("valid");
-        assert_eq!(
-            config.profiles[0].scheduler_name.as_deref(),
-            Some("default-scheduler")
-        );
-        assert!(
-            !config.leader_election.leader_elect
-                && config.leader_election.resource_name == "kube-scheduler"
-        );
-        assert_eq!(config.client_connection.qps, 50.0);
-        assert!(validate(&config).is_empty());
-    }
-
-    #[test]
-    fn what_is_unknown_or_wrong_is_named() {
-        let error = decode("profiels: [{schedulerName: a}]")
-            .expect_err("unknown")
-            .to_string();
-        assert!(error.contains("profiels"), "{error}");
-        let error = decode("profiles: [{plugins: {score: {enabeld: [{name: x}]}}}]")
-            .expect_err("unknown")
-            .to_string();
-        assert!(error.contains("enabeld"), "{error}");
-        let config = decode(
-            "parallelism: 0\npodMaxBackoffSeconds: 0\nextenders: [{urlPrefix: x}]\nprofiles: [{schedulerName: a}, {schedulerName: a}, {plugins: {filter: {enabled: [{name: DynamicResources}]}, podGroupPostFilter: {enabled: [{name: DefaultPreemption}], disabled: [{name: X}]}}}]",
-        )
-        .expect("decodes");
-        let errors: Vec<String> = validate(&config).iter().map(ToString::to_string).collect();
-        for field in [
-            "parallelism",
-            "podMaxBackoffSeconds",
-            "extenders",
-            "profiles[1].schedulerName",
-            "profiles[2].schedulerName",
-            "profiles[2].plugins.filter.enabled[0]",
-            "profiles[2].plugins.podGroupPostFilter.enabled[0]",
-        ] {
-            assert!(
-                errors.iter().any(|e| e.starts_with(&format!("{field}:"))),
-                "{field}: {errors:?}"
-            );
-        }
-    }
 }

@@ -13,9 +13,12 @@
 //!   the ranking's best                            filter and score, one pass over the nodes
 //! ```
 //!
-//! Never here: the queue, the cache, writes. Upstream: pkg/scheduler/schedule_one.go (schedulePod, findNodesThatFitPod, prioritizeNodes), v1.36.
-//! DIFFERS: upstream samples nodes in large clusters (`percentageOfNodesToScore`); this does not.
+//! Where extenders have a say, or the configuration wants a sample, what is feasible is narrowed ([`narrow`]) before the best is taken.
+//!
+//! Never here: the queue, the cache, writes. Upstream: pkg/scheduler/schedule_one.go (schedulePod, findNodesThatFitPod, prioritizeNodes), v1.37.
+//! DIFFERS: upstream samples nodes in large clusters; this does only where `percentageOfNodesToScore` says how many.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,10 +26,12 @@ use std::time::Instant;
 use backend::queue::Nominator;
 use framework::*;
 
+use crate::extender::HttpExtender;
 use crate::metrics;
 use crate::runtime::{Framework, checked_filter_status};
 
 mod entry;
+mod narrow;
 #[cfg(test)]
 mod tests;
 
@@ -76,6 +81,8 @@ pub struct Decider {
     key: Vec<u8>,
     inputs: Vec<u64>,
     cluster_wide: Vec<bool>,
+    /// Where the next sample of nodes begins.
+    next_start: usize,
 }
 
 impl Decider {
@@ -88,6 +95,7 @@ impl Decider {
             key: Vec::new(),
             inputs: Vec::new(),
             cluster_wide: Vec::new(),
+            next_start: 0,
         }
     }
 
@@ -114,13 +122,19 @@ impl Decider {
             pod,
             random,
             nominated,
+            extenders: framework.extenders_of(pod),
+            sample: framework.num_feasible_nodes_to_find(snapshot.num_nodes()),
+            start: Cell::new(self.next_start),
         };
+        let mut chosen = None;
         if self.sign(framework, snapshot, pod)
             && let Some(entry) = self.entry(&request)?
         {
-            return entry.choose(&request);
+            chosen = Some(entry.choose(&request));
         }
-        from_scratch(&request)
+        let chosen = chosen.unwrap_or_else(|| from_scratch(&request));
+        self.next_start = request.start.get();
+        chosen
     }
 
     /// Fills `key`, `inputs` and `cluster_wide`; false when the pod has no signature.
@@ -214,6 +228,12 @@ struct Request<'a> {
     random: u64,
     /// Nodes with nominated pods this pod must leave room for.
     nominated: Vec<NodeIndex>,
+    /// Those that have a say about this pod.
+    extenders: Vec<Arc<HttpExtender>>,
+    /// So many feasible nodes are enough.
+    sample: Option<usize>,
+    /// Where the sample begins; then where the next does.
+    start: Cell<usize>,
 }
 
 impl Request<'_> {
@@ -261,18 +281,6 @@ impl Request<'_> {
             }
         }
         Ok(excluded)
-    }
-
-    /// The node the pod itself is nominated to, when it is feasible: it is taken without looking at others.
-    fn own_nomination(&self, feasible: &NodeSet) -> Option<NodeIndex> {
-        let name = self.pod.nominated_node_name();
-        if name.is_empty() {
-            None
-        } else {
-            self.snapshot
-                .index(name)
-                .filter(|node| feasible.contains(*node))
-        }
     }
 
     fn chosen(&self, node: NodeIndex, judged: usize, feasible: usize, state: CycleState) -> Chosen {
@@ -379,7 +387,13 @@ fn from_scratch(request: &Request<'_>) -> Result<Chosen, NotChosen> {
     if let Some(node) = request.own_nomination(&feasible) {
         return Ok(request.chosen(node, judged, 1, state));
     }
-    let totals = score_all(request, &mut state, &feasible).map_err(NotChosen::Error)?;
+    if request.narrows()
+        && let Some(refused) = request.narrow(&mut feasible)?
+    {
+        return Err(request.refused_by_extenders(verdicts, excluded, refused));
+    }
+    let mut totals = score_all(request, &mut state, &feasible).map_err(NotChosen::Error)?;
+    request.add_extenders_scores(&feasible, &mut totals);
     let node = best(&feasible, &totals, request.random).expect("feasible is not empty");
     Ok(request.chosen(node, judged, feasible.len(), state))
 }

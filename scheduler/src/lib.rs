@@ -11,15 +11,21 @@ pub mod binding_cycle;
 pub mod config;
 pub mod decide;
 pub mod event_handlers;
+pub mod explain;
+pub mod extender;
 pub mod failure;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod kubectl;
 pub mod listers;
 pub mod metrics;
 pub mod options;
+pub mod pages;
 pub mod profile;
+pub mod reload;
 pub mod runtime;
 pub mod schedule_one;
 pub mod scheduler;
 #[cfg(test)]
 mod testing;
+pub mod what_if;

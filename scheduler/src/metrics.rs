@@ -10,9 +10,9 @@ use backend::{Cache, SchedulingQueue};
 use component_base::metrics::exponential_buckets;
 use prometheus::core::{Collector, Desc};
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, opts,
-    proto::MetricFamily, register_histogram, register_histogram_vec, register_int_counter,
-    register_int_counter_vec, register_int_gauge_vec,
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, opts, proto::MetricFamily, register_histogram, register_histogram_vec,
+    register_int_counter, register_int_counter_vec, register_int_gauge, register_int_gauge_vec,
 };
 
 macro_rules! metric {
@@ -151,6 +151,29 @@ metric! {
     )
 }
 
+metric! {
+    /// Looks at a changed configuration file, by what became of them (`success`, `error`). Not upstream's: it never looks again.
+    CONFIG_RELOADS: IntCounterVec = register_int_counter_vec!(
+        "scheduler_config_reloads_total",
+        "Number of times the changed configuration file was loaded again, by the result. After an 'error' the configuration before it stays.",
+        &["result"]
+    )
+}
+metric! {
+    /// 0: the configuration file cannot be used, an older one is in force.
+    CONFIG_LAST_RELOAD_SUCCESSFUL: IntGauge = register_int_gauge!(
+        "scheduler_config_last_reload_successful",
+        "Whether the configuration file as it is now is the one in force (1) or could not be used (0)."
+    )
+}
+
+/// Counts a reload of the configuration.
+pub fn observe_reload(successful: bool) {
+    let result = if successful { "success" } else { "error" };
+    CONFIG_RELOADS.with_label_values(&[result]).inc();
+    CONFIG_LAST_RELOAD_SUCCESSFUL.set(i64::from(successful));
+}
+
 /// Counts an attempt and its duration.
 pub fn observe_attempt(result: &str, profile: &str, duration: Duration) {
     SCHEDULE_ATTEMPTS
@@ -284,4 +307,6 @@ pub fn init() {
     LazyLock::force(&PERMIT_WAIT_DURATION);
     LazyLock::force(&EVENT_HANDLING_DURATION);
     LazyLock::force(&GOROUTINES);
+    LazyLock::force(&CONFIG_RELOADS);
+    CONFIG_LAST_RELOAD_SUCCESSFUL.set(1);
 }

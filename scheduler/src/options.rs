@@ -109,17 +109,8 @@ impl Options {
     /// # Errors
     /// See [`InvalidOptions`].
     pub fn from_flags(flags: &Flags) -> Result<Self, InvalidOptions> {
-        let mut config = match flags.optional("config") {
-            Some(path) => config::load(path.as_ref())?,
-            None => from_deprecated_flags(flags),
-        };
-        config::default_profiles(&mut config);
-        apply_leader_election(flags, &mut config);
-        let mut errors = config::validate(&config);
-        let election = leader_election(&config, &mut errors);
-        if !errors.is_empty() {
-            return Err(InvalidOptions::Fields(errors));
-        }
+        let config = config_from_flags(flags)?;
+        let election = leader_election(&config);
         if let Some(election) = &election {
             election.validate()?;
         }
@@ -148,6 +139,24 @@ impl Options {
             config,
         })
     }
+}
+
+/// The configuration file with the flags laid over it, with its defaults, valid.
+///
+/// # Errors
+/// See [`InvalidOptions`].
+pub fn config_from_flags(flags: &Flags) -> Result<KubeSchedulerConfiguration, InvalidOptions> {
+    let mut config = match flags.optional("config") {
+        Some(path) => config::load(path.as_ref())?,
+        None => from_deprecated_flags(flags),
+    };
+    config::set_defaults(&mut config);
+    apply_leader_election(flags, &mut config);
+    let errors = config::validate(&config);
+    if !errors.is_empty() {
+        return Err(InvalidOptions::Fields(errors));
+    }
+    Ok(config)
 }
 
 fn from_deprecated_flags(flags: &Flags) -> KubeSchedulerConfiguration {
@@ -186,29 +195,18 @@ fn apply_leader_election(flags: &Flags, config: &mut KubeSchedulerConfiguration)
     }
 }
 
-fn leader_election(
-    config: &KubeSchedulerConfiguration,
-    errors: &mut Vec<FieldError>,
-) -> Option<LeaderElectionConfig> {
+/// The election that a valid configuration wants.
+fn leader_election(config: &KubeSchedulerConfiguration) -> Option<LeaderElectionConfig> {
     let election = &config.leader_election;
     if !election.leader_elect {
         return None;
     }
-    let mut parse = |field: &str, text: &str| {
-        duration::parse(text).unwrap_or_else(|error| {
-            errors.push(FieldError::invalid(
-                format!("leaderElection.{field}"),
-                text,
-                error.to_string(),
-            ));
-            Duration::from_secs(1)
-        })
-    };
+    let time = |text: &str| duration::parse(text).unwrap_or_default();
     Some(LeaderElectionConfig {
         namespace: election.resource_namespace.clone(),
-        lease_duration: parse("leaseDuration", &election.lease_duration),
-        renew_deadline: parse("renewDeadline", &election.renew_deadline),
-        retry_period: parse("retryPeriod", &election.retry_period),
+        lease_duration: time(&election.lease_duration),
+        renew_deadline: time(&election.renew_deadline),
+        retry_period: time(&election.retry_period),
         ..LeaderElectionConfig::new(&election.resource_name)
     })
 }

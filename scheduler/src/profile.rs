@@ -10,7 +10,8 @@ use std::sync::Arc;
 use framework::{Handle, Plugin, PluginError, Registration};
 
 use crate::config::{KubeSchedulerProfile, NOT_BUILT, PluginSet, Plugins};
-use crate::runtime::{Framework, FrameworkHandle, Points, Shared};
+use crate::extender::ExtenderError;
+use crate::runtime::{Beside, Framework, FrameworkHandle, Points, Shared};
 
 #[cfg(test)]
 mod tests;
@@ -84,6 +85,9 @@ pub enum ProfileError {
         /// The weight.
         weight: i64,
     },
+    /// An extender's settings cannot be used.
+    #[error(transparent)]
+    Extender(#[from] ExtenderError),
     /// A plugin refused its arguments.
     #[error("initializing profile {profile:?}")]
     Plugin {
@@ -114,6 +118,7 @@ pub fn new_framework(
     profile: &KubeSchedulerProfile,
     registry: &[Registration],
     shared: Arc<Shared>,
+    beside: Beside,
 ) -> Result<Arc<Framework>, ProfileError> {
     let name = profile.scheduler_name.as_deref().unwrap_or_default();
     let handle = FrameworkHandle::new(name, Arc::clone(&shared));
@@ -141,7 +146,7 @@ pub fn new_framework(
             profile: name.to_owned(),
         });
     }
-    Ok(Framework::new(name, points, shared, &handle))
+    Ok(Framework::new(name, points, shared, &handle, beside))
 }
 
 impl Builder<'_> {
@@ -149,11 +154,12 @@ impl Builder<'_> {
         let multi_point = self.multi_point(&plugins.multi_point)?;
         let mut list =
             |point: &'static str, set: &PluginSet, implements: fn(&dyn Plugin) -> bool| {
-                Ok(self
-                    .point(point, set, &multi_point, implements)?
-                    .into_iter()
-                    .map(|(plugin, _)| plugin)
-                    .collect())
+                Ok::<_, ProfileError>(
+                    self.point(point, set, &multi_point, implements)?
+                        .into_iter()
+                        .map(|(plugin, _)| plugin)
+                        .collect(),
+                )
             };
         let mut points = Points {
             pre_enqueue: list("PreEnqueue", &plugins.pre_enqueue, |p| {

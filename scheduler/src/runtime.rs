@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use framework::*;
 
+use crate::extender::{self, HttpExtender};
 use crate::metrics;
 
 mod handle;
@@ -66,6 +67,16 @@ pub struct Framework {
     points: Points,
     judges: Vec<Judge>,
     shared: Arc<Shared>,
+    beside: Beside,
+}
+
+/// What beside its plugins makes a profile.
+#[derive(Default, Clone)]
+pub struct Beside {
+    /// Asked in this order.
+    pub extenders: Vec<Arc<HttpExtender>>,
+    /// Once this share of the nodes was found feasible, no more are looked for; 0: all nodes are.
+    pub percentage_of_nodes_to_score: i32,
 }
 
 impl Framework {
@@ -75,12 +86,14 @@ impl Framework {
         points: Points,
         shared: Arc<Shared>,
         handle: &FrameworkHandle,
+        beside: Beside,
     ) -> Arc<Self> {
         let framework = Arc::new(Framework {
             profile_name: profile_name.to_owned(),
             judges: judges(&points),
             points,
             shared,
+            beside,
         });
         handle.set_framework(Arc::downgrade(&framework));
         framework
@@ -99,6 +112,29 @@ impl Framework {
     /// Every plugin with a say in choosing a node; filters first, in their order.
     pub fn judges(&self) -> &[Judge] {
         &self.judges
+    }
+
+    /// All extenders.
+    pub fn extenders(&self) -> &[Arc<HttpExtender>] {
+        &self.beside.extenders
+    }
+
+    /// The extenders that have a say about where the pod goes; costs nothing where there are none.
+    pub fn extenders_of(&self, pod: &PodInfo) -> Vec<Arc<HttpExtender>> {
+        let say = |extender: &&Arc<HttpExtender>| {
+            (extender.is_filter() || extender.is_prioritizer()) && extender.is_interested(&pod.pod)
+        };
+        self.beside.extenders.iter().filter(say).cloned().collect()
+    }
+
+    /// How many of so many nodes are enough, once feasible; `None`: all are looked at. Upstream: `numFeasibleNodesToFind`.
+    // DIFFERS: zero stands for all nodes, not for a share that shrinks with the cluster: looking at all costs less here than upstream's sample.
+    pub fn num_feasible_nodes_to_find(&self, nodes: usize) -> Option<usize> {
+        let percentage = usize::try_from(self.beside.percentage_of_nodes_to_score).unwrap_or(0);
+        if percentage == 0 || percentage >= 100 || nodes < MIN_FEASIBLE_NODES_TO_FIND {
+            return None;
+        }
+        Some((nodes * percentage / 100).max(MIN_FEASIBLE_NODES_TO_FIND))
     }
 
     /// What all profiles share.
@@ -521,8 +557,18 @@ impl Framework {
         status
     }
 
+    /// Lets the extender bind whose business the pod is, or else the Bind plugins.
+    pub async fn bind(&self, state: &CycleState, pod: &Arc<PodInfo>, node_name: &str) -> Status {
+        if !self.beside.extenders.is_empty()
+            && let Some(status) = extender::bind(&self.beside.extenders, pod, node_name).await
+        {
+            return status;
+        }
+        self.run_bind_plugins(state, pod, node_name).await
+    }
+
     /// Runs Bind plugins until one takes the pod.
-    pub async fn run_bind_plugins(
+    async fn run_bind_plugins(
         &self,
         state: &CycleState,
         pod: &Arc<PodInfo>,
@@ -567,6 +613,9 @@ impl Framework {
         }
     }
 }
+
+/// So many feasible nodes are always looked for.
+const MIN_FEASIBLE_NODES_TO_FIND: usize = 100;
 
 /// Runs a plugin at a point and observes how long it took.
 fn observed<T>(

@@ -25,7 +25,8 @@ mod tests;
 pub struct SchedulingLoop {
     scheduler: Arc<Scheduler>,
     snapshot: Snapshot,
-    deciders: HashMap<String, Decider>,
+    /// With the framework each remembers for: another one of the same name begins anew.
+    deciders: HashMap<String, (Arc<Framework>, Decider)>,
     seed: u64,
 }
 
@@ -52,7 +53,7 @@ impl SchedulingLoop {
     pub fn schedule_one(&mut self, queued: Box<QueuedPodInfo>) {
         let scheduler = Arc::clone(&self.scheduler);
         let pod = Arc::clone(&queued.pod);
-        let Some(framework) = scheduler.framework_for_pod(&pod).cloned() else {
+        let Some(framework) = scheduler.framework_for_pod(&pod) else {
             tracing::error!(
                 pod = pod.name(),
                 namespace = pod.namespace(),
@@ -141,7 +142,11 @@ impl SchedulingLoop {
         let decider = self
             .deciders
             .entry(framework.profile_name().to_owned())
-            .or_insert_with(|| Decider::new(seed));
+            .or_insert_with(|| (Arc::clone(framework), Decider::new(seed)));
+        if !Arc::ptr_eq(&decider.0, framework) {
+            *decider = (Arc::clone(framework), Decider::new(seed));
+        }
+        let (_, decider) = decider;
         match decider.decide(
             framework,
             &self.snapshot,

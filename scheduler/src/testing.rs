@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, P
 use tokio_util::sync::CancellationToken;
 
 use crate::bench::NoObjects;
-use crate::config::{KubeSchedulerConfiguration, default_profiles};
+use crate::config::{KubeSchedulerConfiguration, set_defaults};
 use crate::runtime::Shared;
 use crate::schedule_one::SchedulingLoop;
 use crate::scheduler::{POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION, Scheduler};
@@ -184,8 +184,12 @@ pub struct Bed {
 impl Bed {
     /// The informer knows these pods; the queue does not, yet.
     pub fn new(pods: &[Arc<PodInfo>]) -> Self {
-        let mut config = KubeSchedulerConfiguration::default();
-        default_profiles(&mut config);
+        Self::with_config(KubeSchedulerConfiguration::default(), pods)
+    }
+
+    /// The same by another configuration.
+    pub fn with_config(mut config: KubeSchedulerConfiguration, pods: &[Arc<PodInfo>]) -> Self {
+        set_defaults(&mut config);
         let mut registry = plugins::registry::in_tree();
         registry.push(Registration {
             name: "Scripted",
@@ -230,6 +234,17 @@ impl Bed {
             events,
             objects,
         }
+    }
+
+    /// Waits for what tasks on other threads do.
+    pub async fn until(&self, what: &str, happened: impl Fn(&Self) -> bool) {
+        let wait = async {
+            while !happened(self) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(30), wait).await;
+        waited.unwrap_or_else(|_| panic!("{what}: {:?}", self.events.lock().unwrap()));
     }
 
     /// Schedules all that can be popped, until nothing is in flight (or waits on Permit).

@@ -1,5 +1,7 @@
 //! Pages for people who debug: what a process was told. Upstream: k8s.io/component-base/configz, k8s.io/apiserver's flagz.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::routing::get;
 use serde_json::{Value, json};
@@ -8,11 +10,25 @@ use crate::flags::Flags;
 
 /// `/flagz`: every flag of `component` with its value, and `/configz`: its configuration under the name of its API group.
 pub fn router(component: &str, flags: &Flags, group: &str, config: Value) -> Router {
+    live_router(component, flags, group, move || config.clone())
+}
+
+/// The same for a configuration that may change while the process runs.
+pub fn live_router(
+    component: &str,
+    flags: &Flags,
+    group: &str,
+    config: impl Fn() -> Value + Send + Sync + 'static,
+) -> Router {
     let text = flagz(component, flags);
-    let config = json!({ group: config });
+    let (group, config) = (group.to_owned(), Arc::new(config));
+    let configz = move || {
+        let shown = json!({ group.as_str(): config() });
+        async move { axum::Json(shown) }
+    };
     Router::new()
         .route("/flagz", get(move || async move { text }))
-        .route("/configz", get(move || async move { axum::Json(config) }))
+        .route("/configz", get(configz))
 }
 
 fn flagz(component: &str, flags: &Flags) -> String {

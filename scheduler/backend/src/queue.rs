@@ -17,24 +17,26 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use framework::event::pod_scheduling_properties_change;
-use framework::{ClusterEvent, EventObject, NominatingInfo, PodInfo, QueuedPod};
+use framework::{ClusterEvent, EventObject, NominatingInfo, Plugin, PodInfo, QueuedPod};
 
 mod config;
 mod heap;
 mod in_flight;
 mod nominator;
 mod queued_pod_info;
+mod reconfigure;
 mod requeue;
 mod state;
 #[cfg(test)]
 mod tests;
 
-pub use config::{IncomingObserver, ProfileQueueing, QueueConfig};
-use heap::Heap;
+pub use config::{IncomingObserver, LiveQueueConfig, ProfileQueueing, QueueConfig};
+use heap::{Heap, Less};
 use in_flight::{InFlight, InFlightEvent};
 pub use nominator::Nominator;
-pub use queued_pod_info::QueuedPodInfo;
+pub use queued_pod_info::{PodInQueue, QueuedPodInfo};
 use requeue::Strategy;
 use state::State;
 
@@ -61,6 +63,8 @@ pub struct QueueCounts {
 /// The queue. Shared; every method locks shortly.
 pub struct SchedulingQueue {
     config: QueueConfig,
+    /// Replaced under the lock of `state`.
+    live: ArcSwap<LiveQueueConfig>,
     epoch: Instant,
     state: Mutex<State>,
     ready: Condvar,
@@ -74,38 +78,13 @@ const POP_FROM_BACKOFF: &str = "PopFromBackoffQ";
 impl SchedulingQueue {
     /// An empty queue.
     pub fn new(config: QueueConfig) -> Self {
-        let sort = Arc::clone(&config.queue_sort);
-        let less = move |a: &QueuedPodInfo, b: &QueuedPodInfo| {
-            let (a, b) = (
-                QueuedPod {
-                    pod: &a.pod,
-                    timestamp: a.timestamp,
-                },
-                QueuedPod {
-                    pod: &b.pod,
-                    timestamp: b.timestamp,
-                },
-            );
-            sort.as_queue_sort().is_some_and(|sort| sort.less(&a, &b))
-        };
-        let by_backoff = {
-            let less = less.clone();
-            move |a: &QueuedPodInfo, b: &QueuedPodInfo| match a
-                .backoff_expiration
-                .cmp(&b.backoff_expiration)
-            {
-                std::cmp::Ordering::Equal => less(a, b),
-                order => order.is_lt(),
-            }
-        };
-        let by_error_backoff =
-            |a: &QueuedPodInfo, b: &QueuedPodInfo| a.backoff_expiration < b.backoff_expiration;
+        let (less, by_backoff, by_error_backoff) = orders(&config.live.queue_sort);
         SchedulingQueue {
             epoch: (config.now)(),
             state: Mutex::new(State {
-                active: Heap::new(Box::new(less)),
-                backoff: Heap::new(Box::new(by_backoff)),
-                error_backoff: Heap::new(Box::new(by_error_backoff)),
+                active: Heap::new(less),
+                backoff: Heap::new(by_backoff),
+                error_backoff: Heap::new(by_error_backoff),
                 unschedulable: HashMap::new(),
                 rejected_by: HashMap::new(),
                 gated: 0,
@@ -114,6 +93,7 @@ impl SchedulingQueue {
             }),
             ready: Condvar::new(),
             nominator: Arc::default(),
+            live: ArcSwap::from_pointee(config.live.clone()),
             config,
         }
     }
@@ -328,7 +308,8 @@ impl SchedulingQueue {
             state.unschedulable.keys().cloned().collect()
         } else {
             let plugins: BTreeSet<&'static str> = self
-                .config
+                .live
+                .load()
                 .profiles
                 .values()
                 .flat_map(|profile| &profile.hints)
@@ -478,6 +459,44 @@ impl SchedulingQueue {
             .collect()
     }
 
+    /// Where a pod waits; `None` when it does not.
+    pub fn find(&self, uid: &str) -> Option<PodInQueue> {
+        let state = self.lock();
+        let now = (self.config.now)();
+        let found = |place: &'static str, queued: &QueuedPodInfo| PodInQueue {
+            place,
+            attempts: queued.attempts,
+            rejected_by: queued.rejectors().collect(),
+            gated_by: queued.gating_plugin,
+            backoff: queued
+                .backoff_expiration
+                .map(|end| end.saturating_duration_since(now)),
+        };
+        if state.in_flight.contains(uid) {
+            return Some(PodInQueue {
+                place: "inFlight",
+                ..PodInQueue::default()
+            });
+        }
+        let heaps = [
+            ("active", &state.active),
+            ("backoff", &state.backoff),
+            ("backoff", &state.error_backoff),
+        ];
+        for (place, heap) in heaps {
+            if let Some(queued) = heap.get(uid) {
+                return Some(found(place, queued));
+            }
+        }
+        let queued = state.unschedulable.get(uid)?;
+        let place = if queued.gated() {
+            "gated"
+        } else {
+            "unschedulable"
+        };
+        Some(found(place, queued))
+    }
+
     /// The pods that wait, for debugging.
     pub fn pending_pods(&self) -> Vec<Arc<PodInfo>> {
         let state = self.lock();
@@ -491,4 +510,39 @@ impl SchedulingQueue {
             .map(|q| Arc::clone(&q.pod))
             .collect()
     }
+}
+
+/// The orders of the active queue and of both backoff queues.
+fn orders(sort: &Arc<dyn Plugin>) -> (Less, Less, Less) {
+    let sort = Arc::clone(sort);
+    let less = move |a: &QueuedPodInfo, b: &QueuedPodInfo| {
+        let (a, b) = (
+            QueuedPod {
+                pod: &a.pod,
+                timestamp: a.timestamp,
+            },
+            QueuedPod {
+                pod: &b.pod,
+                timestamp: b.timestamp,
+            },
+        );
+        sort.as_queue_sort().is_some_and(|sort| sort.less(&a, &b))
+    };
+    let by_backoff = {
+        let less = less.clone();
+        move |a: &QueuedPodInfo, b: &QueuedPodInfo| match a
+            .backoff_expiration
+            .cmp(&b.backoff_expiration)
+        {
+            std::cmp::Ordering::Equal => less(a, b),
+            order => order.is_lt(),
+        }
+    };
+    let by_error_backoff =
+        |a: &QueuedPodInfo, b: &QueuedPodInfo| a.backoff_expiration < b.backoff_expiration;
+    (
+        Box::new(less),
+        Box::new(by_backoff),
+        Box::new(by_error_backoff),
+    )
 }

@@ -62,6 +62,14 @@ impl ActionType {
     /// Any update.
     pub const UPDATE: ActionType = ActionType(Self::ALL.0 & !Self::ADD.0 & !Self::DELETE.0);
 
+    /// The names of the kinds in it.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let known = Self::NAMES.iter();
+        known
+            .filter(move |(action, _)| self.intersects(*action))
+            .map(|(_, name)| *name)
+    }
+
     /// Is any kind in both?
     pub const fn intersects(self, other: ActionType) -> bool {
         self.0 & other.0 != 0
@@ -160,6 +168,8 @@ impl ClusterEvent {
     pub const UNSCHEDULABLE_TIMEOUT: ClusterEvent = Self::wild_card("UnschedulableTimeout");
     /// A retry because a plugin asked for it.
     pub const FORCE_ACTIVATE: ClusterEvent = Self::wild_card("ForceActivate");
+    /// A retry because the scheduler's configuration was loaded again.
+    pub const CONFIGURATION_RELOADED: ClusterEvent = Self::wild_card("ConfigurationReloaded");
     /// A pod with a node was added.
     pub const ASSIGNED_POD_ADD: ClusterEvent =
         Self::new(EventResource::AssignedPod, ActionType::ADD);

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use crate::cycle_state::CycleState;
+use crate::extender::Extender;
 use crate::node_info::NodeInfo;
 use crate::plugin::{BoxFuture, NominatingInfo, Plugin};
 use crate::pod_info::PodInfo;
@@ -174,6 +175,11 @@ pub trait Handle: Send + Sync {
     fn add_nominated_pod(&self, pod: &Arc<PodInfo>, nominating: &NominatingInfo);
     /// Forgets a nomination.
     fn delete_nominated_pod_if_exists(&self, pod: &Pod);
+
+    /// The profile's extenders, in the order they are asked.
+    fn extenders(&self) -> Vec<Arc<dyn Extender>> {
+        Vec::new()
+    }
 
     /// A waiting pod by UID.
     fn waiting_pod(&self, uid: &str) -> Option<Arc<dyn WaitingPod>>;

@@ -10,6 +10,7 @@ pub mod columns;
 pub mod cycle_state;
 pub mod diagnosis;
 pub mod event;
+pub mod extender;
 pub mod handle;
 pub mod node_info;
 pub mod node_set;
@@ -29,6 +30,7 @@ pub use diagnosis::{Diagnosis, FitError, NodeToStatus};
 pub use event::{
     ActionType, ClusterEvent, ClusterEventWithHint, EventObject, EventResource, QueueingHint,
 };
+pub use extender::{EXTENDER_NAME, Extender, NodeToVictims, Victims};
 pub use handle::{
     ApiWriteError, ApiWriter, EventRecord, Handle, Listers, PluginError, PluginFactory,
     Registration, WaitingPod,

@@ -198,8 +198,31 @@ pub enum NominatingInfo {
     Override(String),
 }
 
+/// What a PostFilter plugin would do.
+#[derive(Debug, Clone)]
+pub struct PostFilterPlan {
+    /// `Success`, or why it would do nothing.
+    pub status: Status,
+    /// Where there would be room.
+    pub node: Option<Arc<str>>,
+    /// The pods that would be ended.
+    pub victims: Vec<Arc<PodInfo>>,
+}
+
 /// Acts when no node fits: preemption.
 pub trait PostFilterPlugin: Plugin {
+    /// What [`PostFilterPlugin::post_filter`] would do, without doing any of it. `None`: the plugin cannot tell.
+    fn dry_run(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        snapshot: &Snapshot,
+        statuses: &NodeToStatus,
+    ) -> Option<PostFilterPlan> {
+        let _ = (state, pod, snapshot, statuses);
+        None
+    }
+
     /// Will [`PostFilterPlugin::post_filter`] read the state for this pod? PreFilter is run again for it, over the whole cluster, unless nobody
     /// does. Must be fast.
     fn reads_state(&self, pod: &Arc<PodInfo>, snapshot: &Snapshot) -> bool {

@@ -13,9 +13,9 @@ use component_helpers::names::fnv64a;
 use framework::args::{DefaultPreemptionArgs, decode};
 use framework::{
     ActionType, ClusterEventWithHint, Code, CycleState, Diagnosis, EnqueueExtensions,
-    EventResource, FitError, Handle, NodeInfo, NodeSet, NodeToStatus, NominatingInfo, Plugin,
-    PluginError, PodInfo, PostFilterPlugin, PreEnqueuePlugin, QueueingHint, Snapshot, Status,
-    Verdicts,
+    EventResource, Extender, FitError, Handle, NodeInfo, NodeSet, NodeToStatus, NodeToVictims,
+    NominatingInfo, Plugin, PluginError, PodInfo, PostFilterPlan, PostFilterPlugin,
+    PreEnqueuePlugin, QueueingHint, Snapshot, Status, Verdicts,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -34,6 +34,8 @@ use executor::Executor;
 
 /// There is nobody of lower priority.
 const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
+/// The extenders left none.
+const NO_CANDIDATE: &str = "no candidate node for preemption";
 /// Whoever is ended there, the pod will not fit.
 const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
 
@@ -137,13 +139,35 @@ impl PostFilterPlugin for DefaultPreemption {
     ) -> (Option<NominatingInfo>, Status) {
         self.handle.observe_preemption(None);
         let (result, status) = self.preempt(state, pod, snapshot, statuses);
-        match status.reasons().is_empty() {
-            true => (result, status),
-            false => (
-                result,
-                Status::new(status.code(), format!("preemption: {}", status.message())),
-            ),
-        }
+        (result, in_our_name(status))
+    }
+
+    fn dry_run(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        snapshot: &Snapshot,
+        statuses: &NodeToStatus,
+    ) -> Option<PostFilterPlan> {
+        Some(match self.evaluate(state, pod, snapshot, statuses) {
+            Ok(best) => PostFilterPlan {
+                status: Status::success(),
+                node: Some(best.node),
+                victims: best.victims,
+            },
+            Err((_, status)) => PostFilterPlan {
+                status: in_our_name(status),
+                node: None,
+                victims: Vec::new(),
+            },
+        })
+    }
+}
+
+fn in_our_name(status: Status) -> Status {
+    match status.reasons().is_empty() {
+        true => status,
+        false => Status::new(status.code(), format!("preemption: {}", status.message())),
     }
 }
 
@@ -166,28 +190,9 @@ impl DefaultPreemption {
             Ok(pod) => Arc::new(pod),
             Err(error) => return (None, Status::error(error)),
         };
-        if let Err(reason) = pod_eligible_to_preempt_others(&pod, snapshot, statuses) {
-            return (None, Status::unschedulable(reason));
-        }
-        let now = Timestamp::now();
-        let (candidates, node_statuses, errors) =
-            self.find_candidates(state, &pod, snapshot, statuses, now);
-        let Some(best) = pick_one_node_for_preemption(candidates, now) else {
-            if !errors.is_empty() {
-                return (None, Status::error(errors.join(", ")));
-            }
-            let diagnosis = Diagnosis {
-                node_to_status: node_statuses,
-                ..Diagnosis::default()
-            };
-            let error = FitError {
-                num_all_nodes: snapshot.num_nodes(),
-                diagnosis,
-            };
-            return (
-                Some(NominatingInfo::Override(String::new())),
-                Status::unschedulable(error.message()),
-            );
+        let best = match self.evaluate(state, &pod, snapshot, statuses) {
+            Ok(best) => best,
+            Err(refused) => return refused,
         };
         tracing::info!(
             pod = pod.name(),
@@ -200,6 +205,93 @@ impl DefaultPreemption {
         let nominating = NominatingInfo::Override(best.node.to_string());
         Executor::prepare_candidate_async(&self.executor, best, pod);
         (Some(nominating), Status::success())
+    }
+
+    /// Which node is the best, with which victims; or what becomes of the nomination, and why. Touches nothing.
+    fn evaluate(
+        &self,
+        state: &CycleState,
+        pod: &Arc<PodInfo>,
+        snapshot: &Snapshot,
+        statuses: &NodeToStatus,
+    ) -> Result<Candidate, (Option<NominatingInfo>, Status)> {
+        if let Err(reason) = pod_eligible_to_preempt_others(pod, snapshot, statuses) {
+            return Err((None, Status::unschedulable(reason)));
+        }
+        let now = Timestamp::now();
+        let (mut candidates, node_statuses, errors) =
+            self.find_candidates(state, pod, snapshot, statuses, now);
+        if !candidates.is_empty() {
+            let left = self.call_extenders(pod, snapshot, candidates, now);
+            candidates = left.map_err(|status| (None, status))?;
+            if candidates.is_empty() {
+                return Err((None, Status::unschedulable(NO_CANDIDATE)));
+            }
+        }
+        pick_one_node_for_preemption(candidates, now).ok_or_else(|| {
+            if !errors.is_empty() {
+                return (None, Status::error(errors.join(", ")));
+            }
+            let diagnosis = Diagnosis {
+                node_to_status: node_statuses,
+                ..Diagnosis::default()
+            };
+            let error = FitError {
+                num_all_nodes: snapshot.num_nodes(),
+                diagnosis,
+            };
+            (
+                Some(NominatingInfo::Override(String::new())),
+                Status::unschedulable(error.message()),
+            )
+        })
+    }
+
+    /// The candidates that the extenders with a say in preemption leave, with the victims they leave.
+    fn call_extenders(
+        &self,
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+        candidates: Vec<Candidate>,
+        now: Timestamp,
+    ) -> Result<Vec<Candidate>, Status> {
+        let extenders = self.handle.extenders();
+        let say = |e: &&Arc<dyn Extender>| e.supports_preemption() && e.is_interested(&pod.pod);
+        let mut extenders = extenders.iter().filter(say).peekable();
+        if extenders.peek().is_none() {
+            return Ok(candidates);
+        }
+        let mut victims: NodeToVictims = candidates.into_iter().map(Candidate::into).collect();
+        for extender in extenders {
+            if victims.is_empty() {
+                break;
+            }
+            let (name, ignorable) = (extender.name(), extender.is_ignorable());
+            let mut left = match extender.process_preemption(pod, &victims, snapshot) {
+                Ok(left) => left,
+                Err(err) if ignorable => {
+                    tracing::info!(
+                        extender = name,
+                        err,
+                        "Skipped extender as it returned error and has ignorable flag set"
+                    );
+                    continue;
+                }
+                Err(error) => return Err(Status::error(error)),
+            };
+            if let Some((node, _)) = left.iter().find(|(_, v)| v.pods.is_empty())
+                && !ignorable
+            {
+                let reason = format!("expected at least one victim pod on node {node:?}");
+                return Err(Status::error(reason));
+            }
+            left.retain(|_, victims| !victims.pods.is_empty());
+            for victims in left.values_mut() {
+                victims.pods.sort_by(|a, b| compare_importance(a, b, now));
+            }
+            victims = left;
+        }
+        Ok(victims.into_iter().map(Candidate::from).collect())
     }
 
     /// Tries nodes until enough of them would do. What became of the others, and what went wrong, comes along.

@@ -306,7 +306,7 @@ impl Entry {
 
     /// The best node for the pod of `request`, which has this entry's signature.
     pub(super) fn choose(&mut self, request: &Request<'_>) -> Result<Chosen, NotChosen> {
-        if self.views.is_empty() {
+        if self.views.is_empty() && !request.narrows() {
             self.choose_ranked(request)
         } else {
             self.choose_viewed(request)
@@ -374,6 +374,11 @@ impl Entry {
         if let Some(node) = request.own_nomination(feasible) {
             return Ok(request.chosen(node, judged, 1, self.state.clone()));
         }
+        if request.narrows()
+            && let Some(refused) = request.narrow(feasible)?
+        {
+            return Err(request.refused_by_extenders(verdicts.clone(), excluded, refused));
+        }
         totals.clone_from(&self.totals);
         self.correct_for_fewer(feasible, totals);
         scores.resize(totals.len(), 0);
@@ -385,6 +390,7 @@ impl Entry {
                 }
             }
         }
+        request.add_extenders_scores(feasible, totals);
         let node = best(feasible, totals, request.random).expect("feasible is not empty");
         Ok(request.chosen(node, judged, feasible.len(), self.state.clone()))
     }

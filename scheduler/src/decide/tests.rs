@@ -27,7 +27,10 @@ fn scheduler() -> Arc<Scheduler> {
 }
 
 fn scheduler_with(objects: Arc<NoObjects>) -> Arc<Scheduler> {
-    let mut config = KubeSchedulerConfiguration::default();
+    scheduler_of(KubeSchedulerConfiguration::default(), objects)
+}
+
+fn scheduler_of(mut config: KubeSchedulerConfiguration, objects: Arc<NoObjects>) -> Arc<Scheduler> {
     default_profiles(&mut config);
     let tasks = tokio::runtime::Handle::current();
     let shared = Shared::new(
@@ -120,11 +123,12 @@ fn check(
     snapshot: &Snapshot,
     pod: &Arc<PodInfo>,
 ) -> Option<Arc<str>> {
-    let framework = &scheduler.profiles["default-scheduler"];
+    let framework = &scheduler.profiles()["default-scheduler"];
     let nominator = scheduler.queue.nominator();
     let random =
         splitmix64(decider.seed ^ (decider.decisions + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let nominated = relevant_nominations(nominator, snapshot, pod);
+    let start = Cell::new(decider.next_start);
     let kept = decider.decide(framework, snapshot, pod, nominator);
     let fresh = from_scratch(&Request {
         framework,
@@ -132,6 +136,9 @@ fn check(
         pod,
         random,
         nominated,
+        extenders: Vec::new(),
+        sample: framework.num_feasible_nodes_to_find(snapshot.num_nodes()),
+        start,
     });
     match (kept, fresh) {
         (Ok(kept), Ok(fresh)) => {
@@ -321,7 +328,7 @@ async fn what_is_kept_of_volumes_agrees_with_judging_anew() {
             chosen += 1;
             cache.assume_pod(Arc::clone(&info), &node).expect("new");
             placed.push(Arc::clone(&info));
-            let framework = &scheduler.profiles["default-scheduler"];
+            let framework = &scheduler.profiles()["default-scheduler"];
             let mut state = CycleState::new();
             let status = framework.run_reserve_plugins_reserve(&mut state, &info, &node);
             assert!(status.is_success(), "{status}");
@@ -351,7 +358,7 @@ async fn the_same_seed_and_history_give_the_same_placement() {
             let info = pod(0, serial).info();
             let chosen = decider
                 .decide(
-                    &scheduler.profiles["default-scheduler"],
+                    &scheduler.profiles()["default-scheduler"],
                     &snapshot,
                     &info,
                     scheduler.queue.nominator(),
@@ -385,7 +392,7 @@ async fn says_why_nothing_fits_in_upstreams_words() {
     scheduler.cache.update_snapshot(&mut snapshot);
     let mut decider = Decider::new(1);
     let info = make_pod("p").req(&[("cpu", "2")]).info();
-    let framework = &scheduler.profiles["default-scheduler"];
+    let framework = &scheduler.profiles()["default-scheduler"];
     let error = decider
         .decide(framework, &snapshot, &info, scheduler.queue.nominator())
         .expect_err("does not fit");
@@ -396,4 +403,58 @@ async fn says_why_nothing_fits_in_upstreams_words() {
         fit.message(),
         "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s)."
     );
+}
+
+#[tokio::test]
+async fn a_sample_is_enough_where_the_configuration_says_so() {
+    let percentage = |of_all: i32, of_profile: Option<i32>| KubeSchedulerConfiguration {
+        percentage_of_nodes_to_score: of_all,
+        profiles: vec![crate::config::KubeSchedulerProfile {
+            percentage_of_nodes_to_score: of_profile,
+            ..Default::default()
+        }],
+        ..KubeSchedulerConfiguration::default()
+    };
+    for (of_all, of_profile, nodes, want) in [
+        (0, None, 5000, None),
+        (100, None, 5000, None),
+        (30, None, 500, Some(150)),
+        (30, Some(50), 500, Some(250)),
+        (30, Some(0), 500, None),
+        (5, None, 300, Some(100)),
+        (50, None, 99, None),
+    ] {
+        let scheduler = scheduler_of(percentage(of_all, of_profile), Arc::default());
+        let framework = &scheduler.profiles()["default-scheduler"];
+        assert_eq!(framework.num_feasible_nodes_to_find(nodes), want);
+    }
+    // Over a history: what is kept agrees with judging anew, and each sample begins where the last ended.
+    for seed in 0..3 {
+        let mut random = Random(seed);
+        let scheduler = scheduler_of(percentage(5, None), Arc::default());
+        let cache = Cache::new();
+        let (mut snapshot, mut decider) = (Snapshot::new(), Decider::new(seed));
+        for i in 0..150 {
+            cache.add_node(node(i, &mut random));
+        }
+        let mut starts = std::collections::BTreeSet::new();
+        for serial in 0..60 {
+            if random.below(5) == 0 {
+                cache.update_node(node(random.below(150), &mut random));
+            }
+            cache.update_snapshot(&mut snapshot);
+            let info = pod(random.below(11), serial).info();
+            starts.insert(decider.next_start);
+            if let Some(node) = check(&mut decider, &scheduler, &snapshot, &info) {
+                cache.assume_pod(info, &node).expect("new");
+            }
+        }
+        assert!(starts.len() > 20, "{starts:?}");
+        let plain = make_pod("plain").req(&[("cpu", "1m")]).info();
+        let framework = &scheduler.profiles()["default-scheduler"];
+        let chosen = decider
+            .decide(framework, &snapshot, &plain, scheduler.queue.nominator())
+            .expect("fits");
+        assert_eq!(chosen.feasible_nodes, 100);
+    }
 }

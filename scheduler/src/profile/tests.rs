@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use framework::Plugin;
+use serde_json::json;
 
 use super::*;
 use crate::bench::{CountingWriter, NoObjects};
@@ -19,7 +20,12 @@ fn framework(yaml: &str) -> Result<Arc<Framework>, ProfileError> {
         tasks,
         end,
     );
-    new_framework(&profile, &plugins::registry::in_tree(), shared)
+    new_framework(
+        &profile,
+        &plugins::registry::in_tree(),
+        shared,
+        Beside::default(),
+    )
 }
 
 fn names<'a>(list: impl IntoIterator<Item = &'a Arc<dyn Plugin>>) -> String {
@@ -156,5 +162,28 @@ async fn what_cannot_work_is_refused_and_named() {
             .unwrap_or_else(|| panic!("{profile} is accepted"))
             .to_string();
         assert!(error.contains(expect), "{profile}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_written_out_makes_the_same_framework() {
+    for profile in [
+        json!({}),
+        json!({"plugins": {"score": {"disabled": [{"name": "*"}]}, "multiPoint": {"enabled": [{"name": "NodeAffinity", "weight": 9}]}}}),
+        json!({"plugins": {"multiPoint": {"disabled": [{"name": "*"}], "enabled": [{"name": "PrioritySort"}, {"name": "DefaultBinder"}, {"name": "NodeName"}]}}}),
+        json!({"plugins": {"filter": {"enabled": [{"name": "NodePorts"}], "disabled": [{"name": "NodeName"}]}}}),
+    ] {
+        let mut config = crate::config::KubeSchedulerConfiguration::default();
+        let of: KubeSchedulerProfile = serde_json::from_value(profile.clone()).expect("valid");
+        config.profiles.push(of);
+        let written = crate::config::completed(&config, &plugins::registry::in_tree());
+        let (a, b) = (
+            framework(&profile.to_string()).expect("works"),
+            framework(&written["profiles"][0].to_string()).expect("works"),
+        );
+        assert_eq!(names(&a.points().filter), names(&b.points().filter));
+        assert_eq!(names(&a.points().pre_filter), names(&b.points().pre_filter));
+        assert_eq!(names(&a.points().bind), names(&b.points().bind));
+        assert_eq!(scores(&a), scores(&b));
     }
 }

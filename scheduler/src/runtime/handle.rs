@@ -239,6 +239,15 @@ impl Handle for FrameworkHandle {
                 .delete(pod.metadata.uid.as_deref().unwrap_or_default());
         }
     }
+    fn extenders(&self) -> Vec<Arc<dyn Extender>> {
+        let all = |f: &Framework| {
+            let extenders = f.extenders().iter();
+            extenders
+                .map(|e| Arc::clone(e) as Arc<dyn Extender>)
+                .collect()
+        };
+        self.with(all, Vec::new)
+    }
     fn waiting_pod(&self, uid: &str) -> Option<Arc<dyn WaitingPod>> {
         self.shared
             .waiting_pods

@@ -21,14 +21,8 @@ pub type IncomingObserver = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
 /// How a queue works.
 #[derive(Clone)]
 pub struct QueueConfig {
-    /// The QueueSort plugin.
-    pub queue_sort: Arc<dyn Plugin>,
-    /// By `schedulerName`.
-    pub profiles: HashMap<String, ProfileQueueing>,
-    /// The first backoff; 1 s.
-    pub pod_initial_backoff: Duration,
-    /// The longest backoff; 10 s. Zero turns backoff off.
-    pub pod_max_backoff: Duration,
+    /// What may change while it works.
+    pub live: LiveQueueConfig,
     /// A pod waits this long for an event before it is tried anyway; 5 min.
     pub pod_max_in_unschedulable_pods_duration: Duration,
     /// The clock.
@@ -37,14 +31,36 @@ pub struct QueueConfig {
     pub incoming: IncomingObserver,
 }
 
-impl QueueConfig {
-    /// Upstream's defaults.
+/// What may change while a queue works.
+#[derive(Clone)]
+pub struct LiveQueueConfig {
+    /// The QueueSort plugin.
+    pub queue_sort: Arc<dyn Plugin>,
+    /// By `schedulerName`.
+    pub profiles: HashMap<String, Arc<ProfileQueueing>>,
+    /// The first backoff; 1 s.
+    pub pod_initial_backoff: Duration,
+    /// The longest backoff; 10 s. Zero turns backoff off.
+    pub pod_max_backoff: Duration,
+}
+
+impl LiveQueueConfig {
+    /// Upstream's defaults, no profiles.
     pub fn new(queue_sort: Arc<dyn Plugin>) -> Self {
-        QueueConfig {
+        LiveQueueConfig {
             queue_sort,
             profiles: HashMap::new(),
             pod_initial_backoff: Duration::from_secs(1),
             pod_max_backoff: Duration::from_secs(10),
+        }
+    }
+}
+
+impl QueueConfig {
+    /// Upstream's defaults.
+    pub fn new(queue_sort: Arc<dyn Plugin>) -> Self {
+        QueueConfig {
+            live: LiveQueueConfig::new(queue_sort),
             pod_max_in_unschedulable_pods_duration: Duration::from_secs(300),
             now: Arc::new(Instant::now),
             incoming: Arc::new(|_, _| {}),

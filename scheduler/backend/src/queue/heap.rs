@@ -32,6 +32,11 @@ impl Heap {
         self.places.contains_key(uid)
     }
 
+    pub(super) fn get(&self, uid: &str) -> Option<&QueuedPodInfo> {
+        let at = *self.places.get(uid)?;
+        Some(&self.items[at])
+    }
+
     pub(super) fn peek(&self) -> Option<&QueuedPodInfo> {
         self.items.first().map(|item| &**item)
     }
@@ -68,6 +73,21 @@ impl Heap {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &QueuedPodInfo> {
         self.items.iter().map(|item| &**item)
+    }
+
+    /// Sorts by another order, and takes out what is not to be kept.
+    #[allow(clippy::vec_box, reason = "moves pointers, not pods")]
+    pub(super) fn set_less(
+        &mut self,
+        less: Less,
+        keep: impl Fn(&QueuedPodInfo) -> bool,
+    ) -> Vec<Box<QueuedPodInfo>> {
+        let items = std::mem::take(&mut self.items);
+        self.places.clear();
+        self.less = less;
+        let (kept, out): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| keep(item));
+        kept.into_iter().for_each(|item| self.push(item));
+        out
     }
 
     fn restore(&mut self, at: usize) {

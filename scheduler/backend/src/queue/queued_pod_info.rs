@@ -2,9 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use framework::PodInfo;
+
+/// Where and how a pod waits, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodInQueue {
+    /// `active`, `backoff`, `unschedulable`, `gated` or `inFlight`.
+    pub place: &'static str,
+    /// How often it was popped.
+    pub attempts: u32,
+    /// Plugins that rejected it last time.
+    pub rejected_by: Vec<&'static str>,
+    /// The PreEnqueue plugin that keeps it out.
+    pub gated_by: Option<&'static str>,
+    /// How long it backs off still.
+    pub backoff: Option<Duration>,
+}
 
 /// A pod in the queue.
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
 //! Where a pod goes: whether an event is worth a retry, PreEnqueue, and the backoff.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use framework::{ClusterEvent, EventObject, PodInfo, QueueingHint};
@@ -114,13 +115,12 @@ impl SchedulingQueue {
         }
     }
 
-    pub(super) fn profile(&self, pod: &PodInfo) -> Option<&ProfileQueueing> {
-        self.config.profiles.get(
-            pod.spec()
-                .scheduler_name
-                .as_deref()
-                .unwrap_or("default-scheduler"),
-        )
+    pub(super) fn profile(&self, pod: &PodInfo) -> Option<Arc<ProfileQueueing>> {
+        let name = pod.spec().scheduler_name.as_deref();
+        let live = self.live.load();
+        live.profiles
+            .get(name.unwrap_or("default-scheduler"))
+            .cloned()
     }
 
     pub(super) fn plugin_registered(
@@ -140,7 +140,8 @@ impl SchedulingQueue {
     pub(super) fn is_event_of_interest(&self, event: &ClusterEvent) -> bool {
         event.is_wild_card()
             || self
-                .config
+                .live
+                .load()
                 .profiles
                 .values()
                 .any(|p| p.hints.iter().any(|(_, hint)| hint.event.matches(event)))
@@ -194,15 +195,14 @@ impl SchedulingQueue {
         } else {
             queued.unschedulable_count
         };
-        if count == 0 || self.config.pod_max_backoff.is_zero() {
+        let live = self.live.load();
+        if count == 0 || live.pod_max_backoff.is_zero() {
             return None;
         }
         let doubled = 2u32
             .checked_pow(count - 1)
-            .and_then(|factor| self.config.pod_initial_backoff.checked_mul(factor));
-        let backoff = doubled
-            .unwrap_or(Duration::MAX)
-            .min(self.config.pod_max_backoff);
+            .and_then(|factor| live.pod_initial_backoff.checked_mul(factor));
+        let backoff = doubled.unwrap_or(Duration::MAX).min(live.pod_max_backoff);
         Some(self.align_to_window(queued.timestamp + backoff))
     }
 

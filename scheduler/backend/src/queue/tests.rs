@@ -80,8 +80,9 @@ fn queue() -> (SchedulingQueue, Arc<Clock>) {
         hints,
     };
     config
+        .live
         .profiles
-        .insert("default-scheduler".to_owned(), profile);
+        .insert("default-scheduler".to_owned(), Arc::new(profile));
     (SchedulingQueue::new(config), clock)
 }
 

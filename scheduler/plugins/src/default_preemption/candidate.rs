@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use framework::PodInfo;
+use framework::{PodInfo, Victims};
 use jiff::Timestamp;
 
 /// A node and the pods that would have to go.
@@ -15,6 +15,26 @@ pub struct Candidate {
     pub victims: Vec<Arc<PodInfo>>,
     /// How many of them are under a disruption budget that does not allow it.
     pub num_pdb_violations: usize,
+}
+
+impl From<Candidate> for (Arc<str>, Victims) {
+    fn from(candidate: Candidate) -> Self {
+        let victims = Victims {
+            pods: candidate.victims,
+            num_pdb_violations: candidate.num_pdb_violations,
+        };
+        (candidate.node, victims)
+    }
+}
+
+impl From<(Arc<str>, Victims)> for Candidate {
+    fn from((node, victims): (Arc<str>, Victims)) -> Self {
+        Candidate {
+            node,
+            victims: victims.pods,
+            num_pdb_violations: victims.num_pdb_violations,
+        }
+    }
 }
 
 impl Candidate {

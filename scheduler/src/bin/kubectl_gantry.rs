@@ -1,0 +1,5 @@
+//! The kubectl-gantry binary: `kubectl gantry`.
+
+fn main() {
+    std::process::exit(kube_scheduler::kubectl::main());
+}
