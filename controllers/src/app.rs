@@ -22,12 +22,14 @@ use tokio::task::JoinSet;
 use crate::clustertrustbundle_publisher::CLUSTER_TRUST_BUNDLE;
 use crate::configz;
 use crate::context::{ControllerContext, Running};
+use crate::device_taint_eviction::{DEVICE_TAINT_RULES, DEVICE_TAINTS};
 use crate::horizontal_pod_autoscaler::{CONSISTENCY, GENERATION, SCALE_TO_ZERO};
 use crate::node_lifecycle::LEASE_CIRCUIT_BREAKER;
 use crate::options::{COMPONENT, Options, flag_set};
 use crate::podcertificaterequest_cleaner::POD_CERTIFICATE_REQUEST;
 use crate::registry::{CONTROLLERS, is_enabled};
 use crate::statefulset::controller::MAX_UNAVAILABLE;
+use crate::storage_version_migrator::STORAGE_VERSION_MIGRATOR;
 use crate::volume_protection::UNUSED_SINCE_TIME;
 
 /// Gates that controllers here look at.
@@ -37,10 +39,17 @@ const FEATURES: &[Feature] = &[
     Feature::beta(GENERATION),
     Feature::beta(SCALE_TO_ZERO),
     Feature::beta(LEASE_CIRCUIT_BREAKER),
+    Feature::locked("DRAAdminAccess"),
+    Feature::ga(DEVICE_TAINT_RULES),
+    Feature::ga(DEVICE_TAINTS),
+    Feature::locked("DRAPrioritizedList"),
+    Feature::locked("DynamicResourceAllocation"),
     Feature::beta(MAX_UNAVAILABLE),
     Feature::beta(UNUSED_SINCE_TIME),
     Feature::ga(POD_CERTIFICATE_REQUEST),
+    Feature::locked("SELinuxChangePolicy"),
     Feature::locked("SeparateTaintEvictionController"),
+    Feature::ga(STORAGE_VERSION_MIGRATOR),
     Feature::beta(CONSISTENCY),
 ];
 

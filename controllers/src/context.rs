@@ -1,60 +1,31 @@
 //! What a controller is built from: shared informers, a client under its own account, an executor, the settings.
 //!
-//! With `--use-service-account-credentials` each controller acts as `system:serviceaccount:kube-system:NAME`, by a token that is asked
-//! for and renewed here. Upstream: `ControllerContext`, `k8s.io/controller-manager/pkg/clientbuilder`.
+//! Upstream: `ControllerContext` of cmd/kube-controller-manager/app.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use component_base::client::{BearerToken, ClientError, is_already_exists};
-use component_base::events::Recorder;
 use component_base::features::FeatureGates;
 use component_base::health::Health;
 use component_base::informer::Factory;
 use component_base::leader_election::Leadership;
 use component_base::shutdown::Shutdown;
 use controller_runtime::Executor;
-use controller_runtime::transport::ApiTransport;
+use controller_runtime::accounts::{AccountError, Accounts};
 use futures::future::BoxFuture;
-use jiff::Timestamp;
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
-use kube::{Api, Client};
-use tokio::sync::Mutex;
+use kube::Client;
 
 use crate::options::Options;
 
 /// A controller at work: ends at shutdown.
 pub type Running = BoxFuture<'static, ()>;
 
-/// Where controllers' accounts live.
-const NAMESPACE: &str = "kube-system";
-/// How long a token is asked for.
-const TOKEN_SECONDS: i64 = 3600;
-/// A token is renewed when this part of its life is left.
-const LEEWAY: f64 = 0.25;
-/// Pause after a failed renewal.
-const RETRY: Duration = Duration::from_secs(10);
-
 /// Why a controller cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// No client.
     #[error(transparent)]
-    Client(#[from] ClientError),
-    /// No account or token for the controller.
-    #[error("credentials of service account {NAMESPACE}/{account}: {source}")]
-    Credentials {
-        /// The account.
-        account: String,
-        /// The cause.
-        #[source]
-        source: Box<kube::Error>,
-    },
+    Account(#[from] AccountError),
     /// A file of a flag.
     #[error("--{flag} {path}: {message}")]
     File {
@@ -96,14 +67,17 @@ pub struct ControllerContext {
     pub shutdown: Shutdown,
     /// The PEM of the CA that signed the API server's certificate: `--root-ca-file`, else the client configuration's.
     pub root_ca: Arc<Option<Vec<u8>>>,
-    clients: Arc<Mutex<HashMap<String, Client>>>,
+    accounts: Accounts,
 }
 
-/// Ending one namespace takes a deletion and a list for every resource there is, so its client may ask more often.
-/// Upstream: `newNamespaceController` (`nsKubeconfig.QPS *= 20`, `nsKubeconfig.Burst *= 100`).
-const NAMESPACE_CONTROLLER: &str = "namespace-controller";
-const NAMESPACE_QPS_FACTOR: f32 = 20.0;
-const NAMESPACE_BURST_FACTOR: u32 = 100;
+/// Ending one namespace takes a deletion and a list for every resource there is, a migration a patch for every object, so their
+/// clients may ask more often. Upstream: `newNamespaceController`, `newSVMController` (`QPS *= 20`, `Burst *= 100`).
+const FAST: [&str; 2] = [
+    "namespace-controller",
+    crate::storage_version_migrator::NAME,
+];
+const FAST_QPS_FACTOR: f32 = 20.0;
+const FAST_BURST_FACTOR: u32 = 100;
 
 impl ControllerContext {
     /// A context of a process that leads by `leadership`.
@@ -116,6 +90,12 @@ impl ControllerContext {
         shutdown: Shutdown,
         root_ca: Option<Vec<u8>>,
     ) -> Self {
+        let accounts = Accounts::new(
+            options.client.clone(),
+            informers.client().clone(),
+            options.use_service_account_credentials,
+            shutdown.clone(),
+        );
         Self {
             options,
             features,
@@ -124,7 +104,7 @@ impl ControllerContext {
             health,
             shutdown,
             root_ca: Arc::new(root_ca),
-            clients: Arc::default(),
+            accounts,
         }
     }
 
@@ -133,41 +113,11 @@ impl ControllerContext {
     /// # Errors
     /// When no client can be made, or no token be had.
     pub async fn client(&self, account: &str) -> Result<Client, StartError> {
-        let mut clients = self.clients.lock().await;
-        if let Some(client) = clients.get(account) {
-            return Ok(client.clone());
-        }
-        let mut config = self
-            .options
-            .client
-            .with_component(&format!("{}/{account}", crate::options::COMPONENT));
-        if account == NAMESPACE_CONTROLLER {
-            config.qps *= NAMESPACE_QPS_FACTOR;
-            config.burst = config.burst.saturating_mul(NAMESPACE_BURST_FACTOR);
-        }
-        let client = if self.options.use_service_account_credentials {
-            let token = BearerToken::default();
-            let core = self.informers.client().clone();
-            let wrap = |source| StartError::Credentials {
-                account: account.to_string(),
-                source: Box::new(source),
-            };
-            let expires = renew(&core, account, &token).await.map_err(wrap)?;
-            let renewing = keep_renewed(
-                core,
-                account.to_string(),
-                token.clone(),
-                expires,
-                self.shutdown.clone(),
-            );
-            let name = format!("token of {account}");
-            self.shutdown.spawn_essential(name, renewing);
-            config.build_with_token(config.load().await?, token)?
-        } else {
-            config.build().await?
+        let factors = match FAST.contains(&account) {
+            true => (FAST_QPS_FACTOR, FAST_BURST_FACTOR),
+            false => (1.0, 1),
         };
-        clients.insert(account.to_string(), client.clone());
-        Ok(client)
+        Ok(self.accounts.client(account, factors).await?)
     }
 
     /// The executor of a controller: writes as `account`, records events as `component` (`deployment-controller`).
@@ -176,12 +126,8 @@ impl ControllerContext {
     /// As [`ControllerContext::client`].
     pub async fn executor(&self, account: &str, component: &str) -> Result<Executor, StartError> {
         let client = self.client(account).await?;
-        let recorder = Recorder::core_v1(client.clone(), component, "", &self.shutdown);
-        Ok(Executor::new(
-            Arc::new(ApiTransport::new(client)),
-            self.leadership.clone(),
-            recorder,
-        ))
+        let leadership = self.leadership.clone();
+        Ok(self.accounts.executor(client, component, leadership))
     }
 
     /// Whether the API server has this kind in this version: an older one may not.
@@ -215,85 +161,7 @@ impl ControllerContext {
     /// An executor with the process's own credentials, for the controller that makes tokens for accounts.
     pub fn root_executor(&self, component: &str) -> Executor {
         let client = self.informers.client().clone();
-        let recorder = Recorder::core_v1(client.clone(), component, "", &self.shutdown);
-        let transport = Arc::new(ApiTransport::new(client));
-        Executor::new(transport, self.leadership.clone(), recorder)
-    }
-}
-
-/// Puts a fresh token in and returns when it expires.
-async fn renew(
-    client: &Client,
-    account: &str,
-    token: &BearerToken,
-) -> Result<Timestamp, kube::Error> {
-    let api: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
-    if api.get_opt(account).await?.is_none() {
-        let object = ServiceAccount {
-            metadata: ObjectMeta {
-                name: Some(account.to_string()),
-                namespace: Some(NAMESPACE.to_string()),
-                ..ObjectMeta::default()
-            },
-            ..ServiceAccount::default()
-        };
-        match api.create(&PostParams::default(), &object).await {
-            Err(error) if !is_already_exists(&error) => return Err(error),
-            _ => {}
-        }
-    }
-    let request = TokenRequest {
-        spec: Some(TokenRequestSpec {
-            expiration_seconds: Some(TOKEN_SECONDS),
-            ..TokenRequestSpec::default()
-        }),
-        ..TokenRequest::default()
-    };
-    let status = api
-        .create_token_request(account, &PostParams::default(), &request)
-        .await?
-        .status
-        .unwrap_or_default();
-    token.set(status.token.as_deref().unwrap_or_default());
-    // A server that does not say gets asked again soon.
-    Ok(status
-        .expiration_timestamp
-        .map_or_else(Timestamp::now, |time| time.0))
-}
-
-async fn keep_renewed(
-    client: Client,
-    account: String,
-    token: BearerToken,
-    mut expires: Timestamp,
-    shutdown: Shutdown,
-) {
-    loop {
-        let left = expires
-            .duration_since(Timestamp::now())
-            .as_secs_f64()
-            .max(0.0);
-        let pause = Duration::from_secs_f64((left * (1.0 - LEEWAY)).max(1.0));
-        if shutdown
-            .run_until(tokio::time::sleep(pause))
-            .await
-            .is_none()
-        {
-            return;
-        }
-        match shutdown.run_until(renew(&client, &account, &token)).await {
-            None => return,
-            Some(Ok(until)) => expires = until,
-            Some(Err(error)) => {
-                tracing::warn!(account, %error, "Renewing the controller's token failed, will retry");
-                if shutdown
-                    .run_until(tokio::time::sleep(RETRY))
-                    .await
-                    .is_none()
-                {
-                    return;
-                }
-            }
-        }
+        let leadership = self.leadership.clone();
+        self.accounts.executor(client, component, leadership)
     }
 }

@@ -21,7 +21,8 @@ pub mod history;
 pub mod pod_control;
 pub mod pods_by_claim;
 #[cfg(test)]
-mod testing;
+use controller_runtime::testing;
+pub mod uid_cache;
 
 // the controllers, by name
 pub mod bootstrap_signer;
@@ -31,6 +32,7 @@ pub mod clustertrustbundle_publisher;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
+pub mod device_taint_eviction;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
@@ -49,12 +51,15 @@ pub mod persistentvolume_expander;
 pub mod pod_garbage_collector;
 pub mod podcertificaterequest_cleaner;
 pub mod replicaset;
+pub mod resourceclaim;
 pub mod resourcequota;
 pub mod root_ca_certificate_publisher;
+pub mod selinux_warning;
 pub mod service_cidr;
 pub mod serviceaccount;
 pub mod serviceaccount_token;
 pub mod statefulset;
+pub mod storage_version_migrator;
 pub mod taint_eviction;
 pub mod token_cleaner;
 pub mod ttl;

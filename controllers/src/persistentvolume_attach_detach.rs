@@ -28,3 +28,4 @@ mod tests;
 pub mod volume;
 
 pub use controller::start;
+pub use volume::{Lookup, persistent_volume};

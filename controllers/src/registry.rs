@@ -47,15 +47,6 @@ const fn built_off(
     }
 }
 
-const fn missing(name: &'static str, alias: &'static str) -> Descriptor {
-    Descriptor {
-        name,
-        alias,
-        on_by_default: true,
-        constructor: None,
-    }
-}
-
 const fn missing_off(name: &'static str, alias: &'static str) -> Descriptor {
     Descriptor {
         name,
@@ -216,10 +207,17 @@ pub const CONTROLLERS: &[Descriptor] = &[
         "horizontalpodautoscaling",
         |c| crate::horizontal_pod_autoscaler::start(c).boxed(),
     ),
-    // not built yet
-    missing("resourceclaim-controller", "resource-claim-controller"),
-    missing("storage-version-migrator-controller", "svm"),
-    missing("device-taint-eviction-controller", ""),
+    built(
+        "resourceclaim-controller",
+        "resource-claim-controller",
+        |c| crate::resourceclaim::start(c).boxed(),
+    ),
+    built("device-taint-eviction-controller", "", |c| {
+        crate::device_taint_eviction::start(c).boxed()
+    }),
+    built("storage-version-migrator-controller", "svm", |c| {
+        crate::storage_version_migrator::start(c).boxed()
+    }),
     // off by default, or behind a feature gate upstream has off
     built_off("bootstrap-signer-controller", "bootstrapsigner", |c| {
         crate::bootstrap_signer::start(c).boxed()
@@ -227,7 +225,10 @@ pub const CONTROLLERS: &[Descriptor] = &[
     built_off("token-cleaner-controller", "tokencleaner", |c| {
         crate::token_cleaner::start(c).boxed()
     }),
-    missing_off("selinux-warning-controller", ""),
+    built_off("selinux-warning-controller", "", |c| {
+        crate::selinux_warning::start(c).boxed()
+    }),
+    // not built
     missing_off("podgroup-protection-controller", ""),
     missing_off("resourcepoolstatusrequest-controller", ""),
     missing_off(
@@ -302,7 +303,7 @@ mod tests {
         assert!(is_enabled(account, &list(&["serviceaccount-controller"])));
         assert!(!is_enabled(account, &list(&["root-ca-cert-publisher"])));
         assert!(validate(&list(&["*", "-attachdetach", "serviceaccount"])).is_empty());
-        assert_eq!(validate(&list(&["svm", "nobody"])).len(), 2);
+        assert_eq!(validate(&list(&["storage-version-gc", "nobody"])).len(), 2);
     }
 
     #[test]

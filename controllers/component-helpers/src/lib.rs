@@ -20,5 +20,6 @@ pub mod persistent_volume;
 pub mod pod;
 pub mod qos;
 pub mod quantity;
+pub mod resource_claim;
 pub mod resources;
 pub mod taints;

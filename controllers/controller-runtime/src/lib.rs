@@ -4,6 +4,7 @@
 //! a Deployment is. Upstream: `k8s.io/client-go/util/workqueue`, `pkg/controller/controller_utils.go`, v1.36.
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod controller;
 pub mod executor;
 pub mod expectations;

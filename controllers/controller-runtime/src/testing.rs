@@ -1,5 +1,7 @@
 //! A stand-in for the API server, for tests of controllers: it keeps objects, answers as the API does, and fails on demand.
 
+mod feed;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::executor::Executor;
 use crate::transport::{ApiError, Request, Resource, Transport, Verb};
+
+pub use feed::{Feed, settle};
 
 type Matcher = Box<dyn Fn(&Request) -> bool + Send + Sync>;
 type Stored = (Resource, String, String);

@@ -137,6 +137,20 @@ pub fn resolve(
     volume: &PodVolume,
     lookup: &dyn Lookup,
 ) -> Result<Option<Volume>, Unresolved> {
+    let volume = persistent_volume(pod, volume, lookup)?;
+    let volume = volume.and_then(|volume| Volume::of(&volume));
+    Ok(volume.filter(|volume| attach_required(lookup, &volume.driver)))
+}
+
+/// The PersistentVolume of one of a pod's volumes; `None` if it is of another kind.
+///
+/// # Errors
+/// When claim and volume are not there, or not bound to each other.
+pub fn persistent_volume(
+    pod: &Pod,
+    volume: &PodVolume,
+    lookup: &dyn Lookup,
+) -> Result<Option<Arc<PersistentVolume>>, Unresolved> {
     let name = match (&volume.persistent_volume_claim, &volume.ephemeral) {
         (Some(source), _) => source.claim_name.clone(),
         (None, Some(_)) => ephemeral::claim_name(pod, volume),
@@ -162,5 +176,5 @@ pub fn resolve(
         let volume = name.to_owned();
         return Err(Unresolved::OtherClaim { volume, claim: key });
     }
-    Ok(Volume::of(&volume).filter(|volume| attach_required(lookup, &volume.driver)))
+    Ok(Some(volume))
 }

@@ -1,4 +1,4 @@
-//! For tests of controllers' shells: informers fed by hand.
+//! Informers fed by hand, for tests of controllers' shells.
 
 use component_base::informer::{Informer, Object};
 use component_base::shutdown::Shutdown;

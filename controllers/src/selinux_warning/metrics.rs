@@ -1,0 +1,119 @@
+//! The conflicts at `/metrics`. Upstream: pkg/controller/volume/selinuxwarning/metrics.go, v1.37.
+
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{GaugeVec, Opts};
+
+use super::cache::Volumes;
+
+/// Shows conflicts when it is asked.
+struct Conflicts {
+    volumes: Weak<Mutex<Volumes>>,
+    conflicts: GaugeVec,
+}
+
+impl Conflicts {
+    fn new(volumes: &Arc<Mutex<Volumes>>) -> Self {
+        let options = Opts::new(
+            "selinux_warning_controller_selinux_volume_conflict",
+            "Conflict between two Pods using the same volume",
+        );
+        let labels = [
+            "property",
+            "pod1_namespace",
+            "pod1_name",
+            "pod1_value",
+            "pod2_namespace",
+            "pod2_name",
+            "pod2_value",
+        ];
+        Self {
+            volumes: Arc::downgrade(volumes),
+            conflicts: GaugeVec::new(options, &labels).expect("the name is right"),
+        }
+    }
+}
+
+/// Shows the conflicts; the first ones of a process only.
+pub(super) fn register(volumes: &Arc<Mutex<Volumes>>) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        prometheus::register(Box::new(Conflicts::new(volumes)))
+            .expect("the name is registered only here");
+    });
+}
+
+impl Collector for Conflicts {
+    fn desc(&self) -> Vec<&Desc> {
+        self.conflicts.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Some(volumes) = self.volumes.upgrade() else {
+            return Vec::new();
+        };
+        let found = volumes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .conflicts();
+        self.conflicts.reset();
+        for conflict in &found {
+            self.conflicts
+                .with_label_values(&[
+                    conflict.property.name(),
+                    &*conflict.pod.namespace,
+                    &*conflict.pod.name,
+                    &*conflict.value,
+                    &*conflict.other.namespace,
+                    &*conflict.other.name,
+                    &*conflict.other_value,
+                ])
+                .set(1.0);
+        }
+        self.conflicts.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cache::Use;
+    use super::*;
+    use controller_runtime::ObjectKey;
+
+    #[test]
+    fn a_conflict_is_shown_while_it_lasts() {
+        let volumes = Arc::new(Mutex::new(Volumes::default()));
+        let collector = Conflicts::new(&volumes);
+        let used = |label: &str| Use {
+            label: label.into(),
+            change_policy: "MountOption".into(),
+        };
+        let (a, b) = (ObjectKey::new("ns", "a"), ObjectKey::new("other", "b"));
+        {
+            let mut volumes = volumes.lock().unwrap();
+            volumes.add("v", None, &a, used(":::s1"));
+            volumes.add("v", None, &b, used(":::s2"));
+        }
+        let shown = || -> Vec<String> {
+            let families = collector.collect();
+            let metrics = families.iter().flat_map(|family| family.get_metric());
+            let line = |metric: &prometheus::proto::Metric| {
+                let labels = metric.get_label().iter().map(|label| label.value());
+                labels.collect::<Vec<_>>().join(",")
+            };
+            let mut lines: Vec<_> = metrics.map(line).collect();
+            lines.sort();
+            lines
+        };
+        // Names, namespaces, values; the property last, as labels are sorted by name.
+        let expect = [
+            "a,ns,:::s1,b,other,:::s2,SELinuxLabel",
+            "b,other,:::s2,a,ns,:::s1,SELinuxLabel",
+        ];
+        assert_eq!(shown(), expect);
+        volumes.lock().unwrap().remove(&a);
+        assert!(shown().is_empty());
+    }
+}
