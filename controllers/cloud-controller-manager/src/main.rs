@@ -1,0 +1,5 @@
+//! The cloud-controller-manager binary.
+
+fn main() {
+    std::process::exit(cloud_controller_manager::app::main());
+}
