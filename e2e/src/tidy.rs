@@ -23,17 +23,6 @@ const ARROWS: &[(&str, &[&str])] = &[
         "kube-controller-manager",
         &["controller-runtime", "component-base", "component-helpers"],
     ),
-    // What a provider is written against: no API server, and none of our machinery.
-    ("cloud-provider", &[]),
-    (
-        "cloud-controller-manager",
-        &[
-            "cloud-provider",
-            "controller-runtime",
-            "component-base",
-            "component-helpers",
-        ],
-    ),
     ("framework", &["component-helpers"]),
     // `component-helpers` comes with the framework: a plugin compares quantities, labels and taints.
     ("plugins", &["framework", "component-helpers"]),
@@ -51,6 +40,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shim-protocol", &[]),
     // The protocols of volume drivers: generated, of use to both sides.
     ("csi-spec", &[]),
+    // The Container Runtime Interface: generated, of use to whoever speaks it.
+    ("cri-spec", &[]),
+    // The CRI on the runtime: a library of the kubelet, and the program that answers without one.
+    (
+        "cri",
+        &[
+            "cri-spec",
+            "runtime",
+            "images",
+            "network",
+            "streaming",
+            "component-base",
+        ],
+    ),
     // The list of registered drivers and their calls; knows nothing of volumes.
     ("csi", &["csi-spec"]),
     ("shim", &["shim-protocol", "host"]),
@@ -81,6 +84,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "volumes",
             "host",
             "streaming",
+            "cri",
             "csi",
             "component-base",
             "component-helpers",

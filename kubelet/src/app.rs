@@ -36,7 +36,7 @@ use self::features::{
     POD_CERTIFICATE_REQUEST, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
 use self::machine::{check_machine, node_addresses, protect_from_oom};
-use self::runtime::{load_user_namespaces, open_runtime};
+use self::runtime::{load_user_namespaces, open_runtime, serve_cri};
 use crate::backoff::Backoff;
 use crate::cm::cgroup::{CgroupError, CgroupManager};
 use crate::cm::machine::{MachineInfo, fs_stats};
@@ -111,6 +111,8 @@ pub enum AppError {
     Network(#[from] network::NetworkError),
     #[error("failed to run Kubelet: container runtime: {0}")]
     Runtime(#[from] ::runtime::api::RuntimeError),
+    #[error("failed to run Kubelet: serve the CRI: {0}")]
+    Cri(#[from] cri::ServeError),
     #[error("failed to run Kubelet: create user namespace manager: {0}")]
     UserNamespaces(#[from] crate::user_namespaces::UserNamespaceError),
     #[error(transparent)]
@@ -280,6 +282,7 @@ impl Parts {
 
         // The runtime first: what runs is found again whether or not the API server is there.
         let linux = open_runtime(&options, open_files).await?;
+        serve_cri(&options, &linux, &shutdown)?;
         let runtime: Arc<dyn Runtime> = Arc::new(linux.clone());
         if options.kubeconfig.is_none() && !config.pod_cidr.is_empty() {
             // With an API server the Node says it.

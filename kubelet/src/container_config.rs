@@ -96,6 +96,7 @@ pub async fn generate_container_config(
         mounts.push(mount);
     }
     Ok(cri::ContainerConfig {
+        origin: cri::Origin::Kubelet,
         metadata: cri::ContainerMetadata {
             name: container.name.clone(),
             attempt: facts.restart_count,

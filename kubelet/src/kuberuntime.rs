@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
-use runtime::api::{PodSandboxConfig, Runtime, RuntimeError};
+use runtime::api::{Origin, PodSandboxConfig, Runtime, RuntimeError};
 use tokio_util::sync::CancellationToken;
 use volumes::{PodVolumes, VolumeLocation, VolumeManager};
 
@@ -138,14 +138,16 @@ impl RuntimeManager {
         &self.d.runtime
     }
 
-    /// All that the runtime knows, by pod UID.
+    /// All that the runtime knows of the kubelet's pods, by UID. What clients of the CRI's socket made is theirs.
     ///
     /// # Errors
     /// The runtime's; a retry may help.
     pub async fn pods(&self) -> Result<BTreeMap<String, PodStatus>, RuntimeError> {
         // Sandboxes last: a container whose sandbox is not listed yet still carries its labels.
-        let containers = observe("list_containers", self.d.runtime.list_containers()).await?;
-        let sandboxes = observe("list_podsandbox", self.d.runtime.list_pod_sandboxes()).await?;
+        let mut containers = observe("list_containers", self.d.runtime.list_containers()).await?;
+        let mut sandboxes = observe("list_podsandbox", self.d.runtime.list_pod_sandboxes()).await?;
+        containers.retain(|container| container.origin == Origin::Kubelet);
+        sandboxes.retain(|sandbox| sandbox.origin == Origin::Kubelet);
         Ok(PodStatus::group(sandboxes, containers))
     }
 

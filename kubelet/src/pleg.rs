@@ -75,6 +75,11 @@ pub async fn run(
                         | RuntimeEvent::ContainerExited { pod_uid, .. }
                         | RuntimeEvent::SandboxReady { pod_uid, .. }
                         | RuntimeEvent::SandboxNotReady { pod_uid, .. } => pod_uid,
+                        // Who asked for it knows, or a client of the CRI did: then what follows from it is told as above.
+                        RuntimeEvent::ContainerCreated { .. }
+                        | RuntimeEvent::ContainerRemoved { .. }
+                        | RuntimeEvent::SandboxStopped { .. }
+                        | RuntimeEvent::SandboxRemoved { .. } => continue,
                     };
                     out.add(pod_uid);
                     false

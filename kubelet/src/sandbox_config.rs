@@ -131,6 +131,7 @@ pub fn generate_pod_sandbox_config(
         .filter_map(|g| u32::try_from(g).ok())
         .collect();
     cri::PodSandboxConfig {
+        origin: cri::Origin::Kubelet,
         metadata: cri::PodSandboxMetadata {
             name: pod::name(pod).to_owned(),
             uid: pod::uid(pod).to_owned(),

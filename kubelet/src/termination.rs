@@ -182,6 +182,7 @@ mod tests {
             user: None,
             stop_signal: String::new(),
             mounts: vec![],
+            origin: Default::default(),
         }
     }
 

@@ -373,6 +373,11 @@ impl ImageStore {
         import::import(self, archive).await
     }
 
+    /// A path that nobody uses, on the store's disk and emptied with the next start: for an archive that is to be imported.
+    pub fn scratch(&self) -> PathBuf {
+        self.inner.layout.fresh_tmp()
+    }
+
     /// Removes what no image and no holder needs. Runs by itself after `remove` and `release`.
     ///
     /// # Errors

@@ -13,6 +13,8 @@ use shim_protocol::chain;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::detail::Detail;
+
 pub type Labels = BTreeMap<String, String>;
 pub type Annotations = BTreeMap<String, String>;
 
@@ -84,6 +86,16 @@ pub enum ImageError {
 /// What the node says its runtime is, and the scheme of container ids: the same, as `kubectl` users and agents that look
 /// containers up by it expect.
 pub const RUNTIME_NAME: &str = "youki";
+
+/// Who asked for a sandbox or a container, and so decides when it goes: each leaves the other's alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    #[default]
+    Kubelet,
+    /// A client of the CRI's socket.
+    Cri,
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodSandboxMetadata {
@@ -192,6 +204,8 @@ pub struct PodSandboxConfig {
     pub runtime_handler: String,
     pub privileged: bool,
     pub supplemental_groups: Vec<u32>,
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,6 +226,8 @@ pub struct PodSandboxStatus {
     pub labels: Labels,
     pub annotations: Annotations,
     pub runtime_handler: String,
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -310,6 +326,8 @@ pub struct ContainerConfig {
     pub security: SecurityContext,
     /// `lifecycle.stopSignal`, e.g. `SIGUSR1`; `None`: the image's, or SIGTERM.
     pub stop_signal: Option<String>,
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -349,6 +367,8 @@ pub struct ContainerStatus {
     pub user: Option<(u32, u32, Vec<u32>)>,
     pub stop_signal: String,
     pub mounts: Vec<Mount>,
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -396,6 +416,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeEvent {
+    ContainerCreated {
+        sandbox_id: String,
+        pod_uid: String,
+        container_id: String,
+    },
     ContainerStarted {
         sandbox_id: String,
         pod_uid: String,
@@ -407,12 +432,26 @@ pub enum RuntimeEvent {
         container_id: String,
         exit_code: i32,
     },
+    ContainerRemoved {
+        sandbox_id: String,
+        pod_uid: String,
+        container_id: String,
+    },
     SandboxReady {
+        sandbox_id: String,
+        pod_uid: String,
+    },
+    /// Somebody asked for it.
+    SandboxStopped {
         sandbox_id: String,
         pod_uid: String,
     },
     /// The sandbox (its shim, its namespaces) went away unasked.
     SandboxNotReady {
+        sandbox_id: String,
+        pod_uid: String,
+    },
+    SandboxRemoved {
         sandbox_id: String,
         pod_uid: String,
     },
@@ -601,6 +640,8 @@ pub trait Runtime: Send + Sync + 'static {
 
     async fn list_container_stats(&self) -> Result<Vec<ContainerStats>, RuntimeError>;
     async fn list_pod_sandbox_stats(&self) -> Result<Vec<PodSandboxStats>, RuntimeError>;
+    /// What metrics tell beyond usage, by container; of running ones only. Dear: it looks at every process.
+    async fn list_container_details(&self) -> Result<BTreeMap<String, Detail>, RuntimeError>;
 
     /// Returns the image id, after the registry that `image` names agreed. `auths` are tried in order; none: anonymously.
     async fn pull_image(&self, image: &str, auths: &[ImageAuth]) -> Result<String, RuntimeError>;

@@ -69,6 +69,14 @@ pub struct FakeRuntime {
     exec: Arc<Mutex<Arc<ExecFn>>>,
 }
 
+fn sandbox_uid(state: &State, sandbox_id: &str) -> String {
+    state
+        .sandboxes
+        .get(sandbox_id)
+        .map(|sandbox| sandbox.config.metadata.uid.clone())
+        .unwrap_or_default()
+}
+
 impl Default for FakeRuntime {
     fn default() -> Self {
         Self::new()
@@ -241,16 +249,29 @@ impl FakeRuntime {
                 let _ = waiter.send(exit_code);
             }
             let sandbox_id = container.status.sandbox_id.clone();
-            let pod_uid = state
-                .sandboxes
-                .get(&sandbox_id)
-                .map(|s| s.config.metadata.uid.clone())
-                .unwrap_or_default();
+            let pod_uid = sandbox_uid(&state, &sandbox_id);
             RuntimeEvent::ContainerExited {
                 sandbox_id,
                 pod_uid,
                 container_id: container_id.to_owned(),
                 exit_code,
+            }
+        };
+        self.emit(event);
+    }
+
+    /// The container is removed.
+    fn forget(&self, container_id: &str) {
+        let event = {
+            let mut state = self.lock();
+            let Some(container) = state.containers.remove(container_id) else {
+                return;
+            };
+            let sandbox_id = container.status.sandbox_id;
+            RuntimeEvent::ContainerRemoved {
+                pod_uid: sandbox_uid(&state, &sandbox_id),
+                sandbox_id,
+                container_id: container_id.to_owned(),
             }
         };
         self.emit(event);
@@ -366,6 +387,10 @@ mod tests {
         ));
         assert!(matches!(
             events.recv().await.unwrap(),
+            RuntimeEvent::ContainerCreated { .. }
+        ));
+        assert!(matches!(
+            events.recv().await.unwrap(),
             RuntimeEvent::ContainerStarted { .. }
         ));
         assert!(matches!(
@@ -374,6 +399,18 @@ mod tests {
         ));
         fake.remove_pod_sandbox(&sandbox).await.unwrap();
         assert!(fake.container_status(&id).await.is_err());
+        assert!(matches!(
+            events.recv().await.unwrap(),
+            RuntimeEvent::SandboxStopped { .. }
+        ));
+        assert!(matches!(
+            events.recv().await.unwrap(),
+            RuntimeEvent::ContainerRemoved { .. }
+        ));
+        assert!(matches!(
+            events.recv().await.unwrap(),
+            RuntimeEvent::SandboxRemoved { .. }
+        ));
     }
 
     #[tokio::test]

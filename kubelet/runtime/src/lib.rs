@@ -7,6 +7,7 @@
 //! Upstream: k8s.io/cri-api/pkg/apis/runtime/v1, v1.36.
 
 pub mod api;
+pub mod detail;
 pub mod fake;
 pub mod linux;
 pub mod spec;

@@ -7,7 +7,7 @@
 //! **Invariant:** every call can be repeated: cleanup goes on past errors, and what could not be
 //! cleaned is found again at the next start.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use network::PodNetwork;
 use tokio::sync::broadcast;
 
 use crate::api::*;
+use crate::detail::Detail;
 
 pub use shim_protocol::OpenFiles;
 
@@ -29,6 +30,7 @@ mod image;
 mod layout;
 mod machine;
 mod mount;
+mod owner;
 mod record;
 mod sandbox;
 mod session;
@@ -39,6 +41,7 @@ mod volume;
 mod watch;
 
 use layout::Layout;
+pub use owner::{Handover, Ownership};
 use record::{Container, Sandbox};
 use shim::{ShimCallError, ShimProgram};
 
@@ -69,6 +72,8 @@ pub struct LinuxRuntimeConfig {
     /// How many files a container may have open: what this process was started with, if it raised its
     /// own limit since. `None`: as this process has it.
     pub open_files: Option<OpenFiles>,
+    /// Kept for as long as anything of the runtime is alive. `None`: nobody else is about.
+    pub ownership: Option<Arc<Ownership>>,
 }
 
 impl Default for LinuxRuntimeConfig {
@@ -81,6 +86,7 @@ impl Default for LinuxRuntimeConfig {
             shim_cgroup: None,
             handlers: vec!["runc".to_owned()],
             open_files: None,
+            ownership: None,
         }
     }
 }
@@ -106,6 +112,8 @@ struct Inner {
     sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     layer_usage: Mutex<HashMap<String, stats::LayerUsage>>,
+    /// Ends with the runtime: whoever follows a shim then lets go of it.
+    alive: tokio::sync::watch::Sender<()>,
 }
 
 impl LinuxRuntime {
@@ -149,6 +157,7 @@ impl LinuxRuntime {
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             layer_usage: Mutex::default(),
+            alive: tokio::sync::watch::Sender::new(()),
         });
         let missing = shim_protocol::capability::ALL & !inner.available_capabilities;
         if missing != 0 {
@@ -433,6 +442,10 @@ impl Runtime for LinuxRuntime {
 
     async fn list_pod_sandbox_stats(&self) -> Result<Vec<PodSandboxStats>, RuntimeError> {
         stats::sandboxes(&self.inner).await
+    }
+
+    async fn list_container_details(&self) -> Result<BTreeMap<String, Detail>, RuntimeError> {
+        stats::details(&self.inner).await
     }
 
     async fn pull_image(&self, image: &str, auths: &[ImageAuth]) -> Result<String, RuntimeError> {

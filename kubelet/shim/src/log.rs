@@ -19,17 +19,19 @@ pub enum Stream {
 
 pub struct LogWriter {
     path: PathBuf,
-    file: File,
+    /// `None`: nobody wants a log, what the container writes is dropped.
+    file: Option<File>,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
     out: Vec<u8>,
 }
 
 impl LogWriter {
+    /// An empty path: no log.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self {
             path: path.to_owned(),
-            file: open_append(path)?,
+            file: open_wanted(path)?,
             stdout: Vec::new(),
             stderr: Vec::new(),
             out: Vec::new(),
@@ -38,12 +40,15 @@ impl LogWriter {
 
     /// Goes on in a new file of the same name: the old one was renamed by a rotation.
     pub fn reopen(&mut self) -> io::Result<()> {
-        self.file = open_append(&self.path)?;
+        self.file = open_wanted(&self.path)?;
         Ok(())
     }
 
     /// Takes what the container wrote.
     pub fn append(&mut self, stream: Stream, mut bytes: &[u8], now_ns: i64) {
+        if self.file.is_none() {
+            return;
+        }
         let mut pending = std::mem::take(self.pending(stream));
         while !bytes.is_empty() {
             let room = MAX_LINE_BYTES - pending.len();
@@ -98,9 +103,18 @@ impl LogWriter {
 
     fn write_out(&mut self) {
         // A full disk must not stop the container: the lines are lost, as containerd loses them.
-        let _ = self.file.write_all(&self.out);
+        if let Some(file) = &mut self.file {
+            let _ = file.write_all(&self.out);
+        }
         self.out.clear();
         self.out.shrink_to(MAX_LINE_BYTES);
+    }
+}
+
+fn open_wanted(path: &Path) -> io::Result<Option<File>> {
+    match path.as_os_str().is_empty() {
+        true => Ok(None),
+        false => open_append(path).map(Some),
     }
 }
 
@@ -247,5 +261,14 @@ mod tests {
             write_timestamp(&mut out, ns);
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn without_a_path_nothing_is_kept() {
+        let mut log = LogWriter::open(Path::new("")).unwrap();
+        log.append(Stream::Stdout, b"a line\nand more", 0);
+        log.end(Stream::Stdout, 0);
+        log.reopen().unwrap();
+        assert!(log.stdout.is_empty() && log.out.is_empty());
     }
 }

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use component_base::shutdown::Shutdown;
+use cri::from_cri::NodeFacts;
+use cri::front::runtime_socket;
+use cri::{CriService, ServiceOptions};
 use runtime::api::Runtime;
-use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles};
+use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles, Ownership};
 
 use super::AppError;
 use crate::configuration::KubeletConfiguration;
@@ -41,6 +45,9 @@ pub(super) async fn open_runtime(
     options: &Options,
     open_files: Option<rlimit::Limits>,
 ) -> Result<LinuxRuntime, AppError> {
+    // Whoever asked the CRI's server for something while there was no kubelet made it have the runtime.
+    let ownership =
+        Ownership::acquire(&options.runtime_root_dir, &options.runtime_state_dir).await?;
     let images = images::ImageStore::open(images::ImageStoreConfig {
         root: options.runtime_root_dir.join("images"),
         registry_config_dir: options.registry_config_dir.clone(),
@@ -62,7 +69,34 @@ pub(super) async fn open_runtime(
             soft: l.soft,
             hard: l.hard,
         }),
+        ownership: Some(Arc::new(ownership)),
         ..LinuxRuntimeConfig::default()
     };
     Ok(LinuxRuntime::open(config, images, network).await?)
+}
+
+/// Answers the CRI for as long as the kubelet has the runtime: `gantry-cri` sends its clients here.
+///
+/// # Errors
+/// The socket cannot be made.
+pub(super) fn serve_cri(
+    options: &Options,
+    runtime: &LinuxRuntime,
+    shutdown: &Shutdown,
+) -> Result<(), AppError> {
+    let ending = shutdown.token().clone();
+    let service = CriService::new(
+        Arc::new(runtime.clone()),
+        runtime.images().clone(),
+        ServiceOptions {
+            node: NodeFacts::detect(),
+            state_dir: options.runtime_state_dir.clone(),
+            root_dir: options.runtime_root_dir.clone(),
+            pod_cidrs_by_cri: false,
+        },
+        ending.clone(),
+    );
+    let path = runtime_socket(&options.runtime_state_dir);
+    cri::serve_socket(&path, service, ending)?;
+    Ok(())
 }

@@ -162,17 +162,7 @@ pub fn device_of(path: &Path) -> String {
         nix::sys::stat::major(data.dev()),
         nix::sys::stat::minor(data.dev()),
     );
-    device_name(&format!("{major}:{minor}"))
-}
-
-/// The name of a block device by its number `8:1`; the number itself where the kernel knows no such device.
-pub fn device_name(number: &str) -> String {
-    let event = std::fs::read_to_string(Path::new("/sys/dev/block").join(number).join("uevent"));
-    event
-        .unwrap_or_default()
-        .lines()
-        .find_map(|line| line.strip_prefix("DEVNAME="))
-        .map_or_else(|| number.to_owned(), |name| format!("/dev/{name}"))
+    runtime::detail::device_name(&format!("{major}:{minor}"))
 }
 
 /// # Errors

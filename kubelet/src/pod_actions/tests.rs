@@ -63,6 +63,7 @@ fn sandbox(state: SandboxState) -> PodSandboxStatus {
         labels: Default::default(),
         annotations: Default::default(),
         runtime_handler: String::new(),
+        origin: Default::default(),
     }
 }
 
@@ -98,6 +99,7 @@ fn status_of(name: &str, state: ContainerState, exit_code: i32) -> ContainerStat
         user: None,
         stop_signal: String::new(),
         mounts: vec![],
+        origin: Default::default(),
     }
 }
 

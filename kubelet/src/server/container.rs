@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use runtime::api::{ContainerState, ContainerStatus, Runtime, RuntimeError, SandboxState};
+use runtime::api::{ContainerState, ContainerStatus, Origin, Runtime, RuntimeError, SandboxState};
 
 use super::{ApiError, Server};
 use crate::pod;
@@ -58,7 +58,9 @@ impl Server {
         sandboxes
             .into_iter()
             .filter(|sandbox| {
-                sandbox.metadata.uid == pod::uid(pod) && sandbox.state == SandboxState::Ready
+                sandbox.metadata.uid == pod::uid(pod)
+                    && sandbox.state == SandboxState::Ready
+                    && sandbox.origin == Origin::Kubelet
             })
             .max_by_key(|sandbox| sandbox.metadata.attempt)
             .map(|sandbox| sandbox.id)
@@ -80,7 +82,9 @@ async fn newest(
     Ok(containers
         .into_iter()
         .filter(|container| {
-            container.metadata.name == name && label(container, pod::label::POD_UID) == uid
+            container.metadata.name == name
+                && label(container, pod::label::POD_UID) == uid
+                && container.origin == Origin::Kubelet
         })
         .max_by_key(|container| {
             (

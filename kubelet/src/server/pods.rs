@@ -8,7 +8,7 @@ use axum::extract::State;
 use k8s_openapi::List;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
-use runtime::api::ContainerState;
+use runtime::api::{ContainerState, Origin};
 
 use super::container::label;
 use super::{ApiError, Server};
@@ -33,7 +33,7 @@ pub(super) async fn running_pods(
 ) -> Result<Json<List<Pod>>, ApiError> {
     let mut pods: BTreeMap<String, Pod> = BTreeMap::new();
     for container in server.context.runtime().list_containers().await? {
-        if container.state != ContainerState::Running {
+        if container.state != ContainerState::Running || container.origin != Origin::Kubelet {
             continue;
         }
         let uid = label(&container, labels::POD_UID).to_owned();

@@ -6,7 +6,6 @@
 //! Upstream: `pkg/kubelet/server/stats`, `pkg/kubelet/stats` (CRI provider).
 
 mod cgroup;
-mod detail;
 mod network;
 mod rate;
 mod summary;
@@ -25,12 +24,13 @@ use runtime::api::{
 
 use super::container::label;
 use super::{ApiError, DriverUsages, Server, ServerContext};
+use crate::cm::cgroup::CgroupManager;
 use crate::cm::machine::{self, FsStats};
 use crate::disk_usage::DiskUsages;
 use crate::{hosts, pod};
 pub(super) use cgroup::Usage;
-pub(super) use detail::{Detail, DeviceIo, Pressure, Throttling};
 use rate::Rates;
+pub(super) use runtime::detail::{Detail, DeviceIo, Pressure, Throttling};
 pub(super) use summary::Summary;
 pub(super) use volume::{FsFigures, Volume, claim_of};
 
@@ -159,7 +159,7 @@ impl Stats {
             let details = names
                 .into_iter()
                 .map(|name| {
-                    let detail = detail::read(cgroups, &name);
+                    let detail = runtime::detail::read(&directories(cgroups, &name));
                     (name, detail)
                 })
                 .collect();
@@ -168,6 +168,19 @@ impl Stats {
         tokio::task::spawn_blocking(read)
             .await
             .map_err(|error| ApiError::internal(error.to_string()))
+    }
+}
+
+/// Where a cgroup's counters are.
+fn directories(cgroups: &CgroupManager, name: &str) -> runtime::detail::Directories {
+    let at = |controller| cgroups.controller_path(&[controller], name);
+    runtime::detail::Directories {
+        cpu: at("cpu"),
+        cpuacct: at("cpuacct"),
+        memory: at("memory"),
+        blkio: at("blkio"),
+        pids: at("pids"),
+        is_v2: cgroups.is_v2(),
     }
 }
 

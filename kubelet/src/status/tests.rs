@@ -66,6 +66,7 @@ fn seen(name: &str, attempt: u32, state: ContainerState, exit_code: i32) -> Cont
         user: None,
         stop_signal: String::new(),
         mounts: vec![],
+        origin: Default::default(),
     }
 }
 

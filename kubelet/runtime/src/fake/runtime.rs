@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::*;
+use crate::detail::Detail;
 
 #[async_trait]
 impl Runtime for FakeRuntime {
@@ -69,6 +70,7 @@ impl Runtime for FakeRuntime {
                 labels: config.labels.clone(),
                 annotations: config.annotations.clone(),
                 runtime_handler: config.runtime_handler.clone(),
+                origin: config.origin,
             };
             state.sandboxes.insert(
                 id.clone(),
@@ -91,8 +93,19 @@ impl Runtime for FakeRuntime {
         for id in self.container_ids(Some(sandbox_id)) {
             self.finish(&id, 137, "");
         }
-        if let Some(sandbox) = self.lock().sandboxes.get_mut(sandbox_id) {
-            sandbox.status.state = SandboxState::NotReady;
+        let stopped = self
+            .lock()
+            .sandboxes
+            .get_mut(sandbox_id)
+            .and_then(|sandbox| {
+                let before = std::mem::replace(&mut sandbox.status.state, SandboxState::NotReady);
+                (before == SandboxState::Ready).then(|| sandbox.config.metadata.uid.clone())
+            });
+        if let Some(pod_uid) = stopped {
+            self.emit(RuntimeEvent::SandboxStopped {
+                sandbox_id: sandbox_id.to_owned(),
+                pod_uid,
+            });
         }
         Ok(())
     }
@@ -100,11 +113,16 @@ impl Runtime for FakeRuntime {
     async fn remove_pod_sandbox(&self, sandbox_id: &str) -> Result<(), RuntimeError> {
         self.enter("remove_pod_sandbox", sandbox_id)?;
         self.stop_pod_sandbox(sandbox_id).await?;
-        let mut state = self.lock();
-        state
-            .containers
-            .retain(|_, c| c.status.sandbox_id != sandbox_id);
-        state.sandboxes.remove(sandbox_id);
+        for id in self.container_ids(Some(sandbox_id)) {
+            self.forget(&id);
+        }
+        let removed = self.lock().sandboxes.remove(sandbox_id);
+        if let Some(sandbox) = removed {
+            self.emit(RuntimeEvent::SandboxRemoved {
+                sandbox_id: sandbox_id.to_owned(),
+                pod_uid: sandbox.config.metadata.uid,
+            });
+        }
         Ok(())
     }
 
@@ -179,6 +197,7 @@ impl Runtime for FakeRuntime {
                 .clone()
                 .unwrap_or_else(|| "SIGTERM".to_owned()),
             mounts: config.mounts.clone(),
+            origin: config.origin,
         };
         let container = Container {
             config: config.clone(),
@@ -186,7 +205,14 @@ impl Runtime for FakeRuntime {
             status,
             waiters: Vec::new(),
         };
+        let pod_uid = sandbox_uid(&state, sandbox_id);
         state.containers.insert(id.clone(), container);
+        drop(state);
+        self.emit(RuntimeEvent::ContainerCreated {
+            sandbox_id: sandbox_id.to_owned(),
+            pod_uid,
+            container_id: id.clone(),
+        });
         Ok(id)
     }
 
@@ -273,7 +299,7 @@ impl Runtime for FakeRuntime {
     async fn remove_container(&self, container_id: &str) -> Result<(), RuntimeError> {
         self.enter("remove_container", container_id)?;
         self.finish(container_id, 137, "");
-        self.lock().containers.remove(container_id);
+        self.forget(container_id);
         Ok(())
     }
 
@@ -426,6 +452,18 @@ impl Runtime for FakeRuntime {
                     .collect(),
                 ..PodSandboxStats::default()
             })
+            .collect())
+    }
+
+    async fn list_container_details(&self) -> Result<BTreeMap<String, Detail>, RuntimeError> {
+        self.enter("list_container_details", "")?;
+        // As of a cgroup that counts nothing.
+        Ok(self
+            .lock()
+            .containers
+            .values()
+            .filter(|container| container.status.state == ContainerState::Running)
+            .map(|container| (container.status.id.clone(), Detail::default()))
             .collect())
     }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::api::Resources;
+use crate::detail::Directories;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -34,6 +35,7 @@ pub trait Cgroups: Send + Sync {
     /// SIGKILLs everything in the cgroup and below.
     fn kill(&self, path: &Path);
     fn usage(&self, path: &Path) -> io::Result<Usage>;
+    fn directories(&self, path: &Path) -> Directories;
     fn update(&self, path: &Path, resources: &Resources) -> io::Result<()>;
 }
 
@@ -135,7 +137,7 @@ struct Legacy {
 }
 
 impl Legacy {
-    fn directories(&self) -> impl Iterator<Item = (String, PathBuf)> {
+    fn hierarchies(&self) -> impl Iterator<Item = (String, PathBuf)> {
         super::layout::entries(&self.root)
             .into_iter()
             .map(|name| (name.clone(), self.root.join(name)))
@@ -174,7 +176,7 @@ impl Cgroups for Legacy {
     }
 
     fn ensure(&self, path: &Path) -> io::Result<()> {
-        for (name, root) in self.directories() {
+        for (name, root) in self.hierarchies() {
             let mut current = root;
             for part in relative(path).components() {
                 let parent = current.clone();
@@ -206,7 +208,7 @@ impl Cgroups for Legacy {
             return Ok(());
         }
         let mut result = Ok(());
-        for (_, root) in self.directories() {
+        for (_, root) in self.hierarchies() {
             result = result.and(remove_tree(&root.join(relative(path))));
         }
         result
@@ -233,6 +235,18 @@ impl Cgroups for Legacy {
             major_page_faults: field(&stat, "total_pgmajfault"),
             processes: number(&at("pids").join("pids.current")).unwrap_or(0),
         })
+    }
+
+    fn directories(&self, path: &Path) -> Directories {
+        let at = |controller: &str| self.root.join(controller).join(relative(path));
+        Directories {
+            cpu: at("cpu"),
+            cpuacct: at("cpuacct"),
+            memory: at("memory"),
+            blkio: at("blkio"),
+            pids: at("pids"),
+            is_v2: false,
+        }
     }
 
     fn update(&self, path: &Path, resources: &Resources) -> io::Result<()> {
@@ -361,6 +375,18 @@ impl Cgroups for Unified {
             major_page_faults: field(&stat, "pgmajfault"),
             processes: number(&at.join("pids.current")).unwrap_or(0),
         })
+    }
+
+    fn directories(&self, path: &Path) -> Directories {
+        let at = self.at(path);
+        Directories {
+            cpu: at.clone(),
+            cpuacct: at.clone(),
+            memory: at.clone(),
+            blkio: at.clone(),
+            pids: at,
+            is_v2: true,
+        }
     }
 
     fn update(&self, path: &Path, resources: &Resources) -> io::Result<()> {

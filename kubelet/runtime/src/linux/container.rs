@@ -51,6 +51,11 @@ pub async fn create(
         Ok(record) => {
             let container = Container::new(record, ContainerPhase::Created);
             inner.containers().insert(id.clone(), container);
+            inner.emit(RuntimeEvent::ContainerCreated {
+                sandbox_id: sandbox_id.to_owned(),
+                pod_uid: sandbox_record.config.metadata.uid.clone(),
+                container_id: id.clone(),
+            });
             Ok(id)
         }
         Err(error) => {
@@ -218,6 +223,11 @@ pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
     inner.containers().remove(id);
     inner.forget_layer(id);
     clean(inner, id, Some(cgroup_path)).await;
+    inner.emit(RuntimeEvent::ContainerRemoved {
+        pod_uid: inner.pod_uid(&sandbox_id),
+        sandbox_id,
+        container_id: id.to_owned(),
+    });
     Ok(())
 }
 

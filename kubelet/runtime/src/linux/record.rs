@@ -160,6 +160,7 @@ impl Sandbox {
             labels: record.config.labels.clone(),
             annotations: record.config.annotations.clone(),
             runtime_handler: record.config.runtime_handler.clone(),
+            origin: record.config.origin,
         }
     }
 }
@@ -237,6 +238,7 @@ impl Container {
             )),
             stop_signal: record.stop_signal.clone(),
             mounts: record.config.mounts.clone(),
+            origin: record.config.origin,
         };
         let time = |ns: i64| {
             (ns > 0)

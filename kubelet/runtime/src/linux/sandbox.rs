@@ -346,9 +346,16 @@ async fn stop_alone(
     id: &str,
 ) -> Result<(), RuntimeError> {
     sandbox.begin_stop();
+    let was_ready = sandbox.record().phase == SandboxPhase::Ready;
     let problems = take_down(inner, sandbox).await;
     watch::settle(inner, id);
     set_phase(inner, sandbox, SandboxPhase::Stopped);
+    if was_ready {
+        inner.emit(RuntimeEvent::SandboxStopped {
+            sandbox_id: id.to_owned(),
+            pod_uid: inner.pod_uid(id),
+        });
+    }
     match problems.into_iter().next() {
         None => Ok(()),
         Some(problem) => Err(problem),
@@ -379,7 +386,12 @@ pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {
     if !shares_lock {
         let _ = std::fs::remove_file(lock);
     }
+    let pod_uid = inner.pod_uid(id);
     forget(inner, id);
+    inner.emit(RuntimeEvent::SandboxRemoved {
+        sandbox_id: id.to_owned(),
+        pod_uid,
+    });
     Ok(())
 }
 

@@ -1,11 +1,13 @@
 //! Usage of containers and sandboxes, from cgroups, network namespaces and writable layers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::session::in_namespace;
 use super::{Inner, blocking};
 use crate::api::*;
+use crate::detail::{self, Detail};
 
 /// How old a count of a writable layer may be. Source: containerd's snapshot sync period.
 const LAYER_PERIOD: Duration = Duration::from_secs(10);
@@ -89,6 +91,26 @@ pub async fn containers(inner: &Arc<Inner>) -> Result<Vec<ContainerStats>, Runti
         Ok(ids
             .iter()
             .filter_map(|id| worker.container_stats(id))
+            .collect())
+    })
+    .await
+}
+
+pub async fn details(inner: &Arc<Inner>) -> Result<BTreeMap<String, Detail>, RuntimeError> {
+    let running: Vec<_> = inner
+        .containers()
+        .values()
+        .filter(|container| container.pid().is_some())
+        .map(|container| {
+            let record = container.record();
+            (record.id.clone(), record.cgroup_path.clone())
+        })
+        .collect();
+    let worker = inner.clone();
+    blocking(move || {
+        Ok(running
+            .into_iter()
+            .map(|(id, path)| (id, detail::read(&worker.cgroups.directories(&path))))
             .collect())
     })
     .await

@@ -106,8 +106,15 @@ fn observe(inner: &Inner, event: Event) {
 }
 
 async fn follow(inner: Weak<Inner>, sandbox: Arc<Sandbox>, id: String, mut connection: Connection) {
+    let Some(mut alive) = inner.upgrade().map(|inner| inner.alive.subscribe()) else {
+        return;
+    };
     let reason = loop {
-        let message = connection.receive().await;
+        let message = tokio::select! {
+            message = connection.receive() => message,
+            // Nothing is ever sent: it ends with the runtime.
+            _ = alive.changed() => return,
+        };
         let Some(inner) = inner.upgrade() else { return };
         match message {
             Ok((Response::Event(event), _)) => observe(&inner, event),

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use jiff::Timestamp;
+use runtime::detail::value;
 
 use crate::cm::machine::meminfo;
 
@@ -21,17 +22,10 @@ pub(in super::super) struct Usage {
 }
 
 /// Limits above this mean none (v1 writes a huge number).
-pub(super) const NO_LIMIT_BYTES: u64 = 1 << 60;
+const NO_LIMIT_BYTES: u64 = 1 << 60;
 
 fn number(path: &Path) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// A value of a `key value` file.
-pub(super) fn value(text: &str, key: &str) -> Option<u64> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
-        .and_then(|value| value.trim().parse().ok())
 }
 
 /// `None`: there is no such cgroup.

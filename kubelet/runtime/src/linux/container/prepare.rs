@@ -85,7 +85,7 @@ pub async fn prepare(
         dev_mount: spec.dev_mount,
         shared_pid: spec.shared_pid,
         cgroup_path: facts.cgroup_path,
-        log_path: sandbox.config.log_directory.join(&config.log_path),
+        log_path: log_path(&sandbox.config, config),
         stop_signal: stop_signal(config, image)?,
         resources: config.resources.clone(),
         started: false,
@@ -97,6 +97,15 @@ pub async fn prepare(
     environment::keep(inner, &record).map_err(io("write the container's environment"))?;
     environment::write_record(inner, &record).map_err(io("write the container's record"))?;
     Ok(record)
+}
+
+/// Empty, which is no log, unless both halves are given. Upstream: containerd's "Logging will be disabled due to empty log paths".
+fn log_path(sandbox: &PodSandboxConfig, config: &ContainerConfig) -> PathBuf {
+    let halves = [&sandbox.log_directory, &config.log_path];
+    match halves.iter().any(|half| half.as_os_str().is_empty()) {
+        true => PathBuf::new(),
+        false => sandbox.log_directory.join(&config.log_path),
+    }
 }
 
 fn image_holder(id: &str, index: usize) -> String {

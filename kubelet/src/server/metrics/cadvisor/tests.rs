@@ -41,6 +41,7 @@ fn container() -> ContainerSnapshot {
             user: None,
             stop_signal: String::new(),
             mounts: Vec::new(),
+            origin: Default::default(),
         },
         stats: ContainerStats {
             id: "c1".into(),

@@ -1,95 +1,105 @@
-//! What `/metrics/cadvisor` tells of a cgroup beyond `/stats/summary`: throttling, caches, block devices, threads, pressure.
+//! What metrics tell of a cgroup beyond its usage: throttling, caches, block devices, threads, pressure.
 //!
-//! Read only when that page is asked for. Upstream: cadvisor's `container/libcontainer/handler.go`, v0.56.
+//! Read only when somebody asks for them: `/metrics/cadvisor`, and the CRI's metrics. Upstream: cadvisor's `container/libcontainer/handler.go`, v0.56.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::cgroup::{NO_LIMIT_BYTES, value};
-use crate::cm::cgroup::CgroupManager;
-use crate::cm::machine::device_name;
+/// cgroup v1 says "no limit" with a number near 2^63, rounded to pages.
+const NO_LIMIT_BYTES: u64 = 1 << 60;
+
+/// Where the counters of one cgroup are: directories of its controllers, all the same one with v2.
+#[derive(Clone, Debug)]
+pub struct Directories {
+    pub cpu: PathBuf,
+    pub cpuacct: PathBuf,
+    pub memory: PathBuf,
+    pub blkio: PathBuf,
+    pub pids: PathBuf,
+    pub is_v2: bool,
+}
 
 /// The counters of one cgroup. `None`: this kernel or hierarchy does not count it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Detail {
-    pub(in super::super) cpu_user_nanoseconds: Option<u64>,
-    pub(in super::super) cpu_system_nanoseconds: Option<u64>,
-    pub(in super::super) throttling: Option<Throttling>,
-    pub(in super::super) limits: Limits,
-    pub(in super::super) memory: Memory,
+pub struct Detail {
+    pub cpu_user_nanoseconds: Option<u64>,
+    pub cpu_system_nanoseconds: Option<u64>,
+    pub throttling: Option<Throttling>,
+    pub limits: Limits,
+    pub memory: Memory,
     /// By the device's name, such as `/dev/vda`.
-    pub(in super::super) devices: BTreeMap<String, DeviceIo>,
-    pub(in super::super) oom_kills: Option<u64>,
-    pub(in super::super) processes: Processes,
-    pub(in super::super) pressure: Option<Pressure>,
+    pub devices: BTreeMap<String, DeviceIo>,
+    pub oom_kills: Option<u64>,
+    pub processes: Processes,
+    pub pressure: Option<Pressure>,
 }
 
 /// Periods of the CPU controller: counted only where a quota is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Throttling {
-    pub(in super::super) periods: u64,
-    pub(in super::super) throttled_periods: u64,
-    pub(in super::super) throttled_nanoseconds: u64,
-    pub(in super::super) burst_periods: u64,
-    pub(in super::super) burst_nanoseconds: u64,
+pub struct Throttling {
+    pub periods: u64,
+    pub throttled_periods: u64,
+    pub throttled_nanoseconds: u64,
+    pub burst_periods: u64,
+    pub burst_nanoseconds: u64,
 }
 
 /// What the cgroup is held to. `None`: nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Limits {
-    pub(in super::super) cpu_shares: Option<u64>,
-    pub(in super::super) cpu_quota_us: Option<u64>,
-    pub(in super::super) cpu_period_us: Option<u64>,
-    pub(in super::super) memory_bytes: Option<u64>,
-    pub(in super::super) memory_and_swap_bytes: Option<u64>,
-    pub(in super::super) memory_reservation_bytes: Option<u64>,
+pub struct Limits {
+    pub cpu_shares: Option<u64>,
+    pub cpu_quota_us: Option<u64>,
+    pub cpu_period_us: Option<u64>,
+    pub memory_bytes: Option<u64>,
+    pub memory_and_swap_bytes: Option<u64>,
+    pub memory_reservation_bytes: Option<u64>,
 }
 
 /// Bytes, but for the counts of failures and faults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Memory {
-    pub(in super::super) cache: Option<u64>,
-    pub(in super::super) kernel: Option<u64>,
-    pub(in super::super) mapped_file: Option<u64>,
-    pub(in super::super) swap: Option<u64>,
-    pub(in super::super) fail_count: Option<u64>,
-    pub(in super::super) max_usage: Option<u64>,
-    pub(in super::super) active_file: Option<u64>,
-    pub(in super::super) inactive_file: Option<u64>,
+pub struct Memory {
+    pub cache: Option<u64>,
+    pub kernel: Option<u64>,
+    pub mapped_file: Option<u64>,
+    pub swap: Option<u64>,
+    pub fail_count: Option<u64>,
+    pub max_usage: Option<u64>,
+    pub active_file: Option<u64>,
+    pub inactive_file: Option<u64>,
     /// Of this cgroup alone, and of all below it.
-    pub(in super::super) page_faults: (Option<u64>, Option<u64>),
-    pub(in super::super) major_page_faults: (Option<u64>, Option<u64>),
+    pub page_faults: (Option<u64>, Option<u64>),
+    pub major_page_faults: (Option<u64>, Option<u64>),
 }
 
 /// Counts and bytes of one block device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct DeviceIo {
+pub struct DeviceIo {
     /// Major and minor.
-    pub(in super::super) number: (u32, u32),
-    pub(in super::super) reads: u64,
-    pub(in super::super) writes: u64,
-    pub(in super::super) read_bytes: u64,
-    pub(in super::super) written_bytes: u64,
+    pub number: (u32, u32),
+    pub reads: u64,
+    pub writes: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Processes {
-    pub(in super::super) count: u64,
-    pub(in super::super) threads: Option<u64>,
+pub struct Processes {
+    pub count: u64,
+    pub threads: Option<u64>,
     /// `None`: no limit.
-    pub(in super::super) threads_max: Option<u64>,
-    pub(in super::super) descriptors: u64,
-    pub(in super::super) sockets: u64,
+    pub threads_max: Option<u64>,
+    pub descriptors: u64,
+    pub sockets: u64,
     /// The soft limit of open files of the first process.
-    pub(in super::super) open_files_limit: Option<u64>,
+    pub open_files_limit: Option<u64>,
 }
 
 /// Time stalled, in microseconds: `some` is waiting, `full` is stalled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Pressure {
-    pub(in super::super) cpu: (u64, u64),
-    pub(in super::super) memory: (u64, u64),
-    pub(in super::super) io: (u64, u64),
+pub struct Pressure {
+    pub cpu: (u64, u64),
+    pub memory: (u64, u64),
+    pub io: (u64, u64),
 }
 
 /// A process with more descriptors than this is counted up to here: the page must not stall on it.
@@ -97,17 +107,32 @@ const MAX_DESCRIPTORS: usize = 10_000;
 /// Processes of one cgroup that are looked at.
 const MAX_PROCESSES: usize = 1_000;
 
-/// Reads the cgroup `name`. What is not there is left out.
-pub(super) fn read(cgroups: &CgroupManager, name: &str) -> Detail {
-    let at = |controllers: &[&str]| cgroups.controller_path(controllers, name);
-    let (cpu, memory) = (at(&["cpu"]), at(&["memory"]));
-    let mut detail = if cgroups.is_v2() {
-        version_2(&memory)
+/// Reads a cgroup. What is not there is left out.
+pub fn read(at: &Directories) -> Detail {
+    let mut detail = if at.is_v2 {
+        version_2(&at.memory)
     } else {
-        version_1(&cpu, &at(&["cpuacct"]), &memory, &at(&["blkio"]))
+        version_1(&at.cpu, &at.cpuacct, &at.memory, &at.blkio)
     };
-    detail.processes = processes(&memory, &at(&["pids"]));
+    detail.processes = processes(&at.memory, &at.pids);
     detail
+}
+
+/// A value of a `key value` file.
+pub fn value(text: &str, key: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
+        .and_then(|value| value.trim().parse().ok())
+}
+
+/// The name of a block device by its number `8:1`; the number itself where the kernel knows no such device.
+pub fn device_name(number: &str) -> String {
+    let event = std::fs::read_to_string(Path::new("/sys/dev/block").join(number).join("uevent"));
+    event
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVNAME="))
+        .map_or_else(|| number.to_owned(), |name| format!("/dev/{name}"))
 }
 
 fn text(path: PathBuf) -> String {

@@ -1,0 +1,73 @@
+//! The command line of `gantry-cri`.
+
+use std::path::PathBuf;
+
+use component_base::flags::{FlagSet, Flags};
+
+/// How the program was started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where clients find the CRI.
+    pub listen: PathBuf,
+    /// As the kubelet's flags of the same names; both must say the same.
+    pub runtime_root_dir: PathBuf,
+    pub runtime_state_dir: PathBuf,
+    pub runtime_handlers: Vec<String>,
+    pub registry_config_dir: PathBuf,
+    /// Ranges of pods' addresses, on a node that no kubelet has told any.
+    pub pod_cidrs: Vec<String>,
+    /// The shim's program; `None`: next to this one.
+    pub shim_path: Option<PathBuf>,
+}
+
+pub fn flag_set() -> FlagSet {
+    let mut set = FlagSet::new(
+        "gantry-cri",
+        "Serves the Container Runtime Interface (v1) on a unix socket. While the kubelet runs, the kubelet's runtime answers; otherwise this program does.",
+    );
+    set.string(
+        "listen",
+        "/run/containerd/containerd.sock",
+        "The unix socket to serve, if the service manager passes none.",
+    );
+    set.string(
+        "runtime-root-dir",
+        "/var/lib/gantry",
+        "Directory of the container runtime: images, containers, sandboxes. As the kubelet's.",
+    );
+    set.string(
+        "runtime-state-dir",
+        "/run/gantry",
+        "Directory of the container runtime's volatile state: sockets, pinned namespaces. As the kubelet's.",
+    );
+    set.list(
+        "runtime-handlers",
+        &["runc", "youki"],
+        "Handlers a pod sandbox may name, all of them the one runtime.",
+    );
+    set.string(
+        "registry-config-dir",
+        "/etc/containerd/certs.d",
+        "Directory of registry hosts (certs.d/<host>/hosts.toml).",
+    );
+    set.list(
+        "pod-cidr",
+        &[],
+        "Ranges for the addresses of pods where no kubelet has told any and there is no CNI configuration.",
+    );
+    set
+}
+
+impl Options {
+    pub fn from_flags(flags: &Flags) -> Self {
+        Self {
+            listen: flags.string("listen").into(),
+            runtime_root_dir: flags.string("runtime-root-dir").into(),
+            runtime_state_dir: flags.string("runtime-state-dir").into(),
+            runtime_handlers: flags.list("runtime-handlers").to_vec(),
+            registry_config_dir: flags.string("registry-config-dir").into(),
+            pod_cidrs: flags.list("pod-cidr").to_vec(),
+            shim_path: None,
+        }
+    }
+}
