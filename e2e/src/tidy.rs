@@ -23,6 +23,17 @@ const ARROWS: &[(&str, &[&str])] = &[
         "kube-controller-manager",
         &["controller-runtime", "component-base", "component-helpers"],
     ),
+    // What a provider is written against: no API server, and none of our machinery.
+    ("cloud-provider", &[]),
+    (
+        "cloud-controller-manager",
+        &[
+            "cloud-provider",
+            "controller-runtime",
+            "component-base",
+            "component-helpers",
+        ],
+    ),
     ("framework", &["component-helpers"]),
     // `component-helpers` comes with the framework: a plugin compares quantities, labels and taints.
     ("plugins", &["framework", "component-helpers"]),
