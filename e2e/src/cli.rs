@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
-use crate::{bench, conformance, csi, forward, fuzz, images, layers, metrics, test_run, tidy};
+use crate::{
+    bench, conformance, critest, csi, forward, fuzz, images, layers, metrics, test_run, tidy,
+};
 
 /// The cluster's name where `--name` is not given.
 const DEFAULT_NAME: &str = "gantry";
@@ -63,6 +65,8 @@ enum Verb {
     Bench(bench::BenchOptions),
     /// Runs csi-test's suite against the CSI driver of `--with-csi hostpath`.
     CsiSanity(csi::SanityOptions),
+    /// Runs cri-tools' suite against our server of the Container Runtime Interface.
+    Critest(critest::CritestOptions),
     /// Unpacks made-up stacks of layers with our image store and with containerd's applier, and compares.
     Layers(layers::LayersOptions),
     /// Compares the pages of metrics of our kubelet and of upstream's, in one cluster.
@@ -149,6 +153,7 @@ pub fn run() -> Result<ExitCode> {
         }
         Verb::Bench(options) => bench::run(&options)?,
         Verb::CsiSanity(options) => csi::sanity(&options)?,
+        Verb::Critest(options) => critest::run(&options)?,
         Verb::Layers(options) => layers::run(&options)?,
         Verb::Metrics(options) => metrics::run(&options)?,
         Verb::Fuzz(options) => fuzz::run(&options)?,

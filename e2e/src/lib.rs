@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cli;
 pub mod cluster;
 pub mod conformance;
+pub mod critest;
 pub mod csi;
 pub mod debian;
 pub mod forward;

@@ -170,6 +170,8 @@ enum GoKind {
     Runc,
     /// `go test -c`; carries Kubernetes' version.
     Test(Kubernetes),
+    /// `go test -c`.
+    PlainTest,
 }
 
 const fn go(
@@ -359,6 +361,18 @@ const GO_PROGRAMS: &[GoProgram] = &[
         GoKind::Plain,
     ),
     go(
+        "crictl",
+        "cri",
+        "sigs.k8s.io/cri-tools/cmd/crictl",
+        GoKind::Plain,
+    ),
+    go(
+        "critest",
+        "cri",
+        "sigs.k8s.io/cri-tools/cmd/critest",
+        GoKind::PlainTest,
+    ),
+    go(
         "local-path-provisioner",
         "localpath",
         "github.com/rancher/local-path-provisioner",
@@ -456,7 +470,7 @@ fn ldflags(kind: GoKind) -> String {
              -X k8s.io/client-go/pkg/version.gitVersion=v{version}"
             )
         }
-        GoKind::Plain => "-s -w".to_owned(),
+        GoKind::Plain | GoKind::PlainTest => "-s -w".to_owned(),
         GoKind::Containerd => {
             "-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2".to_owned()
         }
@@ -519,7 +533,7 @@ fn go_command(outputs: &Outputs, program: &GoProgram) -> Command {
             },
         )
         .env("GOFLAGS", "-buildvcs=false");
-    if matches!(program.kind, GoKind::Test(_)) {
+    if matches!(program.kind, GoKind::Test(_) | GoKind::PlainTest) {
         // No vet: it looks through all that the program is made of, and that is not ours.
         command.args(["test", "-c", "-vet=off"]);
     } else {
@@ -553,10 +567,10 @@ pub fn build_ours(steps: &Steps, outputs: &Outputs, packages: &[&str]) -> Result
     }
     step.run(&mut command)?;
     for package in packages {
-        let program = if *package == "shim" {
-            "gantry-shim"
-        } else {
-            package
+        let program = match *package {
+            "shim" => "gantry-shim",
+            "cri" => "gantry-cri",
+            package => package,
         };
         if !outputs.ours(program).is_file() {
             bail!(
