@@ -77,6 +77,13 @@ impl Persistent {
         spec.csi.as_ref().map(|csi| csi.driver.as_str())
     }
 
+    /// As the PersistentVolume has them.
+    pub fn mount_options(&self) -> Vec<String> {
+        let spec = self.volume.spec.as_ref();
+        let options = spec.and_then(|s| s.mount_options.clone());
+        options.unwrap_or_default()
+    }
+
     /// Containers get it as a device.
     pub fn is_block(&self) -> bool {
         is_block(&self.volume)

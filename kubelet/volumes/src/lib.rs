@@ -22,6 +22,7 @@ mod claim;
 mod config_map;
 mod content;
 mod csi;
+mod device;
 mod downward_api;
 mod empty_dir;
 mod host_path;
@@ -29,6 +30,7 @@ mod image;
 mod layout;
 mod local;
 mod nested;
+mod nfs;
 mod projected;
 mod secret;
 mod tear_down;
@@ -38,6 +40,7 @@ mod trust_bundle;
 pub use ::csi::VolumeUsage;
 pub use claim::ClaimError;
 pub use csi::CsiError;
+pub use device::ToolError;
 pub use manager::{
     CsiHost, Expanded, PodVolume, PodVolumes, VolumeError, VolumeLocation, VolumeManager,
 };

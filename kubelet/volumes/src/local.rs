@@ -1,4 +1,5 @@
-//! `local` PersistentVolumes: a directory of the node, bound into the pod's own. Upstream: pkg/volume/local.
+//! `local` PersistentVolumes: a directory of the node, bound into the pod's own; a device with a file system, mounted there; or, with
+//! volumeMode Block, the device itself. Upstream: pkg/volume/local.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -9,7 +10,9 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolume, Volume};
 use nix::mount::{MsFlags, mount};
 
+use crate::claim::Persistent;
 use crate::content::blocking;
+use crate::device::{format_and_mount, make_read_only};
 use crate::empty_dir;
 use crate::manager::VolumeLocation;
 use crate::mountinfo;
@@ -36,8 +39,30 @@ impl VolumePlugin for Local {
 
     async fn set_up(&self, mounter: &Mounter<'_>) -> Result<VolumeLocation, SetUpError> {
         let request = Request::new(mounter);
+        if mounter.persistent.is_some_and(Persistent::is_block) {
+            return blocking(move || device(&request.source).map(VolumeLocation::Device)).await;
+        }
         blocking(move || set_up(&request).map(VolumeLocation::Path)).await
     }
+}
+
+/// The device, which pods may share: nothing of it is kept. Blocks.
+fn device(source: &Path) -> Result<PathBuf, SetUpError> {
+    let kind = look(source)?;
+    if !kind.file_type().is_block_device() {
+        return Err(SetUpError::HostPathType {
+            path: source.display().to_string(),
+            expected: "a block device",
+        });
+    }
+    Ok(source.to_owned())
+}
+
+fn look(source: &Path) -> Result<fs::Metadata, SetUpError> {
+    if source.components().any(|c| c == Component::ParentDir) {
+        return Err(SetUpError::HostPathBacksteps(source.display().to_string()));
+    }
+    fs::metadata(source).io_at("failed to look at the local volume", source)
 }
 
 #[derive(Debug)]
@@ -48,6 +73,9 @@ struct Request {
     /// Directories of the pod that must be there first, private to root.
     parents: [PathBuf; 3],
     read_only: bool,
+    /// Of a device.
+    fs_type: Option<String>,
+    options: Vec<String>,
     fs_group: Option<u32>,
     policy: ChangePolicy,
 }
@@ -61,8 +89,11 @@ impl Request {
             .spec
             .as_ref()
             .and_then(|s| s.local.as_ref());
+        let local = local.expect("can_support_persistent said so");
         Self {
-            source: PathBuf::from(&local.expect("can_support_persistent said so").path),
+            source: PathBuf::from(&local.path),
+            fs_type: local.fs_type.clone().filter(|t| !t.is_empty()),
+            options: persistent.mount_options(),
             dir: layout.volume(uid, NAME, name),
             meta: layout.meta(uid, empty_dir::NAME, &empty_dir::meta_name(NAME, name)),
             parents: [layout.pod(uid), layout.volumes(uid), layout.plugins(uid)],
@@ -76,19 +107,12 @@ impl Request {
 /// Idempotent. Blocks.
 fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
     let (source, dir) = (&request.source, &request.dir);
-    if source.components().any(|c| c == Component::ParentDir) {
-        return Err(SetUpError::HostPathBacksteps(source.display().to_string()));
-    }
-    let kind = fs::metadata(source).io_at("failed to look at the local volume", source)?;
-    if kind.file_type().is_block_device() {
-        return Err(SetUpError::UnsupportedKind {
-            kind: "local (a block device with a file system)",
-        });
-    }
-    if !kind.is_dir() {
+    let kind = look(source)?;
+    let is_device = kind.file_type().is_block_device();
+    if !kind.is_dir() && !is_device {
         return Err(SetUpError::HostPathType {
             path: source.display().to_string(),
-            expected: "a directory",
+            expected: "a directory or block device",
         });
     }
     for parent in &request.parents {
@@ -97,7 +121,15 @@ fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
     make_dirs(dir)?;
     let mounts = mountinfo::list().io_at("failed to list the mounts at", dir)?;
     if mountinfo::at(&mounts, dir).is_none() {
-        bind(source, dir, request.read_only).io_at("failed to bind the local volume to", dir)?;
+        if is_device {
+            let fs_type = request.fs_type.as_deref();
+            format_and_mount(source, dir, fs_type, &request.options, request.read_only)?;
+        } else {
+            bind(source, dir).io_at("failed to bind the local volume to", dir)?;
+        }
+        if request.read_only {
+            make_read_only(dir).io_at("failed to make read-only", dir)?;
+        }
     }
     if let Some(group) = request.fs_group.filter(|_| !request.read_only) {
         ownership::change_permissions(dir, group, false, request.policy)
@@ -115,16 +147,7 @@ fn make_dirs(dir: &Path) -> Result<(), SetUpError> {
         .io_at("failed to create directory", dir)
 }
 
-fn bind(source: &Path, dir: &Path, read_only: bool) -> io::Result<()> {
+fn bind(source: &Path, dir: &Path) -> io::Result<()> {
     let none = None::<&str>;
-    mount(Some(source), dir, none, MsFlags::MS_BIND, none)?;
-    if read_only {
-        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-        if let Err(error) = mount(none, dir, none, flags, none) {
-            // Writable is not what was asked for.
-            nix::mount::umount(dir)?;
-            return Err(error.into());
-        }
-    }
-    Ok(())
+    Ok(mount(Some(source), dir, none, MsFlags::MS_BIND, none)?)
 }

@@ -18,7 +18,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::claim::{self, Persistent};
 use crate::csi::{self, CsiVolumes};
 use crate::layout::{Layout, check_component};
-use crate::local;
 use crate::plugin::{Mounter, Ownership, SetUpError, find_plugin};
 use crate::reconcile::{Action, Observed, reconcile};
 use crate::source::ObjectSource;
@@ -26,6 +25,7 @@ use crate::sub_path::{self, SubPathError};
 use crate::tear_down::{self, Report, TearDownError};
 use crate::token::TokenCache;
 use crate::usage::{DiskUsage, disk_usage};
+use crate::{local, nfs};
 
 pub use self::drivers::{CsiHost, Expanded};
 use self::wanted::{Wanted, desired, mounted_volumes, observe_dirs, used};
@@ -148,8 +148,8 @@ fn names(failures: &[SetUpFailure]) -> String {
 #[derive(Debug)]
 struct PodState {
     turn: Arc<Semaphore>,
-    /// Volumes without a directory of their own that were set up: not checked again.
-    unmanaged: BTreeMap<String, VolumeLocation>,
+    /// Volumes without a directory of their own that were set up, with their plugin: not checked again.
+    unmanaged: BTreeMap<String, (&'static str, VolumeLocation)>,
     /// What is behind the claims that its volumes name, by volume: a bound claim stays what it is.
     persistent: BTreeMap<String, Persistent>,
     /// When it was last looked whether one has grown.
@@ -453,8 +453,8 @@ impl VolumeManager {
         let state = pods.get(pod_uid)?;
         let behind = state.persistent.get(volume)?;
         match state.unmanaged.get(volume) {
-            Some(VolumeLocation::Path(path)) => Some(path.clone()),
-            Some(VolumeLocation::Device(_) | VolumeLocation::Image { .. }) => None,
+            Some((_, VolumeLocation::Path(path))) => Some(path.clone()),
+            Some((_, VolumeLocation::Device(_) | VolumeLocation::Image { .. })) => None,
             None if behind.is_block() => None,
             None => {
                 let plugin = find_plugin(&behind.as_volume(volume), Some(&behind.volume)).ok()?;
@@ -472,7 +472,7 @@ impl VolumeManager {
             // What outlives the pod is not its own use.
             let own = dirs
                 .into_iter()
-                .filter(|(plugin, _)| plugin != local::NAME && plugin != csi::NAME);
+                .filter(|(plugin, _)| ![local::NAME, nfs::NAME, csi::NAME].contains(&&**plugin));
             let usage = own.filter_map(|(plugin, volume)| {
                 let usage = disk_usage(&inner.layout.volume(&uid, &plugin, &volume)).ok()?;
                 Some((volume, usage))
@@ -537,15 +537,15 @@ impl VolumeManager {
         let inner = &*self.inner;
         let (plugin, name) = (wanted.plugin, &wanted.volume.name);
         if keep {
-            if wanted.persistent.is_some_and(Persistent::is_block) {
-                let published = inner.layout.csi_block(&wanted.want.name).published;
-                return Ok(VolumeLocation::Device(published.join(uid)));
-            }
-            if plugin.managed() {
+            if wanted.managed {
+                if wanted.persistent.is_some_and(Persistent::is_block) {
+                    let published = inner.layout.csi_block(&wanted.want.name).published;
+                    return Ok(VolumeLocation::Device(published.join(uid)));
+                }
                 let dir = plugin.directory(&inner.layout, uid, &wanted.want.name);
                 return Ok(VolumeLocation::Path(dir));
             }
-            if let Some(location) = self.pods().get(uid).and_then(|p| p.unmanaged.get(name)) {
+            if let Some((_, location)) = self.pods().get(uid).and_then(|p| p.unmanaged.get(name)) {
                 return Ok(location.clone());
             }
         }
@@ -566,12 +566,12 @@ impl VolumeManager {
         let outcome = plugin.set_up(&mounter).await;
         (inner.observer)(plugin.name(), outcome.is_ok(), begin.elapsed());
         let location = outcome?;
-        if !plugin.managed() {
+        if !wanted.managed {
             self.pods()
                 .entry(uid.to_owned())
                 .or_default()
                 .unmanaged
-                .insert(name.clone(), location.clone());
+                .insert(name.clone(), (plugin.name(), location.clone()));
         }
         Ok(location)
     }
@@ -581,20 +581,21 @@ impl VolumeManager {
         let unmanaged: Vec<_> = self
             .pods()
             .get(uid)
-            .map(|p| p.unmanaged.keys().cloned().collect())
+            .map(|p| {
+                let set_up = p.unmanaged.iter();
+                set_up
+                    .map(|(name, (plugin, _))| (name.clone(), *plugin))
+                    .collect()
+            })
             .unwrap_or_default();
         let (inner, uid) = (self.inner.clone(), uid.to_owned());
         let mut observed = blocking(move || observe_dirs(&inner, &uid)).await??;
-        for name in unmanaged {
-            for plugin in ["kubernetes.io/host-path", "kubernetes.io/image"] {
-                observed.push(Observed {
-                    name: name.clone(),
-                    plugin: plugin.to_owned(),
-                    ready: true,
-                    is_mount: false,
-                });
-            }
-        }
+        observed.extend(unmanaged.into_iter().map(|(name, plugin)| Observed {
+            name,
+            plugin: plugin.to_owned(),
+            ready: true,
+            is_mount: false,
+        }));
         Ok(observed)
     }
 
@@ -604,10 +605,11 @@ impl VolumeManager {
             let Action::TearDown { plugin, volume } = action else {
                 continue;
             };
-            if matches!(
-                plugin.as_str(),
-                "kubernetes.io/host-path" | "kubernetes.io/image"
-            ) {
+            let is_unmanaged = |state: &PodState| {
+                let known = state.unmanaged.get(volume);
+                known.is_some_and(|(its, _)| its == plugin)
+            };
+            if self.pods().get(uid).is_some_and(is_unmanaged) {
                 continue;
             }
             if plugin == csi::NAME {

@@ -13,6 +13,7 @@ use component_helpers::labels::SelectorError;
 use crate::atomic_writer::WriteError;
 use crate::claim::{ClaimError, Persistent};
 use crate::csi::{CsiError, CsiVolumes};
+use crate::device::ToolError;
 use crate::field_path::FieldPathError;
 use crate::layout::Layout;
 use crate::manager::VolumeLocation;
@@ -38,6 +39,8 @@ pub enum SetUpError {
     Claim(#[from] ClaimError),
     #[error(transparent)]
     Csi(#[from] CsiError),
+    #[error(transparent)]
+    Tool(#[from] ToolError),
     #[error("failed to fetch token: {0}")]
     Token(#[source] SourceError),
     #[error(
@@ -267,6 +270,7 @@ pub(crate) static PLUGINS: &[&dyn VolumePlugin] = &[
     &crate::downward_api::DownwardApi,
     &crate::image::ImageVolume,
     &crate::local::Local,
+    &crate::nfs::Nfs,
     &crate::csi::Csi,
 ];
 
@@ -299,7 +303,6 @@ fn unsupported_persistent(volume: &PersistentVolume) -> &'static str {
         return "PersistentVolume without a source";
     };
     let kinds = [
-        ("nfs", spec.nfs.is_some()),
         ("iscsi", spec.iscsi.is_some()),
         ("fc", spec.fc.is_some()),
         ("flexVolume", spec.flex_volume.is_some()),
@@ -337,7 +340,6 @@ fn unsupported_kind(volume: &Volume) -> Option<&'static str> {
         ("gitRepo", volume.git_repo.is_some()),
         ("glusterfs", volume.glusterfs.is_some()),
         ("iscsi", volume.iscsi.is_some()),
-        ("nfs", volume.nfs.is_some()),
         (
             "photonPersistentDisk",
             volume.photon_persistent_disk.is_some(),
@@ -409,13 +411,13 @@ mod tests {
     #[test]
     fn other_kinds_are_refused_by_name() {
         let volume: Volume = serde_json::from_value(
-            serde_json::json!({"name": "v", "nfs": {"server": "s", "path": "/"}}),
+            serde_json::json!({"name": "v", "iscsi": {"targetPortal": "s", "iqn": "i", "lun": 0}}),
         )
         .unwrap();
         let error = find_plugin(&volume, None).err().unwrap();
         assert_eq!(
             error.to_string(),
-            "volumes of kind nfs are not supported by this kubelet"
+            "volumes of kind iscsi are not supported by this kubelet"
         );
         let none: Volume = serde_json::from_value(serde_json::json!({"name": "v"})).unwrap();
         assert_eq!(

@@ -842,3 +842,91 @@ fn claims_that_cannot_be_say_why() {
         );
     });
 }
+
+/// A device of some megabytes that goes with the test.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn new(file: &Path) -> Self {
+        fs::File::create(file).unwrap().set_len(16 << 20).unwrap();
+        let out = std::process::Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        Self(PathBuf::from(String::from_utf8(out.stdout).unwrap().trim()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup")
+            .arg("-d")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+fn a_local_device_is_a_file_system_or_itself() {
+    in_mount_namespace(async |mut world| {
+        let device = LoopDevice::new(&world.root.path().join("disk"));
+        claims(&world);
+        let set = |volume: &str, key: &str, value: Value| {
+            let mut volumes = world.objects.volumes.lock().unwrap();
+            volumes.get_mut(volume).unwrap()["spec"][key] = value;
+        };
+        for (volume, mode) in [("pv-files", "Block"), ("pv-kept", "Filesystem")] {
+            set(volume, "hostPath", Value::Null);
+            set(volume, "local", json!({"path": device.0}));
+            set(volume, "volumeMode", json!(mode));
+        }
+        let mut pod = claiming(&["kept", "files"], json!({}));
+        // Of the two, one is given as it is.
+        let container = &mut pod.spec.as_mut().unwrap().containers[0];
+        container
+            .volume_mounts
+            .as_mut()
+            .unwrap()
+            .retain(|m| m.name == "kept");
+        let devices = json!([{"name": "files", "devicePath": "/dev/x"}]);
+        container.volume_devices = serde_json::from_value(devices).unwrap();
+
+        let volumes = world.manager.mount_pod(&pod).await.unwrap();
+        let itself = VolumeLocation::Device(device.0.clone());
+        assert_eq!(volumes.get("files").unwrap().location, itself);
+        let dir = volumes.get("kept").unwrap().host_path().unwrap().to_owned();
+        assert!(dir.join("lost+found").is_dir(), "a new ext4");
+        fs::write(dir.join("f"), "kept").unwrap();
+        assert_eq!(world.manager.mount_pod(&pod).await.unwrap(), volumes);
+
+        world.restart();
+        assert_eq!(world.manager.mount_pod(&pod).await.unwrap(), volumes);
+        world.manager.unmount_pod("uid").await.unwrap();
+        assert!(!world.path("volumes").exists());
+
+        // What is on it is not made anew.
+        world.manager.mount_pod(&pod).await.unwrap();
+        assert_eq!(fs::read_to_string(dir.join("f")).unwrap(), "kept");
+        world.manager.unmount_pod("uid").await.unwrap();
+    });
+}
+
+#[test]
+fn a_server_that_looks_like_an_option_is_refused() {
+    in_mount_namespace(async |world| {
+        let volume = json!([{"name": "v", "nfs": {"server": "-o", "path": "/"}}]);
+        let error = world
+            .manager
+            .mount_pod(&pod(volume, json!({})))
+            .await
+            .unwrap_err();
+        let words = "nfs.server: \"-o\" must not begin with a dash";
+        assert!(error.to_string().contains(words), "{error}");
+    });
+}

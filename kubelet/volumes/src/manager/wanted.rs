@@ -12,7 +12,7 @@ use crate::nested::{volume_devices, volume_mounts};
 use crate::plugin::{SetUpError, VolumePlugin, find_plugin};
 use crate::reconcile::{Desired, Observed};
 use crate::tear_down::{self, Report, TearDownError};
-use crate::{csi, empty_dir, mountinfo};
+use crate::{csi, empty_dir, local, mountinfo};
 
 /// A volume that some container mounts, and how it is made.
 pub(super) struct Wanted<'a> {
@@ -20,6 +20,8 @@ pub(super) struct Wanted<'a> {
     /// As [`Mounter::volume`].
     pub volume: Cow<'a, Volume>,
     pub plugin: &'static dyn VolumePlugin,
+    /// It has a directory, or a driver's record, of its own.
+    pub managed: bool,
     pub persistent: Option<&'a Persistent>,
 }
 
@@ -96,20 +98,23 @@ fn want<'a>(
         None => Cow::Borrowed(volume),
     };
     let plugin = find_plugin(&volume, persistent.map(|p| &*p.volume))?;
-    if persistent.is_some_and(Persistent::is_block) && plugin.name() != csi::NAME {
+    let block = persistent.is_some_and(Persistent::is_block);
+    if block && ![csi::NAME, local::NAME].contains(&plugin.name()) {
         return Err(SetUpError::UnsupportedKind {
-            kind: "volumeMode Block of another kind than csi",
+            kind: "volumeMode Block of another kind than csi and local",
         });
     }
+    // Of a local device nothing is kept.
+    let managed = plugin.managed() && !(block && plugin.name() == local::NAME);
     let mounted = match plugin.name() {
         empty_dir::NAME => empty_dir::medium(&volume, pod)? != empty_dir::Medium::Default,
         // A driver's mounts are the driver's business.
         "kubernetes.io/configmap" | csi::NAME => false,
-        _ => plugin.managed(),
+        _ => managed,
     };
     // A kind without a directory is kept by the pod's own name for it.
     let name = match persistent {
-        Some(behind) if plugin.managed() => behind.name(),
+        Some(behind) if managed => behind.name(),
         _ => &volume.name,
     };
     let want = Desired {
@@ -120,6 +125,7 @@ fn want<'a>(
     };
     Ok(Wanted {
         want,
+        managed,
         volume,
         plugin,
         persistent,
