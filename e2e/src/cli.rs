@@ -132,6 +132,7 @@ pub fn run() -> Result<ExitCode> {
                 profile: up.profile,
                 kubernetes: up.kubernetes,
                 with_csi: up.with_csi.into_iter().collect(),
+                ..Options::default()
             })?;
             println!("{}", cluster.hints());
         }

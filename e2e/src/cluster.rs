@@ -81,6 +81,9 @@ pub struct Options {
     /// Where its volumes come from.
     #[serde(default)]
     pub with_csi: BTreeSet<Storage>,
+    /// Further sets of images.toml that its registry serves.
+    #[serde(default)]
+    pub images: BTreeSet<String>,
 }
 
 impl Default for Options {
@@ -95,11 +98,20 @@ impl Default for Options {
             profile: Profile::Release,
             kubernetes: Kubernetes::default(),
             with_csi: BTreeSet::new(),
+            images: BTreeSet::new(),
         }
     }
 }
 
 impl Options {
+    /// The sets of images.toml that its registry serves.
+    pub fn image_sets(&self) -> BTreeSet<&str> {
+        let of_storage = self.with_csi.iter().map(|storage| storage.set());
+        of_storage
+            .chain(self.images.iter().map(String::as_str))
+            .collect()
+    }
+
     /// Whether the node of this number, from 1, runs upstream's kubelet.
     pub fn is_upstream_node(&self, index: u8) -> bool {
         self.with_upstream.contains(&Component::Kubelet)
@@ -204,7 +216,10 @@ impl Cluster {
         programs::build_upstream(steps, outputs, &upstream)?;
         programs::build_ours(steps, outputs, &ours)?;
         images::build(steps, outputs)?;
-        csi::build(steps, outputs, &options.with_csi)
+        for set in options.image_sets() {
+            images::build_set(steps, outputs, set)?;
+        }
+        Ok(())
     }
 
     fn start_everything(&mut self, steps: &Steps, token: &str) -> Result<()> {

@@ -234,6 +234,7 @@ fn judge(
     focus: Option<&str>,
     upstream: &BTreeSet<Component>,
 ) -> Result<Report> {
+    let suite = suite::find(&outputs.workspace, &options.suite)?;
     let cluster = match &options.on {
         Some(name) => Cluster::open(name)?,
         None => {
@@ -242,6 +243,7 @@ fn judge(
                 name: options.name.clone(),
                 with_upstream: upstream.clone(),
                 kubernetes: options.kubernetes,
+                images: suite.images.clone(),
                 ..Options::default()
             })?
         }
@@ -251,7 +253,6 @@ fn judge(
         .join(options.folder)
         .join(jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string());
     fs::create_dir_all(&dir)?;
-    let suite = suite::find(&outputs.workspace, &options.suite)?;
     let skip = suite.skipped();
     let end = Instant::now() + Duration::from_secs(u64::from(options.budget) * 60);
     let watch = watch::Watch::begin(&cluster)?;

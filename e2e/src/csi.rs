@@ -6,7 +6,6 @@
 
 mod sanity;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +16,6 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::cluster::layout::Layout;
-use crate::images;
 use crate::programs::{self, Outputs};
 use crate::step::{Steps, output};
 
@@ -43,17 +41,6 @@ impl Storage {
             Self::LocalPath => "local-path",
         }
     }
-}
-
-/// Builds the programs and images.
-///
-/// # Errors
-/// A build fails.
-pub fn build(steps: &Steps, outputs: &Outputs, storages: &BTreeSet<Storage>) -> Result<()> {
-    for storage in storages {
-        images::build_set(steps, outputs, storage.set())?;
-    }
-    Ok(())
 }
 
 /// Applies the objects and waits until their pods run.

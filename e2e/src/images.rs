@@ -5,7 +5,7 @@
 mod base;
 mod layer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -73,11 +73,7 @@ impl Manifest {
     }
 
     /// What the images of a set hold, one name once.
-    fn programs(
-        &self,
-        set: &str,
-        of: impl Fn(&Entry) -> Option<&String>,
-    ) -> std::collections::BTreeSet<&str> {
+    fn programs(&self, set: &str, of: impl Fn(&Entry) -> Option<&String>) -> BTreeSet<&str> {
         self.images(set)
             .flat_map(|image| &image.layers)
             .filter_map(|layer| self.layer.get(layer))
@@ -101,6 +97,18 @@ struct Built {
 /// A program, package or file is missing.
 pub fn build(steps: &Steps, outputs: &Outputs) -> Result<()> {
     build_set(steps, outputs, BASE)
+}
+
+/// The sets that images.toml has besides the images of every cluster.
+///
+/// # Errors
+/// images.toml cannot be read.
+pub fn sets() -> Result<BTreeSet<String>> {
+    let images = Manifest::read()?.image.into_iter();
+    Ok(images
+        .map(|image| image.set)
+        .filter(|set| set != BASE)
+        .collect())
 }
 
 /// The same for a set of images.
@@ -337,9 +345,8 @@ pub fn hosts_of(set: &str) -> Result<std::collections::BTreeSet<String>> {
 /// The registry does not answer, or refuses one.
 pub fn push_all(cluster: &Cluster, address: &str, step: &Step) -> Result<()> {
     let manifest = Manifest::read()?;
-    let wanted = &cluster.state.options.with_csi;
-    let is_wanted =
-        |image: &&Image| image.set == BASE || wanted.iter().any(|one| one.set() == image.set);
+    let wanted = cluster.state.options.image_sets();
+    let is_wanted = |image: &&Image| image.set == BASE || wanted.contains(image.set.as_str());
     let crane = cluster.outputs.upstream("crane");
     let deadline = Instant::now() + std::time::Duration::from_secs(20);
     while let Err(err) =
@@ -382,11 +389,13 @@ mod tests {
     #[test]
     fn every_image_names_layers_that_exist() {
         let manifest = Manifest::read().expect("images.toml is well-formed");
+        let sets = sets().unwrap();
+        for storage in [Storage::Hostpath, Storage::LocalPath] {
+            assert!(sets.contains(storage.set()));
+        }
+        assert!(sets.contains(crate::critest::SET));
         for image in &manifest.image {
             assert!(!image.names.is_empty());
-            let sets = [Storage::Hostpath, Storage::LocalPath].map(Storage::set);
-            let is_known = sets.contains(&image.set.as_str()) || image.set == crate::critest::SET;
-            assert!(image.set == BASE || is_known, "{}", image.set);
             for layer in &image.layers {
                 assert!(
                     ["debian", "busybox"].contains(&layer.as_str())

@@ -233,6 +233,30 @@ const GO_PROGRAMS: &[GoProgram] = &[
         GoKind::Plain,
     ),
     go(
+        "regression-issue-74839",
+        "",
+        "k8s.io/kubernetes/test/images/regression-issue-74839",
+        GoKind::Plain,
+    ),
+    go(
+        "resource-consumer",
+        "",
+        "k8s.io/kubernetes/test/images/resource-consumer",
+        GoKind::Plain,
+    ),
+    go(
+        "consume-cpu",
+        "",
+        "k8s.io/kubernetes/test/images/resource-consumer/consume-cpu",
+        GoKind::Plain,
+    ),
+    go(
+        "sample-device-plugin",
+        "",
+        "k8s.io/kubernetes/test/images/sample-device-plugin",
+        GoKind::Plain,
+    ),
+    go(
         "kube-apiserver-1.36",
         "v1.36",
         "k8s.io/kubernetes/cmd/kube-apiserver",

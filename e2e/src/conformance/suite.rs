@@ -1,6 +1,6 @@
 //! The suites of `e2e/suites.toml`: which of upstream's specs are asked, and why others are not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -17,6 +17,9 @@ pub struct Suite {
     /// What it asks, in a sentence.
     pub about: String,
     pub phases: Vec<Phase>,
+    /// Sets of images.toml that its specs need.
+    #[serde(default)]
+    pub images: BTreeSet<String>,
     /// Specs that are never run here.
     #[serde(default)]
     pub skip: Vec<Reason>,
@@ -103,9 +106,15 @@ mod tests {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let suites = all(workspace).unwrap();
         assert!(suites.contains_key(DEFAULT));
+        let sets = crate::images::sets().unwrap();
         for (name, suite) in &suites {
             assert!(!suite.about.is_empty(), "{name}");
             assert!(!suite.phases.is_empty(), "{name}");
+            let unknown = suite.images.difference(&sets).collect::<Vec<_>>();
+            assert!(
+                unknown.is_empty(),
+                "{name}: images.toml has no set {unknown:?}"
+            );
             for reason in suite.skip.iter().chain(&suite.differs) {
                 assert!(
                     !reason.specs.is_empty() && !reason.reason.is_empty(),

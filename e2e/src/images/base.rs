@@ -27,13 +27,15 @@ pub fn built(outputs: &Outputs, name: &str) -> PathBuf {
     outputs.images().join("built").join(name)
 }
 
-/// Makes the Debian root, if it is not there.
+/// Makes the Debian root, if it is not there or is of other packages.
 ///
 /// # Errors
 /// mmdebstrap fails.
 pub fn debian(steps: &Steps, outputs: &Outputs, suite: &str, packages: &[String]) -> Result<()> {
     let tar = debian_tar(outputs);
-    if tar.exists() {
+    let holds = tar.with_extension("packages");
+    let wanted = format!("{suite}: {}\n", packages.join(" "));
+    if tar.exists() && fs::read_to_string(&holds).is_ok_and(|has| has == wanted) {
         return Ok(());
     }
     let step = steps.start("Debian root of the images", None)?;
@@ -47,6 +49,7 @@ pub fn debian(steps: &Steps, outputs: &Outputs, suite: &str, packages: &[String]
             .arg(&half),
     )?;
     fs::rename(&half, &tar)?;
+    fs::write(&holds, wanted)?;
     step.done();
     Ok(())
 }
