@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::cluster::{Cluster, Component, Options};
-use crate::programs::{self, Kubernetes, Outputs};
+use crate::programs::{self, Kubernetes, Outputs, Profile};
 use crate::step::Steps;
 use report::{Report, Spec, State};
 
@@ -52,6 +52,9 @@ pub struct ConformanceOptions {
     /// Upstream's program in the place of ours.
     #[arg(long, value_enum, value_delimiter = ',')]
     with_upstream: Vec<Component>,
+    /// How our programs are built; a run that is kept is one of release.
+    #[arg(long, value_enum, default_value = "release")]
+    profile: Profile,
     /// Begin no more specs after this many minutes; those left count as not run.
     #[arg(long, value_name = "MINUTES", default_value_t = 180)]
     budget: u16,
@@ -105,7 +108,7 @@ pub fn run(name: Option<&str>, options: &ConformanceOptions) -> Result<ExitCode>
         println!("FOUND {finding}");
     }
     println!("kept in {}", report.dir.display());
-    let own = options.kubernetes == Kubernetes::default();
+    let own = options.kubernetes == Kubernetes::default() && options.profile == Profile::Release;
     if focus.is_none() && options.on.is_none() && own {
         results::keep(&outputs.workspace, &options.suite, &report, &upstream)?;
         println!(
@@ -142,6 +145,7 @@ pub fn smoke(cluster: &str) -> Result<(u64, u64)> {
         serial: false,
         parallel: 8,
         with_upstream: Vec::new(),
+        profile: Profile::default(),
         rerun_failed: false,
         explain: None,
         on: Some(cluster.to_owned()),
@@ -244,6 +248,7 @@ fn judge(
                 with_upstream: upstream.clone(),
                 kubernetes: options.kubernetes,
                 images: suite.images.clone(),
+                profile: options.profile,
                 ..Options::default()
             })?
         }
