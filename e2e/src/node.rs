@@ -53,6 +53,7 @@ pub fn create(cluster: &mut Cluster, index: u8) -> Result<()> {
     }
     files::write(cluster, index, &dir)?;
     pin(cluster, &name)?;
+    start_first_process(cluster, &name)?;
     if cluster.state.options.is_upstream_node(index) {
         start_containerd(cluster, &name)?;
     }
@@ -92,6 +93,30 @@ fn pin(cluster: &Cluster, name: &str) -> Result<()> {
     output(&mut command)
         .map(drop)
         .with_context(|| format!("set up {name}'s mounts"))
+}
+
+/// A process of the machine that stands where its first one would: pods of upstream's suites reach the node's mounts by `/proc/1/ns/mnt`.
+fn start_first_process(cluster: &mut Cluster, name: &str) -> Result<()> {
+    let process = format!("machine-{name}");
+    let place = cluster.node_place(name);
+    cluster.start(Program {
+        name: process.clone(),
+        argv: vec!["sleep".to_owned(), "infinity".to_owned()],
+        env: Vec::new(),
+        place,
+    })?;
+    let pid = cluster.process(&process)?.pid;
+    let mnt = pins(&cluster.layout).join(format!("{name}.mnt"));
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--mount={}", mnt.display())).args([
+        "mount",
+        "--bind",
+        &format!("/proc/{pid}"),
+        "/proc/1",
+    ]);
+    output(&mut command)
+        .map(drop)
+        .with_context(|| format!("give {name} a first process"))
 }
 
 fn pins(layout: &Layout) -> std::path::PathBuf {

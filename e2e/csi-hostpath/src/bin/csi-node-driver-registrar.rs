@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Upstream: node-driver-registrar, `cmd/csi-node-driver-registrar/main.go`.
 #[derive(Debug, Parser)]
-#[command(name = "csi-node-driver-registrar", version)]
+#[command(name = "csi-node-driver-registrar", version, args_override_self = true)]
 struct Options {
     #[command(flatten)]
     logging: Logging,

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Upstream: csi-driver-host-path, `cmd/hostpathplugin/main.go`.
 #[derive(Debug, Parser)]
-#[command(name = "hostpathplugin", version)]
+#[command(name = "hostpathplugin", version, args_override_self = true)]
 struct Options {
     #[command(flatten)]
     logging: Logging,
@@ -170,4 +170,26 @@ async fn main() -> Result<()> {
     serve(driver, options.logging.v >= 5, listener, stop).await?;
     endpoint.forget().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_flag_given_twice_the_last_holds() {
+        let words = [
+            "x",
+            "--drivername=a",
+            "-drivername=b",
+            "--enable-attach",
+            "--enable-attach=false",
+        ];
+        let args = as_long_options(words.iter().map(Into::into));
+        let options = Options::try_parse_from(args).unwrap();
+        assert_eq!(
+            (options.drivername.as_str(), options.enable_attach),
+            ("b", false)
+        );
+    }
 }

@@ -14,7 +14,7 @@ const PORT: u16 = 9808;
 
 /// Upstream: livenessprobe, `cmd/livenessprobe/main.go`.
 #[derive(Debug, Parser)]
-#[command(name = "livenessprobe", version)]
+#[command(name = "livenessprobe", version, args_override_self = true)]
 struct Options {
     #[command(flatten)]
     logging: Logging,
