@@ -363,6 +363,7 @@ impl Parts {
             Arc::new(metrics::observe_volume_mount),
         );
         objects.set_volumes(volumes.clone());
+        crate::volume_metrics::register(&volumes);
         let classes = factory.as_ref().map(|f| {
             (
                 f.informer::<RuntimeClass>(InformerOptions::default()),

@@ -59,3 +59,4 @@ pub mod status;
 pub mod sync_loop;
 pub mod termination;
 pub mod user_namespaces;
+mod volume_metrics;

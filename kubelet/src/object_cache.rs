@@ -532,12 +532,9 @@ impl ObjectSource for ObjectCache {
             return Err(no_client("persistentvolumeclaim", namespace, name));
         };
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(api.client.clone(), namespace);
-        asked(
-            "persistentvolumeclaim",
-            namespace,
-            name,
-            claims.get_opt(name),
-        )
+        asked("persistentvolumeclaim", namespace, name, || {
+            claims.get_opt(name)
+        })
         .await
     }
 
@@ -549,7 +546,7 @@ impl ObjectSource for ObjectCache {
             return Err(no_client("persistentvolume", "", name));
         };
         let volumes: Api<PersistentVolume> = Api::all(api.client.clone());
-        asked("persistentvolume", "", name, volumes.get_opt(name)).await
+        asked("persistentvolume", "", name, || volumes.get_opt(name)).await
     }
 
     fn node(&self) -> Option<Arc<Node>> {
@@ -567,8 +564,7 @@ impl ObjectSource for ObjectCache {
         };
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(api.client.clone(), namespace);
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
-        let patched = claims.patch_status(name, &params, &patch);
-        let patched = async { patched.await.map(Some) };
+        let patched = || async { claims.patch_status(name, &params, &patch).await.map(Some) };
         asked("persistentvolumeclaim", namespace, name, patched)
             .await
             .map(drop)
@@ -602,7 +598,7 @@ impl ObjectSource for ObjectCache {
             return Err(no_client("volumeattachment", "", name));
         };
         let attachments: Api<VolumeAttachment> = Api::all(api.client.clone());
-        asked("volumeattachment", "", name, attachments.get_opt(name)).await
+        asked("volumeattachment", "", name, || attachments.get_opt(name)).await
     }
 
     async fn cluster_trust_bundle(
@@ -630,25 +626,40 @@ impl ObjectSource for ObjectCache {
     }
 }
 
-/// What the API server says of an object that is asked for once. No patience with refusals: the pod's next round asks again.
-async fn asked<K>(
+/// The API server's authorizer of nodes learns by watches of its own what a pod needs, perhaps after this kubelet did: so long
+/// it is asked again before a refusal counts. The pod's next round asks again after that.
+const REFUSALS_MILLIS: [u64; 5] = [50, 100, 200, 400, 800];
+
+/// What the API server says of an object that is asked for once.
+async fn asked<K, F: Future<Output = Result<Option<K>, kube::Error>>>(
     resource: &'static str,
     namespace: &str,
     name: &str,
-    answer: impl Future<Output = Result<Option<K>, kube::Error>>,
+    ask: impl Fn() -> F,
 ) -> Result<Option<Arc<K>>, SourceError> {
-    match answer.await {
-        Ok(found) => Ok(found.map(Arc::new)),
-        Err(kube::Error::Api(status)) => Err(SourceError::Refused {
-            code: status.code,
-            message: status.message.clone(),
-        }),
-        Err(error) => Err(SourceError::Transport {
-            resource,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            source: Box::new(error),
-        }),
+    let mut patience = REFUSALS_MILLIS.into_iter().map(Duration::from_millis);
+    loop {
+        let error = match ask().await {
+            Ok(found) => return Ok(found.map(Arc::new)),
+            Err(error) => error,
+        };
+        let kube::Error::Api(status) = &error else {
+            return Err(SourceError::Transport {
+                resource,
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                source: Box::new(error),
+            });
+        };
+        match patience.next().filter(|_| status.code == 403) {
+            Some(wait) => tokio::time::sleep(wait).await,
+            None => {
+                return Err(SourceError::Refused {
+                    code: status.code,
+                    message: status.message.clone(),
+                });
+            }
+        }
     }
 }
 

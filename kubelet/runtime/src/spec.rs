@@ -35,6 +35,7 @@ pub struct ImageFacts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceNode {
     pub container_path: String,
+    pub host_path: PathBuf,
     /// `b` or `c`.
     pub kind: char,
     pub major: u32,
@@ -44,6 +45,20 @@ pub struct DeviceNode {
     pub gid: u32,
     /// Of `r`, `w`, `m`.
     pub access: String,
+}
+
+impl DeviceNode {
+    /// libcontainer makes devices there and nowhere else.
+    fn is_in_dev(&self) -> bool {
+        clean(&self.container_path).starts_with("/dev/")
+    }
+
+    /// The machine's node itself, wherever the container wants it.
+    fn as_mount(&self) -> Value {
+        json!({
+            "destination": clean(&self.container_path), "type": "bind", "source": self.host_path, "options": ["bind", "rw"],
+        })
+    }
 }
 
 /// What the machine and the sandbox add to the configuration.
@@ -136,7 +151,10 @@ pub fn container_spec(
     let privileged = config.security.privileged;
     let process = process_spec(sandbox, config, image, facts)?;
     let device_rules = device_rules(privileged, facts);
-    let (mounts, private_mounts, propagation) = mounts(config, facts)?;
+    let (in_dev, elsewhere): (Vec<&DeviceNode>, Vec<&DeviceNode>) =
+        facts.devices.iter().partition(|device| device.is_in_dev());
+    let (mut mounts, private_mounts, propagation) = mounts(config, facts)?;
+    mounts.extend(elsewhere.into_iter().map(DeviceNode::as_mount));
     let (mounts, dev_mount) = without_dev(mounts, config, facts);
     let (namespaces, shared_pid) = namespaces(sandbox, config, facts)?;
     let mut readonly_paths = config.security.readonly_paths.clone();
@@ -167,9 +185,8 @@ pub fn container_spec(
             entry
         })
         .collect();
-    let devices: Vec<Value> = facts
-        .devices
-        .iter()
+    let devices: Vec<Value> = in_dev
+        .into_iter()
         .map(|device| {
             json!({
                 "path": device.container_path, "type": device.kind.to_string(), "major": device.major,

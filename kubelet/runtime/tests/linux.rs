@@ -559,6 +559,40 @@ async fn cgroups_and_devices_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn devices_are_where_they_are_wanted() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("devices").await;
+    let file = node.directory.join("disk");
+    let losetup = |args: &[&str]| {
+        let out = std::process::Command::new("losetup").args(args).output();
+        let out = out.unwrap();
+        assert!(out.status.success(), "{out:?}");
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    };
+    for privileged in [false, true] {
+        std::fs::write(&file, [b'g'; 1 << 20]).unwrap();
+        let disk = losetup(&["--find", "--show", &file.to_string_lossy()]);
+        let device = |path: &str| Device {
+            container_path: path.into(),
+            host_path: (&disk).into(),
+            permissions: "mrw".into(),
+        };
+        let mut config = script(
+            "for d in /dev/disk0 /mnt/disk1; do [ -b $d ] && head -c 3 $d; echo; done; \
+             echo hi | dd of=/mnt/disk1 2>/dev/null && head -c 2 /dev/disk0",
+        );
+        config.devices = vec![device("/dev/disk0"), device("/mnt/disk1")];
+        config.security.privileged = privileged;
+        let (_, log) = node.run(&sandbox, &config).await;
+        losetup(&["--detach", &disk]);
+        assert_eq!(log, "ggg\nggg\nhi\n", "privileged: {privileged}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mounts_files_and_read_only_roots() {
     if !is_root() {
         return;

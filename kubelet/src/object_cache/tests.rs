@@ -118,3 +118,33 @@ async fn watch_watches() {
     world.store.unregister("pod");
     assert!(world.store.lock().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_counts_once_it_was_repeated() {
+    let refused = |code: u16| {
+        let status = kube::core::Status::failure("no relationship found", "Forbidden");
+        kube::Error::Api(Box::new(status.with_code(code)))
+    };
+    for (code, refusals, asked_times, is_found) in [
+        (403, 0, 1, true),
+        (403, 3, 4, true),
+        (403, 100, 6, false),
+        // Anything else is no matter of patience.
+        (500, 1, 1, false),
+    ] {
+        let times = AtomicUsize::new(0);
+        let ask = || async {
+            match times.fetch_add(1, Ordering::SeqCst) < refusals {
+                true => Err(refused(code)),
+                false => Ok(Some(())),
+            }
+        };
+        let answer = asked("persistentvolumeclaim", "ns", "c", ask).await;
+        assert_eq!(answer.is_ok(), is_found, "{code} {refusals}");
+        assert_eq!(
+            times.load(Ordering::SeqCst),
+            asked_times,
+            "{code} {refusals}"
+        );
+    }
+}

@@ -154,6 +154,10 @@ struct PodState {
     persistent: BTreeMap<String, Persistent>,
     /// When it was last looked whether one has grown.
     expansion_looked: Option<std::time::Instant>,
+    /// Of each kind: volumes that are wanted, and those that are there.
+    counts: BTreeMap<String, (u64, u64)>,
+    /// What was made larger before containers had it, to be told.
+    expanded: Vec<Expanded>,
 }
 
 impl Default for PodState {
@@ -163,6 +167,8 @@ impl Default for PodState {
             unmanaged: BTreeMap::new(),
             persistent: BTreeMap::new(),
             expansion_looked: None,
+            counts: BTreeMap::new(),
+            expanded: Vec::new(),
         }
     }
 }
@@ -256,7 +262,11 @@ impl VolumeManager {
         }))
         .await;
         let mut volumes = PodVolumes::default();
+        let mut counts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
         for (wanted, result) in results {
+            let count = counts.entry(wanted.kind()).or_default();
+            count.0 += 1;
+            count.1 += u64::from(result.is_ok());
             let name = wanted.volume.name.clone();
             match result {
                 Ok(location) => {
@@ -275,6 +285,7 @@ impl VolumeManager {
                 Err(source) => failures.push(wanted.failure(source)),
             }
         }
+        self.pods().entry(uid.to_owned()).or_default().counts = counts;
         if failures.is_empty() {
             Ok(volumes)
         } else {
@@ -312,6 +323,20 @@ impl VolumeManager {
         } else {
             Err(VolumeError::SetUp { failures })
         }
+    }
+
+    /// The volumes of all pods, of each kind (`kubernetes.io/secret`, `kubernetes.io/csi:DRIVER`): how many are wanted, and how
+    /// many are there.
+    pub fn counts(&self) -> BTreeMap<String, (u64, u64)> {
+        let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        for state in self.pods().values() {
+            for (kind, (wanted, there)) in &state.counts {
+                let sum = sums.entry(kind.clone()).or_default();
+                sum.0 += wanted;
+                sum.1 += there;
+            }
+        }
+        sums
     }
 
     /// When a token of this pod wants renewal: call [`refresh_pod`](Self::refresh_pod) then. `None`: it has none.
@@ -566,6 +591,9 @@ impl VolumeManager {
         let outcome = plugin.set_up(&mounter).await;
         (inner.observer)(plugin.name(), outcome.is_ok(), begin.elapsed());
         let location = outcome?;
+        if let Some(behind) = wanted.persistent.filter(|behind| behind.outgrown) {
+            self.expand_first(uid, name, behind).await?;
+        }
         if !wanted.managed {
             self.pods()
                 .entry(uid.to_owned())
@@ -659,6 +687,8 @@ impl VolumeManager {
             state.unmanaged.clear();
             state.persistent.clear();
             state.expansion_looked = None;
+            state.expanded.clear();
+            state.counts.clear();
             // Two: the map's and the permit's. More: someone waits for a turn and must find the same queue.
             if Arc::strong_count(&state.turn) <= 2 {
                 pods.remove(uid);

@@ -41,6 +41,8 @@ pub enum SetUpError {
     Csi(#[from] CsiError),
     #[error(transparent)]
     Tool(#[from] ToolError),
+    #[error("failed while expanding volume: {0}")]
+    Expand(String),
     #[error("failed to fetch token: {0}")]
     Token(#[source] SourceError),
     #[error(

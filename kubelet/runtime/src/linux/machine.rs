@@ -38,6 +38,7 @@ fn node(host: &Path, container_path: String, access: &str) -> io::Result<DeviceN
     };
     Ok(DeviceNode {
         container_path,
+        host_path: host.to_owned(),
         kind,
         major: nix::sys::stat::major(data.rdev()) as u32,
         minor: nix::sys::stat::minor(data.rdev()) as u32,

@@ -353,3 +353,47 @@ fn resources_leave_out_what_is_not_limited() {
     );
     assert_eq!(value["pids"]["limit"], 10);
 }
+
+#[test]
+fn a_device_that_is_wanted_elsewhere_than_in_dev_is_mounted() {
+    let node = |path: &str| DeviceNode {
+        container_path: path.to_owned(),
+        host_path: PathBuf::from("/dev/loop7"),
+        kind: 'b',
+        major: 7,
+        minor: 7,
+        mode: 0o660,
+        uid: 0,
+        gid: 6,
+        access: "mrw".to_owned(),
+    };
+    let facts = Facts {
+        devices: vec![
+            node("/dev/xvda"),
+            node("/mnt/volume1"),
+            node("/dev-of-mine"),
+        ],
+        ..facts()
+    };
+    let sandbox = PodSandboxConfig::default();
+    let spec = container_spec(&sandbox, &config(), &ImageFacts::default(), &facts).unwrap();
+    let made = spec.oci["linux"]["devices"].as_array().unwrap();
+    let made: Vec<_> = made
+        .iter()
+        .map(|device| device["path"].as_str().unwrap())
+        .collect();
+    assert_eq!(made, ["/dev/xvda"]);
+    let mounts = spec.oci["mounts"].as_array().unwrap();
+    let of_device = mounts
+        .iter()
+        .filter(|mount| mount["source"] == "/dev/loop7");
+    let places: Vec<_> = of_device
+        .map(|mount| mount["destination"].as_str().unwrap())
+        .collect();
+    assert_eq!(places, ["/mnt/volume1", "/dev-of-mine"]);
+    let rules = spec
+        .device_rules
+        .iter()
+        .filter(|rule| rule.major == Some(7));
+    assert_eq!(rules.count(), 3, "all may be used");
+}

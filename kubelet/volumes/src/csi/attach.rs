@@ -55,6 +55,19 @@ impl InUse {
             .insert(uid.to_owned());
     }
 
+    /// The same, of a volume that one pod may have at a time. Returns whether no other has or wants it.
+    pub fn want_alone(&self, key: &DeviceKey, uid: &str) -> bool {
+        let mut volumes = self.volumes();
+        let users = volumes.entry(key.clone()).or_default();
+        if users.iter().any(|user| user != uid) {
+            return false;
+        }
+        if users.insert(uid.to_owned()) {
+            self.changed.notify_one();
+        }
+        true
+    }
+
     /// The volumes that the pod wanted or had.
     pub fn of_pod(&self, uid: &str) -> Vec<DeviceKey> {
         let volumes = self.volumes();
@@ -155,6 +168,12 @@ mod tests {
         in_use.release(&key);
         assert_eq!(in_use.keys(), [key.clone()]);
         assert!(!in_use.leave(&key, "b"));
+        // By one at a time.
+        assert!(in_use.want_alone(&key, "x"));
+        assert!(in_use.want_alone(&key, "x"));
+        assert!(!in_use.want_alone(&key, "y"));
+        assert!(in_use.of_pod("y").is_empty());
+        assert!(!in_use.leave(&key, "x"));
         // Not yet unstaged, and wanted again.
         in_use.want(&key, "c");
         in_use.release(&key);

@@ -44,6 +44,8 @@ pub enum CsiError {
     NotYetAttached { handle: String, attachment: String },
     #[error("volume attachment is being deleted")]
     AttachmentDeleted,
+    #[error("volume uses the ReadWriteOncePod access mode and is already in use by another pod")]
+    InUse,
     /// In the words of the driver's attacher.
     #[error("{0}")]
     AttachFailed(String),

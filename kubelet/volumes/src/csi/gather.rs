@@ -32,6 +32,8 @@ struct Source {
     access_mode: Option<String>,
     mount_options: Vec<String>,
     read_only: bool,
+    /// One pod at a time may have it.
+    alone: bool,
     stage_secret: Option<SecretReference>,
     publish_secret: Option<SecretReference>,
 }
@@ -49,6 +51,7 @@ impl Source {
                 access_mode: None,
                 mount_options: Vec::new(),
                 read_only: csi.read_only.unwrap_or(false),
+                alone: false,
                 stage_secret: None,
                 publish_secret: csi.node_publish_secret_ref.map(|secret| SecretReference {
                     name: Some(secret.name),
@@ -67,6 +70,7 @@ impl Source {
             access_mode: modes.and_then(|m| m.first().cloned()),
             mount_options: spec.mount_options.clone().unwrap_or_default(),
             read_only: persistent.read_only,
+            alone: modes.is_some_and(|m| m.iter().any(|mode| mode == "ReadWriteOncePod")),
             stage_secret: csi.node_stage_secret_ref,
             publish_secret: csi.node_publish_secret_ref,
         })
@@ -97,6 +101,10 @@ pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
     let attachment = attachment_name(&key.handle, &key.driver, &csi.node_name);
     let mut publish_context = BTreeMap::new();
     if !ephemeral {
+        // Also enforced by the scheduler, which not every pod comes by.
+        if source.alone && !csi.in_use.want_alone(&key, mounter.pod_uid) {
+            return Err(CsiError::InUse.into());
+        }
         publish_context = if attach_required(driver) {
             csi.wait_for_attach(&key, mounter.pod_uid, mounter.directory)
                 .await?

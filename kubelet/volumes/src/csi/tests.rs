@@ -350,6 +350,26 @@ async fn a_volume_is_staged_once_and_published_to_each_pod() {
 }
 
 #[tokio::test]
+async fn a_volume_of_one_pod_is_no_others() {
+    let world = World::new(unattached()).await;
+    let mut alone = volume(json!({}));
+    alone["spec"]["accessModes"] = json!(["ReadWriteOncePod"]);
+    world.api.put("volume", "pv", alone);
+    let (a, b) = (claiming("a"), claiming("b"));
+    world.volumes.mount_pod(&a).await.unwrap();
+    world.volumes.mount_pod(&a).await.unwrap();
+    let error = world.volumes.mount_pod(&b).await.unwrap_err().to_string();
+    let words = "MountVolume.SetUp failed for volume \"pv\" : volume uses the ReadWriteOncePod access mode and is already in use by another pod";
+    assert!(error.contains(words), "{error}");
+    world.volumes.unmount_pod("b").await.unwrap();
+    assert!(world.volumes.mount_pod(&b).await.is_err());
+    world.volumes.unmount_pod("a").await.unwrap();
+    world.volumes.mount_pod(&b).await.unwrap();
+    world.volumes.unmount_pod("b").await.unwrap();
+    world.assert_clean().await;
+}
+
+#[tokio::test]
 async fn a_volume_is_used_once_the_node_has_it_attached() {
     let world =
         World::new(json!({"fsGroupPolicy": "File", "volumeLifecycleModes": ["Persistent"]})).await;
@@ -759,6 +779,10 @@ async fn a_volume_that_grew_is_made_larger_on_the_node() {
     status(json!({"capacity": {"storage": "1Gi"}}));
     let pod = claiming("a");
     world.volumes.mount_pod(&pod).await.unwrap();
+    let kinds: Vec<_> = world.volumes.counts().into_iter().collect();
+    assert_eq!(kinds.len(), 1);
+    assert!(kinds[0].0.starts_with("kubernetes.io/csi:"), "{kinds:?}");
+    assert_eq!(kinds[0].1, (1, 1));
     assert!(world.volumes.expand_pod(&pod).await.is_empty());
 
     sized("2Gi");
@@ -799,12 +823,19 @@ async fn a_volume_that_grew_is_made_larger_on_the_node() {
     world.volumes.forget_expansions();
     assert!(world.volumes.expand_pod(&pod).await.is_empty());
 
-    // One that grew while no pod had it is looked at at once.
+    // One that grew while no pod had it is made larger before containers get it.
     world.volumes.unmount_pod("a").await.unwrap();
     status(json!({"capacity": {"storage": "1Gi"}}));
+    let unavailable = Status::unavailable("not now");
+    world.driver.state.fail("NodeExpandVolume", unavailable);
+    let error = world.volumes.mount_pod(&pod).await.unwrap_err().to_string();
+    let words = "MountVolume.SetUp failed for volume \"pv\" : failed while expanding volume: ";
+    assert!(error.contains(words), "{error}");
     world.volumes.mount_pod(&pod).await.unwrap();
-    assert_eq!(world.volumes.expand_pod(&pod).await.len(), 1);
     assert_eq!(claim()["capacity"]["storage"], "2Gi");
+    let told = world.volumes.expand_pod(&pod).await;
+    let outcomes: Vec<_> = told.iter().map(|told| told.outcome.is_ok()).collect();
+    assert_eq!(outcomes, [true]);
 }
 
 #[tokio::test]

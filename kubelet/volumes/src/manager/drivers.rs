@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 
 use super::{VolumeError, VolumeManager, blocking, mounted_volumes, pod_uid};
 use crate::claim::Persistent;
+use crate::plugin::SetUpError;
 use crate::tear_down::{self, TearDownError};
 
 /// Between two looks at a pod's claims; upstream's are a minute apart.
@@ -33,6 +34,20 @@ pub struct Expanded {
     pub outcome: Result<(), String>,
 }
 
+fn expanded(
+    volume: &str,
+    behind: &Persistent,
+    claim: Arc<PersistentVolumeClaim>,
+    outcome: Result<(), String>,
+) -> Expanded {
+    Expanded {
+        volume: volume.to_owned(),
+        name: behind.name().to_owned(),
+        claim,
+        outcome,
+    }
+}
+
 impl VolumeManager {
     /// Has drivers make the file systems of the pod's volumes as large as the volumes have become; at most twice a minute,
     /// as it asks the API server. What was not tried is not in the answer.
@@ -40,19 +55,20 @@ impl VolumeManager {
         let Ok(uid) = pod_uid(pod) else {
             return Vec::new();
         };
-        let due = {
+        let (mut told, due) = {
             let mut pods = self.pods();
             let state = pods.entry(uid.to_owned()).or_default();
+            let told = std::mem::take(&mut state.expanded);
             let due = state
                 .expansion_looked
                 .is_none_or(|at| at.elapsed() >= EXPANSION_PERIOD);
             if due {
                 state.expansion_looked = Some(Instant::now());
             }
-            due
+            (told, due)
         };
         if !due {
-            return Vec::new();
+            return told;
         }
         let persistent = self.persistent(uid);
         let volumes = persistent.iter().map(|(volume, behind)| async move {
@@ -61,14 +77,35 @@ impl VolumeManager {
             let outcome = outcome.map_err(|error| {
                 format!("NodeExpandVolume.NodeExpandVolume failed for volume {name:?} : {error}")
             });
-            Some(Expanded {
-                volume: volume.clone(),
-                name: name.to_owned(),
-                claim,
-                outcome,
-            })
+            Some(expanded(volume, behind, claim, outcome))
         });
-        join_all(volumes).await.into_iter().flatten().collect()
+        told.extend(join_all(volumes).await.into_iter().flatten());
+        told
+    }
+
+    /// A volume that grew while no pod had it is made as large before containers get it. Upstream: `expandVolumeDuringMount`.
+    pub(super) async fn expand_first(
+        &self,
+        uid: &str,
+        volume: &str,
+        behind: &Persistent,
+    ) -> Result<(), SetUpError> {
+        let Some((claim, outcome)) = self.inner.csi.expand(uid, behind).await else {
+            return Ok(());
+        };
+        let failed = outcome.as_ref().err().cloned();
+        let mut pods = self.pods();
+        let state = pods.entry(uid.to_owned()).or_default();
+        state
+            .expanded
+            .push(expanded(volume, behind, claim, outcome));
+        if let Some(error) = failed {
+            return Err(SetUpError::Expand(error));
+        }
+        if let Some(known) = state.persistent.get_mut(volume) {
+            known.outgrown = false;
+        }
+        Ok(())
     }
 
     #[cfg(test)]

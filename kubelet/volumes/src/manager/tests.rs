@@ -755,6 +755,10 @@ fn claims_are_what_stands_behind_them_and_outlive_the_pod() {
         // Not the pod's own use.
         assert!(world.manager.usage("uid").await.unwrap().is_empty());
 
+        let counts = world.manager.counts();
+        assert_eq!(counts["kubernetes.io/local-volume"], (1, 1));
+        assert_eq!(counts["kubernetes.io/host-path"], (1, 1));
+
         // Found again after a restart, even while the claim goes; and taken away without its content.
         world.restart();
         let going = json!("2026-01-01T00:00:00Z");
@@ -780,6 +784,7 @@ fn claims_are_what_stands_behind_them_and_outlive_the_pod() {
         assert_eq!(world.manager.mount_pod(&running).await.unwrap(), volumes);
         world.manager.unmount_pod("uid").await.unwrap();
         assert!(!world.path("volumes").exists());
+        assert!(world.manager.counts().is_empty());
         assert_eq!(fs::read_to_string(data.join("sub/f")).unwrap(), "kept");
     });
 }

@@ -26,6 +26,16 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// With the driver, as metrics name it. Upstream: `GetFullQualifiedPluginNameForVolume`.
+    pub fn kind(&self) -> String {
+        let own = self.volume.csi.as_ref().map(|csi| csi.driver.as_str());
+        let name = self.plugin.name();
+        match own.or_else(|| self.persistent.and_then(Persistent::driver)) {
+            Some(driver) => format!("{name}:{driver}"),
+            None => name.to_owned(),
+        }
+    }
+
     pub fn failure(&self, source: SetUpError) -> SetUpFailure {
         SetUpFailure {
             volume: self.volume.name.clone(),

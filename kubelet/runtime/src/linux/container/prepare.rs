@@ -179,12 +179,19 @@ fn gather(
     )
     .map_err(|error| RuntimeError::Create(chain(&error)))?;
     let mount_sources = stage_mounts(inner, id, config, image_mounts, pod_user)?;
-    let devices = if config.security.privileged {
-        machine::all_devices()
-    } else {
-        machine::devices(&config.devices)
+    let no_devices = |error| RuntimeError::Create(format!("devices: {}", chain(&error)));
+    let mut devices = machine::devices(&config.devices).map_err(no_devices)?;
+    if config.security.privileged {
+        let all = machine::all_devices().map_err(no_devices)?;
+        let asked: Vec<String> = devices
+            .iter()
+            .map(|d| spec::clean(&d.container_path))
+            .collect();
+        devices.extend(
+            all.into_iter()
+                .filter(|d| !asked.contains(&d.container_path)),
+        );
     }
-    .map_err(|error| RuntimeError::Create(format!("devices: {}", chain(&error))))?;
     let taken: Vec<String> = config
         .mounts
         .iter()
