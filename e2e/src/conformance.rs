@@ -248,6 +248,7 @@ fn judge(
                 with_upstream: upstream.clone(),
                 kubernetes: options.kubernetes,
                 images: suite.images.clone(),
+                with_csi: suite.with_csi.clone(),
                 profile: options.profile,
                 ..Options::default()
             })?

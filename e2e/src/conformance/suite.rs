@@ -7,6 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::csi::Storage;
+
 /// The suite that is run where none is named.
 pub const DEFAULT: &str = "conformance";
 
@@ -17,6 +19,9 @@ pub struct Suite {
     /// What it asks, in a sentence.
     pub about: String,
     pub phases: Vec<Phase>,
+    /// Storage of the cluster that it runs on.
+    #[serde(default)]
+    pub with_csi: BTreeSet<Storage>,
     /// Sets of images.toml that its specs need.
     #[serde(default)]
     pub images: BTreeSet<String>,
