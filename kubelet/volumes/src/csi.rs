@@ -114,6 +114,8 @@ struct Memory {
     usage: stats::Answers,
     /// Volumes and sizes that their driver does not make larger while they are in use here.
     refused: HashSet<(DeviceKey, String)>,
+    /// Volumes that their driver did not make larger, and said so for good.
+    not_expanded: HashSet<DeviceKey>,
     /// What was begun for a pod, and may still be under way.
     begun: HashMap<String, HashSet<DeviceKey>>,
 }
@@ -122,6 +124,7 @@ impl Memory {
     /// The volume is not staged any more.
     fn forget(&mut self, key: &DeviceKey) {
         self.staged.remove(key);
+        self.not_expanded.remove(key);
         self.refused.retain(|(refused, _)| refused != key);
     }
 }

@@ -472,22 +472,6 @@ impl VolumeManager {
         }
     }
 
-    /// Where a volume lies that is a claim, on a file system of its own or of the node. `None`: it is none, or not known yet.
-    pub fn claim_directory(&self, pod_uid: &str, volume: &str) -> Option<PathBuf> {
-        let pods = self.pods();
-        let state = pods.get(pod_uid)?;
-        let behind = state.persistent.get(volume)?;
-        match state.unmanaged.get(volume) {
-            Some((_, VolumeLocation::Path(path))) => Some(path.clone()),
-            Some((_, VolumeLocation::Device(_) | VolumeLocation::Image { .. })) => None,
-            None if behind.is_block() => None,
-            None => {
-                let plugin = find_plugin(&behind.as_volume(volume), Some(&behind.volume)).ok()?;
-                Some(plugin.directory(&self.inner.layout, pod_uid, behind.name()))
-            }
-        }
-    }
-
     /// Disk used by each volume of a pod that lives in the pod's own directory. Walks the files.
     pub async fn usage(&self, pod_uid: &str) -> Result<BTreeMap<String, DiskUsage>, VolumeError> {
         check_component("metadata.uid", pod_uid).map_err(VolumeError::Pod)?;
@@ -561,18 +545,12 @@ impl VolumeManager {
     ) -> Result<VolumeLocation, SetUpError> {
         let inner = &*self.inner;
         let (plugin, name) = (wanted.plugin, &wanted.volume.name);
-        if keep {
-            if wanted.managed {
-                if wanted.persistent.is_some_and(Persistent::is_block) {
-                    let published = inner.layout.csi_block(&wanted.want.name).published;
-                    return Ok(VolumeLocation::Device(published.join(uid)));
-                }
-                let dir = plugin.directory(&inner.layout, uid, &wanted.want.name);
-                return Ok(VolumeLocation::Path(dir));
+        let outgrown = wanted.persistent.filter(|behind| behind.outgrown);
+        if keep && let Some(location) = self.kept(uid, wanted) {
+            if let Some(behind) = outgrown {
+                self.expand_first(uid, name, behind).await?;
             }
-            if let Some((_, location)) = self.pods().get(uid).and_then(|p| p.unmanaged.get(name)) {
-                return Ok(location.clone());
-            }
+            return Ok(location);
         }
         let mounter = Mounter {
             layout: &inner.layout,
@@ -591,7 +569,7 @@ impl VolumeManager {
         let outcome = plugin.set_up(&mounter).await;
         (inner.observer)(plugin.name(), outcome.is_ok(), begin.elapsed());
         let location = outcome?;
-        if let Some(behind) = wanted.persistent.filter(|behind| behind.outgrown) {
+        if let Some(behind) = outgrown {
             self.expand_first(uid, name, behind).await?;
         }
         if !wanted.managed {

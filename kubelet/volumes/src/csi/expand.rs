@@ -82,6 +82,15 @@ fn finished(claim: &PersistentVolumeClaim, size: &Quantity) -> Value {
     }})
 }
 
+/// Whether the claim asks for another size than its volume was made for. Upstream: `markExpansionInfeasibleOnFailure`.
+fn wanted_otherwise(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
+    let spec = claim.spec.as_ref().and_then(|s| s.resources.as_ref());
+    let wanted = spec.and_then(|r| r.requests.as_ref()?.get(STORAGE));
+    let spec = volume.spec.as_ref();
+    let made = spec.and_then(|s| s.capacity.as_ref()?.get(STORAGE));
+    wanted.map(amount) != made.map(amount)
+}
+
 fn in_progress(claim: &PersistentVolumeClaim) -> Value {
     json!({"metadata": version(claim), "status": {"allocatedResourceStatuses": {STORAGE: IN_PROGRESS}}})
 }
@@ -197,7 +206,10 @@ impl CsiVolumes {
             tracing::info!(volume = name, %error, "failed to mark node expansion in progress");
             return None;
         }
+        // Somebody wants another size by now: once that one failed for good, the resizer may go by the new wish.
+        let given_up = wanted_otherwise(claim, volume) && self.memory().not_expanded.contains(&key);
         let Err(error) = client.expand(request).await else {
+            self.memory().not_expanded.remove(&key);
             tracing::info!(
                 volume = name,
                 size = expansion.size.0,
@@ -206,10 +218,12 @@ impl CsiVolumes {
             return Some(self.finish(claim, &expansion.size).await);
         };
         if error.is_final() {
-            let infeasible = matches!(
-                error.code(),
-                Some(Code::InvalidArgument | Code::OutOfRange | Code::NotFound)
-            );
+            let infeasible = given_up
+                || matches!(
+                    error.code(),
+                    Some(Code::InvalidArgument | Code::OutOfRange | Code::NotFound)
+                );
+            self.memory().not_expanded.insert(key.clone());
             let now = Time(jiff::Timestamp::now());
             let body = failed(
                 claim,

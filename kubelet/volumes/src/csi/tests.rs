@@ -810,6 +810,16 @@ async fn a_volume_that_grew_is_made_larger_on_the_node() {
         "NodeResizeInProgress"
     );
 
+    // It failed for good, and another size is wanted now: the resizer may go by that.
+    let in_progress = claim();
+    world.volumes.forget_expansions();
+    let denied = Status::permission_denied("no");
+    world.driver.state.fail("NodeExpandVolume", denied);
+    world.volumes.expand_pod(&pod).await;
+    let storage = claim()["allocatedResourceStatuses"]["storage"].clone();
+    assert_eq!(storage, "NodeResizeInfeasible");
+    status(in_progress);
+
     world.volumes.forget_expansions();
     let told = world.volumes.expand_pod(&pod).await;
     assert!(told[0].outcome.is_ok(), "{told:?}");

@@ -1,6 +1,7 @@
-//! What the manager does with volumes of drivers, besides setting them up: see [`crate::csi`].
+//! What the manager does with claims and volumes of drivers, besides setting them up: see [`crate::csi`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,9 +9,10 @@ use csi::{Drivers, VolumeUsage};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 
-use super::{VolumeError, VolumeManager, blocking, mounted_volumes, pod_uid};
+use super::wanted::Wanted;
+use super::{VolumeError, VolumeLocation, VolumeManager, blocking, mounted_volumes, pod_uid};
 use crate::claim::Persistent;
-use crate::plugin::SetUpError;
+use crate::plugin::{SetUpError, find_plugin};
 use crate::tear_down::{self, TearDownError};
 
 /// Between two looks at a pod's claims; upstream's are a minute apart.
@@ -96,9 +98,10 @@ impl VolumeManager {
         let failed = outcome.as_ref().err().cloned();
         let mut pods = self.pods();
         let state = pods.entry(uid.to_owned()).or_default();
-        state
-            .expanded
-            .push(expanded(volume, behind, claim, outcome));
+        // Nobody may have asked since an earlier try.
+        state.expanded.retain(|earlier| earlier.volume != volume);
+        let done = expanded(volume, behind, claim, outcome);
+        state.expanded.push(done);
         if let Some(error) = failed {
             return Err(SetUpError::Expand(error));
         }
@@ -106,6 +109,38 @@ impl VolumeManager {
             known.outgrown = false;
         }
         Ok(())
+    }
+
+    /// Where a volume lies that is a claim, on a file system of its own or of the node. `None`: it is none, or not known yet.
+    pub fn claim_directory(&self, pod_uid: &str, volume: &str) -> Option<PathBuf> {
+        let pods = self.pods();
+        let state = pods.get(pod_uid)?;
+        let behind = state.persistent.get(volume)?;
+        match state.unmanaged.get(volume) {
+            Some((_, VolumeLocation::Path(path))) => Some(path.clone()),
+            Some((_, VolumeLocation::Device(_) | VolumeLocation::Image { .. })) => None,
+            None if behind.is_block() => None,
+            None => {
+                let plugin = find_plugin(&behind.as_volume(volume), Some(&behind.volume)).ok()?;
+                Some(plugin.directory(&self.inner.layout, pod_uid, behind.name()))
+            }
+        }
+    }
+
+    /// Where a volume is that is as it should be.
+    pub(super) fn kept(&self, uid: &str, wanted: &Wanted<'_>) -> Option<VolumeLocation> {
+        let layout = &self.inner.layout;
+        if !wanted.managed {
+            let pods = self.pods();
+            let (_, location) = pods.get(uid)?.unmanaged.get(&wanted.volume.name)?;
+            return Some(location.clone());
+        }
+        if wanted.persistent.is_some_and(Persistent::is_block) {
+            let published = layout.csi_block(&wanted.want.name).published;
+            return Some(VolumeLocation::Device(published.join(uid)));
+        }
+        let dir = wanted.plugin.directory(layout, uid, &wanted.want.name);
+        Some(VolumeLocation::Path(dir))
     }
 
     #[cfg(test)]
