@@ -1,7 +1,8 @@
-//! NodeVolumeLimits: no more volumes of a CSI driver on a node than the driver says it can attach there.
+//! NodeVolumeLimits: no more volumes of a CSI driver on a node than the driver says it can attach there, and none where the driver is
+//! not, if it says so (`preventPodSchedulingIfMissing`).
 //!
 //! Counts the volumes of the node's pods and what is attached to it besides. A volume that several pods use counts once. Upstream:
-//! plugins/nodevolumelimits, v1.36.
+//! plugins/nodevolumelimits, v1.37.
 //!
 //! A node is judged again when its CSINode, its attachments or the claims of its pods change: whoever runs the scheduler marks it changed then.
 
@@ -121,6 +122,42 @@ fn attachables(
 fn limit(node: &CSINode, driver: &str) -> Option<i64> {
     let driver = node.spec.drivers.iter().find(|d| d.name == driver)?;
     driver.allocatable.as_ref()?.count.map(i64::from)
+}
+
+/// The driver of something new that the node lacks, though the driver wants no pods where it is not. Upstream: `checkCSIDriverOnNode`.
+fn missing_driver<'a>(
+    volumes: &VolumeState,
+    new: &'a BTreeSet<Attachable>,
+    csi_node: Option<&CSINode>,
+) -> Option<&'a str> {
+    let is_there = |driver: &str| {
+        csi_node.is_some_and(|node| node.spec.drivers.iter().any(|d| d.name == driver))
+    };
+    let mut drivers = new.iter().map(|volume| volume.driver.as_str());
+    drivers.find(|driver| {
+        let object = volumes.csi_driver(driver);
+        let wants = object.and_then(|d| d.spec.prevent_pod_scheduling_if_missing);
+        wants == Some(true) && !is_there(driver)
+    })
+}
+
+/// Why what is new cannot be on the node; `None`: there is room.
+///
+/// # Errors
+/// When the pods of the node cannot be counted.
+fn refusal(
+    volumes: &VolumeState,
+    new: &BTreeSet<Attachable>,
+    node: &NodeInfo,
+) -> Result<Option<String>, Status> {
+    let csi_node = volumes.csi_node(node.name());
+    if let Some(driver) = missing_driver(volumes, new, csi_node.map(|node| &**node)) {
+        return Ok(Some(format!(
+            "{driver} CSI driver is not installed on the node"
+        )));
+    }
+    let full = !has_room(volumes, new, node)?;
+    Ok(full.then(|| ERR_REASON_MAX_VOLUME_COUNT_EXCEEDED.to_owned()))
 }
 
 /// Is there room on the node for what is new?
@@ -247,10 +284,10 @@ impl FilterPlugin for NodeVolumeLimits {
     fn filter(&self, _state: &CycleState, pod: &Arc<PodInfo>, node: &NodeInfo) -> Status {
         let volumes = self.handle.listers().volumes().read();
         let verdict =
-            attachables(&volumes, pod, true).and_then(|new| has_room(&volumes, &new, node));
+            attachables(&volumes, pod, true).and_then(|new| refusal(&volumes, &new, node));
         match verdict {
-            Ok(true) => Status::success(),
-            Ok(false) => Status::unschedulable(ERR_REASON_MAX_VOLUME_COUNT_EXCEEDED),
+            Ok(None) => Status::success(),
+            Ok(Some(reason)) => Status::unschedulable(reason),
             Err(status) => status,
         }
     }
@@ -266,20 +303,19 @@ impl FilterPlugin for NodeVolumeLimits {
         let Ok(new) = attachables(&volumes, pod, true) else {
             return false;
         };
-        let mut full: Vec<NodeIndex> = Vec::new();
+        let mut refused: BTreeMap<String, Vec<NodeIndex>> = BTreeMap::new();
         for index in verdicts.feasible().iter() {
             let Some(node) = snapshot.node(index) else {
                 continue;
             };
-            match has_room(&volumes, &new, node) {
-                Ok(true) => {}
-                Ok(false) => full.push(index),
+            match refusal(&volumes, &new, node) {
+                Ok(None) => {}
+                Ok(Some(reason)) => refused.entry(reason).or_default().push(index),
                 Err(_) => return false,
             }
         }
-        if !full.is_empty() {
-            let status = Status::unschedulable(ERR_REASON_MAX_VOLUME_COUNT_EXCEEDED);
-            verdicts.reject_all(&full.into_iter().collect(), status);
+        for (reason, nodes) in refused {
+            verdicts.reject_all(&nodes.into_iter().collect(), Status::unschedulable(reason));
         }
         true
     }
@@ -293,6 +329,11 @@ impl EnqueueExtensions for NodeVolumeLimits {
                 EventResource::CSINode,
                 ActionType::UPDATE,
                 after_csi_node_update,
+            ),
+            // DIFFERS: upstream's pod that waits for a driver does not notice that the driver waits for it no more.
+            ClusterEventWithHint::always(
+                EventResource::CSIDriver,
+                ActionType::UPDATE | ActionType::DELETE,
             ),
             ClusterEventWithHint::with_hint(
                 EventResource::Pod,
@@ -325,8 +366,10 @@ fn after_csi_node_update(
         return QueueingHint::Queue;
     };
     let of = |node: &CSINode, driver: &str| limit(node, driver).unwrap_or(0);
+    let had = |driver: &str| old.spec.drivers.iter().any(|d| d.name == driver);
     let mut drivers = new.spec.drivers.iter().map(|driver| &driver.name);
-    if drivers.any(|driver| of(new, driver) > of(old, driver)) {
+    // DIFFERS: upstream looks at limits alone; a pod that waits for a driver without one would wait on.
+    if drivers.any(|driver| !had(driver) || of(new, driver) > of(old, driver)) {
         QueueingHint::Queue
     } else {
         QueueingHint::QueueSkip

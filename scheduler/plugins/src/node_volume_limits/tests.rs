@@ -25,6 +25,10 @@ fn class(name: &str, provisioner: &str) -> Value {
     json!({"kind": "StorageClass", "metadata": {"name": name}, "provisioner": provisioner})
 }
 
+fn driver(name: &str, prevents: Option<bool>) -> Value {
+    json!({"kind": "CSIDriver", "metadata": {"name": name}, "spec": {"preventPodSchedulingIfMissing": prevents}})
+}
+
 fn attachment(name: &str, node: &str, volume: &str) -> Value {
     json!({"kind": "VolumeAttachment", "metadata": {"name": name},
         "spec": {"attacher": "d", "nodeName": node, "source": {"persistentVolumeName": volume}}})
@@ -55,6 +59,7 @@ fn objects() -> Vec<Value> {
 fn what_counts() {
     let full = Status::unschedulable(ERR_REASON_MAX_VOLUME_COUNT_EXCEEDED);
     let fits = Status::success();
+    let missing = Status::unschedulable("d CSI driver is not installed on the node");
     let limit = |count| csi_node("n", "d", Some(count));
     let lookup = "looking up PVC default/nowhere: persistentvolumeclaim \"nowhere\" not found";
     for (what, more, on_node, new, expect) in [
@@ -82,6 +87,34 @@ fn what_counts() {
             &fits,
         ),
         ("no CSINode", vec![], vec!["c1"], vec!["c2", "c3"], &fits),
+        (
+            "no CSINode, and the driver wants to be there",
+            vec![driver("d", Some(true))],
+            vec![],
+            vec!["c1"],
+            &missing,
+        ),
+        (
+            "another driver than the one that wants to be there",
+            vec![csi_node("n", "e", None), driver("d", Some(true))],
+            vec![],
+            vec!["new1"],
+            &missing,
+        ),
+        (
+            "the driver is there",
+            vec![csi_node("n", "d", None), driver("d", Some(true))],
+            vec![],
+            vec!["c1"],
+            &fits,
+        ),
+        (
+            "it does not mind",
+            vec![driver("d", Some(false))],
+            vec![],
+            vec!["c1"],
+            &fits,
+        ),
         (
             "another driver",
             vec![limit(1)],
@@ -254,6 +287,12 @@ fn hints() {
     };
     assert_eq!(update(Some(1), Some(2)), QueueingHint::Queue);
     assert_eq!(update(Some(2), Some(1)), QueueingHint::QueueSkip);
+    let (old, new) = (
+        object(csi_node("n", "d", None)),
+        object(csi_node("n", "e", None)),
+    );
+    let registered = after_csi_node_update(&pod, Some(&old), Some(&new));
+    assert_eq!(registered, QueueingHint::Queue, "a driver came");
     let deleted =
         |pod: Arc<Pod>| after_pod_deletion(&pod, Some(&EventObject::Pod(Arc::clone(&pod))), None);
     assert_eq!(
