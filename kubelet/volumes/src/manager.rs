@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::claim::{self, Persistent};
 use crate::csi::{self, CsiVolumes};
 use crate::layout::{Layout, check_component};
-use crate::plugin::{Mounter, Ownership, SetUpError, find_plugin};
+use crate::plugin::{Mounter, Ownership, SetUpError};
 use crate::reconcile::{Action, Observed, reconcile};
 use crate::source::ObjectSource;
 use crate::sub_path::{self, SubPathError};
