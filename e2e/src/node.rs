@@ -21,7 +21,9 @@ set -eu
 mount --make-rprivate /
 umount -R -l /run/netns 2>/dev/null || true
 mount -t tmpfs -o mode=755 gantry-run /run
-mkdir -p /run/netns /run/lock /run/containerd /run/xtables
+mkdir -p /run/netns /run/lock /run/containerd /run/xtables /run/proc
+# A user namespace may mount a proc of its own where it sees one that nothing covers; /proc/1 is covered below.
+mount -t proc gantry-proc /run/proc
 mount -t overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/etc-work" gantry-etc /etc
 for own in cni/net.d containerd kubernetes; do mount --bind "$1/etc/$own" "/etc/$own"; done
 mount --bind "$1/log" /var/log

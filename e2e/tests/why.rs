@@ -18,12 +18,31 @@ fn pod(name: &str, cpu: &str) -> String {
     )
 }
 
-/// Where the scheduler's port is. Its certificate is its own.
-fn gantry(cluster: &Cluster, namespace: &str, kubeconfig: &str) -> Command {
+/// The scheduler that leads: it alone can answer.
+fn leader(cluster: &Cluster, kubeconfig: &str) -> Result<String> {
+    let mut found = String::new();
+    wait_until("a scheduler that leads", Duration::from_secs(30), || {
+        for replica in 0..u16::from(cluster.state.options.replicas) {
+            let address = format!("https://127.0.0.1:{}", 10259 + replica * 100);
+            let mut command = gantry(cluster, &address, "why", kubeconfig);
+            if output(command.arg("whatif")).is_ok() {
+                found = address;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })?;
+    Ok(found)
+}
+
+/// In the control plane's place, where the schedulers' ports are. Their certificates are their own.
+fn gantry(cluster: &Cluster, scheduler: &str, namespace: &str, kubeconfig: &str) -> Command {
     let program = cluster.outputs.ours("kubectl-gantry");
     let mut command = cluster.control_plane().command(program);
     command.args([
         "--insecure-skip-tls-verify",
+        "--scheduler",
+        scheduler,
         "--kubeconfig",
         kubeconfig,
         "-n",
@@ -41,12 +60,13 @@ fn the_scheduler_says_why_and_what_if() -> Result<()> {
         .kubeconfig("admin-inside")
         .display()
         .to_string();
+    let leader = leader(&cluster, &admin)?;
     ns.apply(&pod("large", "1000"))?;
     wait_until("the pod was tried", Duration::from_secs(30), || {
         Ok(ns.kubectl(&["get", "events"])?.contains("FailedScheduling"))
     })?;
 
-    let why = output(gantry(&cluster, &ns.name, &admin).args(["why", "pod", "large"]))?;
+    let why = output(gantry(&cluster, &leader, &ns.name, &admin).args(["why", "pod", "large"]))?;
     for words in [
         "fits on none of",
         "NodeResourcesFit: Insufficient cpu",
@@ -54,15 +74,21 @@ fn the_scheduler_says_why_and_what_if() -> Result<()> {
     ] {
         ensure!(why.contains(words), "no {words:?} in: {why}");
     }
-    let json = output(gantry(&cluster, &ns.name, &admin).args(["-o", "json", "why", "pod/large"]))?;
+    let json = output(gantry(&cluster, &leader, &ns.name, &admin).args([
+        "-o",
+        "json",
+        "why",
+        "pod/large",
+    ]))?;
     let why: Value = serde_json::from_str(&json)?;
     ensure!(why["groups"][0]["plugin"] == "NodeResourcesFit", "{why}");
 
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), pod("small", "10m"))?;
     let path = file.path().display().to_string();
-    let answer =
-        output(gantry(&cluster, &ns.name, &admin).args(["whatif", "-f", &path, "-o", "json"]))?;
+    let answer = output(
+        gantry(&cluster, &leader, &ns.name, &admin).args(["whatif", "-f", &path, "-o", "json"]),
+    )?;
     let answer: Value = serde_json::from_str(&answer)?;
     let pods = answer["pods"].as_array().context("pods of the answer")?;
     let small = pods.iter().find(|pod| pod["name"] == "small");
@@ -88,7 +114,9 @@ fn the_scheduler_says_why_and_what_if() -> Result<()> {
     config["users"][0]["user"] = serde_json::json!({ "token": token.trim() });
     std::fs::write(file.path(), config.to_string())?;
     for question in [["why", "pod", "large"].as_slice(), &["whatif"]] {
-        let refused = gantry(&cluster, &ns.name, &path).args(question).output()?;
+        let refused = gantry(&cluster, &leader, &ns.name, &path)
+            .args(question)
+            .output()?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         let shown = String::from_utf8_lossy(&refused.stdout).into_owned();
         ensure!(
