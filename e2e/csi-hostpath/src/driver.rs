@@ -65,7 +65,8 @@ impl Driver {
         }
         let driver = Self {
             disk: Disk::open(folder)?,
-            state: StateFile::open(folder.join("state.json"))?,
+            // Upstream's specs give one folder to several drivers of a node.
+            state: StateFile::open(folder.join(format!("{}.json", config.driver_name)))?,
             operations: Operations::default(),
             config,
         };

@@ -176,8 +176,11 @@ pub fn create_volume(
     let source = source(request.volume_content_source.as_ref())?;
     let parameters: BTreeMap<_, _> = request.parameters.clone().into_iter().collect();
     if let Some(existing) = state.volume_by_name(&request.name) {
-        if existing.phase != Phase::Ready {
-            return Err(busy(&request.name));
+        match existing.phase {
+            Phase::Ready => {}
+            // Nobody else works on this name: what was begun and could not be ended is begun anew.
+            Phase::Creating => return Ok(Creation::New(existing.clone())),
+            Phase::Deleting => return Err(busy(&request.name)),
         }
         let (wanted, _) = bounds(request.capacity_range.as_ref())?;
         let fits = existing.size_bytes >= wanted && (limit == 0 || existing.size_bytes <= limit);

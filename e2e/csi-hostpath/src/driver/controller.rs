@@ -49,6 +49,8 @@ impl Driver {
             Source::Snapshot(id) => self.disk.snapshot(id),
             Source::Volume(id) => self.disk.volume(id),
         });
+        // Of an earlier try.
+        self.remove_volume_data(&volume.id, volume.access)?;
         let made = disk::make(&path, volume.access, volume.size_bytes).and_then(|()| match from {
             Some(from) => disk::copy(&from, &path, volume.access),
             None => Ok(()),

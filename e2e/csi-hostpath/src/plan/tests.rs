@@ -130,6 +130,12 @@ fn the_same_name_is_the_same_volume_or_refused() {
     let mut under_way = state.clone();
     under_way.volumes.get_mut("id").unwrap().phase = Phase::Creating;
     let again = create_volume(&config(), &under_way, &request("a", 10, 0), "new");
+    let Creation::New(again) = again.unwrap() else {
+        panic!("what was not ended is begun anew");
+    };
+    assert_eq!(again.id, "id");
+    under_way.volumes.get_mut("id").unwrap().phase = Phase::Deleting;
+    let again = create_volume(&config(), &under_way, &request("a", 10, 0), "new");
     assert_eq!(again.unwrap_err().code(), Code::Aborted);
 }
 
