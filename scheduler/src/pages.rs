@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -28,6 +29,8 @@ mod tests;
 
 /// A question may be this large: many pods and nodes.
 const MAX_QUESTION: usize = 16 << 20;
+/// Questions that are read or wait for their turn; more are sent away.
+const MAX_QUESTIONS: usize = 8;
 
 /// What the pages ask.
 #[derive(Clone)]
@@ -46,11 +49,24 @@ pub fn router(scheduler: Arc<Scheduler>, active: Arc<AtomicBool>) -> Router {
         active,
         turn: Arc::new(Semaphore::new(1)),
     };
+    // Before any body is read: a crowd of them would not fit into memory.
+    let places = Arc::new(Semaphore::new(MAX_QUESTIONS));
     Router::new()
         .route("/gantry/why/{namespace}/{name}", get(why))
         .route("/gantry/whatif", post(ask_what_if))
         .layer(DefaultBodyLimit::max(MAX_QUESTION))
+        .layer(from_fn_with_state(places, admit))
         .with_state(pages)
+}
+
+async fn admit(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match places.try_acquire() {
+        Ok(_place) => next.run(request).await,
+        Err(_) => {
+            let why = "too many questions are under way: ask again";
+            refuse(StatusCode::TOO_MANY_REQUESTS, why)
+        }
+    }
 }
 
 fn refuse(code: StatusCode, error: impl Into<String>) -> Response {

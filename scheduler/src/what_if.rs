@@ -137,6 +137,8 @@ pub enum InvalidQuestion {
 
 /// The configuration of a question, checked as a file is.
 ///
+/// Extenders are refused: the scheduler would call addresses and read files of the asker's choice.
+///
 /// # Errors
 /// What is wrong with it.
 pub fn config_of(value: &serde_json::Value) -> Result<KubeSchedulerConfiguration, InvalidQuestion> {
@@ -146,6 +148,10 @@ pub fn config_of(value: &serde_json::Value) -> Result<KubeSchedulerConfiguration
     let read =
         component_base::config::decode_strict(path, &text, config::API_VERSION, config::KIND);
     let mut config: KubeSchedulerConfiguration = read.map_err(|error| invalid(&error))?;
+    if !config.extenders.is_empty() {
+        let why = "extenders: Forbidden: a question names none; leave them out";
+        return Err(invalid(&why));
+    }
     config::set_defaults(&mut config);
     match config::validate(&config) {
         errors if errors.is_empty() => Ok(config),

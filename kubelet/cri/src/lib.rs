@@ -20,6 +20,7 @@ pub mod front;
 pub mod options;
 mod serve;
 mod service;
+pub mod session;
 mod streaming_server;
 pub mod to_cri;
 

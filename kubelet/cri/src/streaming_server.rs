@@ -11,18 +11,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::FutureExt as _;
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use runtime::{Runtime, RuntimeError, Session, StreamOptions};
-use streaming::{PortForwardOptions, Process, RemoteCommand, RemoteCommandOptions, StreamConfig};
+use runtime::{Runtime, StreamOptions};
+use streaming::{PortForwardOptions, RemoteCommand, RemoteCommandOptions, StreamConfig};
 use tokio::net::TcpListener;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+
+use crate::session::process;
 
 /// How long an address may wait for its client. Upstream: `cacheTTL`.
 const TOKEN_AGE: Duration = Duration::from_secs(60);
@@ -32,6 +33,9 @@ const MAX_TOKENS: usize = 1000;
 const TOKEN_BYTES: usize = 16;
 /// A client that takes longer for the head of its request is let go.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that have not said yet what they want. Pods on the host's network reach this port, too: they must not use up the
+/// process's descriptors.
+const MAX_UNASKED: usize = 256;
 
 type Response = http::Response<Full<Bytes>>;
 
@@ -183,6 +187,7 @@ impl StreamingServer {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let (weak, ending) = (Arc::downgrade(&self.inner), self.inner.ending.clone());
+        let places = Arc::new(Semaphore::new(MAX_UNASKED));
         tokio::spawn(async move {
             loop {
                 let accepted = tokio::select! {
@@ -191,7 +196,10 @@ impl StreamingServer {
                 };
                 let Some(inner) = weak.upgrade() else { return };
                 match accepted {
-                    Ok((connection, _)) => drop(tokio::spawn(serve(inner, connection))),
+                    Ok((connection, _)) => match places.clone().try_acquire_owned() {
+                        Ok(place) => drop(tokio::spawn(serve(inner, connection, place))),
+                        Err(_) => tracing::debug!("too many streaming connections ask for nothing"),
+                    },
                     // Of files, mostly: somebody must end first.
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a streaming connection");
@@ -204,7 +212,8 @@ impl StreamingServer {
     }
 }
 
-async fn serve(inner: Arc<Inner>, connection: tokio::net::TcpStream) {
+/// Until the request is answered or the connection has become a stream.
+async fn serve(inner: Arc<Inner>, connection: tokio::net::TcpStream, _place: OwnedSemaphorePermit) {
     let _ = connection.set_nodelay(true);
     let ending = inner.ending.clone();
     let service = service_fn(move |request| {
@@ -326,6 +335,11 @@ impl Inner {
 fn refuse(status: StatusCode, text: &str) -> Response {
     let mut response = http::Response::new(Full::new(Bytes::from(format!("{text}\n"))));
     *response.status_mut() = status;
+    // Whoever has no token keeps no connection either.
+    let close = http::HeaderValue::from_static("close");
+    response
+        .headers_mut()
+        .insert(http::header::CONNECTION, close);
     response
 }
 
@@ -336,47 +350,6 @@ fn asked(options: &StreamOptions) -> RemoteCommandOptions {
         stderr: options.stderr,
         tty: options.tty,
     }
-}
-
-/// The runtime's session as the streams' far end.
-fn process(session: Session) -> Process {
-    let Session {
-        stdin,
-        stdout,
-        stderr,
-        resize,
-        detaches_with_stdin,
-        exit,
-    } = session;
-    let exit = async move {
-        match exit.await {
-            Ok(Ok(code)) => Ok(code),
-            Ok(Err(error)) => Err(RuntimeError::to_string(&error)),
-            Err(_) => Err("the runtime lost the process".to_owned()),
-        }
-    };
-    Process {
-        stdin,
-        stdout,
-        stderr,
-        resize: resize.map(sizes),
-        detaches_with_stdin,
-        exit: exit.boxed(),
-    }
-}
-
-/// Ends with either side.
-fn sizes(to: mpsc::Sender<runtime::TerminalSize>) -> mpsc::Sender<streaming::TerminalSize> {
-    let (sender, mut receiver) = mpsc::channel::<streaming::TerminalSize>(1);
-    tokio::spawn(async move {
-        while let Some(streaming::TerminalSize { width, height }) = receiver.recv().await {
-            let size = runtime::TerminalSize { width, height };
-            if to.send(size).await.is_err() {
-                return;
-            }
-        }
-    });
-    sender
 }
 
 #[cfg(test)]

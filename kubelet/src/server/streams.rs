@@ -5,13 +5,10 @@
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use futures::FutureExt as _;
-use runtime::api::{RuntimeError, Session, StreamOptions};
+use cri::session::process;
+use runtime::api::StreamOptions;
 use serde::Deserialize;
-use streaming::{
-    PortForwardOptions, Process, RemoteCommand, RemoteCommandOptions, StreamConfig, TerminalSize,
-};
-use tokio::sync::mpsc;
+use streaming::{PortForwardOptions, RemoteCommand, RemoteCommandOptions, StreamConfig};
 
 use super::{ApiError, Server};
 use crate::pod;
@@ -191,48 +188,4 @@ fn stream_options(options: RemoteCommandOptions) -> StreamOptions {
         stderr: options.stderr,
         tty: options.tty,
     }
-}
-
-/// The runtime's session as the streams' far end.
-fn process(session: Session) -> Process {
-    let Session {
-        stdin,
-        stdout,
-        stderr,
-        resize,
-        detaches_with_stdin,
-        exit,
-    } = session;
-    let exit = async move {
-        match exit.await {
-            Ok(Ok(code)) => Ok(code),
-            Ok(Err(error)) => Err(RuntimeError::to_string(&error)),
-            Err(_) => Err("the runtime lost the process".to_owned()),
-        }
-    };
-    Process {
-        stdin,
-        stdout,
-        stderr,
-        resize: resize.map(sizes),
-        detaches_with_stdin,
-        exit: exit.boxed(),
-    }
-}
-
-/// Ends with either side.
-fn sizes(to: mpsc::Sender<runtime::api::TerminalSize>) -> mpsc::Sender<TerminalSize> {
-    let (sender, mut receiver) = mpsc::channel::<TerminalSize>(1);
-    tokio::spawn(async move {
-        while let Some(TerminalSize { width, height }) = receiver.recv().await {
-            if to
-                .send(runtime::api::TerminalSize { width, height })
-                .await
-                .is_err()
-            {
-                return;
-            }
-        }
-    });
-    sender
 }

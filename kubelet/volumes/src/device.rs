@@ -146,22 +146,28 @@ pub(crate) fn format_and_mount(
     if let Some(fs_type) = fs_type {
         check_fs_type(fs_type)?;
     }
-    let _one = FORMATS.lock().unwrap_or_else(PoisonError::into_inner);
-    let content = probe(device)?;
-    let wanted = match (&content, fs_type) {
-        (_, Some(fs_type)) => fs_type,
-        (Content::FileSystem(found), None) => found,
-        (_, None) => DEFAULT_FS,
+    let wanted = |content: &Content| match (content, fs_type) {
+        (_, Some(fs_type)) => fs_type.to_owned(),
+        (Content::FileSystem(found), None) => found.clone(),
+        (_, None) => DEFAULT_FS.to_owned(),
     };
-    match content {
-        Content::Nothing if !read_only => make_file_system(device, wanted)?,
-        Content::FileSystem(_) if !read_only => check_file_system(device)?,
-        // The mount says what is wrong.
-        _ => {}
+    let content = {
+        // A slow check or mount holds up no other device.
+        let _one = FORMATS.lock().unwrap_or_else(PoisonError::into_inner);
+        let content = probe(device)?;
+        if content == Content::Nothing && !read_only {
+            make_file_system(device, &wanted(&content))?;
+        }
+        content
+    };
+    if matches!(content, Content::FileSystem(_)) && !read_only {
+        check_file_system(device)?;
     }
+    // Where something else is there, the mount says what is wrong.
+    let wanted = wanted(&content);
     let mut options = options.to_vec();
     options.push("defaults".to_owned());
-    mount_by_program(device.as_os_str(), dir, wanted, &options)
+    mount_by_program(device.as_os_str(), dir, &wanted, &options)
 }
 
 fn probe(device: &Path) -> Result<Content, ToolError> {

@@ -162,7 +162,7 @@ pub(crate) fn mark_ready(meta: &Path) -> Result<(), SetUpError> {
     fs::write(&ready, []).io_at("failed to write", ready)
 }
 
-fn make_dirs(dir: &Path, mode: u32) -> Result<(), SetUpError> {
+pub(crate) fn make_dirs(dir: &Path, mode: u32) -> Result<(), SetUpError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)

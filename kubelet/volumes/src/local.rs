@@ -1,9 +1,9 @@
 //! `local` PersistentVolumes: a directory of the node, bound into the pod's own; a device with a file system, mounted there; or, with
 //! volumeMode Block, the device itself. Upstream: pkg/volume/local.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
 use async_trait::async_trait;
@@ -116,9 +116,9 @@ fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
         });
     }
     for parent in &request.parents {
-        make_dirs(parent)?;
+        empty_dir::make_dirs(parent, 0o750)?;
     }
-    make_dirs(dir)?;
+    empty_dir::make_dirs(dir, 0o750)?;
     let mounts = mountinfo::list().io_at("failed to list the mounts at", dir)?;
     if mountinfo::at(&mounts, dir).is_none() {
         if is_device {
@@ -137,14 +137,6 @@ fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
     }
     empty_dir::mark_ready(&request.meta)?;
     Ok(dir.clone())
-}
-
-fn make_dirs(dir: &Path) -> Result<(), SetUpError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o750)
-        .create(dir)
-        .io_at("failed to create directory", dir)
 }
 
 fn bind(source: &Path, dir: &Path) -> io::Result<()> {

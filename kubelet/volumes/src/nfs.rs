@@ -3,9 +3,7 @@
 //! Files belong to whom the server says: no group is handed over.
 
 use std::ffi::OsString;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolume, Volume};
@@ -82,24 +80,16 @@ fn source(server: &str, path: &str) -> String {
 /// Idempotent. Blocks, as long as the server lets `mount.nfs` wait.
 fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
     for parent in &request.parents {
-        make_dirs(parent)?;
+        empty_dir::make_dirs(parent, 0o750)?;
     }
     let dir = &request.dir;
-    make_dirs(dir)?;
+    empty_dir::make_dirs(dir, 0o750)?;
     let mounts = mountinfo::list().io_at("failed to list the mounts at", dir)?;
     if mountinfo::at(&mounts, dir).is_none() {
         mount_by_program(&request.source, dir, "nfs", &request.options)?;
     }
     empty_dir::mark_ready(&request.meta)?;
     Ok(dir.clone())
-}
-
-fn make_dirs(dir: &Path) -> Result<(), SetUpError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o750)
-        .create(dir)
-        .io_at("failed to create directory", dir)
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ pub trait FilterPlugin: Plugin {
     /// `Success`, `Unschedulable`, `UnschedulableAndUnresolvable` or `Error`.
     fn filter(&self, state: &CycleState, pod: &Arc<PodInfo>, node: &NodeInfo) -> Status;
 
-    /// The same over all of `verdicts.feasible()`: rejects the unfit. Must agree with [`FilterPlugin::filter`]. False: not implemented, nothing was done.
+    /// The same over all of `verdicts.feasible()`: rejects the unfit. Must agree with [`FilterPlugin::filter`]. False: the plugin has no such form, and each node is asked by itself.
     fn filter_all(
         &self,
         state: &CycleState,
@@ -299,7 +299,7 @@ pub trait ScorePlugin: Plugin {
     fn score(&self, state: &CycleState, pod: &Arc<PodInfo>, node: &NodeInfo)
     -> Result<i64, Status>;
 
-    /// The same over `nodes`, into `scores[index]`; must agree with [`ScorePlugin::score`]. False: not implemented, nothing was done.
+    /// The same over `nodes`, into `scores[index]`; must agree with [`ScorePlugin::score`]. False: the plugin has no such form, and each node is asked by itself.
     fn score_all(
         &self,
         state: &CycleState,

@@ -143,3 +143,27 @@ async fn a_scheduler_that_does_not_schedule_says_so() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_crowd_of_questions_is_sent_away() {
+    let places = Arc::new(Semaphore::new(1));
+    let router: Router = Router::new()
+        .route("/", get(async || Json(json!("asked"))))
+        .layer(from_fn_with_state(Arc::clone(&places), admit));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let config = kube::Config::new(url.parse().unwrap());
+    let client = ClientConfig::new("test").build_from(config).unwrap();
+    let asked = async || {
+        let request = Request::get("/").body(Vec::new()).unwrap();
+        let answer: anyhow::Result<Value> = ask(&client, request).await;
+        answer.map_err(|error| error.to_string())
+    };
+    assert_eq!(asked().await, Ok(json!("asked")));
+    let taken = places.try_acquire().unwrap();
+    let refused = asked().await.unwrap_err();
+    assert_eq!(refused, "too many questions are under way: ask again");
+    drop(taken);
+    assert_eq!(asked().await, Ok(json!("asked")));
+}

@@ -149,6 +149,10 @@ async fn new_pods_are_tried_by_the_configuration_of_the_question() {
     let config = json!({"apiVersion": config::API_VERSION, "kind": config::KIND, "profiles": [{"schedulerName": "other"}]});
     let config = config_of(&config).expect("valid");
     assert_eq!(config.profiles[0].scheduler_name.as_deref(), Some("other"));
+    let reaching_out = json!({"apiVersion": config::API_VERSION, "kind": config::KIND,
+        "extenders": [{"urlPrefix": "https://192.0.2.1", "filterVerb": "f", "tlsConfig": {"certFile": "/etc/x", "keyFile": "/etc/y"}}]});
+    let error = config_of(&reaching_out).expect_err("refused").to_string();
+    assert!(error.contains("extenders: Forbidden"), "{error}");
     let wrong = json!({"apiVersion": config::API_VERSION, "kind": config::KIND, "parallelism": 0});
     let error = config_of(&wrong).expect_err("invalid").to_string();
     assert!(
