@@ -10,7 +10,7 @@ use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
 use crate::{
-    bench, conformance, critest, csi, forward, fuzz, images, layers, metrics, test_run, tidy,
+    bench, conformance, critest, csi, forward, fuzz, images, kind, layers, metrics, test_run, tidy,
 };
 
 /// The cluster's name where `--name` is not given.
@@ -73,8 +73,19 @@ enum Verb {
     Metrics(metrics::MetricsOptions),
     /// Runs the fuzz targets of `fuzz/`, each for a while.
     Fuzz(fuzz::FuzzOptions),
-    /// Builds the images of images.toml.
-    Images,
+    /// Builds the images of images.toml, or those of our own programs.
+    Images {
+        /// kube-scheduler, kube-controller-manager, kube-proxy and cloud-controller-manager, as OCI layouts.
+        #[arg(long)]
+        ours: bool,
+        /// How our programs are built.
+        #[arg(long, value_enum, default_value = "release")]
+        profile: Profile,
+    },
+    /// Runs a real kind cluster whose nodes and control loops are ours.
+    Kind(kind::KindOptions),
+    /// Runs kubeadm init, join, upgrade node and reset on machines that are containers, twice in a row.
+    Kubeadm(kind::kubeadm::KubeadmOptions),
     /// Holds the crates' dependencies to the plan of the house.
     Tidy,
     /// Forwards a port into a network namespace.
@@ -158,10 +169,20 @@ pub fn run() -> Result<ExitCode> {
         Verb::Layers(options) => layers::run(&options)?,
         Verb::Metrics(options) => metrics::run(&options)?,
         Verb::Fuzz(options) => fuzz::run(&options)?,
-        Verb::Images => {
-            let outputs = Outputs::find();
-            images::build(&Steps::new(outputs.logs())?, &outputs)?;
+        Verb::Images { ours, profile } => {
+            let outputs = Outputs::find().with_profile(profile);
+            let steps = Steps::new(outputs.logs())?;
+            if ours {
+                let all: Vec<&str> = images::ours::OURS.iter().map(|one| one.program).collect();
+                let made = images::ours::build(&steps, &outputs, &all, &[])?;
+                print!("{}", images::ours::table(&made));
+                println!("OCI layouts in {}", outputs.images().join("ours").display());
+            } else {
+                images::build(&steps, &outputs)?;
+            }
         }
+        Verb::Kind(options) => kind::run(&options)?,
+        Verb::Kubeadm(options) => kind::kubeadm::run(&options)?,
         Verb::Tidy => tidy::check(&Outputs::find())?,
         Verb::Forward {
             listen,

@@ -202,14 +202,22 @@ fn array<'a>(object: &'a mut Value, pointer: &str) -> Option<&'a mut Vec<Value>>
 }
 
 fn apply_local_path(cluster: &Cluster) -> Result<()> {
+    cluster.apply(&local_path_objects(&cluster.outputs)?)
+}
+
+/// The objects of rancher's provisioner as a cluster of images of ours can have them.
+///
+/// # Errors
+/// The module is not there, or has another form.
+pub fn local_path_objects(outputs: &Outputs) -> Result<String> {
     let dir = module_dir(
-        &cluster.outputs,
+        outputs,
         "localpath",
         "github.com/rancher/local-path-provisioner",
     )?;
     let file = dir.join("deploy/local-path-storage.yaml");
     let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-    cluster.apply(&local_path(&text)?)
+    local_path(&text)
 }
 
 /// The provisioner's objects with images of this cluster, in folders that are a node's own, and with the default class.
@@ -242,8 +250,11 @@ fn local_path(text: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Where the Go command keeps a module's files.
-fn module_dir(outputs: &Outputs, of: &str, module: &str) -> Result<PathBuf> {
+/// Where the Go command keeps a module's files. `of`: the module below `e2e/upstream` that asks for it.
+///
+/// # Errors
+/// It is not there.
+pub fn module_dir(outputs: &Outputs, of: &str, module: &str) -> Result<PathBuf> {
     let dir = output(
         Command::new("go")
             .current_dir(programs::go_module(outputs, of))

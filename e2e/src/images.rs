@@ -2,8 +2,10 @@
 //!
 //! **Invariant:** the same inputs give the same bytes: fixed times, sorted entries, no host names.
 
+pub mod archive;
 mod base;
 mod layer;
+pub mod ours;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -188,10 +190,7 @@ pub fn build_set(steps: &Steps, outputs: &Outputs, set: &str) -> Result<()> {
             .collect();
         let image_built = assemble(image, blobs);
         for name in &image.names {
-            write_layout(
-                &outputs.images().join("oci").join(file_name(name)),
-                &image_built,
-            )?;
+            write_layout(&layout(outputs, name), &image_built)?;
         }
         built.insert(image.names[0].clone(), image_built);
         step.advance();
@@ -295,6 +294,23 @@ fn write_layout(dir: &Path, image: &Built) -> Result<()> {
     Ok(())
 }
 
+/// The names of a set's images.
+///
+/// # Errors
+/// images.toml is not well-formed.
+pub fn names(set: &str) -> Result<Vec<String>> {
+    let manifest = Manifest::read()?;
+    Ok(manifest
+        .images(set)
+        .flat_map(|image| image.names.clone())
+        .collect())
+}
+
+/// The OCI layout of an image of images.toml.
+pub fn layout(outputs: &Outputs, name: &str) -> PathBuf {
+    outputs.images().join("oci").join(file_name(name))
+}
+
 fn file_name(image: &str) -> String {
     image.replace(['/', ':'], "_")
 }
@@ -320,7 +336,7 @@ pub fn push_set(
         step.run(
             crane()
                 .args(["push", "--insecure", "--index"])
-                .arg(outputs.images().join("oci").join(file_name(name)))
+                .arg(layout(outputs, name))
                 .arg(format!("{address}/{path}")),
         )?;
     }
@@ -368,7 +384,7 @@ pub fn push_all(cluster: &Cluster, address: &str, step: &Step) -> Result<()> {
         let path = name
             .strip_prefix("registry.k8s.io/")
             .with_context(|| format!("images.toml: {name:?} has another host"))?;
-        let layout: PathBuf = cluster.outputs.images().join("oci").join(file_name(name));
+        let layout = layout(&cluster.outputs, name);
         step.run(
             cluster
                 .control_plane()
@@ -394,6 +410,7 @@ mod tests {
             assert!(sets.contains(storage.set()));
         }
         assert!(sets.contains(crate::critest::SET));
+        assert!(sets.contains(crate::kind::SET));
         for image in &manifest.image {
             assert!(!image.names.is_empty());
             for layer in &image.layers {

@@ -14,6 +14,7 @@ pub mod debian;
 pub mod forward;
 pub mod fuzz;
 pub mod images;
+pub mod kind;
 pub mod layers;
 pub mod metrics;
 pub mod node;

@@ -300,6 +300,13 @@ const GO_PROGRAMS: &[GoProgram] = &[
     ),
     go("coredns", "addons", "./coredns", GoKind::Plain),
     go(
+        "kubeadm",
+        "",
+        "k8s.io/kubernetes/cmd/kubeadm",
+        GoKind::Kubernetes(Kubernetes::V1_37),
+    ),
+    go("kind", "kind", "sigs.k8s.io/kind", GoKind::Plain),
+    go(
         "containerd",
         "node",
         "github.com/containerd/containerd/v2/cmd/containerd",

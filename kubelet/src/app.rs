@@ -36,7 +36,7 @@ use self::features::{
     POD_CERTIFICATE_REQUEST, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
 use self::machine::{check_machine, node_addresses, protect_from_oom};
-use self::runtime::{load_user_namespaces, open_runtime, serve_cri};
+use self::runtime::{load_user_namespaces, open_runtime, serve_cri, take_cgroup_driver};
 use crate::backoff::Backoff;
 use crate::cm::cgroup::{CgroupError, CgroupManager};
 use crate::cm::machine::{MachineInfo, fs_stats};
@@ -152,7 +152,9 @@ pub async fn run() -> Result<(), AppError> {
             "The configuration field is accepted and not used by this build"
         );
     }
-    let config = Arc::new(loaded.config);
+    let mut config = loaded.config;
+    take_cgroup_driver(&mut config);
+    let config = Arc::new(config);
     let gates = feature_gates(&options, &config)?;
     let shutdown = Shutdown::on_signals().map_err(io("install signal handlers"))?;
     metrics::init(&options.node_name);
@@ -281,7 +283,7 @@ impl Parts {
         ));
 
         // The runtime first: what runs is found again whether or not the API server is there.
-        let linux = open_runtime(&options, open_files).await?;
+        let linux = open_runtime(&options, &config, open_files).await?;
         serve_cri(&options, &linux, &shutdown)?;
         let runtime: Arc<dyn Runtime> = Arc::new(linux.clone());
         if options.kubeconfig.is_none() && !config.pod_cidr.is_empty() {

@@ -364,6 +364,73 @@ fn is_client_config_still_valid(path: &Path) -> bool {
         .is_some_and(|v| v.is_valid(Timestamp::now()))
 }
 
+/// Keeps the pair that stands in `kubeconfig` itself as the current one, where none is kept yet: whoever writes kubeconfigs
+/// (`kubeadm init`) points it there afterwards, and from then on it is renewed. `false`: there is nothing to keep.
+///
+/// Upstream: `getCurrentCertificateOrBootstrap` of `client-go/util/certificate`, v1.37, which stores it at once, too.
+/// DIFFERS: upstream renews it and uses the new one from then on although the kubeconfig names another; here the kubeconfig's word counts.
+///
+/// # Errors
+/// The kubeconfig cannot be read, or the pair not written.
+pub fn keep_inline_pair(kubeconfig: &Path, cert_dir: &Path) -> Result<bool, CertificateError> {
+    let store = FileStore::client(cert_dir);
+    if store.current().is_ok() {
+        return Ok(false);
+    }
+    let text = std::fs::read_to_string(kubeconfig).map_err(|source| CertificateError::Io {
+        path: kubeconfig.to_path_buf(),
+        source,
+    })?;
+    let Some(pem) = inline_pair(&text).map_err(|reason| CertificateError::Kubeconfig {
+        path: kubeconfig.to_path_buf(),
+        reason,
+    })?
+    else {
+        return Ok(false);
+    };
+    if !validity(&pem).is_some_and(|v| v.is_valid(Timestamp::now())) {
+        return Ok(false);
+    }
+    store.update(&pem)?;
+    Ok(true)
+}
+
+/// Certificate and key of the current context's user, if they stand in the file itself.
+fn inline_pair(kubeconfig: &str) -> Result<Option<Vec<u8>>, String> {
+    let config: serde_json::Value =
+        serde_saphyr::from_str(kubeconfig).map_err(|error| error.to_string())?;
+    let named = |list: &str, name: &serde_json::Value| {
+        config[list]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|entry| &entry["name"] == name)
+    };
+    let user = named("contexts", &config["current-context"])
+        .and_then(|context| named("users", &context["context"]["user"]));
+    let Some(user) = user.map(|user| &user["user"]) else {
+        return Ok(None);
+    };
+    let data = |field: &str| {
+        let value = user[field].clone();
+        match value.as_str() {
+            None | Some("") => Ok(None),
+            Some(_) => serde_json::from_value::<ByteString>(value)
+                .map(|bytes| Some(bytes.0))
+                .map_err(|error| format!("{field}: {error}")),
+        }
+    };
+    let (Some(mut pem), Some(key)) = (data("client-certificate-data")?, data("client-key-data")?)
+    else {
+        return Ok(None);
+    };
+    if !pem.ends_with(b"\n") {
+        pem.push(b'\n');
+    }
+    pem.extend(key);
+    Ok(Some(pem))
+}
+
 /// Makes sure that `kubeconfig` exists and its certificate holds; asks for one with the bootstrap credentials if not.
 ///
 /// # Errors
@@ -464,6 +531,37 @@ mod tests {
         assert!(validity.is_valid(Timestamp::now()));
         let deadline = validity.rotation_deadline(0.5);
         assert!(deadline > validity.not_before && deadline < validity.not_after);
+    }
+
+    #[test]
+    fn an_inline_pair_is_kept_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = component_base::tls::generate_self_signed(&["n".to_owned()]).unwrap();
+        let kubeconfig = dir.path().join("kubelet.conf");
+        let inline = |bytes: &[u8]| serde_json::to_string(&ByteString(bytes.to_vec())).unwrap();
+        let write = |user: &str| {
+            let text = format!(
+                "current-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+                 users: [{{name: other, user: {{}}}}, {{name: u, user: {user}}}]\n"
+            );
+            std::fs::write(&kubeconfig, text).unwrap();
+        };
+        let pki = dir.path().join("pki");
+        write("{client-certificate: /x, client-key: /x}");
+        assert!(!keep_inline_pair(&kubeconfig, &pki).unwrap());
+        write(&format!(
+            "{{client-certificate-data: {}, client-key-data: {}}}",
+            inline(&cert),
+            inline(&key)
+        ));
+        assert!(keep_inline_pair(&kubeconfig, &pki).unwrap());
+        let (kept, _) = FileStore::client(&pki).current().unwrap();
+        assert_eq!(kept, [cert, key].concat());
+        // What is kept is newer than what an old kubeconfig says.
+        assert!(!keep_inline_pair(&kubeconfig, &pki).unwrap());
+        write("{client-certificate-data: '%', client-key-data: '%'}");
+        std::fs::remove_dir_all(&pki).unwrap();
+        assert!(keep_inline_pair(&kubeconfig, &pki).is_err());
     }
 
     #[test]

@@ -21,8 +21,8 @@ use crate::node::NodeState;
 
 /// How often a node without the right to see the others asks again.
 const PERMISSION_RETRY: Duration = Duration::from_secs(5);
-/// When routes could not be set.
-const PEERS_RETRY: Duration = Duration::from_secs(2);
+/// When the node's network or its routes could not be set.
+const NETWORK_RETRY: Duration = Duration::from_secs(2);
 
 /// Keeps the node's own object at hand and tells the runtime its pod CIDRs. `registers`: the kubelet makes the object itself.
 pub async fn watch_own_node(
@@ -47,25 +47,29 @@ pub async fn watch_own_node(
         }
     }
     let mut told: Option<Vec<String>> = None;
+    let mut cidrs: Vec<String> = Vec::new();
     loop {
-        let event = tokio::select! {
+        let failed = !cidrs.is_empty() && told.as_ref() != Some(&cidrs);
+        tokio::select! {
             () = shutdown.cancelled() => return,
-            event = events.recv() => event,
-        };
-        let Some(event) = event else { return };
-        if matches!(event, component_base::informer::InformerEvent::Deleted(_)) {
-            continue;
+            event = events.recv() => {
+                let Some(event) = event else { return };
+                if matches!(event, component_base::informer::InformerEvent::Deleted(_)) {
+                    continue;
+                }
+                let object = event.object().clone();
+                cidrs = pod_cidrs(&object).into_iter().map(str::to_owned).collect();
+                node.set_node(object);
+            }
+            () = tokio::time::sleep(NETWORK_RETRY), if failed => {}
         }
-        let object = event.object().clone();
-        let cidrs: Vec<String> = pod_cidrs(&object).into_iter().map(str::to_owned).collect();
-        node.set_node(object);
         if cidrs.is_empty() || told.as_ref() == Some(&cidrs) {
             continue;
         }
         match runtime.update_pod_cidrs(cidrs.clone()).await {
             Ok(()) => {
                 tracing::info!(?cidrs, "updated pod CIDRs");
-                told = Some(cidrs);
+                told = Some(cidrs.clone());
                 // The network may have become ready.
                 nudge.notify_one();
             }
@@ -108,8 +112,9 @@ async fn wait_until_allowed(client: &kube::Client) {
                     );
                 }
             }
-            // Anything else is the watch's business.
-            _ => return,
+            Ok(_) => return,
+            // An API server that is not up yet says nothing of the right.
+            Err(error) => tracing::debug!(%error, "cannot ask for the other nodes yet"),
         }
         tokio::time::sleep(PERMISSION_RETRY).await;
     }
@@ -151,7 +156,7 @@ pub async fn watch_peers(
         tokio::select! {
             () = shutdown.cancelled() => return,
             event = events.recv() => if event.is_none() { return },
-            () = tokio::time::sleep(PEERS_RETRY), if failed => {}
+            () = tokio::time::sleep(NETWORK_RETRY), if failed => {}
         }
     }
 }

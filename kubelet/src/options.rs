@@ -258,6 +258,8 @@ pub struct Options {
     pub runtime_state_dir: PathBuf,
     /// DIFFERS: the names a RuntimeClass may give the built-in runtime, as there is no containerd whose configuration holds them.
     pub runtime_handlers: Vec<String>,
+    /// DIFFERS: who connects pods; upstream leaves it to the runtime's configuration.
+    pub pod_network: network::Mode,
     /// DIFFERS: containerd's `config_path` of registries, as there is no containerd to hold it.
     pub registry_config_dir: PathBuf,
     pub feature_gates: BTreeMap<String, String>,
@@ -398,6 +400,11 @@ pub fn flag_set() -> FlagSet {
         "Handlers a RuntimeClass may name, all of them the built-in runtime.",
     );
     set.string(
+        "pod-network",
+        "auto",
+        "Who connects pods: \"builtin\", \"cni\" (none before a configuration is in /etc/cni/net.d), or \"auto\" (CNI where a configuration is, else built-in).",
+    );
+    set.string(
         "registry-config-dir",
         "/etc/containerd/certs.d",
         "Directory of registry hosts (certs.d/<host>/hosts.toml).",
@@ -501,6 +508,14 @@ impl Options {
                 .to_lowercase(),
         };
         let path = |name: &str| PathBuf::from(flags.string(name));
+        let pod_network = flags.string("pod-network");
+        let pod_network = pod_network
+            .parse()
+            .map_err(|reason| OptionsError::Invalid {
+                flag: "pod-network",
+                value: pod_network.to_owned(),
+                reason,
+            })?;
         Ok(Self {
             config: text(flags, "config"),
             config_dir: text(flags, "config-dir"),
@@ -519,6 +534,7 @@ impl Options {
             runtime_root_dir: path("runtime-root-dir"),
             runtime_state_dir: path("runtime-state-dir"),
             runtime_handlers: flags.list("runtime-handlers").to_vec(),
+            pod_network,
             registry_config_dir: path("registry-config-dir"),
             feature_gates: flags.map("feature-gates").clone(),
             config_overrides: config_overrides(flags)?,

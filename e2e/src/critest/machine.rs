@@ -19,6 +19,8 @@ pub const SOCKET: &str = "/run/containerd/containerd.sock";
 const REGISTRY: &str = "127.0.0.1:5000";
 /// Addresses of the machine's pods.
 const POD_CIDR: &str = "10.244.99.0/24";
+/// Where its shims live, on the machine as a whole.
+const SHIM_CGROUP: &str = "gantry-critest-shims";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// As a cluster's node (`node.rs`): its own /run, /var/lib, /var/log and /etc, one link, and no way out. `$1` is its folder.
@@ -156,6 +158,7 @@ impl Machine {
         server
             .arg(format!("--listen={SOCKET}"))
             .arg(format!("--pod-cidr={POD_CIDR}"))
+            .arg(format!("--shim-cgroup=/{SHIM_CGROUP}"))
             .arg("--v=4");
         self.spawn(&mut server, "gantry-cri.log")?;
         // As the machine sees it.
@@ -231,7 +234,9 @@ impl Drop for Machine {
             .flatten()
             .flatten()
         {
-            let _ = fs::remove_dir(hierarchy.path().join("k8s.io"));
+            for own in ["k8s.io", SHIM_CGROUP] {
+                let _ = fs::remove_dir(hierarchy.path().join(own));
+            }
         }
     }
 }

@@ -215,7 +215,12 @@ impl Tar {
     }
 
     pub fn finish(self) -> Result<Blob> {
-        Blob::from_bytes(&self.builder.into_inner()?)
+        Blob::from_bytes(&self.into_bytes()?)
+    }
+
+    /// The archive itself.
+    pub fn into_bytes(self) -> Result<Vec<u8>> {
+        Ok(self.builder.into_inner()?)
     }
 }
 

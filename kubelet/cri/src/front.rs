@@ -223,6 +223,7 @@ async fn open_runtime(options: &Options, ownership: Ownership) -> Result<LinuxRu
     let network = PodNetwork::open(NetworkConfig {
         state_dir: options.runtime_root_dir.join("network"),
         node_name: node_name(),
+        mode: options.pod_network,
         ..NetworkConfig::default()
     })
     .await?;
@@ -230,6 +231,7 @@ async fn open_runtime(options: &Options, ownership: Ownership) -> Result<LinuxRu
         root_dir: options.runtime_root_dir.clone(),
         state_dir: options.runtime_state_dir.clone(),
         shim_path: options.shim_path.clone(),
+        shim_cgroup: Some(options.shim_cgroup.clone()),
         handlers: options.runtime_handlers.clone(),
         ownership: Some(Arc::new(ownership)),
         ..LinuxRuntimeConfig::default()

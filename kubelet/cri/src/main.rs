@@ -8,6 +8,6 @@ async fn main() -> anyhow::Result<()> {
     let flags = flag_set().parse_or_exit();
     flags.init_logs()?;
     let shutdown = Shutdown::on_signals()?;
-    cri::front::run(Options::from_flags(&flags), shutdown.token()).await?;
+    cri::front::run(Options::from_flags(&flags)?, shutdown.token()).await?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use component_base::flags::{FlagSet, Flags};
+use runtime::linux::SHIM_CGROUP;
 
 /// How the program was started.
 #[derive(Clone, Debug)]
@@ -13,6 +14,9 @@ pub struct Options {
     pub runtime_root_dir: PathBuf,
     pub runtime_state_dir: PathBuf,
     pub runtime_handlers: Vec<String>,
+    pub pod_network: network::Mode,
+    /// Where shims live that this program starts, as a path below every hierarchy's root.
+    pub shim_cgroup: String,
     pub registry_config_dir: PathBuf,
     /// Ranges of pods' addresses, on a node that no kubelet has told any.
     pub pod_cidrs: Vec<String>,
@@ -46,6 +50,16 @@ pub fn flag_set() -> FlagSet {
         "Handlers a pod sandbox may name, all of them the one runtime.",
     );
     set.string(
+        "pod-network",
+        "auto",
+        "Who connects pods: builtin, cni or auto. As the kubelet's.",
+    );
+    set.string(
+        "shim-cgroup",
+        SHIM_CGROUP,
+        "The cgroup of shims that this program starts: they are not in its own, which may be killed as a whole.",
+    );
+    set.string(
         "registry-config-dir",
         "/etc/containerd/certs.d",
         "Directory of registry hosts (certs.d/<host>/hosts.toml).",
@@ -58,16 +72,42 @@ pub fn flag_set() -> FlagSet {
     set
 }
 
+/// A command line that makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("invalid argument {value:?} for \"--{flag}\" flag: {reason}")]
+pub struct OptionsError {
+    flag: &'static str,
+    value: String,
+    reason: String,
+}
+
 impl Options {
-    pub fn from_flags(flags: &Flags) -> Self {
-        Self {
+    /// # Errors
+    /// A flag's value is none of those there are.
+    pub fn from_flags(flags: &Flags) -> Result<Self, OptionsError> {
+        let invalid = |flag, reason: &str| OptionsError {
+            flag,
+            value: flags.string(flag).to_owned(),
+            reason: reason.to_owned(),
+        };
+        let pod_network = flags
+            .string("pod-network")
+            .parse()
+            .map_err(|reason: String| invalid("pod-network", &reason))?;
+        let shim_cgroup = flags.string("shim-cgroup").to_owned();
+        if !shim_cgroup.starts_with('/') || shim_cgroup.split('/').any(|part| part == "..") {
+            return Err(invalid("shim-cgroup", "must be an absolute path"));
+        }
+        Ok(Self {
             listen: flags.string("listen").into(),
             runtime_root_dir: flags.string("runtime-root-dir").into(),
             runtime_state_dir: flags.string("runtime-state-dir").into(),
             runtime_handlers: flags.list("runtime-handlers").to_vec(),
             registry_config_dir: flags.string("registry-config-dir").into(),
             pod_cidrs: flags.list("pod-cidr").to_vec(),
+            pod_network,
+            shim_cgroup,
             shim_path: None,
-        }
+        })
     }
 }

@@ -62,6 +62,8 @@ impl Node {
             runtime_handlers: vec!["runc".to_owned()],
             registry_config_dir: directory.join("certs.d"),
             pod_cidrs: Vec::new(),
+            pod_network: network::Mode::Auto,
+            shim_cgroup: format!("/gantry-cri-test-{}/shims", std::process::id()),
             shim_path: Some(shim()),
         };
         let shutdown = CancellationToken::new();
@@ -170,7 +172,9 @@ impl Node {
         let directory = self.options.listen.parent().unwrap();
         std::fs::remove_dir_all(directory).unwrap();
         for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let _ = std::fs::remove_dir(entry.path().join(self.cgroup.trim_start_matches('/')));
+            let own = entry.path().join(self.cgroup.trim_start_matches('/'));
+            let _ = std::fs::remove_dir(own.join("shims"));
+            let _ = std::fs::remove_dir(own);
         }
     }
 }

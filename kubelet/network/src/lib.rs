@@ -2,7 +2,8 @@
 //!
 //! Owns the pods' veth pairs, the routes (or the VXLAN) to other nodes' pods, the address reservations on disk and
 //! the nft tables `gantry-pods`. Where `/etc/cni/net.d` holds a configuration, the CNI plugins named there do all
-//! of this instead.
+//! of this instead ([`Mode`] says otherwise: never, or nobody before them). The directory is read for every pod, so that a
+//! configuration that comes, changes or goes counts from the next pod on.
 //! Never talks to the API server (the kubelet feeds it) and never touches kube-proxy's table.
 //!
 //! Pods are routed, not bridged: each has a point-to-point veth pair, a /32 (or /128) address and a host route.
@@ -32,4 +33,4 @@ mod types;
 
 pub use error::NetworkError;
 pub use pod_network::PodNetwork;
-pub use types::{Bandwidth, NetworkConfig, Peer, PortMapping, Protocol, SandboxNetwork};
+pub use types::{Bandwidth, Mode, NetworkConfig, Peer, PortMapping, Protocol, SandboxNetwork};

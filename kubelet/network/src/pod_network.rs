@@ -14,7 +14,8 @@ use crate::plan::{self, ALIAS_PREFIX, ResolvedPeer, Way};
 use crate::pod_link;
 use crate::store::{SandboxRecord, Store};
 use crate::{
-    NetworkConfig, NetworkError, Peer, PortMapping, Protocol, SandboxNetwork, cni, ipam, rules,
+    Mode, NetworkConfig, NetworkError, Peer, PortMapping, Protocol, SandboxNetwork, cni, ipam,
+    rules,
 };
 
 /// Looks at the kernel in one pass, before what fails is told.
@@ -45,6 +46,8 @@ struct State {
     leaving: BTreeSet<String>,
     last_reserved: BTreeMap<IpNet, IpAddr>,
     pod_cidrs: Vec<IpNet>,
+    /// Why the node's own part (routes, tables) is not as it should be, as of the last time it was looked at.
+    sync_error: Option<String>,
     peers: Vec<Peer>,
     /// How the kernel reaches the peers, as last asked.
     resolved: Vec<ResolvedPeer>,
@@ -80,6 +83,7 @@ impl PodNetwork {
             leaving: BTreeSet::new(),
             last_reserved: store.last_reserved(),
             pod_cidrs: store.pod_cidrs(),
+            sync_error: None,
             peers,
             resolved,
         };
@@ -146,20 +150,41 @@ impl PodNetwork {
 
     /// `Ok` when sandboxes can be connected; otherwise the text for `NetworkReady=false`.
     pub async fn ready(&self) -> Result<(), NetworkError> {
-        match cni::load(&self.inner.config.cni_conf_dir) {
+        let not_ready = |reason: &dyn std::fmt::Display| {
+            NetworkError::NotReady(format!("Network plugin returns error: {reason}"))
+        };
+        match self.cni_config() {
             Ok(Some(_)) => return Ok(()),
             Ok(None) => {}
-            Err(error) => {
-                return Err(NetworkError::NotReady(format!(
-                    "Network plugin returns error: {error}"
-                )));
+            Err(error) => return Err(not_ready(&error)),
+        }
+        let state = self.inner.state.lock().await;
+        if state.pod_cidrs.is_empty() {
+            return Err(not_ready(
+                &"the node has no podCIDR yet, and there is no CNI configuration",
+            ));
+        }
+        match &state.sync_error {
+            Some(error) => Err(not_ready(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// The CNI configuration that connects a pod now; `None`: the built-in network does.
+    ///
+    /// # Errors
+    /// There must be one and there is none, or there are files and none can be used.
+    fn cni_config(&self) -> Result<Option<cni::CniConfig>, NetworkError> {
+        let config = &self.inner.config;
+        if config.mode == Mode::BuiltIn {
+            return Ok(None);
+        }
+        match cni::load(&config.cni_conf_dir)? {
+            None if config.mode == Mode::Cni => {
+                Err(NetworkError::NotReady("cni config uninitialized".into()))
             }
+            found => Ok(found),
         }
-        if self.inner.state.lock().await.pod_cidrs.is_empty() {
-            let message = "Network plugin returns error: the node has no podCIDR yet, and there is no CNI configuration";
-            return Err(NetworkError::NotReady(message.into()));
-        }
-        Ok(())
     }
 
     /// Connects a sandbox and returns its addresses, the primary one first. A second call for the same sandbox
@@ -178,7 +203,7 @@ impl PodNetwork {
         {
             return Ok(record.addresses.clone());
         }
-        match cni::load(&self.inner.config.cni_conf_dir)? {
+        match self.cni_config()? {
             Some(config) => self.setup_by_cni(&config, sandbox).await,
             None => self.setup_built_in(sandbox).await,
         }
@@ -409,17 +434,20 @@ impl PodNetwork {
     /// before the node has a range there is nothing to say.
     async fn sync_node(&self) -> Result<(), NetworkError> {
         let inner = &self.inner;
-        if cni::load(&inner.config.cni_conf_dir)
-            .ok()
-            .flatten()
-            .is_some()
+        if inner.config.mode == Mode::Cni || self.cni_config().is_ok_and(|config| config.is_some())
         {
             return Ok(());
         }
         let mut node = inner.node.lock().await;
+        let result = self.sync_built_in(&mut node).await;
+        inner.state.lock().await.sync_error = result.as_ref().err().map(ToString::to_string);
+        result
+    }
+
+    async fn sync_built_in(&self, node: &mut Node) -> Result<(), NetworkError> {
         let mut errors = Vec::new();
         for _ in 0..SYNC_ATTEMPTS {
-            errors = self.sync_links(&mut node).await?;
+            errors = self.sync_links(node).await?;
             if errors.is_empty() {
                 return Ok(());
             }

@@ -6,9 +6,35 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+/// Who connects the node's pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// CNI plugins where there is a configuration when a pod comes, else the built-in network.
+    #[default]
+    Auto,
+    /// The built-in network, whatever is in the directory of configurations.
+    BuiltIn,
+    /// CNI plugins alone: no pod is connected before there is a configuration.
+    Cni,
+}
+
+impl std::str::FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "builtin" => Ok(Self::BuiltIn),
+            "cni" => Ok(Self::Cni),
+            _ => Err("must be auto, builtin or cni".to_owned()),
+        }
+    }
+}
+
 /// What the network is made from. `Default` gives a node's usual paths.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
+    pub mode: Mode,
     /// Durable state: address reservations and sandbox records. Created if missing.
     pub state_dir: PathBuf,
     /// Where CNI configurations are looked for; the first by name wins.
@@ -32,6 +58,7 @@ pub struct NetworkConfig {
 impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
+            mode: Mode::default(),
             state_dir: "/var/lib/gantry/network".into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use network::{
-    Bandwidth, NetworkConfig, NetworkError, Peer, PodNetwork, PortMapping, Protocol, SandboxNetwork,
+    Bandwidth, Mode, NetworkConfig, NetworkError, Peer, PodNetwork, PortMapping, Protocol,
+    SandboxNetwork,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -656,6 +657,78 @@ fn cni_plugins_where_a_configuration_is() {
             .all(|call| call.contains(r#""prevResult""#)),
         "{log}"
     );
+}
+
+/// Whoever waits for a CNI daemon's file gets no pod on the built-in network meanwhile; the file counts as soon as it is there.
+#[test]
+fn modes_say_who_connects_pods() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("node");
+    let pod = Namespace::new("pod");
+    let conf = node.state.join("cni");
+    std::fs::create_dir_all(&conf).unwrap();
+    let file = conf.join("10-test.conflist");
+    let text = r#"{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"none"}]}"#;
+    let wanted = sandbox("s", &pod);
+    let run = |mode, table: &str, written: bool| {
+        let mut config = node.config();
+        (config.mode, config.table) = (mode, table.to_owned());
+        let (wanted, file) = (wanted.clone(), file.clone());
+        node.namespace.run(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let network = PodNetwork::open(config).await.unwrap();
+                let synced = network
+                    .set_pod_cidrs(vec!["10.244.1.0/24".parse().unwrap()])
+                    .await;
+                if written {
+                    // After it was opened: nobody is told.
+                    std::fs::write(&file, text).unwrap();
+                }
+                let ready = network.ready().await.map_err(|error| error.to_string());
+                let set_up = network.setup(&wanted).await;
+                network.teardown("s").await.unwrap();
+                (synced.map_err(|error| error.to_string()), ready, set_up)
+            })
+        })
+    };
+    let (_, ready, set_up) = run(Mode::Cni, "gantry-pods", false);
+    assert_eq!(
+        ready.unwrap_err(),
+        "Network plugin returns error: cni config uninitialized"
+    );
+    assert!(
+        matches!(set_up, Err(NetworkError::NotReady(_))),
+        "{set_up:?}"
+    );
+    // No route and no table of ours either.
+    assert!(
+        !node.namespace.ip("addr").contains("10.244.1"),
+        "the node's part was made"
+    );
+    let (_, ready, set_up) = run(Mode::Cni, "gantry-pods", true);
+    assert_eq!(ready, Ok(()));
+    assert!(
+        matches!(&set_up, Err(NetworkError::Cni { plugin, .. }) if plugin == "none"),
+        "{set_up:?}"
+    );
+    let (_, ready, set_up) = run(Mode::BuiltIn, "gantry-pods", false);
+    assert_eq!(ready, Ok(()));
+    assert_eq!(
+        set_up.unwrap(),
+        ["10.244.1.2".parse::<IpAddr>().unwrap()],
+        "the file is there and does not count"
+    );
+    // What the node itself lacks (here: a table that nft refuses) is said until it is mended.
+    let (synced, ready, _) = run(Mode::BuiltIn, "no{table", false);
+    let (synced, ready) = (synced.unwrap_err(), ready.unwrap_err());
+    assert!(ready.ends_with(&synced), "{ready} {synced}");
+    assert_eq!(run(Mode::BuiltIn, "gantry-pods", false).1, Ok(()));
 }
 
 fn write_program(path: &Path, text: &str) {

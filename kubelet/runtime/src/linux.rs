@@ -64,8 +64,8 @@ pub struct LinuxRuntimeConfig {
     /// The `gantry-shim` program; `None`: next to the running program.
     pub shim_path: Option<PathBuf>,
     pub cgroup_driver: CgroupDriver,
-    /// A cgroup for the shims; `None`: they stay in this process's, which must then not be killed as
-    /// a whole (systemd: `KillMode=process`).
+    /// A cgroup for the shims, in every hierarchy that a service manager may kill by; `None`: they stay in this process's,
+    /// which must then not be killed as a whole (systemd: `KillMode=process`).
     pub shim_cgroup: Option<String>,
     /// RuntimeClass handlers that name this runtime, besides the empty one.
     pub handlers: Vec<String>,
@@ -90,6 +90,9 @@ impl Default for LinuxRuntimeConfig {
         }
     }
 }
+
+/// The usual name of the shims' cgroup, below the root of the pods'.
+pub const SHIM_CGROUP: &str = "/gantry-shims";
 
 /// Events that wait for a slow receiver; a receiver that falls further behind re-lists.
 const EVENT_CAPACITY: usize = 4096;

@@ -159,16 +159,8 @@ pub fn container_spec(
     let (namespaces, shared_pid) = namespaces(sandbox, config, facts)?;
     let mut readonly_paths = config.security.readonly_paths.clone();
     if !privileged {
-        // libcontainer ignores `ro` on the cgroup mount of v1.
-        if facts.unified_cgroups {
-            readonly_paths.push("/sys/fs/cgroup".to_owned());
-        }
-        readonly_paths.extend(
-            facts
-                .v1_controllers
-                .iter()
-                .map(|name| format!("/sys/fs/cgroup/{name}")),
-        );
+        // v1: the tmpfs; what is mounted in there is read-only by itself.
+        readonly_paths.push("/sys/fs/cgroup".to_owned());
     }
     let all = capability::names(facts.available_capabilities);
     let mut resources = resources(&config.resources, facts);
@@ -450,12 +442,8 @@ fn mounts(
         ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", rw]),
-        mount(
-            "/sys/fs/cgroup",
-            "cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", rw],
-        ),
     ];
+    list.extend(cgroup_mounts(facts, rw));
     let taken = |path: &str| {
         config
             .mounts
@@ -524,6 +512,34 @@ fn mounts(
         }
     }
     Ok((list, private, root))
+}
+
+/// What a container sees of its own cgroup.
+///
+/// v1: a tmpfs and a bind a controller. libcontainer's own mount takes every cgroup mount of the machine for a controller; kind
+/// and others bind parts of the hierarchies onto themselves.
+fn cgroup_mounts(facts: &Facts, rw: &str) -> Vec<Value> {
+    const TOP: &str = "/sys/fs/cgroup";
+    if facts.unified_cgroups {
+        return vec![json!({
+            "destination": TOP, "type": "cgroup", "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "relatime", rw],
+        })];
+    }
+    let own = facts
+        .cgroup_path
+        .strip_prefix("/")
+        .unwrap_or(&facts.cgroup_path);
+    let tmpfs = json!({
+        "destination": TOP, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "nodev", "mode=755"],
+    });
+    let controllers = facts.v1_controllers.iter().map(|name| {
+        json!({
+            "destination": format!("{TOP}/{name}"), "type": "bind", "source": Path::new(TOP).join(name).join(own),
+            "options": ["bind", "nosuid", "noexec", "nodev", "relatime", rw],
+        })
+    });
+    std::iter::once(tmpfs).chain(controllers).collect()
 }
 
 /// Takes what the config wants at /dev out of the spec's mounts (of several the last, as it would cover the others):

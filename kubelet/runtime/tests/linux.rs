@@ -516,6 +516,48 @@ async fn privileges_are_what_the_security_context_says_also_for_execs() {
     );
 }
 
+/// A service manager that kills by cgroup (systemd by its own hierarchy, on a hybrid machine by the unified one) must find
+/// neither shims nor containers where the process is that started them.
+#[tokio::test(flavor = "multi_thread")]
+async fn shims_and_containers_leave_the_cgroups_of_who_started_them() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let sandbox = node.sandbox("own-cgroup").await;
+    node.start(&sandbox, &script("exec sleep 1000")).await;
+    let own = harness::cgroup_root(&node.directory);
+    let mut looked_at = 0;
+    for hierarchy in ["systemd", "unified", "memory", "pids", "cpu", "."] {
+        let top = std::path::Path::new("/sys/fs/cgroup").join(hierarchy);
+        if !top.join("cgroup.procs").exists() {
+            continue;
+        }
+        looked_at += 1;
+        let shims = top
+            .join(harness::shim_cgroup(&node.directory).trim_start_matches('/'))
+            .join("cgroup.procs");
+        let shims = std::fs::read_to_string(&shims).unwrap();
+        let shim = shims.lines().find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|name| name.trim() == "gantry-shim")
+        });
+        let shim = shim.unwrap_or_else(|| panic!("no shim in {hierarchy}: {shims:?}"));
+        let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
+        for child in children.unwrap().split_whitespace() {
+            for line in std::fs::read_to_string(format!("/proc/{child}/cgroup"))
+                .unwrap()
+                .lines()
+            {
+                let (controller, path) = line.split_once(':').unwrap().1.split_once(':').unwrap();
+                let kills_by = ["name=systemd", ""].contains(&controller);
+                assert!(!kills_by || path.starts_with(&own), "{child}: {line}");
+            }
+        }
+    }
+    assert!(looked_at > 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cgroups_and_devices_hold() {
     if !is_root() {

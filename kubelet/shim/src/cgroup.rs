@@ -189,20 +189,50 @@ pub fn finish_setup(
     Ok(())
 }
 
-/// Makes the cgroup, if need be, and moves the calling process there.
+/// Makes the cgroup, if need be, and moves the calling process there. What it starts later, containers too, is there with it
+/// in those hierarchies where it has no cgroup of its own.
 pub fn enter_new(path: &Path) -> io::Result<()> {
     let relative = path.strip_prefix("/").unwrap_or(path);
-    let roots: Vec<PathBuf> = if is_unified() {
+    let roots = if is_unified() {
         vec![PathBuf::from(ROOT)]
     } else {
-        // Accounting is all that is wanted; cpuset would need its masks first.
-        ["cpu", "cpuacct", "memory", "pids"]
-            .iter()
-            .map(|name| Path::new(ROOT).join(name))
-            .collect()
+        own_hierarchies(Path::new(ROOT))
     };
-    for root in roots.iter().filter(|root| root.is_dir()) {
+    for root in roots {
         fs::create_dir_all(root.join(relative))?;
     }
     join(path)
+}
+
+/// The v1 hierarchies that count what the shims use, and those that systemd kills a unit's processes by (its own, and on a
+/// hybrid machine the unified one). Not cpuset, which would need its masks first.
+fn own_hierarchies(root: &Path) -> Vec<PathBuf> {
+    ["cpu", "cpuacct", "memory", "pids", "systemd", "unified"]
+        .iter()
+        .map(|name| root.join(name))
+        // systemd leaves empty directories for what is not mounted.
+        .filter(|directory| directory.join("cgroup.procs").exists())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_leaves_every_hierarchy_that_a_service_manager_kills_by() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["cpu", "memory", "systemd", "unified", "cpuset", "hugetlb"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        for name in ["cpu", "memory", "systemd", "unified", "cpuset"] {
+            fs::write(root.path().join(name).join("cgroup.procs"), "").unwrap();
+        }
+        let entered = own_hierarchies(root.path());
+        let names: Vec<_> = entered
+            .iter()
+            .map(|directory| directory.file_name().unwrap().to_str().unwrap())
+            .collect();
+        assert_eq!(names, ["cpu", "memory", "systemd", "unified"]);
+    }
 }

@@ -102,6 +102,15 @@ pub(super) async fn api_clients(
             }
         }
     }
+    if config.rotate_certificates {
+        match certificate::keep_inline_pair(kubeconfig, &options.cert_dir) {
+            Ok(true) => tracing::info!("kept the client certificate of the kubeconfig"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot keep the client certificate of the kubeconfig")
+            }
+        }
+    }
     let mut base = ClientConfig::new("kubelet");
     base.kubeconfig = Some(kubeconfig.clone());
     Ok(Some(ApiClients::build(&base, config).await?))

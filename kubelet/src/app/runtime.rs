@@ -7,7 +7,7 @@ use cri::from_cri::NodeFacts;
 use cri::front::runtime_socket;
 use cri::{CriService, ServiceOptions};
 use runtime::api::Runtime;
-use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles, Ownership};
+use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles, Ownership, SHIM_CGROUP};
 
 use super::AppError;
 use crate::configuration::KubeletConfiguration;
@@ -15,6 +15,9 @@ use crate::options::Options;
 use crate::paths::Paths;
 use crate::rlimit;
 use crate::user_namespaces::{KubeletMappings, UserNamespaceManager};
+
+/// The one that the built-in runtime has.
+const CGROUP_DRIVER: &str = "cgroupfs";
 
 /// The ids of pods that run, or ran and were not cleaned up, are theirs still.
 pub(super) async fn load_user_namespaces(
@@ -43,6 +46,7 @@ pub(super) async fn load_user_namespaces(
 
 pub(super) async fn open_runtime(
     options: &Options,
+    config: &KubeletConfiguration,
     open_files: Option<rlimit::Limits>,
 ) -> Result<LinuxRuntime, AppError> {
     // Whoever asked the CRI's server for something while there was no kubelet made it have the runtime.
@@ -57,12 +61,14 @@ pub(super) async fn open_runtime(
     let network = network::PodNetwork::open(network::NetworkConfig {
         state_dir: options.runtime_root_dir.join("network"),
         node_name: options.node_name.clone(),
+        mode: options.pod_network,
         ..network::NetworkConfig::default()
     })
     .await?;
     let config = LinuxRuntimeConfig {
         root_dir: options.runtime_root_dir.clone(),
         state_dir: options.runtime_state_dir.clone(),
+        shim_cgroup: Some(shim_cgroup(&config.cgroup_root)),
         handlers: options.runtime_handlers.clone(),
         // Containers have what the kubelet had before it raised its own.
         open_files: open_files.map(|l| OpenFiles {
@@ -73,6 +79,22 @@ pub(super) async fn open_runtime(
         ..LinuxRuntimeConfig::default()
     };
     Ok(LinuxRuntime::open(config, images, network).await?)
+}
+
+/// The runtime's word counts, whatever `cgroupDriver` says, and is what `/configz` shows. Upstream: `getCgroupDriverFromCRI`, v1.37.
+pub(super) fn take_cgroup_driver(config: &mut KubeletConfiguration) {
+    tracing::info!(
+        cgroup_driver = CGROUP_DRIVER,
+        configured = config.cgroup_driver,
+        "Using cgroup driver setting received from the CRI runtime"
+    );
+    config.cgroup_driver = CGROUP_DRIVER.to_owned();
+}
+
+/// Where shims live: beside the pods, so that a service manager that kills all of the kubelet's own cgroup
+/// (`KillMode=control-group`, systemd's default) ends no pod.
+fn shim_cgroup(cgroup_root: &str) -> String {
+    format!("{}{SHIM_CGROUP}", cgroup_root.trim_end_matches('/'))
 }
 
 /// Answers the CRI for as long as the kubelet has the runtime: `gantry-cri` sends its clients here.

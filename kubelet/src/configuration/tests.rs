@@ -11,7 +11,6 @@ use super::*;
 
 /// Refused for any value but upstream's default.
 const REFUSED: &[(&str, fn() -> Value)] = &[
-    ("cgroupDriver", || json!("systemd")),
     ("cgroupsPerQOS", || json!(false)),
     ("cpuManagerPolicy", || json!("static")),
     (

@@ -10,6 +10,22 @@ use crate::detail::Directories;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// Those that libcontainer makes a container's cgroup in. Source: `libcgroups::v1::controller_type::CONTROLLERS`, 0.7.
+const V1_CONTROLLERS: [&str; 12] = [
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "hugetlb",
+    "memory",
+    "pids",
+    "perf_event",
+    "blkio",
+    "net_prio",
+    "net_cls",
+    "freezer",
+];
+
 /// What is counted of one cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -24,7 +40,7 @@ pub struct Usage {
 
 pub trait Cgroups: Send + Sync {
     fn is_unified(&self) -> bool;
-    /// Directories of the v1 controllers mounted here.
+    /// Directories of the v1 controllers mounted here in which containers have cgroups of their own.
     fn v1_controllers(&self) -> Vec<String>;
     fn hugetlb(&self) -> bool;
     fn swap_accounting(&self) -> bool;
@@ -161,12 +177,14 @@ impl Cgroups for Legacy {
     fn v1_controllers(&self) -> Vec<String> {
         super::layout::entries(&self.root)
             .into_iter()
+            .filter(|name| V1_CONTROLLERS.contains(&name.as_str()))
             .filter(|name| self.root.join(name).join("cgroup.procs").exists())
             .collect()
     }
 
     fn hugetlb(&self) -> bool {
-        self.root.join("hugetlb").is_dir()
+        // systemd leaves an empty directory where the controller is not mounted.
+        self.root.join("hugetlb/cgroup.procs").exists()
     }
 
     fn swap_accounting(&self) -> bool {

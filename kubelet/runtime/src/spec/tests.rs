@@ -185,11 +185,37 @@ fn the_shim_takes_away_what_libcontainer_gives() {
 #[test]
 fn cgroups_are_read_only_unless_privileged() {
     let read_only = |spec: &ContainerSpec| spec.oci["linux"]["readonlyPaths"].to_string();
-    assert!(read_only(&build(&config())).contains("/sys/fs/cgroup/memory"));
+    let memory = |spec: &ContainerSpec| -> Value {
+        let mounts = spec.oci["mounts"].as_array().unwrap();
+        // libcontainer's own mount of v1 takes every cgroup mount of the machine for a controller.
+        assert!(mounts.iter().all(|mount| mount["type"] != "cgroup"));
+        let at = |path: &str| mounts.iter().position(|mount| mount["destination"] == path);
+        let (top, memory) = (at("/sys/fs/cgroup"), at("/sys/fs/cgroup/memory"));
+        assert!(top.is_some() && top < memory);
+        mounts[memory.unwrap()].clone()
+    };
+    let spec = build(&config());
+    assert!(read_only(&spec).contains("/sys/fs/cgroup"));
+    assert_eq!(
+        memory(&spec)["source"],
+        "/sys/fs/cgroup/memory/kubepods/pod1/c1"
+    );
+    assert!(
+        memory(&spec)["options"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("ro"))
+    );
     let mut privileged = config();
     privileged.security.privileged = true;
     let spec = build(&privileged);
     assert!(!read_only(&spec).contains("cgroup"));
+    assert!(
+        memory(&spec)["options"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("rw"))
+    );
     assert_eq!(
         spec.device_rules,
         [DeviceRule {

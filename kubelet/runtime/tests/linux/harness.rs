@@ -37,6 +37,11 @@ pub fn cgroup_root(directory: &Path) -> String {
     )
 }
 
+/// Below the node's cgroup, so that it goes with it.
+pub fn shim_cgroup(directory: &Path) -> String {
+    format!("{}/shims", cgroup_root(directory))
+}
+
 /// The shim next to this test, freshly built.
 fn shim() -> PathBuf {
     static SHIM: OnceLock<PathBuf> = OnceLock::new();
@@ -95,6 +100,7 @@ impl Node {
             root_dir: directory.join("root"),
             state_dir: directory.join("state"),
             shim_path: Some(shim()),
+            shim_cgroup: Some(shim_cgroup(directory)),
             open_files: Some(OPEN_FILES),
             ..Default::default()
         };
