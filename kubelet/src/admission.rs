@@ -23,6 +23,13 @@ pub struct Rejection {
     pub message: String,
 }
 
+impl Rejection {
+    /// The node takes no more of a driver's volumes; upstream: `VolumeAttachmentLimitExceededReason`.
+    pub fn attachment_limit(message: String) -> Self {
+        reject("VolumeAttachmentLimitExceeded", message)
+    }
+}
+
 fn reject(reason: impl Into<String>, message: impl Into<String>) -> Rejection {
     Rejection {
         reason: reason.into(),

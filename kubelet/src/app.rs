@@ -44,6 +44,7 @@ use crate::cm::{ContainerManager, allocatable, kernel_tunables};
 use crate::config::{Source, apiserver, file};
 use crate::configuration::KubeletConfiguration;
 use crate::configuration::load::{LoadError, load};
+use crate::csi_node::Exhausted;
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::image_gc::{ImageGcManager, ImageGcPolicy};
 use crate::image_manager::ImageManager;
@@ -443,6 +444,7 @@ impl Parts {
             declared_features: crate::features::declared(gates),
             loop_turned: ArcSwap::default(),
             // There is none to make without an API server.
+            exhausted_drivers: Exhausted::default(),
             storage_error: Arc::new(ArcSwap::from_pointee(
                 client
                     .as_ref()

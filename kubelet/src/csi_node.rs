@@ -4,7 +4,7 @@
 //! Upstream: pkg/volume/csi/nodeinfomanager, csi_node_updater.go, v1.37.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,6 +20,7 @@ use k8s_openapi::api::storage::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// On a Node: a JSON object from drivers to what they call the node.
@@ -230,6 +231,32 @@ fn node_patch(
 /// Why the node is not ready before its CSINode is there; shared with what writes the status.
 pub type StorageError = Arc<ArcSwap<Option<String>>>;
 
+/// Drivers that took a pod's volume no more, to be asked at once how many the node takes. Bounded by the drivers.
+#[derive(Clone, Default)]
+pub struct Exhausted(Arc<(Mutex<BTreeSet<String>>, Notify)>);
+
+impl Exhausted {
+    pub fn tell(&self, driver: &str) {
+        self.names().insert(driver.to_owned());
+        self.0.1.notify_one();
+    }
+
+    fn names(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For one listener. Cancel-safe.
+    async fn next(&self) -> String {
+        loop {
+            let name = self.names().pop_first();
+            match name {
+                Some(name) => return name,
+                None => self.0.1.notified().await,
+            }
+        }
+    }
+}
+
 /// Writes what drivers say.
 pub struct NodeInfoManager {
     client: kube::Client,
@@ -255,7 +282,7 @@ impl NodeInfoManager {
     }
 
     /// Makes the CSINode, however often it takes; the node is not ready before.
-    pub async fn initialize(&self, error: StorageError, changed: &tokio::sync::Notify) {
+    pub async fn initialize(&self, error: StorageError, changed: &Notify) {
         loop {
             match self.write(|_| false).await {
                 Ok(()) => break,
@@ -329,11 +356,13 @@ impl NodeInfoManager {
         .await
     }
 
-    /// Asks drivers anew how many volumes the node takes, as often as their `CSIDriver` says, until `shutdown`.
+    /// Asks drivers anew how many volumes the node takes, as often as their `CSIDriver` says and when one took no more, until
+    /// `shutdown`.
     pub async fn follow_limits(
         self: Arc<Self>,
         drivers: Arc<Drivers>,
         objects: Informer<CSIDriver>,
+        exhausted: Exhausted,
         shutdown: CancellationToken,
     ) {
         let mut events = objects.subscribe();
@@ -348,6 +377,7 @@ impl NodeInfoManager {
             };
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                driver = exhausted.next() => self.update_limit(&drivers, &driver).await,
                 event = events.recv() => {
                     let Some(event) = event else { return };
                     let gone = matches!(event, InformerEvent::Deleted(_));

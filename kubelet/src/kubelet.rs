@@ -20,9 +20,10 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus as ApiPodStatus};
 use tokio_util::sync::CancellationToken;
 
 use crate::active_deadline;
+use crate::admission::Rejection;
 use crate::cm::ContainerManager;
 use crate::configuration::KubeletConfiguration;
-use crate::csi_node::StorageError;
+use crate::csi_node::{Exhausted, StorageError};
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::image_gc::ImageGcManager;
 use crate::kuberuntime::RuntimeManager;
@@ -87,6 +88,7 @@ pub struct Kubelet {
     /// When the sync loop last turned; for its health.
     pub loop_turned: ArcSwap<Option<std::time::Instant>>,
     pub storage_error: StorageError,
+    pub exhausted_drivers: Exhausted,
 }
 
 impl Kubelet {
@@ -283,6 +285,29 @@ impl Kubelet {
         })
     }
 
+    /// The pod will not run here: it is Failed for good.
+    pub fn reject_pod(&self, pod: &Pod, rejection: &Rejection) {
+        metrics::ADMISSION_REJECTIONS
+            .with_label_values(&[&rejection.reason])
+            .inc();
+        self.recorder.pod(
+            pod,
+            Type::Warning,
+            &rejection.reason,
+            rejection.message.clone(),
+        );
+        let status = ApiPodStatus {
+            qos_class: Some(get_pod_qos(pod).as_str().to_owned()),
+            phase: Some("Failed".to_owned()),
+            reason: Some(rejection.reason.clone()),
+            message: Some(format!("Pod was rejected: {}", rejection.message)),
+            observed_generation: pod.metadata.generation,
+            conditions: pod.status.as_ref().and_then(|s| s.conditions.clone()),
+            ..ApiPodStatus::default()
+        };
+        self.status.set_pod_status(pod, status);
+    }
+
     async fn sync(
         &self,
         pod: &Arc<Pod>,
@@ -341,6 +366,18 @@ impl Kubelet {
             mounted = self.volumes.mount_pod(pod) => mounted,
             () = cancel.cancelled() => return Ok(SyncOutcome::default()),
         };
+        if let Err(error) = &mounted
+            && let Some(driver) = error.exhausted_driver()
+        {
+            self.exhausted_drivers.tell(driver);
+            let message =
+                format!("Node has reached its volume attachment limit, rejecting pod. {error}");
+            self.reject_pod(pod, &Rejection::attachment_limit(message));
+            return Ok(SyncOutcome {
+                terminal: true,
+                ..SyncOutcome::default()
+            });
+        }
         let volumes = mounted.map_err(|error| {
             for failure in error.failures() {
                 let reason = match failure.block {

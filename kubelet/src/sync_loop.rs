@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use component_base::tasks::spawn_helper;
-use component_helpers::qos::get_pod_qos;
-use k8s_openapi::api::core::v1::{Node, Pod, PodStatus as ApiPodStatus};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -252,7 +251,7 @@ impl SyncLoop {
         {
             match self.admit(&pod) {
                 Verdict::Admit => {}
-                Verdict::Reject(rejection) => return self.reject_pod(&pod, &rejection),
+                Verdict::Reject(rejection) => return self.kubelet.reject_pod(&pod, &rejection),
                 Verdict::Preempt(shortages) => return self.preempt(&pod, &shortages),
                 Verdict::Wait => return self.postponed.push_back(uid),
             }
@@ -281,7 +280,7 @@ impl SyncLoop {
                     reason: preemption::UNEXPECTED.to_owned(),
                     message: error.to_string(),
                 };
-                return self.reject_pod(pod, &rejection);
+                return self.kubelet.reject_pod(pod, &rejection);
             }
         };
         let signal = shortages.first().map_or("", |short| &short.resource);
@@ -354,28 +353,6 @@ impl SyncLoop {
             },
             kubelet.node.is_read(),
         )
-    }
-
-    fn reject_pod(&self, pod: &Pod, rejection: &Rejection) {
-        metrics::ADMISSION_REJECTIONS
-            .with_label_values(&[&rejection.reason])
-            .inc();
-        self.kubelet.recorder.pod(
-            pod,
-            Type::Warning,
-            &rejection.reason,
-            rejection.message.clone(),
-        );
-        let status = ApiPodStatus {
-            qos_class: Some(get_pod_qos(pod).as_str().to_owned()),
-            phase: Some("Failed".to_owned()),
-            reason: Some(rejection.reason.clone()),
-            message: Some(format!("Pod was rejected: {}", rejection.message)),
-            observed_generation: pod.metadata.generation,
-            conditions: pod.status.as_ref().and_then(|s| s.conditions.clone()),
-            ..ApiPodStatus::default()
-        };
-        self.kubelet.status.set_pod_status(pod, status);
     }
 
     fn handle_pod_remove(&mut self, pod: &Arc<Pod>) {

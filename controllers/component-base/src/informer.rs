@@ -1,15 +1,16 @@
 //! Informers: one watched cache per kind and selection, shared by everybody in the process.
 //!
-//! Built on kube's watcher (pages, bookmarks, resume, relist with backoff). Objects are trimmed and held as `Arc`. Each subscriber
-//! has a queue of its own that merges what it has not read yet, so a slow one never holds up another and never loses a state.
+//! Fed by a reflector (streaming lists, bookmarks, resume, relist with backoff; protobuf). Objects are trimmed and held as `Arc`. Each
+//! subscriber has a queue of its own that merges what it has not read yet, so a slow one never holds up another and never loses a state.
 //! Upstream: `k8s.io/client-go/tools/cache`.
 //!
 //! ```text
-//! watcher -> store (objects, indexes) -> queue per subscriber -> InformerEvent
+//! reflector -> store (objects, indexes) -> queue per subscriber -> InformerEvent
 //! ```
 
 mod backoff;
 mod queue;
+mod reflector;
 mod store;
 mod tolerant;
 
@@ -28,6 +29,7 @@ use tokio::sync::watch;
 
 use backoff::{RelistBackoff, is_expired};
 pub use queue::{InformerEvent, Receiver};
+use reflector::{Source, reflect};
 use store::Store;
 
 use crate::shutdown::Shutdown;
@@ -93,13 +95,6 @@ impl InformerOptions {
         self.label_selector = Some(selector.into());
         self
     }
-    fn watcher_config(&self) -> watcher::Config {
-        watcher::Config {
-            label_selector: self.label_selector.clone(),
-            field_selector: self.field_selector.clone(),
-            ..watcher::Config::default()
-        }
-    }
 }
 
 /// Makes informers and remembers them: asking twice for one kind and selection gives one informer.
@@ -140,7 +135,7 @@ impl Factory {
         K: Object + DeserializeOwned + Resource<DynamicType = ()>,
     {
         self.cached(String::new(), &options, || {
-            Informer::start_tolerant(
+            Informer::start(
                 Api::all(self.inner.client.clone()),
                 &options,
                 &self.inner.shutdown,
@@ -154,7 +149,7 @@ impl Factory {
         K: Object + DeserializeOwned + Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
         self.cached(namespace.to_string(), &options, || {
-            Informer::start_tolerant(
+            Informer::start(
                 Api::namespaced(self.inner.client.clone(), namespace),
                 &options,
                 &self.inner.shutdown,
@@ -169,11 +164,15 @@ impl Factory {
         options: InformerOptions,
     ) -> Informer<PartialObjectMeta<DynamicObject>> {
         self.cached(metadata_id(resource), &options, || {
-            let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(
-                self.inner.client.clone(),
-                resource,
-            );
-            Informer::start(api, &options, &self.inner.shutdown)
+            let path = PartialObjectMeta::<DynamicObject>::url_path(resource, None);
+            let source = Source {
+                client: self.inner.client.clone(),
+                path: path.clone(),
+                options: options.clone(),
+                message: kube_protobuf::message("meta.k8s.io", "v1", "PartialObjectMetadata"),
+                metadata: true,
+            };
+            Informer::from_stream(reflect(source), path, &self.inner.shutdown)
         })
     }
 
@@ -235,24 +234,17 @@ impl<K: Object> Informer<K> {
     /// handle.
     pub fn start(api: Api<K>, options: &InformerOptions, shutdown: &Shutdown) -> Self
     where
-        K: DeserializeOwned,
+        K: DeserializeOwned + Resource<DynamicType = ()>,
     {
-        let kind = api.resource_url().to_string();
-        Self::from_stream(watcher(api, options.watcher_config()), kind, shutdown)
-    }
-
-    /// As `start`, for kinds whose objects may hold a null where the schema demands a time.
-    fn start_tolerant(
-        api: Api<tolerant::Tolerant<K>>,
-        options: &InformerOptions,
-        shutdown: &Shutdown,
-    ) -> Self
-    where
-        K: DeserializeOwned,
-    {
-        let kind = api.resource_url().to_string();
-        let stream = tolerant::watch(api, options.watcher_config());
-        Self::from_stream(stream, kind, shutdown)
+        let path = api.resource_url().to_string();
+        let source = Source {
+            client: api.into_client(),
+            path: path.clone(),
+            options: options.clone(),
+            message: kube_protobuf::message(&K::group(&()), &K::version(&()), &K::kind(&())),
+            metadata: false,
+        };
+        Self::from_stream(reflect(source), path, shutdown)
     }
 
     /// Feeds a store from a stream of watcher events; the seam for tests and unusual sources.

@@ -39,6 +39,7 @@ impl Parts {
         let limits = manager.clone().follow_limits(
             self.drivers.clone(),
             factory.informer::<CSIDriver>(InformerOptions::default()),
+            kubelet.exhausted_drivers.clone(),
             self.shutdown.token().clone(),
         );
         self.essential("limits of CSI drivers", limits);

@@ -48,6 +48,15 @@ pub enum ToolError {
         status: String,
         output: String,
     },
+    #[error("a file system of type {fs_type:?} on device {device} cannot be made larger")]
+    CannotGrow { device: String, fs_type: String },
+    #[error("resize of device {device} failed: {status}. {program} output: {output}")]
+    Grow {
+        program: &'static str,
+        device: String,
+        status: String,
+        output: String,
+    },
     #[error("'fsck' found errors on device {device} but could not correct them: {output}")]
     Uncorrected { device: String, output: String },
     #[error("{field}: {value:?} is not the name of a file system")]
@@ -168,6 +177,49 @@ pub(crate) fn format_and_mount(
     let mut options = options.to_vec();
     options.push("defaults".to_owned());
     mount_by_program(device.as_os_str(), dir, &wanted, &options)
+}
+
+/// Makes a mounted file system as large as its device. One that is as large already stays as it is. Blocks.
+/// Upstream: `ResizeFs` of k8s.io/mount-utils.
+///
+/// # Errors
+/// It is of a kind that cannot grow while it is mounted, or a program of the system says no.
+pub(crate) fn grow(device: &Path, dir: &Path) -> Result<(), ToolError> {
+    // Pods that share it ask one after the other.
+    let _one = FORMATS.lock().unwrap_or_else(PoisonError::into_inner);
+    let (program, arguments): (_, Vec<OsString>) = match probe(device)? {
+        Content::FileSystem(kind) => match kind.as_str() {
+            "ext2" | "ext3" | "ext4" => ("resize2fs", vec![device.into()]),
+            "xfs" => ("xfs_growfs", vec!["-d".into(), dir.into()]),
+            "btrfs" => (
+                "btrfs",
+                vec![
+                    "filesystem".into(),
+                    "resize".into(),
+                    "max".into(),
+                    dir.into(),
+                ],
+            ),
+            _ => {
+                return Err(ToolError::CannotGrow {
+                    device: device.display().to_string(),
+                    fs_type: kind,
+                });
+            }
+        },
+        // Whoever makes a file system there later takes all of it.
+        Content::Nothing | Content::Other => return Ok(()),
+    };
+    let done = run(program, &arguments)?;
+    match done.code {
+        Some(0) => Ok(()),
+        _ => Err(ToolError::Grow {
+            program,
+            device: device.display().to_string(),
+            status: done.status,
+            output: done.output,
+        }),
+    }
 }
 
 fn probe(device: &Path) -> Result<Content, ToolError> {

@@ -25,6 +25,7 @@ mod csi;
 mod device;
 mod downward_api;
 mod empty_dir;
+mod expand;
 mod host_path;
 mod image;
 mod layout;

@@ -5,19 +5,22 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{PersistentVolume, Volume};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Volume};
 use nix::mount::{MsFlags, mount};
 
 use crate::claim::Persistent;
 use crate::content::blocking;
-use crate::device::{format_and_mount, make_read_only};
+use crate::device::{format_and_mount, grow, make_read_only};
 use crate::empty_dir;
+use crate::expand;
 use crate::manager::VolumeLocation;
 use crate::mountinfo;
 use crate::ownership::{self, ChangePolicy};
 use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin};
+use crate::source::ObjectSource;
 
 pub(crate) const NAME: &str = "kubernetes.io/local-volume";
 
@@ -137,6 +140,46 @@ fn set_up(request: &Request) -> Result<PathBuf, SetUpError> {
     }
     empty_dir::mark_ready(&request.meta)?;
     Ok(dir.clone())
+}
+
+/// Makes the file system of a device as large as the device has become. Of a directory, and of a device that is handed to containers,
+/// there is nothing to do but to say so. `None`: nothing is to be done, or it is tried again. Upstream: `NodeExpand`.
+pub(crate) async fn expand(
+    source: &dyn ObjectSource,
+    dir: &Path,
+    persistent: &Persistent,
+) -> Option<(Arc<PersistentVolumeClaim>, Result<(), String>)> {
+    let local = persistent.volume.spec.as_ref()?.local.as_ref()?;
+    if persistent.read_only {
+        return None;
+    }
+    let due = expand::due(source, persistent).await?;
+    if !expand::begin(source, &due.claim, &due.expansion).await {
+        return None;
+    }
+    let (device, dir) = (PathBuf::from(&local.path), dir.to_owned());
+    let grown = match persistent.is_block() {
+        true => Ok(()),
+        false => blocking(move || grow_if_device(&device, &dir)).await,
+    };
+    let outcome = match grown {
+        Ok(()) => expand::finish(source, &due.claim, &due.expansion.size)
+            .await
+            .map_err(|error| error.to_string()),
+        Err(error) => {
+            let why = error.to_string();
+            expand::fail(source, &due.claim, &why, false).await;
+            Err(why)
+        }
+    };
+    Some((due.claim, outcome))
+}
+
+fn grow_if_device(source: &Path, dir: &Path) -> Result<(), SetUpError> {
+    if look(source)?.file_type().is_block_device() {
+        grow(source, dir)?;
+    }
+    Ok(())
 }
 
 fn bind(source: &Path, dir: &Path) -> io::Result<()> {

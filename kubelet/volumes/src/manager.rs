@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::claim::{self, Persistent};
+use crate::csi::CsiError;
 use crate::csi::{self, CsiVolumes};
 use crate::layout::{Layout, check_component};
 use crate::plugin::{Mounter, Ownership, SetUpError};
@@ -133,6 +134,14 @@ impl VolumeError {
             Self::SetUp { failures } => failures,
             _ => &[],
         }
+    }
+
+    /// The CSI driver that takes no more volumes on this node: the pod can never have its volumes here.
+    pub fn exhausted_driver(&self) -> Option<&str> {
+        self.failures().iter().find_map(|f| match &f.source {
+            SetUpError::Csi(CsiError::AttachLimit { driver, .. }) => Some(driver.as_str()),
+            _ => None,
+        })
     }
 }
 

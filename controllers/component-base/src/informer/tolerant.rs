@@ -4,18 +4,10 @@
 //! `lastTransitionTime` would otherwise end every list and watch of Services, in every component, for as long as it exists.
 //! Upstream: `Time.MarshalJSON` and `Time.UnmarshalJSON` in `k8s.io/apimachinery/pkg/apis/meta/v1/time.go`.
 
-use std::borrow::Cow;
-
-use futures::{Stream, StreamExt};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::runtime::watcher;
-use kube::{Api, Resource};
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
-
-use super::Object;
 
 /// Go's zero time, which upstream's decoders take for `null` again.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
@@ -25,7 +17,7 @@ const REQUIRED_TIMES: [&str; 2] = ["lastTransitionTime", "lastObservedTime"];
 
 /// An object that is decoded once more with its nulls filled in when the plain way fails.
 #[derive(Clone, Debug)]
-pub(super) struct Tolerant<K>(K);
+pub(super) struct Tolerant<K>(pub K);
 
 impl<'de, K: DeserializeOwned> Deserialize<'de> for Tolerant<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -58,49 +50,6 @@ fn fill_times(value: &mut Value) -> bool {
         }),
         _ => false,
     }
-}
-
-impl<K: Resource> Resource for Tolerant<K> {
-    type DynamicType = K::DynamicType;
-    type Scope = K::Scope;
-
-    fn kind(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::kind(dt)
-    }
-    fn group(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::group(dt)
-    }
-    fn version(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::version(dt)
-    }
-    fn plural(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::plural(dt)
-    }
-    fn metadata_api() -> bool {
-        K::metadata_api()
-    }
-    fn meta(&self) -> &ObjectMeta {
-        self.0.meta()
-    }
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        self.0.meta_mut()
-    }
-}
-
-/// Watches through [`Tolerant`].
-pub(super) fn watch<K: Object + DeserializeOwned>(
-    api: Api<Tolerant<K>>,
-    config: watcher::Config,
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send {
-    watcher(api, config).map(|event| {
-        event.map(|event| match event {
-            watcher::Event::Apply(object) => watcher::Event::Apply(object.0),
-            watcher::Event::Delete(object) => watcher::Event::Delete(object.0),
-            watcher::Event::Init => watcher::Event::Init,
-            watcher::Event::InitApply(object) => watcher::Event::InitApply(object.0),
-            watcher::Event::InitDone => watcher::Event::InitDone,
-        })
-    })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::storage::v1::VolumeAttachment;
 use tokio::sync::{Notify, watch};
 
 use super::request::{attachment_name, verify_attachment};
@@ -15,6 +16,8 @@ use super::{CsiError, CsiVolumes, DeviceKey};
 
 /// Upstream: `podAttachAndMountTimeout`.
 const TIMEOUT: Duration = Duration::from_secs(123);
+/// What gRPC calls it when a node takes no more volumes: `RESOURCE_EXHAUSTED`.
+const RESOURCE_EXHAUSTED: i32 = 8;
 
 /// Who uses a volume. Bounded by the volumes of the node's pods.
 #[derive(Debug)]
@@ -116,13 +119,22 @@ fn is_attached(node: &Node, name: &str) -> bool {
     attached.unwrap_or_default().iter().any(|v| v.name == name)
 }
 
+/// Why the driver's attacher says that the node is full. Upstream: `isResourceExhaustError`.
+fn exhausted(attachment: &VolumeAttachment) -> Option<String> {
+    let error = attachment.status.as_ref()?.attach_error.as_ref()?;
+    (error.error_code == Some(RESOURCE_EXHAUSTED))
+        .then(|| error.message.clone().unwrap_or_default())
+}
+
 impl CsiVolumes {
-    /// What the attacher says of the attachment, once there is one. `volume`: the PersistentVolume's name.
+    /// What the attacher says of the attachment, once there is one. `volume`: the PersistentVolume's name. `limited`: the driver
+    /// is asked anew how many volumes the node takes, so a full node is final for a pod and the next one goes elsewhere.
     pub(super) async fn wait_for_attach(
         &self,
         key: &DeviceKey,
         uid: &str,
         volume: &str,
+        limited: bool,
     ) -> Result<BTreeMap<String, String>, CsiError> {
         let name = key.unique_name();
         self.in_use.want(key, uid);
@@ -131,10 +143,21 @@ impl CsiVolumes {
             let attached = |node: &Node| is_attached(node, &name);
             self.source.until_node(&attached).await;
         };
-        if tokio::time::timeout(TIMEOUT, attached).await.is_err() {
-            return Err(CsiError::NotAttached(volume.to_owned()));
-        }
         let attachment = attachment_name(&key.handle, &key.driver, &self.node_name);
+        if tokio::time::timeout(TIMEOUT, attached).await.is_err() {
+            let why = match limited {
+                // An error leaves it as it is: not attached, and tried again.
+                true => self.source.volume_attachment(&attachment).await.ok(),
+                false => None,
+            };
+            return Err(match why.flatten().and_then(|found| exhausted(&found)) {
+                Some(why) => CsiError::AttachLimit {
+                    driver: key.driver.clone(),
+                    why,
+                },
+                None => CsiError::NotAttached(volume.to_owned()),
+            });
+        }
         let no_attachment = |why: String| CsiError::NoAttachment {
             handle: key.handle.clone(),
             attachment: attachment.clone(),

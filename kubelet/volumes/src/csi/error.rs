@@ -34,6 +34,9 @@ pub enum CsiError {
     ClaimStatus(#[source] SourceError),
     #[error("Volume not attached according to node status for volume {0:?}")]
     NotAttached(String),
+    /// No retry helps on this node; upstream: `VolumeAttachLimitExceededError`.
+    #[error("driver {driver} takes no more volumes on this node: {why}")]
+    AttachLimit { driver: String, why: String },
     #[error("volume {handle} has GET error for volume attachment {attachment}: {why}")]
     NoAttachment {
         handle: String,
@@ -99,6 +102,7 @@ impl CsiError {
     pub fn operation(&self) -> Option<&'static str> {
         match self {
             Self::NotAttached(_) => None,
+            Self::AttachLimit { .. } => Some("AttachVolume.Attach"),
             Self::NoDriverToStage(_) | Self::Stage(_) => Some("MountVolume.MountDevice"),
             Self::Secret {
                 which: "NodeStageSecretRef",

@@ -106,7 +106,9 @@ pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
             return Err(CsiError::InUse.into());
         }
         publish_context = if attach_required(driver) {
-            csi.wait_for_attach(&key, mounter.pod_uid, mounter.directory)
+            let limited = driver.and_then(|d| d.spec.node_allocatable_update_period_seconds);
+            let limited = limited.is_some_and(|seconds| seconds > 0);
+            csi.wait_for_attach(&key, mounter.pod_uid, mounter.directory, limited)
                 .await?
         } else {
             csi.in_use.want(&key, mounter.pod_uid);

@@ -411,6 +411,34 @@ async fn a_volume_is_used_once_the_node_has_it_attached() {
 }
 
 #[tokio::test]
+async fn a_node_that_takes_no_more_volumes_is_final_where_the_driver_is_asked_how_many() {
+    for (driver, error, limit) in [
+        (
+            json!({"nodeAllocatableUpdatePeriodSeconds": 10}),
+            8,
+            Some("d"),
+        ),
+        (json!({"nodeAllocatableUpdatePeriodSeconds": 10}), 9, None),
+        (json!({}), 8, None),
+    ] {
+        let world = World::new(driver).await;
+        let status =
+            json!({"attached": false, "attachError": {"errorCode": error, "message": "full"}});
+        world.api.put(
+            "attachment",
+            &attachment_name("h", "d", "n"),
+            json!({"spec": {"attacher": "d", "nodeName": "n", "source": {}}, "status": status}),
+        );
+        tokio::time::pause();
+        let failed = world.volumes.mount_pod(&claiming("a")).await.unwrap_err();
+        tokio::time::resume();
+        assert_eq!(failed.exhausted_driver(), limit, "{failed}");
+        world.volumes.unmount_pod("a").await.unwrap();
+        world.assert_clean().await;
+    }
+}
+
+#[tokio::test]
 async fn a_pod_waits_for_its_driver() {
     let world = World::new(unattached()).await;
     FakeDriver::deregister(&world.drivers, "d");

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use super::wanted::Wanted;
 use super::{VolumeError, VolumeLocation, VolumeManager, blocking, mounted_volumes, pod_uid};
 use crate::claim::Persistent;
+use crate::local;
 use crate::plugin::{SetUpError, find_plugin};
 use crate::tear_down::{self, TearDownError};
 
@@ -51,8 +52,8 @@ fn expanded(
 }
 
 impl VolumeManager {
-    /// Has drivers make the file systems of the pod's volumes as large as the volumes have become; at most twice a minute,
-    /// as it asks the API server. What was not tried is not in the answer.
+    /// Makes the file systems of the pod's volumes, of drivers and of local devices, as large as the volumes have become; at most
+    /// twice a minute, as it asks the API server. What was not tried is not in the answer.
     pub async fn expand_pod(&self, pod: &Pod) -> Vec<Expanded> {
         let Ok(uid) = pod_uid(pod) else {
             return Vec::new();
@@ -74,7 +75,7 @@ impl VolumeManager {
         }
         let persistent = self.persistent(uid);
         let volumes = persistent.iter().map(|(volume, behind)| async move {
-            let (claim, outcome) = self.inner.csi.expand(uid, behind).await?;
+            let (claim, outcome) = self.expand(uid, behind).await?;
             let name = behind.name();
             let outcome = outcome.map_err(|error| {
                 format!("NodeExpandVolume.NodeExpandVolume failed for volume {name:?} : {error}")
@@ -85,6 +86,19 @@ impl VolumeManager {
         told
     }
 
+    /// `None`: nothing is to be done, or its kind does not grow.
+    async fn expand(
+        &self,
+        uid: &str,
+        behind: &Persistent,
+    ) -> Option<(Arc<PersistentVolumeClaim>, Result<(), String>)> {
+        if behind.driver().is_some() {
+            return self.inner.csi.expand(uid, behind).await;
+        }
+        let dir = self.inner.layout.volume(uid, local::NAME, behind.name());
+        local::expand(&*self.inner.source, &dir, behind).await
+    }
+
     /// A volume that grew while no pod had it is made as large before containers get it. Upstream: `expandVolumeDuringMount`.
     pub(super) async fn expand_first(
         &self,
@@ -92,7 +106,7 @@ impl VolumeManager {
         volume: &str,
         behind: &Persistent,
     ) -> Result<(), SetUpError> {
-        let Some((claim, outcome)) = self.inner.csi.expand(uid, behind).await else {
+        let Some((claim, outcome)) = self.expand(uid, behind).await else {
             return Ok(());
         };
         let failed = outcome.as_ref().err().cloned();

@@ -84,7 +84,16 @@ impl ObjectSource for Objects {
         let found = self.volumes.lock().unwrap().get(name).cloned();
         Ok(found.map(|volume| Arc::new(serde_json::from_value(volume).unwrap())))
     }
-    async fn patch_claim_status(&self, _: &str, _: &str, _: &Value) -> Result<(), SourceError> {
+    async fn patch_claim_status(
+        &self,
+        _: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<(), SourceError> {
+        let mut claims = self.claims.lock().unwrap();
+        for (field, value) in patch["status"].as_object().unwrap() {
+            claims.get_mut(name).unwrap()["status"][field] = value.clone();
+        }
         Ok(())
     }
     async fn until_node(&self, _: &(dyn for<'a> Fn(&'a Node) -> bool + Send + Sync)) {}
@@ -918,6 +927,62 @@ fn a_local_device_is_a_file_system_or_itself() {
         // What is on it is not made anew.
         world.manager.mount_pod(&pod).await.unwrap();
         assert_eq!(fs::read_to_string(dir.join("f")).unwrap(), "kept");
+        world.manager.unmount_pod("uid").await.unwrap();
+    });
+}
+
+#[test]
+fn a_local_device_that_grew_has_a_larger_file_system() {
+    in_mount_namespace(async |world| {
+        let file = world.root.path().join("disk");
+        let device = LoopDevice::new(&file);
+        claims(&world);
+        let change = |change: &dyn Fn(&mut Value, &mut Value)| {
+            let mut volumes = world.objects.volumes.lock().unwrap();
+            let mut claims = world.objects.claims.lock().unwrap();
+            change(
+                volumes.get_mut("pv-kept").unwrap(),
+                claims.get_mut("kept").unwrap(),
+            );
+        };
+        change(&|volume, claim| {
+            volume["spec"]["local"] = json!({"path": device.0});
+            volume["spec"]["capacity"] = json!({"storage": "16Mi"});
+            volume["spec"]["claimRef"] =
+                json!({"uid": "kept", "name": "kept", "namespace": "default"});
+            claim["status"]["capacity"] = json!({"storage": "16Mi"});
+        });
+        let pod = claiming(&["kept"], json!({}));
+        let volumes = world.manager.mount_pod(&pod).await.unwrap();
+        let dir = volumes.get("kept").unwrap().host_path().unwrap().to_owned();
+        let size = || nix::sys::statvfs::statvfs(&dir).unwrap().blocks();
+        let before = size();
+        assert!(world.manager.expand_pod(&pod).await.is_empty());
+
+        let grown = fs::File::options().write(true).open(&file).unwrap();
+        grown.set_len(64 << 20).unwrap();
+        let told = std::process::Command::new("losetup")
+            .arg("-c")
+            .arg(&device.0)
+            .status();
+        assert!(told.unwrap().success());
+        change(&|volume, claim| {
+            volume["spec"]["capacity"] = json!({"storage": "64Mi"});
+            claim["status"]["allocatedResources"] = json!({"storage": "64Mi"});
+            claim["status"]["allocatedResourceStatuses"] = json!({"storage": "NodeResizePending"});
+        });
+        world.manager.forget_expansions();
+        let done = world.manager.expand_pod(&pod).await;
+        assert_eq!(done.len(), 1);
+        assert_eq!(done[0].outcome, Ok(()));
+        assert!(size() > 3 * before, "{} of {before}", size());
+        change(&|_, claim| {
+            assert_eq!(claim["status"]["capacity"]["storage"], "64Mi");
+            assert_eq!(
+                claim["status"]["allocatedResourceStatuses"]["storage"],
+                Value::Null
+            );
+        });
         world.manager.unmount_pod("uid").await.unwrap();
     });
 }
