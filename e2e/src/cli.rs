@@ -10,7 +10,8 @@ use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
 use crate::{
-    bench, conformance, critest, csi, forward, fuzz, images, kind, layers, metrics, test_run, tidy,
+    bench, conformance, critest, csi, forward, fuzz, images, kind, layers, metrics, protobuf,
+    test_run, tidy,
 };
 
 /// The cluster's name where `--name` is not given.
@@ -69,6 +70,8 @@ enum Verb {
     Critest(critest::CritestOptions),
     /// Unpacks made-up stacks of layers with our image store and with containerd's applier, and compares.
     Layers(layers::LayersOptions),
+    /// Reads and writes made-up objects of every kind with our protobuf and with upstream's, and compares.
+    Protobuf(protobuf::ProtobufOptions),
     /// Compares the pages of metrics of our kubelet and of upstream's, in one cluster.
     Metrics(metrics::MetricsOptions),
     /// Runs the fuzz targets of `fuzz/`, each for a while.
@@ -167,6 +170,7 @@ pub fn run() -> Result<ExitCode> {
         Verb::CsiSanity(options) => csi::sanity(&options)?,
         Verb::Critest(options) => critest::run(&options)?,
         Verb::Layers(options) => layers::run(&options)?,
+        Verb::Protobuf(options) => protobuf::run(&options)?,
         Verb::Metrics(options) => metrics::run(&options)?,
         Verb::Fuzz(options) => fuzz::run(&options)?,
         Verb::Images { ours, profile } => {

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod node;
 pub mod probe;
 pub mod programs;
+mod protobuf;
 pub mod registry;
 pub mod starts;
 pub mod step;

@@ -292,6 +292,7 @@ const GO_PROGRAMS: &[GoProgram] = &[
         "./schedulerbench",
         GoKind::Kubernetes(Kubernetes::V1_37),
     ),
+    go("protobuf", "", "./protobuf", GoKind::Plain),
     go(
         "crane",
         "addons",

@@ -14,10 +14,12 @@ use crate::step::output;
 /// Every allowed arrow between our own crates: a crate, and what it may depend on.
 const ARROWS: &[(&str, &[&str])] = &[
     ("component-helpers", &[]),
-    ("component-base", &["component-helpers"]),
+    // Kubernetes' protobuf for whatever has serde: no client, and none of our types.
+    ("kube-protobuf", &[]),
+    ("component-base", &["component-helpers", "kube-protobuf"]),
     (
         "controller-runtime",
-        &["component-base", "component-helpers"],
+        &["component-base", "component-helpers", "kube-protobuf"],
     ),
     (
         "kube-controller-manager",
@@ -117,6 +119,7 @@ const UNIFIER: &str = "workspace-hack";
 /// Crates that must stay free of a client, a runtime and the kernel.
 const PURE: &[(&str, &[&str])] = &[
     ("component-helpers", &["kube", "tokio", "libc", "nix"]),
+    ("kube-protobuf", &["kube", "tokio", "libc", "nix"]),
     ("framework", &["kube", "libc", "nix"]),
     ("plugins", &["kube", "libc", "nix"]),
     ("backend", &["kube", "libc", "nix"]),

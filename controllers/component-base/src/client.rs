@@ -6,6 +6,7 @@
 
 mod bucket;
 mod transport;
+pub mod wire;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -5,8 +5,11 @@
 use std::borrow::Cow;
 
 use async_trait::async_trait;
+use component_base::client::wire::{self, Encoding};
+use http_body_util::BodyExt as _;
 use kube::Client;
 use kube::core::ApiResource;
+use kube_protobuf::{Message, envelope};
 use serde_json::Value;
 
 /// Which kind of object a request is about.
@@ -229,28 +232,83 @@ impl ApiTransport {
 #[async_trait]
 impl Transport for ApiTransport {
     async fn send(&self, request: Request) -> Result<Value, ApiError> {
-        let body = if request.body.is_null() {
-            Vec::new()
-        } else {
-            request.body.to_string().into_bytes()
-        };
-        let content_type = match request.verb {
-            Verb::Patch(PatchKind::Merge) => "application/merge-patch+json",
-            Verb::Patch(PatchKind::Strategic) => "application/strategic-merge-patch+json",
-            Verb::Patch(PatchKind::Json) => "application/json-patch+json",
-            // JSON is YAML.
-            Verb::Patch(PatchKind::Apply(_)) => "application/apply-patch+yaml",
-            _ => "application/json",
+        let message = message(&request);
+        let (content_type, body) = body(&request, message);
+        let accept = match message {
+            Some(_) => wire::ACCEPT_PROTOBUF,
+            None => "application/json",
         };
         let http = http::Request::builder()
             .method(method(request.verb))
             .uri(path(&request))
             .header("content-type", content_type)
-            .header("accept", "application/json")
-            .body(body)
+            .header("accept", accept)
+            .body(body.into())
             .map_err(|e| ApiError::Decode(e.to_string()))?;
-        Ok(self.client.request(http).await?)
+        let (encoding, body) = wire::send(&self.client, http).await?;
+        let bytes = body.collect().await?.to_bytes();
+        match encoding {
+            Encoding::Json => {
+                serde_json::from_slice(&bytes).map_err(|e| ApiError::Decode(e.to_string()))
+            }
+            Encoding::Protobuf => object(&bytes).map_err(|e| ApiError::Decode(e.to_string())),
+        }
     }
+}
+
+/// What the object of the request is in protobuf; `None`: it is not built in, or the answer is of another kind.
+fn message(request: &Request) -> Option<&'static Message> {
+    let resource = &request.resource;
+    let plain = request.subresource.is_empty() || request.subresource == "status";
+    let single = !matches!(request.verb, Verb::List | Verb::DeleteCollection);
+    (plain && single)
+        .then(|| kube_protobuf::message(&resource.group, &resource.version, &resource.kind))
+        .flatten()
+}
+
+/// Content type and bytes. Patches are JSON; so is an object that protobuf has a field too few for.
+fn body(request: &Request, message: Option<&'static Message>) -> (&'static str, Vec<u8>) {
+    let content_type = match request.verb {
+        Verb::Patch(PatchKind::Merge) => "application/merge-patch+json",
+        Verb::Patch(PatchKind::Strategic) => "application/strategic-merge-patch+json",
+        Verb::Patch(PatchKind::Json) => "application/json-patch+json",
+        // JSON is YAML.
+        Verb::Patch(PatchKind::Apply(_)) => "application/apply-patch+yaml",
+        _ => "application/json",
+    };
+    if request.body.is_null() {
+        return (content_type, Vec::new());
+    }
+    if matches!(request.verb, Verb::Create | Verb::Update)
+        && let Some(message) = message
+    {
+        let resource = &request.resource;
+        let kind = (&*resource.api_version(), &*resource.kind);
+        match kube_protobuf::to_vec(message, kind, &request.body) {
+            Ok(bytes) => return (kube_protobuf::CONTENT_TYPE, bytes),
+            Err(error) => tracing::debug!(%error, kind = kind.1, "Written as JSON"),
+        }
+    }
+    (content_type, request.body.to_string().into_bytes())
+}
+
+/// An object with its envelope, as it is in JSON.
+fn object(bytes: &[u8]) -> Result<Value, kube_protobuf::Error> {
+    let unknown = envelope::open(bytes)?;
+    let (group, version) = match unknown.api_version.split_once('/') {
+        Some(parts) => parts,
+        None => ("", unknown.api_version),
+    };
+    let Some(message) = kube_protobuf::message(group, version, unknown.kind) else {
+        let (version, kind) = (unknown.api_version, unknown.kind);
+        return Err(kube_protobuf::Error::Other(format!(
+            "{version} {kind} was not asked for"
+        )));
+    };
+    let mut object: Value = kube_protobuf::from_slice(message, unknown.raw, true)?;
+    object["apiVersion"] = unknown.api_version.into();
+    object["kind"] = unknown.kind.into();
+    Ok(object)
 }
 
 /// The path and query of a request.
@@ -340,6 +398,34 @@ mod tests {
             body: Value::Null,
         };
         assert_eq!(path(&request), expect);
+    }
+
+    #[test]
+    fn built_in_objects_are_protobuf_and_come_back() {
+        let mut request = Request {
+            verb: Verb::Create,
+            resource: Resource::of::<Deployment>(),
+            namespace: "ns".into(),
+            name: String::new(),
+            subresource: "".into(),
+            query: Vec::new(),
+            body: serde_json::json!({
+                "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+                "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {"spec": {"containers": [{"name": "c"}]}}},
+            }),
+        };
+        let encoded = |request: &Request| body(request, message(request));
+        let (content_type, bytes) = encoded(&request);
+        assert_eq!(content_type, kube_protobuf::CONTENT_TYPE);
+        assert_eq!(object(&bytes).unwrap(), request.body);
+
+        // A field of another version, a patch, another kind's answer.
+        request.body["spec"]["color"] = "red".into();
+        assert_eq!(encoded(&request).0, "application/json");
+        request.verb = Verb::Patch(PatchKind::Merge);
+        assert_eq!(encoded(&request).0, "application/merge-patch+json");
+        request.subresource = "scale".into();
+        assert!(message(&request).is_none());
     }
 
     #[test]

@@ -27,6 +27,7 @@ use serde::de::DeserializeOwned;
 
 use super::tolerant::Tolerant;
 use super::{InformerOptions, Object};
+use crate::client::wire::{self, Encoding, unreadable};
 
 /// Of a page, where the server streams no lists.
 const PAGE: u32 = 500;
@@ -248,10 +249,6 @@ fn ended_early() -> kube::Error {
     kube::Error::Service("the list ended early".into())
 }
 
-fn unreadable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> kube::Error {
-    kube::Error::Service(error.into())
-}
-
 /// `metadata.continue` aside, what lists are made of in JSON.
 #[derive(Deserialize)]
 #[serde(bound = "K: DeserializeOwned")]
@@ -313,32 +310,14 @@ impl Source {
     }
 
     async fn ask(&self, request: Request<Body>) -> Result<(Wire, Body), kube::Error> {
-        let response = self.client.send(request).await?;
-        let (head, body) = response.into_parts();
-        let is_protobuf = head.headers.get(header::CONTENT_TYPE).is_some_and(|t| {
-            t.as_bytes()
-                .starts_with(kube_protobuf::CONTENT_TYPE.as_bytes())
-        });
-        if head.status.is_success() {
-            return match (is_protobuf, self.message) {
-                (true, Some(message)) => Ok((Wire::Protobuf(message), body)),
-                (true, None) => Err(unreadable("an answer in protobuf that was not asked for")),
-                (false, _) => Ok((Wire::Json, body)),
-            };
+        let (encoding, body) = wire::send(&self.client, request).await?;
+        match (encoding, self.message) {
+            (Encoding::Protobuf, Some(message)) => Ok((Wire::Protobuf(message), body)),
+            (Encoding::Protobuf, None) => {
+                Err(unreadable("an answer in protobuf that was not asked for"))
+            }
+            (Encoding::Json, _) => Ok((Wire::Json, body)),
         }
-        let bytes = body.collect().await?.to_bytes();
-        let status = match is_protobuf {
-            true => protobuf_status(&bytes).ok(),
-            false => serde_json::from_slice(&bytes).ok(),
-        };
-        Err(kube::Error::Api(Box::new(status.unwrap_or_else(|| {
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            let reason = head
-                .status
-                .canonical_reason()
-                .unwrap_or("Failed to parse error data");
-            Status::failure(&text, reason).with_code(head.status.as_u16())
-        }))))
     }
 
     /// Items, the version they are of, and how the next page is asked for.
@@ -481,9 +460,7 @@ impl Watch {
                 let mark = kube_protobuf::from_slice(message, unknown.raw, false);
                 bookmark(mark.map_err(unreadable)?)
             }
-            "ERROR" => {
-                WatchEvent::Error(Box::new(protobuf_status(event.object).map_err(unreadable)?))
-            }
+            "ERROR" => WatchEvent::Error(Box::new(wire::status(event.object).map_err(unreadable)?)),
             other => return Err(unreadable(format!("{other:?} is no event of a watch"))),
         })
     }
@@ -497,11 +474,6 @@ fn bookmark<K>(mark: Mark) -> WatchEvent<K> {
             annotations: mark.metadata.annotations.unwrap_or_default(),
         },
     })
-}
-
-fn protobuf_status(bytes: &[u8]) -> Result<Status, kube_protobuf::Error> {
-    let message = kube_protobuf::message("", "v1", "Status").expect("a built-in kind");
-    kube_protobuf::from_slice(message, envelope::open(bytes)?.raw, true)
 }
 
 fn json_event<K: Object + DeserializeOwned>(frame: &[u8]) -> serde_json::Result<WatchEvent<K>> {
