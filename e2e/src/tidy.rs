@@ -107,6 +107,18 @@ const ARROWS: &[(&str, &[&str])] = &[
         "kube-proxy",
         &["nftables", "component-base", "component-helpers"],
     ),
+    // What a provider of virtual nodes is written against: no API server, and none of our machinery.
+    ("kubelet-provider", &[]),
+    (
+        "virtual-kubelet",
+        &[
+            "kubelet-provider",
+            "streaming",
+            "controller-runtime",
+            "component-base",
+            "component-helpers",
+        ],
+    ),
     ("e2e", &[]),
     // A driver for the judge's clusters: it knows the protocol, and nothing of what is judged.
     ("csi-hostpath", &["csi-spec"]),
@@ -125,6 +137,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("backend", &["kube", "libc", "nix"]),
     ("shim", &["tokio", "kube", "k8s-openapi"]),
     ("host", &["tokio", "kube", "k8s-openapi", "libc", "nix"]),
+    ("kubelet-provider", &["kube", "libc", "nix"]),
 ];
 
 const TOP_LEVEL: &[&str] = &[
