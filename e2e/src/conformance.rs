@@ -177,6 +177,51 @@ pub fn smoke(cluster: &str) -> Result<(u64, u64)> {
     ))
 }
 
+/// Runs the smoke list on any cluster, by its kubeconfig: the number of specs that passed, and the names of those that did not, or did
+/// not run. What ginkgo says goes to `dir`.
+///
+/// # Errors
+/// The suite could not be run.
+pub fn smoke_at(
+    steps: &Steps,
+    outputs: &Outputs,
+    kubeconfig: &Path,
+    dir: &Path,
+) -> Result<(usize, Vec<String>)> {
+    let program = Kubernetes::default().suites();
+    programs::build_upstream(steps, outputs, &[program, "ginkgo"])?;
+    let list = fs::read_to_string(outputs.workspace.join("e2e/smoke.txt"))?;
+    let listed: Vec<String> = list
+        .lines()
+        .filter(|line| line.starts_with('['))
+        .map(str::to_owned)
+        .collect();
+    fs::create_dir_all(dir)?;
+    let mut command = Command::new(outputs.upstream("ginkgo"));
+    command
+        .env("KUBECONFIG", kubeconfig)
+        .current_dir(dir)
+        .args(["--no-color", "--silence-skips", "--timeout=20m"])
+        .args(["--procs=4", "--json-report=smoke.json"])
+        .arg(format!("--output-dir={}", dir.display()))
+        .arg(format!("--focus={}", of_names(&listed)));
+    suite_arguments(&mut command, outputs, program, kubeconfig);
+    let step = steps.start("upstream's fast specs", None)?;
+    // Failed specs make ginkgo fail: what it reports is what counts.
+    let ran = step.run(&mut command);
+    let specs = match report::read_ginkgo(&dir.join("smoke.json")) {
+        Ok(specs) => specs,
+        Err(error) => {
+            ran?;
+            return Err(error);
+        }
+    };
+    step.done();
+    let passed = names(&specs, State::Passed);
+    let others = listed.into_iter().filter(|name| !passed.contains(name));
+    Ok((passed.len(), others.collect()))
+}
+
 /// The regular expression of the selection; `None` for the whole suite.
 fn focus(outputs: &Outputs, options: &ConformanceOptions) -> Result<Option<String>> {
     let names = if options.rerun_failed {
@@ -363,7 +408,9 @@ impl Run<'_> {
                 command.arg(format!("--{flag}={value}"));
             }
         }
-        suite_arguments(&mut command, cluster);
+        let program = cluster.state.options.kubernetes.suites();
+        let kubeconfig = cluster.layout.kubeconfig("admin-inside");
+        suite_arguments(&mut command, &cluster.outputs, program, &kubeconfig);
         command
     }
 }
@@ -384,15 +431,9 @@ fn ginkgo(cluster: &Cluster, dir: &Path) -> Command {
 }
 
 /// The suite's program and what it is told of the cluster.
-fn suite_arguments(command: &mut Command, cluster: &Cluster) {
-    let bin = &cluster.outputs;
-    let kubeconfig = cluster
-        .layout
-        .kubeconfig("admin-inside")
-        .display()
-        .to_string();
+fn suite_arguments(command: &mut Command, bin: &Outputs, program: &str, kubeconfig: &Path) {
     command
-        .arg(bin.upstream(cluster.state.options.kubernetes.suites()))
+        .arg(bin.upstream(program))
         .args([
             "--",
             "--provider=skeleton",
@@ -406,7 +447,7 @@ fn suite_arguments(command: &mut Command, cluster: &Cluster) {
             "--node-os-distro=custom",
             "--master-os-distro=custom",
         ])
-        .arg(format!("--kubeconfig={kubeconfig}"))
+        .arg(format!("--kubeconfig={}", kubeconfig.display()))
         .arg(format!(
             "--kubectl-path={}",
             bin.upstream("kubectl").display()

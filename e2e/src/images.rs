@@ -26,7 +26,7 @@ const MANIFEST: &str = include_str!("../images.toml");
 /// 2023-11-14T22:13:20Z, the age of everything in an image.
 const CREATED: &str = "2023-11-14T22:13:20Z";
 /// The images of every cluster; others are built for those that ask for them.
-const BASE: &str = "";
+pub const BASE: &str = "";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -87,6 +87,9 @@ struct Test {
     /// Check the cluster that is up.
     #[arg(long)]
     running: bool,
+    /// Run the fast specs of upstream's conformance suite (`smoke.txt`), too.
+    #[arg(long)]
+    smoke: bool,
 }
 
 /// # Errors
@@ -113,7 +116,10 @@ fn run_test(test: &Test) -> Result<()> {
         let taken = kind.up(&test.up)?;
         println!("kind create cluster: Ready after {taken:.1} s");
     }
-    let checked = checks::run(&kind);
+    let checked = checks::run(&kind).and_then(|()| match test.smoke {
+        true => checks::smoke(&kind),
+        false => Ok(()),
+    });
     if test.keep {
         println!("{}", kind.hints());
         return checked;

@@ -35,18 +35,19 @@ pub fn write(images: &BTreeMap<String, PathBuf>, to: &Path) -> Result<u64> {
     let index = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": descriptors,
     });
-    let mut tar = Tar::default();
+    if let Some(above) = to.parent() {
+        fs::create_dir_all(above)?;
+    }
+    let half = to.with_extension("half");
+    let file = fs::File::create(&half).with_context(|| format!("make {}", half.display()))?;
+    let mut tar = Tar::to(file);
     tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     tar.file("index.json", 0o644, index.to_string().as_bytes())?;
     for (name, path) in &blobs {
         tar.file(&format!("blobs/sha256/{name}"), 0o644, &fs::read(path)?)?;
     }
-    let bytes = tar.into_bytes()?;
-    if let Some(above) = to.parent() {
-        fs::create_dir_all(above)?;
-    }
-    let half = to.with_extension("half");
-    fs::write(&half, &bytes).with_context(|| format!("write {}", half.display()))?;
+    let file = tar.into_inner()?;
+    let bytes = file.metadata()?.len();
     fs::rename(&half, to)?;
-    Ok(bytes.len() as u64)
+    Ok(bytes)
 }

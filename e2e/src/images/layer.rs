@@ -173,19 +173,29 @@ fn fake_registry(
 }
 
 /// A tar whose every entry has the same age and belongs to root.
-pub struct Tar {
-    builder: tar::Builder<Vec<u8>>,
+pub struct Tar<W: Write = Vec<u8>> {
+    builder: tar::Builder<W>,
 }
 
 impl Default for Tar {
     fn default() -> Self {
-        Self {
-            builder: tar::Builder::new(Vec::new()),
-        }
+        Self::to(Vec::new())
     }
 }
 
 impl Tar {
+    pub fn finish(self) -> Result<Blob> {
+        Blob::from_bytes(&self.into_inner()?)
+    }
+}
+
+impl<W: Write> Tar<W> {
+    pub fn to(target: W) -> Self {
+        Self {
+            builder: tar::Builder::new(target),
+        }
+    }
+
     fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
@@ -214,12 +224,8 @@ impl Tar {
         Ok(self.builder.append_link(&mut header, path, target)?)
     }
 
-    pub fn finish(self) -> Result<Blob> {
-        Blob::from_bytes(&self.into_bytes()?)
-    }
-
-    /// The archive itself.
-    pub fn into_bytes(self) -> Result<Vec<u8>> {
+    /// The end of the archive, and what it was written to.
+    pub fn into_inner(self) -> Result<W> {
         Ok(self.builder.into_inner()?)
     }
 }

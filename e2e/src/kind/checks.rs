@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{CLUSTER, Kind};
+use crate::conformance;
 use crate::images;
 use crate::step::output;
 
@@ -120,6 +122,44 @@ pub fn run(kind: &Kind) -> Result<()> {
     Ok(())
 }
 
+/// Upstream's fast specs, with the images of every cluster loaded first.
+///
+/// # Errors
+/// A spec did not pass.
+pub fn smoke(kind: &Kind) -> Result<()> {
+    let step = kind.steps.start("kind: the suite's images", None)?;
+    let names = images::names(images::BASE)?;
+    let layouts = names
+        .into_iter()
+        .map(|name| (name.clone(), images::layout(&kind.outputs, &name)))
+        .collect();
+    let archive = kind.dir().join("suite.tar");
+    images::archive::write(&layouts, &archive)?;
+    load(kind, &archive)?;
+    fs::remove_file(&archive)?;
+    step.done();
+    let dir = kind.dir().join("smoke");
+    let (passed, others) =
+        conformance::smoke_at(&kind.steps, &kind.outputs, &kind.kubeconfig(), &dir)?;
+    println!("      {passed} of upstream's fast specs passed");
+    ensure!(
+        others.is_empty(),
+        "did not pass:\n{}\nsee {}",
+        others.join("\n"),
+        dir.display()
+    );
+    Ok(())
+}
+
+fn load(kind: &Kind, archive: &Path) -> Result<()> {
+    output(
+        kind.kind()
+            .args(["load", "image-archive", "--name", CLUSTER])
+            .arg(archive),
+    )
+    .map(drop)
+}
+
 fn get(kind: &Kind, what: &[&str]) -> Result<Value> {
     let words: Vec<&str> = ["get", "-o", "json"]
         .into_iter()
@@ -199,11 +239,7 @@ fn load_image(kind: &Kind, nodes: &Nodes) -> Result<String> {
     let layout = images::layout(&kind.outputs, AGNHOST);
     let bytes = images::archive::write(&BTreeMap::from([(AGNHOST.to_owned(), layout)]), &archive)?;
     let started = Instant::now();
-    output(
-        kind.kind()
-            .args(["load", "image-archive", "--name", CLUSTER])
-            .arg(&archive),
-    )?;
+    load(kind, &archive)?;
     Ok(format!(
         "{} MiB to {} nodes in {:.1} s",
         bytes >> 20,
