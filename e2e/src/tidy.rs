@@ -36,9 +36,14 @@ const ARROWS: &[(&str, &[&str])] = &[
             "component-helpers",
         ],
     ),
-    ("framework", &["component-helpers"]),
+    // Which devices a claim gets: a pure function of what the API server has.
+    ("dynamic-resources", &["component-helpers"]),
+    ("framework", &["component-helpers", "dynamic-resources"]),
     // `component-helpers` comes with the framework: a plugin compares quantities, labels and taints.
-    ("plugins", &["framework", "component-helpers"]),
+    (
+        "plugins",
+        &["framework", "component-helpers", "dynamic-resources"],
+    ),
     ("backend", &["framework", "component-helpers"]),
     (
         "kube-scheduler",
@@ -46,6 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "framework",
             "plugins",
             "backend",
+            "dynamic-resources",
             "component-base",
             "component-helpers",
         ],
@@ -132,6 +138,7 @@ const UNIFIER: &str = "workspace-hack";
 const PURE: &[(&str, &[&str])] = &[
     ("component-helpers", &["kube", "tokio", "libc", "nix"]),
     ("kube-protobuf", &["kube", "tokio", "libc", "nix"]),
+    ("dynamic-resources", &["kube", "tokio", "libc", "nix"]),
     ("framework", &["kube", "libc", "nix"]),
     ("plugins", &["kube", "libc", "nix"]),
     ("backend", &["kube", "libc", "nix"]),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use component_base::client::{api_status, is_conflict, is_not_found};
 use component_base::leader_election::Leadership;
-use framework::{ApiWriteError, ApiWriter, BoxFuture, NominatingInfo};
+use framework::{ApiWriteError, ApiWriter, BoxFuture, ClaimWriter, NominatingInfo};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
@@ -120,7 +120,13 @@ impl KubeWriter {
     }
 }
 
+mod claims;
+
 impl ApiWriter for KubeWriter {
+    fn claims(&self) -> Option<&dyn ClaimWriter> {
+        Some(self)
+    }
+
     fn bind<'a>(
         &'a self,
         pod: &'a Pod,

@@ -25,7 +25,6 @@ use crate::event_handlers::EventHandlers;
 use crate::listers::{InformerListers, Informers, Revisions};
 use crate::metrics;
 use crate::options::{COMPONENT, Options, flag_set};
-use crate::profile::log_absent_defaults;
 use crate::reload::Reload;
 use crate::runtime::{RecordFn, Shared};
 use crate::schedule_one::SchedulingLoop;
@@ -90,7 +89,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
 
     let client = options.client.build().await?;
     let factory = Factory::new(client.clone(), shutdown.child());
-    let informers = Informers::start(&factory);
+    let informers = Informers::start(&factory, options.device_features());
     let elector = elector(&options, &shutdown).await?;
     let leadership = elector
         .as_ref()
@@ -169,6 +168,7 @@ impl Parts {
         let listers = Arc::new(InformerListers::new(
             informers.clone(),
             Arc::clone(&revisions),
+            options.device_features(),
         ));
         // Events have a rate limit of their own.
         let events = options.client.build().await?;
@@ -190,7 +190,6 @@ impl Parts {
             shared,
             options.pod_max_in_unschedulable_pods_duration,
         )?;
-        log_absent_defaults();
         let first = options.config.profiles[0]
             .scheduler_name
             .as_deref()

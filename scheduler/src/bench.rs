@@ -58,6 +58,7 @@ pub struct NoObjects {
     pods: std::sync::Mutex<BTreeMap<(String, String), Arc<Pod>>>,
     nodes: std::sync::Mutex<BTreeMap<String, Arc<Node>>>,
     volumes: VolumeCache,
+    devices: DeviceCache,
 }
 
 impl Listers for NoObjects {
@@ -102,6 +103,9 @@ impl Listers for NoObjects {
     }
     fn volumes(&self) -> &VolumeCache {
         &self.volumes
+    }
+    fn devices(&self) -> &DeviceCache {
+        &self.devices
     }
 }
 

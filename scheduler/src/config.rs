@@ -31,7 +31,6 @@ pub const DEFAULT_EXTENDER_TIMEOUT: std::time::Duration = std::time::Duration::f
 
 /// Plugins upstream has that are not built here: naming one explicitly is an error.
 pub const NOT_BUILT: &[&str] = &[
-    "DynamicResources",
     "GangScheduling",
     "TopologyPlacementGenerator",
     "PodGroupPodsCount",

@@ -16,10 +16,12 @@ use crate::listers::{Informers, Revisions};
 use crate::metrics;
 use crate::scheduler::Scheduler;
 
+mod devices;
 mod storage;
 #[cfg(test)]
 mod tests;
 
+use devices::DeviceEvents;
 use storage::StorageEvents;
 
 /// Feeds the cache and the queue.
@@ -31,6 +33,7 @@ pub struct EventHandlers {
     namespaces: Receiver<Namespace>,
     services: Receiver<Service>,
     storage: StorageEvents,
+    devices: DeviceEvents,
 }
 
 impl EventHandlers {
@@ -48,12 +51,14 @@ impl EventHandlers {
             namespaces: informers.namespaces.subscribe(),
             services: informers.services.subscribe(),
             storage: StorageEvents::new(&informers.storage),
+            devices: DeviceEvents::new(&informers.devices),
         }
     }
 
     /// Takes in all that is there already: to be called after the informers have synced and before the first pod is scheduled.
     pub fn handle_initial(&mut self) {
         self.storage.drain(&self.scheduler);
+        self.devices.drain(&self.scheduler);
         while let Some(event) = self.nodes.try_recv() {
             handle_node(&self.scheduler, event);
         }
@@ -71,6 +76,7 @@ impl EventHandlers {
                 Some(event) = self.nodes.recv() => handle_node(&self.scheduler, event),
                 Some(event) = self.pods.recv() => handle_pod(&self.scheduler, event),
                 Some(change) = self.storage.next() => storage::handle(&self.scheduler, change),
+                Some(change) = self.devices.next() => devices::handle(&self.scheduler, change),
                 Some(_) = self.namespaces.recv() => { self.revisions.namespaces.fetch_add(1, Ordering::AcqRel); }
                 Some(_) = self.services.recv() => { self.revisions.services.fetch_add(1, Ordering::AcqRel); }
                 else => return,

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use component_base::informer::{Factory, Informer, InformerOptions};
-use framework::{Listers, VolumeCache};
+use dynamic_resources::Features;
+use framework::{DeviceCache, Listers, VolumeCache};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{
     CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
 };
@@ -36,6 +38,56 @@ pub struct Informers {
     pub pod_disruption_budgets: Informer<PodDisruptionBudget>,
     /// What volumes are made of.
     pub storage: StorageInformers,
+    /// Devices and claims to them.
+    pub devices: DeviceInformers,
+}
+
+/// The kinds that go into the [`DeviceCache`].
+#[derive(Clone)]
+pub struct DeviceInformers {
+    /// Claims.
+    pub claims: Informer<ResourceClaim>,
+    /// Devices.
+    pub slices: Informer<ResourceSlice>,
+    /// Classes.
+    pub classes: Informer<DeviceClass>,
+    /// Taints on devices; `None` with the gate `DRADeviceTaintRules` off.
+    pub taint_rules: Option<Informer<DeviceTaintRule>>,
+}
+
+impl DeviceInformers {
+    fn start(factory: &Factory, features: Features) -> Self {
+        let all = InformerOptions::default;
+        DeviceInformers {
+            claims: factory.informer(all()),
+            slices: factory.informer(all()),
+            classes: factory.informer(all()),
+            taint_rules: features.device_taint_rules.then(|| factory.informer(all())),
+        }
+    }
+
+    async fn wait_for_sync(&self) -> bool {
+        let rules = async {
+            match &self.taint_rules {
+                Some(rules) => rules.wait_for_sync().await,
+                None => true,
+            }
+        };
+        let waits = tokio::join!(
+            self.claims.wait_for_sync(),
+            self.slices.wait_for_sync(),
+            self.classes.wait_for_sync(),
+            rules,
+        );
+        waits.0 && waits.1 && waits.2 && waits.3
+    }
+
+    fn has_synced(&self) -> bool {
+        self.claims.has_synced()
+            && self.slices.has_synced()
+            && self.classes.has_synced()
+            && self.taint_rules.as_ref().is_none_or(Informer::has_synced)
+    }
 }
 
 /// The kinds that go into the [`VolumeCache`].
@@ -97,7 +149,7 @@ impl StorageInformers {
 
 impl Informers {
     /// Starts watching.
-    pub fn start(factory: &Factory) -> Self {
+    pub fn start(factory: &Factory, features: Features) -> Self {
         let all = InformerOptions::default;
         Informers {
             pods: factory.informer(all().fields("status.phase!=Succeeded,status.phase!=Failed")),
@@ -109,6 +161,7 @@ impl Informers {
             stateful_sets: factory.informer(all()),
             pod_disruption_budgets: factory.informer(all()),
             storage: StorageInformers::start(factory),
+            devices: DeviceInformers::start(factory, features),
         }
     }
 
@@ -124,8 +177,9 @@ impl Informers {
             self.stateful_sets.wait_for_sync(),
             self.pod_disruption_budgets.wait_for_sync(),
             self.storage.wait_for_sync(),
+            self.devices.wait_for_sync(),
         );
-        let rest = waits.5 && waits.6 && waits.7 && waits.8;
+        let rest = waits.5 && waits.6 && waits.7 && waits.8 && waits.9;
         waits.0 && waits.1 && waits.2 && waits.3 && waits.4 && rest
     }
 
@@ -140,6 +194,7 @@ impl Informers {
             && self.stateful_sets.has_synced()
             && self.pod_disruption_budgets.has_synced()
             && self.storage.has_synced()
+            && self.devices.has_synced()
     }
 }
 
@@ -157,15 +212,17 @@ pub struct InformerListers {
     informers: Informers,
     revisions: Arc<Revisions>,
     volumes: VolumeCache,
+    devices: DeviceCache,
 }
 
 impl InformerListers {
-    /// Reads from `informers`; whoever handles their events counts in `revisions` and tells the volume cache.
-    pub fn new(informers: Informers, revisions: Arc<Revisions>) -> Self {
+    /// Reads from `informers`; whoever handles their events counts in `revisions` and tells the caches of volumes and devices.
+    pub fn new(informers: Informers, revisions: Arc<Revisions>, features: Features) -> Self {
         InformerListers {
             informers,
             revisions,
             volumes: VolumeCache::new(),
+            devices: DeviceCache::new(features),
         }
     }
 }
@@ -220,5 +277,8 @@ impl Listers for InformerListers {
     }
     fn volumes(&self) -> &VolumeCache {
         &self.volumes
+    }
+    fn devices(&self) -> &DeviceCache {
+        &self.devices
     }
 }

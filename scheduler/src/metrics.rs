@@ -76,6 +76,31 @@ metric! {
     )
 }
 metric! {
+    /// Devices with binding conditions that were allocated, by outcome.
+    BINDING_CONDITIONS_ALLOCATIONS: IntCounterVec = register_int_counter_vec!(
+        "scheduler_dra_bindingconditions_allocations_total",
+        "Number of allocations using devices with BindingConditions, counted per driver per scheduling attempt",
+        &["profile", "driver", "status"]
+    )
+}
+metric! {
+    /// How long pods waited for their devices.
+    BINDING_CONDITIONS_WAIT: HistogramVec = register_histogram_vec!(
+        "scheduler_dra_bindingconditions_wait_duration_seconds",
+        "Time in seconds spent waiting for BindingConditions to be satisfied during PreBind.",
+        &["profile", "driver", "status"],
+        buckets(0.1, 2.0, 14)
+    )
+}
+metric! {
+    /// Claims made for extended resources.
+    RESOURCE_CLAIM_CREATES: IntCounterVec = register_int_counter_vec!(
+        "dynamic_resource_allocation_resourceclaim_creates_total",
+        "Number of ResourceClaims creation requests, categorized by creation status, admin access, and owning API group and kind (either Pod or scheduling.k8s.io/PodGroup)",
+        &["status", "admin_access", "owner_api_group", "owner_api_kind"]
+    )
+}
+metric! {
     /// Failures of volume scheduling by stage (`predicate`, `assume`, `bind`).
     VOLUME_STAGE_ERRORS: IntCounterVec = register_int_counter_vec!(
         "scheduler_volume_scheduling_stage_error_total",

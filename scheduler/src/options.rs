@@ -31,6 +31,28 @@ const FEATURES: &[Feature] = &[
     Feature::beta("OpportunisticBatching"),
     Feature::beta("NominatedNodeNameForExpectation"),
     Feature::locked("NodeDeclaredFeatures"),
+    Feature::locked("DynamicResourceAllocation"),
+    Feature::locked("DRAAdminAccess"),
+    Feature::locked("DRAExtendedResource"),
+    Feature::locked("DRAPrioritizedList"),
+    Feature::locked("DRAResourceClaimDeviceStatus"),
+    Feature::beta("DRAConsumableCapacity"),
+    Feature::beta("DRADeviceBindingConditions"),
+    Feature::beta("DRAFractionalCapacityRange"),
+    Feature::beta("DRAPartitionableDevices"),
+    Feature::beta("DRASchedulerFilterTimeout"),
+    Feature::ga("DRADeviceTaints"),
+    Feature::ga("DRADeviceTaintRules"),
+];
+
+/// Gates of upstream, off by default, whose features are not built here: turning one on is an error.
+const NOT_BUILT: &[&str] = &[
+    "DRADerivedAttributes",
+    "DRADeviceCompatibilityGroups",
+    "DRAListTypeAttributes",
+    "DRANodeAllocatableResources",
+    "DRAOptionalNodeOperations",
+    "DRAWorkloadResourceClaims",
 ];
 
 /// Everything that was asked for.
@@ -71,6 +93,9 @@ pub enum InvalidOptions {
     /// Feature gates.
     #[error(transparent)]
     Feature(#[from] FeatureError),
+    /// A gate is on whose feature there is not.
+    #[error("feature-gates: Invalid value: \"{0}=true\": the feature is not built")]
+    NotBuilt(&'static str),
 }
 
 /// Every flag.
@@ -115,7 +140,16 @@ impl Options {
             election.validate()?;
         }
         let mut features = FeatureGates::new(FEATURES);
-        features.set(flags.map("feature-gates"))?;
+        let given = flags.map("feature-gates");
+        let on = |gate: &str| {
+            given
+                .get(gate)
+                .is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        };
+        if let Some(gate) = NOT_BUILT.iter().find(|gate| on(gate)) {
+            return Err(InvalidOptions::NotBuilt(gate));
+        }
+        features.set(given)?;
         let connection = &config.client_connection;
         Ok(Options {
             serving: ServingOptions::from_flags(flags, COMPONENT)?,
@@ -138,6 +172,23 @@ impl Options {
             write_config_to: flags.optional("write-config-to").map(PathBuf::from),
             config,
         })
+    }
+}
+
+impl Options {
+    /// The gates that Dynamic Resource Allocation goes by; one is off, too, where another is that it builds on.
+    pub fn device_features(&self) -> dynamic_resources::Features {
+        let on = |name: &str| self.features.enabled(name);
+        dynamic_resources::Features {
+            consumable_capacity: on("DRAConsumableCapacity"),
+            device_binding_conditions: on("DRADeviceBindingConditions"),
+            device_taints: on("DRADeviceTaints"),
+            device_taint_rules: on("DRADeviceTaintRules") && on("DRADeviceTaints"),
+            fractional_capacity_range: on("DRAFractionalCapacityRange")
+                && on("DRAConsumableCapacity"),
+            partitionable_devices: on("DRAPartitionableDevices"),
+            scheduler_filter_timeout: on("DRASchedulerFilterTimeout"),
+        }
     }
 }
 
@@ -241,6 +292,27 @@ mod tests {
             Some("kube-scheduler")
         );
         assert_eq!(options.config.profiles.len(), 1);
+    }
+
+    #[test]
+    fn gates_of_dynamic_resource_allocation() {
+        let features = |gates: &str| {
+            let options = parse(&[&format!("--feature-gates={gates}")]);
+            options
+                .map(|options| options.device_features())
+                .map_err(|error| error.to_string())
+        };
+        let defaults = dynamic_resources::Features::default();
+        assert_eq!(features("DRAAdminAccess=true"), Ok(defaults));
+        let off =
+            features("DRAConsumableCapacity=false,DRADeviceTaints=false").expect("not locked");
+        assert!(
+            !off.fractional_capacity_range && !off.device_taint_rules && off.partitionable_devices
+        );
+        assert!(features("DRAExtendedResource=false").is_err());
+        let error = features("DRADerivedAttributes=true").expect_err("not built");
+        assert!(error.contains("DRADerivedAttributes=true"), "{error}");
+        assert_eq!(features("DRADerivedAttributes=false"), Ok(defaults));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use framework::{Handle, Plugin, PluginError, Registration};
 
-use crate::config::{KubeSchedulerProfile, NOT_BUILT, PluginSet, Plugins};
+use crate::config::{KubeSchedulerProfile, PluginSet, Plugins};
 use crate::extender::ExtenderError;
 use crate::runtime::{Beside, Framework, FrameworkHandle, Points, Shared};
 
@@ -315,12 +315,4 @@ impl Builder<'_> {
         self.made.insert(name.to_owned(), Arc::clone(&plugin));
         Ok(plugin)
     }
-}
-
-/// Says once what of the default profile is not there.
-pub fn log_absent_defaults() {
-    tracing::info!(
-        plugins = NOT_BUILT[..1].join(","),
-        "Default plugins that are not built yet are absent; pods that need them wait"
-    );
 }

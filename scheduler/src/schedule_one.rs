@@ -129,7 +129,7 @@ impl SchedulingLoop {
         pod: &Arc<PodInfo>,
     ) -> Result<Chosen, (Failure, NominatingInfo)> {
         let clear = || NominatingInfo::Override(String::new());
-        if let Some((plugin, reason)) = not_supported(pod) {
+        if let Some((plugin, reason)) = not_supported(framework, pod) {
             return Err((
                 Failure::Fit(
                     Code::UnschedulableAndUnresolvable,
@@ -282,17 +282,15 @@ pub(crate) fn unreserve_and_forget(
     }
 }
 
-/// What a pod needs that no plugin here can give: such a pod waits, and is never bound blindly.
-fn not_supported(pod: &PodInfo) -> Option<(&'static str, &'static str)> {
-    let spec = pod.spec();
-    if spec
-        .resource_claims
-        .as_ref()
-        .is_some_and(|claims| !claims.is_empty())
-    {
+/// What a pod needs that no plugin of its profile can give: such a pod waits, and is never bound blindly.
+fn not_supported(framework: &Framework, pod: &PodInfo) -> Option<(&'static str, &'static str)> {
+    let plugin = plugins::names::DYNAMIC_RESOURCES;
+    let has_claims = !component_helpers::resource_claim::entries(&pod.pod).is_empty();
+    let mut judges = framework.judges().iter();
+    if has_claims && !judges.any(|judge| judge.plugin.name() == plugin) {
         return Some((
-            "DynamicResources",
-            "pods with resource claims are not supported yet",
+            plugin,
+            "the pod has resource claims, and its profile is without the plugin DynamicResources",
         ));
     }
     None

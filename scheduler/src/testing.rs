@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use framework::*;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{
+    PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, PodExtendedResourceClaimStatus,
+};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use tokio_util::sync::CancellationToken;
 
 use crate::bench::NoObjects;
@@ -91,9 +94,59 @@ pub struct Writes {
     pub nominations: Mutex<Vec<String>>,
     /// `volume -> claim` and `claim -> node`.
     pub volumes: Mutex<Vec<String>>,
+    /// What is done to claims to devices.
+    pub claims: Mutex<Vec<String>>,
+}
+
+impl Writes {
+    /// Takes a write of a claim, and answers it as of a newer version.
+    fn claim(&self, what: &str, claim: &ResourceClaim) -> Result<ResourceClaim, ApiWriteError> {
+        let name = claim.metadata.name.clone().unwrap_or_default();
+        self.claims.lock().unwrap().push(format!("{what} {name}"));
+        let mut claim = claim.clone();
+        let version = claim.metadata.resource_version.as_deref();
+        let version: u64 = version.and_then(|v| v.parse().ok()).unwrap_or(0);
+        claim.metadata.resource_version = Some((version + 1).to_string());
+        Ok(claim)
+    }
+}
+
+type Done<'a, T> = BoxFuture<'a, Result<T, ApiWriteError>>;
+
+impl ClaimWriter for Writes {
+    fn create<'a>(&'a self, claim: &'a ResourceClaim) -> Done<'a, ResourceClaim> {
+        Box::pin(async { self.claim("create", claim) })
+    }
+    fn get<'a>(&'a self, _: &'a str, name: &'a str) -> Done<'a, ResourceClaim> {
+        Box::pin(async { Err(ApiWriteError::NotFound(name.to_owned())) })
+    }
+    fn write_finalizers<'a>(&'a self, claim: &'a ResourceClaim) -> Done<'a, ResourceClaim> {
+        Box::pin(async { self.claim("finalizers", claim) })
+    }
+    fn write_status<'a>(&'a self, claim: &'a ResourceClaim) -> Done<'a, ResourceClaim> {
+        Box::pin(async { self.claim("status", claim) })
+    }
+    fn unreserve<'a>(&'a self, claim: &'a ResourceClaim, _: &'a str) -> Done<'a, ResourceClaim> {
+        Box::pin(async { self.claim("unreserve", claim) })
+    }
+    fn delete<'a>(&'a self, claim: &'a ResourceClaim) -> Done<'a, ()> {
+        Box::pin(async { self.claim("delete", claim).map(|_| ()) })
+    }
+    fn write_extended_status<'a>(
+        &'a self,
+        _: &'a Pod,
+        status: &'a PodExtendedResourceClaimStatus,
+    ) -> Done<'a, ()> {
+        let text = format!("pod has {}", status.resource_claim_name);
+        self.claims.lock().unwrap().push(text);
+        Box::pin(async { Ok(()) })
+    }
 }
 
 impl ApiWriter for Writes {
+    fn claims(&self) -> Option<&dyn ClaimWriter> {
+        Some(self)
+    }
     fn bind<'a>(
         &'a self,
         pod: &'a Pod,

@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand"
@@ -14,9 +15,9 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
+	resourceapi "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
@@ -42,6 +43,13 @@ type verdicts struct {
 	Pods        []*v1.Pod            `json:"pods"`
 	Pod         *v1.Pod              `json:"pod"`
 
+	Slices     []*resourceapi.ResourceSlice   `json:"slices,omitempty"`
+	Classes    []*resourceapi.DeviceClass     `json:"classes,omitempty"`
+	Claims     []*resourceapi.ResourceClaim   `json:"claims,omitempty"`
+	TaintRules []*resourceapi.DeviceTaintRule `json:"taintRules,omitempty"`
+	// By node, for each claim that is to be allocated: what it gets.
+	Chosen map[string][][]string `json:"chosen,omitempty"`
+
 	PreFilter *status                     `json:"preFilter,omitempty"`
 	Rejected  map[string]status           `json:"rejected"`
 	Scores    map[string]map[string]int64 `json:"scores"`
@@ -56,14 +64,24 @@ type status struct {
 func main() {
 	cases := flag.Int("cases", 60, "how many clusters")
 	seed := flag.Int64("seed", 1, "what they grow from")
+	devices := flag.Bool("devices", false, "clusters with devices and pods with claims to them, and nothing else")
 	flag.Parse()
 	klog.SetLogger(klog.Logger{})
 	metrics.Register()
 	random := rand.New(rand.NewSource(*seed))
 	all := make([]*verdicts, 0, *cases)
-	for range *cases {
-		v := question(&source{random})
-		if err := answer(v); err != nil {
+	ask := question
+	if *devices {
+		ask = deviceQuestion
+	}
+	fmt.Fprintf(os.Stderr, "schedulerverdicts: %d cases, seed %d\n", *cases, *seed)
+	for len(all) < *cases {
+		v := ask(&source{random})
+		err := answer(v)
+		if errors.Is(err, errTooHard) {
+			continue
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, "schedulerverdicts:", err)
 			os.Exit(1)
 		}
@@ -102,8 +120,8 @@ func compact(v *verdicts) ([]byte, error) {
 	return json.Marshal(plain)
 }
 
-func newFramework(ctx context.Context, v *verdicts) (framework.Framework, error) {
-	var objects []runtime.Object
+func newFramework(ctx context.Context, v *verdicts) (framework.Framework, fwk.SharedDRAManager, error) {
+	objects := v.deviceObjects()
 	for _, o := range v.Namespaces {
 		objects = append(objects, o)
 	}
@@ -115,17 +133,21 @@ func newFramework(ctx context.Context, v *verdicts) (framework.Framework, error)
 	}
 	client := fake.NewClientset(objects...)
 	factory := informers.NewSharedInformerFactory(client, 0)
+	manager, filled, err := newDRAManager(ctx, client, factory)
+	if err != nil {
+		return nil, nil, err
+	}
 	var versioned configv1.KubeSchedulerConfiguration
 	scheme.Scheme.Default(&versioned)
 	var cfg config.KubeSchedulerConfiguration
 	if err := scheme.Scheme.Convert(&versioned, &cfg, nil); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	profile := cfg.Profiles[0]
 	var enabled []config.Plugin
 	for _, p := range profile.Plugins.MultiPoint.Enabled {
 		switch p.Name {
-		case names.VolumeRestrictions, names.NodeVolumeLimits, names.VolumeBinding, names.VolumeZone, names.DynamicResources:
+		case names.VolumeRestrictions, names.NodeVolumeLimits, names.VolumeBinding, names.VolumeZone:
 		default:
 			enabled = append(enabled, p)
 		}
@@ -134,22 +156,28 @@ func newFramework(ctx context.Context, v *verdicts) (framework.Framework, error)
 	f, err := frameworkruntime.NewFramework(ctx, plugins.NewInTreeRegistry(), &profile,
 		frameworkruntime.WithClientSet(client),
 		frameworkruntime.WithInformerFactory(factory),
+		frameworkruntime.WithSharedDRAManager(manager),
 		frameworkruntime.WithSnapshotSharedLister(internalcache.NewSnapshot(v.Pods, v.Nodes)),
 	)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	factory.Start(ctx.Done())
 	factory.WaitForCacheSync(ctx.Done())
-	return f, nil
+	return f, manager, filled(v)
 }
 
 func answer(v *verdicts) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	f, err := newFramework(ctx, v)
+	f, manager, err := newFramework(ctx, v)
 	if err != nil {
 		return err
+	}
+	if len(v.Claims) > 0 {
+		if err := choose(ctx, manager, v); err != nil {
+			return err
+		}
 	}
 	v.Rejected, v.Scores = map[string]status{}, map[string]map[string]int64{}
 	told := func(s *fwk.Status) status { return status{s.Plugin(), s.Code().String(), s.Reasons()} }

@@ -236,9 +236,127 @@ impl Default for VolumeBindingArgs {
     }
 }
 
+/// A duration as Go writes and reads it: `1h2m3.5s`, `300ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GoDuration(i64);
+
+impl GoDuration {
+    /// Whole seconds.
+    pub const fn from_seconds(seconds: i64) -> Self {
+        GoDuration(seconds * 1_000_000_000)
+    }
+
+    /// In nanoseconds; may be less than none.
+    pub fn nanos(&self) -> i64 {
+        self.0
+    }
+
+    fn parse(text: &str) -> Option<i64> {
+        let (sign, mut rest) = match text.strip_prefix('-') {
+            Some(rest) => (-1, rest),
+            None => (1, text.strip_prefix('+').unwrap_or(text)),
+        };
+        if rest == "0" {
+            return Some(0);
+        }
+        let mut nanos = 0f64;
+        if rest.is_empty() {
+            return None;
+        }
+        while !rest.is_empty() {
+            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+            let number: f64 = rest[..digits].parse().ok()?;
+            let unit = &rest[digits..];
+            let end = unit
+                .find(|c: char| c.is_ascii_digit() || c == '.')
+                .unwrap_or(unit.len());
+            nanos += number
+                * match &unit[..end] {
+                    "ns" => 1.0,
+                    "us" | "µs" | "μs" => 1e3,
+                    "ms" => 1e6,
+                    "s" => 1e9,
+                    "m" => 60e9,
+                    "h" => 3600e9,
+                    _ => return None,
+                };
+            rest = &unit[end..];
+        }
+        (nanos < i64::MAX as f64).then_some(sign * nanos as i64)
+    }
+}
+
+impl std::fmt::Display for GoDuration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sign = if self.0 < 0 { "-" } else { "" };
+        let seconds = self.0.unsigned_abs() as f64 / 1e9;
+        let (minutes, rest) = ((seconds / 60.0).floor(), seconds % 60.0);
+        let (hours, minutes) = ((minutes / 60.0).floor(), minutes % 60.0);
+        match (hours > 0.0, minutes > 0.0) {
+            (true, _) => write!(f, "{sign}{hours}h{minutes}m{rest}s"),
+            (false, true) => write!(f, "{sign}{minutes}m{rest}s"),
+            (false, false) => write!(f, "{sign}{rest}s"),
+        }
+    }
+}
+
+impl Serialize for GoDuration {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for GoDuration {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let nanos = GoDuration::parse(&text);
+        let wrong = || serde::de::Error::custom(format!("time: invalid duration {text:?}"));
+        nanos.map(GoDuration).ok_or_else(wrong)
+    }
+}
+
+/// DynamicResources.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DynamicResourcesArgs {
+    /// How long the search for devices on a node may take; 0: as long as it likes. 10 s where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub filter_timeout: Option<GoDuration>,
+    /// How long devices may take to be made ready, at least 1 s. 10 min where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub binding_timeout: Option<GoDuration>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, nanos, shown) in [
+            ("10s", 10_000_000_000, "10s"),
+            ("1h2m3.5s", 3_723_500_000_000, "1h2m3.5s"),
+            ("300ms", 300_000_000, "0.3s"),
+            ("600s", 600_000_000_000, "10m0s"),
+            ("-1s", -1_000_000_000, "-1s"),
+            ("0", 0, "0s"),
+        ] {
+            let parsed: GoDuration = serde_json::from_value(text.into()).expect(text);
+            assert_eq!(
+                (parsed.nanos(), &*parsed.to_string()),
+                (nanos, shown),
+                "{text}"
+            );
+        }
+        for text in ["", "10", "s", "1d", "1.2.3s", "-"] {
+            assert!(
+                serde_json::from_value::<GoDuration>(text.into()).is_err(),
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn defaults_and_strictness() {

@@ -6,8 +6,10 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::sync::Arc;
 
+use component_helpers::resource_claim::{extended_status, statuses};
 use component_helpers::resources::{PodResourcesOptions, pod_requests};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::resource::v1::{DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{
     CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
 };
@@ -128,6 +130,12 @@ pub enum EventResource {
     StorageClass,
     /// A VolumeAttachment.
     VolumeAttachment,
+    /// A ResourceClaim.
+    ResourceClaim,
+    /// A ResourceSlice.
+    ResourceSlice,
+    /// A DeviceClass.
+    DeviceClass,
     /// Everything.
     WildCard,
 }
@@ -147,6 +155,9 @@ impl EventResource {
             EventResource::CSIStorageCapacity => "storage.k8s.io/CSIStorageCapacity",
             EventResource::StorageClass => "storage.k8s.io/StorageClass",
             EventResource::VolumeAttachment => "storage.k8s.io/VolumeAttachment",
+            EventResource::ResourceClaim => "resource.k8s.io/ResourceClaim",
+            EventResource::ResourceSlice => "resource.k8s.io/ResourceSlice",
+            EventResource::DeviceClass => "resource.k8s.io/DeviceClass",
             EventResource::WildCard => "*",
         }
     }
@@ -253,6 +264,14 @@ pub enum EventObject {
     CSIStorageCapacity(Arc<CSIStorageCapacity>),
     /// A volume on its way to a node.
     VolumeAttachment(Arc<VolumeAttachment>),
+    /// A claim to devices.
+    ResourceClaim(Arc<ResourceClaim>),
+    /// Devices.
+    ResourceSlice(Arc<ResourceSlice>),
+    /// A kind of devices.
+    DeviceClass(Arc<DeviceClass>),
+    /// A taint on devices.
+    DeviceTaintRule(Arc<DeviceTaintRule>),
 }
 
 macro_rules! object_accessors {
@@ -280,6 +299,10 @@ object_accessors! {
     csi_driver, CSIDriver, CSIDriver, "The CSIDriver, when it is one.";
     csi_storage_capacity, CSIStorageCapacity, CSIStorageCapacity, "The CSIStorageCapacity, when it is one.";
     volume_attachment, VolumeAttachment, VolumeAttachment, "The VolumeAttachment, when it is one.";
+    resource_claim, ResourceClaim, ResourceClaim, "The ResourceClaim, when it is one.";
+    resource_slice, ResourceSlice, ResourceSlice, "The ResourceSlice, when it is one.";
+    device_class, DeviceClass, DeviceClass, "The DeviceClass, when it is one.";
+    device_taint_rule, DeviceTaintRule, DeviceTaintRule, "The DeviceTaintRule, when it is one.";
 }
 
 impl EventObject {
@@ -376,6 +399,9 @@ pub fn pod_scheduling_properties_change(new: &Pod, old: &Pod) -> Vec<ClusterEven
         |spec: &k8s_openapi::api::core::v1::PodSpec| spec.tolerations.as_ref().map_or(0, Vec::len);
     if tolerations(&new_spec) != tolerations(&old_spec) {
         actions.push(ActionType::UPDATE_POD_TOLERATION);
+    }
+    if statuses(new) != statuses(old) || extended_status(new) != extended_status(old) {
+        actions.push(ActionType::UPDATE_POD_GENERATED_RESOURCE_CLAIM);
     }
     if actions.is_empty() {
         actions.push(ActionType::UPDATE);

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
-    Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, ReplicationController,
-    Service,
+    Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition,
+    PodExtendedResourceClaimStatus, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::cycle_state::CycleState;
+use crate::devices::DeviceCache;
 use crate::extender::Extender;
 use crate::node_info::NodeInfo;
 use crate::plugin::{BoxFuture, NominatingInfo, Plugin};
@@ -51,6 +53,8 @@ pub trait Listers: Send + Sync {
     fn node(&self, name: &str) -> Option<Arc<Node>>;
     /// Volumes, claims and classes, with what is assumed of them.
     fn volumes(&self) -> &VolumeCache;
+    /// Devices, claims to them and their classes, with what is assumed of them.
+    fn devices(&self) -> &DeviceCache;
 }
 
 /// A write that the API server did not take.
@@ -67,8 +71,51 @@ pub enum ApiWriteError {
     Failed(String),
 }
 
+/// Writes of ResourceClaims. What is written is answered as it is now.
+pub trait ClaimWriter: Send + Sync {
+    /// Makes a claim.
+    fn create<'a>(
+        &'a self,
+        claim: &'a ResourceClaim,
+    ) -> BoxFuture<'a, Result<ResourceClaim, ApiWriteError>>;
+    /// The claim as the API server has it now.
+    fn get<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<ResourceClaim, ApiWriteError>>;
+    /// Writes the finalizers as given, if the claim is still of the version given.
+    fn write_finalizers<'a>(
+        &'a self,
+        claim: &'a ResourceClaim,
+    ) -> BoxFuture<'a, Result<ResourceClaim, ApiWriteError>>;
+    /// Writes allocation, reservations and devices of the status as given, if the claim is still of the version given.
+    fn write_status<'a>(
+        &'a self,
+        claim: &'a ResourceClaim,
+    ) -> BoxFuture<'a, Result<ResourceClaim, ApiWriteError>>;
+    /// Takes the reservation for the one with this UID off the claim, whatever its version.
+    fn unreserve<'a>(
+        &'a self,
+        claim: &'a ResourceClaim,
+        uid: &'a str,
+    ) -> BoxFuture<'a, Result<ResourceClaim, ApiWriteError>>;
+    /// Deletes a claim (by UID). Deleting what is gone is a success.
+    fn delete<'a>(&'a self, claim: &'a ResourceClaim) -> BoxFuture<'a, Result<(), ApiWriteError>>;
+    /// Writes `status.extendedResourceClaimStatus` of a pod.
+    fn write_extended_status<'a>(
+        &'a self,
+        pod: &'a Pod,
+        status: &'a PodExtendedResourceClaimStatus,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>>;
+}
+
 /// Writes to the API.
 pub trait ApiWriter: Send + Sync {
+    /// Writes ResourceClaims; `None` where there are none.
+    fn claims(&self) -> Option<&dyn ClaimWriter> {
+        None
+    }
     /// Posts a Binding.
     fn bind<'a>(
         &'a self,
@@ -196,6 +243,20 @@ pub trait Handle: Send + Sync {
     /// Counts a failure of volume scheduling for the metrics, by its stage: `predicate`, `assume`, `bind`.
     fn observe_volume_failure(&self, stage: &'static str) {
         let _ = stage;
+    }
+    /// Counts, for the metrics, how long a pod waited for devices to be made ready, for each driver of a device it has; and each device that had to be.
+    fn observe_binding_conditions(
+        &self,
+        status: &'static str,
+        waited: Duration,
+        drivers: &[&str],
+        conditional: &[&str],
+    ) {
+        let _ = (status, waited, drivers, conditional);
+    }
+    /// Counts a claim made for extended resources for the metrics.
+    fn observe_claim_creation(&self, succeeded: bool) {
+        let _ = succeeded;
     }
     /// Moves pods to the active queue whatever they waited for.
     fn activate(&self, pods: Vec<Arc<Pod>>);

@@ -8,6 +8,7 @@
 pub mod args;
 pub mod columns;
 pub mod cycle_state;
+pub mod devices;
 pub mod diagnosis;
 pub mod event;
 pub mod extender;
@@ -23,17 +24,19 @@ pub mod status;
 pub mod testing;
 pub mod verdicts;
 pub mod volumes;
+pub mod watch;
 
 pub use columns::{ImageColumn, LabelColumn, NodeColumns, ResourceColumn};
 pub use cycle_state::CycleState;
+pub use devices::DeviceCache;
 pub use diagnosis::{Diagnosis, FitError, NodeToStatus};
 pub use event::{
     ActionType, ClusterEvent, ClusterEventWithHint, EventObject, EventResource, QueueingHint,
 };
 pub use extender::{EXTENDER_NAME, Extender, NodeToVictims, Victims};
 pub use handle::{
-    ApiWriteError, ApiWriter, EventRecord, Handle, Listers, PluginError, PluginFactory,
-    Registration, WaitingPod,
+    ApiWriteError, ApiWriter, ClaimWriter, EventRecord, Handle, Listers, PluginError,
+    PluginFactory, Registration, WaitingPod,
 };
 pub use node_info::{HostPortInfo, NodeInfo};
 pub use node_set::{NodeIndex, NodeSet};

@@ -535,7 +535,11 @@ pub fn storage_object(value: &serde_json::Value) -> crate::event::EventObject {
         "CSIDriver" => EventObject::CSIDriver(read(value)),
         "CSIStorageCapacity" => EventObject::CSIStorageCapacity(read(value)),
         "VolumeAttachment" => EventObject::VolumeAttachment(read(value)),
-        kind => panic!("not of storage: {kind:?}"),
+        "ResourceClaim" => EventObject::ResourceClaim(read(value)),
+        "ResourceSlice" => EventObject::ResourceSlice(read(value)),
+        "DeviceClass" => EventObject::DeviceClass(read(value)),
+        "DeviceTaintRule" => EventObject::DeviceTaintRule(read(value)),
+        kind => panic!("neither of storage nor of devices: {kind:?}"),
     }
 }
 

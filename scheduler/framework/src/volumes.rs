@@ -6,16 +6,15 @@
 //!
 //! DIFFERS: one for all profiles, where upstream has assumptions of its own for each.
 
-use std::collections::{BTreeSet, HashMap};
-use std::future::poll_fn;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::task::{Poll, Waker};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::event::EventObject;
+use crate::watch::{Watch, Watches};
 
 mod state;
 #[cfg(test)]
@@ -71,32 +70,12 @@ pub struct OutOfSyncError {
     pub name: String,
 }
 
-#[derive(Default)]
-struct Slot {
-    changed: AtomicBool,
-    waker: Mutex<Option<Waker>>,
-}
-
-impl Slot {
-    fn notify(&self) {
-        self.changed.store(true, Ordering::Release);
-        let waker = self
-            .waker
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
 /// See the module.
 #[derive(Default)]
 pub struct VolumeCache {
     state: RwLock<VolumeState>,
     any_touched: AtomicBool,
-    watches: Mutex<HashMap<String, Vec<Arc<Slot>>>>,
+    watches: Watches,
 }
 
 impl VolumeCache {
@@ -173,16 +152,19 @@ impl VolumeCache {
                 );
                 state.set_attachment(&name(&object.metadata), old.map(|a| &**a), new);
             }
-            EventObject::Pod(_) | EventObject::Node(_) | EventObject::Namespace(_) => {}
+            EventObject::Pod(_)
+            | EventObject::Node(_)
+            | EventObject::Namespace(_)
+            | EventObject::ResourceClaim(_)
+            | EventObject::ResourceSlice(_)
+            | EventObject::DeviceClass(_)
+            | EventObject::DeviceTaintRule(_) => {}
         }
         if state.touched != Touched::default() {
             self.any_touched.store(true, Ordering::Release);
         }
         drop(state);
-        let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        for slot in claims.iter().filter_map(|key| watches.get(key)).flatten() {
-            slot.notify();
-        }
+        self.watches.notify(&claims);
     }
 
     /// Assumes the volume to be like this, until the API server tells of another version.
@@ -231,68 +213,12 @@ impl VolumeCache {
     }
 
     /// Watches claims (by key), and the volumes that name them, for change.
-    pub fn watch(&self, claims: Vec<String>) -> ClaimWatch<'_> {
-        let slot = Arc::new(Slot::default());
-        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        for claim in &claims {
-            watches
-                .entry(claim.clone())
-                .or_default()
-                .push(Arc::clone(&slot));
-        }
-        ClaimWatch {
-            cache: self,
-            claims,
-            slot,
-        }
+    pub fn watch(&self, claims: Vec<String>) -> Watch<'_> {
+        self.watches.watch(claims)
     }
 
     /// Wakes everybody who watches: something else that matters to binding changed, say a node.
     pub fn wake_all(&self) {
-        let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.values().flatten().for_each(|slot| slot.notify());
-    }
-}
-
-/// Ends with its drop.
-pub struct ClaimWatch<'a> {
-    cache: &'a VolumeCache,
-    claims: Vec<String>,
-    slot: Arc<Slot>,
-}
-
-impl ClaimWatch<'_> {
-    /// Waits for a change since the watch began, or since the last one waited for.
-    pub async fn changed(&mut self) {
-        let slot = &self.slot;
-        poll_fn(|context| {
-            let mut waker = slot.waker.lock().unwrap_or_else(PoisonError::into_inner);
-            if slot.changed.swap(false, Ordering::AcqRel) {
-                return Poll::Ready(());
-            }
-            *waker = Some(context.waker().clone());
-            drop(waker);
-            // A change between the look and the waker's being there has found no waker.
-            match slot.changed.swap(false, Ordering::AcqRel) {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
-        })
-        .await;
-    }
-}
-
-impl Drop for ClaimWatch<'_> {
-    fn drop(&mut self) {
-        let watches = &self.cache.watches;
-        let mut watches = watches.lock().unwrap_or_else(PoisonError::into_inner);
-        for claim in &self.claims {
-            if let Some(slots) = watches.get_mut(claim) {
-                slots.retain(|slot| !Arc::ptr_eq(slot, &self.slot));
-                if slots.is_empty() {
-                    watches.remove(claim);
-                }
-            }
-        }
+        self.watches.notify_all();
     }
 }

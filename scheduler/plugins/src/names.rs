@@ -4,6 +4,8 @@
 pub const DEFAULT_BINDER: &str = "DefaultBinder";
 /// Makes room by ending pods of lower priority.
 pub const DEFAULT_PREEMPTION: &str = "DefaultPreemption";
+/// Claims to devices, allocated and reserved.
+pub const DYNAMIC_RESOURCES: &str = "DynamicResources";
 /// Prefers nodes that have the images.
 pub const IMAGE_LOCALITY: &str = "ImageLocality";
 /// Near to, or far from, other pods.

@@ -2,11 +2,15 @@
 //!
 //! Upstream: plugins/noderesources/fit.go, least_allocated.go, most_allocated.go, requested_to_capacity_ratio.go, v1.36.
 //!
-//! DIFFERS: a pod's own pod-level requests count when it is scored, too; upstream's scorer is made without that feature and adds up its containers.
+//! Resources that a DeviceClass stands for are left to DynamicResources on nodes that have none of them.
+//!
+//! DIFFERS: a pod's own pod-level requests count when it is scored, too; upstream's scorer is made without that feature and adds up its containers. Devices do not
+//! count for scores of extended resources.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use ::dynamic_resources::IMPLICIT_RESOURCE_PREFIX;
 use component_helpers::pod::{node_name, nominated_node_name};
 use component_helpers::resources::is_extended_resource_name;
 use framework::args::{NodeResourcesFitArgs, decode};
@@ -16,6 +20,7 @@ use framework::{
     PodInfo, QueueingHint, RejectionId, Resource, ScorePlugin, Sign, Snapshot, Status, Verdicts,
 };
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::resource::v1::DeviceClass;
 
 use crate::names;
 use crate::resource_allocation::{Columns, Share, shares, wanted};
@@ -31,6 +36,7 @@ struct NodeResourcesFit {
     args: NodeResourcesFitArgs,
     ignored: Ignored,
     scorer: Scorer,
+    handle: Arc<dyn Handle>,
 }
 
 /// Extended resources not to look at.
@@ -56,7 +62,7 @@ impl Ignored {
 /// For arguments that do not decode or make no sense.
 pub fn new(
     args: Option<&serde_json::Value>,
-    _handle: Arc<dyn Handle>,
+    handle: Arc<dyn Handle>,
 ) -> Result<Arc<dyn Plugin>, PluginError> {
     let args: NodeResourcesFitArgs = decode(names::NODE_RESOURCES_FIT, args)?;
     let problems = validation::validate(&args);
@@ -74,6 +80,7 @@ pub fn new(
         scorer: Scorer::new(&args.scoring_strategy),
         args,
         ignored,
+        handle,
     }))
 }
 
@@ -104,10 +111,24 @@ fn checks<'a>(request: &'a Resource, ignored: &'a Ignored) -> impl Iterator<Item
         .filter(|(_, amount)| *amount > 0)
 }
 
+/// Of what is asked for: the resources that devices stand for, where a node has none of them. They are for DynamicResources to find.
+fn of_devices(handle: &dyn Handle, request: &Resource) -> BTreeSet<String> {
+    if request.scalar.is_empty() {
+        return BTreeSet::new();
+    }
+    let devices = handle.listers().devices().read();
+    let names = request.scalar.keys();
+    names
+        .filter(|name| devices.is_extended_resource(name))
+        .cloned()
+        .collect()
+}
+
 fn insufficient(
     request: &Resource,
     node: &NodeInfo,
     ignored: &Ignored,
+    of_devices: &BTreeSet<String>,
 ) -> Vec<InsufficientResource> {
     let (has, used) = (node.allocatable(), node.requested());
     let mut found = Vec::new();
@@ -118,6 +139,9 @@ fn insufficient(
         });
     }
     for (name, amount) in checks(request, ignored) {
+        if has.get(name) == 0 && of_devices.contains(name) {
+            continue;
+        }
         if amount > has.get(name) - used.get(name) {
             found.push(InsufficientResource {
                 reason: format!("Insufficient {name}"),
@@ -130,7 +154,12 @@ fn insufficient(
 
 /// What `node` has too little of for `pod`; empty when it fits. For the kubelet-like question "would it fit", without ignored resources.
 pub fn fits(pod: &PodInfo, node: &NodeInfo) -> Vec<InsufficientResource> {
-    insufficient(&pod.requests.resource, node, &Ignored::default())
+    insufficient(
+        &pod.requests.resource,
+        node,
+        &Ignored::default(),
+        &BTreeSet::new(),
+    )
 }
 
 fn status(found: Vec<InsufficientResource>) -> Status {
@@ -149,8 +178,13 @@ impl Plugin for NodeResourcesFit {
     fn name(&self) -> &'static str {
         names::NODE_RESOURCES_FIT
     }
-    fn sign(&self, _pod: &PodInfo, _snapshot: &Snapshot) -> Option<Sign> {
-        Some(Sign::node(Fragments::REQUESTS))
+    fn sign(&self, pod: &PodInfo, _snapshot: &Snapshot) -> Option<Sign> {
+        let scalar = !pod.requests.resource.scalar.is_empty();
+        let classes = || self.handle.listers().devices().read().classes_revision();
+        Some(Sign {
+            inputs: if scalar { classes() } else { 0 },
+            ..Sign::node(Fragments::REQUESTS)
+        })
     }
     fn as_filter(&self) -> Option<&dyn FilterPlugin> {
         Some(self)
@@ -165,7 +199,9 @@ impl Plugin for NodeResourcesFit {
 
 impl FilterPlugin for NodeResourcesFit {
     fn filter(&self, _state: &CycleState, pod: &Arc<PodInfo>, node: &NodeInfo) -> Status {
-        status(insufficient(&pod.requests.resource, node, &self.ignored))
+        let request = &pod.requests.resource;
+        let of_devices = of_devices(&*self.handle, request);
+        status(insufficient(request, node, &self.ignored, &of_devices))
     }
 
     fn filter_all(
@@ -177,13 +213,14 @@ impl FilterPlugin for NodeResourcesFit {
     ) -> bool {
         let columns = snapshot.columns();
         let empty = (Vec::new(), Vec::new());
-        let mut wanted: Vec<(&str, i64, &[i64], &[i64])> = Vec::new();
+        let of_devices = of_devices(&*self.handle, &pod.requests.resource);
+        let mut wanted: Vec<(&str, i64, &[i64], &[i64], bool)> = Vec::new();
         for (name, amount) in checks(&pod.requests.resource, &self.ignored) {
             let column = columns.resource(name);
             let (has, used) = column.map_or((&empty.0, &empty.1), |column| {
                 (&column.allocatable, &column.requested)
             });
-            wanted.push((name, amount, has, used));
+            wanted.push((name, amount, has, used, of_devices.contains(name)));
         }
         // A node is unfit for a set of reasons, a bit each, two a resource: too little left, too little ever.
         if wanted.len() > 31 {
@@ -194,8 +231,11 @@ impl FilterPlugin for NodeResourcesFit {
         for node in verdicts.feasible().iter() {
             let i = node as usize;
             let mut mask = u64::from(columns.pods.requested[i] + 1 > columns.pods.allocatable[i]);
-            for (bit, (_, amount, has, used)) in wanted.iter().enumerate() {
+            for (bit, (_, amount, has, used, of_devices)) in wanted.iter().enumerate() {
                 let has = at(has, i);
+                if *of_devices && has == 0 {
+                    continue;
+                }
                 mask |= u64::from(*amount > has - at(used, i)) << (2 * bit + 1);
                 mask |= u64::from(*amount > has) << (2 * bit + 2);
             }
@@ -265,13 +305,19 @@ impl ScorePlugin for NodeResourcesFit {
 
 impl EnqueueExtensions for NodeResourcesFit {
     fn events_to_register(&self) -> Vec<ClusterEventWithHint> {
-        let ignored = self.ignored.clone();
+        let (ignored, handle) = (self.ignored.clone(), Arc::clone(&self.handle));
         let after_node_change =
             move |pod: &Arc<Pod>, old: Option<&EventObject>, new: Option<&EventObject>| {
                 let Some(new) = new.and_then(EventObject::node) else {
                     return QueueingHint::QueueSkip;
                 };
-                if may_fit(pod, old.and_then(EventObject::node), new, &ignored) {
+                if may_fit(
+                    &*handle,
+                    pod,
+                    old.and_then(EventObject::node),
+                    new,
+                    &ignored,
+                ) {
                     QueueingHint::Queue
                 } else {
                     QueueingHint::QueueSkip
@@ -287,6 +333,11 @@ impl EnqueueExtensions for NodeResourcesFit {
                 EventResource::Node,
                 ActionType::ADD | ActionType::UPDATE_NODE_ALLOCATABLE,
                 after_node_change,
+            ),
+            ClusterEventWithHint::with_hint(
+                EventResource::DeviceClass,
+                ActionType::ADD | ActionType::UPDATE,
+                after_class_change,
             ),
         ]
     }
@@ -330,18 +381,57 @@ fn after_pod_event(
     }
 }
 
+/// Does a class stand for a resource of the pod from now on?
+fn after_class_change(
+    pod: &Arc<Pod>,
+    old: Option<&EventObject>,
+    new: Option<&EventObject>,
+) -> QueueingHint {
+    let Some(new) = new.and_then(EventObject::device_class) else {
+        return QueueingHint::Queue;
+    };
+    let named = |class: &DeviceClass| {
+        class
+            .spec
+            .as_ref()
+            .and_then(|s| s.extended_resource_name.clone())
+    };
+    let old = old.and_then(EventObject::device_class);
+    let name = new.metadata.name.as_deref().unwrap_or_default();
+    // The name of a class never changes.
+    let implicit = old
+        .is_none()
+        .then(|| format!("{IMPLICIT_RESOURCE_PREFIX}{name}"));
+    let explicit = named(new).filter(|now| old.and_then(|old| named(old)).as_ref() != Some(now));
+    let asked = requests(pod).unwrap_or_default().scalar;
+    let mut changed = [implicit, explicit].into_iter().flatten();
+    match changed.any(|resource| asked.contains_key(&resource)) {
+        true => QueueingHint::Queue,
+        false => QueueingHint::QueueSkip,
+    }
+}
+
 /// Could the pod fit the new node when empty, and is there more of something it needs than before?
-fn may_fit(pod: &Arc<Pod>, old: Option<&Arc<Node>>, new: &Arc<Node>, ignored: &Ignored) -> bool {
+fn may_fit(
+    handle: &dyn Handle,
+    pod: &Arc<Pod>,
+    old: Option<&Arc<Node>>,
+    new: &Arc<Node>,
+    ignored: &Ignored,
+) -> bool {
     let Some(wanted) = requests(pod) else {
         return true;
     };
     let new = NodeInfo::new(Arc::clone(new));
-    if !insufficient(&wanted, &new, ignored).is_empty() {
+    let of_devices = of_devices(handle, &wanted);
+    if !insufficient(&wanted, &new, ignored, &of_devices).is_empty() {
         return false;
     }
     let Some(old) = old else { return true };
     let old = NodeInfo::new(Arc::clone(old));
     let (before, after) = (old.allocatable(), new.allocatable());
     after.allowed_pod_number > before.allowed_pod_number
-        || checks(&wanted, &Ignored::default()).any(|(name, _)| after.get(name) > before.get(name))
+        || checks(&wanted, &Ignored::default()).any(|(name, _)| {
+            after.get(name) > before.get(name) || after.get(name) == 0 && of_devices.contains(name)
+        })
 }

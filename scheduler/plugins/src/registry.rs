@@ -27,6 +27,8 @@ pub fn in_tree() -> Vec<Registration> {
         line(names::VOLUME_ZONE, 0, volume_zone::new),
         line(names::POD_TOPOLOGY_SPREAD, 2, pod_topology_spread::new),
         line(names::INTER_POD_AFFINITY, 2, inter_pod_affinity::new),
+        // Before preemption: it is better to give up an idle claim than to end a pod.
+        line(names::DYNAMIC_RESOURCES, 2, dynamic_resources::new),
         line(names::DEFAULT_PREEMPTION, 0, default_preemption::new),
         line(
             names::NODE_RESOURCES_BALANCED_ALLOCATION,

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use framework::{
-    ApiWriteError, ApiWriter, BoxFuture, CycleState, EventRecord, Handle, Listers, NodeInfo,
-    NominatingInfo, Plugin, PodInfo, Status, VolumeCache, WaitingPod,
+    ApiWriteError, ApiWriter, BoxFuture, ClaimWriter, CycleState, DeviceCache, EventRecord, Handle,
+    Listers, NodeInfo, NominatingInfo, Plugin, PodInfo, Status, VolumeCache, WaitingPod,
 };
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
@@ -47,6 +47,7 @@ pub(crate) struct FakeHandle {
     pub(crate) events: Mutex<Vec<String>>,
     pub(crate) activated: Mutex<Vec<String>>,
     pub(crate) volumes: VolumeCache,
+    pub(crate) devices: DeviceCache,
     pub(crate) nodes: Mutex<Vec<Arc<Node>>>,
     /// All sleep is over at once; else it never ends.
     pub(crate) time_is_up: bool,
@@ -56,6 +57,7 @@ pub(crate) struct FakeHandle {
 #[derive(Default)]
 pub(crate) struct FakeApi {
     pub(crate) undeletable: Vec<String>,
+    pub(crate) claims: Option<Box<dyn ClaimWriter>>,
     pub(crate) writes: Mutex<Vec<String>>,
 }
 
@@ -100,6 +102,9 @@ fn is<T>(
 }
 
 impl ApiWriter for FakeApi {
+    fn claims(&self) -> Option<&dyn ClaimWriter> {
+        self.claims.as_deref()
+    }
     fn bind<'a>(
         &'a self,
         pod: &'a Pod,
@@ -206,6 +211,9 @@ impl Listers for FakeHandle {
     }
     fn volumes(&self) -> &VolumeCache {
         &self.volumes
+    }
+    fn devices(&self) -> &DeviceCache {
+        &self.devices
     }
 }
 

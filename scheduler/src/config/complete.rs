@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use framework::args::{
-    DefaultPreemptionArgs, InterPodAffinityArgs, NodeAffinityArgs,
+    DefaultPreemptionArgs, DynamicResourcesArgs, InterPodAffinityArgs, NodeAffinityArgs,
     NodeResourcesBalancedAllocationArgs, NodeResourcesFitArgs, PodTopologySpreadArgs,
     VolumeBindingArgs, decode,
 };
@@ -100,6 +100,7 @@ fn args_of(name: &str, args: Option<&Value>) -> Option<Result<Value, PluginError
     let args = args.filter(|args| !args.is_null());
     Some(match name {
         names::DEFAULT_PREEMPTION => of::<DefaultPreemptionArgs>(names::DEFAULT_PREEMPTION, args),
+        names::DYNAMIC_RESOURCES => of::<DynamicResourcesArgs>(names::DYNAMIC_RESOURCES, args),
         names::INTER_POD_AFFINITY => of::<InterPodAffinityArgs>(names::INTER_POD_AFFINITY, args),
         names::NODE_AFFINITY => of::<NodeAffinityArgs>(names::NODE_AFFINITY, args),
         names::NODE_RESOURCES_BALANCED_ALLOCATION => of::<NodeResourcesBalancedAllocationArgs>(

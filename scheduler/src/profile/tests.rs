@@ -45,7 +45,7 @@ fn scores(framework: &Framework) -> String {
         .join(" ")
 }
 
-const DEFAULT_SCORES: &str = "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 NodeResourcesBalancedAllocation=1 ImageLocality=1";
+const DEFAULT_SCORES: &str = "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 DynamicResources=2 NodeResourcesBalancedAllocation=1 ImageLocality=1";
 
 #[tokio::test]
 async fn the_defaults() {
@@ -54,7 +54,10 @@ async fn the_defaults() {
     assert_eq!(scores(&framework), DEFAULT_SCORES);
     assert_eq!(names(&points.queue_sort), "PrioritySort");
     assert_eq!(names(&points.bind), "DefaultBinder");
-    assert_eq!(names(&points.post_filter), "DefaultPreemption");
+    assert_eq!(
+        names(&points.post_filter),
+        "DynamicResources DefaultPreemption"
+    );
     let filters = "NodeName NodeUnschedulable TaintToleration NodeAffinity NodePorts NodeResourcesFit VolumeRestrictions NodeVolumeLimits VolumeBinding VolumeZone PodTopologySpread InterPodAffinity";
     assert!(
         names(&points.filter).starts_with(filters),
@@ -71,14 +74,14 @@ async fn changes_to_scoring() {
             "a weight, which also comes first",
             r#"{"score": {"enabled": [{"name": "ImageLocality", "weight": 7}]}}"#,
             {
-                "ImageLocality=7 TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 NodeResourcesBalancedAllocation=1"
+                "ImageLocality=7 TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 DynamicResources=2 NodeResourcesBalancedAllocation=1"
             },
         ),
         (
             "one disabled",
             r#"{"score": {"disabled": [{"name": "PodTopologySpread"}]}}"#,
             {
-                "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 InterPodAffinity=2 NodeResourcesBalancedAllocation=1 ImageLocality=1"
+                "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 InterPodAffinity=2 DynamicResources=2 NodeResourcesBalancedAllocation=1 ImageLocality=1"
             },
         ),
         (
@@ -90,14 +93,14 @@ async fn changes_to_scoring() {
             "multiPoint weight keeps the place",
             r#"{"multiPoint": {"enabled": [{"name": "NodeAffinity", "weight": 9}]}}"#,
             {
-                "TaintToleration=3 NodeAffinity=9 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 NodeResourcesBalancedAllocation=1 ImageLocality=1"
+                "TaintToleration=3 NodeAffinity=9 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 DynamicResources=2 NodeResourcesBalancedAllocation=1 ImageLocality=1"
             },
         ),
         (
             "multiPoint disabled",
             r#"{"multiPoint": {"disabled": [{"name": "ImageLocality"}]}}"#,
             {
-                "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 NodeResourcesBalancedAllocation=1"
+                "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopologySpread=2 InterPodAffinity=2 DynamicResources=2 NodeResourcesBalancedAllocation=1"
             },
         ),
         (

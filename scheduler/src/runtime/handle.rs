@@ -276,6 +276,30 @@ impl Handle for FrameworkHandle {
             .with_label_values(&[stage])
             .inc();
     }
+    fn observe_binding_conditions(
+        &self,
+        status: &'static str,
+        waited: Duration,
+        drivers: &[&str],
+        conditional: &[&str],
+    ) {
+        for driver in drivers {
+            metrics::BINDING_CONDITIONS_WAIT
+                .with_label_values(&[self.profile_name.as_str(), driver, status])
+                .observe(waited.as_secs_f64());
+        }
+        for driver in conditional {
+            metrics::BINDING_CONDITIONS_ALLOCATIONS
+                .with_label_values(&[self.profile_name.as_str(), driver, status])
+                .inc();
+        }
+    }
+    fn observe_claim_creation(&self, succeeded: bool) {
+        let status = if succeeded { "success" } else { "failure" };
+        metrics::RESOURCE_CLAIM_CREATES
+            .with_label_values(&[status, "false", "", "Pod"])
+            .inc();
+    }
     fn observe_preemption(&self, victims: Option<usize>) {
         match victims {
             None => metrics::PREEMPTION_ATTEMPTS.inc(),

@@ -295,3 +295,84 @@ async fn a_pod_that_is_deleted_waits_for_no_volume() {
         "what was assumed is taken back"
     );
 }
+
+/// The device cache hears of it, then the queue.
+fn told_of_device(bed: &Bed, old: Option<&serde_json::Value>, new: &serde_json::Value) {
+    let object = framework::testing::storage_object;
+    let (old, new) = (old.map(object), object(new));
+    let devices = bed.scheduler.shared.listers().devices();
+    for told in devices.apply(old.as_ref(), Some(&new)) {
+        let queue = &bed.scheduler.queue;
+        queue.move_all_to_active_or_backoff_queue(told.event, told.old, told.new, None);
+    }
+}
+
+fn with_claim(name: &str) -> std::sync::Arc<framework::PodInfo> {
+    let entries = serde_json::json!([{"name": "c", "resourceClaimName": name}]);
+    let claims = move |pod: &mut k8s_openapi::api::core::v1::Pod| {
+        let entries = serde_json::from_value(entries).expect("entries");
+        pod.spec.get_or_insert_default().resource_claims = Some(entries);
+    };
+    make_pod(name)
+        .uid(name)
+        .scheduler_name("default-scheduler")
+        .with(claims)
+        .info()
+}
+
+#[tokio::test]
+async fn pods_wait_for_claims_and_devices_and_are_bound_with_them() {
+    let pods = ["first", "second"].map(with_claim);
+    let mut bed = Bed::new(&pods);
+    for name in ["a", "b"] {
+        let node = make_node(name)
+            .capacity(&[("cpu", "2"), ("pods", "10")])
+            .build();
+        bed.objects.add_node(std::sync::Arc::clone(&node));
+        bed.scheduler.cache.add_node(node);
+    }
+    for pod in &pods {
+        bed.scheduler.queue.add(std::sync::Arc::clone(pod));
+    }
+    bed.settle().await;
+    assert_eq!(
+        bed.scheduler.queue.counts().gated,
+        2,
+        "the claims are not there"
+    );
+    let claim = |name: &str| {
+        serde_json::json!({"kind": "ResourceClaim",
+            "metadata": {"name": name, "namespace": "default", "uid": name, "resourceVersion": "1"},
+            "spec": {"devices": {"requests": [{"name": "r", "exactly":
+                {"deviceClassName": "c", "allocationMode": "ExactCount", "count": 1}}]}}})
+    };
+    let class = serde_json::json!({"kind": "DeviceClass", "metadata": {"name": "c"}, "spec": {}});
+    told_of_device(&bed, None, &class);
+    told_of_device(&bed, None, &claim("first"));
+    told_of_device(&bed, None, &claim("second"));
+    bed.settle().await;
+    assert!(
+        bed.writes.bound.lock().unwrap().is_empty(),
+        "there is no device"
+    );
+    let slice = serde_json::json!({"kind": "ResourceSlice", "metadata": {"name": "s"},
+        "spec": {"driver": "d", "nodeName": "b", "pool": {"name": "b", "generation": 1, "resourceSliceCount": 1},
+            "devices": [{"name": "x"}]}});
+    told_of_device(&bed, None, &slice);
+    // Those that were looked at back off; nothing else is to be done.
+    bed.settle().await;
+    assert_eq!(*bed.writes.bound.lock().unwrap(), ["first -> b"]);
+    assert_eq!(
+        *bed.writes.claims.lock().unwrap(),
+        ["finalizers first", "status first"]
+    );
+    let taken = bed
+        .scheduler
+        .shared
+        .listers()
+        .devices()
+        .read()
+        .allocated()
+        .len();
+    assert_eq!(taken, 1);
+}

@@ -269,7 +269,13 @@ fn hints() {
         (Some(node("3")), node("2"), false),
     ] {
         assert_eq!(
-            may_fit(&waiting, old.as_ref(), &new, &Ignored::default()),
+            may_fit(
+                &*crate::testing::handle(),
+                &waiting,
+                old.as_ref(),
+                &new,
+                &Ignored::default()
+            ),
             expect
         );
     }
