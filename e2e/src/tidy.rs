@@ -73,6 +73,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "component-base",
         ],
     ),
+    // The node's pods for its agents: the protocol over whatever has pods.
+    ("pods-api", &["kube-protobuf"]),
     // The list of registered drivers and their calls; knows nothing of volumes.
     ("csi", &["csi-spec"]),
     ("shim", &["shim-protocol", "host"]),
@@ -105,6 +107,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "streaming",
             "cri",
             "csi",
+            "pods-api",
             "component-base",
             "component-helpers",
         ],

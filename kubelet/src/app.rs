@@ -33,7 +33,7 @@ use volumes::{CsiHost, VolumeManager};
 use self::clients::{ApiClients, api_clients};
 use self::features::{
     CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES,
-    POD_CERTIFICATE_REQUEST, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
+    POD_CERTIFICATE_REQUEST, PODS_API, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
 use self::machine::{check_machine, node_addresses, protect_from_oom};
 use self::runtime::{load_user_namespaces, open_runtime, serve_cri, take_cgroup_driver};
@@ -209,6 +209,8 @@ fn start_anew() -> AppError {
 
 /// Everything, made and not yet running.
 struct Parts {
+    /// Agents of the node may ask for its pods.
+    pods_api: bool,
     options: Options,
     config: Arc<KubeletConfiguration>,
     shutdown: Shutdown,
@@ -444,6 +446,7 @@ impl Parts {
             declared_features: crate::features::declared(gates),
             loop_turned: ArcSwap::default(),
             // There is none to make without an API server.
+            sources_told: AtomicBool::default(),
             exhausted_drivers: Exhausted::default(),
             storage_error: Arc::new(ArcSwap::from_pointee(
                 client
@@ -460,6 +463,7 @@ impl Parts {
             finished,
         };
         Ok(Self {
+            pods_api: gates.enabled(PODS_API),
             options,
             config,
             shutdown,

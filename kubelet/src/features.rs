@@ -32,6 +32,9 @@ pub const CLUSTER_TRUST_BUNDLE_PROJECTION: &str = "ClusterTrustBundleProjection"
 /// Projected volumes may hold a certificate of the pod's own.
 pub const POD_CERTIFICATE_REQUEST: &str = "PodCertificateRequest";
 
+/// Agents of the node may ask for its pods on a socket.
+pub const PODS_API: &str = "PodsAPI";
+
 /// All that is known; others are named in a warning.
 pub const FEATURES: &[Feature] = &[
     Feature::locked(NODE_DECLARED_FEATURES),
@@ -44,6 +47,7 @@ pub const FEATURES: &[Feature] = &[
     Feature::alpha(REDUCE_CRASH_LOOP_BACK_OFF),
     Feature::ga(CLUSTER_TRUST_BUNDLE_PROJECTION),
     Feature::ga(POD_CERTIFICATE_REQUEST),
+    Feature::beta(PODS_API),
 ];
 
 /// What the node declares, sorted: API server and scheduler ask it before they let a pod use one of them.

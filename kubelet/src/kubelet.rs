@@ -9,6 +9,7 @@ mod server_context;
 mod volumes;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ::volumes::VolumeManager;
@@ -89,6 +90,8 @@ pub struct Kubelet {
     pub loop_turned: ArcSwap<Option<std::time::Instant>>,
     pub storage_error: StorageError,
     pub exhausted_drivers: Exhausted,
+    /// Every source told of its pods once.
+    pub sources_told: AtomicBool,
 }
 
 impl Kubelet {

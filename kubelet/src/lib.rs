@@ -46,6 +46,7 @@ pub mod pod_certificate;
 pub mod pod_manager;
 pub mod pod_status;
 pub mod pod_workers;
+pub mod pods_api;
 pub mod preemption;
 pub mod prober;
 pub mod resize;

@@ -37,6 +37,11 @@ impl Paths {
         self.pod(uid).join("containers").join(name)
     }
 
+    /// Where agents of the node ask for its pods. Upstream: `LocalEndpoint` of `DefaultKubeletPodsAPIDirName` and `pods.Socket`.
+    pub fn pods_api(&self) -> PathBuf {
+        self.root.join("pods-api/pods-api.sock")
+    }
+
     /// Where plugins make themselves known.
     pub fn plugins_registry(&self) -> PathBuf {
         self.root.join("plugins_registry")

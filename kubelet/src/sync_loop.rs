@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use component_base::tasks::spawn_helper;
@@ -143,6 +144,8 @@ impl SyncLoop {
             Event::Config(PodUpdate::Ready(source)) => {
                 tracing::info!(?source, "source of pods is ready");
                 self.waiting_for.remove(&source);
+                let all = self.waiting_for.is_empty();
+                self.kubelet.sources_told.store(all, Ordering::Release);
                 self.housekeeping();
             }
             Event::Pleg(uid) => self.kubelet.workers.wake(&uid),

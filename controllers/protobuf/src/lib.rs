@@ -20,7 +20,7 @@ mod wire;
 
 pub use de::from_slice;
 pub use schema::{Message, message};
-pub use ser::to_vec;
+pub use ser::{to_message, to_vec};
 
 /// As in `Accept` and `Content-Type`.
 pub const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";

@@ -18,12 +18,20 @@ pub fn to_vec<T: Serialize>(
     (api_version, kind): (&str, &str),
     object: &T,
 ) -> Result<Vec<u8>, Error> {
+    Ok(seal(api_version, kind, &to_message(message, object)?))
+}
+
+/// Writes an object as its message alone.
+///
+/// # Errors
+/// As [`to_vec`].
+pub fn to_message<T: Serialize>(message: &'static Message, object: &T) -> Result<Vec<u8>, Error> {
     let mut raw = Vec::with_capacity(512);
     object.serialize(MessageWriter {
         message,
         out: &mut raw,
     })?;
-    Ok(seal(api_version, kind, &raw))
+    Ok(raw)
 }
 
 /// A message without tag and length.

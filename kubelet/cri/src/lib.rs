@@ -24,5 +24,5 @@ pub mod session;
 mod streaming_server;
 pub mod to_cri;
 
-pub use serve::{ServeError, Served, serve_socket};
+pub use serve::{ServeError, Served, listen, serve_socket};
 pub use service::{CriService, ServiceOptions};

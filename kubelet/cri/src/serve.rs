@@ -130,7 +130,7 @@ pub fn serve_socket(
 }
 
 /// A socket that only root may connect to.
-pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt as _;
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;

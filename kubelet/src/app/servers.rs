@@ -16,6 +16,7 @@ use component_base::tls::{ServerTls, TlsOptions};
 
 use super::{AppError, Parts, io};
 use crate::certificate::{FileStore, Request};
+use crate::pods_api;
 use crate::server::{self, ServerContext, ServerOptions};
 
 /// Pause between two tries to get a serving certificate.
@@ -33,6 +34,7 @@ pub(super) async fn start(parts: &Parts) -> Result<(), AppError> {
         let serving = serve_insecure(listener, health.router(), parts.shutdown.clone());
         parts.essential("health server", serving);
     }
+    serve_pods(parts)?;
     if !config.enable_server {
         return Ok(());
     }
@@ -56,6 +58,24 @@ pub(super) async fn start(parts: &Parts) -> Result<(), AppError> {
     };
     let router = server::router(context, options, token);
     parts.essential("server", server.serve(router, parts.shutdown.clone()));
+    Ok(())
+}
+
+/// The node's pods for its agents, on a socket for root alone.
+fn serve_pods(parts: &Parts) -> Result<(), AppError> {
+    if !parts.pods_api {
+        return Ok(());
+    }
+    let path = parts.kubelet.paths.pods_api();
+    let listener = cri::listen(&path).map_err(io(format!("listen on {}", path.display())))?;
+    let source = Arc::new(pods_api::Source(parts.kubelet.clone()));
+    let changes = parts.kubelet.status.watchers().clone();
+    let ending = parts.shutdown.token().clone().cancelled_owned();
+    parts.essential("pods API", async move {
+        if let Err(error) = ::pods_api::serve(listener, source, changes, ending).await {
+            tracing::error!(%error, "Failed to serve the pods API");
+        }
+    });
     Ok(())
 }
 

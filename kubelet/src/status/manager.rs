@@ -52,6 +52,8 @@ pub struct StatusManager {
     changed: Notify,
     pods: Arc<PodManager>,
     client: Option<kube::Client>,
+    /// Told of every change.
+    watchers: pods_api::Changes,
 }
 
 fn now() -> Time {
@@ -75,7 +77,13 @@ impl StatusManager {
             changed: Notify::new(),
             pods,
             client,
+            watchers: pods_api::Changes::default(),
         }
+    }
+
+    /// What agents of the node watch.
+    pub fn watchers(&self) -> &pods_api::Changes {
+        &self.watchers
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
@@ -234,7 +242,8 @@ impl StatusManager {
         let mut before = old;
         normalize(&mut before);
         let is_new = cached.is_none();
-        let finished = finished || cached.is_some_and(|e| e.finished);
+        let was_finished = cached.is_some_and(|e| e.finished);
+        let finished = finished || was_finished;
         if !is_new && before == status && !force {
             return false;
         }
@@ -251,6 +260,15 @@ impl StatusManager {
         entry.status = status;
         entry.version += 1;
         entry.finished = finished;
+        // Under the lock, so that they come in order.
+        match (finished, was_finished) {
+            (false, _) => self.watchers.updated(pod, &entry.status, is_new),
+            (true, false) => {
+                self.watchers
+                    .removed(&entry.namespace, &entry.name, pod::uid(pod));
+            }
+            (true, true) => {}
+        }
         drop(entries);
         self.changed.notify_one();
         changed
