@@ -36,6 +36,8 @@ pub struct VirtualKubeletConfiguration {
     pub node: NodeConfiguration,
     /// Of `--provider simulated`.
     pub simulated: SimulatedConfiguration,
+    /// Of `--provider process`.
+    pub process: ProcessConfiguration,
     /// Of `--provider remote`.
     pub remote: RemoteConfiguration,
 }
@@ -47,7 +49,24 @@ impl Default for VirtualKubeletConfiguration {
             node_status_report_frequency: GoDuration(Duration::from_secs(300)),
             node: NodeConfiguration::default(),
             simulated: SimulatedConfiguration::default(),
+            process: ProcessConfiguration::default(),
             remote: RemoteConfiguration::default(),
+        }
+    }
+}
+
+/// Of `--provider process`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProcessConfiguration {
+    /// Where records and logs of pods are kept: a directory of this program's alone.
+    pub root: PathBuf,
+}
+
+impl Default for ProcessConfiguration {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from("/var/lib/virtual-kubelet/pods"),
         }
     }
 }
@@ -208,6 +227,14 @@ fn validate(config: &VirtualKubeletConfiguration) -> Vec<FieldError> {
         }
     }
     errors.extend(config.simulated.validate());
+    let root = &config.process.root;
+    if !root.is_absolute() {
+        errors.push(FieldError::invalid(
+            "process.root",
+            root.display().to_string(),
+            "must be an absolute path",
+        ));
+    }
     errors
 }
 
@@ -372,5 +399,6 @@ mod tests {
         );
         check("nodeLeaseDurationSeconds: 0\n", "nodeLeaseDurationSeconds");
         check("simulated: {startDely: 1s}\n", "simulated.startDely");
+        check("process: {root: here}\n", "process.root");
     }
 }

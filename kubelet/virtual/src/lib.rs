@@ -4,9 +4,10 @@
 //! app -> nodes (registration, Leases, statuses)
 //!     -> pods  (one watch -> record, pure -> provider, status, pure -> API server)
 //!     -> server (logs, exec, attach, port-forward, stats, metrics)
-//!     -> providers: simulated (scripts, kwok's stages), remote (gRPC); others by `kubelet-provider`
+//!     -> providers: simulated (scripts, kwok's stages), process (child processes), remote (gRPC); others by `kubelet-provider`
 //! ```
-#![forbid(unsafe_code)]
+// One call of tokio's has no safe counterpart (`process/child.rs`).
+#![deny(unsafe_code)]
 
 pub mod app;
 pub mod configuration;
@@ -14,6 +15,7 @@ mod metrics;
 pub mod nodes;
 pub mod options;
 pub mod pods;
+pub mod process;
 pub mod providers;
 pub mod remote;
 pub mod server;

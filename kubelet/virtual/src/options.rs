@@ -57,7 +57,7 @@ pub fn flag_set() -> FlagSet {
     flags.string(
         "provider",
         "",
-        "Who makes pods real: simulated or remote. Required.",
+        "Who makes pods real: simulated, process or remote. Required.",
     );
     flags.string("provider-config", "", "A VirtualKubeletConfiguration file: what nodes say of themselves, and what the provider needs.");
     flags.int("nodes", 1, "Number of nodes of this process.");

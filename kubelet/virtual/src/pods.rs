@@ -585,11 +585,17 @@ fn handed_over(record: &mut Record, pod: &Arc<Pod>) {
 /// As a strategic merge: what is no more is taken away, conditions of others stay.
 fn patch(status: &PodStatus) -> Value {
     let mut value = serde_json::to_value(status).unwrap_or_default();
-    if let Some(object) = value.as_object_mut() {
-        for field in ["reason", "message"] {
-            object.entry(field).or_insert(Value::Null);
+    let clear = |value: &mut Value| {
+        if let Some(object) = value.as_object_mut() {
+            for field in ["reason", "message"] {
+                object.entry(field).or_insert(Value::Null);
+            }
         }
-    }
+    };
+    clear(&mut value);
+    // Conditions are merged by their type: what is left out would stay.
+    let conditions = value.get_mut("conditions").and_then(Value::as_array_mut);
+    conditions.into_iter().flatten().for_each(clear);
     value
 }
 

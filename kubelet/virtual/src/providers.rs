@@ -9,22 +9,19 @@ use component_base::shutdown::Shutdown;
 use kubelet_provider::{Provider, ProviderError};
 
 use crate::configuration::VirtualKubeletConfiguration;
+use crate::process::Processes;
 use crate::remote::{Endpoint, EndpointError, Remote};
 use crate::simulated::scripted::Scripted;
 use crate::simulated::stage::{StageError, load};
 use crate::simulated::staged::{self, Staged};
 
 /// Names for `--provider`.
-pub const NAMES: &[&str] = &["simulated", "remote"];
+pub const NAMES: &[&str] = &["simulated", "process", "remote"];
 
 /// Why there is no provider.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    #[error(
-        "invalid argument {0:?} for \"--provider\" flag: the provider of plain child processes is not built; there are simulated and remote"
-    )]
-    Process(String),
-    #[error("invalid argument {0:?} for \"--provider\" flag: there are simulated and remote")]
+    #[error("invalid argument {0:?} for \"--provider\" flag: there are {names}", names = NAMES.join(", "))]
     Unknown(String),
     #[error(transparent)]
     Stage(#[from] StageError),
@@ -82,7 +79,11 @@ pub async fn build(needs: Needs<'_>) -> Result<Arc<dyn Provider>, BuildError> {
                 connected.map_err(|e| BuildError::Info(text(), e))?,
             ))
         }
-        "process" => Err(BuildError::Process(needs.name.to_owned())),
+        "process" => Ok(Arc::new(Processes::new(
+            needs.config.process.root.clone(),
+            needs.node_ip,
+            needs.shutdown,
+        ))),
         other => Err(BuildError::Unknown(other.to_owned())),
     }
 }

@@ -424,6 +424,26 @@ fn phases_are_upstreams() {
     check("Never", false, &[json!(0), json!(0)], "Succeeded");
 }
 
+#[test]
+fn a_condition_that_holds_loses_the_reason_why_it_did_not() {
+    let report = PodReport::default();
+    let record = super::record::Record::new(Arc::new(pod("a", json!({}), json!({}))), Some(report));
+    let (status, _) = super::status::generate(&record, None, Timestamp::UNIX_EPOCH);
+    let patch = super::patch(&status);
+    let conditions = patch["conditions"].as_array().unwrap();
+    let find = |type_: &str| {
+        conditions
+            .iter()
+            .find(|c| c["type"] == type_)
+            .unwrap()
+            .as_object()
+            .unwrap()
+    };
+    assert_eq!(find("Ready")["reason"], "ContainersNotReady");
+    assert_eq!(find("Initialized")["reason"], Value::Null);
+    assert!(find("Initialized").contains_key("message"));
+}
+
 #[tokio::test]
 async fn the_simulation_is_no_provider_of_two_processes() {
     let shutdown = Shutdown::new();
