@@ -480,6 +480,11 @@ func deviceQuestion(s *source) *verdicts {
 	class("gpu", "device.driver == '"+gpuDriver+"'")
 	class("gpu-a", "device.driver == '"+gpuDriver+"' && device.attributes['"+gpuDriver+"'].?model.orValue('') == 'a'")
 	class("nic", "device.driver == '"+nicDriver+"'")
+	extended := s.oneIn(4)
+	if extended {
+		name := s.pick("example.com/gpu", "example.com/gpu", "example.com/other")
+		v.Classes[s.Intn(2)].Spec.ExtendedResourceName = &name
+	}
 	for i := range 3 + s.Intn(6) {
 		s.pool(v, i, s.pick(gpuDriver, gpuDriver, nicDriver))
 	}
@@ -498,7 +503,17 @@ func deviceQuestion(s *source) *verdicts {
 		ObjectMeta: metav1.ObjectMeta{Name: "pod", Namespace: "default", UID: "pod"},
 		Spec:       v1.PodSpec{SchedulerName: v1.DefaultSchedulerName, Containers: []v1.Container{{Name: "c", Image: "i"}}},
 	}
-	for i := range 1 + s.Intn(2) {
+	claims := 1 + s.Intn(2)
+	if extended {
+		// Some nodes have device plugins for the first of them.
+		resources := v1.ResourceList{v1.ResourceName(s.pick("example.com/gpu", "example.com/gpu", "deviceclass.resource.kubernetes.io/nic")): s.quantity("1", "1", "2")}
+		v.Pod.Spec.Containers[0].Resources.Requests = resources
+		if s.oneIn(3) {
+			v.Pod.Spec.InitContainers = []v1.Container{{Name: "i", Image: "i", Resources: v1.ResourceRequirements{Requests: resources}}}
+		}
+		claims = s.Intn(2)
+	}
+	for i := range claims {
 		name := fmt.Sprintf("claim-%d", i)
 		claim := s.resourceClaim(name)
 		if s.oneIn(8) {

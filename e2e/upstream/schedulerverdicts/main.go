@@ -174,7 +174,7 @@ func answer(v *verdicts) error {
 	if err != nil {
 		return err
 	}
-	if len(v.Claims) > 0 {
+	if len(v.Classes) > 0 {
 		if err := choose(ctx, manager, v); err != nil {
 			return err
 		}

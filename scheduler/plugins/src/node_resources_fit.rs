@@ -174,6 +174,9 @@ fn status(found: Vec<InsufficientResource>) -> Status {
     Status::with_reasons(code, found.into_iter().map(|i| i.reason).collect())
 }
 
+/// A resource that is asked for: name, amount, what each node has and has given; do devices stand for it?
+type InColumns<'a> = (&'a str, i64, &'a [i64], &'a [i64], bool);
+
 impl Plugin for NodeResourcesFit {
     fn name(&self) -> &'static str {
         names::NODE_RESOURCES_FIT
@@ -214,7 +217,7 @@ impl FilterPlugin for NodeResourcesFit {
         let columns = snapshot.columns();
         let empty = (Vec::new(), Vec::new());
         let of_devices = of_devices(&*self.handle, &pod.requests.resource);
-        let mut wanted: Vec<(&str, i64, &[i64], &[i64], bool)> = Vec::new();
+        let mut wanted: Vec<InColumns<'_>> = Vec::new();
         for (name, amount) in checks(&pod.requests.resource, &self.ignored) {
             let column = columns.resource(name);
             let (has, used) = column.map_or((&empty.0, &empty.1), |column| {

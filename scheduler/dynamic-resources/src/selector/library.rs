@@ -14,10 +14,12 @@ use regex::Regex;
 
 use super::values::{Quantity, Semver, text};
 
+type Extension = fn(&mut Env) -> Result<(), DeclarationError>;
+
 /// The standard library, the extensions for strings and lists, optional values, and what is below.
 pub(super) fn environment() -> Env {
     let mut env = Env::stdlib();
-    let all: [fn(&mut Env) -> Result<(), DeclarationError>; 7] = [
+    let all: [Extension; 7] = [
         extensions::strings,
         extensions::lists,
         quantities,

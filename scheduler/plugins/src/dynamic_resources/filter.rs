@@ -16,6 +16,9 @@ use super::state::{NodeAllocation, State};
 
 /// An allocation that is there cannot be used on the node.
 pub(super) const NOT_AVAILABLE: &str = "resourceclaim not available on the node";
+/// The searches for a pod over all nodes may take this many times as long as the one on a node.
+// DIFFERS: upstream bounds each by itself; one thread looks at all nodes here, and a claim that is hard on each of them must not keep it for hours.
+const TIMEOUTS: u32 = 3;
 /// Alternatives of a request. Upstream: `FirstAvailableDeviceRequestMaxSize`.
 const MAX_ALTERNATIVES: usize = 8;
 
@@ -113,6 +116,12 @@ impl DynamicResources {
                 seed.set(Some([first, count.wrapping_add(1)]));
                 uuid([first, count])
             };
+            if !limit.is_zero() && state.progress().searched > limit * TIMEOUTS {
+                return Status::error(format!(
+                    "node {}: timed out trying to allocate devices, after all nodes before it",
+                    node.name()
+                ));
+            }
             let search = Search {
                 interrupted: &timed_out,
                 new_share_id: &new_share_id,
@@ -121,7 +130,9 @@ impl DynamicResources {
                 name: node.name(),
                 labels: node.labels(),
             };
-            match allocator.allocate(&view, &wanted, &search) {
+            let found = allocator.allocate(&view, &wanted, &search);
+            state.progress().searched += started.elapsed();
+            match found {
                 Ok(Some(found)) => chosen.results = found,
                 Ok(None) => return Status::unresolvable("cannot allocate all claims"),
                 Err(error @ AllocateError::InvalidPools) => {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ::dynamic_resources::Allocator;
 use component_helpers::affinity::NodeSelectorTerms;
@@ -35,6 +36,8 @@ pub(super) struct Progress {
     pub(super) reserved: Vec<Option<AllocationResult>>,
     /// The UIDs of allocations that are under way because of this pod.
     pub(super) pending: Vec<String>,
+    /// How long the searches have taken, over all nodes.
+    pub(super) searched: Duration,
 }
 
 /// See the module.

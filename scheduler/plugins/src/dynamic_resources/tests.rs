@@ -96,7 +96,7 @@ impl ClaimWriter for Server {
         let devices: Vec<String> = status
             .allocation
             .iter()
-            .flat_map(|a| claims::results(a))
+            .flat_map(claims::results)
             .map(|r| r.device.clone())
             .collect();
         let users: Vec<String> = status
@@ -547,13 +547,25 @@ fn a_search_that_takes_too_long_is_an_error() {
         {"name": "z", "exactly": {"deviceClassName": "c", "allocationMode": "ExactCount", "count": 1, "selectors": [{"cel": {"expression": "false"}}]}}]);
     let mut bed = Bed::new(&[class("c"), slice("a", many.into()), hard]);
     bed.plugin.filter_timeout = Duration::from_millis(20);
-    let (_, _, [a, b]) = bed.judge(&pod("p", &["c"]).info());
+    let (_, _, [a, _]) = bed.judge(&pod("p", &["c"]).info());
     assert_eq!(
-        (a, b),
-        (
-            Status::error("node a: timed out trying to allocate devices"),
-            cannot()
-        )
+        a,
+        Status::error("node a: timed out trying to allocate devices")
+    );
+}
+
+#[test]
+fn hard_searches_on_many_nodes_end() {
+    let bed = Bed::new(&[class("c"), slice("a", one_device()), claim("c")]);
+    let p = pod("p", &["c"]).info();
+    let (state, _, [a, _]) = bed.judge(&p);
+    assert_eq!(a, none());
+    let left = bed.plugin.state(&state).expect("left by PreFilter");
+    left.progress().searched = FILTER_TIMEOUT * 3 + Duration::from_millis(1);
+    let status = bed.plugin.filter(&state, &p, &make_node("a").info([]));
+    assert!(
+        status.is_error() && status.message().contains("timed out"),
+        "{status:?}"
     );
 }
 
