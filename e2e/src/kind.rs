@@ -337,11 +337,11 @@ impl Kind {
         )?;
         output(self.podman().args(["volume", "prune", "--force"]))?;
         podman::remove_network(&self.dir())?;
-        if cgroup::hierarchies()?
-            .iter()
-            .any(|top| top.join(podman::CGROUP).exists())
-        {
-            cgroup::destroy(podman::CGROUP)?;
+        // Other users of podman have theirs there, too: what is busy stays.
+        for top in cgroup::hierarchies()? {
+            for empty in cgroup::below(&top.join(podman::CGROUP)) {
+                let _ = fs::remove_dir(empty);
+            }
         }
         Ok(())
     }
