@@ -274,6 +274,8 @@ impl Kind {
         } else {
             "iptables"
         };
+        // Pods search the node's domains, too, and podman's (`dns.podman`) is answered by a server that, as Debian 12
+        // has it, knows no TCP: a lookup over TCP would end there. Nodes find each other by their bare names.
         // A kubelet refuses cgroup v1 unless it is told otherwise, upstream's as ours.
         let v1 = !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         let patches = if v1 {
@@ -282,7 +284,7 @@ impl Kind {
             ""
         };
         format!(
-            "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnetworking: {{kubeProxyMode: {mode}}}\nnodes:\n{}{workers}{patches}",
+            "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnetworking: {{kubeProxyMode: {mode}, dnsSearch: []}}\nnodes:\n{}{workers}{patches}",
             node("control-plane")
         )
     }
