@@ -175,3 +175,65 @@ fn a_claim_is_free_when_its_last_user_is_gone() -> Result<()> {
     becomes(&ns, "resourceclaim/shared", users, "")?;
     ns.delete()
 }
+
+const DEVICES: &str = "[{apiVersion: resource.k8s.io/v1, kind: DeviceClass, metadata: {name: gpu.example.com}, spec: {selectors: [{cel: {expression: \"device.driver == 'gpu.example.com' && device.attributes['gpu.example.com'].memory >= 40\"}}]}}";
+
+/// A slice of one node with two devices, of which the class takes one.
+fn slice(node: &str) -> String {
+    format!(
+        "{{apiVersion: resource.k8s.io/v1, kind: ResourceSlice, metadata: {{name: gpus-of-{node}}}, spec: {{driver: gpu.example.com, nodeName: {node}, \
+         pool: {{name: {node}, generation: 1, resourceSliceCount: 1}}, devices: [\
+         {{name: small, attributes: {{memory: {{int: 16}}}}}}, {{name: large, attributes: {{memory: {{int: 80}}}}}}]}}}}"
+    )
+}
+
+/// Promise: the scheduler finds a device that the claim's class takes, on the node that has it, and gives it to one claim at a time.
+#[test]
+fn a_claim_gets_a_device_and_its_pod_the_node() -> Result<()> {
+    let cluster = cluster()?;
+    let ns = Namespace::create(&cluster, "resource-devices")?;
+    let node = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[1].metadata.name}"])?;
+    ns.apply(&format!(
+        "{{apiVersion: v1, kind: List, items: {DEVICES}, {}]}}",
+        slice(&node)
+    ))?;
+    let claim = |name: &str| {
+        format!(
+            "{{apiVersion: resource.k8s.io/v1, kind: ResourceClaim, metadata: {{name: {name}}}, spec: {{devices: {{requests: [\
+             {{name: r, exactly: {{deviceClassName: gpu.example.com}}}}]}}}}}}"
+        )
+    };
+    for name in ["first", "second"] {
+        ns.apply(&claim(name))?;
+        ns.apply(&pod(name, &format!("resourceClaimName: {name}"), ""))?;
+        if name == "first" {
+            becomes(&ns, "pod/first", ".spec.nodeName", &node)?;
+        }
+    }
+    let result = ".status.allocation.devices.results[0]";
+    for (path, value) in [
+        (format!("{result}.device"), "large"),
+        (format!("{result}.driver"), "gpu.example.com"),
+        (".status.reservedFor[0].name".to_owned(), "first"),
+    ] {
+        let found = field(&ns, "resourceclaim/first", &path)?;
+        ensure!(found == value, "{path} is {found:?}, not {value:?}");
+    }
+    wait_until("the second pod is told that nothing is left", SOON, || {
+        let text = ns.kubectl(&["describe", "pod/second"])?;
+        Ok(text.contains("cannot allocate all claims"))
+    })?;
+    // The node that has no driver says so, and starts nothing without the device.
+    wait_until("the first pod says why it does not run", SOON, || {
+        let text = ns.kubectl(&["describe", "pod/first"])?;
+        Ok(text.contains("resourceClaims"))
+    })?;
+    // What the first leaves, the second gets.
+    ns.kubectl(&["delete", "pod/first", "--timeout=60s"])?;
+    ns.kubectl(&["delete", "resourceclaim/first", "--timeout=60s"])?;
+    becomes(&ns, "pod/second", ".spec.nodeName", &node)?;
+    ns.kubectl(&["delete", "pod/second", "--timeout=60s"])?;
+    let names = ["resourceslice/gpus-of-", "deviceclass/gpu.example.com"];
+    cluster.kubectl(&["delete", &format!("{}{node}", names[0]), names[1]])?;
+    ns.delete()
+}

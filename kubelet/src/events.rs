@@ -37,6 +37,7 @@ pub mod reason {
     pub const FILE_SYSTEM_RESIZE_SUCCESS: &str = "FileSystemResizeSuccessful";
     pub const FAILED_MAP_VOLUME: &str = "FailedMapVolume";
     pub const FAILED_MOUNT: &str = "FailedMount";
+    pub const FAILED_PREPARE_DYNAMIC_RESOURCES: &str = "FailedPrepareDynamicResources";
     pub const SANDBOX_CHANGED: &str = "SandboxChanged";
     pub const FAILED_CREATE_POD_SANDBOX: &str = "FailedCreatePodSandBox";
     pub const FAILED_STATUS_POD_SANDBOX: &str = "FailedPodSandBoxStatus";
@@ -268,7 +269,7 @@ mod tests {
         (
             "FailedPrepareDynamicResources",
             "FailedPrepareDynamicResources",
-            Err("no dynamic resources"),
+            Ok(()),
         ),
         (
             "PossibleMemoryBackedVolumesOnDisk",

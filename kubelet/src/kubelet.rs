@@ -288,6 +288,17 @@ impl Kubelet {
         })
     }
 
+    /// No container starts without the devices that were claimed for its pod, and nobody here prepares any yet.
+    fn refuse_devices(&self, pod: &Pod) -> Result<(), SyncError> {
+        if !pod::claims_devices(pod) {
+            return Ok(());
+        }
+        let message = "Failed to prepare dynamic resources: spec.resourceClaims: this kubelet speaks to no drivers of devices yet";
+        let reason = reason::FAILED_PREPARE_DYNAMIC_RESOURCES;
+        self.recorder.pod(pod, Type::Warning, reason, message);
+        Err(SyncError(message.to_owned()))
+    }
+
     /// The pod will not run here: it is Failed for good.
     pub fn reject_pod(&self, pod: &Pod, rejection: &Rejection) {
         metrics::ADMISSION_REJECTIONS
@@ -355,6 +366,7 @@ impl Kubelet {
         if cancel.is_cancelled() {
             return Ok(SyncOutcome::default());
         }
+        self.refuse_devices(pod)?;
         self.objects.register_pod(pod);
         self.ensure_cgroup(pod)?;
         self.reconcile_mirror_pod(pod).await;
