@@ -25,8 +25,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mmdebstrap", "the root file system of the test images"),
     ("bzip2", "unpacking busybox's source"),
     ("xz-utils", "unpacking sources"),
-    ("python3-grpcio", "a provider of nodes written in Python"),
-    ("python3-grpc-tools", "the same"),
+    ("python3-venv", "a provider of nodes written in Python"),
     ("dpkg-dev", "fetching busybox's source"),
     ("ca-certificates", "package mirrors over TLS"),
 ];

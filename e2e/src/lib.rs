@@ -21,6 +21,7 @@ pub mod node;
 pub mod probe;
 pub mod programs;
 mod protobuf;
+pub mod python;
 pub mod registry;
 pub mod starts;
 pub mod step;

@@ -177,9 +177,6 @@ fn pods_of_simulated_nodes_run_log_and_go() -> Result<()> {
     ns.delete()
 }
 
-/// Debian's, which has the packages that `cargo e2e` installs.
-const PYTHON: &str = "/usr/bin/python3";
-
 #[test]
 fn a_provider_in_python_runs_logs_and_deletes() -> Result<()> {
     let cluster = cluster()?;
@@ -188,7 +185,12 @@ fn a_provider_in_python_runs_logs_and_deletes() -> Result<()> {
     let socket = programs.directory.join("p.sock");
     let _ = fs::remove_file(&socket);
     let folder = Path::new(&cluster.outputs.workspace).join("kubelet/virtual");
-    let mut provider = Command::new(PYTHON);
+    let python = e2e::python::with(
+        &Steps::new(cluster.outputs.logs())?,
+        &cluster.outputs,
+        &folder.join("examples/python/requirements.txt"),
+    )?;
+    let mut provider = Command::new(python);
     provider
         .arg(folder.join("examples/python/provider.py"))
         .arg(&socket)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A provider of virtual nodes: each container is a plain child process of this program, its log is a file.
 
-    pip install grpcio grpcio-tools
+    pip install -r requirements.txt
     python3 provider.py /run/provider.sock ../../proto
 
 Nothing is isolated and no image is pulled: this shows the protocol, and is no way to run what you do not trust.
