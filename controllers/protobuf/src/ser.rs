@@ -9,6 +9,68 @@ use crate::schema::{Field, Kind, Message, Rule, at_index};
 use crate::wire::{Reader, VARINT, put_bytes, put_tag, put_varint};
 use crate::{Error, time};
 
+macro_rules! refused {
+    ($($method:ident($type:ty)),*) => {
+        $(fn $method(self, _: $type) -> Result<Self::Ok, Error> {
+            self.refuse(stringify!($type))
+        })*
+    };
+}
+
+macro_rules! refused_shapes {
+    () => {
+        type SerializeTuple = Impossible<Self::Ok, Error>;
+        type SerializeTupleStruct = Impossible<Self::Ok, Error>;
+        type SerializeTupleVariant = Impossible<Self::Ok, Error>;
+        type SerializeStructVariant = Impossible<Self::Ok, Error>;
+
+        fn serialize_unit_struct(self, _: &'static str) -> Result<Self::Ok, Error> {
+            self.refuse("a unit")
+        }
+        fn serialize_newtype_variant<T: Serialize + ?Sized>(
+            self,
+            _: &'static str,
+            _: u32,
+            _: &'static str,
+            _: &T,
+        ) -> Result<Self::Ok, Error> {
+            self.refuse("a variant")
+        }
+        fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, Error> {
+            self.refuse("a tuple")
+        }
+        fn serialize_tuple_struct(
+            self,
+            _: &'static str,
+            _: usize,
+        ) -> Result<Self::SerializeTupleStruct, Error> {
+            self.refuse("a tuple")
+        }
+        fn serialize_tuple_variant(
+            self,
+            _: &'static str,
+            _: u32,
+            _: &'static str,
+            _: usize,
+        ) -> Result<Self::SerializeTupleVariant, Error> {
+            self.refuse("a variant")
+        }
+        fn serialize_struct_variant(
+            self,
+            _: &'static str,
+            _: u32,
+            _: &'static str,
+            _: usize,
+        ) -> Result<Self::SerializeStructVariant, Error> {
+            self.refuse("a variant")
+        }
+    };
+}
+
+mod text;
+
+use text::Text;
+
 /// Writes an object with its envelope.
 ///
 /// # Errors
@@ -235,64 +297,6 @@ impl SerializeMap for FieldsWriter<'_> {
         self.finish();
         Ok(())
     }
-}
-
-macro_rules! refused {
-    ($($method:ident($type:ty)),*) => {
-        $(fn $method(self, _: $type) -> Result<Self::Ok, Error> {
-            self.refuse(stringify!($type))
-        })*
-    };
-}
-
-macro_rules! refused_shapes {
-    () => {
-        type SerializeTuple = Impossible<Self::Ok, Error>;
-        type SerializeTupleStruct = Impossible<Self::Ok, Error>;
-        type SerializeTupleVariant = Impossible<Self::Ok, Error>;
-        type SerializeStructVariant = Impossible<Self::Ok, Error>;
-
-        fn serialize_unit_struct(self, _: &'static str) -> Result<Self::Ok, Error> {
-            self.refuse("a unit")
-        }
-        fn serialize_newtype_variant<T: Serialize + ?Sized>(
-            self,
-            _: &'static str,
-            _: u32,
-            _: &'static str,
-            _: &T,
-        ) -> Result<Self::Ok, Error> {
-            self.refuse("a variant")
-        }
-        fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, Error> {
-            self.refuse("a tuple")
-        }
-        fn serialize_tuple_struct(
-            self,
-            _: &'static str,
-            _: usize,
-        ) -> Result<Self::SerializeTupleStruct, Error> {
-            self.refuse("a tuple")
-        }
-        fn serialize_tuple_variant(
-            self,
-            _: &'static str,
-            _: u32,
-            _: &'static str,
-            _: usize,
-        ) -> Result<Self::SerializeTupleVariant, Error> {
-            self.refuse("a variant")
-        }
-        fn serialize_struct_variant(
-            self,
-            _: &'static str,
-            _: u32,
-            _: &'static str,
-            _: usize,
-        ) -> Result<Self::SerializeStructVariant, Error> {
-            self.refuse("a variant")
-        }
-    };
 }
 
 impl<'a> Serializer for MessageWriter<'a> {
@@ -643,76 +647,5 @@ impl SerializeStruct for MapWriter<'_> {
 
     fn end(self) -> Result<(), Error> {
         SerializeMap::end(self)
-    }
-}
-
-/// A string, and nothing else.
-struct Text;
-
-impl Text {
-    fn refuse<T>(&self, what: &str) -> Result<T, Error> {
-        Err(Error::Other(format!("{what} stands where a string must")))
-    }
-}
-
-impl Serializer for Text {
-    type Ok = String;
-    type Error = Error;
-    type SerializeSeq = Impossible<String, Error>;
-    type SerializeMap = Impossible<String, Error>;
-    type SerializeStruct = Impossible<String, Error>;
-
-    refused_shapes!();
-    refused!(
-        serialize_bool(bool),
-        serialize_i8(i8),
-        serialize_i16(i16),
-        serialize_i32(i32),
-        serialize_i64(i64),
-        serialize_u8(u8),
-        serialize_u16(u16),
-        serialize_u32(u32),
-        serialize_u64(u64),
-        serialize_f32(f32),
-        serialize_f64(f64),
-        serialize_char(char),
-        serialize_bytes(&[u8])
-    );
-
-    fn serialize_str(self, value: &str) -> Result<String, Error> {
-        Ok(value.to_owned())
-    }
-    fn serialize_none(self) -> Result<String, Error> {
-        self.refuse("nothing")
-    }
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<String, Error> {
-        value.serialize(self)
-    }
-    fn serialize_unit(self) -> Result<String, Error> {
-        self.refuse("nothing")
-    }
-    fn serialize_unit_variant(
-        self,
-        _: &'static str,
-        _: u32,
-        name: &'static str,
-    ) -> Result<String, Error> {
-        Ok(name.to_owned())
-    }
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(
-        self,
-        _: &'static str,
-        value: &T,
-    ) -> Result<String, Error> {
-        value.serialize(self)
-    }
-    fn serialize_seq(self, _: Option<usize>) -> Result<Self::SerializeSeq, Error> {
-        self.refuse("a list")
-    }
-    fn serialize_map(self, _: Option<usize>) -> Result<Self::SerializeMap, Error> {
-        self.refuse("an object")
-    }
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self::SerializeStruct, Error> {
-        self.refuse("an object")
     }
 }

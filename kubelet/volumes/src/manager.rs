@@ -4,6 +4,7 @@
 //! a restart everything is found again on disk and in the kernel's mount table.
 
 mod drivers;
+mod failure;
 mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -16,7 +17,6 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::claim::{self, Persistent};
-use crate::csi::CsiError;
 use crate::csi::{self, CsiVolumes};
 use crate::layout::{Layout, check_component};
 use crate::plugin::{Mounter, Ownership, SetUpError};
@@ -29,6 +29,7 @@ use crate::usage::{DiskUsage, disk_usage};
 use crate::{local, nfs};
 
 pub use self::drivers::{CsiHost, Expanded};
+pub use self::failure::{SetUpFailure, VolumeError};
 use self::wanted::{Wanted, desired, mounted_volumes, observe_dirs, used};
 
 /// Where a container finds a volume.
@@ -78,79 +79,6 @@ impl PodVolumes {
     pub fn iter(&self) -> impl Iterator<Item = &PodVolume> {
         self.0.values()
     }
-}
-
-/// One volume that was not set up. Its text is that of upstream's `FailedMount` event.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", self.text())]
-pub struct SetUpFailure {
-    /// As the pod names it.
-    pub volume: String,
-    /// The PersistentVolume behind it, or the same.
-    pub name: String,
-    /// Containers get it as a device.
-    pub block: bool,
-    #[source]
-    pub source: SetUpError,
-}
-
-impl SetUpFailure {
-    fn text(&self) -> String {
-        let operation = match self.source.operation() {
-            Some("MountVolume.MountDevice") if self.block => Some("MapVolume.SetUpDevice"),
-            Some("MountVolume.SetUp") if self.block => Some("MapVolume.MapPodDevice"),
-            operation => operation,
-        };
-        match operation {
-            Some(operation) => {
-                let name = &self.name;
-                format!("{operation} failed for volume {name:?} : {}", self.source)
-            }
-            None => self.source.to_string(),
-        }
-    }
-}
-
-/// Why a pod's volumes are not what they should be. A retry may help unless a failure
-/// [is permanent](SetUpError::is_permanent).
-#[derive(Debug, thiserror::Error)]
-pub enum VolumeError {
-    /// The pod has no usable UID.
-    #[error(transparent)]
-    Pod(SetUpError),
-    /// At least one; an event `FailedMount` for each.
-    #[error("unmounted volumes=[{}]: {}", names(.failures), crate::plugin::aggregate(.failures))]
-    SetUp { failures: Vec<SetUpFailure> },
-    #[error(transparent)]
-    TearDown(#[from] TearDownError),
-    #[error("the task ended early: {0}")]
-    Interrupted(String),
-}
-
-impl VolumeError {
-    /// The volumes that failed, for events.
-    pub fn failures(&self) -> &[SetUpFailure] {
-        match self {
-            Self::SetUp { failures } => failures,
-            _ => &[],
-        }
-    }
-
-    /// The CSI driver that takes no more volumes on this node: the pod can never have its volumes here.
-    pub fn exhausted_driver(&self) -> Option<&str> {
-        self.failures().iter().find_map(|f| match &f.source {
-            SetUpError::Csi(CsiError::AttachLimit { driver, .. }) => Some(driver.as_str()),
-            _ => None,
-        })
-    }
-}
-
-fn names(failures: &[SetUpFailure]) -> String {
-    failures
-        .iter()
-        .map(|f| f.volume.as_str())
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 /// What is known of a pod besides the disk: bounded by the pods of the node.
