@@ -11,7 +11,7 @@ use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
 use crate::{
     bench, conformance, critest, csi, forward, fuzz, images, kind, layers, metrics, protobuf,
-    test_run, tidy,
+    test_run, tidy, vm,
 };
 
 /// The cluster's name where `--name` is not given.
@@ -89,6 +89,8 @@ enum Verb {
     Kind(kind::KindOptions),
     /// Runs kubeadm init, join, upgrade node and reset on machines that are containers, twice in a row.
     Kubeadm(kind::kubeadm::KubeadmOptions),
+    /// Boots Debian's kernel with cgroup v2 in a virtual machine: the runtime's tests and kubeadm there.
+    Vm(vm::VmOptions),
     /// Holds the crates' dependencies to the plan of the house.
     Tidy,
     /// Forwards a port into a network namespace.
@@ -187,6 +189,7 @@ pub fn run() -> Result<ExitCode> {
         }
         Verb::Kind(options) => kind::run(&options)?,
         Verb::Kubeadm(options) => kind::kubeadm::run(&options)?,
+        Verb::Vm(options) => vm::run(&options)?,
         Verb::Tidy => tidy::check(&Outputs::find())?,
         Verb::Forward {
             listen,

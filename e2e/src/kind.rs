@@ -143,12 +143,12 @@ fn replace(command: &mut Command) -> Result<()> {
 
 /// The one kind cluster of this workspace.
 pub struct Kind {
-    outputs: Outputs,
-    steps: Steps,
+    pub(crate) outputs: Outputs,
+    pub(crate) steps: Steps,
 }
 
 impl Kind {
-    fn open(profile: Profile) -> Result<Self> {
+    pub(crate) fn open(profile: Profile) -> Result<Self> {
         let outputs = Outputs::find().with_profile(profile);
         let steps = Steps::new(outputs.logs())?;
         Ok(Self { outputs, steps })
@@ -163,7 +163,7 @@ impl Kind {
         self.dir().join("kubeconfig")
     }
 
-    fn podman(&self) -> Command {
+    pub(crate) fn podman(&self) -> Command {
         podman::command(&self.dir(), "podman")
     }
 
@@ -216,6 +216,16 @@ impl Kind {
         let config = self.dir().join("config.yaml");
         fs::write(&config, self.config(up, &image))?;
         self.create(&config)
+    }
+
+    /// The name of the node image, with nothing of upstream's but what kubeadm wants; built if need be, no cluster made.
+    ///
+    /// # Errors
+    /// A program or image cannot be built.
+    pub(crate) fn node_image(&self) -> Result<String> {
+        podman::check()?;
+        podman::prepare(&self.dir())?;
+        self.build(&[])
     }
 
     /// Builds what is missing of programs and images, and gives the node image's name.
@@ -358,6 +368,6 @@ impl Kind {
 }
 
 /// The version as images and kubeadm have it.
-fn version() -> String {
+pub(crate) fn version() -> String {
     format!("v{KUBERNETES_VERSION}")
 }

@@ -27,3 +27,4 @@ pub mod starts;
 pub mod step;
 pub mod test_run;
 pub mod tidy;
+pub mod vm;
