@@ -33,7 +33,7 @@ use volumes::{CsiHost, VolumeManager};
 use self::clients::{ApiClients, api_clients};
 use self::features::{
     CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES,
-    POD_CERTIFICATE_REQUEST, PODS_API, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
+    MEMORY_QOS, POD_CERTIFICATE_REQUEST, PODS_API, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
 use self::machine::{check_machine, node_addresses, protect_from_oom};
 use self::runtime::{load_user_namespaces, open_runtime, serve_cri, take_cgroup_driver};
@@ -266,7 +266,11 @@ impl Parts {
         })?;
         let capacity = allocatable::capacity(&machine, root_fs, &config);
         let allocatable = allocatable::allocatable(&capacity, &config);
-        let container_manager = Arc::new(ContainerManager::new(&config, cgroups));
+        let container_manager = Arc::new(ContainerManager::new(
+            &config,
+            cgroups,
+            gates.enabled(MEMORY_QOS),
+        ));
         container_manager.setup_node(&capacity)?;
         let registration = registration(&options, &config, &machine);
         let node = Arc::new(NodeState::new(

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod container_manager;
 pub mod kernel_tunables;
 pub mod machine;
+pub mod memory_qos;
 pub mod resources;
 
 pub use container_manager::ContainerManager;

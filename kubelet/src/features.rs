@@ -35,6 +35,9 @@ pub const POD_CERTIFICATE_REQUEST: &str = "PodCertificateRequest";
 /// Agents of the node may ask for its pods on a socket.
 pub const PODS_API: &str = "PodsAPI";
 
+/// Memory is protected and made dear as the configuration asks (cgroup v2).
+pub const MEMORY_QOS: &str = "MemoryQoS";
+
 /// All that is known; others are named in a warning.
 pub const FEATURES: &[Feature] = &[
     Feature::locked(NODE_DECLARED_FEATURES),
@@ -48,6 +51,7 @@ pub const FEATURES: &[Feature] = &[
     Feature::ga(CLUSTER_TRUST_BUNDLE_PROJECTION),
     Feature::ga(POD_CERTIFICATE_REQUEST),
     Feature::beta(PODS_API),
+    Feature::beta(MEMORY_QOS),
 ];
 
 /// What the node declares, sorted: API server and scheduler ask it before they let a pod use one of them.

@@ -533,6 +533,14 @@ impl RuntimeManager {
             memory_capacity_bytes: self.d.node.machine.memory_capacity_bytes,
             cgroup_v2: self.d.container_manager.cgroups().is_v2(),
             single_process_oom_kill: config.single_process_oom_kill,
+            memory_qos: self.d.container_manager.memory_qos(),
+            memory_allocatable_bytes: self
+                .d
+                .node
+                .allocatable
+                .load()
+                .get("memory")
+                .map_or(0, |q| component_helpers::quantity::amount(q).value()),
             page_sizes: self
                 .d
                 .node

@@ -84,6 +84,8 @@ metric!(PLEG_RELIST_INTERVAL: Histogram = register_histogram!(histogram_opts!("k
 metric!(CLIENT_RENEW_ERRORS: IntCounter = register_int_counter!("kubelet_certificate_manager_client_expiration_renew_errors", "Counter of certificate renewal errors."));
 metric!(SERVER_RENEW_ERRORS: IntCounter = register_int_counter!("kubelet_server_expiration_renew_errors", "Counter of certificate renewal errors."));
 metric!(CGROUP_MANAGER_DURATION: HistogramVec = register_histogram_vec!(histogram_opts!("kubelet_cgroup_manager_duration_seconds", "Duration in seconds for cgroup manager operations. Broken down by method."), &["operation_type"]));
+metric!(MEMORY_QOS_NODE_MEMORY_MIN: IntGauge = register_int_gauge!("kubelet_memory_qos_node_memory_min_bytes", "Total bytes of memory.min of the guaranteed pods of this node (cgroup v2)."));
+metric!(MEMORY_QOS_NODE_MEMORY_LOW: IntGauge = register_int_gauge!("kubelet_memory_qos_node_memory_low_bytes", "Total bytes of memory.low of the burstable pods of this node (cgroup v2)."));
 metric!(STORAGE_OPERATION_DURATION: HistogramVec = register_histogram_vec!(
     histogram_opts!("storage_operation_duration_seconds", "Storage operation duration", vec![0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0]),
     &["migrated", "operation_name", "status", "volume_plugin"]
@@ -117,6 +119,8 @@ pub fn init(node_name: &str) {
     LazyLock::force(&IMAGE_PULL_DURATION);
     LazyLock::force(&EVICTIONS);
     LazyLock::force(&PREEMPTIONS);
+    LazyLock::force(&MEMORY_QOS_NODE_MEMORY_MIN);
+    LazyLock::force(&MEMORY_QOS_NODE_MEMORY_LOW);
 }
 
 /// Counts the containers that the new status says ended and the old one did not.

@@ -393,6 +393,11 @@ fn files(controller: &str, config: &ResourceConfig) -> Vec<(String, String)> {
             put(&file, bytes.to_string());
         }
     }
+    if v2 {
+        for (file, value) in &config.unified {
+            put(file, value.clone());
+        }
+    }
     out
 }
 

@@ -13,6 +13,7 @@ use component_helpers::resources::{PodResourcesOptions, ResourceList, pod_reques
 use k8s_openapi::api::core::v1::Pod;
 
 use super::cgroup::{CgroupError, CgroupManager};
+use super::memory_qos::{ClassMemory, MemoryQos};
 use super::resources::{ResourceConfig, milli_cpu_to_shares, resource_config_for_pod};
 use crate::configuration::KubeletConfiguration;
 use crate::events::{KubeletRecorder, Type, reason};
@@ -34,12 +35,15 @@ pub struct ContainerManager {
     pod_pids_limit: i64,
     reserved_cpu: Amount,
     reserved_memory: Amount,
+    /// On cgroup v2.
+    memory_qos: Option<MemoryQos>,
     /// What each pod's cgroup was set to since this kubelet started, by pod UID.
     applied: Arc<Mutex<HashMap<String, ResourceConfig>>>,
 }
 
 impl ContainerManager {
-    pub fn new(config: &KubeletConfiguration, cgroups: CgroupManager) -> Self {
+    /// `memory_qos`: the gate `MemoryQoS` is on.
+    pub fn new(config: &KubeletConfiguration, cgroups: CgroupManager, memory_qos: bool) -> Self {
         let reserved = |name: &str| {
             [&config.system_reserved, &config.kube_reserved]
                 .into_iter()
@@ -47,6 +51,7 @@ impl ContainerManager {
                 .sum::<Amount>()
         };
         Self {
+            memory_qos: MemoryQos::of(config, memory_qos, cgroups.is_v2()),
             cgroups,
             root: config.cgroup_root.trim_end_matches('/').to_owned(),
             enforce_node_allocatable: config
@@ -78,6 +83,11 @@ impl ContainerManager {
                 "Updated Node Allocatable limit across pods",
             );
         }
+    }
+
+    /// How memory is protected; `None` on cgroup v1.
+    pub fn memory_qos(&self) -> Option<MemoryQos> {
+        self.memory_qos
     }
 
     pub fn cgroups(&self) -> &CgroupManager {
@@ -126,18 +136,25 @@ impl ContainerManager {
             config.cpu_shares = Some(milli_cpu_to_shares(cpu));
             config.memory_bytes = (memory > 0).then_some(memory);
         }
+        // What an earlier configuration protected; with the first pods it is summed up anew.
+        let nobody = ClassMemory::default();
+        config.unified = nobody.top();
         self.cgroups.ensure(&self.kubepods(), &config)?;
         let least = ResourceConfig {
             cpu_shares: Some(super::resources::MIN_SHARES),
             ..ResourceConfig::default()
         };
+        let burstable = ResourceConfig {
+            unified: nobody.burstable(),
+            ..ResourceConfig::default()
+        };
         self.cgroups
-            .ensure(&self.class(QosClass::Burstable), &ResourceConfig::default())?;
+            .ensure(&self.class(QosClass::Burstable), &burstable)?;
         self.cgroups
             .ensure(&self.class(QosClass::BestEffort), &least)
     }
 
-    /// The burstable class gets the sum of what its pods ask for.
+    /// The burstable class gets the sum of what its pods ask for, and the top what both classes are to keep of memory.
     ///
     /// # Errors
     /// The file that refuses; the next pod tries again.
@@ -152,10 +169,21 @@ impl ContainerManager {
                     .map_or(0, |a| a.milli_value())
             })
             .sum();
-        let config = ResourceConfig {
+        let mut config = ResourceConfig {
             cpu_shares: Some(milli_cpu_to_shares(milli)),
             ..ResourceConfig::default()
         };
+        let active = active.iter().map(AsRef::as_ref);
+        if let Some(memory) = self.memory_qos.and_then(|qos| qos.classes(active)) {
+            crate::metrics::MEMORY_QOS_NODE_MEMORY_MIN.set(memory.guaranteed);
+            crate::metrics::MEMORY_QOS_NODE_MEMORY_LOW.set(memory.burstable);
+            config.unified = memory.burstable();
+            let top = ResourceConfig {
+                unified: memory.top(),
+                ..ResourceConfig::default()
+            };
+            self.cgroups.update(&self.kubepods(), &top)?;
+        }
         self.cgroups
             .update(&self.class(QosClass::Burstable), &config)
     }
@@ -171,6 +199,7 @@ impl ContainerManager {
         if self.pod_pids_limit > 0 {
             config.pids_limit = Some(self.pod_pids_limit);
         }
+        config.unified = self.memory_qos.map(|qos| qos.pod(pod)).unwrap_or_default();
         config
     }
 

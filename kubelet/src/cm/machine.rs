@@ -137,6 +137,14 @@ fn hugepages() -> Vec<(String, u64)> {
     out
 }
 
+/// The size of a page of memory.
+pub fn page_bytes() -> i64 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .unwrap_or(4096)
+}
+
 /// Is any swap on?
 pub fn swap_is_on() -> bool {
     std::fs::read_to_string("/proc/swaps")

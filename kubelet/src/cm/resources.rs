@@ -12,6 +12,7 @@ use component_helpers::resources::{PodResourcesOptions, ResourceList, pod_limits
 use k8s_openapi::api::core::v1::{Container, Pod};
 use runtime::api as cri;
 
+use super::memory_qos::{self, MemoryQos, Unified};
 use crate::pod;
 
 pub const MIN_SHARES: u64 = 2;
@@ -56,6 +57,8 @@ pub struct ResourceConfig {
     pub pids_limit: Option<i64>,
     /// Page size as the kernel names it (`2MB`) -> bytes.
     pub hugepage_limits: BTreeMap<String, i64>,
+    /// Files of cgroup v2 that v1 has nothing like.
+    pub unified: Unified,
 }
 
 impl ResourceConfig {
@@ -79,6 +82,7 @@ impl ResourceConfig {
             memory_bytes: wider(self.memory_bytes, other.memory_bytes),
             pids_limit: wider(self.pids_limit, other.pids_limit),
             hugepage_limits,
+            unified: memory_qos::covering(&self.unified, &other.unified),
         }
     }
 }
@@ -185,6 +189,10 @@ pub struct ContainerResourceDefaults {
     /// `singleProcessOOMKill`; on v2 the default kills the whole container.
     pub single_process_oom_kill: Option<bool>,
     pub page_sizes: Vec<String>,
+    /// On cgroup v2.
+    pub memory_qos: Option<MemoryQos>,
+    /// What pods may use of the node's memory.
+    pub memory_allocatable_bytes: i64,
 }
 
 /// A container's own cgroup. Upstream: `generateLinuxContainerResources`.
@@ -249,6 +257,10 @@ pub fn container_resources(
         resources
             .unified
             .insert("memory.oom.group".to_owned(), "1".to_owned());
+    }
+    if let Some(qos) = defaults.memory_qos {
+        let files = qos.container(pod, container, defaults.memory_allocatable_bytes);
+        resources.unified.extend(files);
     }
     resources
 }

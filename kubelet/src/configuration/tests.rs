@@ -20,7 +20,6 @@ const REFUSED: &[(&str, fn() -> Value)] = &[
     ("defaultPodSysctls", || json!({"net.ipv4.ip_forward": "1"})),
     ("enableSystemLogQuery", || json!(true)),
     ("memoryManagerPolicy", || json!("Static")),
-    ("memoryReservationPolicy", || json!("TieredReservation")),
     ("memorySwap", || json!({"swapBehavior": "LimitedSwap"})),
     (
         "reservedMemory",

@@ -346,6 +346,12 @@ fn gated(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
             ));
         }
     }
+    if off("MemoryQoS") && kc.memory_reservation_policy == "TieredReservation" {
+        errors.push(FieldError::forbidden(
+            "memoryReservationPolicy",
+            "\"TieredReservation\" requires MemoryQoS feature gate to be enabled",
+        ));
+    }
     if off("KubeletCrashLoopBackOffMax")
         && kc
             .crash_loop_back_off
@@ -454,11 +460,6 @@ fn not_built(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         !kc.topology_manager_policy_options.is_empty(),
         "topologyManagerPolicyOptions",
         "policy none takes no options",
-    );
-    refuse(
-        kc.memory_reservation_policy == "TieredReservation",
-        "memoryReservationPolicy",
-        "only policy None is supported",
     );
     refuse(
         kc.enable_system_log_query,

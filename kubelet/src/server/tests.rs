@@ -129,7 +129,7 @@ async fn fixture(options: ServerOptions) -> Fixture {
         runtime: Arc::new(fake.clone()),
         pod: Arc::new(pod),
         paths: Paths::new(root.join("kubelet"), root.join("pods")),
-        manager: ContainerManager::new(&KubeletConfiguration::default(), cgroups),
+        manager: ContainerManager::new(&KubeletConfiguration::default(), cgroups, true),
         system_logs: root.to_owned(),
     };
     let router = router(Arc::new(context), options, CancellationToken::new());
