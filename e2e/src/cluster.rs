@@ -181,6 +181,7 @@ impl Cluster {
 
         let step = steps.start("network", None)?;
         cgroup::create(&format!("{}/daemons", layout.cgroup()))?;
+        cgroup::weigh(&layout.cgroup())?;
         raise_inotify_limits()?;
         lan::create(&layout)?;
         step.done();

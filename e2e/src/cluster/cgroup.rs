@@ -35,6 +35,31 @@ pub fn unified() -> Option<PathBuf> {
         .find(|dir| dir.join("cgroup.controllers").exists())
 }
 
+/// What the cluster weighs against one process beside it, in CPU shares; a group weighs as one process otherwise, whatever it holds.
+const WEIGHT: u64 = 8 * 1024;
+
+/// Gives the cluster at `path` its part of the processors: what is built and measured beside it takes no more than the rest.
+///
+/// # Errors
+/// A file refuses.
+pub fn weigh(path: &str) -> Result<()> {
+    // The top: groups above it weigh, too.
+    let Some(top) = Path::new(path).iter().next() else {
+        return Ok(());
+    };
+    for hierarchy in hierarchies()? {
+        let dir = hierarchy.join(top);
+        for (file, value) in [("cpu.shares", WEIGHT), ("cpu.weight", WEIGHT * 100 / 1024)] {
+            let file = dir.join(file);
+            if file.exists() {
+                fs::write(&file, value.to_string())
+                    .with_context(|| format!("write {}", file.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Makes `path` (relative) in every hierarchy, ready to hold pods.
 ///
 /// # Errors

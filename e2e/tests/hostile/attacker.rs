@@ -72,6 +72,21 @@ impl Identity {
     }
 }
 
+/// The command at another priority (19 the lowest, -20 the highest).
+pub fn niced(level: i8, inner: &Command) -> Command {
+    let mut command = Command::new("nice");
+    command
+        .args(["-n", &level.to_string()])
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    command
+}
+
 /// What a server said; `None` where it closed the connection without a word.
 pub type Answer = Option<u16>;
 

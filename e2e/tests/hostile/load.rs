@@ -9,7 +9,7 @@ use e2e::cluster::{Cluster, layout};
 use e2e::probe::{Namespace, busybox_pod, cluster};
 use e2e::starts::Starts;
 
-use crate::attacker::{idle_connections, raise_descriptor_limit};
+use crate::attacker::{idle_connections, niced, raise_descriptor_limit};
 use crate::kubelet_server::{Flood, exec_time};
 use crate::sound::Sound;
 
@@ -90,19 +90,23 @@ fn pods_that_pry(ns: &Namespace<'_>) -> Result<()> {
 
 /// An exec whose standard input never ends and is never read.
 fn endless_input(ns: &Namespace<'_>, pod: &str) -> Result<Command> {
-    let kubectl = ns.command();
-    let mut command = Command::new("nice");
-    command.args(["-n", "19"]);
-    command.arg(kubectl.get_program()).args(kubectl.get_args());
-    for (name, value) in kubectl.get_envs() {
-        if let Some(value) = value {
-            command.env(name, value);
-        }
-    }
+    let mut command = niced(19, &ns.command());
     command
         .args(["exec", "-i", pod, "--", "sleep", "36000"])
         .stdin(std::fs::File::open("/dev/zero").context("open /dev/zero")?);
     Ok(command)
+}
+
+/// The longest five, each with what was measured before it: whether the beginning is slow, or all of it.
+fn longest(seconds: &[f64]) -> String {
+    let mut order: Vec<usize> = (0..seconds.len()).collect();
+    order.sort_by(|a, b| seconds[*b].total_cmp(&seconds[*a]));
+    let words: Vec<String> = order
+        .iter()
+        .take(5)
+        .map(|at| format!("{:.2} s (no. {at})", seconds[*at]))
+        .collect();
+    words.join(", ")
 }
 
 /// Seconds from creation to Ready, pod by pod, until `enough`.
@@ -159,6 +163,8 @@ fn everything_at_once_leaves_the_node_ready_and_quick() -> Result<()> {
     }
     ns.wait_ready("pod/pries", 60)?;
     ns.wait_ready("pod/mapped", 60)?;
+    println!("longest starts under load: {}", longest(&loaded));
+    println!("longest execs under load: {}", longest(&execs));
     let (before, under) = (quantile(&mut quiet, 0.99), quantile(&mut loaded, 0.99));
     let exec = quantile(&mut execs, 1.0);
     println!(
