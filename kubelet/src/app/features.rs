@@ -7,7 +7,7 @@ use crate::options::Options;
 
 pub(super) use crate::features::{
     CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES,
-    POD_CERTIFICATE_REQUEST, PODS_API, REDUCE_CRASH_LOOP_BACK_OFF,
+    MEMORY_QOS, POD_CERTIFICATE_REQUEST, PODS_API, REDUCE_CRASH_LOOP_BACK_OFF,
 };
 
 /// The gates as the configuration and the command line set them.
