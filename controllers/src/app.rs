@@ -13,6 +13,7 @@ use component_base::flags::Flags;
 use component_base::health::{Health, Kind};
 use component_base::informer::Factory;
 use component_base::leader_election::{LeaderElector, Leadership, Outcome};
+use component_base::memory;
 use component_base::metrics;
 use component_base::options::{LeaderElectionOptions, ServingOptions};
 use component_base::shutdown::Shutdown;
@@ -27,6 +28,7 @@ use crate::horizontal_pod_autoscaler::{CONSISTENCY, GENERATION, SCALE_TO_ZERO};
 use crate::node_lifecycle::LEASE_CIRCUIT_BREAKER;
 use crate::options::{COMPONENT, Options, flag_set};
 use crate::podcertificaterequest_cleaner::POD_CERTIFICATE_REQUEST;
+use crate::readers;
 use crate::registry::{CONTROLLERS, is_enabled};
 use crate::statefulset::controller::MAX_UNAVAILABLE;
 use crate::storage_version_migrator::STORAGE_VERSION_MIGRATOR;
@@ -55,6 +57,7 @@ const FEATURES: &[Feature] = &[
 
 /// Runs the process; returns its exit code.
 pub fn main() -> i32 {
+    memory::set_up();
     let flags = flag_set().parse_or_exit();
     if let Err(error) = flags.init_logs() {
         eprintln!("Error: {error}");
@@ -94,6 +97,8 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let mut features = FeatureGates::new(FEATURES);
     features.set(&options.feature_gates)?;
     tracing::info!(version = component_base::version::GIT_VERSION, "Starting");
+    let giving_back = memory::run(shutdown.token().clone());
+    shutdown.spawn_guarded("memory", giving_back);
 
     let health = Health::new();
     metrics::init();
@@ -113,7 +118,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
 
     let features = Arc::new(features);
     let context = |leadership: Leadership, shutdown: Shutdown| {
-        let informers = Factory::new(client.clone(), shutdown.clone());
+        let informers = Factory::keeping(client.clone(), shutdown.clone(), readers::keeps());
         let (options, features) = (options.clone(), features.clone());
         ControllerContext::new(
             options,

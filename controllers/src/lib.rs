@@ -20,6 +20,7 @@ pub mod discovery;
 pub mod history;
 pub mod pod_control;
 pub mod pods_by_claim;
+pub mod readers;
 #[cfg(test)]
 use controller_runtime::testing;
 pub mod uid_cache;

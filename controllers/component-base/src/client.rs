@@ -1,7 +1,8 @@
 //! Clients of the API server: by kubeconfig or from inside a Pod, with a user agent, a rate limit and upstream's metrics.
 //!
 //! Each client has connections ([`transport`]) and a rate limit ([`bucket`]) of its own: who must not wait for others, has
-//! another client. A watch costs no token, only its place among those that begin.
+//! another client. Clients that differ in their bearer token alone may share [`Connections`]. A watch costs no token, only its
+//! place among those that begin.
 //! Upstream: `k8s.io/client-go/rest`. Exec plugins and auth providers are not supported.
 
 mod bucket;
@@ -147,26 +148,30 @@ impl ClientConfig {
     /// # Errors
     /// When TLS or proxy settings cannot be used.
     pub fn build_from(&self, config: kube::Config) -> Result<kube::Client, ClientError> {
-        self.build_with(config, None)
+        let connections = Connections::new(&config)?;
+        self.build_with(config, None, connections)
     }
 
-    /// A client whose bearer token is read anew for every request: for credentials that are refreshed in the process.
+    /// A client over `connections` whose bearer token is read anew for every request: for credentials that are refreshed in the
+    /// process.
     ///
     /// # Errors
-    /// When TLS or proxy settings cannot be used.
+    /// When the settings cannot be used.
     pub fn build_with_token(
         &self,
         mut config: kube::Config,
         token: BearerToken,
+        connections: &Connections,
     ) -> Result<kube::Client, ClientError> {
         config.auth_info = kube::config::AuthInfo::default();
-        self.build_with(config, Some(token))
+        self.build_with(config, Some(token), connections.clone())
     }
 
     fn build_with(
         &self,
         config: kube::Config,
         token: Option<BearerToken>,
+        connections: Connections,
     ) -> Result<kube::Client, ClientError> {
         install_crypto_provider();
         let host = config
@@ -183,21 +188,52 @@ impl ClientConfig {
             host: host.into(),
             token,
         };
-        let builder = builder(&config).map_err(|e| ClientError::Build(Box::new(e)))?;
+        let builder =
+            builder(&config, connections.0).map_err(|e| ClientError::Build(Box::new(e)))?;
         Ok(builder.with_layer(&layer).build())
     }
 }
 
 type Service = BoxService<Request<Body>, Response<Box<DynBody>>, BoxError>;
 
+/// Connections to one API server without credentials of their own; clones share them. A request never waits for another's answer: where
+/// all are full, there is another connection.
+#[derive(Clone)]
+pub struct Connections(Transport);
+
+impl Connections {
+    /// None yet; the first request opens one.
+    ///
+    /// # Errors
+    /// When TLS or proxy settings cannot be used.
+    pub fn new(config: &kube::Config) -> Result<Self, ClientError> {
+        install_crypto_provider();
+        let transport = Transport::new(config).map_err(|e| ClientError::Build(Box::new(e)))?;
+        Ok(Self(transport))
+    }
+
+    /// The same for clients whose bearer tokens alone say who they are: without a client certificate.
+    ///
+    /// # Errors
+    /// When TLS or proxy settings cannot be used.
+    pub fn anonymous(config: &kube::Config) -> Result<Self, ClientError> {
+        let mut config = config.clone();
+        config.auth_info = kube::config::AuthInfo::default();
+        Self::new(&config)
+    }
+}
+
 /// kube's own stack over our connections.
-fn builder(config: &kube::Config) -> Result<ClientBuilder<Service>, kube::Error> {
+fn builder(
+    config: &kube::Config,
+    transport: Transport,
+) -> Result<ClientBuilder<Service>, kube::Error> {
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(Transport::new(config)?)
+        .service(transport)
         .boxed();
     Ok(ClientBuilder::new(
         service,

@@ -10,12 +10,12 @@ mod events_v1;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, ObjectReference};
-use k8s_openapi::api::events::v1::Event as EventV1;
-use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client, Resource};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{Client, Resource};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
+use crate::client::wire;
 use crate::shutdown::Shutdown;
 
 /// Events waiting to be written before new ones are dropped (upstream's broadcaster queue).
@@ -91,7 +91,7 @@ impl Recorder {
                 let event = core_v1::make_event(event, &component, &host, now);
                 if let Some(write) = correlator.correlate(event, now) {
                     shutdown
-                        .run_until(with_retries(|| write_core(&client, &write)))
+                        .run_until(with_retries(|| carry_out(&client, &write)))
                         .await;
                 }
             }
@@ -122,7 +122,7 @@ impl Recorder {
                 };
                 for write in writes {
                     shutdown
-                        .run_until(with_retries(|| write_v1(&client, &write)))
+                        .run_until(with_retries(|| carry_out(&client, &write)))
                         .await;
                 }
             }
@@ -275,42 +275,15 @@ where
     }
 }
 
-async fn write_core(client: &Client, write: &Write<Event>) -> Result<(), kube::Error> {
-    let api: Api<Event> = Api::namespaced(client.clone(), &write.namespace);
+async fn carry_out<E>(client: &Client, write: &Write<E>) -> Result<(), kube::Error>
+where
+    E: Resource<DynamicType = ()> + Serialize,
+{
     if let Some(patch) = &write.patch {
-        match api
-            .patch(
-                &write.name,
-                &PatchParams::default(),
-                &Patch::Strategic(patch),
-            )
-            .await
-        {
+        match wire::patch::<E>(client, &write.namespace, &write.name, patch).await {
             Err(error) if crate::client::is_not_found(&error) => {}
-            result => return result.map(drop),
+            result => return result,
         }
     }
-    api.create(&PostParams::default(), &write.event)
-        .await
-        .map(drop)
-}
-
-async fn write_v1(client: &Client, write: &Write<EventV1>) -> Result<(), kube::Error> {
-    let api: Api<EventV1> = Api::namespaced(client.clone(), &write.namespace);
-    if let Some(patch) = &write.patch {
-        match api
-            .patch(
-                &write.name,
-                &PatchParams::default(),
-                &Patch::Strategic(patch),
-            )
-            .await
-        {
-            Err(error) if crate::client::is_not_found(&error) => {}
-            result => return result.map(drop),
-        }
-    }
-    api.create(&PostParams::default(), &write.event)
-        .await
-        .map(drop)
+    wire::create(client, &write.namespace, &write.event).await
 }

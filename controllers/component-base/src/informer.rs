@@ -9,6 +9,8 @@
 //! ```
 
 mod backoff;
+mod keep;
+mod metadata;
 mod queue;
 mod reflector;
 mod store;
@@ -28,6 +30,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use backoff::{RelistBackoff, is_expired};
+pub use keep::{Keep, Keeps};
+pub use kube_protobuf::View;
+pub use metadata::{HasMetadata, MetadataEvent, MetadataInformer, MetadataReceiver};
 pub use queue::{InformerEvent, Receiver};
 use reflector::{Source, reflect};
 use store::Store;
@@ -109,17 +114,27 @@ type InformerId = (TypeId, String, InformerOptions);
 struct FactoryInner {
     client: Client,
     shutdown: Shutdown,
+    keeps: Keeps,
     informers: Mutex<HashMap<InformerId, Box<dyn Any + Send>>>,
+    /// Of all objects of a resource, by its path.
+    whole: Mutex<HashMap<String, MetadataInformer>>,
 }
 
 impl Factory {
     /// A factory whose informers end with `shutdown`.
     pub fn new(client: Client, shutdown: Shutdown) -> Self {
+        Self::keeping(client, shutdown, Keeps::default())
+    }
+
+    /// The same, of informers that keep what this process reads.
+    pub fn keeping(client: Client, shutdown: Shutdown, keeps: Keeps) -> Self {
         Self {
             inner: Arc::new(FactoryInner {
                 client,
                 shutdown,
+                keeps,
                 informers: Mutex::default(),
+                whole: Mutex::default(),
             }),
         }
     }
@@ -135,11 +150,17 @@ impl Factory {
         K: Object + DeserializeOwned + Resource<DynamicType = ()>,
     {
         self.cached(String::new(), &options, || {
-            Informer::start(
-                Api::all(self.inner.client.clone()),
-                &options,
-                &self.inner.shutdown,
-            )
+            let api = Api::<K>::all(self.inner.client.clone());
+            let path = api.resource_url().to_string();
+            let keep = self.inner.keeps.of();
+            let informer = Informer::start_keeping(api, &options, keep, &self.inner.shutdown);
+            if options == InformerOptions::default() {
+                let metadata = MetadataInformer::of(informer.clone());
+                let mut whole = self.inner.whole.lock();
+                let whole = whole.as_mut().expect("no panic while the lock is held");
+                whole.insert(path, metadata);
+            }
+            informer
         })
     }
 
@@ -149,39 +170,43 @@ impl Factory {
         K: Object + DeserializeOwned + Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
         self.cached(namespace.to_string(), &options, || {
-            Informer::start(
+            Informer::start_keeping(
                 Api::namespaced(self.inner.client.clone(), namespace),
                 &options,
+                self.inner.keeps.of(),
                 &self.inner.shutdown,
             )
         })
     }
 
-    /// An informer over the metadata alone of a resource found by discovery.
-    pub fn metadata(
-        &self,
-        resource: &ApiResource,
-        options: InformerOptions,
-    ) -> Informer<PartialObjectMeta<DynamicObject>> {
-        self.cached(metadata_id(resource), &options, || {
-            let path = PartialObjectMeta::<DynamicObject>::url_path(resource, None);
+    /// The metadata of all objects of a resource found by discovery: from the informer of the kind where there is one already,
+    /// else from one of metadata alone, which holds of it what owners and counts are found by.
+    pub fn metadata(&self, resource: &ApiResource) -> MetadataInformer {
+        let path = PartialObjectMeta::<DynamicObject>::url_path(resource, None);
+        let whole = self.inner.whole.lock();
+        if let Some(informer) = whole.expect("no panic while the lock is held").get(&path) {
+            return informer.clone();
+        }
+        let options = InformerOptions::default();
+        MetadataInformer::of(self.cached(metadata_id(resource), &options, || {
             let source = Source {
                 client: self.inner.client.clone(),
                 path: path.clone(),
                 options: options.clone(),
                 message: kube_protobuf::message("meta.k8s.io", "v1", "PartialObjectMetadata"),
                 metadata: true,
+                keep: Keep::<PartialObjectMeta<DynamicObject>>::identity(),
             };
             Informer::from_stream(reflect(source), path, &self.inner.shutdown)
-        })
+        }))
     }
 
     /// Forgets the metadata informer of a resource (its CRD is gone); it ends when the last handle is dropped.
-    pub fn forget_metadata(&self, resource: &ApiResource, options: &InformerOptions) {
+    pub fn forget_metadata(&self, resource: &ApiResource) {
         let key = (
             TypeId::of::<PartialObjectMeta<DynamicObject>>(),
             metadata_id(resource),
-            options.clone(),
+            InformerOptions::default(),
         );
         self.inner
             .informers
@@ -236,6 +261,19 @@ impl<K: Object> Informer<K> {
     where
         K: DeserializeOwned + Resource<DynamicType = ()>,
     {
+        Self::start_keeping(api, options, Keep::default(), shutdown)
+    }
+
+    /// The same, of what `keep` has.
+    pub fn start_keeping(
+        api: Api<K>,
+        options: &InformerOptions,
+        keep: Keep<K>,
+        shutdown: &Shutdown,
+    ) -> Self
+    where
+        K: DeserializeOwned + Resource<DynamicType = ()>,
+    {
         let path = api.resource_url().to_string();
         let source = Source {
             client: api.into_client(),
@@ -243,6 +281,7 @@ impl<K: Object> Informer<K> {
             options: options.clone(),
             message: kube_protobuf::message(&K::group(&()), &K::version(&()), &K::kind(&())),
             metadata: false,
+            keep,
         };
         Self::from_stream(reflect(source), path, shutdown)
     }
@@ -309,6 +348,11 @@ impl<K: Object> Informer<K> {
     /// All objects of a namespace, in no order.
     pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         self.store.list_namespace(namespace)
+    }
+
+    /// How many objects of a namespace the cache has.
+    pub fn count_namespace(&self, namespace: &str) -> usize {
+        self.store.count_namespace(namespace)
     }
 
     /// How many objects the cache has.

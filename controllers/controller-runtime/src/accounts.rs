@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use component_base::client::{BearerToken, ClientConfig, ClientError, is_already_exists};
+use component_base::client::{
+    BearerToken, ClientConfig, ClientError, Connections, is_already_exists,
+};
 use component_base::events::Recorder;
 use component_base::leader_election::Leadership;
 use component_base::shutdown::Shutdown;
@@ -59,7 +61,14 @@ struct Inner {
     core: Client,
     own: bool,
     shutdown: Shutdown,
-    clients: Mutex<HashMap<String, Client>>,
+    clients: Mutex<Clients>,
+}
+
+#[derive(Default)]
+struct Clients {
+    by_account: HashMap<String, Client>,
+    /// Of all accounts: tokens alone tell them apart, and thirty connections would cost both sides more than one that is full.
+    connections: Option<Connections>,
 }
 
 impl Accounts {
@@ -84,7 +93,7 @@ impl Accounts {
     pub async fn client(&self, account: &str, factors: (f32, u32)) -> Result<Client, AccountError> {
         let inner = &self.inner;
         let mut clients = inner.clients.lock().await;
-        if let Some(client) = clients.get(account) {
+        if let Some(client) = clients.by_account.get(account) {
             return Ok(client.clone());
         }
         let component = format!("{}/{account}", inner.config.component);
@@ -107,11 +116,21 @@ impl Accounts {
             );
             let name = format!("token of {account}");
             inner.shutdown.spawn_essential(name, renewing);
-            config.build_with_token(config.load().await?, token)?
+            let loaded = config.load().await?;
+            let connections = match &clients.connections {
+                Some(connections) => connections.clone(),
+                None => clients
+                    .connections
+                    .insert(Connections::anonymous(&loaded)?)
+                    .clone(),
+            };
+            config.build_with_token(loaded, token, &connections)?
         } else {
             config.build().await?
         };
-        clients.insert(account.to_string(), client.clone());
+        clients
+            .by_account
+            .insert(account.to_string(), client.clone());
         Ok(client)
     }
 

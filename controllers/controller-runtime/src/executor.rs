@@ -10,12 +10,13 @@ use component_base::events::{EventType, Recorder};
 use component_base::informer::ObjectKey;
 use component_base::leader_election::Leadership;
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 pub use crate::transport::PatchKind;
-use crate::transport::{ApiError, Request, Resource, Transport, Verb};
+use crate::transport::{Answer, ApiError, Body, Request, Resource, Transport, Verb};
 
 /// Where an action is aimed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -65,14 +66,14 @@ pub enum Action {
         /// What and where; the name may be empty with `generateName`.
         target: Target,
         /// The object.
-        object: Value,
+        object: Body,
     },
     /// Replaces an object or a subresource; the object's resourceVersion guards it.
     Update {
         /// What and where.
         target: Target,
         /// The object.
-        object: Value,
+        object: Body,
     },
     /// Changes parts of an object or a subresource.
     Patch {
@@ -108,21 +109,21 @@ impl Action {
     pub fn create<K: kube::Resource<DynamicType = ()> + Serialize>(object: &K) -> Self {
         Self::Create {
             target: target_of(object, ""),
-            object: to_value(object),
+            object: to_body(object),
         }
     }
     /// Replaces an object.
     pub fn update<K: kube::Resource<DynamicType = ()> + Serialize>(object: &K) -> Self {
         Self::Update {
             target: target_of(object, ""),
-            object: to_value(object),
+            object: to_body(object),
         }
     }
     /// Replaces an object's status.
     pub fn update_status<K: kube::Resource<DynamicType = ()> + Serialize>(object: &K) -> Self {
         Self::Update {
             target: target_of(object, "status"),
-            object: to_value(object),
+            object: to_body(object),
         }
     }
     /// Merges a JSON merge patch into an object.
@@ -213,8 +214,11 @@ impl Plan {
     }
 }
 
-fn to_value<K: Serialize>(object: &K) -> Value {
-    serde_json::to_value(object).expect("API types have string keys and serialize")
+fn to_body<K: Serialize>(object: &K) -> Body {
+    let value = serde_json::to_value(object);
+    value
+        .expect("API types have string keys and serialize")
+        .into()
 }
 
 fn target_of<K: kube::Resource<DynamicType = ()>>(object: &K, subresource: &'static str) -> Target {
@@ -253,11 +257,16 @@ impl Executor {
         &self.recorder
     }
 
-    /// Carries out one action; returns the object the server answered with (null for events).
+    /// Carries out one action; returns which object the server answered with ([`Answer::identity`]; null for events and for what was
+    /// gone already).
     ///
     /// # Errors
     /// What the server said, or [`ApiError::NotLeading`]. Deleting what is gone already is no error.
     pub async fn execute(&self, action: &Action) -> Result<Value, ApiError> {
+        self.answer(action).await?.identity()
+    }
+
+    async fn answer(&self, action: &Action) -> Result<Answer, ApiError> {
         let (verb, target, body) = match action {
             Action::Event {
                 regarding,
@@ -267,7 +276,7 @@ impl Executor {
             } => {
                 self.recorder
                     .event(regarding, *event_type, reason, reason, message.clone());
-                return Ok(Value::Null);
+                return Ok(Answer::Json(Value::Null));
             }
             Action::Create { target, object } => (Verb::Create, target, object.clone()),
             Action::Update { target, object } => (Verb::Update, target, object.clone()),
@@ -275,11 +284,13 @@ impl Executor {
                 target,
                 kind,
                 patch,
-            } => (Verb::Patch(*kind), target, patch.clone()),
-            Action::Delete { target, options } => (Verb::Delete, target, delete_body(options)),
+            } => (Verb::Patch(*kind), target, patch.clone().into()),
+            Action::Delete { target, options } => {
+                (Verb::Delete, target, delete_body(options).into())
+            }
         };
-        match self.send(verb, target, Vec::new(), body).await {
-            Err(ApiError::NotFound(_)) if verb == Verb::Delete => Ok(Value::Null),
+        match self.request(verb, target, Vec::new(), body).await {
+            Err(ApiError::NotFound(_)) if verb == Verb::Delete => Ok(Answer::Json(Value::Null)),
             result => result,
         }
     }
@@ -333,7 +344,7 @@ impl Executor {
     where
         K: kube::Resource<DynamicType = ()> + Serialize + DeserializeOwned,
     {
-        decode(self.execute(&Action::create(object)).await?)
+        self.answer(&Action::create(object)).await?.decode()
     }
 
     /// Replaces an object and returns what the server made of it.
@@ -344,7 +355,7 @@ impl Executor {
     where
         K: kube::Resource<DynamicType = ()> + Serialize + DeserializeOwned,
     {
-        decode(self.execute(&Action::update(object)).await?)
+        self.answer(&Action::update(object)).await?.decode()
     }
 
     /// Replaces an object's status and returns what the server made of it.
@@ -355,7 +366,7 @@ impl Executor {
     where
         K: kube::Resource<DynamicType = ()> + Serialize + DeserializeOwned,
     {
-        decode(self.execute(&Action::update_status(object)).await?)
+        self.answer(&Action::update_status(object)).await?.decode()
     }
 
     /// Reads an object from the server, past all caches; `None` when it is not there.
@@ -367,15 +378,30 @@ impl Executor {
         K: kube::Resource<DynamicType = ()> + DeserializeOwned,
     {
         match self
-            .send(
+            .request(
                 Verb::Get,
                 &Target::of::<K>(namespace, name),
                 Vec::new(),
-                Value::Null,
+                Body::null(),
             )
             .await
         {
-            Ok(value) => decode(value).map(Some),
+            Ok(answer) => answer.decode().map(Some),
+            Err(ApiError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads an object's metadata from the server, past all caches, without who set which field; `None` when it is not there.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn get_metadata(&self, target: &Target) -> Result<Option<ObjectMeta>, ApiError> {
+        match self
+            .request(Verb::Get, target, Vec::new(), Body::null())
+            .await
+        {
+            Ok(answer) => answer.metadata().map(Some),
             Err(ApiError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -427,6 +453,26 @@ impl Executor {
         query: Vec<(&'static str, String)>,
         body: Value,
     ) -> Result<Value, ApiError> {
+        let answer = self.request(verb, target, query, body.into()).await?;
+        answer.value()
+    }
+
+    /// Sends any write; what the server answered with is not read.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn write(&self, verb: Verb, target: &Target, body: Value) -> Result<(), ApiError> {
+        let written = self.request(verb, target, Vec::new(), body.into()).await;
+        written.map(drop)
+    }
+
+    async fn request(
+        &self,
+        verb: Verb,
+        target: &Target,
+        query: Vec<(&'static str, String)>,
+        body: Body,
+    ) -> Result<Answer, ApiError> {
         if matches!(verb, Verb::Get | Verb::List) {
             self.leadership.wait_while_paused().await;
         } else if !self.leadership.wait().await {

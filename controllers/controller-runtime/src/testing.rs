@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::executor::Executor;
-use crate::transport::{ApiError, Request, Resource, Transport, Verb};
+use crate::transport::{Answer, ApiError, Request, Resource, Transport, Verb};
 
 pub use feed::{Feed, settle};
 
@@ -127,13 +127,13 @@ impl FakeApi {
 
 #[async_trait]
 impl Transport for FakeApi {
-    async fn send(&self, request: Request) -> Result<Value, ApiError> {
+    async fn send(&self, request: Request) -> Result<Answer, ApiError> {
         let mut state = self.lock();
         state.requests.push(request.clone());
         if let Some((_, error)) = state.failures.iter().find(|(matches, _)| matches(&request)) {
             return Err(error.clone());
         }
-        state.answer(request)
+        state.answer(request).map(Answer::Json)
     }
 }
 
@@ -161,7 +161,7 @@ impl State {
                 Ok(json!({ "kind": "List", "items": items }))
             }
             Verb::Create if request.subresource.is_empty() => self.create(request),
-            Verb::Create => Ok(request.body),
+            Verb::Create => Ok(request.body.into_value()),
             Verb::Update => {
                 let old = self.objects.get(&key).ok_or_else(not_found)?;
                 let sent = &request.body["metadata"]["resourceVersion"];
@@ -170,7 +170,7 @@ impl State {
                         "Operation cannot be fulfilled on {what}"
                     )));
                 }
-                let mut new = request.body;
+                let mut new = request.body.into_value();
                 if request.subresource == "status" {
                     let mut merged = old.clone();
                     merged["status"] = new["status"].take();
@@ -193,6 +193,12 @@ impl State {
                         "Precondition failed: UID in precondition for {what}"
                     )));
                 }
+                let wanted = &request.body["preconditions"]["resourceVersion"];
+                if !wanted.is_null() && *wanted != old["metadata"]["resourceVersion"] {
+                    return Err(ApiError::Conflict(format!(
+                        "Precondition failed: ResourceVersion in precondition for {what}"
+                    )));
+                }
                 Ok(self.objects.remove(&key).unwrap_or_default())
             }
             Verb::DeleteCollection => {
@@ -204,7 +210,7 @@ impl State {
     }
 
     fn create(&mut self, request: Request) -> Result<Value, ApiError> {
-        let mut object = request.body;
+        let mut object = request.body.into_value();
         self.version += 1;
         let mut name = request.name;
         if name.is_empty() {

@@ -5,12 +5,19 @@
 use std::borrow::Cow;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use component_base::client::wire::{self, Encoding};
 use http_body_util::BodyExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::core::ApiResource;
-use kube_protobuf::{Message, envelope};
+use kube_protobuf::{Message, View, envelope};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+mod body;
+
+pub use body::Body;
 
 /// Which kind of object a request is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,7 +112,7 @@ pub struct Request {
     /// Query parameters (selectors, field manager).
     pub query: Vec<(&'static str, String)>,
     /// The object, patch or DeleteOptions; null for none.
-    pub body: Value,
+    pub body: Body,
 }
 
 /// Why a request failed.
@@ -214,7 +221,122 @@ pub trait Transport: Send + Sync {
     ///
     /// # Errors
     /// See [`ApiError`].
-    async fn send(&self, request: Request) -> Result<Value, ApiError>;
+    async fn send(&self, request: Request) -> Result<Answer, ApiError>;
+}
+
+/// The object (or Status) that the server answered with, read as far as somebody wants it.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// Read already.
+    Json(Value),
+    /// With its envelope.
+    Protobuf(Bytes),
+}
+
+impl Answer {
+    /// All of it.
+    ///
+    /// # Errors
+    /// It is no object, or of a kind that was not asked for.
+    pub fn value(self) -> Result<Value, ApiError> {
+        match self {
+            Self::Json(value) => Ok(value),
+            Self::Protobuf(bytes) => object(&bytes).map_err(undecoded),
+        }
+    }
+
+    /// As an object of a kind, without who set which field.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn decode<K>(self) -> Result<K, ApiError>
+    where
+        K: kube::Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        match self {
+            Self::Json(value) => serde_json::from_value(value).map_err(undecoded),
+            Self::Protobuf(bytes) => {
+                let unknown = envelope::open(&bytes).map_err(undecoded)?;
+                let wanted = (K::api_version(&()), K::kind(&()));
+                if (unknown.api_version, unknown.kind) != (&*wanted.0, &*wanted.1) {
+                    return Err(undecoded(not_asked_for(&unknown)));
+                }
+                let message = kube_protobuf::message(&K::group(&()), &K::version(&()), &wanted.1)
+                    .ok_or_else(|| undecoded(not_asked_for(&unknown)))?;
+                kube_protobuf::from_slice(message, unknown.raw, false).map_err(undecoded)
+            }
+        }
+    }
+
+    /// The metadata of an object, without who set which field.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn metadata(self) -> Result<ObjectMeta, ApiError> {
+        #[derive(serde::Deserialize)]
+        struct Object {
+            #[serde(default)]
+            metadata: ObjectMeta,
+        }
+        let object: Object = match self {
+            Self::Json(value) => serde_json::from_value(value).map_err(undecoded)?,
+            Self::Protobuf(bytes) => {
+                let unknown = envelope::open(&bytes).map_err(undecoded)?;
+                kube_protobuf::from_slice(any_object(), unknown.raw, false).map_err(undecoded)?
+            }
+        };
+        Ok(object.metadata)
+    }
+
+    /// Which object it is: `metadata.name`, `namespace`, `uid` and `resourceVersion`, of whatever kind. Null stays null.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn identity(self) -> Result<Value, ApiError> {
+        match self {
+            Self::Json(value) => Ok(value),
+            Self::Protobuf(bytes) => {
+                let unknown = envelope::open(&bytes).map_err(undecoded)?;
+                kube_protobuf::from_slice_as(any_object(), unknown.raw, identity_view())
+                    .map_err(undecoded)
+            }
+        }
+    }
+}
+
+/// What all kinds have in the same place.
+fn any_object() -> &'static Message {
+    kube_protobuf::message("meta.k8s.io", "v1", "PartialObjectMetadata").expect("a built-in kind")
+}
+
+fn identity_view() -> &'static View {
+    static VIEW: std::sync::LazyLock<View> = std::sync::LazyLock::new(|| {
+        View::without(&[(
+            "meta.v1.ObjectMeta",
+            &[
+                "generateName",
+                "selfLink",
+                "generation",
+                "creationTimestamp",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+                "labels",
+                "annotations",
+                "ownerReferences",
+                "finalizers",
+            ],
+        )])
+    });
+    &VIEW
+}
+
+fn undecoded(error: impl std::fmt::Display) -> ApiError {
+    ApiError::Decode(error.to_string())
+}
+
+fn not_asked_for(unknown: &envelope::Unknown<'_>) -> kube_protobuf::Error {
+    let (version, kind) = (unknown.api_version, unknown.kind);
+    kube_protobuf::Error::Other(format!("{version} {kind} was not asked for"))
 }
 
 /// The API server.
@@ -231,7 +353,7 @@ impl ApiTransport {
 
 #[async_trait]
 impl Transport for ApiTransport {
-    async fn send(&self, request: Request) -> Result<Value, ApiError> {
+    async fn send(&self, request: Request) -> Result<Answer, ApiError> {
         let message = message(&request);
         let (content_type, body) = body(&request, message);
         let accept = match message {
@@ -248,10 +370,10 @@ impl Transport for ApiTransport {
         let (encoding, body) = wire::send(&self.client, http).await?;
         let bytes = body.collect().await?.to_bytes();
         match encoding {
-            Encoding::Json => {
-                serde_json::from_slice(&bytes).map_err(|e| ApiError::Decode(e.to_string()))
-            }
-            Encoding::Protobuf => object(&bytes).map_err(|e| ApiError::Decode(e.to_string())),
+            Encoding::Json => serde_json::from_slice(&bytes)
+                .map(Answer::Json)
+                .map_err(undecoded),
+            Encoding::Protobuf => Ok(Answer::Protobuf(bytes)),
         }
     }
 }
@@ -267,7 +389,7 @@ fn message(request: &Request) -> Option<&'static Message> {
 }
 
 /// Content type and bytes. Patches are JSON; so is an object that protobuf has a field too few for.
-fn body(request: &Request, message: Option<&'static Message>) -> (&'static str, Vec<u8>) {
+fn body(request: &Request, message: Option<&'static Message>) -> (&'static str, Bytes) {
     let content_type = match request.verb {
         Verb::Patch(PatchKind::Merge) => "application/merge-patch+json",
         Verb::Patch(PatchKind::Strategic) => "application/strategic-merge-patch+json",
@@ -277,19 +399,19 @@ fn body(request: &Request, message: Option<&'static Message>) -> (&'static str, 
         _ => "application/json",
     };
     if request.body.is_null() {
-        return (content_type, Vec::new());
+        return (content_type, Bytes::new());
     }
     if matches!(request.verb, Verb::Create | Verb::Update)
         && let Some(message) = message
     {
         let resource = &request.resource;
         let kind = (&*resource.api_version(), &*resource.kind);
-        match kube_protobuf::to_vec(message, kind, &request.body) {
-            Ok(bytes) => return (kube_protobuf::CONTENT_TYPE, bytes),
-            Err(error) => tracing::debug!(%error, kind = kind.1, "Written as JSON"),
+        match request.body.protobuf(message, kind) {
+            Some(bytes) => return (kube_protobuf::CONTENT_TYPE, bytes),
+            None => tracing::debug!(kind = kind.1, "Written as JSON"),
         }
     }
-    (content_type, request.body.to_string().into_bytes())
+    (content_type, request.body.to_string().into())
 }
 
 /// An object with its envelope, as it is in JSON.
@@ -300,10 +422,7 @@ fn object(bytes: &[u8]) -> Result<Value, kube_protobuf::Error> {
         None => ("", unknown.api_version),
     };
     let Some(message) = kube_protobuf::message(group, version, unknown.kind) else {
-        let (version, kind) = (unknown.api_version, unknown.kind);
-        return Err(kube_protobuf::Error::Other(format!(
-            "{version} {kind} was not asked for"
-        )));
+        return Err(not_asked_for(&unknown));
     };
     let mut object: Value = kube_protobuf::from_slice(message, unknown.raw, true)?;
     object["apiVersion"] = unknown.api_version.into();
@@ -395,7 +514,7 @@ mod tests {
             name: name.into(),
             subresource: subresource.into(),
             query,
-            body: Value::Null,
+            body: Body::null(),
         };
         assert_eq!(path(&request), expect);
     }
@@ -409,18 +528,31 @@ mod tests {
             name: String::new(),
             subresource: "".into(),
             query: Vec::new(),
-            body: serde_json::json!({
-                "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
-                "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {"spec": {"containers": [{"name": "c"}]}}},
-            }),
+            body: Body::null(),
         };
+        let mut deployment = serde_json::json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d", "labels": {"l": "m"}},
+            "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {"spec": {"containers": [{"name": "c"}]}}},
+        });
+        request.body = deployment.clone().into();
         let encoded = |request: &Request| body(request, message(request));
         let (content_type, bytes) = encoded(&request);
         assert_eq!(content_type, kube_protobuf::CONTENT_TYPE);
-        assert_eq!(object(&bytes).unwrap(), request.body);
+        let answer = Answer::Protobuf(bytes);
+        assert_eq!(answer.clone().value().unwrap(), deployment);
+        let typed: Deployment = answer.clone().decode().unwrap();
+        assert_eq!(serde_json::to_value(typed).unwrap(), deployment);
+        let other = answer.clone().decode::<Pod>().unwrap_err();
+        assert_eq!(
+            other.to_string(),
+            "decoding the answer: apps/v1 Deployment was not asked for"
+        );
+        let identity = serde_json::json!({"metadata": {"name": "d"}});
+        assert_eq!(answer.identity().unwrap(), identity);
 
         // A field of another version, a patch, another kind's answer.
-        request.body["spec"]["color"] = "red".into();
+        deployment["spec"]["color"] = "red".into();
+        request.body = deployment.into();
         assert_eq!(encoded(&request).0, "application/json");
         request.verb = Verb::Patch(PatchKind::Merge);
         assert_eq!(encoded(&request).0, "application/merge-patch+json");

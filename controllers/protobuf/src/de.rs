@@ -8,10 +8,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::schema::{Field, Kind, Message, Rule, at_index};
 use crate::wire::{BYTES, Reader, VARINT};
-use crate::{Error, time};
+use crate::{Error, View, time};
 
-/// What an object has of who set its fields: most of its bytes, and read by few.
-const MANAGED_FIELDS: &str = "managedFields";
 /// The zero time stands for `null` in fields that k8s-openapi demands; in others it is left out.
 const DEMANDED_TIMES: [&str; 2] = ["lastTransitionTime", "lastObservedTime"];
 
@@ -24,7 +22,23 @@ pub fn from_slice<'de, T: Deserialize<'de>>(
     bytes: &'de [u8],
     managed_fields: bool,
 ) -> Result<T, Error> {
-    T::deserialize(Whole(Fields::new(message, bytes, managed_fields)))
+    let view = match managed_fields {
+        true => View::whole(),
+        false => View::without_managed_fields(),
+    };
+    from_slice_as(message, bytes, view)
+}
+
+/// Reads of an object what `view` has.
+///
+/// # Errors
+/// As [`from_slice`].
+pub fn from_slice_as<'de, T: Deserialize<'de>>(
+    message: &'static Message,
+    bytes: &'de [u8],
+    view: &'static View,
+) -> Result<T, Error> {
+    T::deserialize(Whole(Fields::new(message, bytes, view)))
 }
 
 /// A message as a value.
@@ -67,6 +81,8 @@ struct Level<'de> {
     hint: usize,
     /// Lists and maps that were read, by number.
     seen: u128,
+    /// Fields that are stepped over, by place.
+    skipped: u128,
 }
 
 /// The fields of a message, one after the other.
@@ -76,21 +92,22 @@ struct Fields<'de> {
     outer: Vec<Level<'de>>,
     /// Whose value comes next.
     current: Option<(&'static Field, u8)>,
-    managed_fields: bool,
+    view: &'static View,
 }
 
 impl<'de> Fields<'de> {
-    fn new(message: &'static Message, bytes: &'de [u8], managed_fields: bool) -> Self {
+    fn new(message: &'static Message, bytes: &'de [u8], view: &'static View) -> Self {
         Self {
             level: Level {
                 message,
                 reader: Reader(bytes),
                 hint: 0,
                 seen: 0,
+                skipped: view.of(message),
             },
             outer: Vec::new(),
             current: None,
-            managed_fields,
+            view,
         }
     }
 
@@ -111,6 +128,10 @@ impl<'de> Fields<'de> {
                 continue;
             };
             level.hint = at + 1;
+            if level.skipped >> at & 1 != 0 {
+                level.reader.skip(number, wire)?;
+                continue;
+            }
             let field = &level.message.fields[at];
             if wire != expected_wire(field) {
                 return Err(Error::WireType {
@@ -123,7 +144,7 @@ impl<'de> Fields<'de> {
                 && let Kind::Message(index) = field.kind
             {
                 let bytes = level.reader.bytes()?;
-                let inner = Fields::new(at_index(index), bytes, true).level;
+                let inner = Fields::new(at_index(index), bytes, self.view).level;
                 let outer = std::mem::replace(&mut self.level, inner);
                 self.outer.push(outer);
                 continue;
@@ -136,10 +157,6 @@ impl<'de> Fields<'de> {
                     }
                 }
                 Rule::List | Rule::Map => {
-                    if field.json == MANAGED_FIELDS && !self.managed_fields {
-                        level.reader.skip(number, wire)?;
-                        continue;
-                    }
                     let bit = 1_u128.checked_shl(number).unwrap_or_default();
                     if level.seen & bit != 0 {
                         return Err(Error::Scattered {
@@ -194,20 +211,20 @@ impl<'de> MapAccess<'de> for Fields<'de> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
         let (field, wire) = self.current.take().ok_or(Error::End)?;
-        let managed_fields = self.managed_fields;
+        let view = self.view;
         let reader = &mut self.level.reader;
         match field.rule {
             Rule::One => seed.deserialize(Item {
                 reader,
                 field,
-                managed_fields,
+                view,
             }),
             Rule::List | Rule::Map => seed.deserialize(Items {
                 reader,
                 field,
                 wire,
                 first: true,
-                managed_fields,
+                view,
             }),
         }
     }
@@ -217,7 +234,7 @@ impl<'de> MapAccess<'de> for Fields<'de> {
 struct Item<'a, 'de> {
     reader: &'a mut Reader<'de>,
     field: &'static Field,
-    managed_fields: bool,
+    view: &'static View,
 }
 
 impl<'de> Item<'_, 'de> {
@@ -303,7 +320,7 @@ impl<'de> Deserializer<'de> for Item<'_, 'de> {
             }),
             Kind::Message(index) => {
                 let bytes = self.reader.bytes()?;
-                visitor.visit_map(Fields::new(at_index(index), bytes, self.managed_fields))
+                visitor.visit_map(Fields::new(at_index(index), bytes, self.view))
             }
         }
     }
@@ -354,7 +371,7 @@ struct Items<'a, 'de> {
     field: &'static Field,
     wire: u8,
     first: bool,
-    managed_fields: bool,
+    view: &'static View,
 }
 
 impl<'de> Items<'_, 'de> {
@@ -369,6 +386,21 @@ impl<'de> Items<'_, 'de> {
         }
         *self.reader = ahead;
         Ok(true)
+    }
+
+    /// How many are left, so that a list takes the room that it needs and no more. `None`: the bytes are broken.
+    fn count(&self) -> Option<usize> {
+        let mut ahead = *self.reader;
+        let mut count = 0;
+        if self.first {
+            ahead.skip(self.field.number, self.wire).ok()?;
+            count = 1;
+        }
+        while !ahead.is_empty() && ahead.tag().ok()? == (self.field.number, self.wire) {
+            ahead.skip(self.field.number, self.wire).ok()?;
+            count += 1;
+        }
+        Some(count)
     }
 }
 
@@ -433,9 +465,13 @@ impl<'de> SeqAccess<'de> for &mut Items<'_, 'de> {
         let item = Item {
             reader: self.reader,
             field: self.field,
-            managed_fields: self.managed_fields,
+            view: self.view,
         };
         seed.deserialize(item).map(Some)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.count()
     }
 }
 
@@ -480,7 +516,7 @@ impl<'de> MapAccess<'de> for Entries<'_, 'de> {
         seed.deserialize(Item {
             reader: &mut value,
             field: self.items.field,
-            managed_fields: self.items.managed_fields,
+            view: self.items.view,
         })
     }
 }

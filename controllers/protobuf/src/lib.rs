@@ -2,7 +2,7 @@
 //!
 //! A table of upstream's types (`schema.txt`: numbers, names, kinds) stands between the two: [`from_slice`] is a serde format that
 //! reads protobuf and calls fields as JSON does, [`to_vec`] its way back. So there are no second types, what nobody has a
-//! field for is never allocated, and every kind in the table can be had.
+//! field for is never allocated, and every kind in the table can be had. A [`View`] leaves out what nobody reads, too.
 //!
 //! ```text
 //! k8s\0 | Unknown { typeMeta, raw }  ->  envelope::open  ->  from_slice(message, raw)  ->  a Pod
@@ -16,11 +16,13 @@ pub mod envelope;
 mod schema;
 mod ser;
 mod time;
+mod view;
 mod wire;
 
-pub use de::from_slice;
+pub use de::{from_slice, from_slice_as};
 pub use schema::{Message, message};
 pub use ser::{to_message, to_vec};
+pub use view::View;
 
 /// As in `Accept` and `Content-Type`.
 pub const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";

@@ -4,6 +4,8 @@
 #[derive(Debug)]
 pub struct Message {
     pub(crate) name: &'static str,
+    /// Its place in the table.
+    pub(crate) index: u16,
     /// By number.
     pub(crate) fields: &'static [Field],
 }
@@ -58,6 +60,15 @@ pub fn message(group: &str, version: &str, kind: &str) -> Option<&'static Messag
     let wanted = (group, version, kind);
     let at = KINDS.binary_search_by(|(g, v, k, _)| (*g, *v, *k).cmp(&wanted));
     at.ok().map(|at| at_index(KINDS[at].3))
+}
+
+/// The message of upstream's name, as `core.v1.Container`.
+pub(crate) fn named(name: &str) -> Option<&'static Message> {
+    MESSAGES.iter().find(|message| message.name == name)
+}
+
+pub(crate) fn len() -> usize {
+    MESSAGES.len()
 }
 
 pub(crate) fn at_index(index: u16) -> &'static Message {

@@ -162,3 +162,39 @@ fn frames_of_a_watch() {
     let again: Node = from_slice(message, unknown.raw, true).unwrap();
     assert_eq!(again.metadata.name.as_deref(), Some("n"));
 }
+
+#[test]
+fn a_view_steps_over_what_it_has_not() {
+    static VIEW: std::sync::LazyLock<View> = std::sync::LazyLock::new(|| {
+        View::without(&[
+            ("core.v1.Container", &["env", "image"]),
+            ("meta.v1.ObjectMeta", &["annotations"]),
+        ])
+    });
+    let value = json!({
+        "metadata": {"name": "p", "labels": {"a": "b"}, "annotations": {"c": "d"}, "managedFields": [{"manager": "m"}]},
+        "spec": {"containers": [
+            {"name": "c", "image": "i", "env": [{"name": "A"}, {"name": "B"}], "ports": [{"containerPort": 80}]},
+            {"name": "d", "image": "i"}, {"name": "e"},
+        ]},
+    });
+    let pod: Pod = serde_json::from_value(value).unwrap();
+    let bytes = to_message(pod_message(), &pod).unwrap();
+    let read: Pod = from_slice_as(pod_message(), &bytes, &VIEW).unwrap();
+    assert_eq!(read.metadata.annotations, None);
+    assert_eq!(read.metadata.managed_fields, None);
+    assert_eq!(read.metadata.labels, pod.metadata.labels);
+    let containers = read.spec.unwrap().containers;
+    assert_eq!(containers.capacity(), 3, "no more room than it takes");
+    let names: Vec<_> = containers.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names, ["c", "d", "e"]);
+    assert_eq!((&containers[0].image, &containers[0].env), (&None, &None));
+    let ports = containers[0].ports.as_ref().unwrap();
+    assert_eq!(ports[0].container_port, 80);
+}
+
+#[test]
+#[should_panic(expected = "core.v1.Container has no field colour")]
+fn a_view_of_nothing_is_refused() {
+    View::without(&[("core.v1.Container", &["colour"])]);
+}

@@ -164,8 +164,9 @@ impl Controller for ApprovingController {
                 });
             let target =
                 Target::of::<CertificateSigningRequest>("", &key.name).subresource("approval");
-            let object =
-                serde_json::to_value(&approved).map_err(|e| ApiError::Decode(e.to_string()))?;
+            let object = serde_json::to_value(&approved)
+                .map_err(|e| ApiError::Decode(e.to_string()))?
+                .into();
             self.executor
                 .execute(&Action::Update { target, object })
                 .await?;

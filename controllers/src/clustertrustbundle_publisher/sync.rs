@@ -79,7 +79,7 @@ mod tests {
         let [Action::Create { object, .. }] = &check(&[], &["create"])[..] else {
             panic!("creates")
         };
-        let mut bundle: ClusterTrustBundle = serde_json::from_value(object.clone()).unwrap();
+        let mut bundle: ClusterTrustBundle = serde_json::from_value((**object).clone()).unwrap();
         // `sha256sum` of PEM, its first 24 digits.
         assert_eq!(
             bundle.metadata.name.as_deref(),

@@ -80,13 +80,21 @@ impl Collector {
     /// An object was added or changed.
     pub fn observe(&self, identity: Identity, old: Option<&ObjectMeta>, new: &ObjectMeta) {
         let owners = new.owner_references.as_deref().unwrap_or_default();
-        let effects = lock(&self.graph).observe(
-            identity,
-            owners,
-            old.map(DeletionState::of),
-            DeletionState::of(new),
-        );
+        let uid = identity.uid.clone();
+        let effects = {
+            let mut graph = lock(&self.graph);
+            let before = old.map(DeletionState::of);
+            let effects = graph.observe(identity, owners, before, DeletionState::of(new));
+            graph.note_version(&uid, new.resource_version.as_deref());
+            effects
+        };
         self.apply(effects);
+    }
+
+    /// An object changed in nothing that the graph is made of.
+    pub fn note_version(&self, new: &ObjectMeta) {
+        let uid = new.uid.as_deref().unwrap_or_default();
+        lock(&self.graph).note_version(uid, new.resource_version.as_deref());
     }
 
     /// An object is gone.
@@ -126,11 +134,11 @@ impl Collector {
                 dependent.namespace
             );
             let reference = ObjectReference {
-                api_version: Some(dependent.api_version),
-                kind: Some(dependent.kind),
-                namespace: Some(dependent.namespace),
-                name: Some(dependent.name),
-                uid: Some(dependent.uid),
+                api_version: Some(dependent.api_version.to_string()),
+                kind: Some(dependent.kind.to_string()),
+                namespace: Some(dependent.namespace.to_string()),
+                name: Some(dependent.name.to_string()),
+                uid: Some(dependent.uid.to_string()),
                 ..ObjectReference::default()
             };
             self.executor.recorder().event(
@@ -166,8 +174,17 @@ impl Collector {
         let Some(resource) = self.mapping(&node.identity)? else {
             return Ok(Attempt::Done);
         };
+        // DIFFERS: upstream asks for each object before it is judged. What the graph saw is judged here first: if it is to be deleted,
+        // the deletion is for that version alone, so it says no where the object has changed; anything else is decided anew below.
+        if !node.deleting_dependents
+            && let Some(seen) = node.seen()
+            && let verdict = self.judge(node, &seen).await?
+            && matches!(verdict, Verdict::Delete { .. })
+        {
+            return self.act(node, &resource, &seen, verdict).await;
+        }
         let latest = self.get_object(&resource, &node.identity).await?;
-        let Some(latest) = latest.filter(|meta| meta.uid.as_deref() == Some(&node.identity.uid))
+        let Some(latest) = latest.filter(|meta| meta.uid.as_deref() == Some(&*node.identity.uid))
         else {
             self.absent_by_api(&node.identity);
             return Ok(Attempt::Absent);
@@ -177,12 +194,18 @@ impl Collector {
                 .await?;
             return Ok(Attempt::Done);
         }
+        let verdict = self.judge(node, &latest).await?;
+        self.act(node, &resource, &latest, verdict).await
+    }
+
+    /// What is to become of the node whose object is as `latest` says.
+    async fn judge(&self, node: &Node, latest: &ObjectMeta) -> Result<Verdict, CollectError> {
         let owners = latest.owner_references.as_deref().unwrap_or_default();
         if owners.is_empty() {
-            return Ok(Attempt::Done);
+            return Ok(Verdict::Keep);
         }
         let Some(references) = self.classify_references(&node.identity, owners).await? else {
-            return Ok(Attempt::Done);
+            return Ok(Verdict::Keep);
         };
         let (has_dependents, has_waiting) = {
             let graph = lock(&self.graph);
@@ -192,11 +215,22 @@ impl Collector {
                 graph.has_waiting_dependent(uid),
             )
         };
-        match decide(&references, has_dependents, has_waiting, &latest) {
+        Ok(decide(&references, has_dependents, has_waiting, latest))
+    }
+
+    /// Carries a verdict out.
+    async fn act(
+        &self,
+        node: &Node,
+        resource: &Discovered,
+        latest: &ObjectMeta,
+        verdict: Verdict,
+    ) -> Result<Attempt, CollectError> {
+        match verdict {
             Verdict::Keep => Ok(Attempt::Done),
             Verdict::RemoveReferences(uids) => {
                 tracing::debug!(item = %node.identity, ?uids, "remove dangling references and waiting references for item");
-                self.remove_owner_references(&resource, &node.identity, &uids)
+                self.remove_owner_references(resource, &node.identity, &uids)
                     .await
                     .map(|()| Attempt::Done)
             }
@@ -205,12 +239,12 @@ impl Collector {
                 unblock_owners,
             } => {
                 if unblock_owners {
-                    self.unblock_owner_references(&resource, &node.identity)
+                    self.unblock_owner_references(resource, &node.identity)
                         .await?;
                 }
                 tracing::info!(item = %node.identity, policy, "Deleting item");
                 if self
-                    .delete_object(&resource, &node.identity, &latest, policy)
+                    .delete_object(resource, &node.identity, latest, policy)
                     .await?
                 {
                     return Ok(Attempt::Done);
@@ -256,7 +290,7 @@ impl Collector {
                 return Ok(None);
             }
             let namespace = if resource.namespaced {
-                item.namespace.as_str()
+                &*item.namespace
             } else {
                 ""
             };
@@ -316,7 +350,7 @@ impl Collector {
             };
             (node.identity.clone(), graph.dependents(uid))
         };
-        let uids = [owner.uid.clone()];
+        let uids = [owner.uid.to_string()];
         let uids = &uids[..];
         let results: Vec<_> = futures::stream::iter(dependents)
             .map(|dependent| async move {
@@ -351,24 +385,10 @@ impl Collector {
         resource: &Discovered,
         identity: &Identity,
     ) -> Result<Option<ObjectMeta>, CollectError> {
-        match self
+        Ok(self
             .executor
-            .send(
-                Verb::Get,
-                &target(resource, identity),
-                Vec::new(),
-                Value::Null,
-            )
-            .await
-        {
-            Ok(mut object) => {
-                let meta = serde_json::from_value(object["metadata"].take())
-                    .map_err(|e| ApiError::Decode(e.to_string()))?;
-                Ok(Some(meta))
-            }
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+            .get_metadata(&target(resource, identity))
+            .await?)
     }
 
     /// Deletes exactly what was judged. `false`: it is gone.
@@ -380,7 +400,7 @@ impl Collector {
         policy: &str,
     ) -> Result<bool, CollectError> {
         let options = |version: Option<&String>| {
-            let mut preconditions = json!({"uid": identity.uid});
+            let mut preconditions = json!({"uid": &*identity.uid});
             if let Some(version) = version {
                 preconditions["resourceVersion"] = json!(version);
             }
@@ -389,10 +409,9 @@ impl Collector {
         let target = target(resource, identity);
         let first = self
             .executor
-            .send(
+            .write(
                 Verb::Delete,
                 &target,
-                Vec::new(),
                 options(judged.resource_version.as_ref()),
             )
             .await;
@@ -403,11 +422,11 @@ impl Collector {
                     None => return Ok(false),
                     // Changed, but not in what was judged: frequent writes must not keep it alive.
                     Some(live)
-                        if live.uid.as_ref() == Some(&identity.uid)
+                        if live.uid.as_deref() == Some(&*identity.uid)
                             && live.owner_references == judged.owner_references =>
                     {
                         self.executor
-                            .send(Verb::Delete, &target, Vec::new(), options(None))
+                            .write(Verb::Delete, &target, options(None))
                             .await
                     }
                     Some(_) => Err(error),
@@ -433,7 +452,7 @@ impl Collector {
             .iter()
             .map(|uid| json!({"$patch": "delete", "uid": uid}))
             .collect();
-        let patch = json!({"metadata": {"ownerReferences": gone, "uid": identity.uid}});
+        let patch = json!({"metadata": {"ownerReferences": gone, "uid": &*identity.uid}});
         self.patch_owners(resource, identity, patch, |owners| {
             owners.retain(|o| !uids.contains(&o.uid))
         })
@@ -447,7 +466,7 @@ impl Collector {
     ) -> Result<(), CollectError> {
         let mut owners = lock(&self.graph)
             .get(&identity.uid)
-            .map(|n| n.owners.clone())
+            .map(|n| n.owners().to_vec())
             .unwrap_or_default();
         let unblock = |owners: &mut Vec<OwnerReference>| {
             for owner in owners
@@ -459,7 +478,7 @@ impl Collector {
         };
         owners.retain(|o| o.block_owner_deletion == Some(true));
         unblock(&mut owners);
-        let patch = json!({"metadata": {"ownerReferences": owners, "uid": identity.uid}});
+        let patch = json!({"metadata": {"ownerReferences": owners, "uid": &*identity.uid}});
         self.patch_owners(resource, identity, patch, unblock).await
     }
 
@@ -473,10 +492,9 @@ impl Collector {
     ) -> Result<(), CollectError> {
         match self
             .executor
-            .send(
+            .write(
                 Verb::Patch(PatchKind::Strategic),
                 &target(resource, identity),
-                Vec::new(),
                 patch,
             )
             .await
@@ -519,7 +537,7 @@ impl Collector {
         let target = target(resource, identity);
         for attempt in 0.. {
             let latest = self.get_object(resource, identity).await?;
-            let Some(latest) = latest.filter(|meta| meta.uid.as_ref() == Some(&identity.uid))
+            let Some(latest) = latest.filter(|meta| meta.uid.as_deref() == Some(&*identity.uid))
             else {
                 return Ok(());
             };
@@ -530,7 +548,7 @@ impl Collector {
             let patch = json!({ "metadata": metadata });
             match self
                 .executor
-                .send(Verb::Patch(PatchKind::Merge), &target, Vec::new(), patch)
+                .write(Verb::Patch(PatchKind::Merge), &target, patch)
                 .await
             {
                 Ok(_) => return Ok(()),
@@ -545,13 +563,13 @@ impl Collector {
 
 fn target(resource: &Discovered, identity: &Identity) -> Target {
     let namespace = if resource.namespaced {
-        identity.namespace.as_str()
+        &*identity.namespace
     } else {
         ""
     };
     Target {
         resource: resource.resource.clone(),
-        key: ObjectKey::new(namespace, identity.name.as_str()),
+        key: ObjectKey::new(namespace, &*identity.name),
         subresource: "",
     }
 }

@@ -4,9 +4,13 @@
 //! may be wrong (another namespace, another kind) though the UID is right. Dependents that disagree are judged one by one.
 //!
 //! **Invariant:** a node's `dependents` are exactly the nodes whose `owners` name its UID.
+//!
+//! Every object of a cluster has a node, so names are held once: a UID by its node and all its owners, the references by all that one
+//! owner has made.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -16,32 +20,32 @@ use super::{FINALIZER_DELETE_DEPENDENTS, FINALIZER_ORPHAN_DEPENDENTS};
 /// Which object, by all its coordinates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
-    pub kind: String,
-    pub api_version: String,
+    pub kind: Arc<str>,
+    pub api_version: Arc<str>,
     /// Empty for cluster objects.
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub uid: Arc<str>,
 }
 
 impl Identity {
     /// The owner that `reference`, in an object of `namespace`, claims.
     pub fn of_owner(reference: &OwnerReference, namespace: &str) -> Self {
         Self {
-            kind: reference.kind.clone(),
-            api_version: reference.api_version.clone(),
-            namespace: namespace.to_owned(),
-            name: reference.name.clone(),
-            uid: reference.uid.clone(),
+            kind: reference.kind.as_str().into(),
+            api_version: reference.api_version.as_str().into(),
+            namespace: namespace.into(),
+            name: reference.name.as_str().into(),
+            uid: reference.uid.as_str().into(),
         }
     }
 
     /// Whether `reference` means this object, namespaces aside.
     fn matches(&self, reference: &OwnerReference) -> bool {
-        self.uid == reference.uid
-            && self.name == reference.name
-            && self.kind == reference.kind
-            && self.api_version == reference.api_version
+        *self.uid == *reference.uid
+            && *self.name == *reference.name
+            && *self.kind == *reference.kind
+            && *self.api_version == *reference.api_version
     }
 }
 
@@ -107,8 +111,13 @@ pub struct Effects {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Node {
     pub identity: Identity,
-    pub owners: Vec<OwnerReference>,
-    pub dependents: BTreeSet<String>,
+    /// Shared by dependents with the same owners; `None`: it has none.
+    owners: Option<Arc<[OwnerReference]>>,
+    pub dependents: BTreeSet<Arc<str>>,
+    /// What was seen last; 0: not a number, or nobody saw it.
+    version: u64,
+    /// What its metadata said of its deletion then.
+    state: DeletionState,
     pub being_deleted: bool,
     /// It waits for its dependents to be deleted.
     pub deleting_dependents: bool,
@@ -118,10 +127,34 @@ pub struct Node {
     tries: u32,
 }
 
+impl Node {
+    /// Its references.
+    pub fn owners(&self) -> &[OwnerReference] {
+        self.owners.as_deref().unwrap_or_default()
+    }
+
+    /// The metadata it had when it was seen last, as far as a judgement needs it; `None`: the server has to be asked.
+    pub fn seen(&self) -> Option<ObjectMeta> {
+        let finalizer = |has: bool, name: &str| has.then(|| name.to_owned());
+        let finalizers = [
+            finalizer(self.state.delete_dependents, FINALIZER_DELETE_DEPENDENTS),
+            finalizer(self.state.orphan_dependents, FINALIZER_ORPHAN_DEPENDENTS),
+        ];
+        (!self.is_virtual && self.version != 0).then(|| ObjectMeta {
+            name: Some(self.identity.name.to_string()),
+            uid: Some(self.identity.uid.to_string()),
+            resource_version: Some(self.version.to_string()),
+            owner_references: self.owners.as_ref().map(|owners| owners.to_vec()),
+            finalizers: Some(finalizers.into_iter().flatten().collect()),
+            ..ObjectMeta::default()
+        })
+    }
+}
+
 /// All objects, by UID.
 #[derive(Debug, Default)]
 pub struct Graph {
-    nodes: HashMap<String, Node>,
+    nodes: HashMap<Arc<str>, Node>,
 }
 
 impl Graph {
@@ -153,13 +186,13 @@ impl Graph {
     /// being deleted in the foreground themselves.
     pub fn blocking_dependents(&self, uid: &str) -> Vec<(String, bool)> {
         let blocks = |node: &&Node| {
-            node.owners
+            node.owners()
                 .iter()
                 .any(|o| o.uid == uid && o.block_owner_deletion == Some(true))
         };
         self.dependent_nodes(uid)
             .filter(blocks)
-            .map(|n| (n.identity.uid.clone(), !n.deleting_dependents))
+            .map(|n| (n.identity.uid.to_string(), !n.deleting_dependents))
             .collect()
     }
 
@@ -169,6 +202,13 @@ impl Graph {
         node.tries += 1;
         let millis = 5u64.saturating_mul(1 << (node.tries - 1).min(20));
         Some(Duration::from_millis(millis).min(Duration::from_secs(1000)))
+    }
+
+    /// Which version of an object was seen last.
+    pub fn note_version(&mut self, uid: &str, version: Option<&str>) {
+        if let Some(node) = self.nodes.get_mut(uid) {
+            node.version = version.and_then(|v| v.parse().ok()).unwrap_or(0);
+        }
     }
 
     /// An object was added or changed; `old`: its state before, `None` if it was not known.
@@ -184,15 +224,15 @@ impl Graph {
         if self.nodes.contains_key(&uid) {
             self.confirm(&identity, &mut effects);
             self.update_owners(&uid, owners, &mut effects);
-            if new.being_deleted
-                && let Some(node) = self.nodes.get_mut(&uid)
-            {
-                node.being_deleted = true;
+            if let Some(node) = self.nodes.get_mut(&uid) {
+                node.being_deleted |= new.being_deleted;
+                node.state = new;
             }
         } else {
             let node = Node {
                 identity,
-                owners: owners.to_vec(),
+                owners: self.shared(owners),
+                state: new,
                 being_deleted: new.being_deleted,
                 deleting_dependents: new.waits_for_deletion(),
                 ..Node::default()
@@ -202,6 +242,15 @@ impl Graph {
         }
         self.process_transitions(&uid, old.unwrap_or_default(), new, &mut effects);
         effects
+    }
+
+    /// The references as a sibling has them, so that they are held once.
+    fn shared(&self, owners: &[OwnerReference]) -> Option<Arc<[OwnerReference]>> {
+        let first = self.nodes.get(owners.first()?.uid.as_str());
+        let sibling = first.and_then(|owner| self.nodes.get(owner.dependents.first()?));
+        let held = sibling.and_then(|s| s.owners.clone());
+        held.filter(|held| **held == *owners)
+            .or_else(|| Some(owners.into()))
     }
 
     /// An object is gone.
@@ -228,7 +277,7 @@ impl Graph {
                 && let Some(node) = self.nodes.get_mut(&identity.uid)
             {
                 node.identity = alternate;
-                effects.delete_later.push(identity.uid.clone());
+                effects.delete_later.push(identity.uid.to_string());
             }
         } else if !node.is_virtual && node.identity != *identity {
             // It exists, elsewhere: only those that looked here lack their owner.
@@ -264,7 +313,7 @@ impl Graph {
         }
         if node.identity != *observed {
             for dependent in self.partition_dependents(&observed.uid, observed).1 {
-                let identity = self.nodes[&dependent].identity.clone();
+                let identity = self.nodes[dependent.as_str()].identity.clone();
                 if !observed.namespace.is_empty() && identity.namespace != observed.namespace {
                     self.report_invalid_namespace(&identity, &observed.uid, effects);
                 }
@@ -278,31 +327,37 @@ impl Graph {
     }
 
     fn update_owners(&mut self, uid: &str, owners: &[OwnerReference], effects: &mut Effects) {
+        if self
+            .nodes
+            .get(uid)
+            .is_none_or(|node| node.owners() == owners)
+        {
+            return;
+        }
+        let now = self.shared(owners);
         let Some(node) = self.nodes.get_mut(uid) else {
             return;
         };
-        if node.owners == owners {
-            return;
-        }
-        let old = std::mem::replace(&mut node.owners, owners.to_vec());
+        let old = std::mem::replace(&mut node.owners, now);
+        let old = old.as_deref().unwrap_or_default();
         let find = |list: &[OwnerReference], uid: &str| list.iter().find(|o| o.uid == uid).cloned();
         let blocks = |reference: &OwnerReference| reference.block_owner_deletion == Some(true);
         let added: Vec<_> = owners
             .iter()
-            .filter(|o| find(&old, &o.uid).is_none())
+            .filter(|o| find(old, &o.uid).is_none())
             .cloned()
             .collect();
-        for reference in &old {
+        for reference in old {
             let now = find(owners, &reference.uid);
             // It does not hold its owner up any more.
             if blocks(reference)
                 && !now.as_ref().is_some_and(blocks)
-                && self.nodes.contains_key(&reference.uid)
+                && self.nodes.contains_key(reference.uid.as_str())
             {
                 effects.delete.push(reference.uid.clone());
             }
             if now.is_none()
-                && let Some(owner) = self.nodes.get_mut(&reference.uid)
+                && let Some(owner) = self.nodes.get_mut(reference.uid.as_str())
             {
                 owner.dependents.remove(uid);
             }
@@ -319,19 +374,19 @@ impl Graph {
         let dependent = self.nodes[uid].identity.clone();
         let mut doubtful = false;
         for reference in owners {
-            let Some(owner) = self.nodes.get_mut(&reference.uid) else {
+            let Some(owner) = self.nodes.get_mut(reference.uid.as_str()) else {
                 let node = Node {
                     identity: Identity::of_owner(reference, &dependent.namespace),
-                    dependents: BTreeSet::from([uid.to_owned()]),
+                    dependents: BTreeSet::from([dependent.uid.clone()]),
                     is_virtual: true,
                     ..Node::default()
                 };
-                self.nodes.insert(reference.uid.clone(), node);
+                self.nodes.insert(node.identity.uid.clone(), node);
                 // Perhaps it does not exist.
                 effects.delete.push(reference.uid.clone());
                 continue;
             };
-            owner.dependents.insert(uid.to_owned());
+            owner.dependents.insert(dependent.uid.clone());
             let (owner, is_virtual) = (owner.identity.clone(), owner.is_virtual);
             let namespaced = !owner.namespace.is_empty();
             if namespaced && owner.namespace != dependent.namespace {
@@ -359,7 +414,7 @@ impl Graph {
         let owners = self
             .nodes
             .get(&dependent.uid)
-            .map(|n| n.owners.as_slice())
+            .map(Node::owners)
             .unwrap_or_default();
         if let Some(reference) = owners.iter().find(|o| o.uid == owner_uid) {
             let claimed = Identity::of_owner(reference, &dependent.namespace);
@@ -381,7 +436,8 @@ impl Graph {
             && let Some(node) = self.nodes.get_mut(uid)
         {
             node.deleting_dependents = true;
-            effects.delete.extend(node.dependents.iter().cloned());
+            let dependents = node.dependents.iter();
+            effects.delete.extend(dependents.map(ToString::to_string));
             effects.delete.push(uid.to_owned());
         }
     }
@@ -390,18 +446,19 @@ impl Graph {
         let Some(node) = self.nodes.remove(&identity.uid) else {
             return;
         };
-        for owner in &node.owners {
-            if let Some(owner) = self.nodes.get_mut(&owner.uid) {
+        for owner in node.owners() {
+            if let Some(owner) = self.nodes.get_mut(owner.uid.as_str()) {
                 owner.dependents.remove(&identity.uid);
                 // Perhaps it waited for this one alone.
                 if owner.deleting_dependents {
-                    effects.delete.push(owner.identity.uid.clone());
+                    effects.delete.push(owner.identity.uid.to_string());
                 }
             }
         }
         if !node.dependents.is_empty() {
             effects.absent.push(identity.clone());
-            effects.delete.extend(node.dependents);
+            let dependents = node.dependents.iter();
+            effects.delete.extend(dependents.map(ToString::to_string));
         }
     }
 
@@ -411,12 +468,16 @@ impl Graph {
         for node in self.dependent_nodes(uid) {
             let elsewhere =
                 !owner.namespace.is_empty() && owner.namespace != node.identity.namespace;
-            let references: Vec<_> = node.owners.iter().filter(|o| o.uid == owner.uid).collect();
+            let references: Vec<_> = node
+                .owners()
+                .iter()
+                .filter(|o| *o.uid == *owner.uid)
+                .collect();
             if !elsewhere && references.iter().any(|r| owner.matches(r)) {
-                matching.push(node.identity.uid.clone());
+                matching.push(node.identity.uid.to_string());
             }
             if elsewhere || references.iter().any(|r| !owner.matches(r)) {
-                nonmatching.push(node.identity.uid.clone());
+                nonmatching.push(node.identity.uid.to_string());
             }
         }
         (matching, nonmatching)
@@ -430,8 +491,11 @@ impl Graph {
     ) -> Option<Identity> {
         let is_cluster_scoped = absent.namespace.is_empty();
         let mut alternates = BTreeSet::new();
-        for node in dependents.iter().filter_map(|uid| self.nodes.get(uid)) {
-            for reference in node.owners.iter().filter(|o| o.uid == absent.uid) {
+        for node in dependents
+            .iter()
+            .filter_map(|uid| self.nodes.get(uid.as_str()))
+        {
+            for reference in node.owners().iter().filter(|o| *o.uid == *absent.uid) {
                 if absent.matches(reference)
                     && (is_cluster_scoped || absent.namespace == node.identity.namespace)
                 {
@@ -442,7 +506,7 @@ impl Graph {
                     && alternate.api_version == absent.api_version
                     && alternate.kind == absent.kind
                 {
-                    alternate.namespace.clear();
+                    alternate.namespace = "".into();
                 }
                 alternates.insert(alternate);
             }

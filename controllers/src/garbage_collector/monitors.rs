@@ -1,14 +1,16 @@
-//! One metadata-only watch a kind, kept in step with discovery: new CustomResourceDefinitions are followed within a
+//! The metadata of every kind, kept in step with discovery: new CustomResourceDefinitions are followed within a
 //! second or two, and every 30 s at the latest (kinds of aggregated servers have no event).
+//!
+//! DIFFERS: upstream watches the metadata of everything once more. Here kinds that another controller watches come from its informer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions, Receiver};
+use component_base::informer::{Factory, MetadataEvent, MetadataInformer, MetadataReceiver};
 use component_base::shutdown::Shutdown;
 use controller_runtime::Resource;
-use kube::core::{DynamicObject, PartialObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::Notify;
 
 use super::collector::Collector;
@@ -22,8 +24,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// How long the start waits for all kinds to be listed.
 const INITIAL_SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
-type Metadata = PartialObjectMeta<DynamicObject>;
-
 pub(super) struct Monitors {
     pub factory: Factory,
     pub discovery: Arc<dyn Discovery>,
@@ -35,7 +35,7 @@ pub(super) struct Monitors {
 
 struct Monitor {
     discovered: Discovered,
-    informer: Informer<Metadata>,
+    informer: MetadataInformer,
     end: Shutdown,
 }
 
@@ -122,10 +122,8 @@ impl Monitors {
             if let Some(monitor) = self.running.remove(&resource) {
                 tracing::info!(resource = %resource.plural, group = %resource.group, "garbage collector stops watching");
                 monitor.end.trigger();
-                self.factory.forget_metadata(
-                    &monitor.discovered.api_resource(),
-                    &InformerOptions::default(),
-                );
+                let resource = monitor.discovered.api_resource();
+                self.factory.forget_metadata(&resource);
             }
         }
         for (resource, discovered) in wanted {
@@ -137,9 +135,7 @@ impl Monitors {
     }
 
     fn monitor(&self, discovered: Discovered) -> Monitor {
-        let informer = self
-            .factory
-            .metadata(&discovered.api_resource(), InformerOptions::default());
+        let informer = self.factory.metadata(&discovered.api_resource());
         let end = self.shutdown.child();
         let (collector, stop, kinds_changed) = (
             self.collector.clone(),
@@ -178,7 +174,7 @@ fn deletable_resources(found: &ApiResources) -> BTreeMap<Resource, Discovered> {
 async fn feed(
     collector: &Collector,
     resource: &Resource,
-    mut events: Receiver<Metadata>,
+    mut events: MetadataReceiver,
     end: &Shutdown,
     kinds_changed: &Notify,
 ) {
@@ -186,20 +182,26 @@ async fn feed(
         resource.plural.as_ref(),
         "customresourcedefinitions" | "apiservices"
     );
+    let mut kind = Kind::of(resource);
     while let Some(Some(event)) = end.run_until(events.recv()).await {
         match &event {
-            InformerEvent::Added(new) => {
-                collector.observe(identity(resource, new), None, &new.metadata)
+            MetadataEvent::Added(new) => {
+                let new = new.metadata();
+                collector.observe(kind.identity(new), None, new)
             }
-            InformerEvent::Updated { old, new } if old.metadata.uid == new.metadata.uid => {
-                collector.observe(identity(resource, new), Some(&old.metadata), &new.metadata);
+            MetadataEvent::Updated { old, new } => {
+                let (old, new) = (old.metadata(), new.metadata());
+                if is_same(old, new) {
+                    collector.note_version(new);
+                } else if old.uid == new.uid {
+                    collector.observe(kind.identity(new), Some(old), new);
+                } else {
+                    // A namesake took its place.
+                    collector.deleted(&kind.identity(old));
+                    collector.observe(kind.identity(new), None, new);
+                }
             }
-            // A namesake took its place.
-            InformerEvent::Updated { old, new } => {
-                collector.deleted(&identity(resource, old));
-                collector.observe(identity(resource, new), None, &new.metadata);
-            }
-            InformerEvent::Deleted(last) => collector.deleted(&identity(resource, last)),
+            MetadataEvent::Deleted(last) => collector.deleted(&kind.identity(last.metadata())),
         }
         if defines_kinds {
             kinds_changed.notify_one();
@@ -207,14 +209,42 @@ async fn feed(
     }
 }
 
-fn identity(resource: &Resource, object: &Metadata) -> Identity {
-    let meta = &object.metadata;
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    Identity {
-        api_version: resource.api_version(),
-        kind: resource.kind.to_string(),
-        namespace: text(&meta.namespace),
-        name: text(&meta.name),
-        uid: text(&meta.uid),
+/// Whether nothing changed that the graph is made of: most changes are of a status.
+fn is_same(old: &ObjectMeta, new: &ObjectMeta) -> bool {
+    old.uid == new.uid
+        && old.owner_references == new.owner_references
+        && old.finalizers == new.finalizers
+        && old.deletion_timestamp == new.deletion_timestamp
+}
+
+/// Makes identities of one kind's objects; what they have in common is held once.
+struct Kind {
+    kind: Arc<str>,
+    api_version: Arc<str>,
+    /// The last one: events of a namespace come together.
+    namespace: Arc<str>,
+}
+
+impl Kind {
+    fn of(resource: &Resource) -> Self {
+        Self {
+            kind: (&*resource.kind).into(),
+            api_version: resource.api_version().into(),
+            namespace: "".into(),
+        }
+    }
+
+    fn identity(&mut self, meta: &ObjectMeta) -> Identity {
+        let text = |value: &Option<String>| value.as_deref().unwrap_or_default().into();
+        if *self.namespace != *meta.namespace.as_deref().unwrap_or_default() {
+            self.namespace = text(&meta.namespace);
+        }
+        Identity {
+            api_version: self.api_version.clone(),
+            kind: self.kind.clone(),
+            namespace: self.namespace.clone(),
+            name: text(&meta.name),
+            uid: text(&meta.uid),
+        }
     }
 }

@@ -44,10 +44,10 @@ fn id(kind: &str, namespace: &str, name: &str) -> Identity {
 
 fn owner(identity: &Identity, blocks: bool) -> OwnerReference {
     OwnerReference {
-        api_version: identity.api_version.clone(),
-        kind: identity.kind.clone(),
-        name: identity.name.clone(),
-        uid: identity.uid.clone(),
+        api_version: identity.api_version.to_string(),
+        kind: identity.kind.to_string(),
+        name: identity.name.to_string(),
+        uid: identity.uid.to_string(),
         block_owner_deletion: Some(blocks),
         controller: None,
     }
@@ -328,7 +328,7 @@ fn verdicts() {
 }
 
 fn meta(identity: &Identity, owners: &[OwnerReference], more: Value) -> ObjectMeta {
-    let mut value = json!({"name": identity.name, "namespace": identity.namespace, "uid": identity.uid, "ownerReferences": owners, "resourceVersion": "1"});
+    let mut value = json!({"name": &*identity.name, "namespace": &*identity.namespace, "uid": &*identity.uid, "ownerReferences": owners, "resourceVersion": "1"});
     value
         .as_object_mut()
         .unwrap()

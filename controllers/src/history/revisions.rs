@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use component_base::informer::{Factory, Informer, InformerOptions};
 use component_helpers::labels::Selector;
-use component_helpers::owner_ref::new_controller_ref;
+use component_helpers::owner_ref::{is_controlled_by, new_controller_ref};
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
 use controller_runtime::{ApiError, ObjectKey, Watches, WorkQueue};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, StatefulSet};
@@ -119,6 +119,9 @@ impl Revisions {
 
     /// The revision of the present template, made if need be. `None`: nothing can be created there any more.
     ///
+    /// DIFFERS: upstream numbers by its cache alone, so that a revision that the cache does not have yet (its watch may be behind that
+    /// of the owners) gets its number a second time. Here the server is asked before a number is given, once a new template.
+    ///
     /// # Errors
     /// What the server said; a retry may help, after a collision of names by another name.
     pub async fn of_template<K: Revisioned>(
@@ -127,14 +130,20 @@ impl Revisions {
         existing: &[Arc<ControllerRevision>],
     ) -> Result<Option<Arc<ControllerRevision>>, ApiError> {
         let template = owner.template().cloned().unwrap_or_default();
-        let revision = match next(
-            K::HASH_LABEL,
-            owner.meta(),
-            new_controller_ref::<K>(owner.meta()),
-            &template,
-            existing,
-            owner.collision_count(),
-        ) {
+        let decide = |existing: &[Arc<ControllerRevision>]| {
+            next(
+                K::HASH_LABEL,
+                owner.meta(),
+                new_controller_ref::<K>(owner.meta()),
+                &template,
+                existing,
+                owner.collision_count(),
+            )
+        };
+        if let Next::Use(revision) = decide(existing) {
+            return Ok(Some(revision));
+        }
+        let revision = match decide(&self.live(owner).await?) {
             Next::Use(revision) => return Ok(Some(revision)),
             Next::Renumber(revision) => {
                 return Ok(Some(Arc::new(self.executor.update(&*revision).await?)));
@@ -162,6 +171,42 @@ impl Revisions {
         Err(error)
     }
 
+    /// The revisions of `owner` by the server's word.
+    async fn live<K: Revisioned>(
+        &self,
+        owner: &K,
+    ) -> Result<Vec<Arc<ControllerRevision>>, ApiError> {
+        let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
+        let uid = owner.meta().uid.as_deref().unwrap_or_default();
+        let selector = owner.selector().map(|s| s.to_string());
+        let selector = selector.unwrap_or_default();
+        let found = self.executor.list(namespace, &selector, "").await?;
+        let own = |revision: &ControllerRevision| is_controlled_by(&revision.metadata, uid);
+        Ok(found.into_iter().filter(own).map(Arc::new).collect())
+    }
+
+    /// The revision of that name: of `existing`, else by the server's word, since the cache may not have it yet.
+    ///
+    /// # Errors
+    /// What the server said; a retry may help.
+    pub async fn named<K: Revisioned>(
+        &self,
+        owner: &K,
+        name: &str,
+        existing: &[Arc<ControllerRevision>],
+    ) -> Result<Option<Arc<ControllerRevision>>, ApiError> {
+        let is_it = |r: &&Arc<ControllerRevision>| r.metadata.name.as_deref() == Some(name);
+        if let Some(found) = existing.iter().find(is_it) {
+            return Ok(Some(found.clone()));
+        }
+        let meta = owner.meta();
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        let found: Option<ControllerRevision> = self.executor.get(namespace, name).await?;
+        let own = |revision: &ControllerRevision| is_controlled_by(&revision.metadata, uid);
+        Ok(found.filter(own).map(Arc::new))
+    }
+
     /// Drops the oldest revisions beyond the owner's limit of those that are not `live`.
     ///
     /// # Errors
@@ -177,6 +222,8 @@ impl Revisions {
             let key = ObjectKey::of(&*revision);
             let options = DeleteOptions {
                 uid: revision.metadata.uid.clone(),
+                // Not one that was made the newest since, by a rollback.
+                resource_version: revision.metadata.resource_version.clone(),
                 ..DeleteOptions::default()
             };
             self.executor
@@ -254,6 +301,74 @@ mod tests {
             (world.stored().len(), world.set().collision_count()),
             (1, None)
         );
+    }
+
+    /// The specs of upstream's suite for ControllerRevisions: a revision that somebody made a moment ago counts.
+    #[tokio::test]
+    async fn numbers_follow_what_the_server_has() {
+        let world = World::new();
+        let of = async |image: &str, cached: &[Arc<ControllerRevision>]| {
+            let made = world.revisions.of_template(&set(image), cached).await;
+            made.unwrap().unwrap()
+        };
+        let first = of("v1", &[]).await;
+        // The cache lags behind: it has the first alone from now on.
+        let cached = [first.clone()];
+        let second = of("v2", &cached).await;
+        let third = of("v3", &cached).await;
+        let numbers = [&first, &second, &third].map(|r| r.revision);
+        assert_eq!(numbers, [Some(1), Some(2), Some(3)]);
+        // A rollback to what the cache knows, and to what it does not.
+        let back = of("v1", &cached).await;
+        assert_eq!(
+            (back.revision, &back.metadata.name),
+            (Some(1), &first.metadata.name)
+        );
+        let seen = [first.clone(), third];
+        let back = of("v1", &seen).await;
+        assert_eq!(
+            (back.revision, &back.metadata.name),
+            (Some(4), &first.metadata.name)
+        );
+        let back = of("v2", &cached).await;
+        assert_eq!(
+            (back.revision, &back.metadata.name),
+            (Some(5), &second.metadata.name)
+        );
+        assert_eq!(world.stored().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn the_current_revision_is_found_past_the_cache() {
+        let world = World::new();
+        let made = world.revisions.of_template(&set("v1"), &[]).await;
+        let name = made.unwrap().unwrap().metadata.name.clone().unwrap();
+        let find = async |name: &str| world.revisions.named(&set("v2"), name, &[]).await.unwrap();
+        assert_eq!(find(&name).await.and_then(|r| r.revision), Some(1));
+        assert_eq!(find("db-none").await, None);
+        let mut foreign = world.stored().remove(0);
+        foreign.metadata.owner_references = None;
+        world.api.insert(&foreign);
+        assert_eq!(find(&name).await, None);
+    }
+
+    /// By the cache it is the oldest; the server knows that a rollback made it the newest.
+    #[tokio::test]
+    async fn what_was_renumbered_is_not_dropped() {
+        let world = World::new();
+        let mut cached = Vec::new();
+        for image in ["v1", "v2", "v3"] {
+            let made = world.revisions.of_template(&set(image), &cached).await;
+            cached.push(made.unwrap().unwrap());
+        }
+        let back = world.revisions.of_template(&set("v1"), &cached).await;
+        assert_eq!(back.unwrap().unwrap().revision, Some(4));
+        let dropped = world
+            .revisions
+            .truncate(&set("v1"), &cached, |_| false)
+            .await;
+        assert!(dropped.is_err_and(|error| error.is_conflict()));
+        assert_eq!(world.stored().len(), 3);
     }
 
     #[tokio::test]

@@ -1,15 +1,15 @@
-//! How many objects of each quotable kind a namespace has: one metadata-only watch a kind, shared with the garbage collector, kept in
+//! How many objects of each quotable kind a namespace has, by the informers of metadata that the garbage collector has, too, kept in
 //! step with discovery. New CustomResourceDefinitions are followed within a second or two, and every 30 s at the latest.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions, Receiver};
+use component_base::informer::{Factory, MetadataEvent, MetadataInformer, MetadataReceiver};
 use component_base::shutdown::Shutdown;
 use controller_runtime::Resource;
 use futures::future::join_all;
-use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::core::ApiResource;
 use tokio::sync::Notify;
 
 use crate::discovery::{ApiResources, Discovered, Discovery};
@@ -21,11 +21,9 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// How long the start waits for all kinds to be listed.
 const INITIAL_SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
-type Metadata = PartialObjectMeta<DynamicObject>;
-
 /// The caches by what quotas call their kind: `secrets`, `deployments.apps`. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Counts(Arc<RwLock<BTreeMap<String, Informer<Metadata>>>>);
+pub struct Counts(Arc<RwLock<BTreeMap<String, MetadataInformer>>>);
 
 impl Counts {
     /// Of a namespace, all kinds whose cache is complete.
@@ -34,11 +32,11 @@ impl Counts {
         caches
             .iter()
             .filter(|(_, cache)| cache.has_synced())
-            .map(|(name, cache)| (name.clone(), cache.list_namespace(namespace).len()))
+            .map(|(name, cache)| (name.clone(), cache.count(namespace)))
             .collect()
     }
 
-    fn insert(&self, name: String, cache: Informer<Metadata>) {
+    fn insert(&self, name: String, cache: MetadataInformer) {
         let mut caches = self.0.write().unwrap_or_else(PoisonError::into_inner);
         caches.insert(name, cache);
     }
@@ -73,7 +71,7 @@ pub struct Monitors {
 
 struct Monitor {
     discovered: Discovered,
-    cache: Informer<Metadata>,
+    cache: MetadataInformer,
     end: Shutdown,
 }
 
@@ -114,9 +112,7 @@ impl Monitors {
     /// Follows discovery until shutdown.
     pub async fn run(mut self) {
         let changed = Arc::new(Notify::new());
-        let definitions = self
-            .factory
-            .metadata(&custom_resource_definitions(), InformerOptions::default());
+        let definitions = self.factory.metadata(&custom_resource_definitions());
         let (mut events, notify, end) = (
             definitions.subscribe(),
             changed.clone(),
@@ -166,10 +162,8 @@ impl Monitors {
             if let Some(monitor) = self.running.remove(&resource) {
                 monitor.end.trigger();
                 self.counts.remove(&quota_name(&resource));
-                self.factory.forget_metadata(
-                    &monitor.discovered.api_resource(),
-                    &InformerOptions::default(),
-                );
+                let resource = monitor.discovered.api_resource();
+                self.factory.forget_metadata(&resource);
             }
         }
         for (resource, discovered) in wanted {
@@ -181,9 +175,7 @@ impl Monitors {
     }
 
     fn monitor(&self, discovered: Discovered) -> Monitor {
-        let cache = self
-            .factory
-            .metadata(&discovered.api_resource(), InformerOptions::default());
+        let cache = self.factory.metadata(&discovered.api_resource());
         let name = quota_name(&discovered.resource);
         self.counts.insert(name.clone(), cache.clone());
         let (events, end) = (cache.subscribe(), self.shutdown.child());
@@ -205,8 +197,8 @@ impl Monitors {
 
 async fn feed(
     name: String,
-    cache: Informer<Metadata>,
-    mut events: Receiver<Metadata>,
+    cache: MetadataInformer,
+    mut events: MetadataReceiver,
     end: Shutdown,
     on_less: OnLess,
 ) {
@@ -215,8 +207,8 @@ async fn feed(
     }
     on_less(Less::Known { name: &name });
     while let Some(Some(event)) = end.run_until(events.recv()).await {
-        if let InformerEvent::Deleted(last) = &event {
-            let namespace = last.metadata.namespace.as_deref().unwrap_or_default();
+        if let MetadataEvent::Deleted(last) = &event {
+            let namespace = last.metadata().namespace.as_deref().unwrap_or_default();
             on_less(Less::Gone {
                 name: &name,
                 namespace,

@@ -54,7 +54,7 @@ mod tests {
         let Some(Action::Create { object, .. }) = sync("ns", "PEM", None) else {
             panic!("creates")
         };
-        let mut map: ConfigMap = serde_json::from_value(object).unwrap();
+        let mut map: ConfigMap = serde_json::from_value(object.into_value()).unwrap();
         assert_eq!(sync("ns", "PEM", Some(&map)), None);
         map.data
             .as_mut()

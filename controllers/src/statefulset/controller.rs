@@ -10,12 +10,13 @@ use component_base::events::{EventType, object_reference};
 use component_base::informer::{Factory, Informer, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_helpers::pod::{available_at, label};
-use controller_runtime::executor::Executor;
+use controller_runtime::executor::{Action, Executor};
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
+use serde_json::json;
 
 use super::claims::{claims_of, is_claim_of};
 use super::metrics;
@@ -154,7 +155,7 @@ impl StatefulSetController {
                 Step::Update(pod) => (
                     format!("Pod {}", pod.name_any()),
                     Verb::Update,
-                    self.executor.update(&**pod).await.map(drop),
+                    self.executor.execute(&relabel(pod)).await.map(drop),
                 ),
                 Step::CreateClaim(claim) => (
                     format!("Claim {}", claim.name_any()),
@@ -236,6 +237,17 @@ impl StatefulSetController {
     }
 }
 
+/// Gives a Pod its labels; of Pods the cache has a part, which must not be written back as the whole.
+fn relabel(pod: &Pod) -> Action {
+    let meta = &pod.metadata;
+    let patch = json!({"metadata": {
+        "uid": meta.uid, "resourceVersion": meta.resource_version, "labels": meta.labels,
+    }});
+    let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+    let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+    Action::strategic_patch::<Pod>(namespace, name, patch)
+}
+
 /// Upstream's words.
 fn conflict(claim: &str) -> String {
     format!(
@@ -300,12 +312,14 @@ impl Controller for StatefulSetController {
         let current = set
             .status
             .as_ref()
-            .and_then(|s| s.current_revision.as_ref());
-        let current = revisions
-            .iter()
-            .find(|r| r.metadata.name.as_ref() == current)
-            .unwrap_or(&update)
-            .clone();
+            .and_then(|s| s.current_revision.as_deref())
+            .filter(|name| Some(*name) != update.metadata.name.as_deref());
+        // DIFFERS: upstream takes the new one for the current one while its cache lacks that, and ends a rollout before it began.
+        let current = match current {
+            Some(name) if !name.is_empty() => self.revisions.named(&*set, name, &revisions).await?,
+            _ => None,
+        };
+        let current = current.unwrap_or_else(|| update.clone());
         let observed = Observed {
             claims: self.claims(&set, &pods),
             pods,

@@ -291,3 +291,18 @@ async fn a_timeout_holds_for_the_wait_for_tokens_too() {
     let error = format!("{error:?}");
     assert!(error.contains("NoAnswer"), "{error}");
 }
+
+#[tokio::test]
+async fn clients_that_differ_in_their_token_share_a_connection() {
+    let server = Server::start(&[b"h2"], 100).await;
+    let connections = Connections::anonymous(&server.config).unwrap();
+    for account in ["a", "b", "c"] {
+        let token = BearerToken::default();
+        token.set(account);
+        let own = ClientConfig::new("test");
+        let client = own.build_with_token(server.config.clone(), token, &connections);
+        let api: Api<ConfigMap> = Api::namespaced(client.unwrap(), "default");
+        api.get("object").await.unwrap();
+    }
+    assert_eq!(server.state.accepted(), 1);
+}

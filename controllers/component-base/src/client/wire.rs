@@ -2,10 +2,11 @@
 
 use http::{Request, StatusCode, header};
 use http_body_util::BodyExt as _;
-use kube::Client;
 use kube::client::Body;
 use kube::core::Status;
+use kube::{Client, Resource};
 use kube_protobuf::{CONTENT_TYPE, envelope};
+use serde::Serialize;
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,62 @@ pub async fn send(
     };
     let status = status.unwrap_or_else(|| unreadable_status(head.status, &bytes));
     Err(kube::Error::Api(Box::new(status)))
+}
+
+/// Creates an object in `namespace`, in protobuf where the kind is built in. What the server made of it is not read.
+///
+/// # Errors
+/// As [`send`].
+pub async fn create<K>(client: &Client, namespace: &str, object: &K) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Serialize,
+{
+    let (version, kind) = (K::api_version(&()), K::kind(&()));
+    let message = kube_protobuf::message(&K::group(&()), &K::version(&()), &kind);
+    let encoded = message.and_then(|m| kube_protobuf::to_vec(m, (&version, &kind), object).ok());
+    let (content_type, body) = match encoded {
+        Some(bytes) => (CONTENT_TYPE, bytes),
+        None => {
+            let json = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+            ("application/json", json)
+        }
+    };
+    let request = Request::post(K::url_path(&(), Some(namespace)));
+    write(client, request, content_type, body).await
+}
+
+/// Merges a strategic merge patch into an object. What the server made of it is not read.
+///
+/// # Errors
+/// As [`send`].
+pub async fn patch<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    patch: &serde_json::Value,
+) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()>,
+{
+    let path = format!("{}/{name}", K::url_path(&(), Some(namespace)));
+    let body = patch.to_string().into_bytes();
+    let content_type = "application/strategic-merge-patch+json";
+    write(client, Request::patch(path), content_type, body).await
+}
+
+async fn write(
+    client: &Client,
+    request: http::request::Builder,
+    content_type: &str,
+    body: Vec<u8>,
+) -> Result<(), kube::Error> {
+    let request = request
+        .header(header::CONTENT_TYPE, content_type)
+        .header(header::ACCEPT, ACCEPT_PROTOBUF)
+        .body(Body::from(body))
+        .map_err(kube::Error::HttpError)?;
+    let (_, body) = send(client, request).await?;
+    body.collect().await.map(drop)
 }
 
 /// Somebody on the way said it in words of its own.

@@ -9,10 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
-use super::{Object, ObjectKey};
+use super::Object;
+use super::store::{Hashed, Place};
 
 /// Unread events of one subscriber before pairs of `Added` and `Deleted` are dropped.
 const MAX_PENDING: usize = 131_072;
+/// A queue that held more gives the room back when it is empty.
+const LARGE: usize = 256;
 
 /// What happened to an object.
 #[derive(Clone, Debug)]
@@ -44,9 +47,9 @@ impl<K> InformerEvent<K> {
 struct Inner<K> {
     /// Number of the first slot.
     base: u64,
-    slots: VecDeque<Option<(ObjectKey, InformerEvent<K>)>>,
-    /// The last unread slot of each object.
-    last: HashMap<ObjectKey, u64>,
+    slots: VecDeque<Option<(Place, InformerEvent<K>)>>,
+    /// The last unread slot of each place. A place that was given to another object had its `Deleted` last, and that merges with nothing.
+    last: HashMap<Place, u64, Hashed>,
     closed: bool,
 }
 
@@ -60,7 +63,7 @@ impl<K: Object> Queue<K> {
         let inner = Inner {
             base: 0,
             slots: VecDeque::new(),
-            last: HashMap::new(),
+            last: HashMap::default(),
             closed: false,
         };
         Self {
@@ -73,10 +76,10 @@ impl<K: Object> Queue<K> {
         self.inner.lock().expect("no panic while the lock is held")
     }
 
-    pub(super) fn push(&self, key: &ObjectKey, event: InformerEvent<K>) {
+    pub(super) fn push(&self, place: Place, event: InformerEvent<K>) {
         {
             let mut inner = self.lock();
-            inner.push(key, event);
+            inner.push(place, event);
             if inner.slots.len() > MAX_PENDING {
                 inner.compact();
             }
@@ -96,8 +99,8 @@ impl<K: Object> Queue<K> {
 }
 
 impl<K: Object> Inner<K> {
-    fn push(&mut self, key: &ObjectKey, event: InformerEvent<K>) {
-        if let Some(number) = self.last.get(key) {
+    fn push(&mut self, place: Place, event: InformerEvent<K>) {
+        if let Some(number) = self.last.get(&place) {
             let index = usize::try_from(number - self.base).expect("slots fit in memory");
             if let Some((_, pending)) = self.slots[index].as_mut() {
                 let merged = match (&*pending, &event) {
@@ -121,18 +124,22 @@ impl<K: Object> Inner<K> {
                 }
             }
         }
-        self.last
-            .insert(key.clone(), self.base + self.slots.len() as u64);
-        self.slots.push_back(Some((key.clone(), event)));
+        self.last.insert(place, self.base + self.slots.len() as u64);
+        self.slots.push_back(Some((place, event)));
     }
 
     fn pop(&mut self) -> Option<InformerEvent<K>> {
         while let Some(slot) = self.slots.pop_front() {
             let number = self.base;
             self.base += 1;
-            if let Some((key, event)) = slot {
-                if self.last.get(&key) == Some(&number) {
-                    self.last.remove(&key);
+            if let Some((place, event)) = slot {
+                if self.last.get(&place) == Some(&number) {
+                    self.last.remove(&place);
+                }
+                if self.slots.is_empty() && self.slots.capacity() > LARGE {
+                    // What a burst took.
+                    self.slots = VecDeque::new();
+                    self.last = HashMap::default();
                 }
                 return Some(event);
             }
@@ -142,17 +149,17 @@ impl<K: Object> Inner<K> {
 
     /// Drops an `Added` that a later `Deleted` of the same object follows, both of them.
     fn compact(&mut self) {
-        let mut added: HashMap<ObjectKey, usize> = HashMap::new();
+        let mut added: HashMap<Place, usize> = HashMap::new();
         for index in 0..self.slots.len() {
-            let Some((key, event)) = &self.slots[index] else {
+            let Some((place, event)) = &self.slots[index] else {
                 continue;
             };
             match event {
                 InformerEvent::Added(_) => {
-                    added.insert(key.clone(), index);
+                    added.insert(*place, index);
                 }
                 InformerEvent::Deleted(_) => {
-                    if let Some(first) = added.remove(key) {
+                    if let Some(first) = added.remove(place) {
                         self.slots[first] = None;
                         self.slots[index] = None;
                     }
@@ -164,8 +171,8 @@ impl<K: Object> Inner<K> {
         self.last.clear();
         self.slots = slots.into_iter().filter(Option::is_some).collect();
         for (index, slot) in self.slots.iter().enumerate() {
-            if let Some((key, _)) = slot {
-                self.last.insert(key.clone(), self.base + index as u64);
+            if let Some((place, _)) = slot {
+                self.last.insert(*place, self.base + index as u64);
             }
         }
     }

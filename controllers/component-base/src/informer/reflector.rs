@@ -26,7 +26,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::tolerant::Tolerant;
-use super::{InformerOptions, Object};
+use super::{InformerOptions, Keep, Object};
 use crate::client::wire::{self, Encoding, unreadable};
 
 /// Of a page, where the server streams no lists.
@@ -40,7 +40,7 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 const LONGEST_FRAME: usize = 64 << 20;
 
 /// What is asked for, and how the answer is read.
-pub(super) struct Source {
+pub(super) struct Source<K> {
     pub client: Client,
     /// As `/api/v1/pods`.
     pub path: String,
@@ -49,6 +49,7 @@ pub(super) struct Source {
     pub message: Option<&'static kube_protobuf::Message>,
     /// The metadata of whatever the objects are.
     pub metadata: bool,
+    pub keep: Keep<K>,
 }
 
 /// The answer's encoding.
@@ -60,7 +61,7 @@ enum Wire {
 
 enum Phase<K> {
     Begin,
-    Streaming(Watch),
+    Streaming(Watch<K>),
     Paging {
         items: VecDeque<K>,
         /// `None`: these were the last.
@@ -68,11 +69,11 @@ enum Phase<K> {
         version: String,
     },
     Resume(String),
-    Watching(Watch, String),
+    Watching(Watch<K>, String),
 }
 
 /// The objects of `source` as they are, and then as they become.
-pub(super) fn reflect<K>(source: Source) -> impl Stream<Item = Result<Event<K>, Error>> + Send
+pub(super) fn reflect<K>(source: Source<K>) -> impl Stream<Item = Result<Event<K>, Error>> + Send
 where
     K: Object + DeserializeOwned,
 {
@@ -88,7 +89,7 @@ where
 }
 
 struct Reflector<K> {
-    source: Source,
+    source: Source<K>,
     phase: Phase<K>,
     /// The server streams no lists.
     pages: bool,
@@ -119,7 +120,7 @@ impl<K: Object + DeserializeOwned> Reflector<K> {
                     Err(error) => return Err(error),
                 },
                 Phase::Streaming(mut watch) => {
-                    let event = match watch.next::<K>().await? {
+                    let event = match watch.next().await? {
                         // Cut off: what came is not all.
                         None => return Err(Error::InitialListFailed(ended_early())),
                         Some(WatchEvent::Bookmark(mark)) => {
@@ -173,7 +174,7 @@ impl<K: Object + DeserializeOwned> Reflector<K> {
                     }
                 },
                 Phase::Watching(mut watch, mut version) => {
-                    let event = match watch.next::<K>().await {
+                    let event = match watch.next().await {
                         Ok(event) => event,
                         Err(error) => {
                             self.phase = Phase::Resume(version);
@@ -274,7 +275,7 @@ struct Mark {
     metadata: ObjectMeta,
 }
 
-impl Source {
+impl<K: Object + DeserializeOwned> Source<K> {
     fn request(&self, query: &[(&str, &str)], list: bool) -> Result<Request<Body>, kube::Error> {
         let mut form = {
             let begin = format!("{}?", self.path);
@@ -321,13 +322,7 @@ impl Source {
     }
 
     /// Items, the version they are of, and how the next page is asked for.
-    async fn page<K>(
-        &self,
-        next: Option<&str>,
-    ) -> Result<(VecDeque<K>, String, String), kube::Error>
-    where
-        K: DeserializeOwned,
-    {
+    async fn page(&self, next: Option<&str>) -> Result<(VecDeque<K>, String, String), kube::Error> {
         let limit = PAGE.to_string();
         let mut query = vec![("limit", limit.as_str())];
         query.extend(next.map(|next| ("continue", next)));
@@ -337,8 +332,15 @@ impl Source {
             Wire::Json => {
                 let list: JsonList<K> =
                     serde_json::from_slice(&bytes).map_err(kube::Error::SerdeError)?;
-                let items = list.items.into_iter().map(|Tolerant(item)| item).collect();
-                Ok((items, list.metadata.resource_version, list.metadata.next))
+                let items = list.items.into_iter().map(|Tolerant(mut item)| {
+                    (self.keep.trim)(&mut item);
+                    item
+                });
+                Ok((
+                    items.collect(),
+                    list.metadata.resource_version,
+                    list.metadata.next,
+                ))
             }
             Wire::Protobuf(message) => {
                 let unknown = envelope::open(&bytes).map_err(unreadable)?;
@@ -346,7 +348,7 @@ impl Source {
                 let items = list
                     .items
                     .iter()
-                    .map(|item| kube_protobuf::from_slice(message, item, false))
+                    .map(|item| self.keep.read(message, item))
                     .collect::<Result<_, _>>()
                     .map_err(unreadable)?;
                 Ok((
@@ -359,7 +361,7 @@ impl Source {
     }
 
     /// Of what changes after `version`; `None`: of what there is, too.
-    async fn watch(&self, version: Option<&str>) -> Result<Watch, Error> {
+    async fn watch(&self, version: Option<&str>) -> Result<Watch<K>, Error> {
         let timeout = WATCH_SECONDS.to_string();
         let mut query = vec![
             ("watch", "true"),
@@ -379,21 +381,23 @@ impl Source {
             wire,
             body,
             buffer: BytesMut::new(),
+            keep: self.keep,
         })
     }
 }
 
 /// A watch under way.
-struct Watch {
+struct Watch<K> {
+    keep: Keep<K>,
     wire: Wire,
     body: Body,
     /// What is not read yet.
     buffer: BytesMut,
 }
 
-impl Watch {
+impl<K: Object + DeserializeOwned> Watch<K> {
     /// `None`: the server ended it.
-    async fn next<K: Object + DeserializeOwned>(&mut self) -> Result<Option<WatchEvent<K>>, Error> {
+    async fn next(&mut self) -> Result<Option<WatchEvent<K>>, Error> {
         let frame = self.frame().await.map_err(Error::WatchFailed)?;
         match frame {
             Some(frame) => self.event(&frame).map(Some).map_err(Error::WatchFailed),
@@ -440,18 +444,17 @@ impl Watch {
         }
     }
 
-    fn event<K: Object + DeserializeOwned>(
-        &self,
-        frame: &[u8],
-    ) -> Result<WatchEvent<K>, kube::Error> {
+    fn event(&self, frame: &[u8]) -> Result<WatchEvent<K>, kube::Error> {
         let message = match self.wire {
             Wire::Protobuf(message) => message,
-            Wire::Json => return json_event(frame).map_err(kube::Error::SerdeError),
+            Wire::Json => {
+                let event = json_event(frame, self.keep.trim);
+                return event.map_err(kube::Error::SerdeError);
+            }
         };
         let event = envelope::event(frame).map_err(unreadable)?;
         let unknown = envelope::open(event.object).map_err(unreadable)?;
-        let object =
-            || kube_protobuf::from_slice::<K>(message, unknown.raw, false).map_err(unreadable);
+        let object = || self.keep.read(message, unknown.raw).map_err(unreadable);
         Ok(match event.kind {
             "ADDED" => WatchEvent::Added(object()?),
             "MODIFIED" => WatchEvent::Modified(object()?),
@@ -476,7 +479,10 @@ fn bookmark<K>(mark: Mark) -> WatchEvent<K> {
     })
 }
 
-fn json_event<K: Object + DeserializeOwned>(frame: &[u8]) -> serde_json::Result<WatchEvent<K>> {
+fn json_event<K: Object + DeserializeOwned>(
+    frame: &[u8],
+    trim: fn(&mut K),
+) -> serde_json::Result<WatchEvent<K>> {
     #[derive(Deserialize)]
     struct Raw<'a> {
         r#type: std::borrow::Cow<'a, str>,
@@ -485,7 +491,11 @@ fn json_event<K: Object + DeserializeOwned>(frame: &[u8]) -> serde_json::Result<
     }
     let raw: Raw<'_> = serde_json::from_slice(frame)?;
     let text = raw.object.get();
-    let object = || serde_json::from_str::<Tolerant<K>>(text).map(|Tolerant(object)| object);
+    let object = || {
+        let Tolerant(mut object) = serde_json::from_str::<Tolerant<K>>(text)?;
+        trim(&mut object);
+        Ok::<_, serde_json::Error>(object)
+    };
     Ok(match raw.r#type.as_ref() {
         "ADDED" => WatchEvent::Added(object()?),
         "MODIFIED" => WatchEvent::Modified(object()?),

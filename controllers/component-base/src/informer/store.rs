@@ -1,9 +1,13 @@
 //! The objects of an informer, their indexes, and the fan-out to subscribers. All of it changes under one lock, so that a
 //! subscriber's queue and the store never disagree about the order.
+//!
+//! An object has a place (a number) for as long as it is here; indexes and queues hold places, and no copies of names.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
+use kube::Resource;
 use kube::runtime::watcher::Event;
 
 use super::queue::Queue;
@@ -11,18 +15,75 @@ use super::{InformerEvent, Object, ObjectKey, Receiver};
 
 type IndexFn<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
 
+/// The number of an object; free for another once it is gone.
+pub(super) type Place = u32;
+
 struct Index<K> {
     keys: IndexFn<K>,
-    entries: HashMap<String, HashSet<ObjectKey>>,
+    entries: HashMap<Box<str>, BTreeSet<Place>>,
+}
+
+/// Places by name. The names are the objects' own.
+struct Names {
+    hasher: RandomState,
+    /// Which bits of a hash count; all but in tests.
+    mask: u64,
+    /// The first place whose name has this hash; others follow in [`Slot::next`].
+    first: HashMap<u64, Place, Hashed>,
+}
+
+impl Names {
+    fn hash(&self, name: (&str, &str)) -> u64 {
+        self.hasher.hash_one(name) & self.mask
+    }
+}
+
+/// What is hashed already, or a place, which nobody chooses.
+#[derive(Clone, Default)]
+pub(super) struct Hashed(u64);
+
+impl std::hash::Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only numbers are keys");
+    }
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+    fn write_u32(&mut self, place: u32) {
+        // Spreads numbers in a row over all bits. Knuth, The Art of Computer Programming, 6.4.
+        self.0 = u64::from(place).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+impl BuildHasher for Hashed {
+    type Hasher = Self;
+    fn build_hasher(&self) -> Self {
+        Self(0)
+    }
+}
+
+struct Slot<K> {
+    /// `None`: the place is free.
+    object: Option<Arc<K>>,
+    next: Option<Place>,
+    /// Which relist saw it last.
+    seen: u32,
 }
 
 struct Inner<K: Object> {
-    objects: HashMap<ObjectKey, Arc<K>>,
-    namespaces: BTreeMap<String, HashSet<ObjectKey>>,
+    slots: Vec<Slot<K>>,
+    free: Vec<Place>,
+    names: Names,
+    /// Not of cluster objects.
+    namespaces: HashMap<Box<str>, BTreeSet<Place>>,
     indexes: HashMap<&'static str, Index<K>>,
     subscribers: Vec<Weak<Queue<K>>>,
-    /// Keys seen during a relist that is under way.
-    relist: Option<HashSet<ObjectKey>>,
+    /// A relist is under way.
+    relisting: bool,
+    relists: u32,
     closed: bool,
 }
 
@@ -30,15 +91,30 @@ pub(super) struct Store<K: Object> {
     inner: RwLock<Inner<K>>,
 }
 
+fn name_of<K: Resource>(object: &K) -> (&str, &str) {
+    let meta = object.meta();
+    (
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}
+
 impl<K: Object> Store<K> {
     pub(super) fn new() -> Self {
         Self {
             inner: RwLock::new(Inner {
-                objects: HashMap::new(),
-                namespaces: BTreeMap::new(),
+                slots: Vec::new(),
+                free: Vec::new(),
+                names: Names {
+                    hasher: RandomState::new(),
+                    mask: u64::MAX,
+                    first: HashMap::default(),
+                },
+                namespaces: HashMap::new(),
                 indexes: HashMap::new(),
                 subscribers: Vec::new(),
-                relist: None,
+                relisting: false,
+                relists: 0,
                 closed: false,
             }),
         }
@@ -55,50 +131,47 @@ impl<K: Object> Store<K> {
     pub(super) fn apply(&self, event: Event<K>) -> bool {
         let mut inner = self.write();
         match event {
-            Event::Init => inner.relist = Some(HashSet::new()),
-            Event::InitApply(object) => {
-                let key = ObjectKey::of(&object);
-                if let Some(seen) = &mut inner.relist {
-                    seen.insert(key.clone());
-                }
-                inner.upsert(key, object);
+            Event::Init => {
+                inner.relisting = true;
+                inner.relists = inner.relists.wrapping_add(1);
             }
+            Event::InitApply(object) | Event::Apply(object) => inner.upsert(object),
             Event::InitDone => {
-                if let Some(seen) = inner.relist.take() {
-                    let gone: Vec<ObjectKey> = inner
-                        .objects
-                        .keys()
-                        .filter(|key| !seen.contains(key))
-                        .cloned()
-                        .collect();
-                    for key in gone {
-                        inner.remove(&key, None);
-                    }
+                if std::mem::take(&mut inner.relisting) {
+                    inner.remove_unseen();
                 }
                 return true;
             }
-            Event::Apply(object) => inner.upsert(ObjectKey::of(&object), object),
-            Event::Delete(object) => inner.remove(&ObjectKey::of(&object), Some(object)),
+            Event::Delete(object) => {
+                if let Some(place) = inner.find(name_of(&object)) {
+                    inner.remove(place, Some(object));
+                }
+            }
         }
         false
     }
 
     pub(super) fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {
-        self.read().objects.get(key).cloned()
+        let inner = self.read();
+        let place = inner.find((&key.namespace, &key.name))?;
+        inner.object(place).cloned()
     }
     pub(super) fn list(&self) -> Vec<Arc<K>> {
-        self.read().objects.values().cloned().collect()
+        let inner = self.read();
+        let mut all = Vec::with_capacity(inner.len());
+        all.extend(inner.slots.iter().filter_map(|s| s.object.clone()));
+        all
     }
     pub(super) fn len(&self) -> usize {
-        self.read().objects.len()
+        self.read().len()
     }
     pub(super) fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let inner = self.read();
-        let keys = inner.namespaces.get(namespace);
-        keys.into_iter()
-            .flatten()
-            .filter_map(|key| inner.objects.get(key).cloned())
-            .collect()
+        inner.objects(inner.namespaces.get(namespace))
+    }
+    pub(super) fn count_namespace(&self, namespace: &str) -> usize {
+        let inner = self.read();
+        inner.namespaces.get(namespace).map_or(0, BTreeSet::len)
     }
 
     pub(super) fn add_index(&self, name: &'static str, keys: IndexFn<K>) {
@@ -111,28 +184,27 @@ impl<K: Object> Store<K> {
             keys,
             entries: HashMap::new(),
         };
-        for (key, object) in &inner.objects {
-            index.add(key, object);
+        for (place, slot) in (0..).zip(&inner.slots) {
+            if let Some(object) = &slot.object {
+                let keys = (index.keys)(object);
+                index.add(place, keys);
+            }
         }
         inner.indexes.insert(name, index);
     }
     pub(super) fn by_index(&self, name: &str, value: &str) -> Vec<Arc<K>> {
         let inner = self.read();
-        let keys = inner
-            .indexes
-            .get(name)
-            .and_then(|index| index.entries.get(value));
-        keys.into_iter()
-            .flatten()
-            .filter_map(|key| inner.objects.get(key).cloned())
-            .collect()
+        let index = inner.indexes.get(name);
+        inner.objects(index.and_then(|index| index.entries.get(value)))
     }
 
     pub(super) fn subscribe(&self) -> Receiver<K> {
         let mut inner = self.write();
         let queue = Arc::new(Queue::new());
-        for (key, object) in &inner.objects {
-            queue.push(key, InformerEvent::Added(object.clone()));
+        for (place, slot) in (0..).zip(&inner.slots) {
+            if let Some(object) = &slot.object {
+                queue.push(place, InformerEvent::Added(object.clone()));
+            }
         }
         if inner.closed {
             queue.close();
@@ -154,17 +226,19 @@ impl<K: Object> Store<K> {
 }
 
 impl<K> Index<K> {
-    fn add(&mut self, key: &ObjectKey, object: &K) {
-        for value in (self.keys)(object) {
-            self.entries.entry(value).or_default().insert(key.clone());
+    fn add(&mut self, place: Place, keys: Vec<String>) {
+        for value in keys {
+            let value = value.into_boxed_str();
+            self.entries.entry(value).or_default().insert(place);
         }
     }
-    fn remove(&mut self, key: &ObjectKey, object: &K) {
-        for value in (self.keys)(object) {
-            if let Some(keys) = self.entries.get_mut(&value) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.entries.remove(&value);
+
+    fn remove(&mut self, place: Place, keys: &[String]) {
+        for value in keys {
+            if let Some(places) = self.entries.get_mut(value.as_str()) {
+                places.remove(&place);
+                if places.is_empty() {
+                    self.entries.remove(value.as_str());
                 }
             }
         }
@@ -172,53 +246,149 @@ impl<K> Index<K> {
 }
 
 impl<K: Object> Inner<K> {
-    fn upsert(&mut self, key: ObjectKey, mut object: K) {
+    fn object(&self, place: Place) -> Option<&Arc<K>> {
+        self.slots.get(place as usize)?.object.as_ref()
+    }
+
+    fn objects(&self, places: Option<&BTreeSet<Place>>) -> Vec<Arc<K>> {
+        let places = places.into_iter().flatten();
+        places
+            .filter_map(|place| self.object(*place).cloned())
+            .collect()
+    }
+
+    fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    fn find(&self, name: (&str, &str)) -> Option<Place> {
+        let mut next = self.names.first.get(&self.names.hash(name)).copied();
+        while let Some(place) = next {
+            let slot = &self.slots[place as usize];
+            if slot.object.as_deref().is_some_and(|o| name_of(o) == name) {
+                return Some(place);
+            }
+            next = slot.next;
+        }
+        None
+    }
+
+    /// Puts a new object into a place of its own.
+    fn settle(&mut self, object: Arc<K>) -> Place {
+        let hash = self.names.hash(name_of(&*object));
+        let place = self.free.pop().unwrap_or_else(|| {
+            let next = Place::try_from(self.slots.len()).expect("objects fit in memory");
+            self.slots.push(Slot {
+                object: None,
+                next: None,
+                seen: 0,
+            });
+            next
+        });
+        let next = self.names.first.insert(hash, place);
+        let namespace = name_of(&*object).0;
+        if !namespace.is_empty() {
+            match self.namespaces.get_mut(namespace) {
+                Some(places) => drop(places.insert(place)),
+                None => drop(self.namespaces.insert(namespace.into(), [place].into())),
+            }
+        }
+        let slot = &mut self.slots[place as usize];
+        slot.next = next;
+        slot.object = Some(object);
+        place
+    }
+
+    /// Frees a place.
+    fn leave(&mut self, place: Place) -> Option<Arc<K>> {
+        let slot = &mut self.slots[place as usize];
+        let (object, after) = (slot.object.take()?, slot.next.take());
+        self.free.push(place);
+        let (namespace, name) = name_of(&*object);
+        if let Some(places) = self.namespaces.get_mut(namespace) {
+            places.remove(&place);
+            if places.is_empty() {
+                self.namespaces.remove(namespace);
+            }
+        }
+        let hash = self.names.hash((namespace, name));
+        let first = self.names.first.get(&hash).copied();
+        match (first == Some(place), after) {
+            (true, Some(after)) => drop(self.names.first.insert(hash, after)),
+            (true, None) => drop(self.names.first.remove(&hash)),
+            (false, _) => {
+                let mut next = first;
+                while let Some(other) = next {
+                    let slot = &mut self.slots[other as usize];
+                    next = slot.next;
+                    if next == Some(place) {
+                        slot.next = after;
+                        break;
+                    }
+                }
+            }
+        }
+        if self.free.len() == self.slots.len() {
+            // All went: so does what held them.
+            self.free = Vec::new();
+            self.slots = Vec::new();
+            self.names.first.shrink_to_fit();
+        }
+        Some(object)
+    }
+
+    fn upsert(&mut self, mut object: K) {
         // No reader needs managed fields, and they are often the larger half of an object.
         object.meta_mut().managed_fields = None;
-        let old = self.objects.get(&key).cloned();
-        if let Some(old) = &old {
-            if old.meta().resource_version.is_some()
-                && old.meta().resource_version == object.meta().resource_version
-            {
-                return;
-            }
-            if old.meta().uid != object.meta().uid {
-                self.remove(&key, None);
-                return self.upsert(key, object);
-            }
+        let Some(place) = self.find(name_of(&object)) else {
+            return self.add(object);
+        };
+        let (relists, slot) = (self.relists, &mut self.slots[place as usize]);
+        slot.seen = relists;
+        let old = slot
+            .object
+            .clone()
+            .expect("the place was found by its name");
+        if old.meta().resource_version.is_some()
+            && old.meta().resource_version == object.meta().resource_version
+        {
+            return;
+        }
+        if old.meta().uid != object.meta().uid {
+            self.remove(place, None);
+            return self.add(object);
         }
         let new = Arc::new(object);
-        self.objects.insert(key.clone(), new.clone());
-        self.namespaces
-            .entry(key.namespace.clone())
-            .or_default()
-            .insert(key.clone());
+        slot.object = Some(new.clone());
         for index in self.indexes.values_mut() {
-            if let Some(old) = &old {
-                index.remove(&key, old);
+            let (before, after) = ((index.keys)(&old), (index.keys)(&new));
+            if before != after {
+                index.remove(place, &before);
+                index.add(place, after);
             }
-            index.add(&key, &new);
         }
-        let event = match old {
-            Some(old) => InformerEvent::Updated { old, new },
-            None => InformerEvent::Added(new),
-        };
-        self.publish(&key, event);
+        self.publish(place, &InformerEvent::Updated { old, new });
+    }
+
+    fn add(&mut self, object: K) {
+        let new = Arc::new(object);
+        let place = self.settle(new.clone());
+        self.slots[place as usize].seen = self.relists;
+        for index in self.indexes.values_mut() {
+            let keys = (index.keys)(&new);
+            index.add(place, keys);
+        }
+        self.publish(place, &InformerEvent::Added(new));
     }
 
     /// `last` is the final state, if the server sent one.
-    fn remove(&mut self, key: &ObjectKey, last: Option<K>) {
-        let Some(old) = self.objects.remove(key) else {
+    fn remove(&mut self, place: Place, last: Option<K>) {
+        let Some(old) = self.leave(place) else {
             return;
         };
-        if let Some(keys) = self.namespaces.get_mut(&key.namespace) {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.namespaces.remove(&key.namespace);
-            }
-        }
         for index in self.indexes.values_mut() {
-            index.remove(key, &old);
+            let keys = (index.keys)(&old);
+            index.remove(place, &keys);
         }
         let last = match last {
             Some(mut last) if last.meta().uid == old.meta().uid => {
@@ -227,17 +397,32 @@ impl<K: Object> Inner<K> {
             }
             _ => old,
         };
-        self.publish(key, InformerEvent::Deleted(last));
+        self.publish(place, &InformerEvent::Deleted(last));
     }
 
-    fn publish(&mut self, key: &ObjectKey, event: InformerEvent<K>) {
+    /// What the list that ended had not.
+    fn remove_unseen(&mut self) {
+        let gone: Vec<Place> = (0..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| slot.object.is_some() && slot.seen != self.relists)
+            .map(|(place, _)| place)
+            .collect();
+        for place in gone {
+            self.remove(place, None);
+        }
+    }
+
+    fn publish(&mut self, place: Place, event: &InformerEvent<K>) {
         self.subscribers
             .retain(|subscriber| match subscriber.upgrade() {
                 Some(queue) => {
-                    queue.push(key, event.clone());
+                    queue.push(place, event.clone());
                     true
                 }
                 None => false,
             });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -227,3 +227,13 @@ async fn adopts_and_releases_by_the_server_not_by_the_cache() {
     );
     assert!(owner("late").is_empty());
 }
+
+#[test]
+fn only_large_sets_gather_changes() {
+    let of = |size| gathering_time(size).as_micros();
+    assert_eq!([of(-1), of(0), of(100)], [0, 0, 0]);
+    assert_eq!(
+        [of(101), of(1_000), of(1_000_000)],
+        [1_010, 10_000, 100_000]
+    );
+}

@@ -125,6 +125,7 @@ async fn check(answers: Vec<Answer>, events: &[&str], queries: &[&str]) {
         options: InformerOptions::default().labels("a=b"),
         message: Some(message()),
         metadata: false,
+        keep: Keep::default(),
     };
     let found: Vec<_> = reflect::<ConfigMap>(source)
         .take(events.len())
@@ -234,6 +235,7 @@ async fn a_list_that_is_cut_off_is_no_list() {
         options: InformerOptions::default(),
         message: Some(message()),
         metadata: false,
+        keep: Keep::default(),
     };
     let found: Vec<_> = reflect::<ConfigMap>(source)
         .take(6)
@@ -247,12 +249,13 @@ async fn a_list_that_is_cut_off_is_no_list() {
 #[tokio::test]
 async fn metadata_alone_is_asked_for() {
     let (client, _) = client(vec![]);
-    let source = |message, metadata| Source {
+    let source = |message, metadata| Source::<ConfigMap> {
         client: client.clone(),
         path: "/apis/x.io/v1/things".to_owned(),
         options: InformerOptions::default(),
         message,
         metadata,
+        keep: Keep::default(),
     };
     assert_eq!(source(None, false).accept(true), JSON);
     assert_eq!(
