@@ -1,6 +1,7 @@
 //! `cargo e2e bench …`: ours and upstream's, in turn in one run. Ratios and CPU seconds count; wall
 //! times on a busy machine do not.
 
+mod controllers;
 mod node;
 mod scheduler_core;
 
@@ -19,6 +20,8 @@ enum Bench {
     SchedulerCore(scheduler_core::SchedulerCoreOptions),
     /// Memory of a node's programs, and the time from a pod's creation to Ready.
     Node(node::NodeOptions),
+    /// CPU and memory of the controller manager, and CPU of the API server, over workloads.
+    Controllers(controllers::ControllersOptions),
 }
 
 /// # Errors
@@ -27,6 +30,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
     match &options.bench {
         Bench::SchedulerCore(options) => scheduler_core::run(options),
         Bench::Node(options) => node::run(options),
+        Bench::Controllers(options) => controllers::run(options),
     }
 }
 

@@ -171,12 +171,49 @@ impl Cluster {
         let steps = Steps::new(outputs.logs())?;
         debian::install_missing(&steps)?;
         Self::build(&steps, &outputs, &options)?;
-        tear_down(&layout).context("clear what an earlier cluster left")?;
+        let token = bootstrap_token()?;
+        let mut cluster = Self::lay_out(&steps, layout, outputs, options, &token)?;
+        cluster.start_everything(&steps, &token)?;
+        Ok(cluster)
+    }
 
+    /// A cluster of etcd and kube-apiserver alone: no nodes, no control loops, no registry. Their programs are built already.
+    ///
+    /// # Errors
+    /// One runs already, or a step fails; the error names the log.
+    pub fn up_bare(steps: &Steps, outputs: Outputs, name: &str) -> Result<Self> {
+        debian::require_root("make network namespaces")?;
+        let layout = Layout::new(name);
+        let _lock = lock(&layout)?;
+        if Self::open(name).is_ok_and(|running| running.is_running()) {
+            bail!("cluster {name:?} is already running");
+        }
+        let options = Options {
+            name: name.to_owned(),
+            nodes: 0,
+            profile: outputs.profile,
+            ..Options::default()
+        };
+        let token = bootstrap_token()?;
+        let mut cluster = Self::lay_out(steps, layout, outputs, options, &token)?;
+        let step = steps.start("etcd, kube-apiserver", None)?;
+        control_plane::start_api_server(&mut cluster)?;
+        step.done();
+        Ok(cluster)
+    }
+
+    /// Its files and its network; nothing runs yet.
+    fn lay_out(
+        steps: &Steps,
+        layout: Layout,
+        outputs: Outputs,
+        options: Options,
+        token: &str,
+    ) -> Result<Self> {
+        tear_down(&layout).context("clear what an earlier cluster left")?;
         let step = steps.start("certificates", None)?;
         fs::create_dir_all(layout.dir())?;
-        let token = bootstrap_token()?;
-        pki::create(&layout, &token)?;
+        pki::create(&layout, token)?;
         step.done();
 
         let step = steps.start("network", None)?;
@@ -185,8 +222,7 @@ impl Cluster {
         raise_inotify_limits()?;
         lan::create(&layout)?;
         step.done();
-
-        let mut cluster = Self {
+        Ok(Self {
             layout,
             outputs,
             state: State {
@@ -194,9 +230,7 @@ impl Cluster {
                 admin_port: 0,
                 processes: BTreeMap::new(),
             },
-        };
-        cluster.start_everything(&steps, &token)?;
-        Ok(cluster)
+        })
     }
 
     fn build(steps: &Steps, outputs: &Outputs, options: &Options) -> Result<()> {

@@ -292,6 +292,12 @@ const GO_PROGRAMS: &[GoProgram] = &[
         "./schedulerbench",
         GoKind::Kubernetes(Kubernetes::V1_37),
     ),
+    go(
+        "controllersbench",
+        "",
+        "./controllersbench",
+        GoKind::Kubernetes(Kubernetes::V1_37),
+    ),
     go("protobuf", "", "./protobuf", GoKind::Plain),
     go(
         "crane",

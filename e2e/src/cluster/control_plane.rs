@@ -185,6 +185,12 @@ fn start_forwarder(cluster: &mut Cluster) -> Result<()> {
 /// # Errors
 /// It cannot be started.
 pub fn start_controller_manager(cluster: &mut Cluster, replica: u8) -> Result<()> {
+    let program = controller_manager(cluster, replica);
+    cluster.start(program)
+}
+
+/// How it is started.
+pub fn controller_manager(cluster: &Cluster, replica: u8) -> Program {
     let pki = |file: &str| cluster.layout.pki(file).display().to_string();
     let kubeconfig = cluster
         .layout
@@ -215,12 +221,12 @@ pub fn start_controller_manager(cluster: &mut Cluster, replica: u8) -> Result<()
         format!("--cluster-name={}", cluster.layout.name),
         "--leader-elect=true".to_owned(),
     ]);
-    cluster.start(Program {
+    Program {
         name: replica_name("kube-controller-manager", replica),
         argv,
         env: Vec::new(),
         place: cluster.control_plane(),
-    })
+    }
 }
 
 /// # Errors
