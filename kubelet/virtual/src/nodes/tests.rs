@@ -111,7 +111,7 @@ async fn a_node_that_was_deleted_is_registered_again() {
         name: "v-0".to_owned(),
         subresource: "".into(),
         query: Vec::new(),
-        body: serde_json::Value::Null,
+        body: controller_runtime::transport::Body::null(),
     };
     controller_runtime::transport::Transport::send(&api, delete)
         .await
