@@ -9,6 +9,7 @@ use component_base::events::EventType;
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_helpers::labels::{Selector, SelectorError};
+use component_helpers::owner_ref::is_controlled_by;
 use controller_runtime::executor::{self, DeleteOptions, Executor};
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
@@ -16,6 +17,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::replica_sets::strategy_type;
+use super::revision::REVISION;
 use super::sync::{self, Action, Notice, Observed};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::{controlled_by, index_by_controller};
@@ -143,6 +145,18 @@ impl DeploymentController {
         )
     }
 
+    /// The Deployment's ReplicaSets by the server's word.
+    async fn live(&self, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, ApiError> {
+        let meta = &deployment.metadata;
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        // It was parsed before.
+        let selector = selector(deployment).map_or_else(|_| String::new(), |s| s.to_string());
+        let found: Vec<ReplicaSet> = self.executor.list(namespace, &selector, "").await?;
+        let own = |rs: &ReplicaSet| is_controlled_by(&rs.metadata, uid);
+        Ok(found.into_iter().filter(own).map(Arc::new).collect())
+    }
+
     fn pods_of(&self, sets: &[Arc<ReplicaSet>]) -> Vec<Arc<Pod>> {
         sets.iter()
             .filter_map(|rs| rs.metadata.uid.as_deref())
@@ -244,6 +258,23 @@ impl DeploymentController {
     }
 }
 
+/// Whether a ReplicaSet would be made, or the Deployment's revision become another.
+///
+/// DIFFERS: upstream numbers by its cache, which may lack what was written a moment ago; then two ReplicaSets have one number, and a
+/// rollback finds the wrong one. Here the server is asked before, once a rollout.
+fn gives_a_number(deployment: &Deployment, actions: &[Action]) -> bool {
+    fn number(deployment: &Deployment) -> Option<&String> {
+        deployment.metadata.annotations.as_ref()?.get(REVISION)
+    }
+    actions.iter().any(|action| match action {
+        Action::CreateReplicaSet { .. } => true,
+        Action::UpdateStatus { deployment: new } | Action::UpdateDeployment { deployment: new } => {
+            number(new) != number(deployment)
+        }
+        _ => false,
+    })
+}
+
 fn selector(deployment: &Deployment) -> Result<Selector, SelectorError> {
     Selector::new(&deployment.spec.selector)
 }
@@ -316,12 +347,19 @@ impl Controller for DeploymentController {
                 }
             }
         };
-        let pods = self.pods_of(&replica_sets);
-        let plan = sync::sync(
-            &deployment,
-            &Observed { replica_sets, pods },
-            self.clock.now(),
-        );
+        let decide = |replica_sets: Vec<Arc<ReplicaSet>>| {
+            // Only who waits for old pods to be gone looks at pods.
+            let pods = match strategy_type(&deployment) {
+                "Recreate" => self.pods_of(&replica_sets),
+                _ => Vec::new(),
+            };
+            let observed = Observed { replica_sets, pods };
+            sync::sync(&deployment, &observed, self.clock.now())
+        };
+        let mut plan = decide(replica_sets);
+        if gives_a_number(&deployment, &plan.actions) {
+            plan = decide(self.live(&deployment).await?);
+        }
         self.carry_out(&deployment, plan.actions).await?;
         Ok(plan.requeue_after)
     }

@@ -86,11 +86,11 @@ async fn a_slow_cache_makes_no_second_replica_set() {
     world.reconcile().await.unwrap();
     assert_eq!(world.api.list::<ReplicaSet>().len(), 1);
     world.sync().await;
-    // The ReplicaSet's event is late: the same name is tried, and found to be ours.
+    // The ReplicaSet's event is late: the server is asked, and has it.
     world.reconcile().await.unwrap();
     assert_eq!(
         (world.api.list::<ReplicaSet>().len(), world.creates()),
-        (1, 2)
+        (1, 1)
     );
     assert_eq!(world.deployment().status.unwrap().collision_count, None);
     world
@@ -98,9 +98,38 @@ async fn a_slow_cache_makes_no_second_replica_set() {
         .list::<ReplicaSet>()
         .into_iter()
         .for_each(|rs| world.sets.apply(rs));
-    settle().await;
+    world.sync().await;
     world.reconcile().await.unwrap();
-    assert_eq!(world.creates(), 2);
+    assert_eq!(world.creates(), 1);
+}
+
+/// The cache of ReplicaSets has none of them, or the first alone: no number is given twice.
+#[tokio::test]
+async fn revisions_follow_what_the_server_has() {
+    let world = World::new().await;
+    let roll = async |image: &str| {
+        let mut deployment = world.deployment();
+        deployment.spec.template.spec.as_mut().unwrap().containers[0].image = Some(image.into());
+        world.api.insert(&deployment);
+        world.sync().await;
+        world.reconcile().await.unwrap();
+        let all = world.api.list::<ReplicaSet>();
+        let number = |rs: &ReplicaSet| rs.metadata.annotations.as_ref()?.get(REVISION).cloned();
+        let of = |rs: &&ReplicaSet| {
+            let spec = rs.spec.template.as_ref().and_then(|t| t.spec.as_ref());
+            spec.is_some_and(|s| s.containers[0].image.as_deref() == Some(image))
+        };
+        all.iter().find(of).and_then(number).unwrap()
+    };
+    assert_eq!(roll("v1").await, "1");
+    assert_eq!(roll("v2").await, "2");
+    let all = world.api.list::<ReplicaSet>();
+    let first = all.into_iter().min_by_key(|rs| rs.metadata.uid.clone());
+    world.sets.apply(first.unwrap());
+    assert_eq!(roll("v3").await, "3");
+    // A rollback, too.
+    assert_eq!(roll("v1").await, "4");
+    assert_eq!(world.api.list::<ReplicaSet>().len(), 3);
 }
 
 #[tokio::test]
