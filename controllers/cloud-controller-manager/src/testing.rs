@@ -10,6 +10,7 @@ use cloud_provider::{
 use component_base::events::RecordedEvent;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Node, Service};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 
 #[derive(Default)]
 pub struct FakeCloud {
@@ -23,6 +24,8 @@ pub struct FakeCloud {
     /// What fails, by the method's name.
     pub failures: Mutex<BTreeMap<&'static str, CloudError>>,
     pub calls: Mutex<Vec<String>>,
+    /// Something became free.
+    pub freed: watch::Sender<u64>,
 }
 
 impl FakeCloud {
@@ -110,6 +113,12 @@ fn status() -> LoadBalancerStatus {
 
 #[async_trait]
 impl LoadBalancer for FakeCloud {
+    fn class(&self) -> Option<&'static str> {
+        Some("example.com/fake")
+    }
+    fn freed(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.freed.subscribe())
+    }
     async fn get(
         &self,
         _: &str,

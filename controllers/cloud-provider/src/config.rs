@@ -1,6 +1,7 @@
 //! Configuration files of providers.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 
@@ -54,4 +55,16 @@ pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
 pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let text = read(path)?;
     serde_saphyr::from_str(&text).map_err(|error| ConfigError::invalid(path, error))
+}
+
+/// What a file was when it was read: another one is read again.
+pub(crate) type Version = (SystemTime, u64);
+
+pub(crate) fn version(path: &Path) -> Result<Version, ConfigError> {
+    let read = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = std::fs::metadata(path).map_err(read)?;
+    Ok((metadata.modified().map_err(read)?, metadata.len()))
 }

@@ -20,7 +20,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{
@@ -28,7 +27,7 @@ use k8s_openapi::api::core::v1::{
 };
 use serde::Deserialize;
 
-use crate::config::{ConfigError, load};
+use crate::config::{ConfigError, Version, load, version};
 use crate::{Cloud, CloudError, InstanceMetadata, Instances, LoadBalancer};
 
 /// As in `--cloud-provider`.
@@ -130,9 +129,6 @@ fn check(path: &Path, file: &File) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// What a file was when it was read.
-type Version = (SystemTime, u64);
-
 /// The cloud.
 pub struct Inventory {
     path: PathBuf,
@@ -188,15 +184,6 @@ impl Inventory {
             ingress: Some(balanced.ingress.clone()),
         }))
     }
-}
-
-fn version(path: &Path) -> Result<Version, ConfigError> {
-    let read = |source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let metadata = std::fs::metadata(path).map_err(read)?;
-    Ok((metadata.modified().map_err(read)?, metadata.len()))
 }
 
 fn parse(path: &Path) -> Result<File, ConfigError> {

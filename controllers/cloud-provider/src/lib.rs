@@ -1,4 +1,5 @@
-//! What the cloud-controller-manager wants of a cloud, and two clouds: a file, and whatever answers over HTTP.
+//! What the cloud-controller-manager wants of a cloud, and three clouds: pools of addresses that the nodes announce, a file, and
+//! whatever answers over HTTP.
 //!
 //! Owns the traits and the providers; knows no API server. A cloud is a [`Cloud`] that has some of [`Instances`], [`Zones`],
 //! [`LoadBalancer`] and [`Routes`]; `inventory.rs` is one in a file, to begin another from. Upstream: k8s.io/cloud-provider, v0.37.
@@ -12,8 +13,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{LoadBalancerStatus, Node, NodeAddress, Service};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 mod config;
+pub mod gantry;
 pub mod http;
 pub mod inventory;
 
@@ -110,7 +113,13 @@ pub trait Cloud: Send + Sync + 'static {
     fn routes(&self) -> Option<&dyn Routes> {
         None
     }
+    /// Where all Services can be seen, for a cloud that must know the others to serve one. Called once before anything is asked of
+    /// [`Cloud::load_balancer`]. Upstream: `InformerUser`.
+    fn use_services(&self, _: ServiceLister) {}
 }
+
+/// All Services of the cluster, as they are known now.
+pub type ServiceLister = Arc<dyn Fn() -> Vec<Arc<Service>> + Send + Sync>;
 
 /// The machines of Nodes. Upstream: `InstancesV2`.
 #[async_trait]
@@ -133,6 +142,15 @@ pub trait Zones: Send + Sync {
 /// Load balancers for Services. Every call may be repeated.
 #[async_trait]
 pub trait LoadBalancer: Send + Sync {
+    /// The class (`spec.loadBalancerClass`) of Services that are this cloud's, too; those without a class always are.
+    fn class(&self) -> Option<&'static str> {
+        None
+    }
+    /// Changes when something became free that a Service may have been refused for; `None` where clouds are only asked again
+    /// after a pause.
+    fn freed(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
     /// The status of a Service's load balancer; `None` when there is none.
     async fn get(
         &self,
@@ -169,7 +187,7 @@ pub trait Routes: Send + Sync {
 }
 
 /// The providers of this build.
-pub const PROVIDERS: &[&str] = &[http::NAME, inventory::NAME];
+pub const PROVIDERS: &[&str] = &[gantry::NAME, http::NAME, inventory::NAME];
 
 /// The cloud of a name (`--cloud-provider`) and a configuration file (`--cloud-config`).
 ///
@@ -178,6 +196,7 @@ pub const PROVIDERS: &[&str] = &[http::NAME, inventory::NAME];
 pub async fn open(name: &str, config: &Path) -> Result<Arc<dyn Cloud>, ConfigError> {
     match name {
         inventory::NAME => Ok(Arc::new(inventory::Inventory::open(config)?)),
+        gantry::NAME => Ok(Arc::new(gantry::Gantry::open(config)?)),
         http::NAME => Ok(Arc::new(http::HttpCloud::open(config).await?)),
         _ => Err(ConfigError::Unknown {
             name: name.to_owned(),

@@ -82,6 +82,21 @@ impl Watches {
         }));
     }
 
+    /// Calls `handler` whenever the value of `changes` changed, until its sender is gone. Handlers must not block.
+    pub fn on_change<T: Send + Sync + 'static>(
+        &mut self,
+        mut changes: tokio::sync::watch::Receiver<T>,
+        mut handler: impl FnMut() + Send + 'static,
+    ) {
+        let shutdown = self.shutdown.clone();
+        self.tasks
+            .spawn(self.shutdown.guarded("handler of changes", async move {
+                while let Some(Ok(())) = shutdown.run_until(changes.changed()).await {
+                    handler();
+                }
+            }));
+    }
+
     /// Reads from `informer` without handling its events; the controller starts after it has synced.
     pub fn wait_for<K: Object>(&mut self, informer: &Informer<K>) {
         let informer = informer.clone();

@@ -20,8 +20,8 @@ use k8s_openapi::api::core::v1::{LoadBalancerStatus, Node, Service};
 
 use super::metrics;
 use super::sync::{
-    Told, finalizer, is_target, needs_cleanup, needs_update, should_sync_node, status, told,
-    wants_load_balancer,
+    Told, finalizer, has_no_address, is_target, needs_cleanup, needs_update, should_sync_node,
+    status, told, wants_load_balancer,
 };
 use crate::context::{Context, Running, StartError};
 
@@ -106,6 +106,10 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
         queue: WorkQueue::with("service", RETRY, Clock::real()),
         executor,
     });
+    let services = controller.services.clone();
+    context
+        .cloud
+        .use_services(Arc::new(move || services.list()));
     let watches = controller.watch(&context.shutdown);
     let queue = controller.queue.clone();
     let workers = context.options.concurrent_service_syncs;
@@ -136,8 +140,10 @@ impl Services {
         let this = self.clone();
         watches.on(&self.services, move |event| {
             let look = match &event {
-                InformerEvent::Added(new) => wants_load_balancer(new) || needs_cleanup(new),
-                InformerEvent::Updated { old, new } => needs_update(old, new) || needs_cleanup(new),
+                InformerEvent::Added(new) => this.wants(new) || needs_cleanup(new),
+                InformerEvent::Updated { old, new } => {
+                    needs_update(old, new, this.class()) || needs_cleanup(new)
+                }
                 // DIFFERS: one that goes past its finalizer leaves no load balancer behind; upstream has no event for it.
                 InformerEvent::Deleted(_) => true,
             };
@@ -153,7 +159,31 @@ impl Services {
                 this.queue.add(Key::Nodes);
             }
         });
+        let freed = self.cloud.load_balancer().and_then(|b| b.freed());
+        if let Some(freed) = freed {
+            let this = self.clone();
+            watches.on_change(freed, move || this.look_at_refused());
+        }
         watches
+    }
+
+    /// The class of Services that are this cloud's, too.
+    fn class(&self) -> Option<&'static str> {
+        self.cloud.load_balancer().and_then(|b| b.class())
+    }
+
+    fn wants(&self, service: &Service) -> bool {
+        wants_load_balancer(service, self.class())
+    }
+
+    /// Something became free: who got nothing is looked at now, and not after its pause.
+    fn look_at_refused(&self) {
+        for key in lock(&self.known).keys() {
+            let service = self.services.get_key(key);
+            if service.is_some_and(|service| self.wants(&service) && has_no_address(&service)) {
+                self.queue.add(Key::Service(key.clone()));
+            }
+        }
     }
 
     fn balancer(&self) -> Result<&dyn LoadBalancer, CloudError> {
@@ -186,7 +216,7 @@ impl Services {
 
     /// A Service that is gone, or whose name is another's, has no load balancer any more.
     async fn clean_up_after(&self, service: &Service) -> Result<(), SyncError> {
-        if !wants_load_balancer(service) {
+        if !self.wants(service) {
             return Ok(());
         }
         self.tell(
@@ -234,7 +264,7 @@ impl Services {
             self.clean_up_after(&known).await?;
         }
         lock(&self.known).insert(key.clone(), service.clone());
-        let result = match !wants_load_balancer(&service) || needs_cleanup(&service) {
+        let result = match !self.wants(&service) || needs_cleanup(&service) {
             true => self.delete(key, &service).await,
             false => self.ensure(key, &service).await,
         };
@@ -350,7 +380,7 @@ impl Services {
         let nodes = self.targets();
         let now = told(&nodes);
         for (key, service) in known {
-            if !wants_load_balancer(&service) {
+            if !self.wants(&service) {
                 continue;
             }
             // What fails below is the Service's own retry; it must not be told twice.

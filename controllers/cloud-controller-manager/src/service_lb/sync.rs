@@ -15,11 +15,19 @@ const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// The cluster autoscaler is about to delete the Node.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// Whether the Service wants a load balancer of the cloud's. One with a class wants another's.
-pub fn wants_load_balancer(service: &Service) -> bool {
+/// Whether the Service wants a load balancer of the cloud's. One with a class other than `class`, the cloud's own, wants another's.
+pub fn wants_load_balancer(service: &Service, class: Option<&str>) -> bool {
     service.spec.as_ref().is_some_and(|spec| {
-        spec.type_.as_deref() == Some("LoadBalancer") && spec.load_balancer_class.is_none()
+        let of = spec.load_balancer_class.as_deref();
+        spec.type_.as_deref() == Some("LoadBalancer") && (of.is_none() || of == class)
     })
+}
+
+/// Whether the Service has no address of a load balancer.
+pub fn has_no_address(service: &Service) -> bool {
+    let status = service.status.as_ref();
+    let status = status.and_then(|s| s.load_balancer.as_ref());
+    status.is_none_or(|status| ingress(status).is_empty())
 }
 
 /// Whether the finalizer is there.
@@ -38,11 +46,12 @@ pub fn needs_cleanup(service: &Service) -> bool {
 }
 
 /// Whether something changed that a load balancer could be made of.
-pub fn needs_update(old: &Service, new: &Service) -> bool {
-    if wants_load_balancer(old) != wants_load_balancer(new) {
+pub fn needs_update(old: &Service, new: &Service, class: Option<&str>) -> bool {
+    let wants = wants_load_balancer(new, class);
+    if wants_load_balancer(old, class) != wants {
         return true;
     }
-    if !wants_load_balancer(new) {
+    if !wants {
         return false;
     }
     let (Some(a), Some(b)) = (&old.spec, &new.spec) else {
@@ -57,6 +66,7 @@ pub fn needs_update(old: &Service, new: &Service) -> bool {
         || a.external_traffic_policy != b.external_traffic_policy
         || a.health_check_node_port != b.health_check_node_port
         || a.ip_families != b.ip_families
+        || a.ip_family_policy != b.ip_family_policy
         || old.metadata.annotations != new.metadata.annotations
         || old.metadata.uid != new.metadata.uid
 }

@@ -197,6 +197,45 @@ async fn services_of_others_are_left_alone() {
 }
 
 #[tokio::test]
+async fn services_of_the_clouds_own_class() {
+    let cluster = cluster().await;
+    cluster.apply(&service(
+        "1",
+        json!({ "loadBalancerClass": "example.com/fake" }),
+    ));
+    assert_eq!(cluster.work().await, [""; 0]);
+    assert_eq!(cluster.addresses(), ["192.0.2.1"]);
+    let mut going = cluster.stored();
+    going.metadata.deletion_timestamp = from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+    going.metadata.resource_version = Some("100".into());
+    cluster.cloud.calls();
+    cluster.apply(&going);
+    assert_eq!(cluster.work().await, [""; 0]);
+    assert_eq!(cluster.cloud.calls(), ["get ns/s", "ensure_deleted ns/s"]);
+}
+
+#[tokio::test]
+async fn what_was_refused_is_tried_again_when_something_is_free() {
+    let cluster = cluster().await;
+    cluster
+        .cloud
+        .fail("ensure", CloudError::Failed("none left".into()));
+    cluster.apply(&service("1", json!({})));
+    assert_eq!(cluster.work().await.len(), 1);
+    cluster.cloud.heal();
+    cluster.cloud.freed.send_modify(|times| *times += 1);
+    assert_eq!(cluster.work().await, [""; 0]);
+    assert_eq!(cluster.addresses(), ["192.0.2.1"]);
+    // Who has an address waits for nothing.
+    cluster.services.apply(cluster.stored());
+    cluster.work().await;
+    cluster.cloud.calls();
+    cluster.cloud.freed.send_modify(|times| *times += 1);
+    assert_eq!(cluster.work().await, [""; 0]);
+    assert!(cluster.cloud.calls().is_empty());
+}
+
+#[tokio::test]
 async fn what_the_cloud_refuses() {
     let mut cluster = cluster().await;
     cluster
@@ -326,7 +365,7 @@ fn predicates_of_services() {
     let plain = service("1", json!({}));
     let check = |spec: Value, expect: bool| {
         let other = service("2", spec.clone());
-        assert_eq!(needs_update(&plain, &other), expect, "{spec}");
+        assert_eq!(needs_update(&plain, &other, None), expect, "{spec}");
     };
     check(json!({}), false);
     check(json!({ "clusterIP": "10.0.0.1" }), false);
@@ -346,12 +385,12 @@ fn predicates_of_services() {
     }
     let mut annotated = plain.clone();
     annotated.metadata.annotations = Some([("a".into(), "b".into())].into());
-    assert!(needs_update(&plain, &annotated));
+    assert!(needs_update(&plain, &annotated, None));
     let (a, b) = (
         service("1", json!({ "type": "NodePort" })),
         service("2", json!({ "type": "ClusterIP" })),
     );
-    assert!(!needs_update(&a, &b) && !wants_load_balancer(&a));
+    assert!(!needs_update(&a, &b, None) && !wants_load_balancer(&a, None));
     let mut finalized = a;
     assert!(!needs_cleanup(&finalized));
     finalized.metadata.finalizers = Some(vec![FINALIZER.into()]);
