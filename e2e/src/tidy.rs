@@ -116,6 +116,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         "kube-proxy",
         &["nftables", "component-base", "component-helpers"],
     ),
+    // It announces what the provider gantry gave out, by the same file.
+    ("gantry-announcer", &["cloud-provider", "component-base"]),
     // What a provider of virtual nodes is written against: no API server, and none of our machinery.
     ("kubelet-provider", &[]),
     (
