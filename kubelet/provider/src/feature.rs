@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::{
     Container, PodSecurityContext, PodSpec, SecurityContext as ContainerSecurity,
 };
 
-/// A kind of field that a provider may not understand. Names, images, commands, arguments, plain variables, resources, restart policy
-/// and grace period are no options; what only the scheduler and the API server look at is none, either.
+/// A kind of field that a provider may not understand. Names, images, commands, arguments, plain variables, resources, the pod's
+/// restart policy and its grace period are no options; what only the scheduler and the API server look at is none, either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum PodFeature {
@@ -24,6 +24,8 @@ pub enum PodFeature {
     LifecycleHooks,
     /// `hostNetwork`, `hostPID`, `hostIPC`.
     HostNamespaces,
+    /// `hostUsers: false`.
+    UserNamespaces,
     /// `ports[].hostPort`.
     HostPorts,
     /// `volumes`; the token of the service account, which every pod gets unasked, needs none.
@@ -36,7 +38,7 @@ pub enum PodFeature {
     ResourceClaims,
     /// `runtimeClassName`.
     RuntimeClass,
-    /// `hostAliases`, `dnsConfig`, `dnsPolicy: None`, `subdomain`, `setHostnameAsFQDN`.
+    /// `hostAliases`, `dnsConfig`, `dnsPolicy: None`, `hostname`, `hostnameOverride`, `subdomain`, `setHostnameAsFQDN`.
     Names,
     /// `shareProcessNamespace`.
     SharedProcesses,
@@ -44,6 +46,14 @@ pub enum PodFeature {
     ActiveDeadline,
     /// `imagePullSecrets`.
     ImagePullSecrets,
+    /// `stdin`, `stdinOnce`, `tty`.
+    Terminals,
+    /// `workingDir`.
+    WorkingDirectory,
+    /// `restartPolicy` and `restartPolicyRules` of a container, but for sidecars' `Always`.
+    RestartRules,
+    /// `terminationMessagePath` and `terminationMessagePolicy` that are not the API's defaults.
+    TerminationMessages,
 }
 
 use PodFeature::*;
@@ -55,6 +65,7 @@ const ALL: &[(PodFeature, &str)] = &[
     (Probes, "Probes"),
     (LifecycleHooks, "LifecycleHooks"),
     (HostNamespaces, "HostNamespaces"),
+    (UserNamespaces, "UserNamespaces"),
     (HostPorts, "HostPorts"),
     (Volumes, "Volumes"),
     (VariableSources, "VariableSources"),
@@ -65,7 +76,15 @@ const ALL: &[(PodFeature, &str)] = &[
     (SharedProcesses, "SharedProcesses"),
     (ActiveDeadline, "ActiveDeadline"),
     (ImagePullSecrets, "ImagePullSecrets"),
+    (Terminals, "Terminals"),
+    (WorkingDirectory, "WorkingDirectory"),
+    (RestartRules, "RestartRules"),
+    (TerminationMessages, "TerminationMessages"),
 ];
+
+/// The API's defaults, which every container has.
+const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
+const TERMINATION_MESSAGE_POLICY: &str = "File";
 
 /// A feature nobody knows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -136,125 +155,217 @@ pub fn unsupported_fields(spec: &PodSpec, features: &Features) -> Vec<Unsupporte
             found.push(UnsupportedField { path, feature });
         }
     };
-    let yes = |flag: Option<bool>| flag == Some(true);
-    let text = |field: &Option<String>| field.as_deref().is_some_and(|t| !t.is_empty());
-    for (name, on) in [
-        ("hostNetwork", yes(spec.host_network)),
-        ("hostPID", yes(spec.host_pid)),
-        ("hostIPC", yes(spec.host_ipc)),
-    ] {
-        need(HostNamespaces, on, format!("spec.{name}"));
+    pod_fields(spec, &mut need);
+    for (index, container) in spec.init_containers.iter().flatten().enumerate() {
+        let path = format!("spec.initContainers[{index}]");
+        let sidecar = container.restart_policy.as_deref() == Some("Always");
+        let feature = if sidecar { Sidecars } else { InitContainers };
+        need(feature, true, path.clone());
+        container_fields(container, &path, sidecar, &mut need);
     }
-    for (name, on) in [
+    for (index, container) in spec.containers.iter().enumerate() {
+        let path = format!("spec.containers[{index}]");
+        container_fields(container, &path, false, &mut need);
+    }
+    found
+}
+
+fn text(field: &Option<String>) -> bool {
+    field.as_deref().is_some_and(|text| !text.is_empty())
+}
+
+fn some<T>(list: &Option<Vec<T>>) -> bool {
+    list.iter().flatten().next().is_some()
+}
+
+/// Every field is named here: one that the API adds must be thought of before this builds again.
+fn pod_fields(spec: &PodSpec, need: &mut impl FnMut(PodFeature, bool, String)) {
+    let PodSpec {
+        active_deadline_seconds,
+        // For the scheduler and the API server.
+        affinity: _,
+        automount_service_account_token: _,
+        eviction_responders: _,
+        node_name: _,
+        node_selector: _,
+        overhead: _,
+        preemption_policy: _,
+        priority: _,
+        priority_class_name: _,
+        scheduler_name: _,
+        scheduling_gates: _,
+        scheduling_group: _,
+        service_account: _,
+        service_account_name: _,
+        tolerations: _,
+        topology_spread_constraints: _,
+        // The loops see to them.
+        readiness_gates: _,
+        // No options. Variables of services are nothing that somebody asked for; `os` is what the node says it is.
+        enable_service_links: _,
+        os: _,
+        resources: _,
+        restart_policy: _,
+        termination_grace_period_seconds: _,
+        // Looked at one by one.
+        containers: _,
+        init_containers: _,
+        ephemeral_containers,
+        dns_config,
+        dns_policy,
+        host_aliases,
+        host_ipc,
+        host_network,
+        host_pid,
+        host_users,
+        hostname,
+        hostname_override,
+        image_pull_secrets,
+        resource_claims,
+        runtime_class_name,
+        security_context,
+        set_hostname_as_fqdn,
+        share_process_namespace,
+        subdomain,
+        volumes,
+    } = spec;
+    let yes = |flag: &Option<bool>| *flag == Some(true);
+    let security = security_context.as_ref();
+    for (feature, name, set) in [
+        (HostNamespaces, "hostNetwork", yes(host_network)),
+        (HostNamespaces, "hostPID", yes(host_pid)),
+        (HostNamespaces, "hostIPC", yes(host_ipc)),
+        (UserNamespaces, "hostUsers", *host_users == Some(false)),
+        (Names, "hostAliases", some(host_aliases)),
+        (Names, "dnsConfig", dns_config.is_some()),
+        (Names, "dnsPolicy", dns_policy.as_deref() == Some("None")),
+        (Names, "hostname", text(hostname)),
+        (Names, "hostnameOverride", text(hostname_override)),
+        (Names, "subdomain", text(subdomain)),
+        (Names, "setHostnameAsFQDN", yes(set_hostname_as_fqdn)),
         (
-            "hostAliases",
-            spec.host_aliases.iter().flatten().count() > 0,
+            SharedProcesses,
+            "shareProcessNamespace",
+            yes(share_process_namespace),
         ),
-        ("dnsConfig", spec.dns_config.is_some()),
-        ("dnsPolicy", spec.dns_policy.as_deref() == Some("None")),
-        ("subdomain", text(&spec.subdomain)),
-        ("setHostnameAsFQDN", yes(spec.set_hostname_as_fqdn)),
+        (
+            ActiveDeadline,
+            "activeDeadlineSeconds",
+            active_deadline_seconds.is_some(),
+        ),
+        (
+            ImagePullSecrets,
+            "imagePullSecrets",
+            some(image_pull_secrets),
+        ),
+        (RuntimeClass, "runtimeClassName", text(runtime_class_name)),
+        (ResourceClaims, "resourceClaims", some(resource_claims)),
+        (
+            SecurityContext,
+            "securityContext",
+            security.is_some_and(|s| *s != PodSecurityContext::default()),
+        ),
+        (
+            EphemeralContainers,
+            "ephemeralContainers",
+            some(ephemeral_containers),
+        ),
     ] {
-        need(Names, on, format!("spec.{name}"));
+        need(feature, set, format!("spec.{name}"));
     }
-    need(
-        SharedProcesses,
-        yes(spec.share_process_namespace),
-        "spec.shareProcessNamespace".to_owned(),
-    );
-    need(
-        ActiveDeadline,
-        spec.active_deadline_seconds.is_some(),
-        "spec.activeDeadlineSeconds".to_owned(),
-    );
-    need(
-        ImagePullSecrets,
-        spec.image_pull_secrets.iter().flatten().count() > 0,
-        "spec.imagePullSecrets".to_owned(),
-    );
-    need(
-        RuntimeClass,
-        text(&spec.runtime_class_name),
-        "spec.runtimeClassName".to_owned(),
-    );
-    need(
-        ResourceClaims,
-        spec.resource_claims.iter().flatten().count() > 0,
-        "spec.resourceClaims".to_owned(),
-    );
-    let security = spec.security_context.as_ref();
-    need(
-        SecurityContext,
-        security.is_some_and(|s| *s != PodSecurityContext::default()),
-        "spec.securityContext".to_owned(),
-    );
-    for (index, volume) in spec.volumes.iter().flatten().enumerate() {
+    for (index, volume) in volumes.iter().flatten().enumerate() {
         // The admission plugin ServiceAccount adds it to every pod.
         let token = volume.name.starts_with("kube-api-access-") && volume.projected.is_some();
         need(Volumes, !token, format!("spec.volumes[{index}]"));
     }
-    for (index, container) in spec.init_containers.iter().flatten().enumerate() {
-        let path = format!("spec.initContainers[{index}]");
-        let feature = match container.restart_policy.as_deref() {
-            Some("Always") => Sidecars,
-            _ => InitContainers,
-        };
-        need(feature, true, path.clone());
-        container_fields(container, &path, &mut need);
-    }
-    for (index, container) in spec.containers.iter().enumerate() {
-        container_fields(container, &format!("spec.containers[{index}]"), &mut need);
-    }
-    let ephemeral = spec.ephemeral_containers.iter().flatten().count();
-    need(
-        EphemeralContainers,
-        ephemeral > 0,
-        "spec.ephemeralContainers".to_owned(),
-    );
-    found
 }
 
+/// Every field is named here, too. `sidecar`: that it is started again and again is a feature of its own.
 fn container_fields(
     container: &Container,
     path: &str,
+    sidecar: bool,
     need: &mut impl FnMut(PodFeature, bool, String),
 ) {
-    for (name, set) in [
-        ("livenessProbe", container.liveness_probe.is_some()),
-        ("readinessProbe", container.readiness_probe.is_some()),
-        ("startupProbe", container.startup_probe.is_some()),
+    let Container {
+        // No options.
+        args: _,
+        command: _,
+        image: _,
+        image_pull_policy: _,
+        name: _,
+        resize_policy: _,
+        resources: _,
+        // There is none without the pod's volume.
+        volume_mounts: _,
+        volume_devices: _,
+        env,
+        env_from,
+        lifecycle,
+        liveness_probe,
+        ports,
+        readiness_probe,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        stdin,
+        stdin_once,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        working_dir,
+    } = container;
+    let yes = |flag: &Option<bool>| *flag == Some(true);
+    let other = |field: &Option<String>, usual: &str| text(field) && *field != Some(usual.into());
+    let security = security_context.as_ref();
+    for (feature, name, set) in [
+        (Probes, "livenessProbe", liveness_probe.is_some()),
+        (Probes, "readinessProbe", readiness_probe.is_some()),
+        (Probes, "startupProbe", startup_probe.is_some()),
+        (LifecycleHooks, "lifecycle", lifecycle.is_some()),
+        (Terminals, "stdin", yes(stdin)),
+        (Terminals, "stdinOnce", yes(stdin_once)),
+        (Terminals, "tty", yes(tty)),
+        (WorkingDirectory, "workingDir", text(working_dir)),
+        (
+            RestartRules,
+            "restartPolicy",
+            !sidecar && text(restart_policy),
+        ),
+        (
+            RestartRules,
+            "restartPolicyRules",
+            some(restart_policy_rules),
+        ),
+        (
+            TerminationMessages,
+            "terminationMessagePath",
+            other(termination_message_path, TERMINATION_MESSAGE_PATH),
+        ),
+        (
+            TerminationMessages,
+            "terminationMessagePolicy",
+            other(termination_message_policy, TERMINATION_MESSAGE_POLICY),
+        ),
+        (VariableSources, "envFrom", some(env_from)),
+        (
+            SecurityContext,
+            "securityContext",
+            security.is_some_and(|s| *s != ContainerSecurity::default()),
+        ),
     ] {
-        need(Probes, set, format!("{path}.{name}"));
+        need(feature, set, format!("{path}.{name}"));
     }
-    need(
-        LifecycleHooks,
-        container.lifecycle.is_some(),
-        format!("{path}.lifecycle"),
-    );
-    for (index, port) in container.ports.iter().flatten().enumerate() {
+    for (index, port) in ports.iter().flatten().enumerate() {
         let set = port.host_port.unwrap_or(0) > 0;
         need(HostPorts, set, format!("{path}.ports[{index}].hostPort"));
     }
-    need(
-        VariableSources,
-        container.env_from.iter().flatten().count() > 0,
-        format!("{path}.envFrom"),
-    );
-    for (index, variable) in container.env.iter().flatten().enumerate() {
+    for (index, variable) in env.iter().flatten().enumerate() {
         let set = variable.value_from.is_some();
-        need(
-            VariableSources,
-            set,
-            format!("{path}.env[{index}].valueFrom"),
-        );
+        let path = format!("{path}.env[{index}].valueFrom");
+        need(VariableSources, set, path);
     }
-    let security = container.security_context.as_ref();
-    let set = security.is_some_and(|s| *s != ContainerSecurity::default());
-    need(
-        PodFeature::SecurityContext,
-        set,
-        format!("{path}.securityContext"),
-    );
 }
 
 #[cfg(test)]
@@ -272,34 +383,47 @@ mod tests {
     #[test]
     fn every_optional_field_is_named() {
         let plain = serde_json::json!({
-            "containers": [{"name": "a", "image": "i", "command": ["x"], "env": [{"name": "A", "value": "b"}]}],
+            "containers": [{"name": "a", "image": "i", "command": ["x"], "env": [{"name": "A", "value": "b"}],
+                "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}],
             "volumes": [{"name": "kube-api-access-x7", "projected": {"sources": []}}],
             "securityContext": {}, "dnsPolicy": "ClusterFirst", "hostNetwork": false,
         });
         check(plain, Features::none(), &[]);
         let full = serde_json::json!({
-            "hostPID": true, "activeDeadlineSeconds": 5, "runtimeClassName": "r",
+            "hostPID": true, "activeDeadlineSeconds": 5, "runtimeClassName": "r", "hostUsers": false, "hostname": "h",
             "securityContext": {"runAsUser": 1}, "volumes": [{"name": "v", "emptyDir": {}}],
-            "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+            "initContainers": [{"name": "i", "restartPolicy": "Never"}, {"name": "s", "restartPolicy": "Always"}],
             "containers": [{"name": "a", "livenessProbe": {}, "lifecycle": {}, "ports": [{"containerPort": 1, "hostPort": 1}],
-                "env": [{"name": "A", "valueFrom": {}}], "securityContext": {"privileged": true}}],
+                "env": [{"name": "A", "valueFrom": {}}], "securityContext": {"privileged": true}, "tty": true,
+                "workingDir": "/tmp", "terminationMessagePath": "/x", "terminationMessagePolicy": "FallbackToLogsOnError",
+                "restartPolicyRules": [{"action": "Restart"}]}],
+            "ephemeralContainers": [{"name": "e"}],
         });
         check(
             full.clone(),
             Features::none(),
             &[
                 "spec.hostPID",
+                "spec.hostUsers",
+                "spec.hostname",
                 "spec.activeDeadlineSeconds",
                 "spec.runtimeClassName",
                 "spec.securityContext",
+                "spec.ephemeralContainers",
                 "spec.volumes[0]",
                 "spec.initContainers[0]",
+                "spec.initContainers[0].restartPolicy",
                 "spec.initContainers[1]",
                 "spec.containers[0].livenessProbe",
                 "spec.containers[0].lifecycle",
+                "spec.containers[0].tty",
+                "spec.containers[0].workingDir",
+                "spec.containers[0].restartPolicyRules",
+                "spec.containers[0].terminationMessagePath",
+                "spec.containers[0].terminationMessagePolicy",
+                "spec.containers[0].securityContext",
                 "spec.containers[0].ports[0].hostPort",
                 "spec.containers[0].env[0].valueFrom",
-                "spec.containers[0].securityContext",
             ],
         );
         check(full, Features::all(), &[]);

@@ -393,6 +393,7 @@ impl Pods {
         };
         let provider = &self.inner.parts.provider;
         let outcome = if refused.is_empty() {
+            self.change(id, |record| record.tried = true);
             let began = Instant::now();
             let outcome = provider.create_pod(pod.clone()).await;
             metrics::called("create_pod", began, outcome.is_ok());
@@ -428,6 +429,7 @@ impl Pods {
         self.tell(id, EventType::Warning, reason, message.as_str());
         self.change(id, |record| {
             record.refused = Some(Refusal { reason, message });
+            record.tried = false;
             record.desired = None;
             record.dirty = true;
         });

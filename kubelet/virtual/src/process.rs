@@ -27,8 +27,9 @@ use component_base::tasks::spawn_helper;
 use k8s_openapi::api::core::v1::{Pod, Taint};
 use k8s_openapi::jiff::Timestamp;
 use kubelet_provider::{
-    AttachOptions, Condition, Connection, ContainerReport, ContainerState, LogOptions, LogStream,
-    NodeDescription, PodEvents, PodId, PodReport, Process, Provider, ProviderError, Terminated,
+    AttachOptions, Condition, Connection, ContainerReport, ContainerState, Features, LogOptions,
+    LogStream, NodeDescription, PodEvents, PodFeature, PodId, PodReport, Process, Provider,
+    ProviderError, Terminated,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -195,7 +196,9 @@ impl Shared {
 
     async fn start(&self, pod: &PodProcesses, at: usize) -> std::io::Result<Running> {
         let container = &pod.plan.containers[at];
-        let log = logs::path(&pod.directory, &container.name, pod.runs()[at].restarts);
+        let restarts = pod.runs()[at].restarts;
+        let log = logs::path(&pod.directory, &container.name, restarts);
+        logs::forget(&pod.directory, &container.name, restarts).await;
         let running = child::start(container, &pod.id, &log).await?;
         {
             let mut runs = pod.runs();
@@ -307,6 +310,10 @@ impl Shared {
 impl Provider for Processes {
     fn name(&self) -> &str {
         "process"
+    }
+
+    fn features(&self) -> Features {
+        Features::none().with(PodFeature::WorkingDirectory)
     }
 
     async fn configure_node(&self, node: &mut NodeDescription) -> Result<(), ProviderError> {

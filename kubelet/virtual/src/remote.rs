@@ -90,12 +90,13 @@ type Client = ProviderClient<Channel>;
 /// A provider behind a socket.
 pub struct Remote {
     shared: Arc<Shared>,
-    info: v1::InfoResponse,
     features: Features,
 }
 
 struct Shared {
     client: Client,
+    /// What it said of itself at the start.
+    info: v1::InfoResponse,
     events: OnceLock<PodEvents>,
     /// What the provider has, as far as we know: whatever is not in its list after it was away is gone.
     known: Mutex<HashMap<Arc<str>, PodId>>,
@@ -106,6 +107,12 @@ fn request<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(CALL_TIMEOUT);
     request
+}
+
+fn who() -> v1::InfoRequest {
+    v1::InfoRequest {
+        api_version: kubelet_provider::API_VERSION.to_owned(),
+    }
 }
 
 impl Remote {
@@ -120,10 +127,7 @@ impl Remote {
         let asking = async {
             let mut pause = FIRST_RETRY;
             loop {
-                let message = v1::InfoRequest {
-                    api_version: kubelet_provider::API_VERSION.to_owned(),
-                };
-                match client.clone().info(request(message)).await {
+                match client.clone().info(request(who())).await {
                     Ok(info) => return Ok(info.into_inner()),
                     Err(status) if status.code() == tonic::Code::Unavailable => {
                         tracing::warn!(
@@ -171,11 +175,11 @@ impl Remote {
         Ok(Self {
             shared: Arc::new(Shared {
                 client,
+                info,
                 events: OnceLock::new(),
                 known: Mutex::default(),
                 shutdown,
             }),
-            info,
             features,
         })
     }
@@ -185,11 +189,24 @@ impl Remote {
     }
 
     fn has(&self, call: &str, what: &'static str) -> Result<(), ProviderError> {
-        match self.info.calls.iter().any(|c| c == call) {
+        match self.shared.info.calls.iter().any(|c| c == call) {
             true => Ok(()),
             false => Err(ProviderError::Unsupported(what)),
         }
     }
+}
+
+/// The fields of Info that differ, but for the version.
+fn changes(old: &v1::InfoResponse, new: &v1::InfoResponse) -> Vec<&'static str> {
+    [
+        ("name", old.name != new.name),
+        ("features", old.features != new.features),
+        ("labels", old.labels != new.labels),
+        ("calls", old.calls != new.calls),
+    ]
+    .into_iter()
+    .filter_map(|(field, differs)| differs.then_some(field))
+    .collect()
 }
 
 impl Shared {
@@ -248,10 +265,29 @@ impl Shared {
                 match ready.take() {
                     // Nobody has asked for the list yet.
                     Some(ready) => drop(ready.send(Ok(()))),
-                    None => self.list_anew().await?,
+                    None => {
+                        self.ask_anew().await?;
+                        self.list_anew().await?;
+                    }
                 }
             }
             self.told(event);
+        }
+        Ok(())
+    }
+
+    /// Who is there now: nodes have the name and the labels of the one before, and pods were judged by its features.
+    async fn ask_anew(&self) -> Result<(), ProviderError> {
+        let info = self.client.clone().info(request(who())).await;
+        let info = info
+            .map_err(|status| failure(&status, "Info"))?
+            .into_inner();
+        let changed = changes(&self.info, &info);
+        if !changed.is_empty() {
+            tracing::warn!(
+                changed = changed.join(", "),
+                "The provider says something else of itself than at the start: it counts when this process is started again"
+            );
         }
         Ok(())
     }
@@ -320,11 +356,11 @@ impl Shared {
 #[async_trait]
 impl Provider for Remote {
     fn name(&self) -> &str {
-        &self.info.name
+        &self.shared.info.name
     }
 
     fn version(&self) -> String {
-        self.info.version.clone()
+        self.shared.info.version.clone()
     }
 
     fn features(&self) -> Features {
@@ -332,7 +368,8 @@ impl Provider for Remote {
     }
 
     async fn configure_node(&self, node: &mut NodeDescription) -> Result<(), ProviderError> {
-        let labels: BTreeMap<String, String> = self.info.labels.clone().into_iter().collect();
+        let labels: BTreeMap<String, String> =
+            self.shared.info.labels.clone().into_iter().collect();
         node.labels.extend(labels);
         Ok(())
     }

@@ -120,6 +120,8 @@ pub struct Record {
     interest: u64,
     /// The provider has the pod, as far as we know.
     pub created: bool,
+    /// It was asked for the pod and never refused it: a call that failed may have begun it all the same.
+    pub tried: bool,
     /// It had it before this process began: what it says to an update is no news.
     pub adopted: bool,
     pub refused: Option<Refusal>,
@@ -178,6 +180,7 @@ impl Record {
             desired: None,
             interest: 0,
             created: had.is_some(),
+            tried: false,
             adopted: had.is_some(),
             refused: None,
             terminal: false,
@@ -233,15 +236,20 @@ impl Record {
         true
     }
 
+    /// Something of the pod may be at the provider's: its end must be told before the object goes.
+    fn may_be_there(&self) -> bool {
+        (self.created || self.tried) && !self.lost
+    }
+
     /// Nothing of the pod can run any more.
     pub fn has_ended(&self) -> bool {
-        !self.created || self.lost || self.report.as_ref().is_some_and(|r| r.has_ended())
+        !self.may_be_there() || self.report.as_ref().is_some_and(|r| r.has_ended())
     }
 
     /// What is to be done next.
     pub fn step(&self, mode: PodMode) -> Step {
         if self.vanished {
-            return match (self.created && !self.lost, self.delete_sent) {
+            return match (self.may_be_there(), self.delete_sent) {
                 (false, _) => Step::Forget,
                 // It was told, and it is over.
                 (true, Some(_)) if self.has_ended() => Step::Forget,
@@ -282,7 +290,7 @@ impl Record {
 
     fn ending(&self, grace: i64) -> Step {
         let told = self.delete_sent.is_some_and(|sent| sent <= grace);
-        if self.created && !self.lost && !told {
+        if self.may_be_there() && !told {
             return Step::Delete(grace);
         }
         match (self.dirty, self.has_ended(), self.removed) {

@@ -236,6 +236,38 @@ async fn an_error_is_told_once_and_tried_again() {
     assert!(rig.events.try_recv().is_err());
 }
 
+/// The answer may have been lost, not the call.
+#[tokio::test]
+async fn a_pod_whose_creation_failed_is_ended_before_its_object_goes() {
+    let provider = Noting::default();
+    let lost = || ProviderError::Unavailable("no answer in time".to_owned());
+    *provider.refusals.lock().unwrap() = (0..1000).map(|_| lost()).collect();
+    let (rig, provider) = noting(provider, vec![pod("a", json!({}), json!({}))]).await;
+    eventually("it is tried", || !provider.asked().is_empty()).await;
+    rig.delete("a", 7);
+    eventually("its end is told", || {
+        provider.asked().contains(&Asked::Delete("a".into(), 7))
+    })
+    .await;
+    assert!(rig.pod("a").is_some());
+    provider
+        .events()
+        .gone(&PodId::of(&pod("a", json!({}), json!({}))));
+    eventually("the object goes", || rig.pod("a").is_none()).await;
+
+    // One that was taken away meanwhile is ended, too.
+    rig.send(watcher::Event::Apply(pod("b", json!({}), json!({}))));
+    eventually("it is tried", || {
+        provider.asked().contains(&Asked::Create("b".into()))
+    })
+    .await;
+    rig.send(watcher::Event::Delete(pod("b", json!({}), json!({}))));
+    eventually("its end is told", || {
+        provider.asked().contains(&Asked::Delete("b".into(), 0))
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_status_that_could_not_be_written_is_written_later() {
     let (rig, provider) = noting(Noting::default(), vec![pod("a", json!({}), json!({}))]).await;

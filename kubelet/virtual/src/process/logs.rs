@@ -22,6 +22,17 @@ pub(super) fn path(directory: &Path, container: &str, restart: i32) -> PathBuf {
     directory.join(format!("{container}.{restart}.log"))
 }
 
+/// Before the run `restart` begins: its own log and the one before are what can be asked for, older ones go.
+pub(super) async fn forget(directory: &Path, container: &str, restart: i32) {
+    let old = path(directory, container, restart - 2);
+    match tokio::fs::remove_file(&old).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %old.display(), %error, "An old log cannot be removed");
+        }
+        _ => {}
+    }
+}
+
 /// The log, as far as it is asked for.
 ///
 /// # Errors
@@ -132,4 +143,22 @@ async fn tail(file: &mut File, lines: u64) -> std::io::Result<u64> {
         }
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn two_runs_have_logs() {
+        let root = tempfile::tempdir().unwrap();
+        for restart in 0..5 {
+            forget(root.path(), "c", restart).await;
+            std::fs::write(path(root.path(), "c", restart), "x").unwrap();
+        }
+        let left = std::fs::read_dir(root.path()).unwrap();
+        let mut left: Vec<_> = left.map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["c.3.log", "c.4.log"]);
+    }
 }

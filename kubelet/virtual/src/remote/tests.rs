@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ struct Server {
     events: broadcast::Sender<v1::PodEvent>,
     /// Ends the streams of events there are.
     away: Arc<Mutex<CancellationToken>>,
+    /// How often it was asked who it is.
+    asked: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -37,6 +40,7 @@ impl Server {
             pods: Arc::default(),
             events: broadcast::Sender::new(16),
             away: Arc::default(),
+            asked: Arc::default(),
         }
     }
 
@@ -60,6 +64,7 @@ impl Provider for Server {
         &self,
         _: Request<v1::InfoRequest>,
     ) -> Result<Response<v1::InfoResponse>, Status> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         Ok(Response::new(v1::InfoResponse {
             name: "test".into(),
             version: "7".into(),
@@ -313,6 +318,24 @@ async fn what_went_while_the_provider_was_away_is_gone() {
             other => panic!("{other:?}"),
         }
     }
+    // Another one may have come back.
+    assert_eq!(rig.server.asked.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn what_a_provider_says_anew_is_compared() {
+    let said = v1::InfoResponse {
+        name: "test".into(),
+        version: "7".into(),
+        features: vec!["Probes".into()],
+        ..Default::default()
+    };
+    let mut now = said.clone();
+    now.version = "8".into();
+    assert!(super::changes(&said, &now).is_empty());
+    now.features.clear();
+    now.calls.push("Exec".into());
+    assert_eq!(super::changes(&said, &now), ["features", "calls"]);
 }
 
 #[tokio::test]
