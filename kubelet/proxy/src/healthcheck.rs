@@ -2,7 +2,7 @@
 //!
 //! Upstream: pkg/proxy/healthcheck.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -159,13 +159,20 @@ pub struct ServiceHealthServer {
     shutdown: Shutdown,
     /// Where to listen; one entry of 0.0.0.0 means everywhere.
     addresses: Vec<IpAddr>,
-    open: BTreeMap<NamespacedName, Open>,
+    /// By port: it stays open when another Service gets it, as the old listener could be there yet when the new one begins.
+    open: BTreeMap<u16, Open>,
 }
 
 struct Open {
-    port: u16,
-    local_endpoints: Arc<RwLock<usize>>,
+    served: Arc<RwLock<Served>>,
     shutdown: Shutdown,
+}
+
+/// Whose health a port tells.
+#[derive(Clone)]
+struct Served {
+    name: NamespacedName,
+    local_endpoints: usize,
 }
 
 impl ServiceHealthServer {
@@ -195,66 +202,69 @@ impl ServiceHealthServer {
     }
 
     /// Opens and closes ports so that exactly these are served.
-    pub async fn sync(&mut self, wanted: &BTreeMap<NamespacedName, ServiceHealth>) {
-        self.open.retain(|name, open| {
-            let keep = wanted
-                .get(name)
-                .is_some_and(|wanted| wanted.port == open.port);
+    pub fn sync(&mut self, wanted: &BTreeMap<NamespacedName, ServiceHealth>) {
+        self.open.retain(|port, open| {
+            let keep = wanted.values().any(|wanted| wanted.port == *port);
             if !keep {
                 open.shutdown.trigger();
             }
             keep
         });
+        let mut taken = BTreeSet::new();
         for (name, health) in wanted {
-            if let Some(open) = self.open.get(name) {
-                *open
-                    .local_endpoints
-                    .write()
-                    .expect("no holder of the lock panics") = health.local_endpoints;
-            } else if let Some(open) = self.listen(name, *health).await {
-                self.open.insert(name.clone(), open);
+            let port = health.port;
+            let served = Served {
+                name: name.clone(),
+                local_endpoints: health.local_endpoints,
+            };
+            if !taken.insert(port) {
+                let error = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+                self.failed(name, port, &error);
+            } else if let Some(open) = self.open.get(&port) {
+                *open.served.write().expect("no holder of the lock panics") = served;
+            } else {
+                match self.listen(port, served) {
+                    Ok(open) => drop(self.open.insert(port, open)),
+                    Err(error) => self.failed(name, port, &error),
+                }
             }
         }
     }
 
-    async fn listen(&self, name: &NamespacedName, health: ServiceHealth) -> Option<Open> {
+    fn failed(&self, name: &NamespacedName, port: u16, error: &std::io::Error) {
+        let text = format!(
+            "node {} failed to start healthcheck {:?} on port {port}: {error}",
+            self.node_name,
+            name.to_string(),
+        );
+        let reference = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Service".into()),
+            namespace: Some(name.namespace.clone()),
+            name: Some(name.name.clone()),
+            ..ObjectReference::default()
+        };
+        tracing::error!(service = %name, port, %error, "Failed to start healthcheck");
+        let reason = "FailedToStartServiceHealthcheck";
+        self.recorder
+            .event(&reference, EventType::Warning, reason, "Listen", text);
+    }
+
+    fn listen(&self, port: u16, served: Served) -> std::io::Result<Open> {
+        let listeners = self
+            .addresses
+            .iter()
+            .map(|address| bind(SocketAddr::new(*address, port)))
+            .collect::<std::io::Result<Vec<_>>>()?;
         let shutdown = self.shutdown.child();
-        let local_endpoints = Arc::new(RwLock::new(health.local_endpoints));
-        for address in &self.addresses {
-            let listener = match bind(SocketAddr::new(*address, health.port)) {
-                Ok(listener) => listener,
-                Err(error) => {
-                    shutdown.trigger();
-                    let text = format!(
-                        "node {} failed to start healthcheck {:?} on port {}: {error}",
-                        self.node_name,
-                        name.to_string(),
-                        health.port
-                    );
-                    let reference = ObjectReference {
-                        api_version: Some("v1".into()),
-                        kind: Some("Service".into()),
-                        namespace: Some(name.namespace.clone()),
-                        name: Some(name.name.clone()),
-                        ..ObjectReference::default()
-                    };
-                    tracing::error!(service = %name, port = health.port, %error, "Failed to start healthcheck");
-                    let reason = "FailedToStartServiceHealthcheck";
-                    self.recorder
-                        .event(&reference, EventType::Warning, reason, "Listen", text);
-                    return None;
-                }
-            };
-            let router = service_router(name.clone(), local_endpoints.clone(), self.health.clone());
+        let served = Arc::new(RwLock::new(served));
+        for listener in listeners {
+            let router = service_router(served.clone(), self.health.clone());
             let serving =
                 component_base::serving::serve_insecure(listener, router, shutdown.clone());
             shutdown.spawn_guarded("server of a service's health", serving);
         }
-        Some(Open {
-            port: health.port,
-            local_endpoints,
-            shutdown,
-        })
+        Ok(Open { served, shutdown })
     }
 }
 
@@ -284,15 +294,12 @@ fn bind(address: SocketAddr) -> std::io::Result<tokio::net::TcpListener> {
     tokio::net::TcpListener::from_std(std::net::TcpListener::from(fd))
 }
 
-fn service_router(
-    name: NamespacedName,
-    local_endpoints: Arc<RwLock<usize>>,
-    health: ProxyHealth,
-) -> Router {
+fn service_router(served: Arc<RwLock<Served>>, health: ProxyHealth) -> Router {
     let page = move || {
-        let count = *local_endpoints
-            .read()
-            .expect("no holder of the lock panics");
+        let Served {
+            name,
+            local_endpoints: count,
+        } = served.read().expect("no holder of the lock panics").clone();
         let healthy = health.is_healthy();
         let code = if count != 0 && healthy {
             StatusCode::OK
@@ -314,4 +321,69 @@ fn service_router(
     Router::new()
         .route("/", get(move || async move { page() }))
         .fallback(move || async move { fallback() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn ask(port: u16) -> Option<String> {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .ok()?;
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        Some(text)
+    }
+
+    #[tokio::test]
+    async fn a_port_goes_from_one_service_to_another_without_a_gap() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let (recorder, mut events) = Recorder::fake();
+        let health = ProxyHealth::new(Duration::from_secs(60));
+        let mut server = ServiceHealthServer::new(
+            "n",
+            recorder,
+            health,
+            Some(vec![[127, 0, 0, 1].into()]),
+            Family::Ip,
+            &Shutdown::new(),
+        );
+        let wanted = |services: &[(&str, usize)]| -> BTreeMap<_, _> {
+            let one = |(name, local_endpoints): &(&str, usize)| {
+                let name = NamespacedName {
+                    namespace: "ns".into(),
+                    name: (*name).into(),
+                };
+                let local_endpoints = *local_endpoints;
+                (
+                    name,
+                    ServiceHealth {
+                        port,
+                        local_endpoints,
+                    },
+                )
+            };
+            services.iter().map(one).collect()
+        };
+        server.sync(&wanted(&[("a", 1)]));
+        let answer = ask(port).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.contains("\"name\":\"a\""), "{answer}");
+        // Deleted, and another one made with its port, before the rules were written.
+        server.sync(&wanted(&[("b", 0)]));
+        let answer = ask(port).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("\"name\":\"b\""), "{answer}");
+        assert!(events.try_recv().is_err());
+        server.sync(&wanted(&[("b", 0), ("c", 0)]));
+        let event = events.try_recv().unwrap();
+        assert_eq!(event.reason, "FailedToStartServiceHealthcheck");
+        assert_eq!(event.regarding.name.as_deref(), Some("c"));
+    }
 }

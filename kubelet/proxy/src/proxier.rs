@@ -224,8 +224,7 @@ impl Proxier {
             }
         }
         self.service_health
-            .sync(&service_health(self.state.services()))
-            .await;
+            .sync(&service_health(self.state.services()));
         if changes.udp || full {
             conntrack::clean_stale_entries(self.family, self.state.services()).await;
         }
