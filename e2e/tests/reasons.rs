@@ -70,7 +70,7 @@ const CASES: &[Case] = &[
         spec: "volumes: [{name: v, hostPath: {path: /no/such/folder, type: Directory}}], containers: [{name: main, image: IMAGE, command: [sleep, '99'], volumeMounts: [{name: v, mountPath: /v}]}]",
         words: &[
             "FailedMount",
-            "hostPath type check failed: /no/such/folder is not a directory",
+            "hostPath type check failed, /no/such/folder is not a directory, unable to determine its type",
         ],
     },
     Case {

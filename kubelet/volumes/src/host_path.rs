@@ -69,13 +69,47 @@ fn check_type(path: &Path, host_path_type: &str) -> Result<(), SetUpError> {
         "BlockDevice" => ("a block device", FileType::is_block_device),
         other => return Err(SetUpError::HostPathUnknownType(other.to_owned())),
     };
+    let (expected, fits) = expected;
+    let text = path.display().to_string();
+    let no_type = |path: String, why: String| SetUpError::HostPathNoType {
+        path,
+        expected,
+        why,
+    };
     match fs::metadata(path) {
-        Ok(info) if expected.1(&info.file_type()) => Ok(()),
-        _ => Err(SetUpError::HostPathType {
-            path: path.display().to_string(),
-            expected: expected.0,
+        Ok(info) if fits(&info.file_type()) => Ok(()),
+        Ok(info) => Err(match type_of(&info.file_type()) {
+            Some(found) => SetUpError::HostPathOtherType {
+                path: text,
+                expected,
+                found,
+            },
+            None => no_type(
+                text,
+                "only recognise file, directory, socket, block device and character device"
+                    .to_owned(),
+            ),
         }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let why = format!("path {text:?} does not exist");
+            Err(no_type(text, why))
+        }
+        Err(error) => Err(no_type(text, error.to_string())),
     }
+}
+
+/// The API's word; `None`: it has none. Upstream: `getFileType`.
+fn type_of(file: &FileType) -> Option<&'static str> {
+    let kinds: [(fn(&FileType) -> bool, &'static str); 5] = [
+        (FileType::is_dir, "Directory"),
+        (FileType::is_file, "File"),
+        (FileType::is_socket, "Socket"),
+        (FileType::is_char_device, "CharDevice"),
+        (FileType::is_block_device, "BlockDevice"),
+    ];
+    kinds
+        .into_iter()
+        .find_map(|(is, name)| is(file).then_some(name))
 }
 
 fn exists(path: &Path) -> bool {
@@ -115,21 +149,32 @@ mod tests {
             (at("missing"), "", None),
             (at("dir"), "Directory", None),
             (at("link"), "Directory", None),
-            (at("file"), "Directory", Some("a directory")),
-            (at("missing"), "Directory", Some("a directory")),
+            (at("file"), "Directory", Some("a directory, it's a File")),
             (at("new/deep"), "DirectoryOrCreate", None),
             (at("new/deep"), "Directory", None),
-            (at("file"), "DirectoryOrCreate", Some("a directory")),
+            (
+                at("file"),
+                "DirectoryOrCreate",
+                Some("a directory, it's a File"),
+            ),
             (at("file"), "File", None),
-            (at("dir"), "File", Some("a file")),
+            (at("dir"), "File", Some("a file, it's a Directory")),
             (at("made"), "FileOrCreate", None),
             (at("made"), "File", None),
-            (at("dir"), "FileOrCreate", Some("a file")),
+            (at("dir"), "FileOrCreate", Some("a file, it's a Directory")),
             (at("socket"), "Socket", None),
-            (at("file"), "Socket", Some("a socket file")),
+            (at("file"), "Socket", Some("a socket file, it's a File")),
             (PathBuf::from("/dev/null"), "CharDevice", None),
-            (at("file"), "CharDevice", Some("a character device")),
-            (at("file"), "BlockDevice", Some("a block device")),
+            (
+                at("file"),
+                "CharDevice",
+                Some("a character device, it's a File"),
+            ),
+            (
+                PathBuf::from("/dev/null"),
+                "BlockDevice",
+                Some("a block device, it's a CharDevice"),
+            ),
         ];
         for (path, kind, refused) in cases {
             let text = check_type(path, kind).err().map(|e| e.to_string());
@@ -137,6 +182,15 @@ mod tests {
                 .map(|r| format!("hostPath type check failed: {} is not {r}", path.display()));
             assert_eq!(text, expect, "{} {kind}", path.display());
         }
+        let missing = at("missing").display().to_string();
+        assert_eq!(
+            check_type(&at("missing"), "Directory")
+                .unwrap_err()
+                .to_string(),
+            format!(
+                "hostPath type check failed, {missing} is not a directory, unable to determine its type: path {missing:?} does not exist"
+            )
+        );
         assert_eq!(
             check_type(&at("dir"), "Door").unwrap_err().to_string(),
             "Door is an invalid volume type"

@@ -70,6 +70,21 @@ pub enum SetUpError {
         path: String,
         expected: &'static str,
     },
+    #[error("hostPath type check failed: {path} is not {expected}, it's a {found}")]
+    HostPathOtherType {
+        path: String,
+        expected: &'static str,
+        /// The API's word for what it is.
+        found: &'static str,
+    },
+    #[error(
+        "hostPath type check failed, {path} is not {expected}, unable to determine its type: {why}"
+    )]
+    HostPathNoType {
+        path: String,
+        expected: &'static str,
+        why: String,
+    },
     #[error("{0} is an invalid volume type")]
     HostPathUnknownType(String),
     #[error("invalid HostPath `{0}`: must not contain '..'")]

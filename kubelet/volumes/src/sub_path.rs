@@ -110,11 +110,19 @@ pub(crate) fn prepare_safe_sub_path(
     let source = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
     let info = fs::metadata(&source)?;
     if mountinfo::at(&mountinfo::list()?, target).is_some() {
-        let mounted = fs::metadata(target)?;
-        if (mounted.dev(), mounted.ino()) == (info.dev(), info.ino()) {
-            return Ok(());
-        }
-        umount2(target, MntFlags::UMOUNT_NOFOLLOW)?;
+        let flags = match fs::metadata(target) {
+            Ok(mounted) if (mounted.dev(), mounted.ino()) == (info.dev(), info.ino()) => {
+                return Ok(());
+            }
+            Ok(_) => MntFlags::UMOUNT_NOFOLLOW,
+            // Nobody can use it any more; what holds it there may never answer.
+            Err(error) if is_corrupted(&error) => {
+                tracing::warn!(target = %target.display(), %error, "the mount of a subPath is corrupted, it is made anew");
+                MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH
+            }
+            Err(error) => return Err(error),
+        };
+        umount2(target, flags)?;
     }
     make_target(target, info.is_dir())?;
     mount(
@@ -125,6 +133,24 @@ pub(crate) fn prepare_safe_sub_path(
         None::<&str>,
     )?;
     Ok(())
+}
+
+/// Whether the file system behind a mount went away under it: a server of the network, the process behind FUSE.
+///
+/// Upstream: `IsCorruptedMnt` of k8s.io/mount-utils.
+fn is_corrupted(error: &io::Error) -> bool {
+    let number = error.raw_os_error().map(Errno::from_raw);
+    matches!(
+        number,
+        Some(
+            Errno::ENOTCONN
+                | Errno::ESTALE
+                | Errno::EIO
+                | Errno::EACCES
+                | Errno::EHOSTDOWN
+                | Errno::EWOULDBLOCK
+        )
+    )
 }
 
 fn make_target(target: &Path, is_dir: bool) -> io::Result<()> {
@@ -228,5 +254,63 @@ mod tests {
         assert!(
             validate("/a").is_err() && validate("a/../b").is_err() && validate("a..b/c").is_ok()
         );
+    }
+
+    #[test]
+    fn what_says_that_a_mount_is_of_no_use_any_more() {
+        let check = |errno: Errno, expect| {
+            let error = io::Error::from_raw_os_error(errno as i32);
+            assert_eq!(is_corrupted(&error), expect, "{error}");
+        };
+        check(Errno::ENOTCONN, true);
+        check(Errno::ESTALE, true);
+        check(Errno::ENOENT, false);
+        check(Errno::ENOTDIR, false);
+        assert!(!is_corrupted(&io::Error::other("x")));
+    }
+
+    /// The process behind a FUSE file system died while a container had a subPath of it.
+    #[test]
+    fn a_corrupted_mount_is_made_anew() {
+        if !nix::unistd::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+            eprintln!("not root, or no /dev/fuse: skipped");
+            return;
+        }
+        let work = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let (volume, target) = (dir.path().join("v"), dir.path().join("t"));
+            fs::create_dir_all(volume.join("sub")).unwrap();
+            fs::create_dir(&target).unwrap();
+            let device = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/fuse")
+                .unwrap();
+            let options = format!(
+                "fd={},rootmode=40000,user_id=0,group_id=0",
+                device.as_raw_fd()
+            );
+            mount(
+                Some("fuse"),
+                &target,
+                Some("fuse"),
+                MsFlags::empty(),
+                Some(options.as_str()),
+            )
+            .unwrap();
+            drop(device);
+            assert!(is_corrupted(&fs::metadata(&target).unwrap_err()));
+            prepare_safe_sub_path(&volume, Path::new("sub"), &target).unwrap();
+            let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+            assert_eq!(inode(&target), inode(&volume.join("sub")));
+            // The next container finds it as it should be.
+            prepare_safe_sub_path(&volume, Path::new("sub"), &target).unwrap();
+            umount2(&target, MntFlags::empty()).unwrap();
+            assert!(umount2(&target, MntFlags::empty()).is_err());
+        };
+        std::thread::spawn(work).join().unwrap();
     }
 }
