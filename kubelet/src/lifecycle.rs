@@ -91,14 +91,16 @@ pub async fn run_handler(
             source,
         };
         let mut request = HttpGet::new(get, container, host, "lifecycle").map_err(fail)?;
-        return match http::get(&request).await {
+        return match http::get_following_redirects(&request).await {
             Ok(_) => Ok(()),
             Err(HttpError::HttpResponseToHttps) => {
                 request.https = false;
                 request
                     .headers
                     .retain(|(name, _)| !name.eq_ignore_ascii_case("Authorization"));
-                http::get(&request).await.map_err(fail)?;
+                http::get_following_redirects(&request)
+                    .await
+                    .map_err(fail)?;
                 recorder.pod(
                     pod,
                     Type::Warning,
@@ -118,4 +120,59 @@ pub async fn run_handler(
         return Ok(());
     }
     Err(HookError::NoHandler)
+}
+
+#[cfg(test)]
+mod tests {
+    use component_base::events::Recorder;
+    use k8s_openapi::api::core::v1::HTTPGetAction;
+    use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+    use runtime::fake::FakeRuntime;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Many servers send `/stop` on to `/stop/`: the hook runs there.
+    #[tokio::test]
+    async fn a_hook_is_followed_to_where_it_is_sent_on_the_same_host() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let mut asked = vec![];
+            for answer in [
+                "HTTP/1.1 301 Moved Permanently\r\nLocation: /stop/\r\nContent-Length: 0\r\n\r\n",
+                "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+            ] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 1024];
+                let n = stream.read(&mut buffer).await.unwrap();
+                let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+                asked.extend(text.lines().next().map(str::to_owned));
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            asked
+        });
+        let handler = LifecycleHandler {
+            http_get: Some(HTTPGetAction {
+                path: Some("/stop".into()),
+                port: IntOrString::Int(port.into()),
+                ..HTTPGetAction::default()
+            }),
+            ..LifecycleHandler::default()
+        };
+        let recorder = KubeletRecorder::new(Recorder::discard(), "n");
+        let done = run_handler(
+            &FakeRuntime::new(),
+            &recorder,
+            &Pod::default(),
+            &Container::default(),
+            "id",
+            &handler,
+            Some("127.0.0.1"),
+        );
+        // What the server thinks of it is nobody's business.
+        done.await.unwrap();
+        let asked = server.await.unwrap();
+        assert_eq!(asked, ["GET /stop HTTP/1.1", "GET /stop/ HTTP/1.1"]);
+    }
 }

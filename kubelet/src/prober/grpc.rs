@@ -5,9 +5,11 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
+
+use super::http::AbortOnDrop;
 
 /// Why the service is not called healthy.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +39,18 @@ pub enum GrpcError {
     Unimplemented(String),
     #[error("error: health rpc failed with status {code}: {message}")]
     Status { code: u32, message: String },
+    #[error("error: health rpc failed: received message larger than max ({MAX_ANSWER_BYTES})")]
+    TooLong,
+    #[error("error: health rpc failed: {0}")]
+    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("service unhealthy (responded with {0:?})")]
     Unhealthy(&'static str),
 }
+
+/// Of an answer: it has one number. The pod may send whatever it likes for as long as the probe lasts.
+///
+/// DIFFERS: upstream takes 4 MiB.
+const MAX_ANSWER_BYTES: usize = 4096;
 
 /// gRPC's code for a method nobody serves.
 const UNIMPLEMENTED: u32 = 12;
@@ -115,19 +126,14 @@ pub async fn check(
 async fn call(stream: TcpStream, address: &str, service: &str) -> Result<(), GrpcError> {
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
+    // The connection ends with the probe, answered or given up.
+    let _driver = AbortOnDrop(tokio::spawn(connection));
     let request = ::http::Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("user-agent", "kube-probe/1.37")
         .body(Full::new(encode(service)))?;
-    let response = sender.send_request(request).await;
-    let result = match response {
-        Ok(response) => read(response).await,
-        Err(e) => Err(e.into()),
-    };
-    driver.abort();
-    result
+    read(sender.send_request(request).await?).await
 }
 
 async fn read(response: ::http::Response<hyper::body::Incoming>) -> Result<(), GrpcError> {
@@ -137,7 +143,11 @@ async fn read(response: ::http::Response<hyper::body::Incoming>) -> Result<(), G
             .map(str::to_owned)
     };
     let (parts, body) = response.into_parts();
-    let collected = body.collect().await?;
+    let collected = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+    let collected = collected.map_err(|error| match error.is::<LengthLimitError>() {
+        true => GrpcError::TooLong,
+        false => GrpcError::Body(error),
+    })?;
     let trailers = collected.trailers().cloned().unwrap_or_default();
     let find = |name: &str| header(&trailers, name).or_else(|| header(&parts.headers, name));
     let code: u32 = find("grpc-status")
@@ -167,5 +177,35 @@ mod tests {
         assert_eq!(&encode("ab")[..], [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
         assert_eq!(decode(&[0, 0, 0, 0, 2, 0x08, 1]), 1);
         assert_eq!(decode(&[0, 0, 0, 0, 0]), 0);
+    }
+
+    /// A server whose answer has no end.
+    async fn endless(stream: TcpStream) {
+        use hyper::service::service_fn;
+        let service = service_fn(|_| async {
+            let pieces = futures::stream::repeat_with(|| {
+                let piece = Bytes::from_static(&[0; 1024]);
+                Ok::<_, std::convert::Infallible>(hyper::body::Frame::data(piece))
+            });
+            let body = http_body_util::StreamBody::new(pieces);
+            Ok::<_, std::convert::Infallible>(::http::Response::new(body))
+        });
+        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let _ = server.serve_connection(TokioIo::new(stream), service).await;
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_an_end_is_not_kept() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            endless(stream).await;
+        });
+        let error = check("127.0.0.1", port, "", Duration::from_secs(60)).await;
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "error: health rpc failed: received message larger than max (4096)"
+        );
     }
 }

@@ -143,6 +143,8 @@ impl HttpGet {
         } else {
             format!("/{path}")
         };
+        // As Go writes a URL: a blank or an umlaut in a path is no reason to fail.
+        let path = redirect::escape(path.split('#').next().unwrap_or_default());
         let https = get
             .scheme
             .as_deref()
@@ -285,7 +287,8 @@ where
     })
 }
 
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+/// Ends a task with whoever waits for it.
+pub(super) struct AbortOnDrop<T>(pub(super) tokio::task::JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
@@ -398,6 +401,25 @@ mod tests {
         .await;
         let response = get_following_redirects(&request(port)).await.unwrap();
         assert_eq!((response.status, response.body.as_str()), (200, "ok"));
+    }
+
+    #[test]
+    fn paths_are_written_as_go_writes_them() {
+        let check = |path: &str, expect: &str| {
+            let get = HTTPGetAction {
+                port: IntOrString::Int(80),
+                path: Some(path.into()),
+                ..Default::default()
+            };
+            let request = HttpGet::new(&get, &Container::default(), "10.0.0.1", "probe").unwrap();
+            assert_eq!(request.path, expect);
+            assert!(::http::Uri::try_from(request.path).is_ok());
+        };
+        check("", "/");
+        check("healthz?full=true&x=%20", "/healthz?full=true&x=%20");
+        check("/not ready", "/not%20ready");
+        check("/zust\u{e4}nde", "/zust%C3%A4nde");
+        check("/a#b", "/a");
     }
 
     #[tokio::test]

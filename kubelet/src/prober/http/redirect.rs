@@ -66,7 +66,7 @@ fn remove_dot_segments(path: &str) -> String {
 }
 
 /// What may not stand in a request line, percent-encoded.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte) {
