@@ -9,10 +9,10 @@ use std::sync::Arc;
 use component_helpers::affinity::RequiredNodeAffinity;
 use component_helpers::quantity::{Amount, amount};
 use component_helpers::resources::{
-    PodResourcesOptions, ResourceList, is_native_resource, pod_requests,
+    PodResourcesOptions, ResourceList, is_extended_resource_name, is_native_resource, pod_requests,
 };
-use component_helpers::taints::{NO_EXECUTE, find_matching_untolerated_taint};
-use k8s_openapi::api::core::v1::{ContainerPort, Node, Pod};
+use component_helpers::taints::{NO_EXECUTE, NO_SCHEDULE, find_matching_untolerated_taint, keys};
+use k8s_openapi::api::core::v1::{ContainerPort, Node, Pod, Taint};
 
 use crate::pod;
 
@@ -152,14 +152,18 @@ fn under_pressure(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejection
     }
     if conditions == ["MemoryPressure"] {
         use component_helpers::qos::{QosClass, get_pod_qos};
-        let tolerates = pod
+        let taint = Taint {
+            key: keys::MEMORY_PRESSURE.to_owned(),
+            effect: NO_SCHEDULE.to_owned(),
+            ..Taint::default()
+        };
+        let tolerations = pod
             .spec
-            .iter()
-            .flat_map(|s| s.tolerations.iter().flatten())
-            .any(|t| {
-                t.key.as_deref() == Some("node.kubernetes.io/memory-pressure")
-                    || (t.key.is_none() && t.operator.as_deref() == Some("Exists"))
-            });
+            .as_ref()
+            .and_then(|s| s.tolerations.as_deref())
+            .unwrap_or_default();
+        let tolerates =
+            find_matching_untolerated_taint(&[taint], tolerations, |_| true, true).is_none();
         if get_pod_qos(pod) != QosClass::BestEffort || tolerates {
             return Ok(());
         }
@@ -213,7 +217,8 @@ fn declared_features(pod: &Pod, declared: &[String]) -> Result<(), Rejection> {
     ))
 }
 
-/// Sysctls that belong to a namespace and cannot hurt another pod.
+/// Sysctls that belong to a namespace and cannot hurt another pod. Upstream: `safeSysctls`; a kernel that has `openat2` has all of
+/// them in namespaces.
 const SAFE_SYSCTLS: &[&str] = &[
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
@@ -227,6 +232,8 @@ const SAFE_SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_keepalive_probes",
     "net.ipv4.tcp_rmem",
     "net.ipv4.tcp_wmem",
+    "net.ipv4.tcp_slow_start_after_idle",
+    "net.ipv4.tcp_notsent_lowat",
 ];
 
 /// The namespace a sysctl belongs to; `None`: the whole machine.
@@ -293,7 +300,15 @@ pub fn number(resource: &str, amount: Amount) -> i64 {
 /// Of what the pod asks for beyond what is left.
 fn shortages(pod: &Pod, input: &AdmissionInput<'_>) -> Vec<Shortage> {
     let options = PodResourcesOptions::default();
-    let capacity = |name: &str| input.allocatable.get(name).map_or(Amount::ZERO, amount);
+    let of_node = input.node.status.as_ref();
+    let of_node = of_node.and_then(|status| status.allocatable.as_ref());
+    // Extended resources are what the Node says.
+    let offered = |name: &str| {
+        let extended = || of_node.filter(|_| is_extended_resource_name(name));
+        let own = input.allocatable.get(name);
+        own.or_else(|| extended().and_then(|list| list.get(name)))
+    };
+    let capacity = |name: &str| offered(name).map_or(Amount::ZERO, amount);
     let mut all = Vec::new();
     let mut look = |resource: &str, requested: i64, used: i64| {
         let capacity = number(resource, capacity(resource));
@@ -319,10 +334,7 @@ fn shortages(pod: &Pod, input: &AdmissionInput<'_>) -> Vec<Shortage> {
         }
     }
     for (name, request) in wanted.iter().filter(|(_, a)| !a.is_zero()) {
-        if !is_native_resource(name)
-            && !name.starts_with("hugepages-")
-            && !input.allocatable.contains_key(name)
-        {
+        if !is_native_resource(name) && !name.starts_with("hugepages-") && offered(name).is_none() {
             // A resource of the cluster, not of the node.
             continue;
         }
@@ -402,7 +414,7 @@ fn general_predicates(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::{Container, NodeSpec, PodSpec, ResourceRequirements, Taint};
+    use k8s_openapi::api::core::v1::{Container, NodeSpec, PodSpec, ResourceRequirements};
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     fn pod(cpu: &str, host_port: i32) -> Pod {
@@ -506,6 +518,99 @@ mod tests {
             ..Default::default()
         });
         assert_eq!(check(&confined, vec![], Node::default()), Ok(()));
+    }
+
+    #[test]
+    fn extended_resources_are_what_the_node_says() {
+        let node: Node = serde_json::from_value(serde_json::json!({
+            "status": {"allocatable": {"example.com/dongle": "2", "cpu": "100"}},
+        }))
+        .unwrap();
+        let wants = |name: &str, count: &str| -> Pod {
+            serde_json::from_value(serde_json::json!({"spec": {"containers": [
+                {"name": "c", "resources": {"requests": {name: count}}},
+            ]}}))
+            .unwrap()
+        };
+        let check = |pod: &Pod, active: Vec<Pod>| check(pod, active, node.clone());
+        let dongle = "example.com/dongle";
+        assert_eq!(check(&wants(dongle, "2"), vec![]), Ok(()));
+        let refused = check(&wants(dongle, "1"), vec![wants(dongle, "2")]).unwrap_err();
+        assert!(refused.starts_with("OutOfexample.com/dongle|"), "{refused}");
+        // One of the cluster, not of the node.
+        assert_eq!(check(&wants("example.com/other", "1"), vec![]), Ok(()));
+        let refused = check(&wants("cpu", "2"), vec![]).unwrap_err();
+        assert!(refused.starts_with("OutOfcpu|"), "{refused}");
+    }
+
+    #[test]
+    fn short_of_memory_the_node_takes_who_tolerates_just_that() {
+        let allocatable = [("cpu", "1"), ("pods", "2")]
+            .map(|(k, v)| (k.to_owned(), Quantity(v.into())))
+            .into();
+        let check = |toleration: serde_json::Value, admitted: bool| {
+            let node = Node::default();
+            let input = AdmissionInput {
+                node: &node,
+                allocatable: &allocatable,
+                active: &[],
+                allowed_unsafe_sysctls: &[],
+                apparmor: false,
+                memory_pressure: true,
+                disk_pressure: false,
+                declared_features: &[],
+                pid_pressure: false,
+            };
+            let spec =
+                serde_json::json!({"containers": [{"name": "c"}], "tolerations": [toleration]});
+            let pod: Pod = serde_json::from_value(serde_json::json!({ "spec": spec })).unwrap();
+            let got = decide(&pod, &input, true) == Verdict::Admit;
+            assert_eq!(got, admitted, "{toleration}");
+        };
+        let key = "node.kubernetes.io/memory-pressure";
+        check(serde_json::json!({"key": key, "operator": "Exists"}), true);
+        check(
+            serde_json::json!({"key": key, "operator": "Exists", "effect": "NoSchedule"}),
+            true,
+        );
+        check(serde_json::json!({"operator": "Exists"}), true);
+        check(serde_json::json!({"key": "", "operator": "Exists"}), true);
+        check(
+            serde_json::json!({"key": key, "operator": "Exists", "effect": "NoExecute"}),
+            false,
+        );
+        check(
+            serde_json::json!({"key": key, "operator": "Equal", "value": "x"}),
+            false,
+        );
+        check(
+            serde_json::json!({"key": "node.kubernetes.io/disk-pressure", "operator": "Exists"}),
+            false,
+        );
+    }
+
+    #[test]
+    fn sysctls_of_the_pods_own_are_safe_others_must_be_allowed() {
+        let check = |name: &str, allowed: &[String]| {
+            let pod: Pod = serde_json::from_value(serde_json::json!({
+                "spec": {"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}},
+            }))
+            .unwrap();
+            sysctls(&pod, allowed).map_err(|r| r.message)
+        };
+        for safe in [
+            "kernel.shm_rmid_forced",
+            "net.ipv4.tcp_slow_start_after_idle",
+            "net.ipv4.tcp_notsent_lowat",
+            "net/ipv4/tcp_rmem",
+        ] {
+            assert_eq!(check(safe, &[]), Ok(()), "{safe}");
+        }
+        assert_eq!(
+            check("net.core.somaxconn", &[]).unwrap_err(),
+            "forbidden sysctl: \"net.core.somaxconn\" not allowlisted"
+        );
+        assert_eq!(check("net.core.somaxconn", &["net.core.*".into()]), Ok(()));
     }
 
     #[test]

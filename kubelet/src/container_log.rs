@@ -32,12 +32,11 @@ struct Policy {
 /// Looks at the logs of running containers until `shutdown`.
 pub async fn run(kubelet: Arc<Kubelet>, shutdown: CancellationToken) {
     let config = &kubelet.config;
-    let max_bytes = config
-        .container_log_max_size
-        .parse::<Amount>()
-        .map_or(10 << 20, |a| a.value());
+    let Some(max_bytes) = max_bytes(&config.container_log_max_size) else {
+        return shutdown.cancelled().await;
+    };
     let policy = Policy {
-        max_bytes: u64::try_from(max_bytes).unwrap_or(10 << 20),
+        max_bytes,
         max_files: usize::try_from(config.container_log_max_files).unwrap_or(5),
     };
     let mut ticker = tokio::time::interval(config.container_log_monitor_interval.0);
@@ -63,13 +62,30 @@ pub async fn run(kubelet: Arc<Kubelet>, shutdown: CancellationToken) {
                 let file = open(&paths, &log)?;
                 Ok::<_, FileError>(file.metadata().map_or(0, |m| m.len()))
             });
-            if matches!(len.await, Ok(Ok(len)) if len >= policy.max_bytes)
-                && let Err(error) = rotate(&kubelet, container, policy).await
-            {
+            let done = match len.await {
+                Ok(Ok(len)) if len >= policy.max_bytes => rotate(&kubelet, container, policy).await,
+                // Somebody removed it: the container writes where nobody reads.
+                Ok(Err(error)) if error.is_not_found() => reopen(&kubelet, container).await,
+                _ => Ok(()),
+            };
+            if let Err(error) = done {
                 tracing::error!(log = %container.log_path.display(), %error, "failed to rotate log for container");
             }
         }
     }
+}
+
+/// `containerLogMaxSize`. `None`: logs are not rotated, as upstream's negative sizes say.
+fn max_bytes(size: &str) -> Option<u64> {
+    // Validated before.
+    let size = size.parse::<Amount>().map_or(10 << 20, |a| a.value());
+    u64::try_from(size).ok()
+}
+
+async fn reopen(kubelet: &Kubelet, container: &ContainerStatus) -> io::Result<()> {
+    let runtime = kubelet.runtime.runtime();
+    let reopened = runtime.reopen_container_log(&container.id).await;
+    reopened.map_err(io::Error::other)
 }
 
 async fn rotate(kubelet: &Kubelet, container: &ContainerStatus, policy: Policy) -> io::Result<()> {
@@ -78,17 +94,12 @@ async fn rotate(kubelet: &Kubelet, container: &ContainerStatus, policy: Policy) 
     let prepared = tokio::task::spawn_blocking(move || prepare(&paths, &log, policy));
     let (directory, name, rotated) = prepared.await.map_err(io::Error::other)??;
     // The shim goes on in the renamed file until it is told.
-    if let Err(error) = kubelet
-        .runtime
-        .runtime()
-        .reopen_container_log(&container.id)
-        .await
-    {
+    if let Err(error) = reopen(kubelet, container).await {
         off_thread(move || directory.rename(&rotated, &name))
             .await
             .map_err(io::Error::other)?
             .map_err(io::Error::other)?;
-        return Err(io::Error::other(error));
+        return Err(error);
     }
     Ok(())
 }
@@ -225,6 +236,13 @@ mod tests {
             &names[..2],
             ["0.log.20260102-000000.gz", "0.log.20260103-000000.gz"]
         );
+    }
+
+    #[test]
+    fn a_negative_size_rotates_nothing() {
+        for (size, expect) in [("10Mi", Some(10 << 20)), ("1k", Some(1000)), ("-1", None)] {
+            assert_eq!(max_bytes(size), expect, "{size}");
+        }
     }
 
     #[test]

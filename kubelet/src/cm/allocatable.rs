@@ -32,7 +32,7 @@ pub fn capacity(
     if config.local_storage_capacity_isolation {
         list.insert(
             "ephemeral-storage".to_owned(),
-            quantity(format!("{}Ki", root_fs.capacity_bytes / 1024)),
+            quantity(root_fs.capacity_bytes),
         );
     }
     for (size, count) in &machine.hugepages {
@@ -133,6 +133,8 @@ mod tests {
         };
         let capacity = capacity(&machine, root, &config);
         assert_eq!(capacity["pods"].0, "110");
+        // Both in one format.
+        assert_eq!(capacity["ephemeral-storage"].0, (100u64 << 30).to_string());
         let got = allocatable(&capacity, &config);
         assert_eq!(got["cpu"].0, "3500m");
         assert_eq!(

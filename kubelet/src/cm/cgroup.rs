@@ -183,6 +183,21 @@ impl CgroupManager {
         (limit.filter(|l| *l < UNLIMITED), usage)
     }
 
+    /// Of the memory that `name` uses what the kernel cannot simply take back, in bytes. `None`: it cannot be read.
+    ///
+    /// Upstream: cAdvisor's working set.
+    pub fn working_set(&self, name: &str) -> Option<u64> {
+        let stat = std::fs::read_to_string(self.memory_path(name).join("memory.stat")).ok()?;
+        let inactive = if self.is_v2() {
+            "inactive_file"
+        } else {
+            "total_inactive_file"
+        };
+        let (_, usage) = self.memory(name);
+        let inactive = runtime::detail::value(&stat, inactive).unwrap_or(0);
+        Some(usage?.saturating_sub(inactive))
+    }
+
     /// The directory that counts CPU time for `name`.
     pub fn cpu_path(&self, name: &str) -> PathBuf {
         self.controller_path(&["cpuacct", "cpu"], name)
@@ -511,5 +526,23 @@ mod tests {
         assert_eq!(manager.children("/kubepods/burstable"), ["podx"]);
         manager.destroy("/kubepods").await.unwrap();
         assert!(!manager.exists("/kubepods"));
+    }
+
+    #[test]
+    fn what_the_kernel_can_take_back_is_not_counted() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("kubepods");
+        std::fs::create_dir(&dir).unwrap();
+        let write = |file: &str, text: &str| std::fs::write(dir.join(file), text).unwrap();
+        let v2 = CgroupManager::with_hierarchies(Hierarchies::V2(root.path().into()));
+        assert_eq!(v2.working_set("/kubepods"), None);
+        write("memory.current", "1000\n");
+        write("memory.stat", "anon 300\ninactive_file 400\n");
+        assert_eq!(v2.working_set("/kubepods"), Some(600));
+        let mounts = [("memory".to_owned(), root.path().to_owned())].into();
+        let v1 = CgroupManager::with_hierarchies(Hierarchies::V1(mounts));
+        write("memory.usage_in_bytes", "1000\n");
+        write("memory.stat", "inactive_file 1\ntotal_inactive_file 300\n");
+        assert_eq!(v1.working_set("/kubepods"), Some(700));
     }
 }

@@ -99,6 +99,14 @@ impl ContainerManager {
         format!("{}/kubepods", self.root)
     }
 
+    /// The limit that holds all pods together and what they use of it, in bytes. `None`: there is no limit. Reads files.
+    pub fn memory_of_pods(&self) -> Option<(u64, u64)> {
+        let kubepods = self.kubepods();
+        let (limit, _) = self.cgroups.memory(&kubepods);
+        let limit = limit.and_then(|limit| u64::try_from(limit).ok())?;
+        Some((limit, self.cgroups.working_set(&kubepods)?))
+    }
+
     /// The cgroups that hold those of pods: the one above all, and the two classes below it.
     pub fn classes(&self) -> [String; 3] {
         [

@@ -41,7 +41,10 @@ pub fn wanted(pod: &Pod) -> Option<Wanted> {
 fn container_limits(
     pod: &Pod,
 ) -> impl Iterator<Item = (&str, component_helpers::quantity::Amount)> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let sidecars = crate::pod::init_containers(pod)
+        .iter()
+        .filter(|container| crate::pod::is_restartable_init(container));
+    let containers = crate::pod::containers(pod).iter().chain(sidecars);
     containers.filter_map(|container| {
         let limits = container.resources.as_ref()?.limits.as_ref()?;
         let limit = amount(limits.get(EPHEMERAL_STORAGE)?);
@@ -205,6 +208,34 @@ mod tests {
             };
             let found = violation(&pod(*size, "", *limit), &usage, *dedicated);
             assert_eq!(found.map(|v| v.message).as_deref(), *expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn sidecars_have_limits_and_other_init_containers_have_none() {
+        let limits = serde_json::json!({"limits": {"ephemeral-storage": "1Mi"}});
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
+            "initContainers": [
+                {"name": "once", "resources": limits},
+                {"name": "sidecar", "restartPolicy": "Always", "resources": limits},
+            ],
+            "containers": [{"name": "c"}],
+        }}))
+        .unwrap();
+        assert!(wanted(&pod).is_some_and(|wanted| wanted.runtime));
+        for (name, passes) in [("once", false), ("sidecar", true)] {
+            let usage = PodUsage {
+                containers: vec![ContainerUsage {
+                    name: name.into(),
+                    logs: disk(2 * MI),
+                    ..ContainerUsage::default()
+                }],
+                ..PodUsage::default()
+            };
+            let found = violation(&pod, &usage, true).map(|v| v.message);
+            let text = format!("Container {name} exceeded its local ephemeral storage limit");
+            let told = found.is_some_and(|message| message.starts_with(&text));
+            assert_eq!(told, passes, "{name}");
         }
     }
 

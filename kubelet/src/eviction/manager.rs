@@ -48,6 +48,10 @@ struct Manager {
 pub async fn run(kubelet: Arc<Kubelet>, changed: Arc<Notify>, shutdown: CancellationToken) {
     let config = &kubelet.config;
     let thresholds = parse_threshold_config(
+        config
+            .enforce_node_allocatable()
+            .iter()
+            .any(|k| k == "pods"),
         &config.eviction_hard(),
         &config.eviction_soft,
         &config.eviction_soft_grace_period,
@@ -149,7 +153,8 @@ impl Manager {
         let node_fs = matches!(signal, Signal::NodeFsAvailable | Signal::NodeFsInodesFree);
         // A disk of the images' own gains the node's nothing.
         if signal.node_condition() == "DiskPressure" && !(seen.dedicated_image_fs && node_fs) {
-            // Whatever is short, bytes or inodes: every image nobody uses goes, as upstream's.
+            // Whatever is short, bytes or inodes: what ended and every image nobody uses goes, as upstream's.
+            self.kubelet.delete_all_unused_containers().await;
             if let Err(error) = self.kubelet.image_gc.delete_unused_images().await {
                 tracing::warn!(%error, "eviction manager: cannot remove images");
             }
@@ -245,7 +250,7 @@ impl Manager {
 
 fn used(signal: Signal, usage: &PodUsage, parts: Parts) -> u64 {
     match signal {
-        Signal::MemoryAvailable => usage.memory_bytes(),
+        Signal::MemoryAvailable | Signal::AllocatableMemoryAvailable => usage.memory_bytes(),
         Signal::PidAvailable => usage.processes,
         Signal::NodeFsAvailable | Signal::ImageFsAvailable | Signal::ContainerFsAvailable => {
             usage.disk(parts).bytes
@@ -347,9 +352,17 @@ struct Observed {
 async fn observe(kubelet: &Kubelet) -> Observed {
     let image_fs = kubelet.runtime.runtime().image_fs_info().await.ok();
     let root = kubelet.paths.root().to_owned();
+    let of_pods = kubelet.container_manager.clone();
     let look = move || {
         use std::os::unix::fs::MetadataExt as _;
         let mut signals = BTreeMap::new();
+        if let Some((capacity, working_set)) = of_pods.memory_of_pods() {
+            let seen = Observation {
+                available: capacity.saturating_sub(working_set),
+                capacity,
+            };
+            signals.insert(Signal::AllocatableMemoryAvailable, seen);
+        }
         if let (Some(available), Some(capacity)) = (meminfo("MemAvailable"), meminfo("MemTotal")) {
             let seen = Observation {
                 available,

@@ -21,7 +21,7 @@ pub struct Usage {
 
 fn requested(pod: &Pod, signal: Signal) -> u64 {
     let name = match signal {
-        Signal::MemoryAvailable => "memory",
+        Signal::MemoryAvailable | Signal::AllocatableMemoryAvailable => "memory",
         Signal::NodeFsAvailable | Signal::ImageFsAvailable | Signal::ContainerFsAvailable => {
             "ephemeral-storage"
         }

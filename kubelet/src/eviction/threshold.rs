@@ -11,6 +11,8 @@ use component_helpers::quantity::Amount;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Signal {
     MemoryAvailable,
+    /// What pods together have left of the limit they are held to.
+    AllocatableMemoryAvailable,
     NodeFsAvailable,
     NodeFsInodesFree,
     ImageFsAvailable,
@@ -23,6 +25,7 @@ pub enum Signal {
 /// Every signal's name, as the configuration writes it.
 pub const SIGNALS: &[&str] = &[
     "memory.available",
+    "allocatableMemory.available",
     "nodefs.available",
     "nodefs.inodesFree",
     "imagefs.available",
@@ -36,6 +39,7 @@ impl Signal {
     pub fn as_str(self) -> &'static str {
         match self {
             Signal::MemoryAvailable => "memory.available",
+            Signal::AllocatableMemoryAvailable => "allocatableMemory.available",
             Signal::NodeFsAvailable => "nodefs.available",
             Signal::NodeFsInodesFree => "nodefs.inodesFree",
             Signal::ImageFsAvailable => "imagefs.available",
@@ -49,7 +53,7 @@ impl Signal {
     /// The node condition a met threshold raises.
     pub fn node_condition(self) -> &'static str {
         match self {
-            Signal::MemoryAvailable => "MemoryPressure",
+            Signal::MemoryAvailable | Signal::AllocatableMemoryAvailable => "MemoryPressure",
             Signal::PidAvailable => "PIDPressure",
             _ => "DiskPressure",
         }
@@ -58,7 +62,7 @@ impl Signal {
     /// The resource that is short, as events and messages name it.
     pub fn resource(self) -> &'static str {
         match self {
-            Signal::MemoryAvailable => "memory",
+            Signal::MemoryAvailable | Signal::AllocatableMemoryAvailable => "memory",
             Signal::NodeFsAvailable | Signal::ImageFsAvailable | Signal::ContainerFsAvailable => {
                 "ephemeral-storage"
             }
@@ -72,7 +76,8 @@ impl Signal {
 
 pub fn parse_signal(text: &str) -> Option<Signal> {
     Some(match text {
-        "memory.available" | "allocatableMemory.available" => Signal::MemoryAvailable,
+        "memory.available" => Signal::MemoryAvailable,
+        "allocatableMemory.available" => Signal::AllocatableMemoryAvailable,
         "nodefs.available" => Signal::NodeFsAvailable,
         "nodefs.inodesFree" => Signal::NodeFsInodesFree,
         "imagefs.available" => Signal::ImageFsAvailable,
@@ -141,7 +146,11 @@ impl Threshold {
 }
 
 /// The thresholds of a validated configuration. A threshold of zero or 0 % is switched off.
+///
+/// `pods_are_held`: node allocatable is enforced on pods (`enforceNodeAllocatable`); then what holds for the node's memory holds
+/// for theirs, too, so that one of them is evicted before the kernel kills.
 pub fn parse_threshold_config(
+    pods_are_held: bool,
     hard: &BTreeMap<String, String>,
     soft: &BTreeMap<String, String>,
     soft_grace: &BTreeMap<String, String>,
@@ -168,7 +177,15 @@ pub fn parse_threshold_config(
             .and_then(|g| component_base::duration::parse(g).ok())?;
         make(n, v, grace)
     });
-    hard.chain(soft).collect()
+    let mut thresholds: Vec<Threshold> = hard.chain(soft).collect();
+    let of_memory = |t: &&Threshold| t.signal == Signal::MemoryAvailable && t.is_hard();
+    if pods_are_held && let Some(of_node) = thresholds.iter().find(of_memory) {
+        thresholds.push(Threshold {
+            signal: Signal::AllocatableMemoryAvailable,
+            ..of_node.clone()
+        });
+    }
+    thresholds
 }
 
 /// What a signal stands at.
@@ -211,6 +228,7 @@ mod tests {
             ("nodefs.available".to_owned(), "10%".to_owned()),
         ];
         let list = parse_threshold_config(
+            false,
             &hard.into(),
             &BTreeMap::new(),
             &BTreeMap::new(),
@@ -250,6 +268,7 @@ mod tests {
         let hard = [("imagefs.available".to_owned(), "0%".to_owned())];
         assert!(
             parse_threshold_config(
+                true,
                 &hard.into(),
                 &BTreeMap::new(),
                 &BTreeMap::new(),
@@ -257,5 +276,29 @@ mod tests {
             )
             .is_empty()
         );
+    }
+
+    #[test]
+    fn pods_that_are_held_together_are_evicted_before_the_kernel_kills() {
+        let hard = [("memory.available".to_owned(), "100Mi".to_owned())].into();
+        let soft = [("memory.available".to_owned(), "1Gi".to_owned())].into();
+        let grace = [("memory.available".to_owned(), "1m".to_owned())].into();
+        let signals = |held| -> Vec<_> {
+            let list = parse_threshold_config(held, &hard, &soft, &grace, &BTreeMap::new());
+            list.iter().map(|t| (t.signal, t.is_hard())).collect()
+        };
+        let of_node = [
+            (Signal::MemoryAvailable, true),
+            (Signal::MemoryAvailable, false),
+        ];
+        assert_eq!(signals(false), of_node);
+        assert_eq!(signals(true)[..2], of_node);
+        assert_eq!(
+            signals(true)[2..],
+            [(Signal::AllocatableMemoryAvailable, true)]
+        );
+        for name in SIGNALS {
+            assert_eq!(parse_signal(name).unwrap().as_str(), *name);
+        }
     }
 }

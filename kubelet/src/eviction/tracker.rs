@@ -61,7 +61,7 @@ impl Tracker {
             .collect();
         // Memory first: it kills fastest.
         let mut due = self.due.clone();
-        due.sort_by_key(|t| (t.signal != Signal::MemoryAvailable, t.signal));
+        due.sort_by_key(|t| (t.signal.resource() != "memory", t.signal));
         Round {
             conditions: self.last_seen.keys().copied().collect(),
             due,

@@ -5,6 +5,7 @@
 
 use super::Kubelet;
 use crate::events::{Type, reason};
+use crate::kuberuntime::gc::Use;
 use crate::metrics;
 use crate::pod;
 use crate::pod_workers::{Update, WorkState};
@@ -26,9 +27,10 @@ impl Kubelet {
             }
         };
         let gone = self.pods.get_pod_by_uid(uid).is_none();
+        let of_use = if gone { Use::Nobody } else { Use::Pod };
         let errors = self
             .runtime
-            .collect_pod(&status, gone, &self.gc_policy)
+            .collect_pod(&status, of_use, &self.gc_policy)
             .await;
         self.tell_gc_failed(&errors);
         if !gone {
@@ -41,6 +43,28 @@ impl Kubelet {
         self.objects.unregister_pod(uid);
         self.probes.remove_pod(uid);
         self.workers.forget(uid);
+    }
+
+    /// The disk is full: what pods that ended left on it goes, before anybody is evicted. Upstream: `DeleteAllUnusedContainers`.
+    pub async fn delete_all_unused_containers(&self) {
+        let pods = match self.runtime.pods().await {
+            Ok(pods) => pods,
+            Err(error) => {
+                tracing::error!(%error, "failed listing pods of the runtime, no container is deleted");
+                return;
+            }
+        };
+        let mut errors = vec![];
+        for (uid, status) in &pods {
+            if self.workers.is_finished(uid) {
+                let collected = self
+                    .runtime
+                    .collect_pod(status, Use::Object, &self.gc_policy)
+                    .await;
+                errors.extend(collected);
+            }
+        }
+        self.tell_gc_failed(&errors);
     }
 
     fn tell_gc_failed(&self, errors: &[String]) {
@@ -83,16 +107,17 @@ impl Kubelet {
                         .update_pod(uid, Update::KillRuntimePod(status.clone()));
                 }
                 Some(work) if work.finished => {
+                    let of_use = if known { Use::Pod } else { Use::Nobody };
                     let collected = self
                         .runtime
-                        .collect_pod(status, !known, &self.gc_policy)
+                        .collect_pod(status, of_use, &self.gc_policy)
                         .await;
                     errors.extend(collected);
                 }
                 Some(work) if work.state == WorkState::Syncing => {
                     let collected = self
                         .runtime
-                        .collect_pod(status, false, &self.gc_policy)
+                        .collect_pod(status, Use::Pod, &self.gc_policy)
                         .await;
                     errors.extend(collected);
                 }

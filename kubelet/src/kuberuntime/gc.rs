@@ -24,6 +24,17 @@ pub struct GcPolicy {
     pub max_per_container: i64,
 }
 
+/// Who still has a use for what is left of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// The pod goes on, or its containers are looked at: the policy counts.
+    Pod,
+    /// It has ended and the disk is full: its object is enough. Upstream: `DeleteAllUnusedContainers`.
+    Object,
+    /// No source names it any longer, and it has ended.
+    Nobody,
+}
+
 /// What to remove of one pod.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Garbage {
@@ -31,15 +42,16 @@ pub struct Garbage {
     pub sandboxes: Vec<String>,
 }
 
-/// `gone`: no source names the pod any longer, and it has ended.
-pub fn plan(status: &PodStatus, gone: bool, policy: &GcPolicy, now: Timestamp) -> Garbage {
+/// What nobody has a use for.
+pub fn plan(status: &PodStatus, of_use: Use, policy: &GcPolicy, now: Timestamp) -> Garbage {
+    let all = of_use != Use::Pod;
     let mut garbage = Garbage::default();
     let mut seen: BTreeMap<&str, i64> = BTreeMap::new();
     let dead = |c: &ContainerStatus| !matches!(c.state, ContainerState::Running);
     // Newest first.
     for container in status.containers.iter().filter(|c| dead(c)) {
         let age = Duration::try_from(now.duration_since(container.created_at)).unwrap_or_default();
-        if gone {
+        if all {
             garbage.containers.push(container.id.clone());
             continue;
         }
@@ -60,7 +72,7 @@ pub fn plan(status: &PodStatus, gone: bool, policy: &GcPolicy, now: Timestamp) -
                 .iter()
                 .any(|c| c.sandbox_id == sandbox.id && !garbage.containers.contains(&c.id));
         // The newest of a pod that is still wanted tells how often it was made.
-        if !in_use && (gone || index > 0) {
+        if !in_use && (all || index > 0) {
             garbage.sandboxes.push(sandbox.id.clone());
         }
     }
@@ -74,11 +86,11 @@ impl RuntimeManager {
     pub async fn collect_pod(
         &self,
         status: &PodStatus,
-        gone: bool,
+        of_use: Use,
         policy: &GcPolicy,
     ) -> Vec<String> {
         let mut errors = vec![];
-        let garbage = plan(status, gone, policy, Timestamp::now());
+        let garbage = plan(status, of_use, policy, Timestamp::now());
         for id in &garbage.containers {
             let Some(container) = status.containers.iter().find(|c| c.id == *id) else {
                 continue;
@@ -105,7 +117,7 @@ impl RuntimeManager {
                 errors.push(format!("failed to remove sandbox {id:?}: {error}"));
             }
         }
-        if gone {
+        if of_use == Use::Nobody {
             let logs = self
                 .d
                 .paths
@@ -213,5 +225,45 @@ fn remove_dangling_links(logs: &Path) {
 fn remove_dir(dir: &Path) {
     if let Err(error) = host::remove_tree(dir) {
         tracing::warn!(dir = %dir.display(), %error, "failed to remove log directory");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(id: &str, state: ContainerState) -> ContainerStatus {
+        let mut status: ContainerStatus = serde_json::from_value(serde_json::json!({
+            "id": id, "sandbox_id": "s", "metadata": {"name": "c", "attempt": 0}, "state": "Exited",
+            "created_at": "1970-01-01T00:00:00Z", "started_at": null, "finished_at": null, "exit_code": 0, "signal": null,
+            "reason": "", "message": "", "image": "", "image_id": "", "image_ref": "", "labels": {}, "annotations": {},
+            "log_path": "", "pid": null, "resources": {}, "user": null, "stop_signal": "", "mounts": [],
+        }))
+        .unwrap();
+        status.state = state;
+        status
+    }
+
+    #[test]
+    fn what_ended_is_kept_by_the_policy_and_goes_when_nobody_needs_it() {
+        let policy = GcPolicy {
+            min_age: Duration::ZERO,
+            max_per_container: 1,
+        };
+        let mut status = PodStatus::default();
+        for id in ["new", "old", "older"] {
+            status
+                .containers
+                .push(container(id, ContainerState::Exited));
+        }
+        let check = |status: &PodStatus, of_use: Use, expect: &[&str]| {
+            let garbage = plan(status, of_use, &policy, Timestamp::now());
+            assert_eq!(garbage.containers, expect, "{of_use:?}");
+        };
+        check(&status, Use::Pod, &["old", "older"]);
+        check(&status, Use::Object, &["new", "old", "older"]);
+        check(&status, Use::Nobody, &["new", "old", "older"]);
+        status.containers[0].state = ContainerState::Running;
+        check(&status, Use::Object, &["old", "older"]);
     }
 }
