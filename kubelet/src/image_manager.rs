@@ -34,6 +34,8 @@ use credentials::{Keyring, TrackedAuth};
 use pull_manager::{PodCredentials, PullManager};
 use pull_record::ImagePullCredentials;
 
+/// Why a container waits: its image was asked for and could not be had.
+pub const ERR_IMAGE_PULL: &str = "ErrImagePull";
 /// Upstream: `imageBackOffPeriod`, `MaxImageBackOff`.
 const INITIAL_BACKOFF: Duration = Duration::from_secs(10);
 const MAX_BACKOFF: Duration = Duration::from_secs(300);
@@ -331,10 +333,10 @@ impl ImageManager {
                 "Failed to record image pull intent for container image {requested:?}: {error}"
             );
             event(Type::Warning, reason::FAILED, message.clone());
-            failure("ErrImagePull", message)
+            failure(ERR_IMAGE_PULL, message)
         })?;
         let begin = Instant::now();
-        let cancelled = || failure("ErrImagePull", "pod is being terminated".to_owned());
+        let cancelled = || failure(ERR_IMAGE_PULL, "pod is being terminated".to_owned());
 
         let pull = async {
             if let Some(rate) = &self.rate {
@@ -480,7 +482,7 @@ fn eval_pull_error(image: &str, error: &PullFailure) -> ImageFailure {
         RuntimeError::Image(ImageError::InvalidImageName { .. }) => {
             failure("InvalidImageName", error.to_string())
         }
-        _ => failure("ErrImagePull", error.to_string()),
+        _ => failure(ERR_IMAGE_PULL, error.to_string()),
     }
 }
 

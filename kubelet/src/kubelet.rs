@@ -411,7 +411,14 @@ impl Kubelet {
         })?;
         self.expand_volumes(pod);
         let (secrets, missing) = self.objects.pull_secrets(pod).await;
-        if !missing.is_empty() {
+        self.probes.add_pod(pod);
+
+        let result = self
+            .runtime
+            .sync_pod(pod, &status, &volumes, &secrets, cancel, restart_all)
+            .await;
+        // Where every image is to be had nobody misses them.
+        if result.pull_failed && !missing.is_empty() && !cancel.is_cancelled() {
             let message = format!(
                 "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
                 missing.join(", ")
@@ -419,12 +426,6 @@ impl Kubelet {
             self.recorder
                 .pod(pod, Type::Warning, reason::UNABLE_TO_PULL_SECRETS, message);
         }
-        self.probes.add_pod(pod);
-
-        let result = self
-            .runtime
-            .sync_pod(pod, &status, &volumes, &secrets, cancel, restart_all)
-            .await;
         self.after_resize(pod, &result);
         if (!result.errors.is_empty() || result.resized) && !cancel.is_cancelled() {
             for error in &result.errors {

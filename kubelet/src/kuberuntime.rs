@@ -86,6 +86,8 @@ pub struct SyncResult {
     pub errors: Vec<String>,
     /// The earliest time at which a failed step is worth another try; `None`: the usual back-off.
     pub retry_after: Option<Duration>,
+    /// An image was asked for and could not be had; one that waits for its next try is none of them.
+    pub pull_failed: bool,
     /// Resources of the pod or of running containers were changed.
     pub resized: bool,
     /// Why they could not be.
@@ -355,7 +357,17 @@ impl RuntimeManager {
         if nothing || (actions.kill_pod && !actions.create_sandbox) {
             return;
         }
-        let image_volumes = self.pull_image_volumes(pod, volumes, secrets, cancel).await;
+        let ephemeral = !actions.ephemeral_containers_to_start.is_empty();
+        let inits = actions.init_containers_to_start.iter();
+        let inits = inits.filter_map(|i| pod::init_containers(pod).get(*i));
+        let regulars = actions.containers_to_start.iter();
+        let regulars = regulars.filter_map(|i| pod::containers(pod).get(*i));
+        let mut containers = inits.chain(regulars);
+        // Nobody is told again and again of images for containers whose time has not come.
+        let image_volumes = match ephemeral || containers.any(|c| !self.backs_off(pod, status, c)) {
+            true => self.pull_image_volumes(pod, volumes, secrets, cancel).await,
+            false => HashMap::new(),
+        };
         let context = start::StartContext {
             pod,
             status,

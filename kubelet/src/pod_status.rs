@@ -28,6 +28,8 @@ pub struct PodStatus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SandboxChange {
     pub changed: bool,
+    /// Why, for people; empty: it is as it should be. Upstream: `PodSandboxNotReadyMsg…`.
+    pub why: &'static str,
     pub attempt: u32,
     /// Empty when there is none, or when it must not be used again.
     pub sandbox_id: String,
@@ -119,15 +121,21 @@ impl PodStatus {
         self.containers.iter().filter(move |c| c.sandbox_id == id)
     }
 
+    /// The newest instance of the container of that name in the newest sandbox.
+    pub fn find_active_container_status_by_name(&self, name: &str) -> Option<&ContainerStatus> {
+        self.active_containers().find(|c| c.metadata.name == name)
+    }
+
     /// Must a new sandbox be made for the pod, and what is in the way?
     pub fn pod_sandbox_changed(&self, pod: &Pod) -> SandboxChange {
-        let change = |changed, attempt, sandbox_id: &str| SandboxChange {
-            changed,
+        let change = |why: &'static str, attempt, sandbox_id: &str| SandboxChange {
+            changed: !why.is_empty(),
+            why,
             attempt,
             sandbox_id: sandbox_id.to_owned(),
         };
         let Some(newest) = self.sandboxes.first() else {
-            return change(true, 0, "");
+            return change("no pod sandbox exists", 0, "");
         };
         let ready = self
             .sandboxes
@@ -135,8 +143,12 @@ impl PodStatus {
             .filter(|s| s.state == SandboxState::Ready)
             .count();
         let next = newest.metadata.attempt + 1;
-        if ready > 1 || newest.state != SandboxState::Ready {
-            return change(true, next, &newest.id);
+        if ready > 1 {
+            let why = "multiple pod sandboxes are ready and need to be reconciled";
+            return change(why, next, &newest.id);
+        }
+        if newest.state != SandboxState::Ready {
+            return change("pod sandbox is not ready", next, &newest.id);
         }
         let wanted = if pod::is_host_network(pod) {
             NamespaceMode::Node
@@ -144,12 +156,13 @@ impl PodStatus {
             NamespaceMode::Pod
         };
         if newest.namespaces.network != wanted {
-            return change(true, next, "");
+            let why = "network namespace mode changed and sandbox needs to be recreated";
+            return change(why, next, "");
         }
         if wanted == NamespaceMode::Pod && newest.ips.is_empty() {
-            return change(true, next, &newest.id);
+            return change("pod sandbox has no IP address", next, &newest.id);
         }
-        change(false, newest.metadata.attempt, &newest.id)
+        change("", newest.metadata.attempt, &newest.id)
     }
 
     /// Was any regular container of the pod ever created? Then its init containers are done.

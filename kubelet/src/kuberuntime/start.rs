@@ -18,7 +18,7 @@ use crate::container_config::{
 };
 use crate::environment::{NodeFacts, make_environment_variables};
 use crate::events::{Type, reason};
-use crate::image_manager::ImageFailure;
+use crate::image_manager::{ERR_IMAGE_PULL, ImageFailure};
 use crate::off_thread::off_thread;
 use crate::pod::{self, ContainerKind};
 use crate::pod_actions::KillReason;
@@ -82,6 +82,14 @@ fn back_off_key(pod: &Pod, container: &Container) -> String {
     )
 }
 
+/// When the container ended last. `None`: it never did.
+fn last_end(status: &PodStatus, container: &Container) -> Option<Timestamp> {
+    let mut instances = status.containers.iter();
+    let ended = instances
+        .find(|c| c.metadata.name == container.name && c.state == ContainerState::Exited)?;
+    Some(ended.finished_at.unwrap_or(ended.created_at))
+}
+
 impl RuntimeManager {
     /// Returns whether the container runs.
     pub(super) async fn start(
@@ -132,21 +140,27 @@ impl RuntimeManager {
                     "failed to {:?} for {:?} with {}: {:?}",
                     "StartContainer", container.name, failed.reason, failed.message
                 );
+                result.pull_failed |= failed.reason == ERR_IMAGE_PULL;
                 result.fail(text, failed.retry_after);
                 false
             }
         }
     }
 
+    /// It is not the container's time yet. Nothing is told of it.
+    pub(super) fn backs_off(&self, pod: &Pod, status: &PodStatus, container: &Container) -> bool {
+        let key = back_off_key(pod, container);
+        let remaining = |finished| {
+            let loops = &self.d.crash_loop;
+            loops.remaining_since(&key, finished, Timestamp::now())
+        };
+        last_end(status, container).and_then(remaining).is_some()
+    }
+
     /// A container that ended lately must wait before it starts again.
     fn do_back_off(&self, context: &StartContext<'_>, container: &Container) -> Option<Failure> {
         let pod = context.pod;
-        let ended = context
-            .status
-            .containers
-            .iter()
-            .find(|c| c.metadata.name == container.name && c.state == ContainerState::Exited)?;
-        let finished = ended.finished_at.unwrap_or(ended.created_at);
+        let finished = last_end(context.status, container)?;
         let key = back_off_key(pod, container);
         if let Some(wait) = self
             .d
@@ -221,7 +235,7 @@ impl RuntimeManager {
                 Failure::from(failed)
             })?;
         if context.cancel.is_cancelled() {
-            return Err(failure("ErrImagePull", "pod is being terminated"));
+            return Err(failure(ERR_IMAGE_PULL, "pod is being terminated"));
         }
 
         let restart_count = match context.status.find_container_status_by_name(name) {

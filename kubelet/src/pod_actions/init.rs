@@ -24,18 +24,16 @@ pub(super) fn compute_init_container_actions(
     if init.is_empty() {
         return true;
     }
-    let mut pod_has_initialized = pod::containers(pod).iter().any(|c| {
-        status
-            .find_container_status_by_name(&c.name)
-            .is_some_and(|s| matches!(s.state, ContainerState::Created | ContainerState::Running))
-    });
+    // In this sandbox: what an earlier one left says nothing, and a regular container that came so far shows that all init
+    // containers are done, also those that the runtime has no trace of any more.
+    let mut pod_has_initialized = status.has_any_active_regular_container_started(pod);
     let mut previously_initialized = pod_has_initialized;
     // Gathered backwards.
     let mut to_start: Vec<usize> = Vec::new();
 
     for (i, container) in init.iter().enumerate().rev() {
         let sidecar = pod::is_restartable_init(container);
-        let Some(current) = status.find_container_status_by_name(&container.name) else {
+        let Some(current) = status.find_active_container_status_by_name(&container.name) else {
             if previously_initialized && sidecar {
                 to_start.push(i);
             }

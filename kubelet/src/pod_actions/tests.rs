@@ -320,6 +320,58 @@ fn a_lost_sandbox_restarts_everything_unless_the_pod_is_done() {
 }
 
 #[test]
+fn what_an_earlier_sandbox_left_is_no_reason_to_skip_an_init_container() {
+    let pod = test_pod(
+        "Always",
+        vec![container("i1"), container("i2")],
+        vec![container("a")],
+    );
+    let old = |mut status: PodStatus| {
+        for c in &mut status.containers {
+            c.sandbox_id = "lost".into();
+        }
+        status.containers
+    };
+    let before = observed(&[("a", Exited, 137), ("i2", Exited, 0), ("i1", Exited, 0)]);
+    let before = old(before);
+    // The first one runs in the new sandbox: nothing to do before it ends.
+    let mut status = observed(&[("i1", Running, 0)]);
+    status.containers.extend(before.clone());
+    check(&pod, &status, &Probes::default(), Expect::default());
+    // It ended: the second one.
+    let mut status = observed(&[("i1", Exited, 0)]);
+    status.containers.extend(before.clone());
+    let second = Expect {
+        init: vec![1],
+        ..Expect::default()
+    };
+    check(&pod, &status, &Probes::default(), second);
+    // Nothing began yet.
+    let mut status = observed(&[]);
+    status.containers.extend(before);
+    let first = Expect {
+        init: vec![0],
+        ..Expect::default()
+    };
+    check(&pod, &status, &Probes::default(), first);
+}
+
+#[test]
+fn init_containers_that_left_no_trace_do_not_run_again_beside_a_regular_one() {
+    let pod = test_pod(
+        "Always",
+        vec![container("i"), sidecar("s")],
+        vec![container("a")],
+    );
+    let status = observed(&[("a", Exited, 1), ("s", Running, 0)]);
+    let again = Expect {
+        start: vec![0],
+        ..Expect::default()
+    };
+    check(&pod, &status, &Probes::default(), again);
+}
+
+#[test]
 fn a_failed_probe_kills_and_restarts() {
     let pod = test_pod("Always", vec![], vec![container("a"), container("b")]);
     let probes = Probes {

@@ -209,7 +209,12 @@ pub fn has_any_regular_container_started(pod: &Pod, statuses: &[ContainerStatus]
     })
 }
 
-/// Does the pod have a sandbox with a network?
-pub fn ready_to_start_containers(pod: &Pod, has_sandbox: bool) -> PodCondition {
-    condition(pod, "PodReadyToStartContainers", has_sandbox, None, None)
+/// Does the pod have a sandbox with a network? `missing`: what is wrong with it; empty: it has one.
+pub fn ready_to_start_containers(pod: &Pod, missing: &str) -> PodCondition {
+    let (reason, message) = match missing {
+        "" => (None, None),
+        why => (Some("PodSandboxNotReady"), Some(why.to_owned())),
+    };
+    let type_ = "PodReadyToStartContainers";
+    condition(pod, type_, missing.is_empty(), reason, message)
 }

@@ -353,8 +353,8 @@ fn all_conditions(
         list.push(disruption);
     }
     list.extend(input.resize_conditions.iter().cloned());
-    let has_sandbox = !input.status.pod_sandbox_changed(pod).changed;
-    list.push(conditions::ready_to_start_containers(pod, has_sandbox));
+    let sandbox = input.status.pod_sandbox_changed(pod);
+    list.push(conditions::ready_to_start_containers(pod, sandbox.why));
     list.push(conditions::initialized(pod, all, phase, input.old));
     let ready = conditions::ready(pod, &list, all, phase);
     list.push(ready);
