@@ -155,6 +155,9 @@ pub async fn run() -> Result<(), AppError> {
     }
     let mut config = loaded.config;
     take_cgroup_driver(&mut config);
+    // Nothing of it is secret: headers of a URL for static pods are refused.
+    let shown = serde_json::to_string(&config).unwrap_or_default();
+    tracing::info!(config = shown, "Effective KubeletConfiguration");
     let config = Arc::new(config);
     let gates = feature_gates(&options, &config)?;
     let shutdown = Shutdown::on_signals().map_err(io("install signal handlers"))?;
@@ -284,7 +287,7 @@ impl Parts {
             // There is no other than the node's own word.
             node.set_read();
         }
-        let addresses = node_addresses(&options);
+        let addresses = node_addresses(&options).await;
         node.host_ips.store(Arc::new(
             addresses.iter().map(ToString::to_string).collect(),
         ));
@@ -677,5 +680,7 @@ fn registration(
             .unwrap_or_else(|| config.register_with_taints.clone()),
         provider_id: config.provider_id.clone(),
         external_cloud_provider: options.cloud_provider_external,
+        has_node_ip: !options.node_ips.is_empty(),
+        node_ips: machine::given_addresses(options),
     }
 }

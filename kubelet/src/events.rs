@@ -2,8 +2,10 @@
 //!
 //! Owns: the references they carry, and upstream's reasons. Upstream: `pkg/kubelet/events`, v1.36.
 
+use std::sync::{Arc, OnceLock};
+
 use component_base::events::{EventType, Recorder};
-use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, PersistentVolumeClaim, Pod};
 
 use crate::pod;
 
@@ -68,6 +70,8 @@ pub mod reason {
 pub struct KubeletRecorder {
     recorder: Recorder,
     node_name: String,
+    /// Of the node's object, once it was read.
+    node_uid: Arc<OnceLock<String>>,
 }
 
 fn pod_reference(pod: &Pod) -> ObjectReference {
@@ -88,6 +92,14 @@ impl KubeletRecorder {
         Self {
             recorder,
             node_name: node_name.to_owned(),
+            node_uid: Arc::default(),
+        }
+    }
+
+    /// The node's object was read: events about the node name it by its UID from now on. The first one counts, as upstream's.
+    pub fn node_is(&self, node: &Node) {
+        if let Some(uid) = &node.metadata.uid {
+            self.node_uid.get_or_init(|| uid.clone());
         }
     }
 
@@ -136,10 +148,11 @@ impl KubeletRecorder {
 
     pub fn node(&self, event_type: EventType, reason: &str, message: impl Into<String>) {
         let reference = ObjectReference {
+            api_version: Some("v1".to_owned()),
             kind: Some("Node".to_owned()),
             name: Some(self.node_name.clone()),
-            // As upstream: the name stands for the UID in events about nodes.
-            uid: Some(self.node_name.clone()),
+            // Upstream: `nodeRefWithUID`.
+            uid: self.node_uid.get().cloned(),
             ..ObjectReference::default()
         };
         self.recorder
@@ -150,6 +163,26 @@ impl KubeletRecorder {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn events_about_the_node_name_it_by_its_uid_once_it_is_known() {
+        let (recorder, mut events) = Recorder::fake();
+        let recorder = KubeletRecorder::new(recorder, "n");
+        let mut told = |recorder: &KubeletRecorder| {
+            recorder.node(EventType::Normal, "R", "m");
+            let regarding = events.try_recv().unwrap().regarding;
+            assert_eq!(regarding.name.as_deref(), Some("n"));
+            regarding.uid
+        };
+        assert_eq!(told(&recorder), None);
+        let clone = recorder.clone();
+        let mut node = Node::default();
+        node.metadata.uid = Some("uid-1".into());
+        recorder.node_is(&node);
+        assert_eq!(told(&clone).as_deref(), Some("uid-1"));
+    }
 
     /// Why a reason of upstream's is never seen here.
     type Never = &'static str;

@@ -3,6 +3,7 @@
 //! Owns: [`generate`] (pure), registering the node, and writing its status when it changed. Upstream:
 //! `pkg/kubelet/kubelet_node_status.go`, `pkg/kubelet/nodestatus`, v1.36.
 
+pub mod from_node;
 pub mod lease;
 pub mod register;
 pub mod report;
@@ -29,6 +30,10 @@ pub struct StatusInput<'a> {
     pub capacity: &'a ResourceList,
     pub allocatable: &'a ResourceList,
     pub addresses: &'a [IpAddr],
+    /// What somebody else set and the kubelet leaves.
+    pub set_addresses: Option<Vec<NodeAddress>>,
+    /// As the API server has it: extended resources in it are taken over.
+    pub old_capacity: Option<&'a ResourceList>,
     pub hostname: &'a str,
     pub kubelet_port: i32,
     pub runtime_name: &'a str,
@@ -58,23 +63,19 @@ fn seconds(t: jiff::Timestamp) -> Time {
 
 /// The status, the kubelet's own conditions only.
 pub fn generate(input: &StatusInput<'_>) -> NodeStatus {
-    let mut addresses: Vec<NodeAddress> = input
-        .addresses
-        .iter()
-        .map(|ip| NodeAddress {
-            type_: "InternalIP".to_owned(),
-            address: ip.to_string(),
-        })
-        .collect();
-    addresses.push(NodeAddress {
-        type_: "Hostname".to_owned(),
-        address: input.hostname.to_owned(),
-    });
+    let own = || from_node::own_addresses(input.addresses, input.hostname);
+    let addresses = input.set_addresses.clone().unwrap_or_else(own);
+    let extended = from_node::extended_resources(input.old_capacity, input.capacity);
+    let with_extended = |own: &ResourceList| {
+        let mut all = own.clone();
+        all.extend(extended.clone());
+        all
+    };
     let machine = input.machine;
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(input.capacity.clone()),
-        allocatable: Some(input.allocatable.clone()),
+        capacity: Some(with_extended(input.capacity)),
+        allocatable: Some(with_extended(input.allocatable)),
         conditions: Some(conditions(input)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
@@ -253,18 +254,30 @@ mod tests {
     use super::*;
 
     fn ready(state: RuntimeState, old: &[NodeCondition]) -> NodeCondition {
+        let status = status(&state, old, None, None);
+        status.conditions.unwrap().pop().unwrap()
+    }
+
+    fn status(
+        state: &RuntimeState,
+        old: &[NodeCondition],
+        set_addresses: Option<Vec<NodeAddress>>,
+        old_capacity: Option<&ResourceList>,
+    ) -> NodeStatus {
         let (capacity, machine) = (ResourceList::new(), MachineInfo::default());
-        let status = generate(&StatusInput {
+        generate(&StatusInput {
             machine: &machine,
             capacity: &capacity,
             allocatable: &capacity,
-            addresses: &[],
+            addresses: &[[10, 0, 0, 1].into()],
+            set_addresses,
+            old_capacity,
             hostname: "n",
             kubelet_port: 10250,
             runtime_name: "youki",
             runtime_version: "1",
             kubelet_version: "v1.37.2",
-            runtime_state: &state,
+            runtime_state: state,
             storage_error: None,
             handlers: &[],
             images: &[],
@@ -275,8 +288,28 @@ mod tests {
             declared_features: &[],
             old_conditions: old,
             now: jiff::Timestamp::from_second(1000).unwrap(),
-        });
-        status.conditions.unwrap().pop().unwrap()
+        })
+    }
+
+    #[test]
+    fn what_others_set_is_taken_over() {
+        let state = RuntimeState::default();
+        let addresses = |set: Option<Vec<NodeAddress>>| -> Vec<String> {
+            let status = status(&state, &[], set, None);
+            let list = status.addresses.unwrap().into_iter();
+            list.map(|a| format!("{} {}", a.type_, a.address)).collect()
+        };
+        assert_eq!(addresses(None), ["InternalIP 10.0.0.1", "Hostname n"]);
+        let of_cloud = NodeAddress {
+            type_: "ExternalIP".into(),
+            address: "198.51.100.1".into(),
+        };
+        assert_eq!(addresses(Some(vec![of_cloud])), ["ExternalIP 198.51.100.1"]);
+        let capacity: ResourceList =
+            serde_json::from_value(serde_json::json!({"example.com/dongle": "3"})).unwrap();
+        let status = status(&state, &[], None, Some(&capacity));
+        assert_eq!(status.capacity.as_ref(), Some(&capacity));
+        assert_eq!(status.allocatable.as_ref(), Some(&capacity));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Owns: every flag upstream's kubelet knows; which of them is a field of the configuration file in disguise; the
 //! flags that are ours alone. Upstream: `cmd/kubelet/app/options`, v1.36.
 
+mod node_labels;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -478,6 +480,13 @@ impl Options {
                 });
             }
         }
+        let node_labels = flags.map("node-labels").clone();
+        let invalid = |(value, reason)| OptionsError::Invalid {
+            flag: "node-labels",
+            value,
+            reason,
+        };
+        node_labels::validate(&node_labels).map_err(invalid)?;
         let register_with_taints = if flags.changed("register-with-taints") {
             let parse = |text: &String| {
                 parse_taint(text).map_err(|reason| OptionsError::Invalid {
@@ -527,7 +536,7 @@ impl Options {
             cert_dir: path("cert-dir"),
             cloud_provider_external: flags.string("cloud-provider") == "external",
             root_dir: path("root-dir"),
-            node_labels: flags.map("node-labels").clone(),
+            node_labels,
             register_with_taints,
             minimum_container_ttl: flags.duration("minimum-container-ttl-duration"),
             max_dead_containers_per_container: flags.int("maximum-dead-containers-per-container"),
@@ -634,6 +643,11 @@ mod tests {
         assert_eq!(
             parse(&["--node-ip=x"]).unwrap_err(),
             "invalid argument \"x\" for \"--node-ip\" flag: \"x\" is not a valid IP address"
+        );
+        let role = parse(&["--node-labels=node-role.kubernetes.io/worker=,a=b"]).unwrap_err();
+        assert!(
+            role.starts_with("invalid argument \"node-role.kubernetes.io/worker=\" for \"--node-labels\" flag: unknown"),
+            "{role}"
         );
         assert!(
             parse(&["--cloud-provider=aws"])

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use component_base::config::FieldError;
 use component_helpers::quantity::Amount;
+use component_helpers::taints::{NO_EXECUTE, NO_SCHEDULE, PREFER_NO_SCHEDULE};
 
 use super::KubeletConfiguration;
 use crate::image_manager::verification::allowlist_errors;
@@ -16,6 +17,8 @@ use crate::image_manager::verification::allowlist_errors;
 pub fn validate_kubelet_configuration(kc: &KubeletConfiguration) -> Vec<FieldError> {
     let mut errors = vec![];
     numbers(kc, &mut errors);
+    shutdown(kc, &mut errors);
+    taints(kc, &mut errors);
     addresses(kc, &mut errors);
     words(kc, &mut errors);
     preloaded_images(kc, &mut errors);
@@ -100,6 +103,23 @@ fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         kc.kube_api_burst.into(),
         "must not be a negative number",
     );
+    check(
+        kc.kube_api_qps >= 0,
+        "kubeAPIQPS",
+        kc.kube_api_qps.into(),
+        "must not be a negative number",
+    );
+    for (path, bit) in [
+        ("iptablesDropBit", kc.iptables_drop_bit),
+        ("iptablesMasqueradeBit", kc.iptables_masquerade_bit),
+    ] {
+        check(
+            (0..=31).contains(&bit),
+            path,
+            bit.into(),
+            "must be between 0 and 31, inclusive",
+        );
+    }
     check(
         kc.max_open_files >= 0,
         "maxOpenFiles",
@@ -199,6 +219,14 @@ fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
             "must be between 1s and 300s",
         ));
     }
+    let monitor = kc.container_log_monitor_interval.0;
+    if monitor < Duration::from_secs(3) {
+        errors.push(FieldError::invalid(
+            "containerLogMonitorInterval",
+            component_base::duration::format(monitor),
+            "must be greater than or equal to 3s",
+        ));
+    }
     for (path, value) in [
         ("nodeStatusUpdateFrequency", kc.node_status_update_frequency),
         ("nodeStatusReportFrequency", kc.node_status_report_frequency),
@@ -206,6 +234,58 @@ fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     ] {
         if value.0.is_zero() {
             errors.push(FieldError::invalid(path, "0s", "must be greater than 0"));
+        }
+    }
+}
+
+/// What the shutdown of a node may say, although nothing here waits for one yet.
+fn shutdown(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
+    let (all, critical) = (
+        kc.shutdown_grace_period.0,
+        kc.shutdown_grace_period_critical_pods.0,
+    );
+    let text = component_base::duration::format;
+    for (path, period) in [
+        ("shutdownGracePeriod", all),
+        ("shutdownGracePeriodCriticalPods", critical),
+    ] {
+        if !period.is_zero() && period < Duration::from_secs(1) {
+            let detail = "must be either zero or otherwise >= 1 sec";
+            errors.push(FieldError::invalid(path, text(period), detail));
+        }
+    }
+    if critical > all {
+        errors.push(FieldError::invalid(
+            "shutdownGracePeriodCriticalPods",
+            text(critical),
+            "must be <= shutdownGracePeriod",
+        ));
+    }
+    if !kc.shutdown_grace_period_by_pod_priority.is_empty() && !(all + critical).is_zero() {
+        errors.push(FieldError::forbidden(
+            "shutdownGracePeriodByPodPriority",
+            "cannot be specified together with shutdownGracePeriod",
+        ));
+    }
+}
+
+/// Upstream: `CheckTaintValidation`.
+fn taints(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
+    const EFFECTS: [&str; 3] = [NO_SCHEDULE, PREFER_NO_SCHEDULE, NO_EXECUTE];
+    for (i, taint) in kc.register_with_taints.iter().enumerate() {
+        let path = |field: &str| format!("registerWithTaints[{i}].{field}");
+        if taint.key.is_empty() {
+            errors.push(FieldError::required(path("key"), "a taint has a key"));
+        }
+        if !taint.effect.is_empty() && !EFFECTS.contains(&taint.effect.as_str()) {
+            errors.push(FieldError::not_supported(
+                path("effect"),
+                &taint.effect,
+                &EFFECTS,
+            ));
+        }
+        if taint.time_added.is_some() {
+            errors.push(FieldError::forbidden(path("timeAdded"), "must not be set"));
         }
     }
 }
@@ -505,12 +585,12 @@ fn quantities(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     if kc
         .container_log_max_size
         .parse::<Amount>()
-        .map_or(true, |a| !a.is_positive())
+        .map_or(true, |a| a.is_zero())
     {
         errors.push(FieldError::invalid(
             "containerLogMaxSize",
             &kc.container_log_max_size,
-            "must be a quantity greater than 0",
+            "must be a quantity greater than 0, or a negative one: then logs are not rotated",
         ));
     }
     let hard = kc.eviction_hard();
@@ -556,8 +636,18 @@ fn quantities(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
 
 fn enforcement(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     let supported = ["pods", "none"];
-    for (i, value) in kc.enforce_node_allocatable().iter().enumerate() {
+    let all = kc.enforce_node_allocatable();
+    for (i, value) in all.iter().enumerate() {
         let path = format!("enforceNodeAllocatable[{i}]");
+        if all[..i].contains(value) {
+            errors.push(FieldError::invalid(path, value, "Duplicate value"));
+            continue;
+        }
+        if value == "none" && all.len() > 1 {
+            let detail = "may not contain additional enforcements when none is specified";
+            errors.push(FieldError::invalid(path, value, detail));
+            continue;
+        }
         match value.as_str() {
             "pods" | "none" | "" => {}
             "system-reserved"
@@ -585,40 +675,4 @@ fn enforcement(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_defaults_are_valid() {
-        assert_eq!(
-            validate_kubelet_configuration(&KubeletConfiguration::default()),
-            vec![]
-        );
-    }
-
-    #[test]
-    fn every_error_at_once() {
-        let kc = KubeletConfiguration {
-            address: "nope".into(),
-            image_gc_low_threshold_percent: 90,
-            run_once: true,
-            // Not among them: the runtime's own word counts, as upstream.
-            cgroup_driver: "systemd".into(),
-            eviction_hard: Some([("memory.nope".to_owned(), "1Gi".to_owned())].into()),
-            ..Default::default()
-        };
-        let text: Vec<String> = validate_kubelet_configuration(&kc)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(text.len(), 4, "{text:?}");
-        assert!(
-            text[0].starts_with("imageGCLowThresholdPercent: Invalid value: 90"),
-            "{text:?}"
-        );
-        assert!(
-            text[1].starts_with("address: Invalid value: \"nope\""),
-            "{text:?}"
-        );
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use component_helpers::resources::is_extended_resource_name;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::api::{Api, Patch, PatchParams};
 use runtime::api::Runtime;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::from_node::{host_ips, set_addresses};
 use super::register::Registration;
 use super::{StatusInput, generate, not_ready};
 use crate::configuration::KubeletConfiguration;
@@ -56,15 +58,23 @@ impl Reporter {
         let storage_error = self.kubelet.storage_error.load();
         let (name, version) = self.runtime.version();
         let state = self.kubelet.runtime_state.load();
-        let old_conditions = old
-            .and_then(|n| n.status.as_ref())
+        let old_status = old.and_then(|n| n.status.as_ref());
+        let old_conditions = old_status
             .and_then(|s| s.conditions.as_deref())
             .unwrap_or_default();
+        let external = self.registration.external_cloud_provider;
+        // Until the cloud's controller knows better, only what somebody said.
+        let addresses = match external && !self.registration.has_node_ip {
+            true => &[][..],
+            false => &self.addresses,
+        };
         generate(&StatusInput {
             machine: &self.kubelet.node.machine,
             capacity: &self.kubelet.node.capacity.load(),
             allocatable: &self.kubelet.node.allocatable.load(),
-            addresses: &self.addresses,
+            addresses,
+            set_addresses: set_addresses(old).filter(|_| external),
+            old_capacity: old_status.and_then(|s| s.capacity.as_ref()),
             hostname: &self.registration.hostname,
             kubelet_port: self.config.port,
             runtime_name: &name,
@@ -92,6 +102,7 @@ impl Reporter {
                 .register(&self.client, || self.status_with(None, &[], &[]), &shutdown)
                 .await;
             let Some(node) = registered else { return };
+            self.kubelet.recorder.node_is(&node);
             // What it began with: the API server had nothing of this start.
             self.pressure_events(&NodeStatus::default(), node.status.as_ref());
             self.check_reboot(&node);
@@ -115,8 +126,20 @@ impl Reporter {
         }
     }
 
+    /// Pods are told the addresses that the cloud's controller gave the node.
+    fn follow_addresses(&self, node: Option<&Node>) {
+        let ips = node.map(host_ips).unwrap_or_default();
+        let known = &self.kubelet.node.host_ips;
+        if !ips.is_empty() && **known.load() != ips {
+            known.store(Arc::new(ips));
+        }
+    }
+
     async fn update(&self, last: &mut Option<(NodeStatus, Instant)>) -> kube::Result<()> {
         let old = self.kubelet.node.node.load().as_ref().clone();
+        if self.registration.external_cloud_provider {
+            self.follow_addresses(old.as_deref());
+        }
         let status = self.status(old.as_deref()).await;
         let due = match last {
             Some((before, at)) => {
@@ -142,6 +165,7 @@ impl Reporter {
                 &Patch::Strategic(&body),
             )
             .await?;
+        self.kubelet.recorder.node_is(&node);
         self.kubelet.node.set_node(Arc::new(node));
         let in_use = status.volumes_in_use.clone().unwrap_or_default();
         self.kubelet.volumes.reported_in_use(&in_use);
@@ -282,6 +306,16 @@ fn patch(old: &NodeStatus, new: &NodeStatus) -> Value {
             continue;
         }
         let value = match (key.as_str(), value) {
+            // What was taken over from the capacity and is no more there.
+            ("allocatable", Value::Object(mut list)) => {
+                let before = old.get("allocatable").and_then(Value::as_object);
+                for name in before.into_iter().flat_map(Map::keys) {
+                    if is_extended_resource_name(name) {
+                        list.entry(name.as_str()).or_insert(Value::Null);
+                    }
+                }
+                Value::Object(list)
+            }
             ("addresses", Value::Array(mut list)) => {
                 list.push(json!({ "$patch": "replace" }));
                 Value::Array(list)
@@ -431,5 +465,25 @@ mod tests {
         );
         let gone = patch(&declares("a", &["F"]), &declares("a", &[]));
         assert!(gone["status"].get("declaredFeatures").is_some());
+    }
+
+    #[test]
+    fn a_resource_that_was_taken_over_goes_with_its_capacity() {
+        let status = |allocatable: Value| -> NodeStatus {
+            serde_json::from_value(json!({ "allocatable": allocatable })).unwrap()
+        };
+        let with = status(json!({"cpu": "1", "example.com/dongle": "2", "hugepages-2Mi": "0"}));
+        let without = status(json!({"cpu": "1"}));
+        assert_eq!(
+            patch(&with, &without),
+            json!({"status": {"allocatable": {"cpu": "1", "example.com/dongle": null}}})
+        );
+        assert_eq!(
+            patch(
+                &without,
+                &status(json!({"cpu": "1", "example.com/dongle": "2"}))
+            ),
+            json!({"status": {"allocatable": {"cpu": "1", "example.com/dongle": "2"}}})
+        );
     }
 }
