@@ -5,6 +5,7 @@
 mod clients;
 mod drivers;
 mod features;
+mod images;
 mod machine;
 mod runtime;
 mod servers;
@@ -32,9 +33,10 @@ use volumes::{CsiHost, VolumeManager};
 
 use self::clients::{ApiClients, api_clients};
 use self::features::{
-    CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, ENSURE_SECRET_PULLED_IMAGES,
-    MEMORY_QOS, POD_CERTIFICATE_REQUEST, PODS_API, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
+    CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, MEMORY_QOS, POD_CERTIFICATE_REQUEST,
+    PODS_API, REDUCE_CRASH_LOOP_BACK_OFF, feature_gates,
 };
+use self::images::{credential_providers, pull_manager};
 use self::machine::{check_machine, node_addresses, protect_from_oom};
 use self::runtime::{load_user_namespaces, open_runtime, serve_cri, take_cgroup_driver};
 use crate::backoff::Backoff;
@@ -49,8 +51,6 @@ use crate::events::{KubeletRecorder, Type, reason};
 use crate::image_gc::{ImageGcManager, ImageGcPolicy};
 use crate::image_manager::ImageManager;
 use crate::image_manager::credentials::Keyring;
-use crate::image_manager::pull_manager::PullManager;
-use crate::image_manager::verification::Verification;
 use crate::kubelet::Kubelet;
 use crate::kuberuntime::gc::GcPolicy;
 use crate::kuberuntime::{Dependencies, RuntimeManager};
@@ -120,6 +120,8 @@ pub enum AppError {
     Tls(#[from] component_base::tls::TlsError),
     #[error(transparent)]
     Serving(#[from] component_base::serving::ServingError),
+    #[error("failed to run Kubelet: failed to register CRI auth plugins: {0}")]
+    CredentialProviders(#[from] crate::image_manager::credential_provider::ProvidersError),
     #[error("image pull records: {0}")]
     PullRecords(#[from] crate::image_manager::pull_record::RecordError),
     #[error("preloadedImagesVerificationAllowlist: {0}")]
@@ -169,30 +171,6 @@ pub async fn run() -> Result<(), AppError> {
             .await
     };
     shutdown.supervise(work).await
-}
-
-/// The records of pulls, read and in step with the images that are here. `None`: their gate is off.
-async fn pull_manager(
-    gates: &FeatureGates,
-    config: &KubeletConfiguration,
-    paths: &Paths,
-    runtime: &Arc<dyn Runtime>,
-) -> Result<Option<Arc<PullManager>>, AppError> {
-    if !gates.enabled(ENSURE_SECRET_PULLED_IMAGES) {
-        return Ok(None);
-    }
-    let verification = Verification::new(
-        &config.image_pull_credentials_verification_policy,
-        &config.preloaded_images_verification_allowlist,
-    )?;
-    // Upstream: `pullRecordsCacheSize`, at most 2000.
-    let limit = usize::try_from(config.max_pods).unwrap_or(110) * 5;
-    let pulls = PullManager::open(paths.root(), limit.clamp(1, 2000), verification)?;
-    match runtime.list_images().await {
-        Ok(images) => pulls.adopt(&images),
-        Err(error) => tracing::warn!(%error, "cannot list images: interrupted pulls stay noted"),
-    }
-    Ok(Some(Arc::new(pulls)))
 }
 
 /// Replaces this program by itself, with the same command line. Returns only if that failed.
@@ -386,11 +364,13 @@ impl Parts {
         let security = Arc::new(NodeSecurity::read());
         let allocation = Arc::new(AllocationManager::load(paths.root()));
         let keyring = Arc::new(Keyring::for_node(paths.root()));
+        let providers = credential_providers(gates, &options, &objects, &volumes)?;
         let pulls = pull_manager(gates, &config, &paths, &runtime).await?;
         let images = Arc::new(ImageManager::new(
             runtime.clone(),
             recorder.clone(),
             keyring,
+            providers,
             pulls.clone(),
             &config,
         ));

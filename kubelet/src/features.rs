@@ -22,6 +22,9 @@ pub const WEBSOCKETS: &str = "ExtendWebSocketsToKubelet";
 
 /// A private image is for the pods that can open it.
 pub const ENSURE_SECRET_PULLED_IMAGES: &str = "KubeletEnsureSecretPulledImages";
+/// Credential providers may be given tokens of the pods' service accounts.
+pub const ACCOUNT_TOKENS_FOR_CREDENTIAL_PROVIDERS: &str =
+    "KubeletServiceAccountTokenForCredentialProviders";
 /// `crashLoopBackOff.maxContainerRestartPeriod` counts.
 pub const CRASH_LOOP_BACK_OFF_MAX: &str = "KubeletCrashLoopBackOffMax";
 /// The back-off of containers begins with a second and ends with a minute.
@@ -46,6 +49,7 @@ pub const FEATURES: &[Feature] = &[
     Feature::locked(INIT_CONTAINER_RESIZE),
     Feature::beta(WEBSOCKETS),
     Feature::beta(ENSURE_SECRET_PULLED_IMAGES),
+    Feature::beta(ACCOUNT_TOKENS_FOR_CREDENTIAL_PROVIDERS),
     Feature::beta(CRASH_LOOP_BACK_OFF_MAX),
     Feature::alpha(REDUCE_CRASH_LOOP_BACK_OFF),
     Feature::ga(CLUSTER_TRUST_BUNDLE_PROJECTION),

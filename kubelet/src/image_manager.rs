@@ -9,6 +9,7 @@
 //!                     └─ yes ─> use it
 //! ```
 
+pub mod credential_provider;
 pub mod credentials;
 pub mod pull_manager;
 pub mod pull_record;
@@ -23,14 +24,15 @@ use images::Reference;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use runtime::api::{ImageError, ImageStatus, Runtime, RuntimeError};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::configuration::KubeletConfiguration;
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::{metrics, pod};
-use credentials::{Keyring, TrackedAuth};
+use credential_provider::CredentialProviders;
+use credentials::{CredentialSource, Keyring, TrackedAuth};
 use pull_manager::{PodCredentials, PullManager};
 use pull_record::ImagePullCredentials;
 
@@ -55,6 +57,7 @@ pub struct ImageManager {
     runtime: Arc<dyn Runtime>,
     recorder: KubeletRecorder,
     keyring: Arc<Keyring>,
+    providers: CredentialProviders,
     backoff: Backoff,
     /// Why the last pull failed, by back-off key.
     previous_error: Mutex<HashMap<String, String>>,
@@ -86,16 +89,62 @@ fn next(policy: &str, present: bool, accessible: impl FnOnce() -> bool) -> Next 
 
 /// Upstream: `trackedToImagePullCreds`.
 fn to_pull_credentials(used: Option<&TrackedAuth>) -> ImagePullCredentials {
-    match used.and_then(|tracked| tracked.secret.clone()) {
-        Some(secret) => ImagePullCredentials {
-            kubernetes_secrets: vec![secret],
-            ..ImagePullCredentials::default()
-        },
-        None => ImagePullCredentials {
-            node_pods_accessible: true,
-            ..ImagePullCredentials::default()
-        },
+    let mut credentials = ImagePullCredentials::default();
+    match used.map(|tracked| tracked.source.clone()) {
+        None | Some(CredentialSource::Node) => credentials.node_pods_accessible = true,
+        Some(CredentialSource::Secret(secret)) => credentials.kubernetes_secrets = vec![secret],
+        Some(CredentialSource::ServiceAccount(account)) => {
+            credentials.kubernetes_service_accounts = vec![account];
+        }
     }
+    credentials
+}
+
+/// What the pod can show of its own. Upstream: `getPodCredentials`.
+fn to_pod_credentials(found: &[TrackedAuth]) -> PodCredentials {
+    let mut credentials = PodCredentials::default();
+    for tracked in found {
+        match &tracked.source {
+            CredentialSource::Node => {}
+            CredentialSource::Secret(secret) => credentials.secrets.push(secret.clone()),
+            // A pod has one account, whatever the audiences of its tokens.
+            CredentialSource::ServiceAccount(account) => {
+                credentials
+                    .service_account
+                    .get_or_insert_with(|| account.clone());
+            }
+        }
+    }
+    credentials
+}
+
+/// What may open the image for the pod: looked up when it is first asked for, and once for a request.
+struct PodKeyring<'a> {
+    manager: &'a ImageManager,
+    pod: &'a Pod,
+    image: &'a str,
+    secrets: &'a [Arc<Secret>],
+    found: OnceCell<Vec<TrackedAuth>>,
+}
+
+impl PodKeyring<'_> {
+    /// The pod's secrets first, then the node's files, then the plugins'.
+    async fn get(&self) -> &[TrackedAuth] {
+        let look_up = || async {
+            let (keyring, secrets) = (self.manager.keyring.clone(), self.secrets.to_vec());
+            let image = self.image.to_owned();
+            let known = tokio::task::spawn_blocking(move || keyring.lookup(&image, &secrets));
+            let mut found = known.await.unwrap_or_default();
+            let plugins = &self.manager.providers;
+            found.extend(plugins.lookup(self.image, self.pod).await);
+            found
+        };
+        self.found.get_or_init(look_up).await
+    }
+}
+
+fn cancelled() -> ImageFailure {
+    failure("ErrImagePull", "pod is being terminated".to_owned())
 }
 
 fn failure(reason: &'static str, message: String) -> ImageFailure {
@@ -125,6 +174,7 @@ impl ImageManager {
         runtime: Arc<dyn Runtime>,
         recorder: KubeletRecorder,
         keyring: Arc<Keyring>,
+        providers: CredentialProviders,
         pulls: Option<Arc<PullManager>>,
         config: &KubeletConfiguration,
     ) -> Self {
@@ -133,6 +183,7 @@ impl ImageManager {
             runtime,
             recorder,
             keyring,
+            providers,
             backoff: Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF),
             previous_error: Mutex::default(),
             parallel: config.parallel_image_pulls().map(Semaphore::new),
@@ -189,8 +240,19 @@ impl ImageManager {
                 failure("ImageInspectError", message)
             })?,
         };
+        let keyring = PodKeyring {
+            manager: self,
+            pod,
+            image: &image,
+            secrets,
+            found: OnceCell::new(),
+        };
         let accessible = match &found {
-            Some(found) => self.accessible(requested, &image, found, secrets).await,
+            // A plugin may take its time, and a pod that is deleted does not wait for it.
+            Some(found) => tokio::select! {
+                () = cancel.cancelled() => return Err(cancelled()),
+                accessible = self.accessible(requested, found, &keyring) => accessible,
+            },
             None => false,
         };
         let present = match (policy, &found) {
@@ -221,33 +283,33 @@ impl ImageManager {
             }
             Next::Pull => count(present, "true"),
         }
-        self.pull_image(pod, requested, &image, secrets, cancel, &event)
+        self.pull_image(pod, requested, &keyring, cancel, &event)
             .await
     }
 
-    /// Whether the pod may use what is here, by the records and its secrets.
+    /// Whether the pod may use what is here, by the records and its credentials.
     async fn accessible(
         &self,
         requested: &str,
-        image: &str,
         found: &ImageStatus,
-        secrets: &[Arc<Secret>],
+        keyring: &PodKeyring<'_>,
     ) -> bool {
         let Some(pulls) = self.pulls.clone() else {
             return true;
         };
-        let (requested, image, found) = (requested.to_owned(), image.to_owned(), found.clone());
-        let (keyring, secrets) = (self.keyring.clone(), secrets.to_vec());
+        let (name, status) = (requested.to_owned(), found.clone());
+        let records = pulls.clone();
+        let asks =
+            tokio::task::spawn_blocking(move || records.asks_for_credentials(&name, &status));
+        let credentials = match asks.await {
+            Ok(true) => to_pod_credentials(keyring.get().await),
+            Ok(false) => PodCredentials::default(),
+            Err(_) => return false,
+        };
+        let (name, status) = (requested.to_owned(), found.clone());
         let asked = tokio::task::spawn_blocking(move || {
-            !pulls.must_attempt_pull(&requested, &found, || PodCredentials {
-                secrets: keyring
-                    .lookup(&image, &secrets)
-                    .into_iter()
-                    .filter_map(|tracked| tracked.secret)
-                    .collect(),
-                // Only credential providers use accounts, and there are none yet.
-                service_account: None,
-            })
+            // Records that were written meanwhile may ask for what was not looked up: then the registry decides.
+            !pulls.must_attempt_pull(&name, &status, || credentials)
         });
         // A panic in there must not open the image.
         asked.await.unwrap_or(false)
@@ -304,11 +366,11 @@ impl ImageManager {
         &self,
         pod: &Pod,
         requested: &str,
-        image: &str,
-        secrets: &[Arc<Secret>],
+        keyring: &PodKeyring<'_>,
         cancel: &CancellationToken,
         event: &(dyn Fn(Type, &str, String) + Sync),
     ) -> Result<ImageStatus, ImageFailure> {
+        let image = keyring.image;
         let key = format!("{}_{requested}", pod::uid(pod));
         if let Some(wait) = self.backoff.remaining_since_update(&key, Timestamp::now()) {
             let mut message = format!("Back-off pulling image {requested:?}");
@@ -339,6 +401,8 @@ impl ImageManager {
         let cancelled = || failure(ERR_IMAGE_PULL, "pod is being terminated".to_owned());
 
         let pull = async {
+            // Before its turn: a plugin that takes its time keeps no other pull waiting.
+            let credentials = keyring.get().await;
             if let Some(rate) = &self.rate {
                 rate.acquire().await;
             }
@@ -347,9 +411,8 @@ impl ImageManager {
                 Some(semaphore) => semaphore.acquire().await.ok(),
                 None => None,
             };
-            let credentials = self.credentials(image, secrets).await;
             let begin = Instant::now();
-            let (id, used) = self.pull_with_each(image, &credentials).await?;
+            let (id, used) = self.pull_with_each(image, credentials).await?;
             Ok::<_, PullFailure>((id, used, begin.elapsed()))
         };
         let outcome = tokio::select! {
@@ -402,13 +465,6 @@ impl ImageManager {
                 Err(failed)
             }
         }
-    }
-
-    async fn credentials(&self, image: &str, secrets: &[Arc<Secret>]) -> Vec<TrackedAuth> {
-        let (keyring, secrets, image) = (self.keyring.clone(), secrets.to_vec(), image.to_owned());
-        tokio::task::spawn_blocking(move || keyring.lookup(&image, &secrets))
-            .await
-            .unwrap_or_default()
     }
 
     fn errors(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {

@@ -64,6 +64,9 @@ metric!(IMAGE_PULL_DURATION: HistogramVec = register_histogram_vec!(
 ));
 metric!(ENSURE_IMAGE_REQUESTS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_image_manager_ensure_image_requests_total", "Number of ensure-image requests processed by the kubelet."), &["pull_policy", "present_locally", "pull_required"]));
 metric!(MUST_PULL_CHECKS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_imagemanager_image_mustpull_checks_total", "Counter for how many times kubelet checked whether credentials need to be re-verified to access an image"), &["result"]));
+metric!(CREDENTIAL_PLUGIN_ERRORS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_credential_provider_plugin_errors_total", "Number of errors from credential provider plugin"), &["plugin_name"]));
+metric!(CREDENTIAL_PLUGIN_DURATION: HistogramVec = register_histogram_vec!(histogram_opts!("kubelet_credential_provider_plugin_duration", "Duration of execution in seconds for credential provider plugin"), &["plugin_name"]));
+metric!(CREDENTIAL_PROVIDER_CONFIG: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_credential_provider_config_info", "Information about the last applied credential provider configuration with hash as label"), &["hash"]));
 metric!(PULL_INTENTS_ON_DISK: IntGauge = register_int_gauge!("kubelet_imagemanager_ondisk_pullintents", "Number of ImagePullIntents stored on disk."));
 metric!(PULLED_RECORDS_ON_DISK: IntGauge = register_int_gauge!("kubelet_imagemanager_ondisk_pulledrecords", "Number of ImagePulledRecords stored on disk."));
 metric!(PULL_INTENTS_IN_MEMORY: IntGauge = register_int_gauge!("kubelet_imagemanager_inmemory_pullintents_usage_percent", "The ImagePullIntents in-memory cache usage in percent."));

@@ -264,16 +264,21 @@ pub struct Options {
     pub pod_network: network::Mode,
     /// DIFFERS: containerd's `config_path` of registries, as there is no containerd to hold it.
     pub registry_config_dir: PathBuf,
+    /// Configuration and programs of the plugins that are asked for registry credentials; both or none.
+    pub image_credential_provider: Option<CredentialProviderOptions>,
     pub feature_gates: BTreeMap<String, String>,
     /// Fields of the configuration file given as flags.
     pub config_overrides: Map<String, Value>,
 }
 
-/// Flags that are refused.
-const NOT_BUILT: [&str; 2] = [
-    "image-credential-provider-config",
-    "image-credential-provider-bin-dir",
-];
+/// `--image-credential-provider-…`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialProviderOptions {
+    /// A file, or a folder of files.
+    pub config: PathBuf,
+    /// Where the programs are.
+    pub bin_dir: PathBuf,
+}
 
 /// Why a command line makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -443,6 +448,25 @@ fn text(flags: &Flags, name: &str) -> Option<PathBuf> {
     flags.optional(name).map(PathBuf::from)
 }
 
+/// Upstream needs both, too: it finds no program or no configuration otherwise.
+fn credential_provider(flags: &Flags) -> Result<Option<CredentialProviderOptions>, OptionsError> {
+    let (config, bin_dir) = (
+        "image-credential-provider-config",
+        "image-credential-provider-bin-dir",
+    );
+    let lacking = |flag, value: PathBuf, other| OptionsError::Invalid {
+        flag,
+        value: value.display().to_string(),
+        reason: format!("--{other} must be given, too"),
+    };
+    match (text(flags, config), text(flags, bin_dir)) {
+        (None, None) => Ok(None),
+        (Some(path), None) => Err(lacking(config, path, bin_dir)),
+        (None, Some(path)) => Err(lacking(bin_dir, path, config)),
+        (Some(config), Some(bin_dir)) => Ok(Some(CredentialProviderOptions { config, bin_dir })),
+    }
+}
+
 impl Options {
     /// # Errors
     /// One that names the flag and the value.
@@ -469,16 +493,6 @@ impl Options {
                     "unsupported value for 'cloud-provider' flag, must be empty or \"external\""
                         .to_owned(),
             });
-        }
-        for flag in NOT_BUILT {
-            if let Some(value) = flags.optional(flag) {
-                return Err(OptionsError::Invalid {
-                    flag,
-                    value: value.to_owned(),
-                    reason: "credential provider plugins are not supported (not built yet)"
-                        .to_owned(),
-                });
-            }
         }
         let node_labels = flags.map("node-labels").clone();
         let invalid = |(value, reason)| OptionsError::Invalid {
@@ -545,6 +559,7 @@ impl Options {
             runtime_handlers: flags.list("runtime-handlers").to_vec(),
             pod_network,
             registry_config_dir: path("registry-config-dir"),
+            image_credential_provider: credential_provider(flags)?,
             feature_gates: flags.map("feature-gates").clone(),
             config_overrides: config_overrides(flags)?,
         })
@@ -649,6 +664,14 @@ mod tests {
             role.starts_with("invalid argument \"node-role.kubernetes.io/worker=\" for \"--node-labels\" flag: unknown"),
             "{role}"
         );
+        for (flag, other) in [("config", "bin-dir"), ("bin-dir", "config")] {
+            let flag = format!("--image-credential-provider-{flag}");
+            let error = parse(&[&format!("{flag}=/x")]).unwrap_err();
+            let expect = format!(
+                "invalid argument \"/x\" for \"{flag}\" flag: --image-credential-provider-{other} must be given, too"
+            );
+            assert_eq!(error, expect);
+        }
         assert!(
             parse(&["--cloud-provider=aws"])
                 .unwrap_err()

@@ -1,4 +1,5 @@
-//! Registry credentials: the pod's pull secrets, then the node's Docker configuration.
+//! Registry credentials: the pod's pull secrets, then the node's Docker configuration. (Those of plugins come after:
+//! `credential_provider`.)
 //!
 //! Owns: reading `dockerconfigjson`, finding what fits an image, and the hash by which a credential is known again.
 //! Never logs a secret. Blocks on the node's files. Upstream: `pkg/credentialprovider`, v1.36.
@@ -12,7 +13,7 @@ use runtime::api::ImageAuth;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::pull_record::ImagePullSecret;
+use super::pull_record::{ImagePullSecret, ImagePullServiceAccount};
 
 #[derive(Deserialize, Default)]
 struct DockerConfigJson {
@@ -24,8 +25,17 @@ struct DockerConfigJson {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrackedAuth {
     pub auth: ImageAuth,
-    /// `None`: the node's own, open to all pods.
-    pub secret: Option<ImagePullSecret>,
+    pub source: CredentialSource,
+}
+
+/// Whose a credential is. Upstream: `CredentialSource`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// The node's own (its files, or a credential provider that saw no account): open to all pods.
+    Node,
+    Secret(ImagePullSecret),
+    /// A credential provider gave it for a token of this account.
+    ServiceAccount(ImagePullServiceAccount),
 }
 
 #[derive(Deserialize, Default)]
@@ -75,7 +85,7 @@ impl Keyring {
             out.extend(matching(&config, image).into_iter().map(|found| {
                 let text = |field: &Option<String>| field.clone().unwrap_or_default();
                 TrackedAuth {
-                    secret: Some(ImagePullSecret {
+                    source: CredentialSource::Secret(ImagePullSecret {
                         uid: text(&secret.metadata.uid),
                         namespace: text(&secret.metadata.namespace),
                         name: text(&secret.metadata.name),
@@ -94,7 +104,7 @@ impl Keyring {
                         .into_iter()
                         .map(|found| TrackedAuth {
                             auth: found.auth,
-                            secret: None,
+                            source: CredentialSource::Node,
                         }),
                 );
             }
@@ -289,7 +299,9 @@ mod tests {
             ),
             ("u", "p")
         );
-        let secret = auths[0].secret.as_ref().unwrap();
+        let CredentialSource::Secret(secret) = &auths[0].source else {
+            panic!("{:?}", auths[0].source);
+        };
         assert_eq!(
             secret.credential_hash,
             // {"username":"u","password":"p"}

@@ -202,6 +202,28 @@ impl PullManager {
         self.state().leave(image);
     }
 
+    /// Whether [`Self::must_attempt_pull`] would ask for the pod's credentials, which may take a plugin's time.
+    pub fn asks_for_credentials(&self, image: &str, found: &ImageStatus) -> bool {
+        let mut state = self.state();
+        let Ok(record) = state.records.pulled(&found.id) else {
+            return false;
+        };
+        let pulled_by_kubelet = state.pulled_by_kubelet(image, found, record.as_ref());
+        let mut asked = false;
+        let verification = &self.verification;
+        access(
+            verification,
+            image,
+            pulled_by_kubelet,
+            record.as_ref(),
+            || {
+                asked = true;
+                PodCredentials::default()
+            },
+        );
+        asked
+    }
+
     /// Whether the registry must be asked before a pod may use `found`, which is on the node as `image`.
     pub fn must_attempt_pull(
         &self,
@@ -221,13 +243,7 @@ impl PullManager {
                 return true;
             }
         };
-        // DIFFERS: upstream asks for an intent under the very name the pod uses. An image that came a moment ago, or
-        // just before a crash, has other names: any of them counts.
-        let pulled_by_kubelet = record.is_some()
-            || state.pulls.iter().any(|(intent, pulls)| {
-                pulls.preloaded.as_ref() != Some(&found.id)
-                    && (intent == image || is_named(intent, found))
-            });
+        let pulled_by_kubelet = state.pulled_by_kubelet(image, found, record.as_ref());
         let access = access(
             &self.verification,
             image,
@@ -289,6 +305,21 @@ impl PullManager {
 }
 
 impl State {
+    // DIFFERS: upstream asks for an intent under the very name the pod uses. An image that came a moment ago, or just before a
+    // crash, has other names: any of them counts.
+    fn pulled_by_kubelet(
+        &self,
+        image: &str,
+        found: &ImageStatus,
+        record: Option<&ImagePulledRecord>,
+    ) -> bool {
+        let begun = |(intent, pulls): (&String, &Pulls)| {
+            pulls.preloaded.as_ref() != Some(&found.id)
+                && (intent == image || is_named(intent, found))
+        };
+        record.is_some() || self.pulls.iter().any(begun)
+    }
+
     fn record(
         &mut self,
         image: &str,

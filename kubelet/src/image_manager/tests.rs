@@ -63,6 +63,7 @@ fn manager(
         Arc::new(fake.clone()),
         KubeletRecorder::new(recorder, "node"),
         Arc::new(Keyring::default()),
+        CredentialProviders::default(),
         Some(Arc::new(pulls)),
         &KubeletConfiguration::default(),
     );
@@ -266,4 +267,108 @@ async fn nothing_is_pulled_that_cannot_be_noted() {
         refused.message
     );
     assert!(node.fake.list_images().await.unwrap().is_empty());
+}
+
+/// A plugin that takes the pods' tokens opens an image for its account; one that takes none opens it for the node.
+#[tokio::test]
+async fn what_a_credential_provider_opened_is_its_accounts_or_everybodys() {
+    use super::credential_provider::tests::{ATTRIBUTES, node as plugins, of_r_io, pod};
+    for (attributes, of_others) in [(ATTRIBUTES, false), ("", true)] {
+        let mut node = node(Verification::NeverPreloaded);
+        let mut plugin = plugins(&[("p", of_r_io("Image", "0s", "right"), attributes)]);
+        plugin.annotate("role");
+        node.manager.providers = std::mem::take(&mut plugin.providers);
+        let ask = async |pod: Pod, policy: &str| {
+            let cancel = CancellationToken::new();
+            let manager = &node.manager;
+            let asked = manager.ensure_image_exists(&pod, "c", PRIVATE, Some(policy), &[], &cancel);
+            asked.await.map_err(|failed| failed.reason)
+        };
+        ask(pod("1", "a"), "IfNotPresent").await.unwrap();
+        assert_eq!(plugin.asked("p").len(), 1, "once for a pull");
+        ask(pod("2", "a"), "Never").await.unwrap();
+        for account in ["", "b"] {
+            let used = ask(pod("3", account), "Never").await;
+            assert_eq!(used.is_ok(), of_others, "{account:?} {used:?}");
+        }
+        // Nobody's credentials are looked up for what is everybody's.
+        assert_eq!(plugin.asked("p").len(), if of_others { 1 } else { 2 });
+        let path = node.dir.path().join("image_manager/pulled");
+        let record = std::fs::read_dir(path).unwrap().next().unwrap().unwrap();
+        let record = std::fs::read_to_string(record.path()).unwrap();
+        assert_eq!(record.contains("\"nodePodsAccessible\":true"), of_others);
+        let account =
+            r#""kubernetesServiceAccounts":[{"uid":"n-a-uid","namespace":"n","name":"a"}]"#;
+        assert_eq!(record.contains(account), !of_others, "{record}");
+    }
+}
+
+/// The pod's own secret comes before what plugins know.
+#[tokio::test]
+async fn pull_secrets_come_before_credential_providers() {
+    use super::credential_provider::tests::{node as plugins, of_r_io, pod};
+    let mut node = node(Verification::NeverPreloaded);
+    let mut plugin = plugins(&[("p", of_r_io("Image", "0s", "plugin"), "")]);
+    node.manager.providers = std::mem::take(&mut plugin.providers);
+    let (pod, secrets) = (pod("1", ""), [pull_secret("n", "secret")]);
+    let keyring = PodKeyring {
+        manager: &node.manager,
+        pod: &pod,
+        image: PRIVATE,
+        secrets: &secrets,
+        found: OnceCell::new(),
+    };
+    let found = keyring.get().await;
+    let order: Vec<&str> = found.iter().map(|f| f.auth.password.as_str()).collect();
+    assert_eq!(order, ["secret", "plugin"]);
+}
+
+/// A pod that is deleted does not wait for a plugin that takes its time.
+#[tokio::test]
+async fn a_deleted_pod_waits_for_no_plugin() {
+    use super::credential_provider::tests::{ATTRIBUTES, node as plugins, of_r_io, pod};
+    let mut node = node(Verification::NeverPreloaded);
+    let mut plugin = plugins(&[("p", of_r_io("Image", "0s", "right"), ATTRIBUTES)]);
+    plugin.annotate("role");
+    node.manager.providers = std::mem::take(&mut plugin.providers);
+    let (cancel, owner) = (CancellationToken::new(), pod("1", "a"));
+    let manager = &node.manager;
+    let pulled = manager.ensure_image_exists(&owner, "c", PRIVATE, None, &[], &cancel);
+    pulled.await.unwrap();
+    let mut slow = plugins(&[("slow", "sleep 50".to_owned(), ATTRIBUTES)]);
+    slow.annotate("role");
+    node.manager.providers = std::mem::take(&mut slow.providers);
+    let begin = Instant::now();
+    for policy in ["Always", "IfNotPresent"] {
+        let cancel = CancellationToken::new();
+        let asked =
+            node.manager
+                .ensure_image_exists(&owner, "c", PRIVATE, Some(policy), &[], &cancel);
+        let (asked, ()) = tokio::join!(asked, async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            cancel.cancel();
+        });
+        assert_eq!(
+            asked.unwrap_err().message,
+            "pod is being terminated",
+            "{policy}"
+        );
+    }
+    assert!(begin.elapsed() < Duration::from_secs(20));
+}
+
+/// While a pull is backed off no plugin is asked.
+#[tokio::test]
+async fn no_credential_provider_is_asked_while_a_pull_is_backed_off() {
+    use super::credential_provider::tests::{node as plugins, of_r_io, pod};
+    let mut node = node(Verification::NeverPreloaded);
+    let mut plugin = plugins(&[("p", of_r_io("Image", "0s", "wrong"), "")]);
+    node.manager.providers = std::mem::take(&mut plugin.providers);
+    let (cancel, pod) = (CancellationToken::new(), pod("1", ""));
+    for reason in ["ErrImagePull", "ImagePullBackOff"] {
+        let manager = &node.manager;
+        let asked = manager.ensure_image_exists(&pod, "c", PRIVATE, None, &[], &cancel);
+        assert_eq!(asked.await.unwrap_err().reason, reason);
+        assert_eq!(plugin.asked("p").len(), 1);
+    }
 }

@@ -1,13 +1,34 @@
-//! Tokens of service accounts, from the TokenRequest API.
+//! Service accounts and their tokens, from the TokenRequest API.
+
+use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::{
     BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec,
 };
 use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
 use volumes::{ServiceAccountToken, SourceError, TokenRequest};
 
-use super::{REFUSAL_PATIENCE, REFUSAL_RETRY};
+use super::{ObjectCache, REFUSAL_PATIENCE, REFUSAL_RETRY, asked, no_client};
+
+impl ObjectCache {
+    /// The account itself, asked for each time: it is needed with tokens alone. `Ok(None)`: it does not exist.
+    ///
+    /// # Errors
+    /// The API server refused or did not answer, or there is none.
+    pub async fn service_account(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<ServiceAccount>>, SourceError> {
+        let Some(api) = &self.api else {
+            return Err(no_client("serviceaccount", namespace, name));
+        };
+        let accounts: Api<ServiceAccount> = Api::namespaced(api.client.clone(), namespace);
+        asked("serviceaccount", namespace, name, || accounts.get_opt(name)).await
+    }
+}
 
 /// A new one, bound to the pod.
 ///
@@ -19,6 +40,10 @@ pub(super) async fn request(
 ) -> Result<ServiceAccountToken, SourceError> {
     let (namespace, name) = (&request.namespace, &request.service_account);
     let body = ApiTokenRequest {
+        metadata: ObjectMeta {
+            uid: request.service_account_uid.clone(),
+            ..ObjectMeta::default()
+        },
         spec: Some(TokenRequestSpec {
             audiences: Some(request.audiences.clone()).filter(|a| !a.is_empty()),
             expiration_seconds: request.expiration_seconds,

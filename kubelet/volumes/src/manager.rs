@@ -120,6 +120,8 @@ struct Inner {
     layout: Layout,
     source: Arc<dyn ObjectSource>,
     tokens: TokenCache,
+    /// Those that are in no volume: nothing here renews them.
+    other_tokens: TokenCache,
     pods: Mutex<HashMap<String, PodState>>,
     observer: Observer,
     csi: Arc<CsiVolumes>,
@@ -155,6 +157,7 @@ impl VolumeManager {
             source,
             csi: Arc::new(csi),
             tokens: TokenCache::default(),
+            other_tokens: TokenCache::default(),
             pods: Mutex::default(),
             observer,
         };
@@ -279,6 +282,20 @@ impl VolumeManager {
     /// When a token of this pod wants renewal: call [`refresh_pod`](Self::refresh_pod) then. `None`: it has none.
     pub fn next_refresh(&self, pod_uid: &str) -> Option<Timestamp> {
         self.inner.tokens.next_renewal(pod_uid)
+    }
+
+    /// A token of a pod that goes into no volume of it; kept and renewed as those.
+    ///
+    /// # Errors
+    /// The API server refused or did not answer, and no token is left.
+    pub async fn service_account_token(
+        &self,
+        request: &TokenRequest,
+    ) -> Result<ServiceAccountToken, SourceError> {
+        let (now, tokens) = (Timestamp::now(), &self.inner.other_tokens);
+        // A pod may ask after it was forgotten.
+        tokens.drop_expired(now);
+        tokens.get(self.inner.source.as_ref(), request, now).await
     }
 
     /// Takes all volumes of a pod away; its containers must be gone. Idempotent.
@@ -597,6 +614,7 @@ impl VolumeManager {
 
     fn forget(&self, uid: &str, turn: OwnedSemaphorePermit) {
         self.inner.tokens.forget_pod(uid);
+        self.inner.other_tokens.forget_pod(uid);
         let mut pods = self.pods();
         if let Some(state) = pods.get_mut(uid) {
             state.unmanaged.clear();

@@ -159,6 +159,7 @@ async fn token(
     let request = TokenRequest {
         namespace: mounter.namespace().to_owned(),
         service_account: service_account_name(mounter),
+        service_account_uid: None,
         audiences: source
             .audience
             .iter()

@@ -45,6 +45,8 @@ pub enum SourceError {
 pub struct TokenRequest {
     pub namespace: String,
     pub service_account: String,
+    /// The account must still be this one; `None`: whichever has the name.
+    pub service_account_uid: Option<String>,
     /// Empty: the API server's own audience.
     pub audiences: Vec<String>,
     pub expiration_seconds: Option<i64>,

@@ -57,6 +57,11 @@ impl TokenCache {
             .min()
     }
 
+    /// Forgets what serves nobody any more.
+    pub fn drop_expired(&self, now: Timestamp) {
+        self.lock().retain(|_, token| now <= token.expires_at);
+    }
+
     pub fn forget_pod(&self, pod_uid: &str) {
         self.lock().retain(|request, _| request.pod_uid != pod_uid);
     }

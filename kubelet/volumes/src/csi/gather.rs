@@ -239,6 +239,7 @@ async fn tokens(
         let wanted = TokenRequest {
             namespace: mounter.namespace().to_owned(),
             service_account: account.clone().unwrap_or_default(),
+            service_account_uid: None,
             audiences: Some(audience.clone())
                 .filter(|a| !a.is_empty())
                 .into_iter()
