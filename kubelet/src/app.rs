@@ -43,6 +43,7 @@ use crate::backoff::Backoff;
 use crate::cm::cgroup::{CgroupError, CgroupManager};
 use crate::cm::machine::{MachineInfo, fs_stats};
 use crate::cm::{ContainerManager, allocatable, kernel_tunables};
+use crate::config::http::UrlSource;
 use crate::config::{Source, apiserver, file};
 use crate::configuration::KubeletConfiguration;
 use crate::configuration::load::{LoadError, load};
@@ -122,6 +123,8 @@ pub enum AppError {
     Serving(#[from] component_base::serving::ServingError),
     #[error("failed to run Kubelet: failed to register CRI auth plugins: {0}")]
     CredentialProviders(#[from] crate::image_manager::credential_provider::ProvidersError),
+    #[error("failed to run Kubelet: {0}")]
+    UrlSource(#[from] crate::config::http::UrlSourceError),
     #[error("image pull records: {0}")]
     PullRecords(#[from] crate::image_manager::pull_record::RecordError),
     #[error("preloadedImagesVerificationAllowlist: {0}")]
@@ -534,7 +537,7 @@ impl Parts {
             }
         };
         tracing::info!(pods = adopted.len(), "adopted running pods");
-        let sources = self.start_sources();
+        let sources = self.start_sources()?;
         SyncLoop::new(kubelet, sources, adopted)
             .run(self.channels, token)
             .await;
@@ -569,7 +572,7 @@ impl Parts {
         renewed
     }
 
-    fn start_sources(&self) -> BTreeSet<Source> {
+    fn start_sources(&self) -> Result<BTreeSet<Source>, AppError> {
         let token = self.shutdown.token().clone();
         let mut sources = BTreeSet::new();
         if let Some(factory) = &self.factory {
@@ -587,11 +590,20 @@ impl Parts {
                 path,
                 self.options.node_name.clone(),
                 self.config_updates.clone(),
-                token,
+                token.clone(),
             );
             self.essential("pods of files", source);
         }
-        sources
+        let (config, node_name) = (&self.config, &self.options.node_name);
+        if !config.static_pod_url.is_empty() {
+            sources.insert(Source::Http);
+            let (url, period) = (&config.static_pod_url, config.http_check_frequency.0);
+            let source = UrlSource::new(url, &config.static_pod_url_header, period, node_name)?;
+            tracing::info!(url, "Adding pod URL");
+            let source = source.run(self.config_updates.clone(), token);
+            self.essential("pods of a URL", source);
+        }
+        Ok(sources)
     }
 
     fn start_node(

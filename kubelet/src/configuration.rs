@@ -532,7 +532,6 @@ impl KubeletConfiguration {
 /// Fields that upstream acts on and this build does not; naming one in the file gets a warning.
 pub const UNUSED_FIELDS: &[&str] = &[
     "fileCheckFrequency",
-    "httpCheckFrequency",
     "tlsCurvePreferences",
     "enableContentionProfiling",
     "volumeStatsAggPeriod",

@@ -24,8 +24,10 @@ enum Kind {
     M,
     /// `signal<value` pairs, comma-separated.
     E,
+    /// `name:value` pairs, comma-separated; a name may come more than once.
+    H,
 }
-use Kind::{B, D, E, I, L, M, S};
+use Kind::{B, D, E, H, I, L, M, S};
 
 /// Flags that are fields of the configuration file: name, kind, path of the field.
 const CONFIG_FLAGS: &[(&str, Kind, &str)] = &[
@@ -36,6 +38,7 @@ const CONFIG_FLAGS: &[(&str, Kind, &str)] = &[
     ("file-check-frequency", D(20_000), "fileCheckFrequency"),
     ("http-check-frequency", D(20_000), "httpCheckFrequency"),
     ("manifest-url", S(""), "staticPodURL"),
+    ("manifest-url-header", H, "staticPodURLHeader"),
     ("address", S("0.0.0.0"), "address"),
     ("port", I(10250), "port"),
     ("read-only-port", I(10255), "readOnlyPort"),
@@ -308,7 +311,7 @@ pub fn flag_set() -> FlagSet {
                 D(ms) => FlagValue::Duration(Duration::from_millis(*ms)),
                 L(v) => FlagValue::List(v.iter().map(|s| (*s).to_owned()).collect()),
                 M => FlagValue::Map(BTreeMap::new()),
-                E => FlagValue::String(String::new()),
+                E | H => FlagValue::String(String::new()),
             };
             set.unused(&[(name, value)]);
             continue;
@@ -322,7 +325,7 @@ pub fn flag_set() -> FlagSet {
             D(ms) => set.duration(name, Duration::from_millis(*ms), help),
             L(v) => set.list(name, v, help),
             M => set.map(name, help),
-            E => set.string(name, "", help),
+            E | H => set.string(name, "", help),
         }
     }
     set.string(
@@ -418,7 +421,6 @@ pub fn flag_set() -> FlagSet {
     );
     set.unused(&[
         ("maximum-dead-containers", FlagValue::Int(-1)),
-        ("manifest-url-header", FlagValue::String(String::new())),
         ("reserved-memory", FlagValue::String(String::new())),
         ("lock-file", FlagValue::String(String::new())),
         ("exit-on-lock-contention", FlagValue::Bool(false)),
@@ -582,6 +584,22 @@ fn eviction_pairs(flag: &'static str, text: &str) -> Result<Value, OptionsError>
     Ok(Value::Object(map))
 }
 
+/// Upstream: `ColonSeparatedMultimapStringString`. The pair is not told in full: a header may be secret.
+fn header_pairs(flag: &'static str, text: &str) -> Result<Value, OptionsError> {
+    let mut map: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for pair in text.split(',').filter(|p| !p.is_empty()) {
+        let Some((name, value)) = pair.split_once(':') else {
+            return Err(OptionsError::Invalid {
+                flag,
+                value: pair.to_owned(),
+                reason: "malformed pair, expect string:string".to_owned(),
+            });
+        };
+        map.entry(name.trim()).or_default().push(value.trim());
+    }
+    Ok(json!(map))
+}
+
 /// The configuration fields that were given as flags.
 fn config_overrides(flags: &Flags) -> Result<Map<String, Value>, OptionsError> {
     let mut out = Map::new();
@@ -594,6 +612,7 @@ fn config_overrides(flags: &Flags) -> Result<Map<String, Value>, OptionsError> {
             L(_) => json!(flags.list(name)),
             M => json!(flags.map(name)),
             E => eviction_pairs(name, flags.string(name))?,
+            H => header_pairs(name, flags.string(name))?,
         };
         let mut slot = &mut out;
         let mut parts = field.split('.').peekable();
@@ -650,6 +669,18 @@ mod tests {
         assert_eq!(
             got.config_overrides["authentication"]["anonymous"]["enabled"],
             false
+        );
+    }
+
+    #[test]
+    fn headers_of_the_url() {
+        let got = parse(&["--manifest-url-header=a:hello, b:x:y,a: again"]).unwrap();
+        let expect = json!({"a": ["hello", "again"], "b": ["x:y"]});
+        assert_eq!(got.config_overrides["staticPodURLHeader"], expect);
+        assert!(
+            parse(&["--manifest-url-header=a"])
+                .unwrap_err()
+                .contains("malformed pair, expect string:string")
         );
     }
 

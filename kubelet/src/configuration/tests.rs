@@ -27,8 +27,6 @@ const REFUSED: &[(&str, fn() -> Value)] = &[
     ),
     ("reservedSystemCPUs", || json!("0")),
     ("runOnce", || json!(true)),
-    ("staticPodURL", || json!("http://localhost/")),
-    ("staticPodURLHeader", || json!({"a": ["b"]})),
     ("topologyManagerPolicy", || json!("restricted")),
     ("topologyManagerPolicyOptions", || json!({"a": "b"})),
 ];

@@ -522,16 +522,6 @@ fn not_built(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     );
     refuse(kc.run_once, "runOnce", "run-once mode was removed");
     refuse(
-        !kc.static_pod_url.is_empty(),
-        "staticPodURL",
-        "static pods come from staticPodPath only",
-    );
-    refuse(
-        !kc.static_pod_url_header.is_empty(),
-        "staticPodURLHeader",
-        "static pods come from staticPodPath only",
-    );
-    refuse(
         !kc.cpu_manager_policy_options.is_empty(),
         "cpuManagerPolicyOptions",
         "policy none takes no options",
