@@ -108,7 +108,7 @@ pub enum AppError {
     #[error("failed to run Kubelet: {0}")]
     Cgroup(#[from] CgroupError),
     #[error("failed to run Kubelet: image store: {0}")]
-    Images(#[from] images::ImageStoreError),
+    Images(#[from] ::images::ImageStoreError),
     #[error("failed to run Kubelet: pod network: {0}")]
     Network(#[from] network::NetworkError),
     #[error("failed to run Kubelet: container runtime: {0}")]

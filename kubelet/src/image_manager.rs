@@ -144,7 +144,7 @@ impl PodKeyring<'_> {
 }
 
 fn cancelled() -> ImageFailure {
-    failure("ErrImagePull", "pod is being terminated".to_owned())
+    failure(ERR_IMAGE_PULL, "pod is being terminated".to_owned())
 }
 
 fn failure(reason: &'static str, message: String) -> ImageFailure {
@@ -398,7 +398,6 @@ impl ImageManager {
             failure(ERR_IMAGE_PULL, message)
         })?;
         let begin = Instant::now();
-        let cancelled = || failure(ERR_IMAGE_PULL, "pod is being terminated".to_owned());
 
         let pull = async {
             // Before its turn: a plugin that takes its time keeps no other pull waiting.

@@ -161,11 +161,12 @@ mod tests {
             ..LifecycleHandler::default()
         };
         let recorder = KubeletRecorder::new(Recorder::discard(), "n");
+        let (runtime, pod, container) = (FakeRuntime::new(), Pod::default(), Container::default());
         let done = run_handler(
-            &FakeRuntime::new(),
+            &runtime,
             &recorder,
-            &Pod::default(),
-            &Container::default(),
+            &pod,
+            &container,
             "id",
             &handler,
             Some("127.0.0.1"),

@@ -219,7 +219,8 @@ mod tests {
                 {"name": "once", "resources": limits},
                 {"name": "sidecar", "restartPolicy": "Always", "resources": limits},
             ],
-            "containers": [{"name": "c"}],
+            // Enough for the pod as a whole.
+            "containers": [{"name": "c", "resources": {"limits": {"ephemeral-storage": "10Mi"}}}],
         }}))
         .unwrap();
         assert!(wanted(&pod).is_some_and(|wanted| wanted.runtime));

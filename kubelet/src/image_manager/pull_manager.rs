@@ -204,7 +204,7 @@ impl PullManager {
 
     /// Whether [`Self::must_attempt_pull`] would ask for the pod's credentials, which may take a plugin's time.
     pub fn asks_for_credentials(&self, image: &str, found: &ImageStatus) -> bool {
-        let mut state = self.state();
+        let state = self.state();
         let Ok(record) = state.records.pulled(&found.id) else {
             return false;
         };

@@ -237,7 +237,7 @@ mod tests {
             "id": id, "sandbox_id": "s", "metadata": {"name": "c", "attempt": 0}, "state": "Exited",
             "created_at": "1970-01-01T00:00:00Z", "started_at": null, "finished_at": null, "exit_code": 0, "signal": null,
             "reason": "", "message": "", "image": "", "image_id": "", "image_ref": "", "labels": {}, "annotations": {},
-            "log_path": "", "pid": null, "resources": {}, "user": null, "stop_signal": "", "mounts": [],
+            "log_path": "", "pid": null, "resources": runtime::api::Resources::default(), "user": null, "stop_signal": "", "mounts": [],
         }))
         .unwrap();
         status.state = state;

@@ -21,7 +21,7 @@ use crate::csi::{self, CsiVolumes};
 use crate::layout::{Layout, check_component};
 use crate::plugin::{Mounter, Ownership, SetUpError};
 use crate::reconcile::{Action, Observed, reconcile};
-use crate::source::ObjectSource;
+use crate::source::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest};
 use crate::sub_path::{self, SubPathError};
 use crate::tear_down::{self, Report, TearDownError};
 use crate::token::TokenCache;

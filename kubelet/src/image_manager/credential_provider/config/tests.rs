@@ -31,7 +31,7 @@ fn every_version_and_field() {
     let loaded = read(&file(
         "v1",
         "{name: p, matchImages: ['*.r.io', 'r.io:5000/team'], defaultCacheDuration: '0', apiVersion: credentialprovider.kubelet.k8s.io/v1,
-          args: [a, b], env: [{name: N, value: V}],
+          args: [a, b], env: [{name: NAME, value: V}],
           tokenAttributes: {serviceAccountTokenAudience: aud, cacheType: Token, requireServiceAccount: true,
             requiredServiceAccountAnnotationKeys: [r.io/Role], optionalServiceAccountAnnotationKeys: [hint]}}",
     ))
@@ -44,7 +44,7 @@ fn every_version_and_field() {
             provider.env[0].name.as_str(),
             provider.env[0].value.as_str()
         ),
-        ("N", "V")
+        ("NAME", "V")
     );
     let token = provider.token.as_ref().unwrap();
     assert_eq!(
