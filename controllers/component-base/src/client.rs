@@ -70,6 +70,12 @@ pub enum ClientError {
     Build(#[source] Box<kube::Error>),
 }
 
+/// Whether this process is in a pod of the cluster that it works for. Upstream: `rest.ErrNotInCluster`.
+pub fn in_cluster() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    is_set("KUBERNETES_SERVICE_HOST") && is_set("KUBERNETES_SERVICE_PORT")
+}
+
 impl ClientConfig {
     /// In-cluster, 50 requests a second with a burst of 100.
     pub fn new(component: &str) -> Self {

@@ -228,12 +228,22 @@ impl ServingOptions {
         };
         let tls = ServerTls::new(self.tls.clone(), client_ca)?;
         tls.watch_files(self.client_ca_file.clone(), &shutdown)?;
-        let client_of = async |path: &Option<PathBuf>| match path {
-            None => Ok(None),
-            Some(path) => {
-                let mut config = ClientConfig::new(&self.tls.pair_name);
+        let client_of = async |path: &Option<PathBuf>| {
+            let mut config = ClientConfig::new(&self.tls.pair_name);
+            if let Some(path) = path {
                 config.kubeconfig = Some(path.clone());
-                config.build().await.map(Some)
+                return config.build().await.map(Some);
+            }
+            if !crate::client::in_cluster() {
+                return Ok(None);
+            }
+            // As upstream: a pod's own account answers for its port; without one only the open paths do.
+            match config.build().await {
+                Ok(client) => Ok(Some(client)),
+                Err(error) => {
+                    tracing::warn!(%error, "failed to read in-cluster kubeconfig for delegated authentication and authorization");
+                    Ok(None)
+                }
             }
         };
         let authentication = client_of(&self.authentication_kubeconfig).await?;
@@ -251,7 +261,7 @@ impl ServingOptions {
                 self.authorization_allow_ttl,
                 self.authorization_deny_ttl,
             )),
-            // Without a kubeconfig only the open paths and system:masters pass.
+            // Without a kubeconfig and outside of a pod only the open paths and system:masters pass.
             None => Authorization::AllowNone,
         };
         let tokens = authentication
