@@ -81,7 +81,8 @@ pub enum Profile {
 }
 
 impl Profile {
-    fn name(self) -> &'static str {
+    /// As cargo calls it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Release => "release",
             Self::Dev => "dev",
@@ -168,6 +169,8 @@ enum GoKind {
     Plain,
     Containerd,
     Runc,
+    /// Carries the version of Kubernetes' libraries, which charts without a cluster are rendered for; Helm 4 looks it up itself.
+    Helm3,
     /// `go test -c`; carries Kubernetes' version.
     Test(Kubernetes),
     /// `go test -c`.
@@ -357,6 +360,12 @@ const GO_PROGRAMS: &[GoProgram] = &[
         GoKind::Plain,
     ),
     go(
+        "cni/ptp",
+        "node",
+        "github.com/containernetworking/plugins/plugins/main/ptp",
+        GoKind::Plain,
+    ),
+    go(
         "cni/portmap",
         "node",
         "github.com/containernetworking/plugins/plugins/meta/portmap",
@@ -410,6 +419,8 @@ const GO_PROGRAMS: &[GoProgram] = &[
         "sigs.k8s.io/cri-tools/cmd/critest",
         GoKind::PlainTest,
     ),
+    go("helm-3", "helm", "helm.sh/helm/v3/cmd/helm", GoKind::Helm3),
+    go("helm-4", "helm", "helm.sh/helm/v4/cmd/helm", GoKind::Plain),
     go(
         "local-path-provisioner",
         "localpath",
@@ -426,6 +437,10 @@ pub const CSI_HOSTPATH: &[&str] = &[
     "csi-node-driver-registrar",
     "livenessprobe",
 ];
+/// The minor version of the libraries that `upstream/helm` has, as Helm's own Makefile reads it there.
+const HELM_KUBERNETES_MINOR: &str = "37";
+/// Both lines of Helm that people have.
+pub const HELMS: &[&str] = &["helm-3", "helm-4"];
 /// The peers of our kubelet.
 pub const NODE_PEERS: &[&str] = &[
     "kubelet",
@@ -434,6 +449,19 @@ pub const NODE_PEERS: &[&str] = &[
     "ctr",
     "runc",
     "cni/bridge",
+    "cni/loopback",
+    "cni/host-local",
+    "cni/portmap",
+];
+
+/// Those of a node as kind makes it.
+pub const KIND_NODE_PEERS: &[&str] = &[
+    "kubelet",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "runc",
+    "cni/ptp",
     "cni/loopback",
     "cni/host-local",
     "cni/portmap",
@@ -513,6 +541,16 @@ fn ldflags(kind: GoKind) -> String {
             "-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2".to_owned()
         }
         GoKind::Runc => "-s -w -X main.version=1.5.2".to_owned(),
+        GoKind::Helm3 => {
+            let variables = ["pkg/chartutil.k8sVersion", "pkg/lint/rules.k8sVersion"];
+            let set = |variable: &str| {
+                format!(
+                    " -X helm.sh/helm/v3/{variable}Major=1 -X helm.sh/helm/v3/{variable}Minor={HELM_KUBERNETES_MINOR}"
+                )
+            };
+            let set: String = variables.into_iter().map(set).collect();
+            format!("-s -w -X helm.sh/helm/v3/internal/version.version=v3.22.0{set}")
+        }
     }
 }
 

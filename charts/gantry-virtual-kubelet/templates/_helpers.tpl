@@ -1,9 +1,6 @@
+{{/* The name of everything the release has. */}}
 {{- define "gantry-virtual-kubelet.name" -}}
-{{- .Release.Name | trunc 52 | trimSuffix "-" }}
-{{- end }}
-
-{{- define "gantry-virtual-kubelet.prefix" -}}
-{{ .Values.nodeNamePrefix | default (include "gantry-virtual-kubelet.name" .) }}
+{{- .Values.fullnameOverride | default .Release.Name | trunc 52 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "gantry-virtual-kubelet.selector" -}}
@@ -14,5 +11,29 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "gantry-virtual-kubelet.labels" -}}
 {{ include "gantry-virtual-kubelet.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: gantry
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "gantry-virtual-kubelet.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- .Values.serviceAccount.name | default (include "gantry-virtual-kubelet.name" .) }}
+{{- else }}
+{{- required "serviceAccount.name: name the account, as serviceAccount.create is false" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/* The image by its digest where one is given, by its tag otherwise. */}}
+{{- define "gantry-virtual-kubelet.image" -}}
+{{- $repository := required "image.repository: give the image of virtual-kubelet, e.g. --set image.repository=registry.example.com/virtual-kubelet" .Values.image.repository }}
+{{- if .Values.image.digest }}
+{{- printf "%s@%s" $repository .Values.image.digest }}
+{{- else }}
+{{- printf "%s:%s" $repository (.Values.image.tag | default (printf "v%s" .Chart.AppVersion)) }}
+{{- end }}
+{{- end }}
+
+{{- define "gantry-virtual-kubelet.prefix" -}}
+{{ .Values.nodeNamePrefix | default (include "gantry-virtual-kubelet.name" .) }}
 {{- end }}

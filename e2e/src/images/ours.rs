@@ -1,4 +1,5 @@
-//! `cargo e2e images --ours`: an image of each control loop of ours and of kube-proxy, as kubeadm's manifests look for them.
+//! `cargo e2e images --ours`: an image of each control loop of ours, of kube-proxy and of virtual-kubelet, as kubeadm's manifests and
+//! our charts look for them.
 //!
 //! No distribution and no shell in them: the program, the shared libraries it is linked to, certificates of authorities, users;
 //! kube-proxy's has `nft`, too.
@@ -9,10 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::layer::{Blob, Tar};
 use super::{Built, Image, assemble, write_layout};
-use crate::cluster::Component;
+use crate::cluster::layout::{CONTROL_PLANE_IP, REGISTRY_PORT};
+use crate::cluster::{Cluster, Component};
 use crate::programs::{self, KUBERNETES_VERSION, Outputs};
 use crate::step::{Steps, output};
 
@@ -42,7 +46,14 @@ pub const OURS: &[Ours] = &[
         program: "cloud-controller-manager",
         tools: &[],
     },
+    Ours {
+        program: "virtual-kubelet",
+        tools: &[],
+    },
 ];
+
+/// In a layout, beside what an image's layout has: what was made.
+const RECORD: &str = "made.json";
 
 /// The authorities that the machine trusts.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -54,7 +65,10 @@ nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\nnonroot:x:65532:\n";
 
 /// An image that was made.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Made {
+    /// A digest of all that it was made from.
+    from: String,
     /// As kubeadm calls it.
     pub name: String,
     /// An OCI layout.
@@ -103,9 +117,8 @@ pub fn build(
     Ok(made)
 }
 
-/// Makes one image from a program, anew each time: what a layout held before goes.
+/// Makes one image from a program, unless its layout is of the same: what a layout held before goes.
 fn component(ours: &Ours, binary: &Path, layout: &Path) -> Result<Made> {
-    let program = stripped(binary)?;
     let mut libraries = libraries(binary)?;
     let mut tools = BTreeMap::new();
     for tool in ours.tools {
@@ -113,6 +126,19 @@ fn component(ours: &Ours, binary: &Path, layout: &Path) -> Result<Made> {
         tools.insert(path.to_path_buf(), read(path)?);
         libraries.extend(self::libraries(path)?);
     }
+    let base = BTreeMap::from([
+        ("/etc/passwd".into(), PASSWD.into()),
+        ("/etc/group".into(), GROUP.into()),
+        (AUTHORITIES.into(), read(Path::new(AUTHORITIES))?),
+    ]);
+    let from = made_from(ours, binary, &[&base, &libraries, &tools])?;
+    let record = layout.join(RECORD);
+    let before = fs::read(&record).ok();
+    let before = before.and_then(|text| serde_json::from_slice::<Made>(&text).ok());
+    if let Some(made) = before.filter(|made| made.from == from) {
+        return Ok(made);
+    }
+    let program = stripped(binary)?;
     let mut layers = Vec::new();
     let mut unpacked_bytes = 0;
     let mut add = |files: &BTreeMap<PathBuf, Vec<u8>>, more: &[(&str, u32)]| -> Result<()> {
@@ -120,11 +146,6 @@ fn component(ours: &Ours, binary: &Path, layout: &Path) -> Result<Made> {
         layers.push(layer(files, more)?);
         Ok(())
     };
-    let base = BTreeMap::from([
-        ("/etc/passwd".into(), PASSWD.into()),
-        ("/etc/group".into(), GROUP.into()),
-        (AUTHORITIES.into(), read(Path::new(AUTHORITIES))?),
-    ]);
     add(&base, &[("tmp/", 0o1777)])?;
     if !libraries.is_empty() {
         // The same in most images: one layer of all of them.
@@ -158,13 +179,61 @@ fn component(ours: &Ours, binary: &Path, layout: &Path) -> Result<Made> {
         fs::remove_dir_all(layout)?;
     }
     write_layout(layout, &built)?;
-    Ok(Made {
+    let made = Made {
+        from,
         name,
         layout: layout.to_path_buf(),
         program_bytes,
         unpacked_bytes,
         packed_bytes,
-    })
+    };
+    fs::write(record, serde_json::to_vec(&made)?)?;
+    Ok(made)
+}
+
+/// A digest of everything that goes into an image, and of how it is put together.
+fn made_from(ours: &Ours, binary: &Path, files: &[&BTreeMap<PathBuf, Vec<u8>>]) -> Result<String> {
+    let mut hash = Sha256::new();
+    for text in [
+        include_str!("ours.rs"),
+        include_str!("layer.rs"),
+        include_str!("../images.rs"),
+        ours.program,
+        KUBERNETES_VERSION,
+    ] {
+        hash.update(text);
+    }
+    hash.update(read(binary)?);
+    for (path, bytes) in files.iter().copied().flatten() {
+        hash.update(path.as_os_str().as_encoded_bytes());
+        hash.update(bytes);
+    }
+    Ok(super::layer::hex(&hash.finalize()))
+}
+
+/// Pushes images to the cluster's registry, from which its nodes take those of registry.k8s.io; gives the digest of each.
+///
+/// # Errors
+/// The registry refuses one.
+pub fn push(cluster: &Cluster, made: &[Made]) -> Result<Vec<String>> {
+    let address = format!("{CONTROL_PLANE_IP}:{REGISTRY_PORT}");
+    let mut digests = Vec::new();
+    for one in made {
+        let (_, path) = one.name.split_once('/').context("a name has a host")?;
+        let pushed = output(
+            cluster
+                .control_plane()
+                .command(cluster.outputs.upstream("crane"))
+                .args(["push", "--insecure", "--index"])
+                .arg(&one.layout)
+                .arg(format!("{address}/{path}")),
+        )?;
+        let (_, digest) = pushed.trim().split_once('@').with_context(|| {
+            format!("crane pushed {} and named no digest: {pushed:?}", one.name)
+        })?;
+        digests.push(digest.to_owned());
+    }
+    Ok(digests)
 }
 
 /// A layer of files at absolute paths, the directories above them, and further directories. Programs and libraries are 0755, what is in
@@ -307,6 +376,13 @@ mod tests {
             assert!(made.packed_bytes > 0 && made.unpacked_bytes > made.program_bytes);
             fs::read_to_string(layout.join("index.json")).unwrap()
         };
+        assert_eq!(make("one"), make("two"));
+        // A layout of the same is left as it is, one of something else is not.
+        let record = folder.path().join("one").join(RECORD);
+        let index = folder.path().join("one/index.json");
+        fs::write(&index, "kept").unwrap();
+        assert_eq!(make("one"), "kept");
+        fs::write(&record, "{}").unwrap();
         assert_eq!(make("one"), make("two"));
     }
 }
