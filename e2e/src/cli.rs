@@ -10,7 +10,7 @@ use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
 use crate::{
-    bench, conformance, critest, csi, forward, fuzz, images, kind, layers, metrics, protobuf,
+    bench, conformance, critest, csi, deb, forward, fuzz, images, kind, layers, metrics, protobuf,
     test_run, tidy, vm,
 };
 
@@ -78,13 +78,15 @@ enum Verb {
     Fuzz(fuzz::FuzzOptions),
     /// Builds the images of images.toml, or those of our own programs.
     Images {
-        /// kube-scheduler, kube-controller-manager, kube-proxy and cloud-controller-manager, as OCI layouts.
+        /// kube-scheduler, kube-controller-manager, kube-proxy, cloud-controller-manager and virtual-kubelet, as OCI layouts.
         #[arg(long)]
         ours: bool,
         /// How our programs are built.
         #[arg(long, value_enum, default_value = "release")]
         profile: Profile,
     },
+    /// Builds the Debian package of a node, installs it in a root of its own, and removes it again.
+    Deb(deb::DebOptions),
     /// Runs a real kind cluster whose nodes and control loops are ours.
     Kind(kind::KindOptions),
     /// Runs kubeadm init, join, upgrade node and reset on machines that are containers, twice in a row.
@@ -187,6 +189,7 @@ pub fn run() -> Result<ExitCode> {
                 images::build(&steps, &outputs)?;
             }
         }
+        Verb::Deb(options) => deb::run(&options)?,
         Verb::Kind(options) => kind::run(&options)?,
         Verb::Kubeadm(options) => kind::kubeadm::run(&options)?,
         Verb::Vm(options) => vm::run(&options)?,

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod conformance;
 pub mod critest;
 pub mod csi;
+pub mod deb;
 pub mod debian;
 pub mod forward;
 pub mod fuzz;

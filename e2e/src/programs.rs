@@ -360,12 +360,6 @@ const GO_PROGRAMS: &[GoProgram] = &[
         GoKind::Plain,
     ),
     go(
-        "cni/ptp",
-        "node",
-        "github.com/containernetworking/plugins/plugins/main/ptp",
-        GoKind::Plain,
-    ),
-    go(
         "cni/portmap",
         "node",
         "github.com/containernetworking/plugins/plugins/meta/portmap",
@@ -449,19 +443,6 @@ pub const NODE_PEERS: &[&str] = &[
     "ctr",
     "runc",
     "cni/bridge",
-    "cni/loopback",
-    "cni/host-local",
-    "cni/portmap",
-];
-
-/// Those of a node as kind makes it.
-pub const KIND_NODE_PEERS: &[&str] = &[
-    "kubelet",
-    "containerd",
-    "containerd-shim-runc-v2",
-    "ctr",
-    "runc",
-    "cni/ptp",
     "cni/loopback",
     "cni/host-local",
     "cni/portmap",
