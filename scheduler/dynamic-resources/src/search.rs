@@ -384,6 +384,10 @@ impl<'a> Task<'a> {
         if let Some(known) = self.matches.get(&key) {
             return Ok(*known);
         }
+        // An expression may take a while, and there may be many devices: no step is taken meanwhile.
+        if (self.search.interrupted)() {
+            return Err(AllocateError::Interrupted);
+        }
         let of_class = wanted
             .class
             .spec

@@ -420,6 +420,15 @@ fn a_search_ends() {
         cluster.ask("n", &interrupted),
         Err(AllocateError::Interrupted)
     );
+    // None is taken, so no step is made: the devices alone take the time. Nor is one for a request for all.
+    for request in [exactly("r", 1), all("r")] {
+        let none = Cluster::new(
+            plain(&names),
+            vec![claim("a", json!([selecting(request, "false")]))],
+        );
+        asked.set(0);
+        assert_eq!(none.ask("n", &interrupted), Err(AllocateError::Interrupted));
+    }
     let claims: Vec<Value> = (0..40)
         .map(|i| claim(&format!("c{i}"), json!([exactly("r", 30)])))
         .collect();

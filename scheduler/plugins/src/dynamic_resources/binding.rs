@@ -58,6 +58,12 @@ pub(super) enum BindError {
 }
 
 impl BindError {
+    /// Is it known that nothing was written?
+    fn is_certain(&self) -> bool {
+        let failed = |error: &ApiWriteError| matches!(error, ApiWriteError::Failed(_));
+        !matches!(self, BindError::Write { source, .. } if failed(source))
+    }
+
     /// Upstream's label of the outcome.
     fn label(&self) -> &'static str {
         match self {
@@ -119,7 +125,13 @@ impl DynamicResources {
             claim = Arc::new(self.create(writer, state, node_name).await?);
             state.progress().claims[index] = Arc::clone(&claim);
         }
-        let written = Arc::new(self.write(writer, &claim, chosen, pod).await?);
+        state.progress().uncertain = Some(index);
+        let written = self.write(writer, &claim, chosen, pod).await;
+        // Cancelled before this line, or failed in a way that says nothing: it may have been taken all the same.
+        if written.as_ref().err().is_none_or(BindError::is_certain) {
+            state.progress().uncertain = None;
+        }
+        let written = Arc::new(written?);
         state.progress().claims[index] = Arc::clone(&written);
         if let Err(error) = self.devices().assume(Arc::clone(&written), special) {
             tracing::debug!(%error, "Claim not stored in assume cache");

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use component_helpers::resource_claim::is_allocated;
+use component_helpers::resource_claim::{entries, is_allocated};
+use component_helpers::resources::is_extended_resource_name;
 use framework::{
     ActionType, ClusterEventWithHint, EnqueueExtensions, EventObject, EventResource, Handle,
     QueueingHint,
@@ -32,6 +33,9 @@ impl EnqueueExtensions for DynamicResources {
                 ActionType::UPDATE_POD_GENERATED_RESOURCE_CLAIM,
                 move |pod, _, new| after_pod_change(&*pods, pod, new),
             ),
+            ClusterEventWithHint::with_hint(EventResource::Pod, ActionType::DELETE, |_, old, _| {
+                after_retreat(old)
+            }),
             ClusterEventWithHint::always(EventResource::DeviceClass, both),
             ClusterEventWithHint::always(EventResource::ResourceSlice, both),
         ]
@@ -63,6 +67,26 @@ pub(super) fn after_claim_change(
     }
     let uses = claims.iter().any(|claim| uid(claim) == uid(new));
     queue_if(uses && old.is_none_or(|old| old.status != new.status))
+}
+
+/// A pod that had chosen devices goes without its node after all: they are free, and no claim was ever written that could tell so.
+// DIFFERS: upstream's pods that wanted them wait for another event, or 5 min.
+pub(super) fn after_retreat(old: Change<'_>) -> QueueingHint {
+    let Some(old) = old.and_then(EventObject::pod) else {
+        return QueueingHint::Queue;
+    };
+    // One that was bound has its devices until its claim says otherwise. What is assumed has no node in its spec.
+    let bound = component_helpers::pod::node_name(old).is_some();
+    let resources = old
+        .spec
+        .iter()
+        .flat_map(component_helpers::pod::init_and_containers);
+    let mut requests = resources.filter_map(|c| c.resources.as_ref()?.requests.as_ref());
+    let extended = requests.any(|list| list.keys().any(|name| is_extended_resource_name(name)));
+    match !bound && (extended || !entries(old).is_empty()) {
+        true => QueueingHint::Queue,
+        false => QueueingHint::QueueSkip,
+    }
 }
 
 /// The pod itself was told of the claims that were made for it.

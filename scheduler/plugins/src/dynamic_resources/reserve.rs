@@ -1,6 +1,7 @@
 //! Reserve, Unreserve and PostFilter: what is taken, and given up.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use component_helpers::resource_claim::{FINALIZER, is_reserved_for_pod};
 use framework::devices::claim_key;
@@ -13,6 +14,9 @@ use super::extended::is_in_memory;
 use super::filter::NOT_AVAILABLE;
 use super::state::State;
 use crate::names;
+
+/// After so long a write that nobody waits for any more was taken, or never will be.
+const WRITES_SETTLE: Duration = Duration::from_secs(1);
 
 /// The choice of the node is under way from here on.
 pub(super) fn reserve(devices: &DeviceCache, state: &State, node_name: &str) -> Status {
@@ -118,18 +122,54 @@ impl DynamicResources {
         );
     }
 
+    /// The claim may have been written, or not. Its devices stay taken until the API server has said which: nobody else shall get them meanwhile.
+    // DIFFERS: upstream frees them at once, and another claim may get the same devices until the change is told.
+    fn end_when_certain(&self, claim: &Arc<ResourceClaim>, pod: &Arc<PodInfo>) {
+        let (handle, claim, pod) = (Arc::clone(&self.handle), Arc::clone(claim), Arc::clone(pod));
+        let settled = self.handle.sleep(WRITES_SETTLE);
+        self.handle.spawn(Box::pin(async move {
+            settled.await;
+            let (api, devices) = (handle.api(), handle.listers().devices());
+            if let Some(writer) = api.claims() {
+                let namespace = claim.metadata.namespace.clone().unwrap_or_default();
+                match writer.get(&namespace, name(&claim)).await {
+                    Ok(found) if uid(&found) == uid(&claim) => {
+                        let reserved = is_reserved_for_pod(&pod.pod, &found);
+                        // Told of already, or of a newer version: as well.
+                        let _ = devices.assume(Arc::new(found.clone()), false);
+                        if reserved && let Err(error) = writer.unreserve(&found, &pod.uid).await {
+                            tracing::error!(%error, claim = claim_key(&claim), "unreserve");
+                        }
+                    }
+                    Ok(_) | Err(ApiWriteError::NotFound(_)) => {}
+                    Err(error) => {
+                        tracing::error!(%error, claim = claim_key(&claim), "Whether the claim was allocated is not known");
+                    }
+                }
+            }
+            devices.end_allocation(uid(&claim));
+            // No event tells of an allocation that was not written.
+            handle.activate(vec![Arc::clone(&pod.pod)]);
+        }));
+    }
+
     /// The opposite of Reserve, and of what PreBind has written.
     pub(super) fn take_back(&self, state: &State, pod: &Arc<PodInfo>) {
-        let (claims, pending) = {
+        let (claims, pending, uncertain) = {
             let mut progress = state.progress();
+            let uncertain = progress.uncertain.take();
             (
                 progress.claims.clone(),
                 std::mem::take(&mut progress.pending),
+                uncertain.map(|index| Arc::clone(&progress.claims[index])),
             )
         };
         let devices = self.devices();
-        for id in &pending {
-            devices.end_allocation(id);
+        for id in pending {
+            match &uncertain {
+                Some(claim) if uid(claim) == id => self.end_when_certain(claim, pod),
+                _ => _ = devices.end_allocation(&id),
+            }
         }
         // DIFFERS: upstream forgets what it assumed of claims that were written; the API server has it, so it stands until a newer version comes.
         for (index, claim) in claims.iter().enumerate() {

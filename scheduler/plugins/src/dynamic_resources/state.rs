@@ -36,6 +36,8 @@ pub(super) struct Progress {
     pub(super) reserved: Vec<Option<AllocationResult>>,
     /// The UIDs of allocations that are under way because of this pod.
     pub(super) pending: Vec<String>,
+    /// The claim that is being written, or was and nobody knows whether the API server took it.
+    pub(super) uncertain: Option<usize>,
     /// How long the searches have taken, over all nodes.
     pub(super) searched: Duration,
 }

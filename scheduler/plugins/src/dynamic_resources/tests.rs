@@ -25,6 +25,10 @@ struct Claims {
     stored: Mutex<BTreeMap<String, ResourceClaim>>,
     log: Mutex<Vec<String>>,
     version: AtomicU64,
+    /// The next write of a status fails, though (true) it is taken.
+    fails: Mutex<Option<bool>>,
+    /// Writes of a status are never answered.
+    hangs: Mutex<bool>,
 }
 
 /// A handle to them.
@@ -105,7 +109,17 @@ impl ClaimWriter for Server {
             .flatten()
             .map(|r| r.name.clone())
             .collect();
+        if *self.0.hangs.lock().unwrap() {
+            return Box::pin(std::future::pending());
+        }
+        let fails = self.0.fails.lock().unwrap().take();
+        if fails == Some(false) {
+            return Box::pin(async { Err(ApiWriteError::Failed("no answer".into())) });
+        }
         let written = self.write(&format!("status {devices:?} for {users:?}"), claim);
+        if fails == Some(true) {
+            return Box::pin(async { Err(ApiWriteError::Failed("no answer".into())) });
+        }
         Box::pin(async { written })
     }
     fn unreserve<'a>(&'a self, claim: &'a ResourceClaim, uid: &'a str) -> Done<'a, ResourceClaim> {
@@ -581,6 +595,7 @@ fn changes_that_help() {
         "Node",
         "resource.k8s.io/ResourceClaim",
         "Pod",
+        "Pod",
         "resource.k8s.io/DeviceClass",
         "resource.k8s.io/ResourceSlice",
     ];
@@ -652,6 +667,15 @@ fn changes_that_help() {
         "another pod"
     );
     assert_eq!(changed(&two), QueueingHint::QueueSkip);
+    let retreat = |pod: PodBuilder, helps: bool| {
+        let hint = hints::after_retreat(Some(&EventObject::Pod(pod.build())));
+        assert_eq!(hint == QueueingHint::Queue, helps);
+    };
+    retreat(pod("q", &["c"]), true);
+    retreat(make_pod("q").req(&[("example.com/gpu", "1")]), true);
+    retreat(make_pod("q").req(&[("cpu", "1")]), false);
+    // It was bound: its claim tells when it is free.
+    retreat(pod("q", &["c"]).node("a"), false);
 }
 
 #[test]

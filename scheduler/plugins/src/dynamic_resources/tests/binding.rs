@@ -224,3 +224,54 @@ fn devices_that_are_never_ready() {
         Status::unresolvable(filter::NOT_AVAILABLE),
     );
 }
+
+/// Whether a write that failed was taken all the same.
+#[test]
+fn devices_stay_taken_until_a_write_is_certain() {
+    for taken in [true, false] {
+        let bed = Bed::with(
+            &[class("c"), slice("a", one_device()), claim("c"), claim("e")],
+            |handle| handle.time_is_up = true,
+        );
+        let p = pod("p", &["c"]).info();
+        let mut state = bed.reserved(&p, "a");
+        *bed.server.0.fails.lock().unwrap() = Some(taken);
+        let status = bed.bind(&state, &p, "a").expect("does not wait");
+        assert!(status.is_error(), "{status:?}");
+        bed.server.log();
+        // All sleep is over at once here: by its end the API server was asked.
+        bed.plugin.unreserve(&mut state, &p, "a");
+        let other = pod("q", &["e"]).info();
+        if taken {
+            assert_eq!(bed.server.log(), ["unreserve c of uid-p"]);
+            bed.check(
+                "somebody else's, though no event told so",
+                &other,
+                cannot(),
+                cannot(),
+            );
+        } else {
+            assert!(bed.server.log().is_empty());
+            bed.check("free again", &other, none(), cannot());
+        }
+        assert_eq!(*bed.handle.activated.lock().unwrap(), ["p"]);
+    }
+}
+
+#[test]
+fn a_binding_that_is_cancelled_frees_nothing_before_it_is_certain() {
+    let bed = Bed::new(&[class("c"), slice("a", one_device()), claim("c"), claim("e")]);
+    let p = pod("p", &["c"]).info();
+    let state = bed.reserved(&p, "a");
+    *bed.server.0.hangs.lock().unwrap() = true;
+    assert_eq!(bed.bind(&state, &p, "a"), None, "waits for the API server");
+    let writing = bed
+        .plugin
+        .state(&state)
+        .expect("has claims")
+        .progress()
+        .uncertain;
+    assert_eq!(writing, Some(0));
+    let other = pod("q", &["e"]).info();
+    bed.check("taken", &other, cannot(), cannot());
+}
