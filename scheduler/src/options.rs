@@ -53,6 +53,11 @@ const NOT_BUILT: &[&str] = &[
     "DRANodeAllocatableResources",
     "DRAOptionalNodeOperations",
     "DRAWorkloadResourceClaims",
+    // The Workload API (`scheduling.k8s.io/v1beta1`): gangs, and what stands on them.
+    "CompositePodGroup",
+    "GenericWorkload",
+    "PodGroupPreemptionPolicy",
+    "TopologyAwareWorkloadScheduling",
 ];
 
 /// Everything that was asked for.
@@ -313,6 +318,21 @@ mod tests {
         let error = features("DRADerivedAttributes=true").expect_err("not built");
         assert!(error.contains("DRADerivedAttributes=true"), "{error}");
         assert_eq!(features("DRADerivedAttributes=false"), Ok(defaults));
+    }
+
+    #[test]
+    fn gates_of_the_workload_api_are_refused() {
+        for gate in [
+            "CompositePodGroup",
+            "GenericWorkload",
+            "PodGroupPreemptionPolicy",
+            "TopologyAwareWorkloadScheduling",
+        ] {
+            let with = |on: bool| parse(&[&format!("--feature-gates={gate}={on}")]);
+            let error = with(true).err().expect("not built").to_string();
+            assert!(error.contains(&format!("{gate}=true")), "{error}");
+            assert!(with(false).is_ok(), "{gate} is off anyway");
+        }
     }
 
     #[test]
