@@ -44,12 +44,18 @@ const ARROWS: &[(&str, &[&str])] = &[
         "plugins",
         &["framework", "component-helpers", "dynamic-resources"],
     ),
+    // Plugins that no default profile has; they share the search of preemption with those that are in tree.
+    (
+        "extra-plugins",
+        &["framework", "plugins", "component-helpers"],
+    ),
     ("backend", &["framework", "component-helpers"]),
     (
         "kube-scheduler",
         &[
             "framework",
             "plugins",
+            "extra-plugins",
             "backend",
             "dynamic-resources",
             "component-base",
@@ -146,6 +152,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("dynamic-resources", &["kube", "tokio", "libc", "nix"]),
     ("framework", &["kube", "libc", "nix"]),
     ("plugins", &["kube", "libc", "nix"]),
+    ("extra-plugins", &["kube", "libc", "nix"]),
     ("backend", &["kube", "libc", "nix"]),
     ("shim", &["tokio", "kube", "k8s-openapi"]),
     ("host", &["tokio", "kube", "k8s-openapi", "libc", "nix"]),

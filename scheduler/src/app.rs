@@ -17,13 +17,16 @@ use component_base::health::{Health, Kind};
 use component_base::informer::Factory;
 use component_base::leader_election::{LeaderElector, Leadership, Outcome};
 use component_base::shutdown::Shutdown;
-use framework::EventRecord;
+use framework::{EventRecord, Registration};
+use tokio::sync::mpsc;
 
 use crate::api_writer::KubeWriter;
 use crate::config::{self, DEFAULT_SCHEDULER_NAME, KubeSchedulerConfiguration};
 use crate::event_handlers::EventHandlers;
+use crate::fetch::Fetcher;
 use crate::listers::{InformerListers, Informers, Revisions};
 use crate::metrics;
+use crate::objects::{Change, ObjectInformers};
 use crate::options::{COMPONENT, Options, flag_set};
 use crate::reload::Reload;
 use crate::runtime::{RecordFn, Shared};
@@ -95,10 +98,10 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         .as_ref()
         .map_or_else(Leadership::always, LeaderElector::leadership);
     let writer = KubeWriter::new(client, leadership);
-    let parts = Parts::new(&options, &informers, writer, &shutdown).await?;
-    let synced = informers.clone();
+    let parts = Parts::new(&options, &factory, &informers, writer, &shutdown).await?;
+    let (synced, objects) = (informers.clone(), Arc::clone(&parts.objects.0));
     health.add("sched-handler-sync", Kind::Ready, move || {
-        if synced.has_synced() {
+        if synced.has_synced() && objects.has_synced() {
             Ok(())
         } else {
             Err("waiting for handlers to sync".into())
@@ -109,7 +112,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         elector.add_health_check(&health);
     }
     let current = Arc::clone(&parts.current);
-    let configz = move || config::completed(&current.load(), &plugins::registry::in_tree());
+    let configz = move || config::completed(&current.load(), &registry());
     let questions = crate::pages::router(Arc::clone(&parts.scheduler), Arc::clone(&parts.active));
     let pages = pages(&health, &flags, configz).merge(questions);
     options.serving.serve(pages, shutdown.clone()).await?;
@@ -144,11 +147,20 @@ async fn elector(options: &Options, shutdown: &Shutdown) -> anyhow::Result<Optio
     Ok(Some(LeaderElector::new(client, election, recorder)?))
 }
 
+/// All plugins this program knows: those of the default profile, and those that a configuration may name.
+pub fn registry() -> Vec<Registration> {
+    let mut all = plugins::registry::in_tree();
+    all.extend(extra_plugins::registry::out_of_tree());
+    all
+}
+
 /// All that scheduling needs, before it may begin.
 struct Parts {
     scheduler: Arc<Scheduler>,
     informers: Informers,
     revisions: Arc<Revisions>,
+    /// The kinds that only plugins know.
+    objects: (Arc<ObjectInformers>, mpsc::Receiver<Change>),
     seed: u64,
     /// What the scheduler works by.
     current: Arc<ArcSwap<KubeSchedulerConfiguration>>,
@@ -160,6 +172,7 @@ struct Parts {
 impl Parts {
     async fn new(
         options: &Options,
+        factory: &Factory,
         informers: &Informers,
         writer: KubeWriter,
         shutdown: &Shutdown,
@@ -183,10 +196,13 @@ impl Parts {
             tasks,
             shutdown.token().clone(),
         );
-        let registry = plugins::registry::in_tree();
+        let client = factory.client().clone();
+        let objects = ObjectInformers::new(client, informers.pods.clone(), shutdown.child());
+        shared.observers().set_sources(Arc::clone(&objects.0) as _);
+        shared.set_fetcher(Fetcher::new(factory.client().clone()));
         let scheduler = Scheduler::new(
             &options.config,
-            &registry,
+            &registry(),
             shared,
             options.pod_max_in_unschedulable_pods_duration,
         )?;
@@ -204,6 +220,7 @@ impl Parts {
             scheduler,
             informers: informers.clone(),
             revisions,
+            objects,
             seed,
             current: Arc::new(ArcSwap::from_pointee(options.config.clone())),
             recorders,
@@ -246,14 +263,17 @@ impl Parts {
             scheduler,
             informers,
             revisions,
+            objects: (objects, changes),
             seed,
             active,
             ..
         } = self;
-        if shutdown.run_until(informers.wait_for_sync()).await != Some(true) {
+        let synced = async { informers.wait_for_sync().await && objects.wait_for_sync().await };
+        if shutdown.run_until(synced).await != Some(true) {
             return Ok(());
         }
-        let mut handlers = EventHandlers::new(Arc::clone(&scheduler), &informers, revisions);
+        let mut handlers =
+            EventHandlers::new(Arc::clone(&scheduler), &informers, revisions, changes);
         handlers.handle_initial();
         active.store(true, Ordering::Release);
         shutdown.spawn_essential("event handlers", handlers.run(shutdown.clone()));
@@ -371,7 +391,7 @@ fn pages(
 }
 
 fn write_config(options: &Options, path: &std::path::Path) -> anyhow::Result<()> {
-    let config = config::completed(&options.config, &plugins::registry::in_tree());
+    let config = config::completed(&options.config, &registry());
     let text = serde_saphyr::to_string(&config).context("encoding the configuration")?;
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     tracing::info!(component = COMPONENT, path = %path.display(), "Wrote configuration");

@@ -11,9 +11,11 @@ use component_base::shutdown::Shutdown;
 use framework::event::{node_scheduling_properties_change, pod_scheduling_properties_change};
 use framework::*;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use tokio::sync::mpsc;
 
 use crate::listers::{Informers, Revisions};
 use crate::metrics;
+use crate::objects::Change;
 use crate::scheduler::Scheduler;
 
 mod devices;
@@ -34,6 +36,7 @@ pub struct EventHandlers {
     services: Receiver<Service>,
     storage: StorageEvents,
     devices: DeviceEvents,
+    objects: mpsc::Receiver<Change>,
 }
 
 impl EventHandlers {
@@ -42,6 +45,7 @@ impl EventHandlers {
         scheduler: Arc<Scheduler>,
         informers: &Informers,
         revisions: Arc<Revisions>,
+        objects: mpsc::Receiver<Change>,
     ) -> Self {
         EventHandlers {
             scheduler,
@@ -52,6 +56,7 @@ impl EventHandlers {
             services: informers.services.subscribe(),
             storage: StorageEvents::new(&informers.storage),
             devices: DeviceEvents::new(&informers.devices),
+            objects,
         }
     }
 
@@ -59,6 +64,7 @@ impl EventHandlers {
     pub fn handle_initial(&mut self) {
         self.storage.drain(&self.scheduler);
         self.devices.drain(&self.scheduler);
+        self.scheduler.shared.observers().tell_objects();
         while let Some(event) = self.nodes.try_recv() {
             handle_node(&self.scheduler, event);
         }
@@ -77,6 +83,7 @@ impl EventHandlers {
                 Some(event) = self.pods.recv() => handle_pod(&self.scheduler, event),
                 Some(change) = self.storage.next() => storage::handle(&self.scheduler, change),
                 Some(change) = self.devices.next() => devices::handle(&self.scheduler, change),
+                Some(change) = self.objects.recv() => handle_object(&self.scheduler, &change),
                 Some(_) = self.namespaces.recv() => { self.revisions.namespaces.fetch_add(1, Ordering::AcqRel); }
                 Some(_) = self.services.recv() => { self.revisions.services.fetch_add(1, Ordering::AcqRel); }
                 else => return,
@@ -152,7 +159,38 @@ fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
     }
 }
 
+fn handle_object(scheduler: &Scheduler, (old, new): &Change) {
+    let start = Instant::now();
+    let Some(kind) = new.as_ref().or(old.as_ref()).map(|object| object.kind) else {
+        return;
+    };
+    let action = match (old, new) {
+        (None, _) => ActionType::ADD,
+        (_, None) => ActionType::DELETE,
+        _ => ActionType::UPDATE,
+    };
+    let object = |object: &Option<Arc<Object>>| object.clone().map(EventObject::Custom);
+    let (old, new) = (object(old), object(new));
+    let observers = scheduler.shared.observers();
+    observers.tell_object(kind, old.as_ref(), new.as_ref());
+    let event = ClusterEvent::new(EventResource::Custom(kind), action);
+    scheduler
+        .queue
+        .move_all_to_active_or_backoff_queue(event, old, new, None);
+    observe(&event, start);
+}
+
 fn handle_pod(scheduler: &Scheduler, event: InformerEvent<Pod>) {
+    let observers = scheduler.shared.observers();
+    match &event {
+        InformerEvent::Added(pod) => observers.tell_pod(None, Some(pod)),
+        InformerEvent::Updated { old, new } if old.metadata.uid != new.metadata.uid => {
+            observers.tell_pod(Some(old), None);
+            observers.tell_pod(None, Some(new));
+        }
+        InformerEvent::Updated { old, new } => observers.tell_pod(Some(old), Some(new)),
+        InformerEvent::Deleted(pod) => observers.tell_pod(Some(pod), None),
+    }
     match event {
         InformerEvent::Added(pod) => add_pod(scheduler, &pod),
         InformerEvent::Updated { old, new } if old.metadata.uid != new.metadata.uid => {

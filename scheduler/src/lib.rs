@@ -14,11 +14,13 @@ pub mod event_handlers;
 pub mod explain;
 pub mod extender;
 pub mod failure;
+pub mod fetch;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod kubectl;
 pub mod listers;
 pub mod metrics;
+pub mod objects;
 pub mod options;
 pub mod pages;
 pub mod profile;

@@ -185,7 +185,10 @@ fn play(scheduler: &Scheduler, question: &Question) -> Result<what_if::Answer, I
             let config = what_if::config_of(config)?;
             let shared: &Arc<Shared> = &scheduler.shared;
             let profiles = new_profiles(&config, scheduler.registry(), shared);
-            Arc::new(profiles.map_err(|error| InvalidQuestion::Config(with_causes(&error)))?)
+            let profiles = profiles.map_err(|e| InvalidQuestion::Config(with_causes(&e)))?;
+            let made = profiles.values();
+            made.for_each(|framework| shared.observers().inform(framework));
+            Arc::new(profiles)
         }
     };
     let mut snapshot = copy_of_cluster(scheduler);

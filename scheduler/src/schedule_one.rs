@@ -199,8 +199,11 @@ impl SchedulingLoop {
     }
 }
 
-/// Nodes whose volumes changed count as changed.
+/// Nodes whose volumes changed, or something else a plugin judges them by, count as changed.
 pub(crate) fn touch(scheduler: &Scheduler, snapshot: &mut Snapshot) {
+    for node in scheduler.shared.take_touched() {
+        snapshot.touch_node(&node);
+    }
     let Some(touched) = scheduler.shared.listers().volumes().take_touched() else {
         return;
     };

@@ -58,6 +58,7 @@ impl Scheduler {
         });
         let queue = Arc::new(SchedulingQueue::new(queue));
         shared.set_queue(Arc::clone(&queue));
+        shared.observers().set(profiles.values());
         Ok(Arc::new(Scheduler {
             cache: Arc::new(Cache::new()),
             queue,
@@ -75,6 +76,8 @@ impl Scheduler {
     pub fn reconfigure(&self, config: &KubeSchedulerConfiguration) -> Result<(), ProfileError> {
         let profiles = new_profiles(config, &self.registry, &self.shared)?;
         let live = live_queue_config(config, &profiles)?;
+        // Before the first pod meets them.
+        self.shared.observers().set(profiles.values());
         self.profiles.store(Arc::new(profiles));
         self.queue.reconfigure(live);
         Ok(())

@@ -53,3 +53,64 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "gantry-scheduler.leaseNamespace" -}}
 {{- if eq .Values.mode "replacement" }}kube-system{{ else }}{{ .Release.Namespace }}{{ end }}
 {{- end }}
+
+{{/* The plugins beyond the default profile that are on: name, value's name. */}}
+{{- define "gantry-scheduler.extras" -}}
+{{- $on := list }}
+{{- range $name, $key := dict "CapacityScheduling" "capacityScheduling" "Coscheduling" "coscheduling" "LoadVariationRiskBalancing" "loadVariationRiskBalancing" "LowRiskOverCommitment" "lowRiskOverCommitment" "NodeResourceTopologyMatch" "nodeResourceTopologyMatch" "NodeResourcesAllocatable" "nodeResourcesAllocatable" "PreemptionToleration" "preemptionToleration" "TargetLoadPacking" "targetLoadPacking" }}
+{{- $values := index $.Values $key }}
+{{- if $values.enabled }}
+{{- $on = append $on (dict "name" $name "args" $values.args "weight" $values.weight) }}
+{{- end }}
+{{- end }}
+{{- toYaml $on }}
+{{- end }}
+
+{{/* The profile's plugins with those added. */}}
+{{- define "gantry-scheduler.plugins" -}}
+{{- $plugins := deepCopy .Values.plugins }}
+{{- $multiPoint := get $plugins "multiPoint" | default dict }}
+{{- $enabled := get $multiPoint "enabled" | default list }}
+{{- range include "gantry-scheduler.extras" . | fromYamlArray }}
+{{- $line := dict "name" .name }}
+{{- if .weight }}
+{{- $_ := set $line "weight" (int .weight) }}
+{{- end }}
+{{- $enabled = append $enabled $line }}
+{{- end }}
+{{- if $enabled }}
+{{- $_ := set $multiPoint "enabled" $enabled }}
+{{- end }}
+{{- if $multiPoint }}
+{{- $_ := set $plugins "multiPoint" $multiPoint }}
+{{- end }}
+{{- if .Values.coscheduling.enabled }}
+{{- $all := list (dict "name" "*") }}
+{{- $_ := set $plugins "queueSort" (dict "enabled" (list (dict "name" "Coscheduling")) "disabled" $all) }}
+{{- end }}
+{{- if and .Values.capacityScheduling.enabled .Values.preemptionToleration.enabled }}
+{{- fail "capacityScheduling and preemptionToleration both preempt: enable one of them" }}
+{{- end }}
+{{- if or .Values.capacityScheduling.enabled .Values.preemptionToleration.enabled }}
+{{- $postFilter := get $plugins "postFilter" | default dict }}
+{{- $disabled := append (get $postFilter "disabled" | default list) (dict "name" "DefaultPreemption") }}
+{{- $_ := set $postFilter "disabled" $disabled }}
+{{- $_ := set $plugins "postFilter" $postFilter }}
+{{- end }}
+{{- if $plugins }}
+{{- toYaml $plugins }}
+{{- end }}
+{{- end }}
+
+{{/* The profile's arguments with theirs added. */}}
+{{- define "gantry-scheduler.pluginConfig" -}}
+{{- $config := .Values.pluginConfig | default list }}
+{{- range include "gantry-scheduler.extras" . | fromYamlArray }}
+{{- if .args }}
+{{- $config = append $config (dict "name" .name "args" .args) }}
+{{- end }}
+{{- end }}
+{{- if $config }}
+{{- toYaml $config }}
+{{- end }}
+{{- end }}

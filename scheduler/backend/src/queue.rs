@@ -520,10 +520,12 @@ fn orders(sort: &Arc<dyn Plugin>) -> (Less, Less, Less) {
             QueuedPod {
                 pod: &a.pod,
                 timestamp: a.timestamp,
+                initial_attempt_timestamp: a.initial_attempt_timestamp,
             },
             QueuedPod {
                 pod: &b.pod,
                 timestamp: b.timestamp,
+                initial_attempt_timestamp: b.initial_attempt_timestamp,
             },
         );
         sort.as_queue_sort().is_some_and(|sort| sort.less(&a, &b))

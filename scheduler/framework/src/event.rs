@@ -14,6 +14,8 @@ use k8s_openapi::api::storage::v1::{
     CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
 };
 
+use crate::objects::{Object, ObjectKind};
+
 /// A set of kinds of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ActionType(u32);
@@ -136,6 +138,8 @@ pub enum EventResource {
     ResourceSlice,
     /// A DeviceClass.
     DeviceClass,
+    /// A kind that only plugins know.
+    Custom(ObjectKind),
     /// Everything.
     WildCard,
 }
@@ -158,6 +162,7 @@ impl EventResource {
             EventResource::ResourceClaim => "resource.k8s.io/ResourceClaim",
             EventResource::ResourceSlice => "resource.k8s.io/ResourceSlice",
             EventResource::DeviceClass => "resource.k8s.io/DeviceClass",
+            EventResource::Custom(kind) => kind.event,
             EventResource::WildCard => "*",
         }
     }
@@ -272,6 +277,8 @@ pub enum EventObject {
     DeviceClass(Arc<DeviceClass>),
     /// A taint on devices.
     DeviceTaintRule(Arc<DeviceTaintRule>),
+    /// An object of a kind that only plugins know.
+    Custom(Arc<Object>),
 }
 
 macro_rules! object_accessors {
@@ -303,6 +310,7 @@ object_accessors! {
     resource_slice, ResourceSlice, ResourceSlice, "The ResourceSlice, when it is one.";
     device_class, DeviceClass, DeviceClass, "The DeviceClass, when it is one.";
     device_taint_rule, DeviceTaintRule, DeviceTaintRule, "The DeviceTaintRule, when it is one.";
+    custom, Custom, Object, "The object, when it is of a kind that only plugins know.";
 }
 
 impl EventObject {

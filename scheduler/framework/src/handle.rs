@@ -160,6 +160,36 @@ pub struct EventRecord {
     pub note: String,
 }
 
+/// Where to read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FetchFrom {
+    /// The API server, with the scheduler's own credentials: a path, as `/apis/metrics.k8s.io/v1beta1/nodes`.
+    ApiServer(String),
+    /// Any URL, `http` or `https`.
+    Url {
+        /// The URL.
+        url: String,
+        /// Sent as a bearer token; empty for none.
+        token: String,
+        /// Whether the server's certificate is taken unseen.
+        insecure_skip_verify: bool,
+    },
+}
+
+/// A question for JSON by HTTP GET.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetch {
+    /// Where.
+    pub from: FetchFrom,
+    /// How long the answer may take.
+    pub timeout: Duration,
+}
+
+/// Why there is no answer; the same question may be answered later.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct FetchError(pub String);
+
 /// A pod that a Permit plugin made wait.
 pub trait WaitingPod: Send + Sync {
     /// The pod.
@@ -216,6 +246,20 @@ pub trait Handle: Send + Sync {
         node: &NodeInfo,
     ) -> Status;
 
+    /// Reads JSON by HTTP, beside the scheduling cycle: for plugins whose knowledge is in no object that can be watched.
+    fn fetch(&self, fetch: Fetch) -> BoxFuture<'static, Result<serde_json::Value, FetchError>> {
+        let _ = fetch;
+        Box::pin(async { Err(FetchError("this scheduler has no network".to_owned())) })
+    }
+    /// Something that a plugin judges the node by has changed, though not the node or its pods: what is kept about it is judged again.
+    fn touch_node(&self, node_name: &str) {
+        let _ = node_name;
+    }
+
+    /// All nominated pods.
+    fn nominated_pods(&self) -> Vec<Arc<PodInfo>> {
+        Vec::new()
+    }
     /// Pods nominated to a node.
     fn nominated_pods_for_node(&self, node_name: &str) -> Vec<Arc<PodInfo>>;
     /// Nominates a pod; `Noop` keeps what its status says.

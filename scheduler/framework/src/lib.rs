@@ -15,6 +15,7 @@ pub mod extender;
 pub mod handle;
 pub mod node_info;
 pub mod node_set;
+pub mod objects;
 pub mod plugin;
 pub mod pod_info;
 pub mod resource;
@@ -35,11 +36,12 @@ pub use event::{
 };
 pub use extender::{EXTENDER_NAME, Extender, NodeToVictims, Victims};
 pub use handle::{
-    ApiWriteError, ApiWriter, ClaimWriter, EventRecord, Handle, Listers, PluginError,
-    PluginFactory, Registration, WaitingPod,
+    ApiWriteError, ApiWriter, ClaimWriter, EventRecord, Fetch, FetchError, FetchFrom, Handle,
+    Listers, PluginError, PluginFactory, Registration, WaitingPod,
 };
 pub use node_info::{HostPortInfo, NodeInfo};
 pub use node_set::{NodeIndex, NodeSet};
+pub use objects::{Object, ObjectKind};
 pub use plugin::*;
 pub use pod_info::{AffinityTerm, HostPort, PodClaim, PodInfo, PodResource, WeightedAffinityTerm};
 pub use resource::Resource;

@@ -15,9 +15,10 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::cycle_state::CycleState;
 use crate::diagnosis::NodeToStatus;
-use crate::event::ClusterEventWithHint;
+use crate::event::{ClusterEventWithHint, EventObject};
 use crate::node_info::NodeInfo;
 use crate::node_set::{NodeIndex, NodeSet};
+use crate::objects::ObjectKind;
 use crate::pod_info::PodInfo;
 use crate::signature::Sign;
 use crate::snapshot::Snapshot;
@@ -82,6 +83,31 @@ points! {
     as_pre_bind -> PreBindPlugin, "Implements PreBind?";
     as_bind -> BindPlugin, "Implements Bind?";
     as_post_bind -> PostBindPlugin, "Implements PostBind?";
+    as_observer -> Observer, "Wants to hear of what changes in the cluster?";
+}
+
+/// Hears of changes as the scheduler does, before the queue: state that is kept up to date so is there when a rejected pod is tried again.
+///
+/// Upstream has no such point: a plugin brings informers of its own there.
+pub trait Observer: Plugin {
+    /// Kinds beside those the scheduler watches anyway. Asked once; they are watched for as long as the process lives.
+    fn kinds(&self) -> Vec<ObjectKind> {
+        Vec::new()
+    }
+
+    /// Does it want to hear of pods? Asked once.
+    fn hears_pods(&self) -> bool {
+        true
+    }
+
+    /// The plugin works from now on: the place to start what it does of itself. Not called for one that is made to answer a question.
+    fn begin(&self) {}
+
+    /// An object before and after (`None`: it was added, deleted): any pod that has not ended, whoever schedules it, unless [`Observer::hears_pods`] says no, and objects of [`Observer::kinds`]. All
+    /// that is there is told of as added when the plugin begins, and may be told of again: the same twice must count once. Light: runs in event handlers.
+    fn observe(&self, old: Option<&EventObject>, new: Option<&EventObject>) {
+        let _ = (old, new);
+    }
 }
 
 /// Decides whether a pod may enter the active queue. Light: runs in event handlers, under the queue's lock.
@@ -97,6 +123,8 @@ pub struct QueuedPod<'a> {
     pub pod: &'a PodInfo,
     /// When it entered the queue, this time.
     pub timestamp: Instant,
+    /// When it first entered the active queue; `None` before.
+    pub initial_attempt_timestamp: Option<Instant>,
 }
 
 /// Orders the active queue. Exactly one per profile, the same in all profiles.

@@ -158,7 +158,8 @@ impl VolumeCache {
             | EventObject::ResourceClaim(_)
             | EventObject::ResourceSlice(_)
             | EventObject::DeviceClass(_)
-            | EventObject::DeviceTaintRule(_) => {}
+            | EventObject::DeviceTaintRule(_)
+            | EventObject::Custom(_) => {}
         }
         if state.touched != Touched::default() {
             self.any_touched.store(true, Ordering::Release);

@@ -1,48 +1,30 @@
 //! DefaultPreemption: when a pod fits nowhere, finds the node where ending the least important pods makes room, and ends them.
 //!
-//! ```text
-//! eligible? -> candidate nodes -> dry run on each (victims, fewest first to go) -> pick one -> executor deletes victims, the pod is nominated
-//! ```
-//! The choice is made within the scheduling cycle and touches nothing; [`executor`] carries it out beside it.
-//! Upstream: plugins/defaultpreemption and framework/preemption, v1.36. DIFFERS: the search starts at a node derived from the pod's UID, not at a random one.
+//! Who may be ended is said here; [`crate::preemption`] searches and carries it out. Upstream: plugins/defaultpreemption, v1.36.
 
 use std::sync::Arc;
 
-use component_helpers::labels::Selector;
-use component_helpers::names::fnv64a;
 use framework::args::{DefaultPreemptionArgs, decode};
 use framework::{
-    ActionType, ClusterEventWithHint, Code, CycleState, Diagnosis, EnqueueExtensions,
-    EventResource, Extender, FitError, Handle, NodeInfo, NodeSet, NodeToStatus, NodeToVictims,
-    NominatingInfo, Plugin, PluginError, PodInfo, PostFilterPlan, PostFilterPlugin,
-    PreEnqueuePlugin, QueueingHint, Snapshot, Status, Verdicts,
+    ActionType, ClusterEventWithHint, CycleState, EnqueueExtensions, EventResource, Handle,
+    NodeIndex, NodeToStatus, NominatingInfo, Plugin, PluginError, PodInfo, PostFilterPlan,
+    PostFilterPlugin, PreEnqueuePlugin, QueueingHint, Snapshot, Status,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use crate::names;
+use crate::preemption::{
+    Evaluator, Preemptor, calculate_num_candidates, pod_eligible_to_preempt_others,
+    terminating_by_preemption, validate_num_candidates,
+};
 
-mod candidate;
-mod executor;
 #[cfg(test)]
 mod tests;
 
-pub use candidate::Candidate;
-use candidate::pick_one_node_for_preemption;
-use executor::Executor;
-
-/// There is nobody of lower priority.
-const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
-/// The extenders left none.
-const NO_CANDIDATE: &str = "no candidate node for preemption";
-/// Whoever is ended there, the pod will not fit.
-const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
-
 struct DefaultPreemption {
     args: DefaultPreemptionArgs,
-    handle: Arc<dyn Handle>,
-    executor: Arc<Executor>,
+    evaluator: Evaluator,
 }
 
 /// Makes the plugin.
@@ -53,36 +35,19 @@ pub fn new(
     args: Option<&serde_json::Value>,
     handle: Arc<dyn Handle>,
 ) -> Result<Arc<dyn Plugin>, PluginError> {
-    let args: DefaultPreemptionArgs = decode(names::DEFAULT_PREEMPTION, args)?;
+    let plugin = names::DEFAULT_PREEMPTION;
+    let args: DefaultPreemptionArgs = decode(plugin, args)?;
     let (percentage, absolute) = (
         args.min_candidate_nodes_percentage,
         args.min_candidate_nodes_absolute,
     );
-    let mut problems = Vec::new();
-    if !(0..=100).contains(&percentage) {
-        problems.push(format!(
-            "minCandidateNodesPercentage: Invalid value: {percentage}: not in valid range [0, 100]"
-        ));
-    }
-    if absolute < 0 {
-        problems.push(format!(
-            "minCandidateNodesAbsolute: Invalid value: {absolute}: not in valid range [0, inf)"
-        ));
-    }
-    if percentage == 0 && absolute == 0 {
-        problems.push("minCandidateNodesPercentage: Invalid value: 0: cannot be zero at the same time as minCandidateNodesAbsolute".into());
-    }
+    let problems = validate_num_candidates(percentage, absolute);
     if !problems.is_empty() {
-        return Err(PluginError::Invalid {
-            plugin: names::DEFAULT_PREEMPTION,
-            problems,
-        });
+        return Err(PluginError::Invalid { plugin, problems });
     }
-    let executor = Arc::new(Executor::new(Arc::clone(&handle)));
     Ok(Arc::new(DefaultPreemption {
         args,
-        handle,
-        executor,
+        evaluator: Evaluator::new(plugin, handle),
     }))
 }
 
@@ -103,13 +68,7 @@ impl Plugin for DefaultPreemption {
 
 impl PreEnqueuePlugin for DefaultPreemption {
     fn pre_enqueue(&self, pod: &Arc<Pod>) -> Status {
-        if self
-            .executor
-            .is_pod_running_preemption(component_helpers::pod::uid(pod))
-        {
-            return Status::unresolvable("waiting for the preemption for this pod to be finished");
-        }
-        Status::success()
+        self.evaluator.pre_enqueue(pod)
     }
 }
 
@@ -137,9 +96,8 @@ impl PostFilterPlugin for DefaultPreemption {
         snapshot: &Snapshot,
         statuses: &NodeToStatus,
     ) -> (Option<NominatingInfo>, Status) {
-        self.handle.observe_preemption(None);
-        let (result, status) = self.preempt(state, pod, snapshot, statuses);
-        (result, in_our_name(status))
+        self.evaluator
+            .post_filter(self, state, pod, snapshot, statuses)
     }
 
     fn dry_run(
@@ -149,420 +107,43 @@ impl PostFilterPlugin for DefaultPreemption {
         snapshot: &Snapshot,
         statuses: &NodeToStatus,
     ) -> Option<PostFilterPlan> {
-        Some(match self.evaluate(state, pod, snapshot, statuses) {
-            Ok(best) => PostFilterPlan {
-                status: Status::success(),
-                node: Some(best.node),
-                victims: best.victims,
-            },
-            Err((_, status)) => PostFilterPlan {
-                status: in_our_name(status),
-                node: None,
-                victims: Vec::new(),
-            },
-        })
+        let plan = self.evaluator.dry_run(self, state, pod, snapshot, statuses);
+        Some(plan)
     }
 }
 
-fn in_our_name(status: Status) -> Status {
-    match status.reasons().is_empty() {
-        true => status,
-        false => Status::new(status.code(), format!("preemption: {}", status.message())),
-    }
-}
-
-impl DefaultPreemption {
-    fn preempt(
+impl Preemptor for DefaultPreemption {
+    fn eligible(
         &self,
-        state: &CycleState,
-        pod: &Arc<PodInfo>,
-        snapshot: &Snapshot,
-        statuses: &NodeToStatus,
-    ) -> (Option<NominatingInfo>, Status) {
-        // The nomination may be newer than the pod in hand.
-        let Some(latest) = self.handle.listers().pod(pod.namespace(), pod.name()) else {
-            return (
-                None,
-                Status::error(format!("pod {:?} not found", pod.name())),
-            );
-        };
-        let pod = match pod.with_updated_pod(latest) {
-            Ok(pod) => Arc::new(pod),
-            Err(error) => return (None, Status::error(error)),
-        };
-        let best = match self.evaluate(state, &pod, snapshot, statuses) {
-            Ok(best) => best,
-            Err(refused) => return refused,
-        };
-        tracing::info!(
-            pod = pod.name(),
-            namespace = pod.namespace(),
-            node = &*best.node,
-            victims = best.victims.len(),
-            "preempting"
-        );
-        self.handle.observe_preemption(Some(best.victims.len()));
-        let nominating = NominatingInfo::Override(best.node.to_string());
-        Executor::prepare_candidate_async(&self.executor, best, pod);
-        (Some(nominating), Status::success())
-    }
-
-    /// Which node is the best, with which victims; or what becomes of the nomination, and why. Touches nothing.
-    fn evaluate(
-        &self,
-        state: &CycleState,
-        pod: &Arc<PodInfo>,
-        snapshot: &Snapshot,
-        statuses: &NodeToStatus,
-    ) -> Result<Candidate, (Option<NominatingInfo>, Status)> {
-        if let Err(reason) = pod_eligible_to_preempt_others(pod, snapshot, statuses) {
-            return Err((None, Status::unschedulable(reason)));
-        }
-        let now = Timestamp::now();
-        let (mut candidates, node_statuses, errors) =
-            self.find_candidates(state, pod, snapshot, statuses, now);
-        if !candidates.is_empty() {
-            let left = self.call_extenders(pod, snapshot, candidates, now);
-            candidates = left.map_err(|status| (None, status))?;
-            if candidates.is_empty() {
-                return Err((None, Status::unschedulable(NO_CANDIDATE)));
-            }
-        }
-        pick_one_node_for_preemption(candidates, now).ok_or_else(|| {
-            if !errors.is_empty() {
-                return (None, Status::error(errors.join(", ")));
-            }
-            let diagnosis = Diagnosis {
-                node_to_status: node_statuses,
-                ..Diagnosis::default()
-            };
-            let error = FitError {
-                num_all_nodes: snapshot.num_nodes(),
-                diagnosis,
-            };
-            (
-                Some(NominatingInfo::Override(String::new())),
-                Status::unschedulable(error.message()),
-            )
-        })
-    }
-
-    /// The candidates that the extenders with a say in preemption leave, with the victims they leave.
-    fn call_extenders(
-        &self,
+        _state: &CycleState,
         pod: &PodInfo,
         snapshot: &Snapshot,
-        candidates: Vec<Candidate>,
-        now: Timestamp,
-    ) -> Result<Vec<Candidate>, Status> {
-        let extenders = self.handle.extenders();
-        let say = |e: &&Arc<dyn Extender>| e.supports_preemption() && e.is_interested(&pod.pod);
-        let mut extenders = extenders.iter().filter(say).peekable();
-        if extenders.peek().is_none() {
-            return Ok(candidates);
-        }
-        let mut victims: NodeToVictims = candidates.into_iter().map(Candidate::into).collect();
-        for extender in extenders {
-            if victims.is_empty() {
-                break;
-            }
-            let (name, ignorable) = (extender.name(), extender.is_ignorable());
-            let mut left = match extender.process_preemption(pod, &victims, snapshot) {
-                Ok(left) => left,
-                Err(err) if ignorable => {
-                    tracing::info!(
-                        extender = name,
-                        err,
-                        "Skipped extender as it returned error and has ignorable flag set"
-                    );
-                    continue;
-                }
-                Err(error) => return Err(Status::error(error)),
-            };
-            if let Some((node, _)) = left.iter().find(|(_, v)| v.pods.is_empty())
-                && !ignorable
-            {
-                let reason = format!("expected at least one victim pod on node {node:?}");
-                return Err(Status::error(reason));
-            }
-            left.retain(|_, victims| !victims.pods.is_empty());
-            for victims in left.values_mut() {
-                victims.pods.sort_by(|a, b| compare_importance(a, b, now));
-            }
-            victims = left;
-        }
-        Ok(victims.into_iter().map(Candidate::from).collect())
-    }
-
-    /// Tries nodes until enough of them would do. What became of the others, and what went wrong, comes along.
-    fn find_candidates(
-        &self,
-        state: &CycleState,
-        pod: &Arc<PodInfo>,
-        snapshot: &Snapshot,
         statuses: &NodeToStatus,
-        now: Timestamp,
-    ) -> (Vec<Candidate>, NodeToStatus, Vec<String>) {
-        let mut node_statuses = NodeToStatus::default();
-        node_statuses.set_absent_nodes_status(Status::unresolvable(NOT_HELPFUL));
-        let mut errors = Vec::new();
-        let nodes = statuses.nodes_for_status_code(snapshot, Code::Unschedulable);
-        let lowest = &snapshot.columns().lowest_priority;
-        let (with_victims, without): (Vec<_>, Vec<_>) = nodes
-            .iter()
-            .partition(|(index, _)| lowest[*index as usize] < pod.priority);
-        if !without.is_empty() {
-            // Most nodes of a full cluster: told by index, not by name.
-            let without: NodeSet = without.iter().map(|(index, _)| *index).collect();
-            let mut verdicts = Verdicts::new(without.clone(), snapshot.columns().len());
-            verdicts.reject_all(&without, Status::unresolvable(NO_VICTIMS));
-            node_statuses = NodeToStatus::from_verdicts(Arc::new(verdicts));
-            node_statuses.set_absent_nodes_status(Status::unresolvable(NOT_HELPFUL));
-        }
-        if with_victims.is_empty() {
-            return (Vec::new(), node_statuses, errors);
-        }
-        let budgets = Budget::all(&self.handle.listers().pod_disruption_budgets());
-        let enough = self.calculate_num_candidates(nodes.len());
-        let offset = (fnv64a(pod.uid.as_bytes()) % with_victims.len() as u64) as usize;
-        let (mut clean, mut violating) = (Vec::new(), Vec::new());
-        for i in 0..with_victims.len() {
-            let (_, node) = with_victims[(offset + i) % with_victims.len()];
-            match self.select_victims_on_node(state, pod, node, &budgets, now) {
-                Ok(candidate) if candidate.num_pdb_violations == 0 => clean.push(candidate),
-                Ok(candidate) => violating.push(candidate),
-                Err(status) => {
-                    if status.is_error() {
-                        errors.push(status.message());
-                    }
-                    node_statuses.set(Arc::clone(node.name()), status);
-                }
-            }
-            if !clean.is_empty() && clean.len() + violating.len() >= enough {
-                break;
-            }
-        }
-        clean.append(&mut violating);
-        (clean, node_statuses, errors)
+    ) -> Result<(), &'static str> {
+        pod_eligible_to_preempt_others(pod, snapshot, statuses, |other| {
+            other.priority < pod.priority && terminating_by_preemption(&other.pod)
+        })
     }
 
-    /// How many nodes that would do are enough to choose from.
-    fn calculate_num_candidates(&self, nodes: usize) -> usize {
-        let share = nodes * self.args.min_candidate_nodes_percentage as usize / 100;
-        share
-            .max(self.args.min_candidate_nodes_absolute as usize)
-            .min(nodes)
+    fn may_have_victims(&self, pod: &PodInfo, snapshot: &Snapshot, node: NodeIndex) -> bool {
+        snapshot.columns().lowest_priority[node as usize] < pod.priority
     }
 
-    /// Takes all pods of lower priority off a copy of the node, and puts back as many as the pod leaves room for, the most important first.
-    fn select_victims_on_node(
+    fn is_potential_victim(
         &self,
-        state: &CycleState,
-        pod: &Arc<PodInfo>,
-        node: &Arc<NodeInfo>,
-        budgets: &[Budget],
-        now: Timestamp,
-    ) -> Result<Candidate, Status> {
-        let mut potential: Vec<Arc<PodInfo>> = node
-            .pods()
-            .iter()
-            .filter(|other| other.priority < pod.priority)
-            .cloned()
-            .collect();
-        if potential.is_empty() {
-            return Err(Status::unresolvable(NO_VICTIMS));
-        }
-        let mut trial = Trial {
-            handle: &*self.handle,
-            state: state.clone(),
-            node: NodeInfo::clone(node),
-            pod,
-        };
-        for victim in &potential {
-            trial.remove(victim)?;
-        }
-        trial.fits()?;
-        potential.sort_by(|a, b| compare_importance(a, b, now));
-        let (violating, clean) = filter_pods_with_pdb_violation(potential, budgets);
-        let both = !violating.is_empty() && !clean.is_empty();
-        let mut victims = Vec::new();
-        let mut num_pdb_violations = 0;
-        for (victim, violates) in violating
-            .into_iter()
-            .map(|v| (v, true))
-            .chain(clean.into_iter().map(|v| (v, false)))
-        {
-            if !trial.reprieve(&victim)? {
-                victims.push(victim);
-                num_pdb_violations += usize::from(violates);
-            }
-        }
-        if both {
-            victims.sort_by(|a, b| compare_importance(a, b, now));
-        }
-        if victims.is_empty() {
-            return Err(Status::error(format!(
-                "expected at least one victim pod on node {:?}",
-                node.name()
-            )));
-        }
-        Ok(Candidate {
-            node: Arc::clone(node.name()),
-            victims,
-            num_pdb_violations,
-        })
-    }
-}
-
-/// A copy of a node on which pods are tried away and back.
-struct Trial<'a> {
-    handle: &'a dyn Handle,
-    state: CycleState,
-    node: NodeInfo,
-    pod: &'a Arc<PodInfo>,
-}
-
-fn ok(status: Status) -> Result<(), Status> {
-    if status.is_success() {
-        Ok(())
-    } else {
-        Err(status)
-    }
-}
-
-impl Trial<'_> {
-    fn remove(&mut self, victim: &Arc<PodInfo>) -> Result<(), Status> {
-        self.node.remove_pod(&victim.uid).map_err(Status::error)?;
-        ok(self.handle.run_pre_filter_extension_remove_pod(
-            &mut self.state,
-            self.pod,
-            victim,
-            &self.node,
-        ))
+        _state: &CycleState,
+        pod: &PodInfo,
+        other: &PodInfo,
+        _now: Timestamp,
+    ) -> Result<bool, Status> {
+        Ok(other.priority < pod.priority)
     }
 
-    fn fits(&self) -> Result<(), Status> {
-        ok(self
-            .handle
-            .run_filter_plugins_with_nominated_pods(&self.state, self.pod, &self.node))
+    fn num_candidates(&self, nodes: usize) -> usize {
+        let (share, least) = (
+            self.args.min_candidate_nodes_percentage,
+            self.args.min_candidate_nodes_absolute,
+        );
+        calculate_num_candidates(nodes, share, least)
     }
-
-    /// Puts a pod back; takes it away again, and says false, when there is no room for both.
-    fn reprieve(&mut self, victim: &Arc<PodInfo>) -> Result<bool, Status> {
-        self.node.add_pod(Arc::clone(victim));
-        ok(self.handle.run_pre_filter_extension_add_pod(
-            &mut self.state,
-            self.pod,
-            victim,
-            &self.node,
-        ))?;
-        if self.fits().is_ok() {
-            return Ok(true);
-        }
-        self.remove(victim)?;
-        Ok(false)
-    }
-}
-
-/// The more important first: higher priority, then the longer running.
-fn compare_importance(a: &PodInfo, b: &PodInfo, now: Timestamp) -> std::cmp::Ordering {
-    let started = |pod: &PodInfo| component_helpers::pod::start_time(&pod.pod, now);
-    b.priority
-        .cmp(&a.priority)
-        .then_with(|| started(a).cmp(&started(b)))
-}
-
-/// Whether the pod may preempt at all: not when it declines to, and not while its last victims are still going.
-fn pod_eligible_to_preempt_others(
-    pod: &PodInfo,
-    snapshot: &Snapshot,
-    statuses: &NodeToStatus,
-) -> Result<(), &'static str> {
-    if pod.spec().preemption_policy.as_deref() == Some("Never") {
-        return Err("not eligible due to preemptionPolicy=Never.");
-    }
-    let nominated = pod.nominated_node_name();
-    if nominated.is_empty()
-        || statuses.get(nominated, snapshot).code() == Code::UnschedulableAndUnresolvable
-    {
-        return Ok(());
-    }
-    let going = |other: &Arc<PodInfo>| {
-        other.priority < pod.priority && terminating_by_preemption(&other.pod)
-    };
-    match snapshot.get(nominated) {
-        Some(node) if node.pods().iter().any(going) => {
-            Err("not eligible due to a terminating pod on the nominated node.")
-        }
-        _ => Ok(()),
-    }
-}
-
-fn terminating_by_preemption(pod: &Pod) -> bool {
-    use component_helpers::pod::{condition::DISRUPTION_TARGET, get_condition, is_terminating};
-    let preempted = || {
-        get_condition(pod, DISRUPTION_TARGET).is_some_and(|c| {
-            c.status == "True" && c.reason.as_deref() == Some(executor::PREEMPTION_BY_SCHEDULER)
-        })
-    };
-    is_terminating(pod) && preempted()
-}
-
-/// A disruption budget made ready.
-struct Budget {
-    source: Arc<PodDisruptionBudget>,
-    selector: Selector,
-    allowed: i32,
-}
-
-impl Budget {
-    /// Those that can match anything: a wrong, absent or empty selector matches nothing here.
-    fn all(budgets: &[Arc<PodDisruptionBudget>]) -> Vec<Budget> {
-        let ready = |source: &Arc<PodDisruptionBudget>| {
-            let selector = Selector::from_optional(
-                source.spec.as_ref().and_then(|spec| spec.selector.as_ref()),
-            )
-            .ok()?;
-            let allowed = source
-                .status
-                .as_ref()
-                .map_or(0, |status| status.disruptions_allowed.unwrap_or(0));
-            (!selector.is_everything() && !selector.is_nothing()).then(|| Budget {
-                source: Arc::clone(source),
-                selector,
-                allowed,
-            })
-        };
-        budgets.iter().filter_map(ready).collect()
-    }
-
-    fn counts(&self, pod: &PodInfo) -> bool {
-        let disrupted = self
-            .source
-            .status
-            .as_ref()
-            .and_then(|status| status.disrupted_pods.as_ref());
-        self.source.metadata.namespace.as_deref() == Some(pod.namespace())
-            && !pod.labels().is_empty()
-            && self.selector.matches(pod.labels())
-            && !disrupted.is_some_and(|pods| pods.contains_key(pod.name()))
-    }
-}
-
-/// Those whose end would break a budget, and the others; the order stays.
-fn filter_pods_with_pdb_violation(
-    pods: Vec<Arc<PodInfo>>,
-    budgets: &[Budget],
-) -> (Vec<Arc<PodInfo>>, Vec<Arc<PodInfo>>) {
-    let mut allowed: Vec<i32> = budgets.iter().map(|budget| budget.allowed).collect();
-    pods.into_iter().partition(|pod| {
-        let mut violated = false;
-        for (budget, allowed) in budgets.iter().zip(&mut allowed) {
-            if budget.counts(pod) {
-                *allowed -= 1;
-                violated |= *allowed < 0;
-            }
-        }
-        violated
-    })
 }

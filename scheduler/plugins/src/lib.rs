@@ -20,13 +20,14 @@ pub mod node_resources_fit;
 pub mod node_unschedulable;
 pub mod node_volume_limits;
 pub mod pod_topology_spread;
+pub mod preemption;
 pub mod priority_sort;
 pub mod registry;
 mod resource_allocation;
 pub mod scheduling_gates;
 pub mod taint_toleration;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod upstream_tests;
 pub mod volume_binding;

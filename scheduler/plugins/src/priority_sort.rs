@@ -57,6 +57,7 @@ mod tests {
         let at = |pod, seconds| QueuedPod {
             pod,
             timestamp: now + Duration::from_secs(seconds),
+            initial_attempt_timestamp: None,
         };
         for (a, b, less) in [
             (at(&*high, 9), at(&*low, 0), true),

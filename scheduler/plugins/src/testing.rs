@@ -1,4 +1,4 @@
-//! What the plugins' tests share: a scheduler that answers from lists, and numbers that look random but repeat.
+//! What the tests of plugins share, in tree and in `extra-plugins` (feature `testing`): a scheduler that answers from lists, and numbers that look random but repeat.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -16,14 +16,14 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 /// A linear congruential generator (Knuth's MMIX constants).
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Random(seed)
     }
 
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -34,31 +34,35 @@ impl Random {
 
 /// A scheduler without a cluster: what plugins ask for is in its fields, what they do is noted in them.
 #[derive(Default)]
-pub(crate) struct FakeHandle {
-    pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
-    pub(crate) budgets: Vec<Arc<PodDisruptionBudget>>,
-    pub(crate) services: Vec<Arc<Service>>,
-    pub(crate) replica_sets: Vec<Arc<ReplicaSet>>,
-    pub(crate) pods: Mutex<Vec<Arc<Pod>>>,
-    pub(crate) nominated: Vec<Arc<PodInfo>>,
+pub struct FakeHandle {
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    pub budgets: Vec<Arc<PodDisruptionBudget>>,
+    pub services: Vec<Arc<Service>>,
+    pub replica_sets: Vec<Arc<ReplicaSet>>,
+    pub pods: Mutex<Vec<Arc<Pod>>>,
+    pub nominated: Vec<Arc<PodInfo>>,
     /// Run for the filters and extensions that preemption asks for.
-    pub(crate) plugins: Vec<Arc<dyn Plugin>>,
-    pub(crate) api: Arc<FakeApi>,
-    pub(crate) events: Mutex<Vec<String>>,
-    pub(crate) activated: Mutex<Vec<String>>,
-    pub(crate) volumes: VolumeCache,
-    pub(crate) devices: DeviceCache,
-    pub(crate) nodes: Mutex<Vec<Arc<Node>>>,
+    pub plugins: Vec<Arc<dyn Plugin>>,
+    pub api: Arc<FakeApi>,
+    pub events: Mutex<Vec<String>>,
+    pub activated: Mutex<Vec<String>>,
+    pub volumes: VolumeCache,
+    pub devices: DeviceCache,
+    pub nodes: Mutex<Vec<Arc<Node>>>,
+    /// Pods that a Permit plugin lets wait.
+    pub waiting: Mutex<Vec<Arc<dyn WaitingPod>>>,
+    /// Nodes that were touched.
+    pub touched: Mutex<Vec<String>>,
     /// All sleep is over at once; else it never ends.
-    pub(crate) time_is_up: bool,
+    pub time_is_up: bool,
 }
 
 /// An API that takes everything, but the deletion of the pods in `undeletable`.
 #[derive(Default)]
-pub(crate) struct FakeApi {
-    pub(crate) undeletable: Vec<String>,
-    pub(crate) claims: Option<Box<dyn ClaimWriter>>,
-    pub(crate) writes: Mutex<Vec<String>>,
+pub struct FakeApi {
+    pub undeletable: Vec<String>,
+    pub claims: Option<Box<dyn ClaimWriter>>,
+    pub writes: Mutex<Vec<String>>,
 }
 
 impl FakeApi {
@@ -77,7 +81,7 @@ impl FakeApi {
 }
 
 /// A scheduler that knows these objects of storage (JSON with a `kind`).
-pub(crate) fn handle_with(objects: &[serde_json::Value]) -> Arc<FakeHandle> {
+pub fn handle_with(objects: &[serde_json::Value]) -> Arc<FakeHandle> {
     let handle = FakeHandle::default();
     for object in objects {
         let object = framework::testing::storage_object(object);
@@ -87,7 +91,7 @@ pub(crate) fn handle_with(objects: &[serde_json::Value]) -> Arc<FakeHandle> {
 }
 
 /// An empty scheduler.
-pub(crate) fn handle() -> Arc<dyn Handle> {
+pub fn handle() -> Arc<dyn Handle> {
     Arc::new(FakeHandle::default())
 }
 
@@ -320,7 +324,13 @@ impl Handle for FakeHandle {
         None
     }
     fn waiting_pods(&self) -> Vec<Arc<dyn WaitingPod>> {
-        Vec::new()
+        self.waiting.lock().unwrap().clone()
+    }
+    fn nominated_pods(&self) -> Vec<Arc<PodInfo>> {
+        self.nominated.clone()
+    }
+    fn touch_node(&self, node_name: &str) {
+        self.touched.lock().unwrap().push(node_name.to_owned());
     }
     fn reject_waiting_pod(&self, _uid: &str) -> bool {
         false

@@ -95,7 +95,7 @@ fn merged(set: &PluginSet, registry: &[Registration]) -> PluginSet {
     }
 }
 
-/// The arguments of a plugin in tree with their defaults; `None` for a plugin that has none.
+/// The arguments of a plugin with their defaults; `None` for a plugin that has none.
 fn args_of(name: &str, args: Option<&Value>) -> Option<Result<Value, PluginError>> {
     let args = args.filter(|args| !args.is_null());
     Some(match name {
@@ -110,7 +110,7 @@ fn args_of(name: &str, args: Option<&Value>) -> Option<Result<Value, PluginError
         names::NODE_RESOURCES_FIT => of::<NodeResourcesFitArgs>(names::NODE_RESOURCES_FIT, args),
         names::POD_TOPOLOGY_SPREAD => of::<PodTopologySpreadArgs>(names::POD_TOPOLOGY_SPREAD, args),
         names::VOLUME_BINDING => of::<VolumeBindingArgs>(names::VOLUME_BINDING, args),
-        _ => return None,
+        _ => return extra_plugins::registry::args_of(name, args),
     })
 }
 

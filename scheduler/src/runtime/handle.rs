@@ -1,6 +1,7 @@
 //! [`FrameworkHandle`]: the [`Handle`] plugins get, and [`Shared`], what lies behind it for all profiles.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
 use super::{Framework, WaitingPods, WeakFramework};
+use crate::fetch::Fetcher;
 use crate::metrics;
+use crate::objects::Observers;
 
 /// Takes event records; never blocks.
 pub type RecordFn = Arc<dyn Fn(EventRecord) + Send + Sync>;
@@ -27,6 +30,11 @@ pub struct Shared {
     queue: OnceLock<Arc<SchedulingQueue>>,
     waiting_pods: WaitingPods,
     in_pre_bind: Mutex<HashMap<Arc<str>, CancellationToken>>,
+    observers: Observers,
+    fetcher: OnceLock<Fetcher>,
+    /// Nodes that something has changed about, beside the node and its pods.
+    touched: Mutex<BTreeSet<String>>,
+    any_touched: AtomicBool,
 }
 
 impl Shared {
@@ -47,6 +55,10 @@ impl Shared {
             queue: OnceLock::new(),
             waiting_pods: WaitingPods::default(),
             in_pre_bind: Mutex::default(),
+            observers: Observers::default(),
+            fetcher: OnceLock::new(),
+            touched: Mutex::default(),
+            any_touched: AtomicBool::new(false),
         })
     }
 
@@ -54,6 +66,25 @@ impl Shared {
     pub fn set_queue(&self, queue: Arc<SchedulingQueue>) {
         // A second queue would be a fault of the program; the first stays.
         let _ = self.queue.set(queue);
+    }
+
+    /// Plugins may ask by HTTP from now on. Set once.
+    pub fn set_fetcher(&self, fetcher: Fetcher) {
+        // A second one would be a fault of the program; the first stays.
+        let _ = self.fetcher.set(fetcher);
+    }
+
+    /// The plugins that hear of what changes.
+    pub fn observers(&self) -> &Observers {
+        &self.observers
+    }
+
+    /// The nodes touched since the last call.
+    pub fn take_touched(&self) -> BTreeSet<String> {
+        if !self.any_touched.swap(false, Ordering::AcqRel) {
+            return BTreeSet::new();
+        }
+        std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Pods nominated to a node.
@@ -223,6 +254,22 @@ impl Handle for FrameworkHandle {
             |f| f.run_filter_plugins_with_nominated_pods(state, pod, node),
             gone,
         )
+    }
+    fn fetch(&self, fetch: Fetch) -> BoxFuture<'static, Result<serde_json::Value, FetchError>> {
+        match self.shared.fetcher.get() {
+            Some(fetcher) => fetcher.fetch(fetch),
+            None => Box::pin(async { Err(FetchError("this scheduler has no network".into())) }),
+        }
+    }
+    fn touch_node(&self, node_name: &str) {
+        let touched = self.shared.touched.lock();
+        let mut touched = touched.unwrap_or_else(PoisonError::into_inner);
+        touched.insert(node_name.to_owned());
+        self.shared.any_touched.store(true, Ordering::Release);
+    }
+    fn nominated_pods(&self) -> Vec<Arc<PodInfo>> {
+        let queue = self.shared.queue.get();
+        queue.map_or_else(Vec::new, |queue| queue.nominator().pods())
     }
     fn nominated_pods_for_node(&self, node_name: &str) -> Vec<Arc<PodInfo>> {
         self.shared.nominated_pods_for_node(node_name)

@@ -73,6 +73,14 @@ impl Nominator {
         self.count.store(state.node_of.len(), Ordering::Release);
     }
 
+    /// All nominated pods.
+    pub fn pods(&self) -> Vec<Arc<PodInfo>> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        self.lock().by_node.values().flatten().cloned().collect()
+    }
+
     /// The pods nominated to a node.
     pub fn pods_for_node(&self, node: &str) -> Vec<Arc<PodInfo>> {
         if self.is_empty() {

@@ -1,9 +1,12 @@
 use framework::testing::{PodBuilder, labels, make_node, make_pod, selector, snapshot};
 use framework::{CycleState, Verdicts};
-use k8s_openapi::api::policy::v1::{PodDisruptionBudgetSpec, PodDisruptionBudgetStatus};
+use k8s_openapi::api::policy::v1::{
+    PodDisruptionBudget, PodDisruptionBudgetSpec, PodDisruptionBudgetStatus,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::*;
+use crate::preemption::{Budget, filter_pods_with_pdb_violation};
 use crate::testing::{FakeApi, FakeHandle};
 
 fn pod(name: &str, priority: i32, cpu: &str) -> PodBuilder {

@@ -11,20 +11,21 @@ use framework::{ApiWriteError, EventRecord, Handle, NominatingInfo, PodInfo};
 use k8s_openapi::api::core::v1::PodCondition;
 
 use super::candidate::Candidate;
-use crate::names;
 
 /// The reason in the victims' condition.
 pub(super) const PREEMPTION_BY_SCHEDULER: &str = "PreemptionByScheduler";
 
 pub(super) struct Executor {
+    plugin: &'static str,
     handle: Arc<dyn Handle>,
     /// By the UID of the preemptor: the last victim, once it is its turn.
     preempting: Mutex<HashMap<Arc<str>, Option<Arc<PodInfo>>>>,
 }
 
 impl Executor {
-    pub(super) fn new(handle: Arc<dyn Handle>) -> Self {
+    pub(super) fn new(plugin: &'static str, handle: Arc<dyn Handle>) -> Self {
         Executor {
+            plugin,
             handle,
             preempting: Mutex::default(),
         }
@@ -145,10 +146,10 @@ impl Executor {
         let mut note = format!("Preempted by pod {} on node {node}", preemptor.uid);
         let waiting = self.handle.waiting_pod(&victim.uid);
         let stopped = match waiting {
-            Some(waiting) => waiting.preempt(names::DEFAULT_PREEMPTION, "preempted"),
+            Some(waiting) => waiting.preempt(self.plugin, "preempted"),
             None => self
                 .handle
-                .cancel_pod_in_pre_bind(&victim.uid, "preempted by DefaultPreemption"),
+                .cancel_pod_in_pre_bind(&victim.uid, &format!("preempted by {}", self.plugin)),
         };
         if stopped {
             note.push_str(" (in kube-scheduler memory).");
