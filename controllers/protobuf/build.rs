@@ -80,7 +80,11 @@ fn main() {
         fields.sort_unstable_by_key(|(number, _)| *number);
         let fields: Vec<_> = fields.into_iter().map(|(_, text)| text).collect();
         let fields = fields.join(",\n");
-        writeln!(out, "Message {{ name: {name:?}, index: {index}, fields: &[{fields}] }},").expect("a String");
+        writeln!(
+            out,
+            "Message {{ name: {name:?}, index: {index}, fields: &[{fields}] }},"
+        )
+        .expect("a String");
     }
     out.push_str("];\n");
     let dir = env::var("OUT_DIR").expect("cargo sets it");

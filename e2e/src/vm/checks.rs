@@ -271,13 +271,27 @@ fn devices(machine: &mut Machine) -> Result<()> {
     Ok(())
 }
 
+/// The kernel maps ids of a tmpfs since 6.3; before that the pod is told so.
 fn user_namespace(machine: &mut Machine) -> Result<()> {
-    start(
-        machine,
-        "mapped",
-        "  hostUsers: false\n",
-        "    command: [sleep, '36000']\n",
-    )?;
+    let version = machine.run("uname -r", SHORT)?;
+    let mut numbers = version
+        .split('.')
+        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let (spec, container) = ("  hostUsers: false\n", "    command: [sleep, '36000']\n");
+    if version < (6, 3) {
+        apply(machine, &pod("mapped", spec, container))?;
+        let message = "{.status.containerStatuses[0].state.waiting.message}";
+        return eventually(|| {
+            let said = kubectl(machine, &format!("get pod mapped -o jsonpath='{message}'"))?;
+            ensure!(
+                said.contains("MOUNT_ATTR_IDMAP"),
+                "on {version:?} it is told {said:?}"
+            );
+            Ok(())
+        });
+    }
+    start(machine, "mapped", spec, container)?;
     let map = kubectl(machine, "exec mapped -- cat /proc/self/uid_map")?;
     let fields: Vec<&str> = map.split_whitespace().collect();
     ensure!(

@@ -190,7 +190,7 @@ mod tests {
                 }
             })
             .collect();
-        score.normalize_score(&CycleState::new(), &pod, &snapshot, &mut scores);
+        let _ = score.normalize_score(&CycleState::new(), &pod, &snapshot, &mut scores);
         let scores: Vec<i64> = scores.iter().map(|score| score.score).collect();
         assert_eq!(scores, expect, "{args}");
     }

@@ -3,7 +3,7 @@
 //! Upstream: pkg/capacityscheduling/elasticquota.go. DIFFERS: pods that were there before their namespace had a quota count, too; requests are the scheduler's
 //! own figures (sidecars, resizes), not a sum of containers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use component_helpers::resources::{PodResourcesOptions, pod_requests};

@@ -23,10 +23,9 @@ fn member(name: &str, group: &str) -> PodBuilder {
     make_pod(name).uid(name).label(POD_GROUP_LABEL, group)
 }
 
-/// A pod that waits in Permit, and what became of it.
+/// What became of a pod that waits in Permit.
 #[derive(Default)]
 struct Waiting {
-    pod: Mutex<Option<Arc<PodInfo>>>,
     said: Mutex<Vec<String>>,
 }
 
@@ -275,7 +274,7 @@ fn one_that_fits_nowhere_sends_the_others_back() {
     assert_eq!(bed.post_filter(member("a", "g")).message(), message);
     bed.tell(group("g", json!({"minMember": 3})));
     bed.pods(vec![member("a", "g"), member("b", "g"), member("c", "g")]);
-    bed.permit(member("a", "g"));
+    let _ = bed.permit(member("a", "g"));
     bed.activated();
     let status = bed.post_filter(member("b", "g"));
     assert_eq!(
@@ -292,13 +291,13 @@ fn one_that_fits_nowhere_sends_the_others_back() {
     let bed = Bed::new(json!({"podGroupRejectPercentage": 50}));
     bed.tell(group("g", json!({"minMember": 2})));
     bed.pods(vec![member("a", "g"), member("b", "g")]);
-    bed.permit(member("a", "g"));
+    let _ = bed.permit(member("a", "g"));
     assert_eq!(bed.post_filter(member("b", "g")).message(), "");
     assert!(bed.said().is_empty());
     // Nor is any when enough have a node.
-    bed.permit(member("b", "g"));
+    let _ = bed.permit(member("b", "g"));
     bed.said();
-    bed.post_filter(member("c", "g"));
+    let _ = bed.post_filter(member("c", "g"));
     assert!(bed.said().is_empty());
 }
 
@@ -327,8 +326,8 @@ fn a_group_that_backs_off_is_not_tried() {
 fn one_that_waited_too_long_sends_the_others_back() {
     let bed = Bed::new(json!({}));
     bed.tell(group("g", json!({"minMember": 3})));
-    bed.permit(member("a", "g"));
-    bed.permit(member("b", "g"));
+    let _ = bed.permit(member("a", "g"));
+    let _ = bed.permit(member("b", "g"));
     bed.unreserve(member("a", "g"));
     assert_eq!(
         bed.said(),
@@ -339,7 +338,7 @@ fn one_that_waited_too_long_sends_the_others_back() {
     // It has no node any more: the first that comes is the first again.
     bed.handle.waiting.lock().unwrap().clear();
     bed.pods(vec![member("a", "g"), member("b", "g"), member("c", "g")]);
-    bed.permit(member("b", "g"));
+    let _ = bed.permit(member("b", "g"));
     assert_eq!(bed.activated(), ["a", "c"]);
 }
 
@@ -367,7 +366,7 @@ fn the_queue_goes_by_the_groups_time() {
         "the group is older than the pod"
     );
     assert!(less(&a, &b) && !less(&b, &a), "as old: by name");
-    bed.post_filter(member("a", "g"));
+    let _ = bed.post_filter(member("a", "g"));
     assert!(!less(&a, &b) && less(&b, &a), "who failed goes behind");
 }
 
@@ -375,7 +374,7 @@ fn the_queue_goes_by_the_groups_time() {
 fn pods_that_waited_before_a_reload_count() {
     let bed = Bed::new(json!({}));
     bed.tell(group("g", json!({"minMember": 2})));
-    bed.permit(member("a", "g"));
+    let _ = bed.permit(member("a", "g"));
     // The same scheduler, by another configuration.
     let again = Bed {
         plugin: new(None, Arc::clone(&bed.handle) as _).unwrap(),

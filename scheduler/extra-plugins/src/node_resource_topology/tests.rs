@@ -95,7 +95,8 @@ impl Bed {
         assert_forms_agree(&*self.plugin, &pod, &self.snapshot);
         let mut state = CycleState::new();
         let node = self.snapshot.get("n").unwrap();
-        self.plugin
+        let _ = self
+            .plugin
             .as_pre_filter()
             .unwrap()
             .pre_filter(&mut state, &pod, &self.snapshot);
@@ -404,11 +405,11 @@ fn a_node_a_pod_is_on_its_way_to_is_passed_over() {
     assert_eq!(bed.touched(), 1);
     let (reserve, coming) = (bed.plugin.as_reserve().unwrap(), pod("coming").info());
     let state = &mut CycleState::new();
-    reserve.reserve(state, &coming, "n");
+    let _ = reserve.reserve(state, &coming, "n");
     assert_eq!(bed.judge(&asks).0, "invalid node topology data");
     reserve.unreserve(state, &coming, "n");
     assert_eq!((bed.judge(&asks).0.as_str(), bed.touched()), ("", 1));
-    reserve.reserve(state, &coming, "n");
+    let _ = reserve.reserve(state, &coming, "n");
     bed.plugin
         .as_post_bind()
         .unwrap()
@@ -446,10 +447,11 @@ fn what_was_placed_counts_until_a_report_knows_it() {
     bed.report(about(&[], "4"));
     assert!(fits("4"));
     let placed = asks("placed", "3");
-    bed.plugin
-        .as_reserve()
-        .unwrap()
-        .reserve(&mut CycleState::new(), &placed.clone().info(), "n");
+    let _ = bed.plugin.as_reserve().unwrap().reserve(
+        &mut CycleState::new(),
+        &placed.clone().info(),
+        "n",
+    );
     assert!(fits("1") && !fits("2"), "3 of 4 may be taken");
     // A report about other pods is too old, or too new.
     bed.report(about(&["somebody"], "9"));
@@ -463,11 +465,11 @@ fn what_was_placed_counts_until_a_report_knows_it() {
     // Undone, and gone.
     let other = asks("other", "5");
     let reserve = bed.plugin.as_reserve().unwrap();
-    reserve.reserve(&mut CycleState::new(), &other.clone().info(), "n");
+    let _ = reserve.reserve(&mut CycleState::new(), &other.clone().info(), "n");
     assert!(!fits("1"));
     reserve.unreserve(&mut CycleState::new(), &other.clone().info(), "n");
     assert!(fits("5"));
-    reserve.reserve(&mut CycleState::new(), &other.clone().info(), "n");
+    let _ = reserve.reserve(&mut CycleState::new(), &other.clone().info(), "n");
     bed.tell(Some(running(other, "default-scheduler")), None);
     assert!(fits("5"));
 }

@@ -1,3 +1,4 @@
+use framework::Code;
 use framework::testing::{PodBuilder, labels, make_node, make_pod, selector, snapshot};
 use framework::{CycleState, Verdicts};
 use k8s_openapi::api::policy::v1::{
