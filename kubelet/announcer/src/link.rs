@@ -109,7 +109,7 @@ pub fn read() -> io::Result<Vec<Link>> {
 pub fn changes() -> io::Result<impl Stream<Item = ()>> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
     socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
-    Ok(futures::stream::unfold(socket, |mut socket| async move {
+    Ok(futures::stream::unfold(socket, |socket| async move {
         // An overrun (ENOBUFS) is news, too.
         if let Err(error) = socket.recv_from_full().await {
             tracing::debug!(%error, "News of links were lost");

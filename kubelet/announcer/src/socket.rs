@@ -66,7 +66,8 @@ fn open(link: u32, kind: u16) -> io::Result<AsyncFd<Socket>> {
         socket.attach_filter(&neighbour_discovery())?;
     }
     socket.bind(&link_address(link, kind)?)?;
-    AsyncFd::new(socket)
+    // SAFETY: the socket is owned by the `AsyncFd` and closed with it.
+    Ok(unsafe { AsyncFd::register(socket)? })
 }
 
 /// What was heard on a link.

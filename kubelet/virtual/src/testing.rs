@@ -79,7 +79,7 @@ fn translate(method: &http::Method, path: &str, kind: Option<&str>, body: Value)
             .map_or(String::new(), |s| (*s).to_owned())
             .into(),
         query: Vec::new(),
-        body,
+        body: body.into(),
     }
 }
 
@@ -97,7 +97,7 @@ pub fn client(api: &FakeApi) -> kube::Client {
             let answer = api
                 .send(translate(&head.method, head.uri.path(), kind, body))
                 .await;
-            let (code, body) = match answer {
+            let (code, body) = match answer.and_then(|answer| answer.value()) {
                 Ok(value) => (200, value),
                 Err(error) => {
                     let (code, reason) = match error {
