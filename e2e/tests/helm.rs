@@ -193,8 +193,11 @@ fn scheduler(cluster: &Cluster, helm: &Helm, line: &str, image: &str) -> Result<
         "upgrade", &a, chart, "--wait", "--set", image, "--set", more,
     ];
     helm.run(&[&args[..], &in_ns].concat())?;
-    let deployment = ns.json(&["get", "deployment", &a])?;
-    ensure!(deployment["status"]["readyReplicas"] == 2, "{deployment}");
+    // Helm 3 is content while the last pod of before is still there.
+    wait_until("two replicas", Duration::from_secs(60), || {
+        let deployment = ns.json(&["get", "deployment", &a])?;
+        Ok(deployment["status"]["readyReplicas"] == 2 && deployment["status"]["replicas"] == 2)
+    })?;
     is_scheduled_by(&ns, "other", "after-upgrade")?;
     is_metered(cluster, &ns, &a)?;
 

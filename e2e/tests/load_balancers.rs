@@ -280,13 +280,14 @@ impl Cut {
         match self {
             Self::Cable => lan::set_cable(&cluster.layout, node, plugged),
             Self::Port => {
-                let state = if plugged { "3" } else { "0" };
                 let port = format!("port{node}");
                 let netns = cluster.layout.lan_netns();
-                lan::ip(
-                    Some(&netns),
-                    &["link", "set", &port, "type", "bridge_slave", "state", state],
-                )
+                let change: &[&str] = if plugged {
+                    &["link", "set", &port, "master", lan::BRIDGE]
+                } else {
+                    &["link", "set", &port, "nomaster"]
+                };
+                lan::ip(Some(&netns), change)
             }
         }
     }

@@ -7,6 +7,9 @@ use anyhow::Result;
 use super::layout::{self, Layout, netns_path};
 use crate::step::output;
 
+/// The switch.
+pub const BRIDGE: &str = "lan0";
+
 /// Makes the control plane's namespace with the bridge.
 ///
 /// # Errors
@@ -15,7 +18,7 @@ pub fn create(layout: &Layout) -> Result<()> {
     let lan = layout.lan_netns();
     ip(None, &["netns", "add", &lan])?;
     ip(Some(&lan), &["link", "set", "lo", "up"])?;
-    ip(Some(&lan), &["link", "add", "lan0", "type", "bridge"])?;
+    ip(Some(&lan), &["link", "add", BRIDGE, "type", "bridge"])?;
     ip(
         Some(&lan),
         &[
@@ -23,10 +26,10 @@ pub fn create(layout: &Layout) -> Result<()> {
             "add",
             &format!("{}/24", layout::CONTROL_PLANE_IP),
             "dev",
-            "lan0",
+            BRIDGE,
         ],
     )?;
-    ip(Some(&lan), &["link", "set", "lan0", "up"])?;
+    ip(Some(&lan), &["link", "set", BRIDGE, "up"])?;
     sysctl(&lan, &["net.ipv4.ip_forward=1"])
 }
 
@@ -46,7 +49,7 @@ pub fn add_node(layout: &Layout, index: u8) -> Result<()> {
             "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &node,
         ],
     )?;
-    ip(Some(&lan), &["link", "set", &port, "master", "lan0", "up"])?;
+    ip(Some(&lan), &["link", "set", &port, "master", BRIDGE, "up"])?;
     ip(
         Some(&node),
         &[
