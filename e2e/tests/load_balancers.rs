@@ -386,6 +386,9 @@ fn fail_over(times: usize) -> Result<()> {
     let worst = times.last().context("it was cut")?;
     ensure!(*worst <= AGAIN_WITHIN, "reached again only after {worst:?}");
     ns.delete()?;
+    wait_until("the address's lease goes", Duration::from_secs(20), || {
+        Ok(holder(&cluster, address)?.is_none())
+    })?;
     stop(&mut cluster)
 }
 

@@ -255,11 +255,12 @@ impl EnqueueExtensions for Coscheduling {
             let group = new.and_then(EventObject::custom);
             hint(group.is_some_and(|group| group_key(pod) == Some(group.key())))
         };
-        // DIFFERS: upstream's pods of a group with minResources wait 5 min for room.
+        // DIFFERS: upstream's pods of a group that found no room wait 5 min for it: those that waited were sent back by this plugin, not for want
+        // of room, and nothing of the cluster wakes them.
         let groups = Arc::clone(&self.groups);
         let room = move |pod: &Arc<Pod>, _: Option<&EventObject>, _: Option<&EventObject>| {
             let groups = groups.lock().unwrap_or_else(PoisonError::into_inner);
-            hint(group_key(pod).is_some_and(|key| groups.wants_resources(&key)))
+            hint(group_key(pod).is_some_and(|key| groups.wants_room(&key)))
         };
         vec![
             ClusterEventWithHint::with_hint(

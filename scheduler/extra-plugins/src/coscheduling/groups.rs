@@ -146,6 +146,11 @@ impl Groups {
         spec.is_some_and(|spec| spec.min_resources.is_some())
     }
 
+    /// May room in the cluster help it? It asks for some, or was given up for want of it.
+    pub fn wants_room(&self, key: &str) -> bool {
+        self.wants_resources(key) || self.0.get(key).is_some_and(|group| group.failed.is_some())
+    }
+
     /// May pods of the group be tried? A group that is not there does not say no (Permit does).
     ///
     /// # Errors
