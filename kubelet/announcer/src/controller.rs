@@ -286,9 +286,9 @@ impl Announcer {
     /// A Lease as an answer had it; that it is this node's now is told.
     fn is_now(&mut self, lease: Lease) {
         let of = Of::read(&lease);
-        if !self.leases.apply(lease) {
-            return;
-        }
+        // The watch may have told first: that it is this node's is news to users all the same. A Lease of an address is written when its
+        // holder changes and then alone.
+        self.leases.apply(lease);
         let Some(Of::Address(address)) = of else {
             return;
         };
