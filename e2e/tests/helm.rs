@@ -468,6 +468,7 @@ fn kube_proxy_of_chart(
 }
 
 #[test]
+#[ignore = "minutes; `cargo e2e test helm` runs it"]
 fn releases_come_change_and_go_and_do_their_work() -> Result<()> {
     let mut cluster = cluster()?;
     let images = push_images(&cluster)?;
