@@ -79,11 +79,11 @@ pub fn kubeadm(machine: &mut Machine, step: &Step) -> Result<()> {
     eventually(|| machine.run("crictl version 2>&1", SHORT).map(drop))?;
     step.message("kubeadm init");
     machine.run(
-        &format!("cat > /root/kubeadm.yaml <<'END'\n{config}END"),
+        &format!("cat > /etc/kubeadm.yaml <<'END'\n{config}END"),
         SHORT,
     )?;
     let said = machine.run(
-        "kubeadm init --config=/root/kubeadm.yaml 2>&1",
+        "kubeadm init --config=/etc/kubeadm.yaml 2>&1",
         Duration::from_secs(1_500),
     )?;
     step.note(&said);
