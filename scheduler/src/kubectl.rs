@@ -298,7 +298,10 @@ fn pods_of_file(path: &Path) -> anyhow::Result<Vec<Pod>> {
                 path.display()
             );
         }
-        pods.push(serde_json::from_value(document).with_context(|| path.display().to_string())?);
+        pods.push(
+            component_base::json::from_value(&document)
+                .with_context(|| path.display().to_string())?,
+        );
     }
     Ok(pods)
 }

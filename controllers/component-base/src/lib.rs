@@ -17,6 +17,7 @@ pub mod flags;
 pub mod fuzz;
 pub mod health;
 pub mod informer;
+pub mod json;
 pub mod leader_election;
 pub mod logs;
 #[allow(unsafe_code)]

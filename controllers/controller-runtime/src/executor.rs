@@ -492,7 +492,7 @@ impl Executor {
 }
 
 fn decode<K: DeserializeOwned>(value: Value) -> Result<K, ApiError> {
-    serde_json::from_value(value).map_err(|e| ApiError::Decode(e.to_string()))
+    component_base::json::from_value(&value).map_err(|e| ApiError::Decode(e.to_string()))
 }
 
 fn delete_body(options: &DeleteOptions) -> Value {

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use async_trait::async_trait;
 use bytes::Bytes;
 use component_base::client::wire::{self, Encoding};
+use component_base::json;
 use http_body_util::BodyExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
@@ -254,7 +255,7 @@ impl Answer {
         K: kube::Resource<DynamicType = ()> + DeserializeOwned,
     {
         match self {
-            Self::Json(value) => serde_json::from_value(value).map_err(undecoded),
+            Self::Json(value) => json::from_value(&value).map_err(undecoded),
             Self::Protobuf(bytes) => {
                 let unknown = envelope::open(&bytes).map_err(undecoded)?;
                 let wanted = (K::api_version(&()), K::kind(&()));
@@ -279,7 +280,7 @@ impl Answer {
             metadata: ObjectMeta,
         }
         let object: Object = match self {
-            Self::Json(value) => serde_json::from_value(value).map_err(undecoded)?,
+            Self::Json(value) => json::from_value(&value).map_err(undecoded)?,
             Self::Protobuf(bytes) => {
                 let unknown = envelope::open(&bytes).map_err(undecoded)?;
                 kube_protobuf::from_slice(any_object(), unknown.raw, false).map_err(undecoded)?

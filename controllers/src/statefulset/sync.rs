@@ -348,7 +348,7 @@ fn new_pod(
         &observed.update
     };
     let template =
-        serde_json::from_value::<PodTemplateSpec>(revision.data.0["spec"]["template"].clone())
+        component_base::json::from_value::<PodTemplateSpec>(&revision.data.0["spec"]["template"])
             .unwrap_or_else(|_| set.spec.template.clone());
     let spec = set.spec.clone();
     let name = format!("{}-{at}", name_of(set));

@@ -130,7 +130,8 @@ fn decode_pod(
             word("kind").unwrap_or_default()
         )));
     }
-    let mut pod: Pod = serde_json::from_value(value).map_err(|e| parse(e.to_string()))?;
+    let mut pod: Pod =
+        component_base::json::from_value(&value).map_err(|e| parse(e.to_string()))?;
     if pod.metadata.name.as_deref().unwrap_or_default().is_empty() {
         return Err(parse("metadata.name: Required value".to_owned()));
     }

@@ -30,7 +30,9 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Tolerant<K> {
         if !fill_times(&mut value) {
             return Err(D::Error::custom(error));
         }
-        K::deserialize(value).map(Self).map_err(D::Error::custom)
+        crate::json::from_value(&value)
+            .map(Self)
+            .map_err(D::Error::custom)
     }
 }
 
