@@ -10,12 +10,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use backend::queue::BACKOFF_ORDERING_WINDOW;
-use component_base::client::ClientConfig;
 use component_base::events::{EventType, RecordedEvent, Recorder, object_reference};
 use component_base::flags::Flags;
 use component_base::health::{Health, Kind};
 use component_base::informer::Factory;
-use component_base::leader_election::{LeaderElector, Leadership, Outcome};
+use component_base::leader_election::{LeaderElector, Leadership};
+use component_base::process;
 use component_base::shutdown::Shutdown;
 use framework::{EventRecord, Registration};
 use tokio::sync::mpsc;
@@ -38,36 +38,7 @@ const FLUSH_UNSCHEDULABLE_PERIOD: Duration = Duration::from_secs(30);
 
 /// Runs the process; returns its exit code.
 pub fn main() -> i32 {
-    let flags = flag_set().parse_or_exit();
-    if let Err(error) = flags.init_logs() {
-        eprintln!("Error: {error}");
-        return 1;
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("Error: starting the runtime: {error}");
-            return 1;
-        }
-    };
-    let code = match runtime.block_on(supervised(flags)) {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("Error: {error:#}");
-            1
-        }
-    };
-    // Tasks that hang in a request must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    code
-}
-
-async fn supervised(flags: Flags) -> anyhow::Result<()> {
-    let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
-    shutdown.supervise(run(flags, shutdown.clone())).await
+    process::run(&flag_set(), run)
 }
 
 async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -120,17 +91,9 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let Some(elector) = elector else {
         return parts.schedule(shutdown).await;
     };
-    let (sender, failed) = tokio::sync::oneshot::channel();
-    let outcome = elector
-        .run(&shutdown, |leading| async move {
-            // The receiver is awaited below.
-            let _ = sender.send(parts.schedule(leading).await);
-        })
-        .await;
-    match outcome {
-        Outcome::Lost => anyhow::bail!("leaderelection lost"),
-        Outcome::Shutdown | Outcome::Finished => failed.await.unwrap_or(Ok(())),
-    }
+    elector
+        .run_work(&shutdown, |leading| parts.schedule(leading))
+        .await
 }
 
 /// The candidate for the lease, if the options want an election.
@@ -138,13 +101,9 @@ async fn elector(options: &Options, shutdown: &Shutdown) -> anyhow::Result<Optio
     let Some(election) = options.election.clone() else {
         return Ok(None);
     };
-    let own = ClientConfig {
-        qps: 0.0,
-        ..options.client.with_component("leader-election")
-    };
-    let client = own.build().await?;
-    let recorder = Recorder::events_v1(client.clone(), DEFAULT_SCHEDULER_NAME, shutdown);
-    Ok(Some(LeaderElector::new(client, election, recorder)?))
+    let recorder = |client| Recorder::events_v1(client, DEFAULT_SCHEDULER_NAME, shutdown);
+    let elector = LeaderElector::connect(&options.client, election, recorder).await?;
+    Ok(Some(elector))
 }
 
 /// All plugins this program knows: those of the default profile, and those that a configuration may name.

@@ -12,9 +12,10 @@ use component_base::features::FeatureGates;
 use component_base::flags::Flags;
 use component_base::health::{Health, Kind};
 use component_base::informer::Factory;
-use component_base::leader_election::{LeaderElector, Leadership, Outcome};
+use component_base::leader_election::{LeaderElector, Leadership};
 use component_base::metrics;
 use component_base::options::{LeaderElectionOptions, ServingOptions};
+use component_base::process;
 use component_base::shutdown::Shutdown;
 use component_base::zpages;
 use controller_runtime::accounts::Accounts;
@@ -32,36 +33,7 @@ const END: Duration = Duration::from_secs(10);
 
 /// Runs the process; returns its exit code.
 pub fn main() -> i32 {
-    let flags = flag_set().parse_or_exit();
-    if let Err(error) = flags.init_logs() {
-        eprintln!("Error: {error}");
-        return 1;
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("Error: starting the runtime: {error}");
-            return 1;
-        }
-    };
-    let code = match runtime.block_on(supervised(flags)) {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("Error: {error:#}");
-            1
-        }
-    };
-    // Tasks that hang in a request must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    code
-}
-
-async fn supervised(flags: Flags) -> anyhow::Result<()> {
-    let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
-    shutdown.supervise(run(flags, shutdown.clone())).await
+    process::run(&flag_set(), run)
 }
 
 async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -105,29 +77,15 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         let work = context(Leadership::always(), shutdown.clone());
         return run_controllers(work, health.clone()).await;
     }
-    let own = ClientConfig {
-        qps: 0.0,
-        ..options.client.with_component("leader-election")
-    };
-    let lease_client = own.build().await?;
-    let recorder = Recorder::core_v1(lease_client.clone(), COMPONENT, "", &shutdown);
-    let elector = LeaderElector::new(lease_client, election.config, recorder)?;
+    let recorder = |client| Recorder::core_v1(client, COMPONENT, "", &shutdown);
+    let elector = LeaderElector::connect(&options.client, election.config, recorder).await?;
     elector.add_health_check(&health);
     let leadership = elector.leadership();
-    let (sender, failed) = tokio::sync::oneshot::channel();
-    let outcome = elector
-        .run(&shutdown, |leading| {
-            let work = run_controllers(context(leadership, leading), health.clone());
-            async move {
-                // The receiver is awaited below.
-                let _ = sender.send(work.await);
-            }
+    elector
+        .run_work(&shutdown, |leading| {
+            run_controllers(context(leadership, leading), health.clone())
         })
-        .await;
-    match outcome {
-        Outcome::Lost => anyhow::bail!("leaderelection lost"),
-        Outcome::Shutdown | Outcome::Finished => failed.await.unwrap_or(Ok(())),
-    }
+        .await
 }
 
 /// `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`, `/flagz`.

@@ -26,6 +26,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::watch;
 
+use crate::client::{ClientConfig, ClientError};
 use crate::clock::Clock;
 use crate::events::{EventType, Recorder, object_reference};
 use crate::health::{Health, Kind};
@@ -119,6 +120,22 @@ pub enum Outcome {
     Lost,
     /// The work ended by itself while leading.
     Finished,
+}
+
+/// The lease was lost while the work went on: the process must end at once, since another may lead already.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("leaderelection lost")]
+pub struct LeaseLost;
+
+/// Why there is no candidate.
+#[derive(Debug, thiserror::Error)]
+pub enum CandidateError {
+    /// No client.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A configuration that cannot work.
+    #[error(transparent)]
+    Config(#[from] LeaderElectionError),
 }
 
 /// How a try to renew ended.
@@ -252,6 +269,24 @@ impl LeaderElector {
         })
     }
 
+    /// A candidate whose client is `client` without its rate limit, and its own.
+    ///
+    /// # Errors
+    /// See [`CandidateError`].
+    pub async fn connect(
+        client: &ClientConfig,
+        config: LeaderElectionConfig,
+        recorder: impl FnOnce(Client) -> Recorder,
+    ) -> Result<Self, CandidateError> {
+        let own = ClientConfig {
+            qps: 0.0,
+            ..client.with_component("leader-election")
+        };
+        let client = own.build().await?;
+        let recorder = recorder(client.clone());
+        Ok(Self::new(client, config, recorder)?)
+    }
+
     /// The handle that tells whether this process leads.
     pub fn leadership(&self) -> Leadership {
         self.leadership.clone()
@@ -263,6 +298,31 @@ impl LeaderElector {
         health.add("leaderElection", Kind::Live, move || {
             leadership.check(duration)
         });
+    }
+
+    /// As [`LeaderElector::run`], of work that may fail.
+    ///
+    /// # Errors
+    /// The work's own, or [`LeaseLost`].
+    pub async fn run_work<F, Fut, E>(self, shutdown: &Shutdown, lead: F) -> Result<(), E>
+    where
+        F: FnOnce(Shutdown) -> Fut,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: From<LeaseLost> + Send + 'static,
+    {
+        let (sender, ended) = tokio::sync::oneshot::channel();
+        let work = |leading| {
+            let work = lead(leading);
+            async move {
+                // The receiver is awaited below.
+                let _ = sender.send(work.await);
+            }
+        };
+        match self.run(shutdown, work).await {
+            Outcome::Lost => Err(LeaseLost.into()),
+            // Nothing was sent where the work never began.
+            Outcome::Shutdown | Outcome::Finished => ended.await.unwrap_or(Ok(())),
+        }
     }
 
     /// Waits for the lease, then runs `lead` with a token that ends with shutdown or with the lease, and renews meanwhile.

@@ -24,6 +24,7 @@ pub mod logs;
 pub mod memory;
 pub mod metrics;
 pub mod options;
+pub mod process;
 pub mod serving;
 pub mod shutdown;
 pub mod subject;

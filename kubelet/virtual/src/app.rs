@@ -14,6 +14,7 @@ use component_base::events::Recorder;
 use component_base::flags::Flags;
 use component_base::health::{Health, Kind};
 use component_base::informer::{Informer, InformerOptions};
+use component_base::process;
 use component_base::serving::{
     AccessControl, Authorization, DelegatedAuthentication, DelegatedAuthorization, SecureServer,
     listen, serve_insecure,
@@ -38,36 +39,7 @@ const EVENTS: (f32, u32) = (50.0, 100);
 
 /// Runs the process; returns its exit code.
 pub fn main() -> i32 {
-    let flags = flag_set().parse_or_exit();
-    if let Err(error) = flags.init_logs() {
-        eprintln!("Error: {error}");
-        return 1;
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("Error: starting the runtime: {error}");
-            return 1;
-        }
-    };
-    let code = match runtime.block_on(supervised(flags)) {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("Error: {error:#}");
-            1
-        }
-    };
-    // Tasks that hang in a request must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    code
-}
-
-async fn supervised(flags: Flags) -> anyhow::Result<()> {
-    let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
-    shutdown.supervise(run(flags, shutdown.clone())).await
+    process::run(&flag_set(), run)
 }
 
 /// Each has connections and a rate limit of its own.
