@@ -7,6 +7,7 @@
 pub mod app;
 pub mod configz;
 pub mod context;
+pub mod explain;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod options;
