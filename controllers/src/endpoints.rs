@@ -7,7 +7,6 @@
 
 pub mod controller;
 pub mod sync;
-mod written;
 
 #[cfg(test)]
 mod tests;

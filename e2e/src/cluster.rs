@@ -30,6 +30,9 @@ use crate::step::{Steps, output};
 use layout::Layout;
 use process::{Place, Process, Program};
 
+/// The cluster's name under test; `e2e/tests` open it.
+pub const TEST_CLUSTER: &str = "gantrytest";
+
 /// A component that can be swapped for upstream's.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize,

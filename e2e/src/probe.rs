@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::cluster::Cluster;
 use crate::cluster::cgroup;
+use crate::cluster::{Cluster, TEST_CLUSTER};
 use crate::step::output;
 
 /// The cluster under test: the one `cargo e2e test` made, or `$GANTRY_E2E_CLUSTER`.
@@ -18,8 +18,7 @@ use crate::step::output;
 /// # Errors
 /// It is not up.
 pub fn cluster() -> Result<Cluster> {
-    let name = std::env::var("GANTRY_E2E_CLUSTER")
-        .unwrap_or_else(|_| crate::test_run::TEST_CLUSTER.to_owned());
+    let name = std::env::var("GANTRY_E2E_CLUSTER").unwrap_or_else(|_| TEST_CLUSTER.to_owned());
     let cluster = Cluster::open(&name)?;
     if !cluster.is_running() {
         bail!("cluster {name:?} is not running");

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Cluster, Options, TEST_CLUSTER};
 use crate::csi::Storage;
 use crate::programs::{Outputs, Profile};
 use crate::step::Steps;
@@ -25,9 +25,6 @@ pub struct TestOptions {
     #[arg(long)]
     keep: bool,
 }
-
-/// The cluster's name under test; `e2e/tests` open it.
-pub const TEST_CLUSTER: &str = "gantrytest";
 
 #[derive(Default)]
 struct Count {

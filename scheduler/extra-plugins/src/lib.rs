@@ -11,7 +11,6 @@ pub mod coscheduling;
 pub mod kinds;
 pub mod names;
 pub mod node_resource_topology;
-pub mod observed;
 pub mod preemption_toleration;
 pub mod registry;
 pub mod trimaran;
