@@ -24,6 +24,7 @@ use crate::clustertrustbundle_publisher::CLUSTER_TRUST_BUNDLE;
 use crate::configz;
 use crate::context::{ControllerContext, Running};
 use crate::device_taint_eviction::{DEVICE_TAINT_RULES, DEVICE_TAINTS};
+use crate::explain;
 use crate::horizontal_pod_autoscaler::{CONSISTENCY, GENERATION, SCALE_TO_ZERO};
 use crate::node_lifecycle::LEASE_CIRCUIT_BREAKER;
 use crate::options::{COMPONENT, Options, flag_set};
@@ -57,6 +58,10 @@ const FEATURES: &[Feature] = &[
 
 /// Runs the process; returns its exit code.
 pub fn main() -> i32 {
+    let mut words = std::env::args().skip(1).peekable();
+    if words.next_if(|word| word == explain::COMMAND).is_some() {
+        return explain::main(words.collect());
+    }
     memory::set_up();
     process::run(&flag_set(), run)
 }

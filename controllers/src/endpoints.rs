@@ -7,6 +7,7 @@
 
 pub mod controller;
 pub mod sync;
+mod written;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@
 pub mod app;
 pub mod configz;
 pub mod context;
+pub mod explain;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod options;
@@ -17,10 +18,12 @@ pub mod bootstrap_token;
 pub mod controller_ref;
 pub mod controller_ref_manager;
 pub mod discovery;
+pub(crate) mod gathering;
 pub mod history;
 pub mod pod_control;
 pub mod pods_by_claim;
 pub mod readers;
+pub(crate) mod selected;
 #[cfg(test)]
 use controller_runtime::testing;
 pub mod uid_cache;

@@ -43,7 +43,7 @@ pub struct Created {
 
 /// Creates pods in a slow start, and tells of each in an event about `about`.
 pub async fn create_pods(executor: &Executor, about: &ObjectReference, pods: &[Pod]) -> Created {
-    let actions: Vec<_> = pods.iter().map(Action::create).collect();
+    let actions = creations(pods);
     let mut created = Created::default();
     for result in executor.slow_start_batch(&actions).await {
         match result {
@@ -75,6 +75,19 @@ pub async fn create_pods(executor: &Executor, about: &ObjectReference, pods: &[P
         }
     }
     created
+}
+
+/// Pods of a Job are most often the same but for their names, which the server gives: those share one body, which is encoded once.
+fn creations(pods: &[Pod]) -> Vec<Action> {
+    let mut actions: Vec<Action> = Vec::with_capacity(pods.len());
+    for (index, pod) in pods.iter().enumerate() {
+        let same = index.checked_sub(1).filter(|last| pods[*last] == *pod);
+        actions.push(match same {
+            Some(last) => actions[last].clone(),
+            None => Action::create(pod),
+        });
+    }
+    actions
 }
 
 /// Deletes this incarnation of a pod and tells so. `Ok(false)`: it was gone before.
@@ -138,4 +151,32 @@ pub async fn record(
         message: message.into(),
     };
     let _ = executor.execute(&event).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_of_equal_pods_are_the_same_and_of_others_their_own() {
+        let pod = |index: Option<&str>| {
+            let mut pod = Pod::default();
+            pod.metadata.generate_name = Some("job-".to_owned());
+            pod.metadata.labels = index.map(|index| {
+                let label = ("index".to_owned(), index.to_owned());
+                [label].into()
+            });
+            pod
+        };
+        let pods = [
+            pod(None),
+            pod(None),
+            pod(Some("1")),
+            pod(Some("2")),
+            pod(None),
+        ];
+        let expect: Vec<_> = pods.iter().map(Action::create).collect();
+        assert_eq!(creations(&pods), expect);
+        assert!(creations(&[]).is_empty());
+    }
 }

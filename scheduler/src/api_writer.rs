@@ -1,9 +1,10 @@
 //! [`KubeWriter`]: the scheduler's writes to the API server.
 //!
-//! Status writes of one pod go out one after the other, and of several that wait only the newest is sent: an old verdict never overwrites a newer one.
+//! Status writes of one pod go out one after the other, and of several that wait only the newest is sent: an old verdict never overwrites a newer one. A binding is the last word:
+//! what waits is dropped, and what is on its way is let arrive first. Upstream: pkg/scheduler/backend/api_dispatcher, v1.37.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use component_base::client::{api_status, is_conflict, is_not_found};
 use component_base::leader_election::Leadership;
@@ -14,6 +15,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 /// Requests under way at once; others wait. The client's rate limit comes on top.
 const MAX_REQUESTS: usize = 256;
@@ -27,10 +29,52 @@ struct StatusPatch {
     nominated_node_name: Option<String>,
 }
 
+/// By the UID of the pod.
 #[derive(Default)]
 struct Waiting {
     newest: HashMap<String, StatusPatch>,
-    under_way: HashSet<String>,
+    /// Writers, each with what says that it has ended.
+    under_way: HashMap<String, CancellationToken>,
+}
+
+impl Waiting {
+    /// Puts a patch in line; what says that its writer has ended, if it becomes the caller's to write.
+    fn put(&mut self, patch: StatusPatch) -> Option<CancellationToken> {
+        let uid = patch.uid.clone();
+        let merged = match self.newest.remove(&uid) {
+            Some(older) => StatusPatch {
+                condition: patch.condition.or(older.condition),
+                nominated_node_name: patch.nominated_node_name.or(older.nominated_node_name),
+                ..older
+            },
+            None => patch,
+        };
+        self.newest.insert(uid.clone(), merged);
+        if self.under_way.contains_key(&uid) {
+            // Whoever is writing this pod's status sends ours next.
+            return None;
+        }
+        let ended = CancellationToken::new();
+        self.under_way.insert(uid, ended.clone());
+        Some(ended)
+    }
+
+    /// The next patch of the pod; its writer ends with the last.
+    fn next(&mut self, uid: &str) -> Option<StatusPatch> {
+        let next = self.newest.remove(uid);
+        if next.is_none()
+            && let Some(ended) = self.under_way.remove(uid)
+        {
+            ended.cancel();
+        }
+        next
+    }
+
+    /// The pod is to be bound: what was to be said of it no longer is. What is on its way still ends with the token.
+    fn supersede(&mut self, uid: &str) -> Option<CancellationToken> {
+        self.newest.remove(uid);
+        self.under_way.get(uid).cloned()
+    }
 }
 
 /// See the module.
@@ -50,6 +94,10 @@ impl KubeWriter {
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             waiting: Mutex::default(),
         }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn api(&self, namespace: &str) -> Api<Pod> {
@@ -133,6 +181,11 @@ impl ApiWriter for KubeWriter {
         node_name: &'a str,
     ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
         Box::pin(async move {
+            let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+            let under_way = self.waiting().supersede(uid);
+            if let Some(ended) = under_way {
+                ended.cancelled().await;
+            }
             let _slot = self.slot().await?;
             let (namespace, name) = (
                 pod.metadata.namespace.as_deref().unwrap_or_default(),
@@ -212,34 +265,14 @@ impl ApiWriter for KubeWriter {
                 return Ok(());
             };
             let uid = patch.uid.clone();
-            {
-                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                let merged = match waiting.newest.remove(&uid) {
-                    Some(older) => StatusPatch {
-                        condition: patch.condition.or(older.condition),
-                        nominated_node_name: patch
-                            .nominated_node_name
-                            .or(older.nominated_node_name),
-                        ..older
-                    },
-                    None => patch,
-                };
-                waiting.newest.insert(uid.clone(), merged);
-                if !waiting.under_way.insert(uid.clone()) {
-                    // Whoever is writing this pod's status sends ours next.
-                    return Ok(());
-                }
-            }
+            let Some(ended) = self.waiting().put(patch) else {
+                return Ok(());
+            };
+            // Dropped on the way (the process ends), it must not be waited for.
+            let _ended = ended.drop_guard();
             let mut result = Ok(());
             loop {
-                let next = {
-                    let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                    let next = waiting.newest.remove(&uid);
-                    if next.is_none() {
-                        waiting.under_way.remove(&uid);
-                    }
-                    next
-                };
+                let next = self.waiting().next(&uid);
                 let Some(patch) = next else { return result };
                 result = self.send(&patch).await;
             }
@@ -286,8 +319,12 @@ fn status_patch(
     let now = status
         .and_then(|s| s.nominated_node_name.as_deref())
         .unwrap_or_default();
+    // A pod with a node can no longer be promised one; the API server refuses it.
+    let is_bound = component_helpers::pod::node_name(pod).is_some();
     let nominated_node_name = match nominating {
-        NominatingInfo::Override(node) if node != now => Some(node),
+        NominatingInfo::Override(node) if node != now && (node.is_empty() || !is_bound) => {
+            Some(node)
+        }
         _ => None,
     };
     if condition.is_none() && nominated_node_name.is_none() {
@@ -346,6 +383,8 @@ mod tests {
             status_patch(&pod, None, over("")).and_then(|p| p.nominated_node_name),
             Some(String::new())
         );
+        let bound = make_pod("p").node("n").build();
+        assert!(status_patch(&bound, None, over("other")).is_none());
         let first = status_patch(&pod, unschedulable("no room"), NominatingInfo::Noop)
             .expect("new")
             .condition
@@ -360,5 +399,26 @@ mod tests {
             .condition
             .expect("kept");
         assert_eq!(second.last_transition_time, first.last_transition_time);
+    }
+    #[test]
+    fn a_binding_is_the_last_word() {
+        let patch = |node: &str| StatusPatch {
+            namespace: "default".into(),
+            name: "p".into(),
+            uid: "uid".into(),
+            condition: None,
+            nominated_node_name: Some(node.into()),
+        };
+        let mut waiting = Waiting::default();
+        assert!(waiting.supersede("uid").is_none());
+        let ended = waiting.put(patch("a")).expect("the first is the caller's");
+        let first = waiting.next("uid").and_then(|p| p.nominated_node_name);
+        assert_eq!(first.as_deref(), Some("a"));
+        // The first is on its way, and the pod gets its node before the second is.
+        assert!(waiting.put(patch("b")).is_none());
+        let on_its_way = waiting.supersede("uid").expect("the first");
+        assert!(!on_its_way.is_cancelled());
+        assert!(waiting.next("uid").is_none(), "the second is never sent");
+        assert!(on_its_way.is_cancelled() && ended.is_cancelled());
     }
 }

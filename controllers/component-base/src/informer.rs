@@ -1,14 +1,17 @@
 //! Informers: one watched cache per kind and selection, shared by everybody in the process.
 //!
-//! Fed by a reflector (streaming lists, bookmarks, resume, relist with backoff; protobuf). Objects are trimmed and held as `Arc`. Each
-//! subscriber has a queue of its own that merges what it has not read yet, so a slow one never holds up another and never loses a state.
+//! Fed by a reflector (streaming lists, bookmarks, resume, relist with backoff; protobuf). Objects are trimmed and held as `Arc`.
+//! Handlers, which do not block, are called by one task of the informer; whoever may be slow is a subscriber with a queue of its own.
+//! A queue merges what was not read yet, so nobody loses a state.
 //! Upstream: `k8s.io/client-go/tools/cache`.
 //!
 //! ```text
-//! reflector -> store (objects, indexes) -> queue per subscriber -> InformerEvent
+//! reflector -> store (objects, indexes) -> one queue -> handler, handler, …
+//!                                       -> queue per subscriber -> InformerEvent
 //! ```
 
 mod backoff;
+mod dispatch;
 mod keep;
 mod metadata;
 mod queue;
@@ -30,6 +33,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use backoff::{RelistBackoff, is_expired};
+pub use dispatch::Subscription;
 pub use keep::{Keep, Keeps};
 pub use kube_protobuf::View;
 pub use metadata::{HasMetadata, MetadataEvent, MetadataInformer, MetadataReceiver};
@@ -164,6 +168,11 @@ impl Factory {
         })
     }
 
+    /// Puts `informer` in the place of that of all objects of its kind, before anybody asks for it.
+    pub fn seed<K: Object>(&self, informer: Informer<K>) {
+        self.cached(String::new(), &InformerOptions::default(), || informer);
+    }
+
     /// The informer of a kind in one namespace; starts at once.
     pub fn namespaced_informer<K>(&self, namespace: &str, options: InformerOptions) -> Informer<K>
     where
@@ -240,6 +249,7 @@ impl Factory {
 pub struct Informer<K: Object> {
     store: Arc<Store<K>>,
     synced: watch::Receiver<bool>,
+    shutdown: Shutdown,
     /// Ends the watch when the last handle goes.
     _guard: Arc<tokio_util::sync::DropGuard>,
 }
@@ -249,6 +259,7 @@ impl<K: Object> Clone for Informer<K> {
         Self {
             store: self.store.clone(),
             synced: self.synced.clone(),
+            shutdown: self.shutdown.clone(),
             _guard: self._guard.clone(),
         }
     }
@@ -326,18 +337,19 @@ impl<K: Object> Informer<K> {
         Self {
             store,
             synced,
+            shutdown: shutdown.clone(),
             _guard: guard,
         }
     }
 
     /// The object, if the cache has it.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        self.store.get(&ObjectKey::new(namespace, name))
+        self.store.get(namespace, name)
     }
 
     /// The object of a key.
     pub fn get_key(&self, key: &ObjectKey) -> Option<Arc<K>> {
-        self.store.get(key)
+        self.store.get(&key.namespace, &key.name)
     }
 
     /// All objects, in no order.
@@ -379,7 +391,23 @@ impl<K: Object> Informer<K> {
         self.store.by_index(name, value)
     }
 
-    /// Events from now on, after an `Added` for everything stored.
+    /// How many objects have `value` in an index; 0 when there is no such index.
+    pub fn count_by_index(&self, name: &str, value: &str) -> usize {
+        self.store.count_by_index(name, value)
+    }
+
+    /// Calls `handler` for every event from now on, after an `Added` for everything stored, until the subscription is dropped. One task
+    /// calls all handlers of an informer, one after the other: a handler must not block. Must be called inside a tokio runtime.
+    pub fn on(&self, handler: impl FnMut(InformerEvent<K>) + Send + 'static) -> Subscription {
+        let (subscription, first) = self.store.add_handler(Box::new(handler));
+        if let Some(dispatcher) = first {
+            let name = format!("event handlers of {}", std::any::type_name::<K>());
+            self.shutdown.spawn_guarded(name, dispatcher.run());
+        }
+        subscription
+    }
+
+    /// Events from now on, after an `Added` for everything stored, for a reader that may be slow.
     pub fn subscribe(&self) -> Receiver<K> {
         self.store.subscribe()
     }

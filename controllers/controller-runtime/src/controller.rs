@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use component_base::informer::{Informer, InformerEvent, Object};
+use component_base::informer::{Informer, InformerEvent, Object, Subscription};
 use component_base::shutdown::Shutdown;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -48,9 +48,10 @@ pub trait Controller: Send + Sync + 'static {
     }
 }
 
-/// The watches of a controller: event handlers, each fed in order by a task of its own.
+/// The watches of a controller: event handlers, which are called until this is dropped.
 pub struct Watches {
     shutdown: Shutdown,
+    subscriptions: Vec<Subscription>,
     tasks: JoinSet<()>,
     synced: Vec<BoxFuture<'static, bool>>,
 }
@@ -60,26 +61,21 @@ impl Watches {
     pub fn new(shutdown: Shutdown) -> Self {
         Self {
             shutdown,
+            subscriptions: Vec::new(),
             tasks: JoinSet::new(),
             synced: Vec::new(),
         }
     }
 
-    /// Calls `handler` for every event of `informer`; the controller starts after it has synced. Handlers must not block.
+    /// Calls `handler` for every event of `informer`, in order; the controller starts after it has synced. One task calls the handlers of
+    /// all controllers: they must not block.
     pub fn on<K: Object>(
         &mut self,
         informer: &Informer<K>,
-        mut handler: impl FnMut(InformerEvent<K>) + Send + 'static,
+        handler: impl FnMut(InformerEvent<K>) + Send + 'static,
     ) {
         self.wait_for(informer);
-        let mut receiver = informer.subscribe();
-        let shutdown = self.shutdown.clone();
-        let name = format!("event handler of {}", std::any::type_name::<K>());
-        self.tasks.spawn(self.shutdown.guarded(name, async move {
-            while let Some(Some(event)) = shutdown.run_until(receiver.recv()).await {
-                handler(event);
-            }
-        }));
+        self.subscriptions.push(informer.on(handler));
     }
 
     /// Calls `handler` whenever the value of `changes` changed, until its sender is gone. Handlers must not block.

@@ -133,7 +133,7 @@ impl<K: Key> WorkQueue<K> {
         if delay.is_zero() {
             return self.add(key);
         }
-        {
+        let first = {
             let mut state = self.lock();
             if state.shut_down {
                 return;
@@ -142,10 +142,15 @@ impl<K: Key> WorkQueue<K> {
             if state.due.get(&key).is_some_and(|due| *due <= at) {
                 return;
             }
+            let next = state.waiting.peek().map(|Reverse((next, _))| *next);
             state.due.insert(key.clone(), at);
             state.waiting.push(Reverse((at, key)));
+            next.is_none_or(|next| at < next)
+        };
+        // Who sleeps until an earlier key is due need not wake for this one.
+        if first {
+            self.shared.delayed.notify_one();
         }
-        self.shared.delayed.notify_one();
     }
 
     /// Adds a key that failed, after its backoff.

@@ -4,20 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
-use component_helpers::labels::is_subset;
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
+use controller_runtime::work_queue::RateLimit;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
 
 use super::sync::{self, Write};
+use super::written::Written;
 use super::{CONTROLLER_NAME, MANAGED_BY};
 use crate::context::{ControllerContext, Running, StartError};
-use crate::endpointslice::controller::{pod_endpoints_changed, selector, services_of};
+use crate::endpointslice::controller::concerned;
 use crate::endpointslice::trigger_time::TriggerTimes;
+use crate::gathering::Gathering;
+use crate::selected::{index_pods, index_services, pods_of, selector};
 
 const MAX_RETRIES: u32 = 15;
 
@@ -30,8 +34,12 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         .executor("endpoint-controller", CONTROLLER_NAME)
         .await?;
     let workers = context.options.workers("endpoint");
-    let (controller, queue, watches) =
-        EndpointsController::new(&context.informers, executor, &context.shutdown);
+    let (controller, queue, watches) = EndpointsController::new(
+        &context.informers,
+        executor,
+        Clock::real(),
+        &context.shutdown,
+    );
     Ok(run_controller(
         controller,
         queue,
@@ -48,7 +56,10 @@ pub struct EndpointsController {
     pods: Informer<Pod>,
     endpoints: Informer<Endpoints>,
     trigger_times: TriggerTimes,
+    gathering: Gathering,
+    written: Written,
     executor: Executor,
+    clock: Clock,
 }
 
 impl EndpointsController {
@@ -56,16 +67,34 @@ impl EndpointsController {
     pub fn new(
         factory: &Factory,
         executor: Executor,
+        clock: Clock,
+        shutdown: &Shutdown,
+    ) -> (Arc<Self>, WorkQueue, Watches) {
+        let services = factory.informer(InformerOptions::default());
+        let pods = factory.informer(InformerOptions::default());
+        let endpoints = factory.informer(InformerOptions::default());
+        Self::over((services, pods, endpoints), executor, clock, shutdown)
+    }
+
+    pub(super) fn over(
+        (services, pods, endpoints): (Informer<Service>, Informer<Pod>, Informer<Endpoints>),
+        executor: Executor,
+        clock: Clock,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
         let controller = Arc::new(Self {
-            services: factory.informer(InformerOptions::default()),
-            pods: factory.informer(InformerOptions::default()),
-            endpoints: factory.informer(InformerOptions::default()),
+            services,
+            pods,
+            endpoints,
             trigger_times: TriggerTimes::default(),
+            gathering: Gathering::new(clock.clone()),
+            written: Written::new(clock.clone()),
             executor,
+            clock,
         });
-        let queue = WorkQueue::new("endpoint");
+        index_pods(&controller.pods);
+        index_services(&controller.services);
+        let queue = WorkQueue::with("endpoint", RateLimit::default(), controller.clock.clone());
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
         watches.on(&controller.services, move |event| {
@@ -78,6 +107,10 @@ impl EndpointsController {
             let key = ObjectKey::of(&**event.object());
             // Ours that someone deleted come back; ours without a Service go.
             let deleted = matches!(event, InformerEvent::Deleted(_));
+            match deleted {
+                true => handler.written.remove(&key),
+                false => handler.written.seen(&key, event.object()),
+            }
             if deleted || (handler.services.get_key(&key).is_none() && is_managed(event.object())) {
                 keys.add(key);
             }
@@ -86,20 +119,10 @@ impl EndpointsController {
     }
 
     fn on_pod(&self, queue: &WorkQueue, event: &InformerEvent<Pod>) {
-        let services = match event {
-            InformerEvent::Added(pod) | InformerEvent::Deleted(pod) => {
-                services_of(&self.services, &pod.metadata)
-            }
-            InformerEvent::Updated { old, new } => {
-                let of = |pod: &Pod| services_of(&self.services, &pod.metadata);
-                match pod_endpoints_changed(old, new) {
-                    (false, false) => return,
-                    (true, false) => of(new),
-                    (_, true) => &of(new) | &of(old),
-                }
-            }
-        };
-        services.into_iter().for_each(|service| queue.add(service));
+        for service in concerned(&self.services, event) {
+            let wait = self.gathering.wait(&service);
+            queue.add_after(service, wait);
+        }
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), ApiError> {
@@ -134,44 +157,52 @@ impl Controller for EndpointsController {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ApiError> {
         let Some(service) = self.services.get_key(key) else {
             self.trigger_times.delete_service(key);
+            self.gathering.forget(key);
+            self.written.remove(key);
             return self.delete(key).await.map(|()| None);
         };
         let Some(wanted) = selector(&service) else {
             return Ok(None);
         };
-        let pods: Vec<_> = self
-            .pods
-            .list_namespace(&key.namespace)
-            .into_iter()
-            .filter(|p| is_subset(wanted, &p.metadata.labels))
-            .collect();
+        let pods = pods_of(&self.pods, &key.namespace, wanted);
         let trigger_time = self.trigger_times.compute(key, &service, &pods);
-        let current = self.endpoints.get_key(key);
-        let (result, reason) = match sync::sync(&service, &pods, current.as_deref(), trigger_time) {
-            None => return Ok(None),
-            Some(Write::Create(endpoints)) => (
+        let current = self.written.newest(key, self.endpoints.get_key(key));
+        let Some(write) = sync::sync(&service, &pods, current.as_deref(), trigger_time) else {
+            return Ok(None);
+        };
+        self.gathering.written(key);
+        let (result, reason) = match write {
+            Write::Create(endpoints) => (
                 self.executor.create(&*endpoints).await,
                 "FailedToCreateEndpoint",
             ),
-            // A stale cache shows as a conflict, and the retry finds a newer one.
-            Some(Write::Update(endpoints)) => (
+            Write::Update(endpoints) => (
                 self.executor.update(&*endpoints).await,
                 "FailedToUpdateEndpoint",
             ),
         };
-        match result {
-            Ok(_) | Err(ApiError::NamespaceTerminating(_)) => Ok(None),
-            Err(error) => {
-                let message = format!("Failed to write endpoints for service {key}: {error}");
-                let event = Action::event(&*service, EventType::Warning, reason, message);
-                // Recording only queues; it has no failure that anyone could act on.
-                let _ = self.executor.execute(&event).await;
-                Err(error)
+        let error = match result {
+            Ok(answer) => {
+                let cached = self.endpoints.get_key(key);
+                self.written.add(key, answer, cached.as_deref());
+                return Ok(None);
             }
-        }
+            Err(ApiError::NamespaceTerminating(_)) => return Ok(None),
+            Err(error) => error,
+        };
+        // Someone else wrote or deleted them: the retry goes by the cache.
+        self.written.remove(key);
+        let message = format!("Failed to write endpoints for service {key}: {error}");
+        let event = Action::event(&*service, EventType::Warning, reason, message);
+        // Recording only queues; it has no failure that anyone could act on.
+        let _ = self.executor.execute(&event).await;
+        Err(error)
     }
 
     fn max_retries(&self) -> Option<u32> {
         Some(MAX_RETRIES)
     }
 }
+
+#[cfg(test)]
+mod tests;

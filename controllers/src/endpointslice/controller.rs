@@ -9,7 +9,6 @@ use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
-use component_helpers::labels::is_subset;
 use component_helpers::pod::{is_pod_ready, node_name, pod_ips};
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
 use controller_runtime::work_queue::RateLimit;
@@ -18,14 +17,16 @@ use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::endpoint::should_pod_be_in_endpoints;
 use super::plan::Plan;
 use super::sync::{self, Observed};
 use super::tracker::{Tracker, service_key};
 use super::trigger_time::TriggerTimes;
 use super::{CONTROLLER_NAME, TRIGGER_TIME, label};
 use crate::context::{ControllerContext, Running, StartError};
+use crate::gathering::Gathering;
+use crate::selected::{index_pods, index_services, pods_of, selector, services_of};
 
 /// A change of a slice that we did not make waits at least so long: often more follow.
 const SLICE_CHANGE_MIN_SYNC_DELAY: Duration = Duration::from_secs(1);
@@ -106,6 +107,7 @@ pub struct EndpointSliceController {
     slices: Informer<EndpointSlice>,
     tracker: Tracker,
     trigger_times: TriggerTimes,
+    gathering: Gathering,
     executor: Executor,
     settings: Settings,
     clock: Clock,
@@ -127,10 +129,13 @@ impl EndpointSliceController {
             slices: factory.informer(InformerOptions::default()),
             tracker: Tracker::default(),
             trigger_times: TriggerTimes::default(),
+            gathering: Gathering::new(clock.clone()),
             executor,
             settings,
             clock,
         });
+        index_pods(&controller.pods);
+        index_services(&controller.services);
         controller.slices.add_index(BY_SERVICE, |slice| {
             service_key(slice)
                 .map(|key| key.to_string())
@@ -154,31 +159,10 @@ impl EndpointSliceController {
     }
 
     fn on_pod(&self, queue: &WorkQueue, event: &InformerEvent<Pod>) {
-        let services = match event {
-            InformerEvent::Added(pod) | InformerEvent::Deleted(pod) => {
-                self.services_of(&pod.metadata)
-            }
-            InformerEvent::Updated { old, new } => {
-                let (pod_changed, labels_changed) = pod_endpoints_changed(old, new);
-                match (pod_changed, labels_changed) {
-                    (false, false) => return,
-                    (true, false) => self.services_of(&new.metadata),
-                    (true, true) => {
-                        &self.services_of(&new.metadata) | &self.services_of(&old.metadata)
-                    }
-                    (false, true) => {
-                        &self.services_of(&new.metadata) ^ &self.services_of(&old.metadata)
-                    }
-                }
-            }
-        };
-        for service in services {
-            queue.add_after(service, self.settings.updates_batch_period);
+        for service in concerned(&self.services, event) {
+            let wait = self.gathering.wait(&service);
+            queue.add_after(service, wait.max(self.settings.updates_batch_period));
         }
-    }
-
-    fn services_of(&self, pod: &ObjectMeta) -> BTreeSet<ObjectKey> {
-        services_of(&self.services, pod)
     }
 
     fn on_slice(&self, queue: &WorkQueue, event: &InformerEvent<EndpointSlice>) {
@@ -223,13 +207,9 @@ impl EndpointSliceController {
 
     /// `None`: the cache of slices lags behind what was written.
     fn observe(&self, key: &ObjectKey, service: &Service) -> Option<Observed> {
-        let wanted = selector(service).cloned().unwrap_or_default();
-        let pods: Vec<_> = self
-            .pods
-            .list_namespace(&key.namespace)
-            .into_iter()
-            .filter(|p| is_subset(&wanted, &p.metadata.labels))
-            .collect();
+        let pods = selector(service).map_or_else(Vec::new, |wanted| {
+            pods_of(&self.pods, &key.namespace, wanted)
+        });
         let slices: Vec<_> = self
             .slices
             .by_index(BY_SERVICE, &key.to_string())
@@ -317,22 +297,28 @@ impl EndpointSliceController {
     }
 }
 
-/// The Services whose selector matches the pod.
-pub(crate) fn services_of(services: &Informer<Service>, pod: &ObjectMeta) -> BTreeSet<ObjectKey> {
-    services
-        .list_namespace(pod.namespace.as_deref().unwrap_or_default())
-        .into_iter()
-        .filter(|s| selector(s).is_some_and(|selector| is_subset(selector, &pod.labels)))
-        .map(|s| ObjectKey::of(&*s))
-        .collect()
-}
-
-/// `None`: the Service's slices are not ours to make.
-pub(crate) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
-    let spec = service.spec.as_ref()?;
-    spec.selector
-        .as_ref()
-        .filter(|_| spec.type_.as_deref() != Some("ExternalName"))
+/// The Services that a pod's event concerns.
+pub(crate) fn concerned(
+    services: &Informer<Service>,
+    event: &InformerEvent<Pod>,
+) -> BTreeSet<ObjectKey> {
+    let of = |pod: &Pod| services_of(services, &pod.metadata);
+    match event {
+        // Without an address it is nobody's endpoint, and most pods come so.
+        InformerEvent::Added(pod) if !should_pod_be_in_endpoints(pod) => BTreeSet::new(),
+        // What it was before its last state may not have been told.
+        InformerEvent::Added(pod) | InformerEvent::Deleted(pod) => of(pod),
+        InformerEvent::Updated { old, new } => {
+            let endpoint = should_pod_be_in_endpoints(old) || should_pod_be_in_endpoints(new);
+            match pod_endpoints_changed(old, new) {
+                _ if !endpoint => BTreeSet::new(),
+                (false, false) => BTreeSet::new(),
+                (true, false) => of(new),
+                (true, true) => &of(new) | &of(old),
+                (false, true) => &of(new) ^ &of(old),
+            }
+        }
+    }
 }
 
 fn is_managed(slice: &EndpointSlice) -> bool {
@@ -345,7 +331,7 @@ fn is_managed(slice: &EndpointSlice) -> bool {
 }
 
 /// Whether the pod changed in what an endpoint shows, and in what decides whose endpoint it is.
-pub(crate) fn pod_endpoints_changed(old: &Pod, new: &Pod) -> (bool, bool) {
+fn pod_endpoints_changed(old: &Pod, new: &Pod) -> (bool, bool) {
     let names = |pod: &Pod| {
         pod.spec
             .as_ref()
@@ -389,6 +375,7 @@ impl Controller for EndpointSliceController {
         let Some(service) = self.services.get_key(key) else {
             self.tracker.delete_service(key);
             self.trigger_times.delete_service(key);
+            self.gathering.forget(key);
             return Ok(None);
         };
         if selector(&service).is_none() {
@@ -401,6 +388,9 @@ impl Controller for EndpointSliceController {
         // Also when nothing is to be written: it remembers what it saw.
         let trigger_time = self.trigger_times.compute(key, &service, &observed.pods);
         let plan = sync::sync(&service, &observed, self.settings.max_endpoints_per_slice);
+        if plan.writes() {
+            self.gathering.written(key);
+        }
         let result = self.carry_out(key, plan, trigger_time).await;
         if let Err(error) = &result {
             let message = format!("Error updating Endpoint Slices for Service {key}: {error}");

@@ -17,6 +17,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether anything is to be written.
+    pub fn writes(&self) -> bool {
+        !(self.create.is_empty() && self.update.is_empty() && self.delete.is_empty())
+    }
+
     /// The slices of `existing` that it leaves as they are.
     pub(super) fn unchanged<'a>(
         &self,

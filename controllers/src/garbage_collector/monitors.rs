@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use component_base::informer::{Factory, MetadataEvent, MetadataInformer, MetadataReceiver};
+use component_base::informer::{Factory, MetadataEvent, MetadataInformer, Subscription};
 use component_base::shutdown::Shutdown;
 use controller_runtime::Resource;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -36,7 +36,8 @@ pub(super) struct Monitors {
 struct Monitor {
     discovered: Discovered,
     informer: MetadataInformer,
-    end: Shutdown,
+    /// Its events go into the graph until this is dropped.
+    _events: Subscription,
 }
 
 impl Monitors {
@@ -121,7 +122,6 @@ impl Monitors {
         for resource in gone {
             if let Some(monitor) = self.running.remove(&resource) {
                 tracing::info!(resource = %resource.plural, group = %resource.group, "garbage collector stops watching");
-                monitor.end.trigger();
                 let resource = monitor.discovered.api_resource();
                 self.factory.forget_metadata(&resource);
             }
@@ -136,21 +136,18 @@ impl Monitors {
 
     fn monitor(&self, discovered: Discovered) -> Monitor {
         let informer = self.factory.metadata(&discovered.api_resource());
-        let end = self.shutdown.child();
-        let (collector, stop, kinds_changed) = (
-            self.collector.clone(),
-            end.clone(),
-            self.kinds_changed.clone(),
-        );
-        let (resource, events) = (discovered.resource.clone(), informer.subscribe());
-        self.shutdown
-            .spawn_guarded("garbage collector: resource monitor", async move {
-                feed(&collector, &resource, events, &stop, &kinds_changed).await
-            });
+        let (collector, kinds_changed) = (self.collector.clone(), self.kinds_changed.clone());
+        let mut feed = Feed::of(&discovered.resource);
+        let events = informer.on(move |event| {
+            feed.take(&collector, &event);
+            if feed.defines_kinds {
+                kinds_changed.notify_one();
+            }
+        });
         Monitor {
             discovered,
             informer,
-            end,
+            _events: events,
         }
     }
 }
@@ -171,20 +168,26 @@ fn deletable_resources(found: &ApiResources) -> BTreeMap<Resource, Discovered> {
 }
 
 /// From one watch into the graph.
-async fn feed(
-    collector: &Collector,
-    resource: &Resource,
-    mut events: MetadataReceiver,
-    end: &Shutdown,
-    kinds_changed: &Notify,
-) {
-    let defines_kinds = matches!(
-        resource.plural.as_ref(),
-        "customresourcedefinitions" | "apiservices"
-    );
-    let mut kind = Kind::of(resource);
-    while let Some(Some(event)) = end.run_until(events.recv()).await {
-        match &event {
+struct Feed {
+    kind: Kind,
+    /// Its objects are kinds themselves.
+    defines_kinds: bool,
+}
+
+impl Feed {
+    fn of(resource: &Resource) -> Self {
+        Self {
+            kind: Kind::of(resource),
+            defines_kinds: matches!(
+                resource.plural.as_ref(),
+                "customresourcedefinitions" | "apiservices"
+            ),
+        }
+    }
+
+    fn take(&mut self, collector: &Collector, event: &MetadataEvent) {
+        let kind = &mut self.kind;
+        match event {
             MetadataEvent::Added(new) => {
                 let new = new.metadata();
                 collector.observe(kind.identity(new), None, new)
@@ -202,9 +205,6 @@ async fn feed(
                 }
             }
             MetadataEvent::Deleted(last) => collector.deleted(&kind.identity(last.metadata())),
-        }
-        if defines_kinds {
-            kinds_changed.notify_one();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use component_base::informer::{Factory, MetadataEvent, MetadataInformer, MetadataReceiver};
+use component_base::informer::{Factory, MetadataEvent, MetadataInformer, Subscription};
 use component_base::shutdown::Shutdown;
 use controller_runtime::Resource;
 use futures::future::join_all;
@@ -73,6 +73,8 @@ struct Monitor {
     discovered: Discovered,
     cache: MetadataInformer,
     end: Shutdown,
+    /// Its deletions are told of until this is dropped.
+    _events: Subscription,
 }
 
 impl Monitors {
@@ -113,17 +115,8 @@ impl Monitors {
     pub async fn run(mut self) {
         let changed = Arc::new(Notify::new());
         let definitions = self.factory.metadata(&custom_resource_definitions());
-        let (mut events, notify, end) = (
-            definitions.subscribe(),
-            changed.clone(),
-            self.shutdown.clone(),
-        );
-        self.shutdown
-            .spawn_guarded("quota: custom resource definitions", async move {
-                while let Some(Some(_)) = end.run_until(events.recv()).await {
-                    notify.notify_one();
-                }
-            });
+        let notify = changed.clone();
+        let _events = definitions.on(move |_| notify.notify_one());
         let shutdown = self.shutdown.clone();
         loop {
             let wake = async {
@@ -178,42 +171,29 @@ impl Monitors {
         let cache = self.factory.metadata(&discovered.api_resource());
         let name = quota_name(&discovered.resource);
         self.counts.insert(name.clone(), cache.clone());
-        let (events, end) = (cache.subscribe(), self.shutdown.child());
-        let feeding = feed(
-            name,
-            cache.clone(),
-            events,
-            end.clone(),
-            self.on_less.clone(),
-        );
-        end.spawn_guarded("quota: resource monitor", feeding);
+        let (on_less, of_kind) = (self.on_less.clone(), name.clone());
+        let events = cache.on(move |event| {
+            if let MetadataEvent::Deleted(last) = &event {
+                let namespace = last.metadata().namespace.as_deref().unwrap_or_default();
+                let name = &of_kind;
+                on_less(Less::Gone { name, namespace });
+            }
+        });
+        let end = self.shutdown.child();
+        let known = tell_when_known(name, cache.clone(), end.clone(), self.on_less.clone());
+        end.spawn_guarded("quota: first list of a resource", known);
         Monitor {
             discovered,
             cache,
             end,
+            _events: events,
         }
     }
 }
 
-async fn feed(
-    name: String,
-    cache: MetadataInformer,
-    mut events: MetadataReceiver,
-    end: Shutdown,
-    on_less: OnLess,
-) {
-    if end.run_until(cache.wait_for_sync()).await != Some(true) {
-        return;
-    }
-    on_less(Less::Known { name: &name });
-    while let Some(Some(event)) = end.run_until(events.recv()).await {
-        if let MetadataEvent::Deleted(last) = &event {
-            let namespace = last.metadata().namespace.as_deref().unwrap_or_default();
-            on_less(Less::Gone {
-                name: &name,
-                namespace,
-            });
-        }
+async fn tell_when_known(name: String, cache: MetadataInformer, end: Shutdown, on_less: OnLess) {
+    if end.run_until(cache.wait_for_sync()).await == Some(true) {
+        on_less(Less::Known { name: &name });
     }
 }
 

@@ -304,7 +304,7 @@ impl SchedulingQueue {
             return;
         }
         let mut state = self.lock();
-        let candidates: Vec<Arc<str>> = if event.is_wild_card() {
+        let mut candidates: Vec<Arc<str>> = if event.is_wild_card() {
             state.unschedulable.keys().cloned().collect()
         } else {
             let plugins: BTreeSet<&'static str> = self
@@ -323,6 +323,8 @@ impl SchedulingQueue {
                 .collect();
             uids.into_iter().cloned().collect()
         };
+        // No order of a map's may decide who goes first.
+        candidates.sort_unstable();
         for uid in candidates {
             let Some(queued) = state.unschedulable.get(&uid) else {
                 continue;
@@ -409,12 +411,13 @@ impl SchedulingQueue {
             now.saturating_duration_since(queued.timestamp)
                 > self.config.pod_max_in_unschedulable_pods_duration
         };
-        let uids: Vec<_> = state
+        let mut uids: Vec<_> = state
             .unschedulable
             .iter()
             .filter(|(_, q)| !q.gated() && too_long(q))
             .map(|(uid, _)| Arc::clone(uid))
             .collect();
+        uids.sort_unstable();
         for uid in uids {
             if let Some(mut queued) = state.take_unschedulable(&uid) {
                 queued.was_flushed_from_unschedulable = true;

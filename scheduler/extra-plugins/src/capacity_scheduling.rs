@@ -21,6 +21,7 @@ use plugins::preemption::{Evaluator, Preemptor, pod_eligible_to_preempt_others};
 
 use crate::kinds::ELASTIC_QUOTA;
 use crate::names;
+use crate::observed::Observed;
 
 pub mod quotas;
 #[cfg(test)]
@@ -160,21 +161,16 @@ impl Observer for CapacityScheduling {
     }
 
     fn observe(&self, old: Option<&EventObject>, new: Option<&EventObject>) {
+        use component_helpers::pod::{namespace, node_name, uid};
         let mut quotas = self.quotas();
-        match (old, new) {
-            (_, Some(EventObject::Custom(quota))) => quotas.set_quota(quota),
-            (Some(EventObject::Custom(quota)), None) => quotas.delete_quota(quota),
-            (_, Some(EventObject::Pod(pod))) => {
-                use component_helpers::pod::{namespace, node_name, uid};
-                if node_name(pod).is_some() {
-                    quotas.set_pod(namespace(pod), uid(pod), quotas::request(pod));
-                }
+        match Observed::new(old, new) {
+            Some(Observed::Object(quota)) => quotas.set_quota(quota),
+            Some(Observed::ObjectGone(quota)) => quotas.delete_quota(quota),
+            Some(Observed::Pod { new: pod, .. }) if node_name(pod).is_some() => {
+                quotas.set_pod(namespace(pod), uid(pod), quotas::request(pod));
             }
-            (Some(EventObject::Pod(pod)), None) => {
-                use component_helpers::pod::{namespace, uid};
-                quotas.delete_pod(namespace(pod), uid(pod));
-            }
-            _ => {}
+            Some(Observed::PodGone(pod)) => quotas.delete_pod(namespace(pod), uid(pod)),
+            Some(Observed::Pod { .. }) | None => {}
         }
     }
 }

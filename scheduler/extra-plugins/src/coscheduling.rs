@@ -24,6 +24,7 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::args::CoschedulingArgs;
 use crate::kinds::{POD_GROUP, POD_GROUP_LABEL};
 use crate::names;
+use crate::observed::Observed;
 
 pub mod groups;
 #[cfg(test)]
@@ -77,9 +78,9 @@ pub fn new(
     Ok(Arc::new(Coscheduling {
         args,
         groups: Arc::default(),
+        started: (handle.now(), Timestamp::now()),
         handle,
         inherited: AtomicBool::new(false),
-        started: (Instant::now(), Timestamp::now()),
     }))
 }
 
@@ -120,7 +121,7 @@ impl Coscheduling {
 
     /// Not before `backoff` is over is the group tried again, and then at once.
     fn back_off(&self, key: &str, backoff: Duration) {
-        let until = Instant::now() + backoff;
+        let until = self.handle.now() + backoff;
         if !self.groups().back_off(key, until) {
             return;
         }
@@ -173,7 +174,7 @@ impl Plugin for Coscheduling {
         };
         let tried = self
             .groups()
-            .check(&key, pod.name(), snapshot, Instant::now());
+            .check(&key, pod.name(), snapshot, self.handle.now());
         tried.is_ok().then(|| Sign::node(Fragments::NONE))
     }
     fn as_queue_sort(&self) -> Option<&dyn QueueSortPlugin> {
@@ -210,25 +211,27 @@ impl Observer for Coscheduling {
     }
 
     fn observe(&self, old: Option<&EventObject>, new: Option<&EventObject>) {
-        match (old, new) {
-            (_, Some(EventObject::Custom(group))) => self.groups().set_group(group),
-            (Some(EventObject::Custom(group)), None) => self.groups().delete_group(&group.key()),
-            (old, new) => {
-                let pod =
-                    |object: Option<&'_ EventObject>| object.and_then(EventObject::pod).cloned();
-                let (old, new) = (pod(old), pod(new));
-                let key = |pod: &Option<Arc<Pod>>| pod.as_ref().and_then(|pod| group_key(pod));
-                let (old_key, new_key) = (key(&old), key(&new));
-                if let (Some(old), Some(key)) = (&old, &old_key)
-                    && old_key != new_key
-                {
-                    let uid = component_helpers::pod::uid(old);
-                    self.groups().delete_pod(key, uid);
+        use component_helpers::pod::uid;
+        let mut groups = self.groups();
+        match Observed::new(old, new) {
+            Some(Observed::Object(group)) => groups.set_group(group),
+            Some(Observed::ObjectGone(group)) => groups.delete_group(&group.key()),
+            Some(Observed::Pod { old, new }) => {
+                let key = group_key(new);
+                let left = old.and_then(|old| Some((old, group_key(old)?)));
+                if let Some((old, left)) = left.filter(|(_, left)| Some(left) != key.as_ref()) {
+                    groups.delete_pod(&left, uid(old));
                 }
-                if let (Some(new), Some(key)) = (new, new_key) {
-                    self.groups().set_pod(&key, new);
+                if let Some(key) = key {
+                    groups.set_pod(&key, Arc::clone(new));
                 }
             }
+            Some(Observed::PodGone(pod)) => {
+                if let Some(key) = group_key(pod) {
+                    groups.delete_pod(&key, uid(pod));
+                }
+            }
+            None => {}
         }
     }
 }
@@ -301,7 +304,7 @@ impl PreFilterPlugin for Coscheduling {
         let Some(key) = group_key(&pod.pod) else {
             return (all, Status::success());
         };
-        let now = Instant::now();
+        let now = self.handle.now();
         let mut groups = self.groups();
         match groups.check(&key, pod.name(), snapshot, now) {
             Ok(()) => {

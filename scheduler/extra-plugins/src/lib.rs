@@ -11,6 +11,7 @@ pub mod coscheduling;
 pub mod kinds;
 pub mod names;
 pub mod node_resource_topology;
+pub mod observed;
 pub mod preemption_toleration;
 pub mod registry;
 pub mod trimaran;

@@ -18,6 +18,7 @@ use framework::{
 use crate::args::{NodeResourceTopologyMatchArgs, PreemptionMode};
 use crate::kinds::NODE_RESOURCE_TOPOLOGY;
 use crate::names;
+use crate::observed::Observed;
 
 pub mod cache;
 pub mod fingerprint;
@@ -139,21 +140,18 @@ impl Observer for NodeResourceTopologyMatch {
     }
 
     fn observe(&self, old: Option<&EventObject>, new: Option<&EventObject>) {
-        let touched = match (old, new) {
-            (_, Some(EventObject::Custom(report))) => {
+        let touched = match Observed::new(old, new) {
+            Some(Observed::Object(report)) => {
                 let changed = self.cache().report(report);
                 changed.then(|| report.name().to_owned())
             }
-            (Some(EventObject::Custom(report)), None) => {
+            Some(Observed::ObjectGone(report)) => {
                 self.cache().forget(report.name());
                 Some(report.name().to_owned())
             }
-            (old, new) => {
-                let pod =
-                    |object: Option<&'_ EventObject>| object.and_then(EventObject::pod).cloned();
-                let (old, new) = (pod(old), pod(new));
-                self.cache().pod(old.as_ref(), new.as_ref())
-            }
+            Some(Observed::Pod { old, new }) => self.cache().pod(old, Some(new)),
+            Some(Observed::PodGone(pod)) => self.cache().pod(Some(pod), None),
+            None => None,
         };
         if let Some(node) = touched {
             self.handle.touch_node(&node);

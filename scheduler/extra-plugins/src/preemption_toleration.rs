@@ -22,6 +22,7 @@ use plugins::preemption::{
 
 use crate::kinds::{PRIORITY_CLASS, PriorityClass};
 use crate::names;
+use crate::observed::Observed;
 
 #[cfg(test)]
 mod tests;
@@ -136,24 +137,23 @@ impl Observer for PreemptionToleration {
     }
 
     fn observe(&self, old: Option<&EventObject>, new: Option<&EventObject>) {
-        let custom =
-            |object: Option<&'_ EventObject>| object.and_then(EventObject::custom).cloned();
-        let (old, new) = (custom(old), custom(new));
-        if old.is_none() && new.is_none() {
-            return;
-        }
         let mut classes = self.classes.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(class) = new {
-            let policy = Policy::parse(&class);
-            if policy.is_none() {
-                tracing::error!(
-                    priorityClass = class.name(),
-                    "the preemption toleration of a priority class is no number; its pods tolerate no preemption"
-                );
+        match Observed::new(old, new) {
+            Some(Observed::Object(class)) => {
+                let policy = Policy::parse(class);
+                if policy.is_none() {
+                    tracing::error!(
+                        priorityClass = class.name(),
+                        "the preemption toleration of a priority class is no number; its pods tolerate no preemption"
+                    );
+                }
+                classes.insert(class.name().to_owned(), policy);
             }
-            classes.insert(class.name().to_owned(), policy);
-        } else if let Some(class) = old {
-            classes.remove(class.name());
+            Some(Observed::ObjectGone(class)) => {
+                classes.remove(class.name());
+            }
+            // Pods are not asked for.
+            Some(Observed::Pod { .. } | Observed::PodGone(_)) | None => {}
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use component_base::tasks;
 
@@ -208,6 +208,10 @@ impl Handle for FrameworkHandle {
             }
         };
         self.shared.tasks.spawn(tasks::vital("plugin task", work));
+    }
+    fn now(&self) -> Instant {
+        // A replay's clock is not the machine's.
+        tokio::time::Instant::now().into_std()
     }
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
         Box::pin(tokio::time::sleep(time))

@@ -2,7 +2,7 @@
 //!
 //! Upstream: pkg/scheduler/framework/runtime/waiting_pods_map.go, v1.36.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -91,11 +91,11 @@ impl WaitingPod for Waiting {
 /// All of them, by UID.
 #[derive(Default)]
 pub struct WaitingPods {
-    pods: Mutex<HashMap<Arc<str>, Arc<Waiting>>>,
+    pods: Mutex<BTreeMap<Arc<str>, Arc<Waiting>>>,
 }
 
 impl WaitingPods {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Waiting>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Waiting>>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -123,7 +123,7 @@ impl WaitingPods {
         self.lock().get(uid).cloned()
     }
 
-    /// Every one.
+    /// Every one, in the order of their UIDs.
     pub fn list(&self) -> Vec<Arc<Waiting>> {
         self.lock().values().cloned().collect()
     }

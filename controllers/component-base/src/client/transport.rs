@@ -10,7 +10,7 @@
 //!         -> none: wait for the one dial under way (or begin it), look again
 //! ```
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -97,8 +97,10 @@ struct Connection {
     streams: AtomicUsize,
     /// [`Inner::limit`].
     limit: Arc<AtomicUsize>,
-    /// An answer came.
+    /// The first answer came.
     answered: Arc<Notify>,
+    /// Whether it did.
+    proven: AtomicBool,
 }
 
 /// A stream of a connection, until dropped.
@@ -201,7 +203,9 @@ impl Inner {
             match sent {
                 Ok(response) => {
                     self.lock().unproven = 0;
-                    stream.0.answered.notify_one();
+                    if !stream.0.proven.swap(true, Ordering::Relaxed) {
+                        stream.0.answered.notify_one();
+                    }
                     return Ok(response.map(|body| {
                         let body = body.map_err(move |error| {
                             // The stream is free when the body is dropped.
@@ -319,6 +323,7 @@ impl Inner {
             streams: AtomicUsize::new(0),
             limit: self.limit.clone(),
             answered,
+            proven: AtomicBool::new(false),
         }))
     }
 }

@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Informer, InformerEvent, Object, Receiver};
+use super::{Informer, InformerEvent, Object, Receiver, Subscription};
 
 /// An object of which only the metadata is looked at.
 pub trait HasMetadata: Send + Sync {
@@ -48,6 +48,7 @@ impl<K: Object> From<InformerEvent<K>> for MetadataEvent {
 }
 
 trait Source: Send + Sync {
+    fn on(&self, handler: Box<dyn FnMut(MetadataEvent) + Send>) -> Subscription;
     fn subscribe(&self) -> MetadataReceiver;
     fn has_synced(&self) -> bool;
     fn count(&self, namespace: &str) -> usize;
@@ -55,6 +56,9 @@ trait Source: Send + Sync {
 }
 
 impl<K: Object> Source for Informer<K> {
+    fn on(&self, mut handler: Box<dyn FnMut(MetadataEvent) + Send>) -> Subscription {
+        Informer::on(self, move |event| handler(event.into()))
+    }
     fn subscribe(&self) -> MetadataReceiver {
         MetadataReceiver(Box::new(Informer::subscribe(self)))
     }
@@ -77,6 +81,11 @@ impl MetadataInformer {
     /// The metadata of what `informer` holds.
     pub fn of<K: Object>(informer: Informer<K>) -> Self {
         Self(Arc::new(informer))
+    }
+
+    /// Calls `handler` for every event; see [`Informer::on`].
+    pub fn on(&self, handler: impl FnMut(MetadataEvent) + Send + 'static) -> Subscription {
+        self.0.on(Box::new(handler))
     }
 
     /// Events from now on, after an `Added` for everything stored.

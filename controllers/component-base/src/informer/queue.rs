@@ -3,8 +3,11 @@
 //! `Added` + `Updated` is `Added` of the newer state, `Updated` + `Updated` keeps the first old and the last new state, `Updated` +
 //! `Deleted` is `Deleted`. `Added` + `Deleted` stays two events, since expectations count both; only past [`MAX_PENDING`] such
 //! pairs are dropped. An object that went and came back is `Deleted` and `Added`, never `Updated`.
+//!
+//! A mark stands between events: what came before it merges with nothing that came after.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
@@ -44,21 +47,28 @@ impl<K> InformerEvent<K> {
     }
 }
 
-struct Inner<K> {
+/// What a queue holds.
+pub(super) enum Item<K, M> {
+    Event(Place, InformerEvent<K>),
+    Mark(M),
+}
+
+struct Inner<K, M> {
     /// Number of the first slot.
     base: u64,
-    slots: VecDeque<Option<(Place, InformerEvent<K>)>>,
+    slots: VecDeque<Option<Item<K, M>>>,
     /// The last unread slot of each place. A place that was given to another object had its `Deleted` last, and that merges with nothing.
     last: HashMap<Place, u64, Hashed>,
     closed: bool,
 }
 
-pub(super) struct Queue<K> {
-    inner: Mutex<Inner<K>>,
+/// `M`: what marks are; nothing in a queue without any.
+pub(super) struct Queue<K, M = Infallible> {
+    inner: Mutex<Inner<K, M>>,
     notify: Notify,
 }
 
-impl<K: Object> Queue<K> {
+impl<K: Object, M> Queue<K, M> {
     pub(super) fn new() -> Self {
         let inner = Inner {
             base: 0,
@@ -72,7 +82,7 @@ impl<K: Object> Queue<K> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner<K>> {
+    fn lock(&self) -> MutexGuard<'_, Inner<K, M>> {
         self.inner.lock().expect("no panic while the lock is held")
     }
 
@@ -92,17 +102,46 @@ impl<K: Object> Queue<K> {
         self.notify.notify_one();
     }
 
-    fn pop(&self) -> Result<InformerEvent<K>, bool> {
+    pub(super) fn mark(&self, mark: M) {
+        let mut inner = self.lock();
+        inner.last.clear();
+        inner.slots.push_back(Some(Item::Mark(mark)));
+        drop(inner);
+        self.notify.notify_one();
+    }
+
+    /// Wakes the reader though nothing came.
+    pub(super) fn wake(&self) {
+        self.notify.notify_one();
+    }
+
+    pub(super) async fn woken(&self) {
+        self.notify.notified().await;
+    }
+
+    /// The next ones, at most `most`; `false`: none will ever come.
+    pub(super) fn take(&self, into: &mut Vec<Item<K, M>>, most: usize) -> bool {
+        let mut inner = self.lock();
+        let before = into.len();
+        while into.len() - before < most
+            && let Some(item) = inner.pop()
+        {
+            into.push(item);
+        }
+        into.len() > before || !inner.closed
+    }
+
+    fn pop(&self) -> Result<Item<K, M>, bool> {
         let mut inner = self.lock();
         inner.pop().ok_or(inner.closed)
     }
 }
 
-impl<K: Object> Inner<K> {
+impl<K: Object, M> Inner<K, M> {
     fn push(&mut self, place: Place, event: InformerEvent<K>) {
         if let Some(number) = self.last.get(&place) {
             let index = usize::try_from(number - self.base).expect("slots fit in memory");
-            if let Some((_, pending)) = self.slots[index].as_mut() {
+            if let Some(Item::Event(_, pending)) = self.slots[index].as_mut() {
                 let merged = match (&*pending, &event) {
                     (InformerEvent::Added(_), InformerEvent::Updated { new, .. }) => {
                         Some(InformerEvent::Added(new.clone()))
@@ -125,24 +164,25 @@ impl<K: Object> Inner<K> {
             }
         }
         self.last.insert(place, self.base + self.slots.len() as u64);
-        self.slots.push_back(Some((place, event)));
+        self.slots.push_back(Some(Item::Event(place, event)));
     }
 
-    fn pop(&mut self) -> Option<InformerEvent<K>> {
+    fn pop(&mut self) -> Option<Item<K, M>> {
         while let Some(slot) = self.slots.pop_front() {
             let number = self.base;
             self.base += 1;
-            if let Some((place, event)) = slot {
-                if self.last.get(&place) == Some(&number) {
-                    self.last.remove(&place);
-                }
-                if self.slots.is_empty() && self.slots.capacity() > LARGE {
-                    // What a burst took.
-                    self.slots = VecDeque::new();
-                    self.last = HashMap::default();
-                }
-                return Some(event);
+            let Some(item) = slot else { continue };
+            if let Item::Event(place, _) = &item
+                && self.last.get(place) == Some(&number)
+            {
+                self.last.remove(place);
             }
+            if self.slots.is_empty() && self.slots.capacity() > LARGE {
+                // What a burst took.
+                self.slots = VecDeque::new();
+                self.last = HashMap::default();
+            }
+            return Some(item);
         }
         None
     }
@@ -151,8 +191,13 @@ impl<K: Object> Inner<K> {
     fn compact(&mut self) {
         let mut added: HashMap<Place, usize> = HashMap::new();
         for index in 0..self.slots.len() {
-            let Some((place, event)) = &self.slots[index] else {
-                continue;
+            let (place, event) = match &self.slots[index] {
+                None => continue,
+                Some(Item::Event(place, event)) => (place, event),
+                Some(Item::Mark(_)) => {
+                    added.clear();
+                    continue;
+                }
             };
             match event {
                 InformerEvent::Added(_) => {
@@ -171,8 +216,12 @@ impl<K: Object> Inner<K> {
         self.last.clear();
         self.slots = slots.into_iter().filter(Option::is_some).collect();
         for (index, slot) in self.slots.iter().enumerate() {
-            if let Some((place, _)) = slot {
-                self.last.insert(*place, self.base + index as u64);
+            match slot {
+                Some(Item::Event(place, _)) => {
+                    self.last.insert(*place, self.base + index as u64);
+                }
+                Some(Item::Mark(_)) => self.last.clear(),
+                None => {}
             }
         }
     }
@@ -188,7 +237,7 @@ impl<K: Object> Receiver<K> {
     pub async fn recv(&mut self) -> Option<InformerEvent<K>> {
         loop {
             match self.queue.pop() {
-                Ok(event) => return Some(event),
+                Ok(item) => return Some(event(item)),
                 Err(true) => return None,
                 Err(false) => self.queue.notify.notified().await,
             }
@@ -197,7 +246,7 @@ impl<K: Object> Receiver<K> {
 
     /// The next event if there is one now.
     pub fn try_recv(&mut self) -> Option<InformerEvent<K>> {
-        self.queue.pop().ok()
+        self.queue.pop().ok().map(event)
     }
 
     /// The events as a stream.
@@ -205,5 +254,53 @@ impl<K: Object> Receiver<K> {
         futures::stream::unfold(self, |mut receiver| async move {
             receiver.recv().await.map(|event| (event, receiver))
         })
+    }
+}
+
+/// What is in a queue without marks.
+fn event<K>(item: Item<K, Infallible>) -> InformerEvent<K> {
+    match item {
+        Item::Event(_, event) => event,
+        Item::Mark(never) => match never {},
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    #[test]
+    fn pairs_are_dropped_but_not_across_a_mark() {
+        let queue: Queue<ConfigMap, char> = Queue::new();
+        let object = Arc::new(ConfigMap::default());
+        let added = || InformerEvent::Added(object.clone());
+        let deleted = || InformerEvent::Deleted(object.clone());
+        queue.push(0, added());
+        queue.push(1, added());
+        queue.push(1, deleted());
+        queue.mark('m');
+        queue.push(0, deleted());
+        queue.push(2, added());
+        queue.push(2, deleted());
+        queue.push(3, added());
+        queue.lock().compact();
+        // Merges with what is unread, at its new place.
+        let (old, new) = (object.clone(), object.clone());
+        queue.push(3, InformerEvent::Updated { old, new });
+        let mut items = Vec::new();
+        assert!(queue.take(&mut items, 100));
+        let text = |item: &Item<ConfigMap, char>| match item {
+            Item::Event(place, InformerEvent::Added(_)) => format!("+{place}"),
+            Item::Event(place, InformerEvent::Updated { .. }) => format!("~{place}"),
+            Item::Event(place, InformerEvent::Deleted(_)) => format!("-{place}"),
+            Item::Mark(mark) => mark.to_string(),
+        };
+        let texts: Vec<_> = items.iter().map(text).collect();
+        assert_eq!(texts, ["+0", "m", "-0", "+3"]);
+        assert!(queue.take(&mut items, 100), "more may come");
+        queue.close();
+        assert!(!queue.take(&mut items, 100));
     }
 }

@@ -10,8 +10,9 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use kube::Resource;
 use kube::runtime::watcher::Event;
 
+use super::dispatch::{Dispatcher, Handler, Subscription};
 use super::queue::Queue;
-use super::{InformerEvent, Object, ObjectKey, Receiver};
+use super::{InformerEvent, Object, Receiver};
 
 type IndexFn<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
 
@@ -81,6 +82,8 @@ struct Inner<K: Object> {
     namespaces: HashMap<Box<str>, BTreeSet<Place>>,
     indexes: HashMap<&'static str, Index<K>>,
     subscribers: Vec<Weak<Queue<K>>>,
+    /// Of all handlers together; `None` before the first.
+    dispatcher: Option<Dispatcher<K>>,
     /// A relist is under way.
     relisting: bool,
     relists: u32,
@@ -113,6 +116,7 @@ impl<K: Object> Store<K> {
                 namespaces: HashMap::new(),
                 indexes: HashMap::new(),
                 subscribers: Vec::new(),
+                dispatcher: None,
                 relisting: false,
                 relists: 0,
                 closed: false,
@@ -151,9 +155,9 @@ impl<K: Object> Store<K> {
         false
     }
 
-    pub(super) fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {
+    pub(super) fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         let inner = self.read();
-        let place = inner.find((&key.namespace, &key.name))?;
+        let place = inner.find((namespace, name))?;
         inner.object(place).cloned()
     }
     pub(super) fn list(&self) -> Vec<Arc<K>> {
@@ -198,6 +202,13 @@ impl<K: Object> Store<K> {
         inner.objects(index.and_then(|index| index.entries.get(value)))
     }
 
+    pub(super) fn count_by_index(&self, name: &str, value: &str) -> usize {
+        let inner = self.read();
+        let index = inner.indexes.get(name);
+        let places = index.and_then(|index| index.entries.get(value));
+        places.map_or(0, BTreeSet::len)
+    }
+
     pub(super) fn subscribe(&self) -> Receiver<K> {
         let mut inner = self.write();
         let queue = Arc::new(Queue::new());
@@ -213,6 +224,25 @@ impl<K: Object> Store<K> {
         Receiver { queue }
     }
 
+    /// Takes a handler in, which gets an `Added` for everything stored first. A dispatcher that is given is to be run.
+    pub(super) fn add_handler(&self, handler: Handler<K>) -> (Subscription, Option<Dispatcher<K>>) {
+        let mut guard = self.write();
+        let inner = &mut *guard;
+        let stored = inner.slots.iter().filter_map(|slot| slot.object.clone());
+        let stored = stored.collect();
+        if inner.closed {
+            // The dispatcher may have ended already.
+            let dispatcher = Dispatcher::default();
+            let subscription = dispatcher.add(handler, stored);
+            dispatcher.close();
+            return (subscription, Some(dispatcher));
+        }
+        let first = inner.dispatcher.is_none();
+        let dispatcher = inner.dispatcher.get_or_insert_with(Dispatcher::default);
+        let subscription = dispatcher.add(handler, stored);
+        (subscription, first.then(|| dispatcher.clone()))
+    }
+
     /// Ends all subscriptions once they have read what is left.
     pub(super) fn close(&self) {
         let mut inner = self.write();
@@ -222,6 +252,9 @@ impl<K: Object> Store<K> {
             .iter()
             .filter_map(Weak::upgrade)
             .for_each(|queue| queue.close());
+        if let Some(dispatcher) = &inner.dispatcher {
+            dispatcher.close();
+        }
     }
 }
 
@@ -413,6 +446,9 @@ impl<K: Object> Inner<K> {
     }
 
     fn publish(&mut self, place: Place, event: &InformerEvent<K>) {
+        if let Some(dispatcher) = &self.dispatcher {
+            dispatcher.push(place, event.clone());
+        }
         self.subscribers
             .retain(|subscriber| match subscriber.upgrade() {
                 Some(queue) => {

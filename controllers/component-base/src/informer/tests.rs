@@ -125,3 +125,103 @@ async fn late_subscribers_and_indexes() {
     shutdown.trigger();
     assert!(receiver.recv().await.is_none());
 }
+
+type Seen = Arc<Mutex<Vec<String>>>;
+
+/// Notes what a handler is told, as `+name@version`.
+fn note(seen: &Seen) -> impl FnMut(InformerEvent<ConfigMap>) + Send + 'static {
+    let seen = seen.clone();
+    move |event| {
+        let sign = match &event {
+            InformerEvent::Added(_) => "+",
+            InformerEvent::Updated { .. } => "~",
+            InformerEvent::Deleted(_) => "-",
+        };
+        let meta = &event.object().metadata;
+        let (name, version) = (meta.name.as_ref(), meta.resource_version.as_ref());
+        let text = format!("{sign}{}@{}", name.unwrap(), version.unwrap());
+        seen.lock().unwrap().push(text);
+    }
+}
+
+fn take(seen: &Seen) -> Vec<String> {
+    std::mem::take(&mut *seen.lock().unwrap())
+}
+
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn handlers_are_told_in_order_and_late_ones_of_what_is_stored() {
+    let shutdown = Shutdown::new();
+    let (events, stream) = futures::channel::mpsc::unbounded();
+    let informer = Informer::from_stream(stream, "ConfigMap".into(), &shutdown);
+    let send = |event| events.unbounded_send(Ok(event)).unwrap();
+    let (early, late) = (Seen::default(), Seen::default());
+    let _early = informer.on(note(&early));
+    send(Event::Apply(object("a", "1", 1)));
+    send(Event::Apply(object("b", "2", 2)));
+    settle().await;
+    assert_eq!(take(&early), ["+a@1", "+b@2"]);
+
+    let _late = informer.on(note(&late));
+    send(Event::Apply(object("a", "1", 3)));
+    send(Event::Delete(object("b", "2", 4)));
+    settle().await;
+    assert_eq!(take(&early), ["~a@3", "-b@4"]);
+    assert_eq!(take(&late), ["+a@1", "+b@2", "~a@3", "-b@4"]);
+
+    // What is left is told after the end, too.
+    send(Event::Apply(object("c", "3", 5)));
+    drop(events);
+    settle().await;
+    assert_eq!(
+        (take(&early), take(&late)),
+        (vec!["+c@5".into()], vec!["+c@5".into()])
+    );
+    let after = Seen::default();
+    let _after = informer.on(note(&after));
+    settle().await;
+    assert_eq!(take(&after), ["+a@3", "+c@5"]);
+}
+
+#[test]
+fn what_a_late_handler_was_told_as_stored_does_not_merge_with_what_follows() {
+    let store = Store::new();
+    let (early, late) = (Seen::default(), Seen::default());
+    let (_early, dispatcher) = store.add_handler(Box::new(note(&early)));
+    store.apply(Event::Apply(object("a", "1", 1)));
+    store.apply(Event::Apply(object("b", "2", 1)));
+    let (_late, none) = store.add_handler(Box::new(note(&late)));
+    assert!(none.is_none(), "one dispatcher for all");
+    store.apply(Event::Apply(object("a", "1", 2)));
+    store.apply(Event::Apply(object("a", "1", 3)));
+    store.apply(Event::Delete(object("b", "2", 4)));
+    store.close();
+    futures::executor::block_on(dispatcher.unwrap().run());
+    assert_eq!(take(&early), ["+a@1", "+b@1", "~a@3", "-b@4"]);
+    assert_eq!(take(&late), ["+a@1", "+b@1", "~a@3", "-b@4"]);
+}
+
+#[tokio::test]
+async fn a_dropped_subscription_ends_and_lets_go_of_its_handler() {
+    let shutdown = Shutdown::new();
+    let (events, stream) = futures::channel::mpsc::unbounded();
+    let informer = Informer::from_stream(stream, "ConfigMap".into(), &shutdown);
+    let (one, other) = (Seen::default(), Seen::default());
+    let first = informer.on(note(&one));
+    let _second = informer.on(note(&other));
+    settle().await;
+    assert_eq!(Arc::strong_count(&one), 2);
+    drop(first);
+    settle().await;
+    assert_eq!(Arc::strong_count(&one), 1);
+    events
+        .unbounded_send(Ok(Event::Apply(object("a", "1", 1))))
+        .unwrap();
+    settle().await;
+    assert_eq!((take(&one).len(), take(&other).len()), (0, 1));
+}

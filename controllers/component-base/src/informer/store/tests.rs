@@ -82,7 +82,7 @@ fn places_are_given_back_and_never_mixed_up() {
             assert_eq!(names(store.by_index("app", "2")), of(&|o| app(o) == ["2"]));
             for (key, object) in &expected {
                 let (namespace, name) = key.split_once('/').expect("made so");
-                let found = store.get(&ObjectKey::new(namespace, name));
+                let found = store.get(namespace, name);
                 assert_eq!(found.as_deref(), Some(object));
             }
         }
