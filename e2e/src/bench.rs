@@ -4,6 +4,7 @@
 mod controllers;
 mod node;
 mod scheduler_core;
+mod starts;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -22,6 +23,8 @@ enum Bench {
     Node(node::NodeOptions),
     /// CPU and memory of the controller manager, and CPU of the API server, over workloads.
     Controllers(controllers::ControllersOptions),
+    /// Sustained starts of pods: a CPU second, latencies, API writes, fsync.
+    Starts(starts::StartsOptions),
 }
 
 /// # Errors
@@ -31,6 +34,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
         Bench::SchedulerCore(options) => scheduler_core::run(options),
         Bench::Node(options) => node::run(options),
         Bench::Controllers(options) => controllers::run(options),
+        Bench::Starts(options) => starts::run(options),
     }
 }
 

@@ -158,6 +158,25 @@ pub fn processes(path: &str) -> Result<Vec<u32>> {
     Ok(pids)
 }
 
+/// CPU seconds that `path` and all below it have used, of processes that ended, too.
+///
+/// # Errors
+/// No hierarchy counts them.
+pub fn cpu_seconds(path: &str) -> Result<f64> {
+    for hierarchy in hierarchies()? {
+        let dir = hierarchy.join(path);
+        if let Ok(text) = fs::read_to_string(dir.join("cpuacct.usage")) {
+            return Ok(text.trim().parse::<f64>()? / 1e9);
+        }
+        let stat = fs::read_to_string(dir.join("cpu.stat")).unwrap_or_default();
+        let usage = stat.lines().find_map(|l| l.strip_prefix("usage_usec "));
+        if let Some(usage) = usage {
+            return Ok(usage.trim().parse::<f64>()? / 1e6);
+        }
+    }
+    bail!("no cgroup hierarchy counts the CPU of {path}")
+}
+
 /// `top` and all directories below it, the deepest first.
 pub fn below(top: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

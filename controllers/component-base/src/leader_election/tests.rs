@@ -89,6 +89,18 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// A candidate with short times.
+fn candidate(server: &Server, shutdown: &Shutdown) -> LeaderElector {
+    let config = LeaderElectionConfig {
+        lease_duration: Duration::from_millis(1500),
+        renew_deadline: Duration::from_millis(200),
+        retry_period: Duration::from_millis(20),
+        ..LeaderElectionConfig::new("x")
+    };
+    let recorder = Recorder::core_v1(server.client(), "x", "", shutdown);
+    LeaderElector::new(server.client(), config, recorder).expect("valid")
+}
+
 /// A leader with short times, the handle to its leadership, its shutdown and its end.
 fn leader(
     server: &Server,
@@ -98,15 +110,8 @@ fn leader(
     tokio::task::JoinHandle<Outcome>,
     tokio::sync::oneshot::Receiver<()>,
 ) {
-    let config = LeaderElectionConfig {
-        lease_duration: Duration::from_millis(1500),
-        renew_deadline: Duration::from_millis(200),
-        retry_period: Duration::from_millis(20),
-        ..LeaderElectionConfig::new("x")
-    };
     let shutdown = Shutdown::new();
-    let recorder = Recorder::core_v1(server.client(), "x", "", &shutdown);
-    let elector = LeaderElector::new(server.client(), config, recorder).expect("valid");
+    let elector = candidate(server, &shutdown);
     let leadership = elector.leadership();
     let (sender, started) = tokio::sync::oneshot::channel();
     let (token, handle) = (shutdown.clone(), leadership.clone());
@@ -162,4 +167,43 @@ async fn a_paused_leader_ends_when_told_and_when_another_leads() {
     server.set_away(false);
     assert_eq!(end.await.expect("no panic"), Outcome::Lost);
     assert!(!leadership.wait().await);
+}
+
+#[tokio::test]
+async fn work_that_fails_and_a_lease_that_is_lost_are_told_apart() {
+    #[derive(Debug, PartialEq)]
+    enum Ended {
+        Lost,
+        Failed,
+    }
+    impl From<LeaseLost> for Ended {
+        fn from(_: LeaseLost) -> Self {
+            Self::Lost
+        }
+    }
+    let shutdown = Shutdown::new();
+    let failing = candidate(&Server::default(), &shutdown)
+        .run_work(&shutdown, |_| async { Err(Ended::Failed) });
+    assert_eq!(failing.await, Err(Ended::Failed));
+
+    let server = Server::default();
+    let taken = server.clone();
+    let losing = candidate(&server, &shutdown).run_work(&shutdown, |leading| async move {
+        taken.take_over();
+        leading.triggered().await;
+        Ok(())
+    });
+    assert_eq!(losing.await, Err(Ended::Lost));
+
+    // Told to end before it ever led.
+    shutdown.trigger();
+    let server = Server::default();
+    server.set_away(true);
+    let never = candidate(&server, &shutdown);
+    assert_eq!(
+        never
+            .run_work(&shutdown, |_| async { Err(Ended::Failed) })
+            .await,
+        Ok(())
+    );
 }
