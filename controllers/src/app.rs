@@ -56,6 +56,9 @@ const FEATURES: &[Feature] = &[
     Feature::beta(CONSISTENCY),
 ];
 
+/// More have not been seen to be busy.
+const MOST_WORKERS: usize = 4;
+
 /// Runs the process; returns its exit code.
 pub fn main() -> i32 {
     let mut words = std::env::args().skip(1).peekable();
@@ -63,7 +66,14 @@ pub fn main() -> i32 {
         return explain::main(words.collect());
     }
     memory::set_up();
-    process::run(&flag_set(), run)
+    process::run_on(workers(), &flag_set(), run)
+}
+
+/// Threads that carry the controllers. What they do is short and waits for answers most of the time: threads that have little to do spend
+/// more on waking each other than on the work, and the processors are the API server's and etcd's, too.
+fn workers() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (processors / 2).clamp(1, MOST_WORKERS)
 }
 
 async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {

@@ -21,14 +21,41 @@ where
     Work: Future<Output = Result<(), E>>,
     E: Display + From<TaskError>,
 {
+    run_on_threads(None, flags, work)
+}
+
+/// The same, with so many threads that carry tasks (at least one), not as many as there are processors.
+pub fn run_on<Work, E>(
+    threads: usize,
+    flags: &FlagSet,
+    work: impl FnOnce(Flags, Shutdown) -> Work,
+) -> i32
+where
+    Work: Future<Output = Result<(), E>>,
+    E: Display + From<TaskError>,
+{
+    run_on_threads(Some(threads.max(1)), flags, work)
+}
+
+/// `None`: as many as there are processors.
+fn run_on_threads<Work, E>(
+    threads: Option<usize>,
+    flags: &FlagSet,
+    work: impl FnOnce(Flags, Shutdown) -> Work,
+) -> i32
+where
+    Work: Future<Output = Result<(), E>>,
+    E: Display + From<TaskError>,
+{
     let flags = flags.parse_or_exit();
     if let Err(error) = flags.init_logs() {
         return failed(error);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads);
+    }
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(format_args!("starting the runtime: {error}")),
     };
