@@ -74,9 +74,22 @@ impl Identity {
 
 /// The command at another priority (19 the lowest, -20 the highest).
 pub fn niced(level: i8, inner: &Command) -> Command {
-    let mut command = Command::new("nice");
+    before(&["nice", "-n", &level.to_string()], inner)
+}
+
+/// What makes a command an attacker: the scheduler's idle class. Attackers have machines of their own where there is more than a test, and
+/// here whoever wakes up on the node runs at once, whatever they do; the lowest priority would still hold him up for a slice each time.
+pub const ELSEWHERE: [&str; 3] = ["chrt", "--idle", "0"];
+
+/// The command as an attacker's.
+pub fn elsewhere(inner: &Command) -> Command {
+    before(&ELSEWHERE, inner)
+}
+
+fn before(words: &[&str], inner: &Command) -> Command {
+    let mut command = Command::new(words[0]);
     command
-        .args(["-n", &level.to_string()])
+        .args(&words[1..])
         .arg(inner.get_program())
         .args(inner.get_args());
     for (name, value) in inner.get_envs() {

@@ -9,7 +9,7 @@ use e2e::cluster::{Cluster, layout};
 use e2e::probe::{Namespace, busybox_pod, cluster};
 
 use crate::attacker::{
-    Answer, Identity, ask, idle_connections, long, niced, raise_descriptor_limit,
+    Answer, ELSEWHERE, Identity, ask, idle_connections, long, niced, raise_descriptor_limit,
 };
 use crate::sound::Sound;
 
@@ -168,8 +168,9 @@ impl Flood {
             .map(|_| {
                 cluster
                     .control_plane()
-                    .command("nice")
-                    .args(["-n", "19", "sh", "-c", &script])
+                    .command(ELSEWHERE[0])
+                    .args(&ELSEWHERE[1..])
+                    .args(["sh", "-c", &script])
                     .stdout(Stdio::null())
                     .stderr(Stdio::null())
                     .spawn()

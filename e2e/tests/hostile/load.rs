@@ -9,7 +9,7 @@ use e2e::cluster::{Cluster, layout};
 use e2e::probe::{Namespace, busybox_pod, cluster};
 use e2e::starts::Starts;
 
-use crate::attacker::{idle_connections, niced, raise_descriptor_limit};
+use crate::attacker::{elsewhere, idle_connections, raise_descriptor_limit};
 use crate::kubelet_server::{Flood, exec_time};
 use crate::sound::Sound;
 
@@ -90,7 +90,7 @@ fn pods_that_pry(ns: &Namespace<'_>) -> Result<()> {
 
 /// An exec whose standard input never ends and is never read.
 fn endless_input(ns: &Namespace<'_>, pod: &str) -> Result<Command> {
-    let mut command = niced(19, &ns.command());
+    let mut command = elsewhere(&ns.command());
     command
         .args(["exec", "-i", pod, "--", "sleep", "36000"])
         .stdin(std::fs::File::open("/dev/zero").context("open /dev/zero")?);
@@ -128,7 +128,7 @@ fn starts(
     Ok(seconds)
 }
 
-/// The attackers have the lowest priority of this machine, which they share with the node: their own work is not the node's.
+/// The attackers have what the node leaves of the machine that they share: their own work is not the node's.
 #[test]
 #[ignore = "ten minutes: `cargo e2e test hostile` runs it"]
 fn everything_at_once_leaves_the_node_ready_and_quick() -> Result<()> {
