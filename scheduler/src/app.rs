@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -31,13 +30,20 @@ use crate::options::{COMPONENT, Options, flag_set};
 use crate::reload::Reload;
 use crate::runtime::{RecordFn, Shared};
 use crate::schedule_one::SchedulingLoop;
-use crate::scheduler::Scheduler;
-
-/// How often pods that have waited too long are looked for (upstream's 30 s).
-const FLUSH_UNSCHEDULABLE_PERIOD: Duration = Duration::from_secs(30);
+use crate::scheduler::{FLUSH_UNSCHEDULABLE_PERIOD, Scheduler};
+use crate::trace::recorder::TraceRecorder;
 
 /// Runs the process; returns its exit code.
 pub fn main() -> i32 {
+    let mut args = std::env::args();
+    let binary = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    if rest.first().is_some_and(|first| first == "replay") {
+        return crate::replay::command::main(
+            [vec![binary], rest[1..].to_vec()].concat(),
+            &registry(),
+        );
+    }
     process::run(&flag_set(), run)
 }
 
@@ -126,6 +132,8 @@ struct Parts {
     recorders: Arc<Recorders>,
     /// It has begun to schedule.
     active: Arc<AtomicBool>,
+    /// Writes down what it is told.
+    recorder: Option<TraceRecorder>,
 }
 
 impl Parts {
@@ -175,7 +183,10 @@ impl Parts {
             first,
         );
         let seed = options.placement_seed.unwrap_or_else(rand::random);
+        let record = options.record_trace.as_ref();
+        let recorder = record.map(|(path, max_bytes)| TraceRecorder::create(path, *max_bytes));
         Ok(Parts {
+            recorder: recorder.transpose()?,
             scheduler,
             informers: informers.clone(),
             revisions,
@@ -225,14 +236,20 @@ impl Parts {
             objects: (objects, changes),
             seed,
             active,
+            recorder,
             ..
         } = self;
         let synced = async { informers.wait_for_sync().await && objects.wait_for_sync().await };
         if shutdown.run_until(synced).await != Some(true) {
             return Ok(());
         }
-        let mut handlers =
-            EventHandlers::new(Arc::clone(&scheduler), &informers, revisions, changes);
+        let mut handlers = EventHandlers::new(
+            Arc::clone(&scheduler),
+            &informers,
+            revisions,
+            changes,
+            recorder,
+        );
         handlers.handle_initial();
         active.store(true, Ordering::Release);
         shutdown.spawn_essential("event handlers", handlers.run(shutdown.clone()));

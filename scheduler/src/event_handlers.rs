@@ -17,13 +17,17 @@ use crate::listers::{Informers, Revisions};
 use crate::metrics;
 use crate::objects::Change;
 use crate::scheduler::Scheduler;
+use crate::trace::object::TraceObject;
+use crate::trace::recorder::TraceRecorder;
 
 mod devices;
+mod recording;
 mod storage;
 #[cfg(test)]
 mod tests;
 
 use devices::DeviceEvents;
+use recording::{Recording, initial};
 use storage::StorageEvents;
 
 /// Feeds the cache and the queue.
@@ -37,17 +41,20 @@ pub struct EventHandlers {
     storage: StorageEvents,
     devices: DeviceEvents,
     objects: mpsc::Receiver<Change>,
+    recording: Option<Recording>,
 }
 
 impl EventHandlers {
-    /// Subscribes.
+    /// Subscribes. `recorder` is told of everything, too.
     pub fn new(
         scheduler: Arc<Scheduler>,
         informers: &Informers,
         revisions: Arc<Revisions>,
         objects: mpsc::Receiver<Change>,
+        recorder: Option<TraceRecorder>,
     ) -> Self {
         EventHandlers {
+            recording: recorder.map(|recorder| Recording::new(recorder, informers)),
             scheduler,
             revisions,
             pods: informers.pods.subscribe(),
@@ -62,14 +69,57 @@ impl EventHandlers {
 
     /// Takes in all that is there already: to be called after the informers have synced and before the first pod is scheduled.
     pub fn handle_initial(&mut self) {
-        self.storage.drain(&self.scheduler);
-        self.devices.drain(&self.scheduler);
-        self.scheduler.shared.observers().tell_objects();
+        let scheduler = Arc::clone(&self.scheduler);
+        if self.recording.is_some() {
+            self.record_what_is_read();
+        }
+        let recorder = self.recording.as_ref().map(|recording| &recording.recorder);
+        let there = |object: Option<&EventObject>| {
+            if let (Some(recorder), Some(object)) = (recorder, object) {
+                recorder.initial(TraceObject::of_event(object));
+            }
+        };
+        self.storage.drain(|change| {
+            there(change.as_ref().and_then(|change| change.objects().1));
+            storage::handle(&scheduler, change);
+        });
+        self.devices.drain(|change| {
+            there(change.as_ref().and_then(|(_, new)| new.as_ref()));
+            devices::handle(&scheduler, change);
+        });
+        let observers = scheduler.shared.observers();
+        observers.tell_objects();
+        if let Some(recorder) = recorder {
+            for object in observers.objects() {
+                recorder.initial(TraceObject::Custom(object));
+            }
+        }
         while let Some(event) = self.nodes.try_recv() {
-            handle_node(&self.scheduler, event);
+            recorder.inspect(|recorder| initial(recorder, &event));
+            handle_node(&scheduler, event);
         }
         while let Some(event) = self.pods.try_recv() {
-            handle_pod(&self.scheduler, event);
+            recorder.inspect(|recorder| initial(recorder, &event));
+            handle_pod(&scheduler, event);
+        }
+        if let Some(recorder) = recorder {
+            recorder.synced();
+        }
+    }
+
+    /// What nobody waits for, but somebody may read.
+    fn record_what_is_read(&mut self) {
+        let Some(recording) = &mut self.recording else {
+            return;
+        };
+        recording.drain();
+        while let Some(event) = self.namespaces.try_recv() {
+            initial(&recording.recorder, &event);
+            self.revisions.namespaces.fetch_add(1, Ordering::AcqRel);
+        }
+        while let Some(event) = self.services.try_recv() {
+            initial(&recording.recorder, &event);
+            self.revisions.services.fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -79,16 +129,77 @@ impl EventHandlers {
             tokio::select! {
                 biased;
                 () = shutdown.triggered() => return,
-                Some(event) = self.nodes.recv() => handle_node(&self.scheduler, event),
-                Some(event) = self.pods.recv() => handle_pod(&self.scheduler, event),
-                Some(change) = self.storage.next() => storage::handle(&self.scheduler, change),
-                Some(change) = self.devices.next() => devices::handle(&self.scheduler, change),
-                Some(change) = self.objects.recv() => handle_object(&self.scheduler, &change),
-                Some(_) = self.namespaces.recv() => { self.revisions.namespaces.fetch_add(1, Ordering::AcqRel); }
-                Some(_) = self.services.recv() => { self.revisions.services.fetch_add(1, Ordering::AcqRel); }
+                Some(event) = self.nodes.recv() => {
+                    self.record(|recording| recording.recorder.informed(&event));
+                    handle_node(&self.scheduler, event);
+                }
+                Some(event) = self.pods.recv() => {
+                    self.record(|recording| recording.recorder.informed(&event));
+                    handle_pod(&self.scheduler, event);
+                }
+                Some(change) = self.storage.next() => {
+                    if let Some(change) = &change {
+                        self.record(|recording| recording.change(change.objects()));
+                    }
+                    storage::handle(&self.scheduler, change);
+                }
+                Some(change) = self.devices.next() => {
+                    if let Some((old, new)) = &change {
+                        self.record(|recording| recording.change((old.as_ref(), new.as_ref())));
+                    }
+                    devices::handle(&self.scheduler, change);
+                }
+                Some(change) = self.objects.recv() => {
+                    let object = |object: &Option<Arc<Object>>| object.clone().map(EventObject::Custom);
+                    let (old, new) = (object(&change.0), object(&change.1));
+                    self.record(|recording| recording.change((old.as_ref(), new.as_ref())));
+                    handle_object(&self.scheduler, old, new);
+                }
+                Some(event) = self.namespaces.recv() => {
+                    self.record(|recording| recording.recorder.informed(&event));
+                    self.revisions.namespaces.fetch_add(1, Ordering::AcqRel);
+                }
+                Some(event) = self.services.recv() => {
+                    self.record(|recording| recording.recorder.informed(&event));
+                    self.revisions.services.fetch_add(1, Ordering::AcqRel);
+                }
+                Some(()) = Recording::next(&mut self.recording) => {}
                 else => return,
             }
         }
+    }
+
+    fn record(&self, record: impl FnOnce(&Recording)) {
+        if let Some(recording) = &self.recording {
+            record(recording);
+        }
+    }
+}
+
+/// What happened to an object.
+fn action<T>(old: &Option<T>, new: &Option<T>) -> ActionType {
+    match (old, new) {
+        (None, _) => ActionType::ADD,
+        (_, None) => ActionType::DELETE,
+        _ => ActionType::UPDATE,
+    }
+}
+
+/// An object of storage, of devices, or of a kind that only plugins know, changed: into its cache, then to the queue.
+pub(crate) fn handle_stored(
+    scheduler: &Scheduler,
+    resource: EventResource,
+    old: Option<EventObject>,
+    new: Option<EventObject>,
+) {
+    match resource {
+        EventResource::Custom(_) => handle_object(scheduler, old, new),
+        EventResource::ResourceClaim
+        | EventResource::ResourceSlice
+        | EventResource::DeviceClass => {
+            devices::handle(scheduler, Some((old, new)));
+        }
+        resource => storage::handle(scheduler, Some(storage::Change::new(resource, old, new))),
     }
 }
 
@@ -106,7 +217,7 @@ fn pod_object(pod: &Arc<Pod>) -> Option<EventObject> {
     Some(EventObject::Pod(Arc::clone(pod)))
 }
 
-fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
+pub(crate) fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
     let start = Instant::now();
     let (cache, queue) = (&scheduler.cache, &scheduler.queue);
     match event {
@@ -159,28 +270,25 @@ fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
     }
 }
 
-fn handle_object(scheduler: &Scheduler, (old, new): &Change) {
+fn handle_object(scheduler: &Scheduler, old: Option<EventObject>, new: Option<EventObject>) {
     let start = Instant::now();
-    let Some(kind) = new.as_ref().or(old.as_ref()).map(|object| object.kind) else {
+    let object = new.as_ref().or(old.as_ref());
+    let Some(kind) = object
+        .and_then(EventObject::custom)
+        .map(|object| object.kind)
+    else {
         return;
     };
-    let action = match (old, new) {
-        (None, _) => ActionType::ADD,
-        (_, None) => ActionType::DELETE,
-        _ => ActionType::UPDATE,
-    };
-    let object = |object: &Option<Arc<Object>>| object.clone().map(EventObject::Custom);
-    let (old, new) = (object(old), object(new));
+    let event = ClusterEvent::new(EventResource::Custom(kind), action(&old, &new));
     let observers = scheduler.shared.observers();
     observers.tell_object(kind, old.as_ref(), new.as_ref());
-    let event = ClusterEvent::new(EventResource::Custom(kind), action);
     scheduler
         .queue
         .move_all_to_active_or_backoff_queue(event, old, new, None);
     observe(&event, start);
 }
 
-fn handle_pod(scheduler: &Scheduler, event: InformerEvent<Pod>) {
+pub(crate) fn handle_pod(scheduler: &Scheduler, event: InformerEvent<Pod>) {
     let observers = scheduler.shared.observers();
     match &event {
         InformerEvent::Added(pod) => observers.tell_pod(None, Some(pod)),

@@ -25,9 +25,11 @@ pub mod options;
 pub mod pages;
 pub mod profile;
 pub mod reload;
+pub mod replay;
 pub mod runtime;
 pub mod schedule_one;
 pub mod scheduler;
 #[cfg(test)]
 mod testing;
+pub mod trace;
 pub mod what_if;

@@ -137,6 +137,20 @@ impl Observers {
         }
     }
 
+    /// All there is of the kinds that plugins alone know.
+    pub fn objects(&self) -> Vec<Arc<Object>> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(sources) = self.sources.get() else {
+            return Vec::new();
+        };
+        let kinds: BTreeSet<ObjectKind> =
+            told.iter().flat_map(|told| &told.kinds).copied().collect();
+        kinds
+            .into_iter()
+            .flat_map(|kind| sources.objects(kind))
+            .collect()
+    }
+
     fn tell_all(&self, plugin: &dyn Plugin, kinds: &[ObjectKind]) {
         let (Some(sources), Some(observer)) = (self.sources.get(), plugin.as_observer()) else {
             return;

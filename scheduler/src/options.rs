@@ -18,6 +18,7 @@ use component_base::options::{
 
 use crate::config::{self, KubeSchedulerConfiguration};
 use crate::scheduler::POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION;
+use crate::trace::recorder::DEFAULT_MAX_BYTES;
 
 /// The component's name: user agent, lease, certificate pair.
 pub const COMPONENT: &str = "kube-scheduler";
@@ -78,6 +79,8 @@ pub struct Options {
     pub placement_seed: Option<u64>,
     /// `--write-config-to`.
     pub write_config_to: Option<PathBuf>,
+    /// `--record-trace` and `--record-trace-max-bytes`.
+    pub record_trace: Option<(PathBuf, u64)>,
 }
 
 /// Why a command line or configuration was refused.
@@ -98,6 +101,9 @@ pub enum InvalidOptions {
     /// Feature gates.
     #[error(transparent)]
     Feature(#[from] FeatureError),
+    /// A trace of no size.
+    #[error("record-trace-max-bytes: Invalid value: {0}: must be greater than 0")]
+    TraceSize(i64),
     /// A gate is on whose feature there is not.
     #[error("feature-gates: Invalid value: \"{0}=true\": the feature is not built")]
     NotBuilt(&'static str),
@@ -123,6 +129,17 @@ pub fn flag_set() -> FlagSet {
     );
     // DIFFERS: upstream breaks ties at random and has no such flag.
     flags.int("placement-seed", 0, "Seed that settles which of equally good nodes is taken; the same seed and history give the same placement. 0: a new one each start.");
+    flags.string(
+        "record-trace",
+        "",
+        "Write what the scheduler is told of to this file while it schedules, for kube-scheduler replay. A file that is there is kept as FILE.old. \
+         Environments, commands and arguments of containers are left out.",
+    );
+    flags.int(
+        "record-trace-max-bytes",
+        i64::try_from(DEFAULT_MAX_BYTES).unwrap_or(i64::MAX),
+        "The trace ends when it is as large.",
+    );
     flags.unused(&[
         ("profiling", Value::Bool(true)),
         ("contention-profiling", Value::Bool(true)),
@@ -175,6 +192,7 @@ impl Options {
                 .ok()
                 .filter(|seed| *seed != 0),
             write_config_to: flags.optional("write-config-to").map(PathBuf::from),
+            record_trace: record_trace(flags)?,
             config,
         })
     }
@@ -195,6 +213,16 @@ impl Options {
             scheduler_filter_timeout: on("DRASchedulerFilterTimeout"),
         }
     }
+}
+
+fn record_trace(flags: &Flags) -> Result<Option<(PathBuf, u64)>, InvalidOptions> {
+    let Some(path) = flags.optional("record-trace") else {
+        return Ok(None);
+    };
+    let given = flags.int("record-trace-max-bytes");
+    let max_bytes = u64::try_from(given).ok().filter(|bytes| *bytes > 0);
+    let max_bytes = max_bytes.ok_or(InvalidOptions::TraceSize(given))?;
+    Ok(Some((PathBuf::from(path), max_bytes)))
 }
 
 /// The configuration file with the flags laid over it, with its defaults, valid.

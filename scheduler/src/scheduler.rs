@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use backend::queue::{LiveQueueConfig, ProfileQueueing};
@@ -19,6 +19,9 @@ use crate::runtime::{Beside, Framework, Shared};
 
 /// How long a pod waits for an event before it is tried anyway (upstream's `--pod-max-in-unschedulable-pods-duration`).
 pub const POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION: Duration = Duration::from_secs(300);
+
+/// How often pods that have waited too long are looked for (upstream's 30 s).
+pub const FLUSH_UNSCHEDULABLE_PERIOD: Duration = Duration::from_secs(30);
 
 /// By `schedulerName`.
 pub type Profiles = BTreeMap<String, Arc<Framework>>;
@@ -46,10 +49,28 @@ impl Scheduler {
         shared: Arc<Shared>,
         pod_max_in_unschedulable_pods_duration: Duration,
     ) -> Result<Arc<Self>, ProfileError> {
+        let longest = pod_max_in_unschedulable_pods_duration;
+        Self::with_clock(config, registry, shared, longest, None)
+    }
+
+    /// The same by another clock than the machine's.
+    ///
+    /// # Errors
+    /// When a profile cannot work.
+    pub fn with_clock(
+        config: &KubeSchedulerConfiguration,
+        registry: &[Registration],
+        shared: Arc<Shared>,
+        pod_max_in_unschedulable_pods_duration: Duration,
+        now: Option<Arc<dyn Fn() -> Instant + Send + Sync>>,
+    ) -> Result<Arc<Self>, ProfileError> {
         let profiles = new_profiles(config, registry, &shared)?;
         let live = live_queue_config(config, &profiles)?;
         let mut queue = QueueConfig::new(Arc::clone(&live.queue_sort));
         queue.live = live;
+        if let Some(now) = now {
+            queue.now = now;
+        }
         queue.pod_max_in_unschedulable_pods_duration = pod_max_in_unschedulable_pods_duration;
         queue.incoming = Arc::new(|queue, event| {
             metrics::QUEUE_INCOMING_PODS

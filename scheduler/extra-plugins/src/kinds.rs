@@ -45,6 +45,14 @@ pub const PRIORITY_CLASS: ObjectKind = ObjectKind {
     event: "priorityclasses.v1.scheduling.k8s.io",
 };
 
+/// All of them.
+pub const ALL: [ObjectKind; 4] = [
+    POD_GROUP,
+    ELASTIC_QUOTA,
+    NODE_RESOURCE_TOPOLOGY,
+    PRIORITY_CLASS,
+];
+
 /// A list of resources, as API objects have it.
 pub type ResourceList = BTreeMap<String, Quantity>;
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
@@ -216,6 +216,10 @@ pub trait Handle: Send + Sync {
     fn record(&self, event: EventRecord);
     /// Runs a future on the scheduler's runtime; it ends with the scheduler.
     fn spawn(&self, future: BoxFuture<'static, ()>);
+    /// What time it is, by the clock that [`Handle::sleep`] goes by.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
     /// Ready after this time.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
 

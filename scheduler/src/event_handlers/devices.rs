@@ -70,19 +70,19 @@ impl DeviceEvents {
         }
     }
 
-    /// Takes in all that is there already.
-    pub(super) fn drain(&mut self, scheduler: &Scheduler) {
+    /// Hands over all that is there already.
+    pub(super) fn drain(&mut self, mut handle: impl FnMut(Option<Change>)) {
         while let Some(e) = self.taint_rules.as_mut().and_then(Receiver::try_recv) {
-            handle(scheduler, change(e, EventObject::DeviceTaintRule));
+            handle(change(e, EventObject::DeviceTaintRule));
         }
         while let Some(e) = self.slices.try_recv() {
-            handle(scheduler, change(e, EventObject::ResourceSlice));
+            handle(change(e, EventObject::ResourceSlice));
         }
         while let Some(e) = self.classes.try_recv() {
-            handle(scheduler, change(e, EventObject::DeviceClass));
+            handle(change(e, EventObject::DeviceClass));
         }
         while let Some(e) = self.claims.try_recv() {
-            handle(scheduler, change(e, EventObject::ResourceClaim));
+            handle(change(e, EventObject::ResourceClaim));
         }
     }
 }

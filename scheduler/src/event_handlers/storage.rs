@@ -80,28 +80,28 @@ impl StorageEvents {
         }
     }
 
-    /// Takes in all that is there already.
-    pub(super) fn drain(&mut self, scheduler: &Scheduler) {
+    /// Hands over all that is there already.
+    pub(super) fn drain(&mut self, mut handle: impl FnMut(Option<Change>)) {
         while let Some(e) = self.volumes.try_recv() {
-            handle(scheduler, volume(e));
+            handle(volume(e));
         }
         while let Some(e) = self.claims.try_recv() {
-            handle(scheduler, claim(e));
+            handle(claim(e));
         }
         while let Some(e) = self.classes.try_recv() {
-            handle(scheduler, class(e));
+            handle(class(e));
         }
         while let Some(e) = self.csi_nodes.try_recv() {
-            handle(scheduler, csi_node(e));
+            handle(csi_node(e));
         }
         while let Some(e) = self.csi_drivers.try_recv() {
-            handle(scheduler, csi_driver(e));
+            handle(csi_driver(e));
         }
         while let Some(e) = self.capacities.try_recv() {
-            handle(scheduler, capacity(e));
+            handle(capacity(e));
         }
         while let Some(e) = self.attachments.try_recv() {
-            handle(scheduler, attachment(e));
+            handle(attachment(e));
         }
     }
 }
@@ -136,6 +136,22 @@ fn capacity(e: InformerEvent<CSIStorageCapacity>) -> Option<Change> {
 fn attachment(e: InformerEvent<VolumeAttachment>) -> Option<Change> {
     let resource = EventResource::VolumeAttachment;
     change(e, resource, EventObject::VolumeAttachment)
+}
+
+impl Change {
+    pub(super) fn new(
+        resource: EventResource,
+        old: Option<EventObject>,
+        new: Option<EventObject>,
+    ) -> Self {
+        let event = ClusterEvent::new(resource, super::action(&old, &new));
+        Change { event, old, new }
+    }
+
+    /// The object before and after.
+    pub(super) fn objects(&self) -> (Option<&EventObject>, Option<&EventObject>) {
+        (self.old.as_ref(), self.new.as_ref())
+    }
 }
 
 pub(super) fn handle(scheduler: &Scheduler, change: Option<Change>) {
