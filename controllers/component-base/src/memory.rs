@@ -167,6 +167,15 @@ mod tests {
 
     #[test]
     fn code_runs_on_after_it_was_unmapped() {
+        // Whatever ran before: every page of the code is there.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let program = std::fs::read_link("/proc/self/exe").unwrap();
+        for (start, end) in code(&maps, &program.to_string_lossy()) {
+            for page in (start..end).step_by(4096) {
+                // SAFETY: a byte of a mapping that can be read and stays for as long as the process.
+                unsafe { std::ptr::read_volatile(page as *const u8) };
+            }
+        }
         let before = resident().unwrap();
         unmap_code();
         let after = resident().unwrap();
