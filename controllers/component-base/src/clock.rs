@@ -16,7 +16,14 @@ pub struct Clock {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Real { start: Instant },
+    Real {
+        start: Instant,
+    },
+    /// What the wall clock said when the runtime's did `begun`.
+    Runtime {
+        start: Timestamp,
+        begun: tokio::time::Instant,
+    },
     Fake(FakeClock),
 }
 
@@ -30,10 +37,20 @@ impl Clock {
         }
     }
 
+    /// The clock of the tokio runtime, which says `start` now. In a test with a paused clock it is moved as the runtime's is: by
+    /// itself, to the next sleeper, once nobody has anything else to do.
+    pub fn of_runtime(start: Timestamp) -> Self {
+        let begun = tokio::time::Instant::now();
+        Self {
+            kind: Kind::Runtime { start, begun },
+        }
+    }
+
     /// Wall clock time. May step.
     pub fn now(&self) -> Timestamp {
         match &self.kind {
             Kind::Real { .. } => Timestamp::now(),
+            Kind::Runtime { start, begun } => later(*start, begun.elapsed()),
             Kind::Fake(fake) => fake.now(),
         }
     }
@@ -42,6 +59,7 @@ impl Clock {
     pub fn monotonic(&self) -> Duration {
         match &self.kind {
             Kind::Real { start } => start.elapsed(),
+            Kind::Runtime { begun, .. } => begun.elapsed(),
             Kind::Fake(fake) => fake.elapsed(),
         }
     }
@@ -49,7 +67,7 @@ impl Clock {
     /// Sleeps; cancel-safe. With a fake clock, until the clock was moved far enough.
     pub async fn sleep(&self, duration: Duration) {
         match &self.kind {
-            Kind::Real { .. } => tokio::time::sleep(duration).await,
+            Kind::Real { .. } | Kind::Runtime { .. } => tokio::time::sleep(duration).await,
             Kind::Fake(fake) => fake.sleep(duration).await,
         }
     }
@@ -98,8 +116,7 @@ impl FakeClock {
     }
 
     fn now(&self) -> Timestamp {
-        self.start
-            + jiff::SignedDuration::try_from(self.elapsed()).unwrap_or(jiff::SignedDuration::MAX)
+        later(self.start, self.elapsed())
     }
 
     async fn sleep(&self, duration: Duration) {
@@ -110,9 +127,21 @@ impl FakeClock {
     }
 }
 
+fn later(start: Timestamp, by: Duration) -> Timestamp {
+    start + jiff::SignedDuration::try_from(by).unwrap_or(jiff::SignedDuration::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_runtime_s_clock_goes_with_its_sleepers() {
+        let clock = Clock::of_runtime(Timestamp::UNIX_EPOCH);
+        clock.sleep(Duration::from_secs(3600)).await;
+        assert_eq!(clock.now().as_second(), 3600);
+        assert_eq!(clock.monotonic().as_secs(), 3600);
+    }
 
     #[tokio::test]
     async fn fake_clock_wakes_sleepers() {

@@ -29,6 +29,7 @@ pub mod serving;
 pub mod shutdown;
 pub mod subject;
 pub mod tasks;
+pub mod testing;
 pub mod tls;
 pub mod version;
 pub mod zpages;
