@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use serde::Deserialize;
 
+use crate::blocking::blocking;
 use crate::config;
 use crate::digest;
 use crate::image::Image;
 use crate::manifest::{Descriptor, Document, Manifest, Platform};
 use crate::pull::{self, Names, PullError, Source};
 use crate::reference::Reference;
-use crate::store::{ImageStore, blocking};
+use crate::store::ImageStore;
 use crate::unpack::decompress;
 use crate::unpack::tar_stream::{Kind, TarStream};
 
@@ -75,8 +76,18 @@ impl Drop for Members {
     }
 }
 
+impl ImageStore {
+    /// Imports an OCI archive or a `docker save` archive, whole or compressed; of several platforms, this machine's.
+    ///
+    /// # Errors
+    /// See [`ImportError`].
+    pub async fn import(&self, archive: &Path) -> Result<Vec<Image>, ImportError> {
+        import(self, archive).await
+    }
+}
+
 /// Imports every image of the archive that runs on this machine.
-pub(crate) async fn import(store: &ImageStore, archive: &Path) -> Result<Vec<Image>, ImportError> {
+async fn import(store: &ImageStore, archive: &Path) -> Result<Vec<Image>, ImportError> {
     let path = archive.to_owned();
     let directory = store.inner.layout.fresh_tmp();
     let permit = store.inner.may_unpack(archive).await;

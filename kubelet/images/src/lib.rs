@@ -15,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod config;
 mod digest;
 #[cfg(any(test, fuzzing))]

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::blocking::blocking;
 use crate::config::{self, Config};
 use crate::digest;
 use crate::image::{Auth, Image};
@@ -19,7 +20,7 @@ use crate::layout::{ImageRecord, VERSION};
 use crate::manifest::{Document, Manifest, Platform};
 use crate::reference::{Reference, ReferenceError};
 use crate::registry::{RegistryError, Session};
-use crate::store::{ImageStore, ImageStoreError, Inner, InstallError, blocking};
+use crate::store::{ImageStore, ImageStoreError, Inner, InstallError};
 use crate::unpack::UnpackError;
 
 /// Why a pull failed.
@@ -60,12 +61,19 @@ pub enum PullError {
     },
 }
 
+impl ImageStore {
+    /// Makes the image present and unpacked, after the registry that it names agreed. `auths` are tried in order; none:
+    /// anonymously.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn pull(&self, image: &str, auths: &[Auth]) -> Result<Image, PullError> {
+        pull(self, image, auths).await
+    }
+}
+
 /// Pulls with each credential in turn; without one, if there is none.
-pub(crate) async fn pull(
-    store: &ImageStore,
-    image: &str,
-    auths: &[Auth],
-) -> Result<Image, PullError> {
+async fn pull(store: &ImageStore, image: &str, auths: &[Auth]) -> Result<Image, PullError> {
     let reference = Reference::parse(image).map_err(|source| PullError::InvalidName {
         image: image.to_owned(),
         source,

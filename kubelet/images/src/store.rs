@@ -10,16 +10,15 @@ mod open;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::image::{Auth, Image, Usage};
-use crate::import::{self, ImportError};
+use crate::blocking::blocking;
+use crate::image::{Image, Usage};
 use crate::layout::{HoldRecord, ImageRecord, LayerRecord, Layout, VERSION};
-use crate::pull::{self, PullError};
 use crate::reference::{Reference, is_hex_id};
 use crate::registry::Registry;
 use crate::unpack::{UnpackError, unpack_layer};
@@ -164,15 +163,6 @@ impl ImageStore {
             inner.sync_later(unsynced);
         }
         Ok(Self { inner })
-    }
-
-    /// Makes the image present and unpacked, after the registry that it names agreed. `auths` are tried in order; none:
-    /// anonymously.
-    ///
-    /// # Errors
-    /// See [`PullError`].
-    pub async fn pull(&self, image: &str, auths: &[Auth]) -> Result<Image, PullError> {
-        pull::pull(self, image, auths).await
     }
 
     /// The image of a name, a digest or an id (also without `sha256:`, also a unique prefix). `None`: not here.
@@ -365,14 +355,6 @@ impl ImageStore {
         .await
     }
 
-    /// Imports an OCI archive or a `docker save` archive, whole or compressed; of several platforms, this machine's.
-    ///
-    /// # Errors
-    /// See [`ImportError`].
-    pub async fn import(&self, archive: &Path) -> Result<Vec<Image>, ImportError> {
-        import::import(self, archive).await
-    }
-
     /// A path that nobody uses, on the store's disk and emptied with the next start: for an archive that is to be imported.
     pub fn scratch(&self) -> PathBuf {
         self.inner.layout.fresh_tmp()
@@ -396,18 +378,6 @@ impl ImageStore {
     ) -> Result<T, ImageStoreError> {
         let inner = self.inner.clone();
         blocking(move || work(&inner)).await
-    }
-}
-
-/// Runs disk work where it may block; a panic there goes on here.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // Only at the runtime's end, when nobody will look at an answer any more.
-            Err(_) => std::future::pending().await,
-        },
     }
 }
 

@@ -510,7 +510,7 @@ async fn file_size(path: &Path) -> u64 {
 /// A layer that the disk cannot hold is not begun.
 async fn room_for(path: &Path, bytes: u64) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(path).to_owned();
-    let stat = crate::store::blocking(move || rustix::fs::statvfs(&directory)).await?;
+    let stat = crate::blocking::blocking(move || rustix::fs::statvfs(&directory)).await?;
     let room = stat.f_bavail.saturating_mul(stat.f_frsize);
     if bytes > room {
         return Err(std::io::Error::new(

@@ -1,5 +1,7 @@
 //! What changes records, and what keeps layers from garbage collection meanwhile.
 
+use std::path::Path;
+
 use super::*;
 use crate::unpack::Compression;
 

@@ -1,6 +1,7 @@
 //! The whole store against a registry in this process.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -9,6 +10,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 
 use super::*;
+use crate::image::Auth;
+use crate::pull::PullError;
 
 mod shapes;
 
