@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, KeyToPath, Volume};
 use crate::atomic_writer::{FileProjection, Payload};
 use crate::content::{self, mode};
 use crate::empty_dir::Medium;
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::plugin::{Mounter, SetUpError, VolumePlugin};
 
 pub(crate) struct ConfigMapVolume;

@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 
 use crate::atomic_writer::{self, Payload};
 use crate::empty_dir::{self, Medium, Request};
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::nested::nested_mount_points;
 use crate::ownership;
 use crate::plugin::{IoAt, Mounter, SetUpError};

@@ -40,11 +40,11 @@ use tokio::sync::OwnedMutexGuard;
 use self::attach::InUse;
 pub use self::error::CsiError;
 use crate::layout::Layout;
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::plugin::{Mounter, SetUpError, VolumePlugin};
 use crate::source::ObjectSource;
 
-pub(crate) const NAME: &str = "kubernetes.io/csi";
+pub(crate) const NAME: &str = crate::layout::CSI;
 /// What a driver is told to mount to, below the volume's own directory.
 const MOUNT: &str = "mount";
 /// Of a staged volume; upstream: `globalMountInGlobalPath`.

@@ -7,7 +7,7 @@ use crate::atomic_writer::{FileProjection, Payload};
 use crate::content::{self, mode};
 use crate::empty_dir::Medium;
 use crate::field_path::extract_field_path_as_string;
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::plugin::{Mounter, SetUpError, VolumePlugin};
 use crate::resource_field::extract_resource_value;
 

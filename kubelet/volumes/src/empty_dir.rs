@@ -19,7 +19,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, statfs};
 
 use crate::content::blocking;
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::ownership::{self, ChangePolicy};
 use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin};
 

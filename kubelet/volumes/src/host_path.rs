@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Volume;
 
 use crate::content::blocking;
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin};
 
 pub(crate) struct HostPath;

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Volume;
 
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::plugin::{Mounter, SetUpError, VolumePlugin};
 
 pub(crate) struct ImageVolume;

@@ -11,6 +11,9 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::plugin::SetUpError;
 
+/// Volumes of drivers; also the name of their directory.
+pub(crate) const CSI: &str = "kubernetes.io/csi";
+
 /// The kubelet's root directory, with the path arithmetic below it.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
@@ -32,7 +35,7 @@ impl Layout {
 
     /// What is not one pod's alone.
     pub fn csi_plugin(&self) -> PathBuf {
-        self.root.join("plugins").join(crate::csi::NAME)
+        self.root.join("plugins").join(CSI)
     }
 
     /// Where a block device of a driver is staged and published.
@@ -48,8 +51,7 @@ impl Layout {
 
     /// Links to the block devices of a pod.
     pub fn csi_device_links(&self, uid: &str) -> PathBuf {
-        self.devices(uid)
-            .join(escape_qualified_name(crate::csi::NAME))
+        self.devices(uid).join(escape_qualified_name(CSI))
     }
 
     pub fn devices(&self, uid: &str) -> PathBuf {

@@ -28,8 +28,10 @@ mod empty_dir;
 mod expand;
 mod host_path;
 mod image;
+mod kinds;
 mod layout;
 mod local;
+mod location;
 mod nested;
 mod nfs;
 mod projected;
@@ -42,9 +44,8 @@ pub use ::csi::VolumeUsage;
 pub use claim::ClaimError;
 pub use csi::CsiError;
 pub use device::ToolError;
-pub use manager::{
-    CsiHost, Expanded, PodVolume, PodVolumes, VolumeError, VolumeLocation, VolumeManager,
-};
+pub use location::VolumeLocation;
+pub use manager::{CsiHost, Expanded, PodVolume, PodVolumes, VolumeError, VolumeManager};
 pub use plugin::SetUpError;
 pub use source::{
     CertificateStateError, ObjectSource, PodCertificate, PodCertificateKey, ServiceAccountToken,

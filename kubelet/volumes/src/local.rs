@@ -16,7 +16,7 @@ use crate::content::blocking;
 use crate::device::{format_and_mount, grow, make_read_only};
 use crate::empty_dir;
 use crate::expand;
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::mountinfo;
 use crate::ownership::{self, ChangePolicy};
 use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin};

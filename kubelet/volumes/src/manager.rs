@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::claim::{self, Persistent};
 use crate::csi::{self, CsiVolumes};
 use crate::layout::{Layout, check_component};
+use crate::location::VolumeLocation;
 use crate::plugin::{Mounter, Ownership, SetUpError};
 use crate::reconcile::{Action, Observed, reconcile};
 use crate::source::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest};
@@ -31,20 +32,6 @@ use crate::{local, nfs};
 pub use self::drivers::{CsiHost, Expanded};
 pub use self::failure::{SetUpFailure, VolumeError};
 use self::wanted::{Wanted, desired, mounted_volumes, observe_dirs, used};
-
-/// Where a container finds a volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VolumeLocation {
-    /// On the node.
-    Path(PathBuf),
-    /// A device, for containers that name the volume in `volumeDevices`.
-    Device(PathBuf),
-    /// The root of an image, which the runtime pulls and mounts; `pull_policy` as the pod says, `None`: the default.
-    Image {
-        reference: String,
-        pull_policy: Option<String>,
-    },
-}
 
 /// A volume that is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]

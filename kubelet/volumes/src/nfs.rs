@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, Volume};
 
 use crate::content::blocking;
 use crate::device::{mount_by_program, no_dash};
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin};
 use crate::{empty_dir, mountinfo};
 

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{
 use crate::atomic_writer::{FileProjection, Payload};
 use crate::content::{self, mode};
 use crate::empty_dir::Medium;
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::plugin::{Mounter, SetUpError, VolumePlugin};
 use crate::source::{PodCertificateKey, TokenRequest};
 use crate::{config_map, downward_api, secret, trust_bundle};

@@ -7,7 +7,7 @@ use crate::atomic_writer::Payload;
 use crate::config_map::select;
 use crate::content::{self, mode};
 use crate::empty_dir::Medium;
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::plugin::{Mounter, SetUpError, VolumePlugin};
 
 pub(crate) struct SecretVolume;

@@ -77,6 +77,25 @@ impl Source {
     }
 }
 
+/// Where on the node it is published and staged.
+fn place(mounter: &Mounter<'_>, key: &DeviceKey) -> Place {
+    let (layout, uid) = (mounter.layout, mounter.pod_uid);
+    if mounter.persistent.is_some_and(Persistent::is_block) {
+        let paths = layout.csi_block(mounter.directory);
+        Place::Block {
+            data: paths.data,
+            link: layout.csi_device_links(uid).join(mounter.directory),
+            target: paths.published.join(uid),
+            staging: paths.staging,
+        }
+    } else {
+        Place::Mount {
+            target: layout.volume(uid, NAME, mounter.directory).join(MOUNT),
+            staging: mounter.csi.staging_path(key),
+        }
+    }
+}
+
 /// Waits until the volume is attached, where it must be.
 pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
     let csi = mounter.csi;
@@ -135,22 +154,8 @@ pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
     }
     let volume = mounter.persistent.map(|p| &*p.volume);
     let hands_over = hands_to_group(driver, &source.fs_type, volume, source.read_only)?;
-    let (layout, uid) = (mounter.layout, mounter.pod_uid);
-    let block = mounter.persistent.is_some_and(Persistent::is_block);
-    let place = if block {
-        let paths = layout.csi_block(mounter.directory);
-        Place::Block {
-            data: paths.data,
-            link: layout.csi_device_links(uid).join(mounter.directory),
-            target: paths.published.join(uid),
-            staging: paths.staging,
-        }
-    } else {
-        Place::Mount {
-            target: layout.volume(uid, NAME, mounter.directory).join(MOUNT),
-            staging: csi.staging_path(&key),
-        }
-    };
+    let uid = mounter.pod_uid;
+    let place = place(mounter, &key);
     let staging = if ephemeral {
         None
     } else {

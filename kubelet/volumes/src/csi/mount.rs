@@ -15,7 +15,7 @@ use super::data::{self, VolumeData};
 use super::error::{IoAt, gone};
 use super::request::{access_mode, block_capability, mount_capability};
 use super::{CsiError, CsiVolumes, DeviceKey, is_mounted, off_thread};
-use crate::manager::VolumeLocation;
+use crate::location::VolumeLocation;
 use crate::ownership::{self, ChangePolicy};
 
 /// How long a kubelet that was just started waits for the drivers it finds.

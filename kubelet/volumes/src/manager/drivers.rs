@@ -12,8 +12,9 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use super::wanted::Wanted;
 use super::{VolumeError, VolumeLocation, VolumeManager, blocking, mounted_volumes, pod_uid};
 use crate::claim::Persistent;
+use crate::kinds::find_plugin;
 use crate::local;
-use crate::plugin::{SetUpError, find_plugin};
+use crate::plugin::SetUpError;
 use crate::tear_down::{self, TearDownError};
 
 /// Between two looks at a pod's claims; upstream's are a minute apart.

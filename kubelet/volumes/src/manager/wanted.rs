@@ -7,9 +7,10 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::{Inner, SetUpFailure};
 use crate::claim::{self, Persistent, Used};
+use crate::kinds::find_plugin;
 use crate::layout::check_component;
 use crate::nested::{volume_devices, volume_mounts};
-use crate::plugin::{SetUpError, VolumePlugin, find_plugin};
+use crate::plugin::{SetUpError, VolumePlugin};
 use crate::reconcile::{Desired, Observed};
 use crate::tear_down::{self, Report, TearDownError};
 use crate::{csi, empty_dir, local, mountinfo};
