@@ -37,6 +37,21 @@ pub fn table<'r>(
     records: impl IntoIterator<Item = &'r SandboxRecord>,
 ) -> Table {
     let mut table = Table::new(family, name);
+    host_port_sets(&mut table, family, records);
+    table.add_set(LOCAL_PODS, ranges(family, pod_cidrs));
+    table.add_set(CLUSTER_PODS, ranges(family, cluster));
+    host_port_rules(&mut table);
+    masquerade(&mut table, family);
+    guard(&mut table, family);
+    table
+}
+
+/// The sets that host ports are looked up in.
+fn host_port_sets<'r>(
+    table: &mut Table,
+    family: Family,
+    records: impl IntoIterator<Item = &'r SandboxRecord>,
+) {
     let address = family.address_type();
     let port_key = [address, Type::Protocol, Type::Port];
 
@@ -66,10 +81,11 @@ pub fn table<'r>(
     table.add_set(BY_ADDRESS, by_address);
     table.add_set(ANY_ADDRESS, any_address);
     table.add_set(HAIRPIN, hairpin);
-    table.add_set(LOCAL_PODS, ranges(family, pod_cidrs));
-    table.add_set(CLUSTER_PODS, ranges(family, cluster));
+}
 
-    use Field::{DestinationAddress, DestinationPort, Protocol as L4, SourceAddress};
+/// What comes for a host port goes to its pod, from outside and from the node itself.
+fn host_port_rules(table: &mut Table) {
+    use Field::{DestinationAddress, DestinationPort, Protocol as L4};
     table.rule(
         HOSTPORTS,
         [Statement::dnat_map(
@@ -91,7 +107,11 @@ pub fn table<'r>(
             [Statement::DestinationIsLocal, Statement::jump(HOSTPORTS)],
         );
     }
+}
 
+/// Whose source becomes the node's address.
+fn masquerade(table: &mut Table, family: Family) {
+    use Field::{DestinationAddress, SourceAddress};
     let post = "nat-postrouting";
     table.base_chain(
         post,
@@ -102,9 +122,8 @@ pub fn table<'r>(
     // A pod that reaches itself by its host port must see an answer from there.
     let pair = Statement::in_set(&[SourceAddress, DestinationAddress], HAIRPIN);
     table.rule(post, [Statement::CtStatusDnat, pair, Statement::Masquerade]);
-    let loopback = Value::net(loopback(family));
     // From localhost to a host port: a loopback source cannot leave the node.
-    let from_loopback = Statement::is(SourceAddress, [loopback.clone()]);
+    let from_loopback = Statement::is(SourceAddress, [Value::net(loopback(family))]);
     let pod_is_here = Statement::in_set(&[DestinationAddress], LOCAL_PODS);
     table.rule(
         post,
@@ -125,7 +144,11 @@ pub fn table<'r>(
             Statement::Masquerade,
         ],
     );
+}
 
+/// What no pod may send.
+fn guard(table: &mut Table, family: Family) {
+    use Field::{DestinationAddress, SourceAddress};
     let guard = "guard-prerouting";
     table.base_chain(guard, HookKind::Filter, HookPoint::Prerouting, RAW_PRIORITY);
     // A pod sends with its own address and no other, before connection tracking believes it. The kernel's rp_filter
@@ -148,12 +171,11 @@ pub fn table<'r>(
             guard,
             [
                 Statement::is_not(Field::InputInterface, [Value::Name("lo".into())]),
-                Statement::is(DestinationAddress, [loopback]),
+                Statement::is(DestinationAddress, [Value::net(loopback(family))]),
                 Statement::Verdict(nftables::Verdict::Drop),
             ],
         );
     }
-    table
 }
 
 /// Fails when a host port of `wanted` is taken by another sandbox.

@@ -88,7 +88,17 @@ pub(crate) fn rebuild(exists: bool, wanted: &Table) -> Difference {
 fn change(kernel: &Table, wanted: &Table) -> Difference {
     let mut transaction = Transaction::new(wanted.family, wanted.name.clone());
     let operations = &mut transaction.operations;
+    add(kernel, wanted, operations);
+    let stale_chains = remove(kernel, wanted, operations);
+    Difference {
+        transaction,
+        stale_chains,
+        rebuilt: false,
+    }
+}
 
+/// What is wanted and not there: sets and chains first, then what is no longer right in them, then what is missing there.
+fn add(kernel: &Table, wanted: &Table, operations: &mut Vec<Operation>) {
     for (name, set) in &wanted.sets {
         if !kernel.sets.contains_key(name) {
             operations.push(Operation::AddSet {
@@ -153,7 +163,10 @@ fn change(kernel: &Table, wanted: &Table) -> Difference {
             });
         }
     }
+}
 
+/// What is there and not wanted. The chains that go later: others may still lead to them.
+fn remove(kernel: &Table, wanted: &Table, operations: &mut Vec<Operation>) -> Vec<String> {
     let mut stale_chains = Vec::new();
     for (name, chain) in &kernel.chains {
         if wanted.chains.contains_key(name) {
@@ -186,11 +199,7 @@ fn change(kernel: &Table, wanted: &Table) -> Difference {
         }
         operations.push(Operation::DeleteSet { set: name.clone() });
     }
-    Difference {
-        transaction,
-        stale_chains,
-        rebuilt: false,
-    }
+    stale_chains
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use crate::object::{Chain, Set};
 use crate::rule::Statement;
 use crate::transaction::{Operation, Transaction};
-use crate::value::{Data, Type};
+use crate::value::{Data, Key, Type};
 use crate::{Family, Nft, NftError, Table};
 
 /// Tables in memory.
@@ -112,12 +112,15 @@ fn refuse_rules_on_old_typeof_maps(
     Ok(())
 }
 
+fn missing(what: &str, name: &str) -> String {
+    format!("{what} {name}: no such file or directory")
+}
+
 fn apply(
     slot: &mut Option<Table>,
     transaction: &Transaction,
     operation: &Operation,
 ) -> Result<(), String> {
-    let missing = |what: &str, name: &str| format!("{what} {name}: no such file or directory");
     if let Operation::AddTable = operation {
         slot.get_or_insert_with(|| Table::new(transaction.family, transaction.table.clone()));
         return Ok(());
@@ -191,25 +194,7 @@ fn apply(
         Operation::AddElements { set, elements } => {
             let held = table.sets.get_mut(set).ok_or_else(|| missing("set", set))?;
             for (key, data) in elements {
-                if key.len() != held.shape.key.len() {
-                    return Err(format!("set {set}: key {key:?} does not fit its type"));
-                }
-                let fits = match (data, held.shape.data.as_deref()) {
-                    (Data::None, None) | (Data::Verdict(_), Some([])) => true,
-                    (Data::Values(values), Some(types)) => {
-                        values.len() == types.len() && !types.is_empty()
-                    }
-                    _ => false,
-                };
-                if !fits {
-                    return Err(format!("set {set}: data {data:?} does not fit its type"));
-                }
-                match held.elements.get(key) {
-                    Some(existing) if existing != data => {
-                        return Err(format!("set {set}: {key:?}: file exists"));
-                    }
-                    _ => held.elements.insert(key.clone(), data.clone()),
-                };
+                add_element(set, held, key, data)?;
             }
         }
         Operation::DeleteElements { set, keys } => {
@@ -221,5 +206,26 @@ fn apply(
             }
         }
     }
+    Ok(())
+}
+
+fn add_element(name: &str, held: &mut Set, key: &Key, data: &Data) -> Result<(), String> {
+    if key.len() != held.shape.key.len() {
+        return Err(format!("set {name}: key {key:?} does not fit its type"));
+    }
+    let fits = match (data, held.shape.data.as_deref()) {
+        (Data::None, None) | (Data::Verdict(_), Some([])) => true,
+        (Data::Values(values), Some(types)) => values.len() == types.len() && !types.is_empty(),
+        _ => false,
+    };
+    if !fits {
+        return Err(format!("set {name}: data {data:?} does not fit its type"));
+    }
+    match held.elements.get(key) {
+        Some(existing) if existing != data => {
+            return Err(format!("set {name}: {key:?}: file exists"));
+        }
+        _ => held.elements.insert(key.clone(), data.clone()),
+    };
     Ok(())
 }

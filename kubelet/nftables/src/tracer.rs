@@ -282,107 +282,114 @@ impl<'a> Tracer<'a> {
         depth: usize,
     ) -> Step {
         for statement in statements {
-            let matches = match statement {
-                Statement::Match {
-                    fields,
-                    operator,
-                    keys,
-                } => {
-                    let key = self.key(fields, state);
-                    let holds = |held: &Key| held.iter().zip(&key).all(|(h, v)| h.holds(v));
-                    keys.iter().any(holds) == (*operator == Operator::Is)
-                }
-                Statement::InSet {
-                    fields,
-                    operator,
-                    set,
-                } => {
-                    let key = self.key(fields, state);
-                    self.contains(table, set, &key) == (*operator == Operator::Is)
-                }
-                Statement::CtStateNew => true,
-                Statement::CtStatusDnat => state.translated,
-                Statement::SourceIsLocal => self.is_local(state.packet.source),
-                Statement::DestinationIsLocal => self.is_local(state.packet.destination),
-                Statement::NoReversePath => match &state.packet.origin {
-                    Origin::Local => false,
-                    Origin::Interface(name) => self.interface_to(state.packet.source) != name,
-                },
-                Statement::InputGroup(group) => match &state.packet.origin {
-                    Origin::Local => false,
-                    Origin::Interface(name) => {
-                        self.groups.get(name).copied().unwrap_or_default() == *group
-                    }
-                },
-                Statement::MarkHas(bits) => state.mark & bits != 0,
-                Statement::MarkOr(bits) => {
-                    state.mark |= bits;
-                    true
-                }
-                Statement::MarkXor(bits) => {
-                    state.mark ^= bits;
-                    true
-                }
+            let step = match statement {
                 Statement::VerdictMap { fields, map } => {
                     let key = self.key(fields, state);
-                    if let Some(Data::Verdict(verdict)) = set(table, map).lookup(&key) {
-                        match self.verdict(table, verdict, state, depth) {
-                            Step::Continue => {}
-                            end => return end,
-                        }
+                    match set(table, map).lookup(&key) {
+                        Some(Data::Verdict(verdict)) => self.verdict(table, verdict, state, depth),
+                        _ => Step::Continue,
                     }
-                    true
                 }
                 Statement::Verdicts { fields, verdicts } => {
                     let key = self.key(fields, state);
-                    if let Some((_, verdict)) = verdicts.iter().find(|(held, _)| *held == key) {
-                        match self.verdict(table, verdict, state, depth) {
-                            Step::Continue => {}
-                            end => return end,
-                        }
+                    match verdicts.iter().find(|(held, _)| *held == key) {
+                        Some((_, verdict)) => self.verdict(table, verdict, state, depth),
+                        None => Step::Continue,
                     }
-                    true
                 }
-                Statement::Verdict(verdict) => match self.verdict(table, verdict, state, depth) {
-                    Step::Continue => true,
-                    end => return end,
-                },
-                Statement::Reject => return Step::Reject,
+                Statement::Verdict(verdict) => self.verdict(table, verdict, state, depth),
+                Statement::Reject => Step::Reject,
                 Statement::DnatMap { fields, map } => {
                     let key = self.key(fields, state);
-                    if let Some(Data::Values(to)) = set(table, map).lookup(&key) {
-                        let [Value::Address(address), Value::Port(port)] = to.as_slice() else {
-                            panic!("@{map}: {to:?} is no address and port");
-                        };
-                        translate(state, *address, *port);
-                        return Step::Bound;
-                    }
-                    false
+                    let Some(Data::Values(to)) = set(table, map).lookup(&key) else {
+                        return Step::Continue;
+                    };
+                    let [Value::Address(address), Value::Port(port)] = to.as_slice() else {
+                        panic!("@{map}: {to:?} is no address and port");
+                    };
+                    translate(state, *address, *port);
+                    Step::Bound
                 }
                 Statement::Dnat { address, port } => {
                     translate(state, *address, *port);
-                    return Step::Bound;
+                    Step::Bound
                 }
                 Statement::Masquerade => {
                     state.masqueraded = true;
-                    return Step::Bound;
+                    Step::Bound
                 }
-                Statement::Update { set: name, fields } => {
-                    let key = self.key(fields, state);
-                    let timeout = set(table, name).shape.timeout.unwrap_or(Duration::MAX);
-                    let until = self.now.saturating_add(timeout);
-                    self.dynamic
-                        .entry((table.name.clone(), name.to_string()))
-                        .or_default()
-                        .insert(key, until);
-                    true
-                }
+                _ if self.holds(table, statement, state) => Step::Continue,
+                // Nothing behind it is asked.
+                _ => return Step::Continue,
             };
-            if !matches {
-                return Step::Continue;
+            if !matches!(step, Step::Continue) {
+                return step;
             }
         }
         Step::Continue
+    }
+
+    /// Whether the rest of a rule is asked, after a statement that ends nothing.
+    fn holds(&mut self, table: &Table, statement: &Statement, state: &mut State) -> bool {
+        match statement {
+            Statement::Match {
+                fields,
+                operator,
+                keys,
+            } => {
+                let key = self.key(fields, state);
+                let holds = |held: &Key| held.iter().zip(&key).all(|(h, v)| h.holds(v));
+                keys.iter().any(holds) == (*operator == Operator::Is)
+            }
+            Statement::InSet {
+                fields,
+                operator,
+                set,
+            } => {
+                let key = self.key(fields, state);
+                self.contains(table, set, &key) == (*operator == Operator::Is)
+            }
+            Statement::CtStateNew => true,
+            Statement::CtStatusDnat => state.translated,
+            Statement::SourceIsLocal => self.is_local(state.packet.source),
+            Statement::DestinationIsLocal => self.is_local(state.packet.destination),
+            Statement::NoReversePath => match &state.packet.origin {
+                Origin::Local => false,
+                Origin::Interface(name) => self.interface_to(state.packet.source) != name,
+            },
+            Statement::InputGroup(group) => match &state.packet.origin {
+                Origin::Local => false,
+                Origin::Interface(name) => {
+                    self.groups.get(name).copied().unwrap_or_default() == *group
+                }
+            },
+            Statement::MarkHas(bits) => state.mark & bits != 0,
+            Statement::MarkOr(bits) => {
+                state.mark |= bits;
+                true
+            }
+            Statement::MarkXor(bits) => {
+                state.mark ^= bits;
+                true
+            }
+            Statement::Update { set: name, fields } => {
+                let key = self.key(fields, state);
+                let timeout = set(table, name).shape.timeout.unwrap_or(Duration::MAX);
+                let until = self.now.saturating_add(timeout);
+                self.dynamic
+                    .entry((table.name.clone(), name.to_string()))
+                    .or_default()
+                    .insert(key, until);
+                true
+            }
+            Statement::VerdictMap { .. }
+            | Statement::Verdicts { .. }
+            | Statement::Verdict(_)
+            | Statement::Reject
+            | Statement::DnatMap { .. }
+            | Statement::Dnat { .. }
+            | Statement::Masquerade => unreachable!("`rule` carries these out"),
+        }
     }
 
     fn contains(&self, table: &Table, name: &str, key: &Key) -> bool {

@@ -401,12 +401,19 @@ impl KubeProxyConfiguration {
     /// Every error at once.
     pub fn validate(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        let path = |field: &str| format!("{KIND}.{field}");
         let mut check = |ok: bool, field: &str, value: serde_json::Value, detail: &str| {
             if !ok {
                 errors.push(FieldError::invalid(path(field), value, detail));
             }
         };
+        self.validate_numbers(&mut check);
+        self.validate_mode(&mut check);
+        self.validate_addresses(&mut check);
+        self.validate_local_mode(&mut errors);
+        errors
+    }
+
+    fn validate_numbers(&self, check: &mut impl FnMut(bool, &str, serde_json::Value, &str)) {
         let bit = |bit: Option<i32>| bit.is_none_or(|bit| (0..=31).contains(&bit));
         const BIT: &str = "must be within the range [0, 31]";
         check(
@@ -442,6 +449,9 @@ impl KubeProxyConfiguration {
                 NOT_NEGATIVE,
             );
         }
+    }
+
+    fn validate_mode(&self, check: &mut impl FnMut(bool, &str, serde_json::Value, &str)) {
         let ipvs = self.feature_gates.get(KUBE_PROXY_IPVS) != Some(&false);
         let (modes, detail): (&[&str], _) = if ipvs {
             (
@@ -468,6 +478,9 @@ impl KubeProxyConfiguration {
             value,
             "must be greater than or equal to minSyncPeriod",
         );
+    }
+
+    fn validate_addresses(&self, check: &mut impl FnMut(bool, &str, serde_json::Value, &str)) {
         let ip = self.bind_address.parse::<IpAddr>().is_ok();
         let detail = "not a valid textual representation of an IP address";
         check(ip, "bindAddress", self.bind_address.as_str().into(), detail);
@@ -510,6 +523,9 @@ impl KubeProxyConfiguration {
             self.cluster_cidr.as_str().into(),
             detail,
         );
+    }
+
+    fn validate_local_mode(&self, errors: &mut Vec<FieldError>) {
         let local = [
             "",
             "ClusterCIDR",
@@ -543,8 +559,11 @@ impl KubeProxyConfiguration {
             "InterfaceNamePrefix",
             prefix,
         ));
-        errors
     }
+}
+
+fn path(field: &str) -> String {
+    format!("{KIND}.{field}")
 }
 
 #[cfg(test)]

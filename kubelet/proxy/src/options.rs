@@ -65,6 +65,15 @@ pub fn flags() -> FlagSet {
         "The Kubernetes network proxy runs on each node. It makes Services reachable: it watches Services and \
          EndpointSlices and keeps this node's nftables rules in line with them.",
     );
+    process(&mut flags);
+    serving(&mut flags);
+    machine(&mut flags);
+    unused(&mut flags);
+    flags
+}
+
+/// What the program does, and for which node of which cluster.
+fn process(flags: &mut FlagSet) {
     let config = KubeProxyConfiguration::default();
     flags.string("config", "", "The path to the configuration file.");
     flags.string(
@@ -91,6 +100,10 @@ pub fn flags() -> FlagSet {
         "QPS to use while talking with kubernetes apiserver",
     );
     flags.string("hostname-override", "", "If non-empty, will be used as the name of the Node that kube-proxy is running on. If unset, the node name is assumed to be the same as the node's hostname.");
+}
+
+/// Addresses, rules, and which traffic is whose.
+fn serving(flags: &mut FlagSet) {
     flags.string(
         "bind-address",
         "0.0.0.0",
@@ -143,6 +156,10 @@ pub fn flags() -> FlagSet {
     flags.string("pod-interface-name-prefix", "", "With --detect-local-mode InterfaceNamePrefix: traffic is local if it originates from an interface whose name begins with this prefix.");
     flags.string("cluster-cidr", "", "The CIDR range of the pods in the cluster. (For dual-stack clusters, a comma-separated pair.)");
     flags.list("nodeport-addresses", &[], "A list of CIDR ranges and/or the keywords 'primary' (the Node's own addresses), 'localhost' and 'all'. NodePort services are only accessible on node IPs covered by the list. If unset, this defaults to 'primary' in nftables mode and to 'all' otherwise.");
+}
+
+/// Settings of the kernel.
+fn machine(flags: &mut FlagSet) {
     flags.int("oom-score-adj", -999, "The oom-score-adj value for kube-proxy process. Values must be within the range [-1000, 1000].");
     flags.int("conntrack-max-per-core", 32 * 1024, "Maximum number of NAT connections to track per CPU core (0 to leave the limit as-is and ignore conntrack-min).");
     flags.int(
@@ -175,6 +192,10 @@ pub fn flags() -> FlagSet {
         Duration::ZERO,
         "Idle timeout for ASSURED UDP connections (0 to leave as-is)",
     );
+}
+
+/// Known, and without effect here.
+fn unused(flags: &mut FlagSet) {
     let text = || Value::String(String::new());
     flags.unused(&[
         ("kube-api-content-type", text()),
@@ -194,7 +215,6 @@ pub fn flags() -> FlagSet {
         ("healthz-port", Value::Int(10_256)),
         ("metrics-port", Value::Int(10_249)),
     ]);
-    flags
 }
 
 impl Options {

@@ -148,11 +148,12 @@ fn create(
     let node_proc = exec::open_node_proc(&process)?;
     let (view, view_out) = sys::socket_pair().map_err(|error| format!("socketpair: {error}"))?;
     let (pid_pipe, pids) = sys::pipe().map_err(|error| format!("pipe: {error}"))?;
+    let own = || start.bundle.clone();
     let (birth, bundle) = match plan {
-        PidPlan::Plain { is_new: false } => (Birth::InPlace, start.bundle.clone()),
+        PidPlan::Plain { is_new: false } => (Birth::InPlace, own()),
         PidPlan::Plain { is_new: true } => {
             let view = view_out.as_raw_fd();
-            (Birth::InNew { view }, start.bundle.clone())
+            (Birth::InNew { view }, own())
         }
         PidPlan::Existing { namespace, proc } => {
             let bundle = rewritten(root, &start.id);
@@ -178,13 +179,7 @@ fn create(
         });
     let mut console = None;
     if terminal {
-        // Bound by a relative name: a socket's name has 107 bytes, the state directory may be longer.
-        let name = format!("console-{}.sock", std::process::id());
-        std::env::set_current_dir(root)
-            .map_err(|error| format!("chdir {}: {error}", root.display()))?;
-        let listener =
-            UnixListener::bind(&name).map_err(|error| format!("console socket: {error}"))?;
-        let path = root.join(&name);
+        let (listener, path) = bind_console(root)?;
         builder = builder.with_console_socket(Some(path.clone()));
         console = Some((listener, path));
     }
@@ -206,23 +201,9 @@ fn create(
     }
     let mut container = built.map_err(|error| capture.explain(chain(&error)))?;
     let pid = container.pid().ok_or("libcontainer told no PID")?.as_raw();
-    // All of it before the program runs: it may be over in no time.
-    let finish = || -> Result<(Option<OwnedFd>, Option<View>), String> {
-        let master = match &console {
-            Some((listener, _)) => Some(receive_terminal(listener)?),
-            None => None,
-        };
-        let view = match birth {
-            Birth::InNew { .. } => Some(receive_view(pid, &view)?),
-            Birth::InPlace | Birth::Elsewhere(_) => None,
-        };
-        if let Some(mount) = &start.dev_mount {
-            crate::dev_mount::cover(pid, mount)?;
-        }
-        crate::cgroup::finish_setup(&start.cgroup_path, &start.unified, &start.devices)?;
-        Ok((master, view))
-    };
-    let started = finish().and_then(|made| {
+    let listener = console.as_ref().map(|(listener, _)| listener);
+    let view = matches!(birth, Birth::InNew { .. }).then_some(&view);
+    let started = before_start(start, pid, listener, view).and_then(|made| {
         container
             .start()
             .map_err(|error| capture.explain(chain(&error)))?;
@@ -237,18 +218,42 @@ fn create(
             pid => Ok((pid, terminal, view)),
         },
     });
-    match created {
-        Ok((pid, terminal, view)) => Ok(Created {
-            pid,
-            terminal,
-            view,
-        }),
-        Err(message) => {
-            let _ = sys::kill(pid, libc::SIGKILL);
-            remove(root, &start.id);
-            Err(message)
-        }
+    let (pid, terminal, view) = created.inspect_err(|_| {
+        let _ = sys::kill(pid, libc::SIGKILL);
+        remove(root, &start.id);
+    })?;
+    Ok(Created {
+        pid,
+        terminal,
+        view,
+    })
+}
+
+/// All that is done before the program runs, which may be over in no time: the terminal's master and the view of a new PID
+/// namespace are received, where there is one.
+fn before_start(
+    start: &ContainerStart,
+    pid: i32,
+    console: Option<&UnixListener>,
+    view: Option<&OwnedFd>,
+) -> Result<(Option<OwnedFd>, Option<View>), String> {
+    let master = console.map(receive_terminal).transpose()?;
+    let view = view.map(|socket| receive_view(pid, socket)).transpose()?;
+    if let Some(mount) = &start.dev_mount {
+        crate::dev_mount::cover(pid, mount)?;
     }
+    crate::cgroup::finish_setup(&start.cgroup_path, &start.unified, &start.devices)?;
+    Ok((master, view))
+}
+
+/// Where libcontainer sends the terminal's master to.
+fn bind_console(root: &Path) -> Result<(UnixListener, PathBuf), String> {
+    // Bound by a relative name: a socket's name has 107 bytes, the state directory may be longer.
+    let name = format!("console-{}.sock", std::process::id());
+    std::env::set_current_dir(root)
+        .map_err(|error| format!("chdir {}: {error}", root.display()))?;
+    let listener = UnixListener::bind(&name).map_err(|error| format!("console socket: {error}"))?;
+    Ok((listener, root.join(&name)))
 }
 
 fn receive_view(pid: i32, socket: &OwnedFd) -> Result<View, String> {

@@ -241,7 +241,8 @@ fn decode(path: &FilePath, text: &str) -> Result<Vec<Stage>, StageError> {
     Ok(stages)
 }
 
-fn compile(name: String, spec: Spec) -> Result<Stage, Vec<FieldError>> {
+/// What a stage may say elsewhere and not here.
+fn not_built(spec: &Spec) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let resource = (
         spec.resource_ref.api_group.as_str(),
@@ -254,7 +255,7 @@ fn compile(name: String, spec: Spec) -> Result<Stage, Vec<FieldError>> {
             "only stages of v1 Pod are built: nodes have the loops of virtual-kubelet itself",
         ));
     }
-    let next = spec.next;
+    let next = &spec.next;
     for (field, set) in [
         ("patches", next.patches.is_some()),
         ("statusPatchAs", next.status_patch_as.is_some()),
@@ -266,10 +267,16 @@ fn compile(name: String, spec: Spec) -> Result<Stage, Vec<FieldError>> {
             ));
         }
     }
-    if let Some(subresource) = next.status_subresource.filter(|s| s != "status") {
+    if let Some(subresource) = next.status_subresource.as_ref().filter(|s| *s != "status") {
         let path = "spec.next.statusSubresource";
-        errors.push(FieldError::not_supported(path, &subresource, &["status"]));
+        errors.push(FieldError::not_supported(path, subresource, &["status"]));
     }
+    errors
+}
+
+fn compile(name: String, spec: Spec) -> Result<Stage, Vec<FieldError>> {
+    let mut errors = not_built(&spec);
+    let next = spec.next;
     let mut path = |field: &str, expression: &str| {
         let path = Path::parse(expression);
         path.map_err(|error| errors.push(FieldError::invalid(field, expression, error.what)))
