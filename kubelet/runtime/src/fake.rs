@@ -30,6 +30,7 @@ pub enum Behaviour {
 }
 
 type BehaviourFn = dyn Fn(&PodSandboxConfig, &ContainerConfig) -> Behaviour + Send + Sync;
+type NowFn = dyn Fn() -> jiff::Timestamp + Send + Sync;
 type ExecFn =
     dyn Fn(&ContainerConfig, &[String]) -> Result<ExecSyncResponse, RuntimeError> + Send + Sync;
 
@@ -67,6 +68,7 @@ pub struct FakeRuntime {
     events: broadcast::Sender<RuntimeEvent>,
     behaviour: Arc<Mutex<Arc<BehaviourFn>>>,
     exec: Arc<Mutex<Arc<ExecFn>>>,
+    now: Arc<Mutex<Arc<NowFn>>>,
 }
 
 fn sandbox_uid(state: &State, sandbox_id: &str) -> String {
@@ -91,6 +93,7 @@ impl FakeRuntime {
             events: broadcast::channel(4096).0,
             behaviour: Arc::new(Mutex::new(Arc::new(|_, _| Behaviour::Run))),
             exec: Arc::new(Mutex::new(Arc::new(|_, _| Ok(ExecSyncResponse::default())))),
+            now: Arc::new(Mutex::new(Arc::new(jiff::Timestamp::now))),
         }
     }
 
@@ -100,6 +103,16 @@ impl FakeRuntime {
         decide: impl Fn(&PodSandboxConfig, &ContainerConfig) -> Behaviour + Send + Sync + 'static,
     ) {
         *self.behaviour.lock().expect("no holder panics") = Arc::new(decide);
+    }
+
+    /// What time it is, for containers that begin and end; the machine's without it.
+    pub fn set_now(&self, now: impl Fn() -> jiff::Timestamp + Send + Sync + 'static) {
+        *self.now.lock().expect("no holder panics") = Arc::new(now);
+    }
+
+    fn now(&self) -> jiff::Timestamp {
+        let now = self.now.lock().expect("no holder panics").clone();
+        now()
     }
 
     /// Answers every exec.
@@ -232,7 +245,7 @@ impl FakeRuntime {
             if container.status.state == ContainerState::Exited {
                 return;
             }
-            let now = jiff::Timestamp::now();
+            let now = self.now();
             let status = &mut container.status;
             status.state = ContainerState::Exited;
             status.exit_code = exit_code;

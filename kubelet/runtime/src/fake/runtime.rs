@@ -60,7 +60,7 @@ impl Runtime for FakeRuntime {
                 id: id.clone(),
                 metadata: config.metadata.clone(),
                 state: SandboxState::Ready,
-                created_at: jiff::Timestamp::now(),
+                created_at: self.now(),
                 ips: if host {
                     Vec::new()
                 } else {
@@ -176,7 +176,7 @@ impl Runtime for FakeRuntime {
             sandbox_id: sandbox_id.to_owned(),
             metadata: config.metadata.clone(),
             state: ContainerState::Created,
-            created_at: jiff::Timestamp::now(),
+            created_at: self.now(),
             started_at: None,
             finished_at: None,
             exit_code: 0,
@@ -233,7 +233,7 @@ impl Runtime for FakeRuntime {
             let behaviour = container.behaviour.clone();
             if !matches!(behaviour, Behaviour::StartError(_)) {
                 container.status.state = ContainerState::Running;
-                container.status.started_at = Some(jiff::Timestamp::now());
+                container.status.started_at = Some(self.now());
                 container.status.pid = Some(1);
             }
             let sandbox_id = container.status.sandbox_id.clone();
@@ -431,7 +431,7 @@ impl Runtime for FakeRuntime {
                 id: c.status.id.clone(),
                 sandbox_id: c.status.sandbox_id.clone(),
                 name: c.config.metadata.name.clone(),
-                timestamp: jiff::Timestamp::now(),
+                timestamp: self.now(),
                 ..ContainerStats::default()
             })
             .collect())
