@@ -9,8 +9,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
-use crate::status::generate::ForcedFailure;
-
 /// `status.reason` of a pod past its deadline, and the reason of its event.
 pub const REASON: &str = "DeadlineExceeded";
 /// `status.message`, and the text of the event.
@@ -24,26 +22,19 @@ pub fn remaining(pod: &Pod, start: Option<Timestamp>, now: Timestamp) -> Option<
     Some(Duration::try_from_secs_f64((deadline as f64 - ran).max(0.0)).unwrap_or(Duration::MAX))
 }
 
-/// The failure of a pod whose time is over. `old`: what was said of the pod before; a pod that had ended by then stays as
+/// Whether the pod's time is over, and that is what it failed of. `old`: what was said of the pod before; a pod that had ended by then stays as
 /// it ended.
 pub fn exceeded(
     pod: &Pod,
     old: &PodStatus,
     start: Option<Timestamp>,
     now: Timestamp,
-) -> Option<ForcedFailure> {
-    if remaining(pod, start, now)? > Duration::ZERO {
-        return None;
+) -> bool {
+    if remaining(pod, start, now).is_none_or(|left| left > Duration::ZERO) {
+        return false;
     }
     let ended = crate::pod::is_terminal_phase(old.phase.as_deref().unwrap_or_default());
-    if ended && old.reason.as_deref() != Some(REASON) {
-        return None;
-    }
-    Some(ForcedFailure {
-        reason: REASON.to_owned(),
-        message: MESSAGE.to_owned(),
-        disruption: None,
-    })
+    !ended || old.reason.as_deref() == Some(REASON)
 }
 
 #[cfg(test)]
@@ -79,7 +70,7 @@ mod tests {
                 "{deadline:?} {start:?} {now}"
             );
             let over = exceeded(&pod(deadline), &PodStatus::default(), start, now);
-            assert_eq!(over.is_some(), left == secs(0));
+            assert_eq!(over, left == secs(0));
         }
     }
 
@@ -100,7 +91,7 @@ mod tests {
             };
             let (start, now) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(60).unwrap());
             let got = exceeded(&pod, &old, Some(start), now);
-            assert_eq!(got.is_some(), expect, "{phase} {reason:?}");
+            assert_eq!(got, expect, "{phase} {reason:?}");
         };
         check("Pending", None, true);
         check("Running", None, true);

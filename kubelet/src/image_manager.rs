@@ -362,6 +362,27 @@ impl ImageManager {
             .map_err(|e| e.to_string())
     }
 
+    fn check_back_off(
+        &self,
+        key: &str,
+        requested: &str,
+        event: &(dyn Fn(Type, &str, String) + Sync),
+    ) -> Result<(), ImageFailure> {
+        let Some(wait) = self.backoff.remaining_since_update(key, Timestamp::now()) else {
+            return Ok(());
+        };
+        let mut message = format!("Back-off pulling image {requested:?}");
+        event(Type::Normal, reason::BACK_OFF, message.clone());
+        if let Some(previous) = self.errors().get(key) {
+            message = format!("{message}: {previous}");
+        }
+        Err(ImageFailure {
+            reason: "ImagePullBackOff",
+            message,
+            retry_after: Some(wait),
+        })
+    }
+
     async fn pull_image(
         &self,
         pod: &Pod,
@@ -372,18 +393,7 @@ impl ImageManager {
     ) -> Result<ImageStatus, ImageFailure> {
         let image = keyring.image;
         let key = format!("{}_{requested}", pod::uid(pod));
-        if let Some(wait) = self.backoff.remaining_since_update(&key, Timestamp::now()) {
-            let mut message = format!("Back-off pulling image {requested:?}");
-            event(Type::Normal, reason::BACK_OFF, message.clone());
-            if let Some(previous) = self.errors().get(&key) {
-                message = format!("{message}: {previous}");
-            }
-            return Err(ImageFailure {
-                reason: "ImagePullBackOff",
-                message,
-                retry_after: Some(wait),
-            });
-        }
+        self.check_back_off(&key, requested, event)?;
         self.errors().remove(&key);
         event(
             Type::Normal,

@@ -6,16 +6,13 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use component_base::metrics::exponential_buckets;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 use prometheus::{
     Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, histogram_opts,
     opts, register_histogram, register_histogram_vec, register_int_counter,
     register_int_counter_vec, register_int_gauge, register_int_gauge_vec,
 };
 
-use crate::pod;
-use crate::pod_actions::ProbeResult;
-use crate::prober::ProbeType;
 
 const ONCE: &str = "the name is registered only here";
 
@@ -164,44 +161,6 @@ pub(crate) fn observe_terminations(old: &PodStatus, new: &PodStatus) {
             }
         }
     }
-}
-
-pub(crate) fn observe_probe(
-    probe_type: ProbeType,
-    pod: &Pod,
-    container: &str,
-    result: ProbeResult,
-    took: Duration,
-) {
-    let result = match result {
-        ProbeResult::Success => "successful",
-        ProbeResult::Failure => "failed",
-        ProbeResult::Unknown => "unknown",
-    };
-    let (name, namespace, uid) = (pod::name(pod), pod::namespace(pod), pod::uid(pod));
-    PROBE_RESULTS
-        .with_label_values(&[probe_type.as_str(), result, container, name, namespace, uid])
-        .inc();
-    PROBE_DURATION
-        .with_label_values(&[probe_type.as_str(), container, name, namespace])
-        .observe(took.as_secs_f64());
-}
-
-/// Series of a pod that is gone would stay for ever.
-pub(crate) fn forget_probes(pod: &Pod, container: &str, probe_type: ProbeType) {
-    let (name, namespace, uid) = (pod::name(pod), pod::namespace(pod), pod::uid(pod));
-    for result in ["successful", "failed", "unknown"] {
-        // Not every series was ever made.
-        let _ = PROBE_RESULTS.remove_label_values(&[
-            probe_type.as_str(),
-            result,
-            container,
-            name,
-            namespace,
-            uid,
-        ]);
-    }
-    let _ = PROBE_DURATION.remove_label_values(&[probe_type.as_str(), container, name, namespace]);
 }
 
 pub(crate) fn observe_volume_mount(plugin: &'static str, ok: bool, took: Duration) {

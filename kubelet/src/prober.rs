@@ -9,6 +9,7 @@
 
 pub mod grpc;
 pub mod http;
+mod observed;
 pub mod results;
 mod run;
 mod worker;
@@ -173,7 +174,7 @@ impl ProbeManager {
                         tracing::error!(pod = %pod::format(&pod), container = key.container, panic, "a probe's task panicked");
                     }
                     manager.lock().remove(&key);
-                    crate::metrics::forget_probes(&pod, &key.container, key.probe_type);
+                    observed::forget_probes(&pod, &key.container, key.probe_type);
                 });
             }
         }

@@ -17,6 +17,8 @@ use crate::image_manager::verification::allowlist_errors;
 pub fn validate_kubelet_configuration(kc: &KubeletConfiguration) -> Vec<FieldError> {
     let mut errors = vec![];
     numbers(kc, &mut errors);
+    images(kc, &mut errors);
+    durations(kc, &mut errors);
     shutdown(kc, &mut errors);
     taints(kc, &mut errors);
     addresses(kc, &mut errors);
@@ -30,184 +32,138 @@ pub fn validate_kubelet_configuration(kc: &KubeletConfiguration) -> Vec<FieldErr
     errors
 }
 
+/// `value` is what was given; the error names it.
+fn check(errors: &mut Vec<FieldError>, ok: bool, path: &str, value: i64, detail: &str) {
+    if !ok {
+        errors.push(FieldError::invalid(path, value, detail));
+    }
+}
+
+fn within(
+    errors: &mut Vec<FieldError>,
+    path: &str,
+    value: i32,
+    range: std::ops::RangeInclusive<i32>,
+) {
+    let (low, high) = (range.start(), range.end());
+    let detail = format!("must be between {low} and {high}, inclusive");
+    check(errors, range.contains(&value), path, value.into(), &detail);
+}
+
 fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
-    let mut check = |ok: bool, path: &str, value: i64, detail: &str| {
-        if !ok {
-            errors.push(FieldError::invalid(path, value, detail));
-        }
-    };
-    let port = |p: i32| (1..=65535).contains(&p);
-    check(
-        !kc.enable_server || port(kc.port),
-        "port",
-        kc.port.into(),
-        "must be between 1 and 65535, inclusive",
-    );
-    check(
-        (0..=65535).contains(&kc.read_only_port),
-        "readOnlyPort",
-        kc.read_only_port.into(),
-        "must be between 0 and 65535, inclusive",
-    );
-    check(
-        (0..=65535).contains(&kc.healthz_port),
-        "healthzPort",
-        kc.healthz_port.into(),
-        "must be between 0 and 65535, inclusive",
-    );
-    check(
-        (-1000..=1000).contains(&kc.oom_score_adj),
-        "oomScoreAdj",
-        kc.oom_score_adj.into(),
-        "must be between -1000 and 1000, inclusive",
-    );
-    check(
-        kc.max_pods >= 0,
-        "maxPods",
-        kc.max_pods.into(),
-        "must not be a negative number",
-    );
-    check(
-        kc.pods_per_core >= 0,
-        "podsPerCore",
-        kc.pods_per_core.into(),
-        "must not be a negative number",
-    );
-    check(
-        kc.event_burst >= 0,
-        "eventBurst",
-        kc.event_burst.into(),
-        "must not be a negative number",
-    );
-    check(
-        kc.event_record_qps >= 0,
-        "eventRecordQPS",
-        kc.event_record_qps.into(),
-        "must not be a negative number",
-    );
-    check(
-        kc.registry_burst >= 0,
-        "registryBurst",
-        kc.registry_burst.into(),
-        "must not be a negative number",
-    );
-    check(
-        kc.registry_pull_qps >= 0,
-        "registryPullQPS",
-        kc.registry_pull_qps.into(),
-        "must not be a negative number",
-    );
-    check(
-        kc.kube_api_burst >= 0,
-        "kubeAPIBurst",
-        kc.kube_api_burst.into(),
-        "must not be a negative number",
-    );
-    check(
-        kc.kube_api_qps >= 0,
-        "kubeAPIQPS",
-        kc.kube_api_qps.into(),
-        "must not be a negative number",
-    );
+    if kc.enable_server {
+        within(errors, "port", kc.port, 1..=65535);
+    }
+    for (path, value, range) in [
+        ("readOnlyPort", kc.read_only_port, 0..=65535),
+        ("healthzPort", kc.healthz_port, 0..=65535),
+        ("oomScoreAdj", kc.oom_score_adj, -1000..=1000),
+    ] {
+        within(errors, path, value, range);
+    }
+    for (path, value) in [
+        ("maxOpenFiles", kc.max_open_files),
+        ("maxPods", kc.max_pods.into()),
+        ("podsPerCore", kc.pods_per_core.into()),
+        ("eventBurst", kc.event_burst.into()),
+        ("eventRecordQPS", kc.event_record_qps.into()),
+        ("registryBurst", kc.registry_burst.into()),
+        ("registryPullQPS", kc.registry_pull_qps.into()),
+        ("kubeAPIBurst", kc.kube_api_burst.into()),
+        ("kubeAPIQPS", kc.kube_api_qps.into()),
+    ] {
+        let detail = "must not be a negative number";
+        check(errors, value >= 0, path, value, detail);
+    }
     for (path, bit) in [
         ("iptablesDropBit", kc.iptables_drop_bit),
         ("iptablesMasqueradeBit", kc.iptables_masquerade_bit),
     ] {
-        check(
-            (0..=31).contains(&bit),
-            path,
-            bit.into(),
-            "must be between 0 and 31, inclusive",
-        );
+        within(errors, path, bit, 0..=31);
     }
-    check(
-        kc.max_open_files >= 0,
-        "maxOpenFiles",
-        kc.max_open_files,
-        "must not be a negative number",
-    );
-    check(
-        kc.node_lease_duration_seconds > 0,
-        "nodeLeaseDurationSeconds",
-        kc.node_lease_duration_seconds.into(),
-        "must be greater than 0",
-    );
-    let percent = |p: i32| (0..=100).contains(&p);
-    let (high, low) = (
-        kc.image_gc_high_threshold_percent,
-        kc.image_gc_low_threshold_percent,
-    );
-    check(
-        percent(high),
-        "imageGCHighThresholdPercent",
-        high.into(),
-        "must be between 0 and 100, inclusive",
-    );
-    check(
-        percent(low),
-        "imageGCLowThresholdPercent",
-        low.into(),
-        "must be between 0 and 100, inclusive",
-    );
-    check(
-        low < high || !percent(high),
-        "imageGCLowThresholdPercent",
-        low.into(),
-        "must be less than imageGCHighThresholdPercent",
-    );
-    let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
-    let (min_age, max_age) = (kc.image_minimum_gc_age.0, kc.image_maximum_gc_age.0);
-    check(
-        max_age.is_zero() || max_age > min_age,
-        "imageMaximumGCAge",
-        seconds(max_age),
-        "must be greater than imageMinimumGCAge",
-    );
-    check(
-        kc.node_status_max_images >= -1,
-        "nodeStatusMaxImages",
-        kc.node_status_max_images.into(),
-        "must be -1 or greater",
-    );
-    check(
-        kc.container_log_max_files > 1,
-        "containerLogMaxFiles",
-        kc.container_log_max_files.into(),
-        "must be greater than 1",
-    );
-    check(
-        kc.container_log_max_workers >= 1,
-        "containerLogMaxWorkers",
-        kc.container_log_max_workers.into(),
-        "must be greater than or equal to 1",
-    );
-    if let Some(n) = kc.max_parallel_image_pulls {
-        check(
-            n >= 1,
-            "maxParallelImagePulls",
-            n.into(),
-            "must be a positive number",
-        );
-        check(
-            !(n > 1 && kc.serialize_image_pulls == Some(true)),
-            "maxParallelImagePulls",
-            n.into(),
-            "cannot be larger than 1 unless serializeImagePulls is false",
-        );
+    for (path, value, least, detail) in [
+        (
+            "nodeLeaseDurationSeconds",
+            kc.node_lease_duration_seconds,
+            1,
+            "must be greater than 0",
+        ),
+        (
+            "nodeStatusMaxImages",
+            kc.node_status_max_images,
+            -1,
+            "must be -1 or greater",
+        ),
+        (
+            "containerLogMaxFiles",
+            kc.container_log_max_files,
+            2,
+            "must be greater than 1",
+        ),
+        (
+            "containerLogMaxWorkers",
+            kc.container_log_max_workers,
+            1,
+            "must be greater than or equal to 1",
+        ),
+    ] {
+        check(errors, value >= least, path, value.into(), detail);
     }
     if let Some(n) = kc.user_namespaces.ids_per_pod {
         check(
+            errors,
             n > 0 && n % 65_536 == 0 && n <= i64::from(u32::MAX),
             "userNamespaces.idsPerPod",
             n,
             "must be a multiple of 65536",
         );
     }
+}
+
+fn images(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
+    let (high, low) = (
+        kc.image_gc_high_threshold_percent,
+        kc.image_gc_low_threshold_percent,
+    );
+    let (high_path, low_path) = ("imageGCHighThresholdPercent", "imageGCLowThresholdPercent");
+    within(errors, high_path, high, 0..=100);
+    within(errors, low_path, low, 0..=100);
+    check(
+        errors,
+        low < high || !(0..=100).contains(&high),
+        low_path,
+        low.into(),
+        "must be less than imageGCHighThresholdPercent",
+    );
+    let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
+    let (min_age, max_age) = (kc.image_minimum_gc_age.0, kc.image_maximum_gc_age.0);
+    check(
+        errors,
+        max_age.is_zero() || max_age > min_age,
+        "imageMaximumGCAge",
+        seconds(max_age),
+        "must be greater than imageMinimumGCAge",
+    );
+    if let Some(n) = kc.max_parallel_image_pulls {
+        let path = "maxParallelImagePulls";
+        check(errors, n >= 1, path, n.into(), "must be a positive number");
+        check(
+            errors,
+            !(n > 1 && kc.serialize_image_pulls == Some(true)),
+            path,
+            n.into(),
+            "cannot be larger than 1 unless serializeImagePulls is false",
+        );
+    }
+}
+
+fn durations(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
+    let text = component_base::duration::format;
     let quota = kc.cpu_cfs_quota_period.0;
     if !(1_000..=1_000_000).contains(&quota.as_micros()) {
         errors.push(FieldError::invalid(
             "cpuCFSQuotaPeriod",
-            component_base::duration::format(quota),
+            text(quota),
             "must be between 1ms and 1s, inclusive",
         ));
     }
@@ -215,7 +171,7 @@ fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     if !(1..=300).contains(&restart.as_secs()) {
         errors.push(FieldError::invalid(
             "crashLoopBackOff.maxContainerRestartPeriod",
-            component_base::duration::format(restart),
+            text(restart),
             "must be between 1s and 300s",
         ));
     }
@@ -223,7 +179,7 @@ fn numbers(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     if monitor < Duration::from_secs(3) {
         errors.push(FieldError::invalid(
             "containerLogMonitorInterval",
-            component_base::duration::format(monitor),
+            text(monitor),
             "must be greater than or equal to 3s",
         ));
     }

@@ -169,7 +169,7 @@ impl Worker {
             // Nothing was learnt.
             Outcome::Error => return true,
         };
-        crate::metrics::observe_probe(
+        super::observed::observe_probe(
             self.probe_type,
             &self.pod,
             &self.container.name,

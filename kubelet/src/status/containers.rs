@@ -203,65 +203,10 @@ pub fn convert_to_api_container_statuses(
     old: &[ContainerStatus],
     kind: ContainerKind,
 ) -> Vec<ContainerStatus> {
-    let has_init = !pod::init_containers(input.pod).is_empty();
-    let default_reason = if has_init {
-        "PodInitializing"
-    } else {
-        "ContainerCreating"
-    };
     let mut statuses: BTreeMap<&str, ContainerStatus> = BTreeMap::new();
-
     for spec in specs {
         let previous = pod::container_status(old, &spec.name);
-        let mut status = ContainerStatus {
-            name: spec.name.clone(),
-            image: spec.image.clone().unwrap_or_default(),
-            state: Some(waiting(default_reason, None)),
-            volume_mounts: volume_mounts(spec, input.supports_rro),
-            ..ContainerStatus::default()
-        };
-        if let Some(previous) = previous {
-            if previous
-                .state
-                .as_ref()
-                .is_some_and(|s| s.terminated.is_some())
-            {
-                status = previous.clone();
-            } else {
-                status.restart_count = previous.restart_count;
-                status.last_state = previous.last_state.clone();
-            }
-            let was_running = previous.state.as_ref().is_some_and(|s| s.running.is_some());
-            let found = input
-                .status
-                .find_container_status_by_name(&spec.name)
-                .is_some();
-            let remembered = status
-                .last_state
-                .as_ref()
-                .is_some_and(|s| s.terminated.is_some());
-            let was_waiting = previous.state.as_ref().is_none_or(|s| s.waiting.is_some());
-            if input.restarting && !found && !was_waiting && kind != ContainerKind::Ephemeral {
-                // Taken away for the pod to start over; what it ended with is not its own doing.
-                status.state = Some(waiting(
-                    restart_all::REASON,
-                    Some(restart_all::MESSAGE.to_owned()),
-                ));
-                status.last_state = Some(terminated(ContainerStateTerminated {
-                    reason: Some(restart_all::REASON.to_owned()),
-                    message: Some(restart_all::MESSAGE.to_owned()),
-                    exit_code: 137,
-                    ..ContainerStateTerminated::default()
-                }));
-                status.restart_count = previous.restart_count + 1;
-            } else if was_running && !found && !remembered {
-                status.last_state = Some(terminated(lost()));
-                if !pod::is_deleted(input.pod) {
-                    status.restart_count += 1;
-                }
-            }
-        }
-        statuses.insert(&spec.name, status);
+        statuses.insert(&spec.name, before_runtime(input, spec, previous, kind));
     }
 
     // The newest instance gives the state, the one before it the last state.
@@ -305,6 +250,69 @@ pub fn convert_to_api_container_statuses(
     } else {
         statuses.into_values().collect()
     }
+}
+
+/// What a container's status is as long as the runtime knows nothing of it: waiting, but for what was told before.
+fn before_runtime(
+    input: &ContainerStatusInput<'_>,
+    spec: &Container,
+    previous: Option<&ContainerStatus>,
+    kind: ContainerKind,
+) -> ContainerStatus {
+    let has_init = !pod::init_containers(input.pod).is_empty();
+    let default_reason = match has_init {
+        true => "PodInitializing",
+        false => "ContainerCreating",
+    };
+    let mut status = ContainerStatus {
+        name: spec.name.clone(),
+        image: spec.image.clone().unwrap_or_default(),
+        state: Some(waiting(default_reason, None)),
+        volume_mounts: volume_mounts(spec, input.supports_rro),
+        ..ContainerStatus::default()
+    };
+    if let Some(previous) = previous {
+        if previous
+            .state
+            .as_ref()
+            .is_some_and(|s| s.terminated.is_some())
+        {
+            status = previous.clone();
+        } else {
+            status.restart_count = previous.restart_count;
+            status.last_state = previous.last_state.clone();
+        }
+        let was_running = previous.state.as_ref().is_some_and(|s| s.running.is_some());
+        let found = input
+            .status
+            .find_container_status_by_name(&spec.name)
+            .is_some();
+        let remembered = status
+            .last_state
+            .as_ref()
+            .is_some_and(|s| s.terminated.is_some());
+        let was_waiting = previous.state.as_ref().is_none_or(|s| s.waiting.is_some());
+        if input.restarting && !found && !was_waiting && kind != ContainerKind::Ephemeral {
+            // Taken away for the pod to start over; what it ended with is not its own doing.
+            status.state = Some(waiting(
+                restart_all::REASON,
+                Some(restart_all::MESSAGE.to_owned()),
+            ));
+            status.last_state = Some(terminated(ContainerStateTerminated {
+                reason: Some(restart_all::REASON.to_owned()),
+                message: Some(restart_all::MESSAGE.to_owned()),
+                exit_code: 137,
+                ..ContainerStateTerminated::default()
+            }));
+            status.restart_count = previous.restart_count + 1;
+        } else if was_running && !found && !remembered {
+            status.last_state = Some(terminated(lost()));
+            if !pod::is_deleted(input.pod) {
+                status.restart_count += 1;
+            }
+        }
+    }
+    status
 }
 
 /// A container that is to be started again and could not be: it waits, and says why.

@@ -302,6 +302,11 @@ fn decide_phase(input: &GenerateInput<'_>, computed: &str, status: &mut ApiPodSt
     }
     let start = status.start_time.as_ref().map(|t| t.0);
     let deadline = active_deadline::exceeded(input.pod, input.old, start, input.now);
+    let deadline = deadline.then(|| ForcedFailure {
+        reason: active_deadline::REASON.to_owned(),
+        message: active_deadline::MESSAGE.to_owned(),
+        disruption: None,
+    });
     if let Some(forced) = input.forced_failure.or(deadline.as_ref()) {
         phase = "Failed".to_owned();
         status.reason = Some(forced.reason.clone());

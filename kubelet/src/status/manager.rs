@@ -443,25 +443,11 @@ impl StatusManager {
                 Err(e) => return Err(e.into()),
             }
         }
-        if finished && can_be_deleted(&base) {
-            let params = DeleteParams {
-                grace_period_seconds: Some(0),
-                preconditions: Some(Preconditions {
-                    uid: base.metadata.uid.clone(),
-                    resource_version: None,
-                }),
-                ..DeleteParams::default()
-            };
-            match api.delete(&name, &params).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => {}
-                Err(e) => return Err(e.into()),
-            }
-            tracing::debug!(pod = %pod::format(&base), "pod fully terminated and removed from the API server");
-            self.mark_written(uid, version, true);
-            return Ok(());
+        let deleted = finished && can_be_deleted(&base);
+        if deleted {
+            delete(&api, &base).await?;
         }
-        self.mark_written(uid, version, false);
+        self.mark_written(uid, version, deleted);
         Ok(())
     }
 
@@ -471,6 +457,25 @@ impl StatusManager {
             entry.deleted |= deleted;
         }
     }
+}
+
+/// Takes the object of a pod away of which nothing is left, and no other of that name.
+async fn delete(api: &Api<Pod>, pod: &Pod) -> Result<(), kube::Error> {
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions {
+            uid: pod.metadata.uid.clone(),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    match api.delete(pod::name(pod), &params).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => {}
+        Err(e) => return Err(e),
+    }
+    tracing::debug!(pod = %pod::format(pod), "pod fully terminated and removed from the API server");
+    Ok(())
 }
 
 /// Only a pod whose end the API server already shows is deleted, so that watchers see how it ended.
