@@ -12,10 +12,10 @@ use component_helpers::quantity::Amount;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use host::{FileError, Links, Root};
-use runtime::api::{ContainerState, ContainerStatus};
+use runtime::api::{ContainerState, ContainerStatus, Runtime};
 use tokio_util::sync::CancellationToken;
 
-use crate::kubelet::Kubelet;
+use crate::configuration::KubeletConfiguration;
 use crate::off_thread::off_thread;
 use crate::paths::Paths;
 
@@ -30,8 +30,12 @@ struct Policy {
 }
 
 /// Looks at the logs of running containers until `shutdown`.
-pub async fn run(kubelet: Arc<Kubelet>, shutdown: CancellationToken) {
-    let config = &kubelet.config;
+pub async fn run(
+    runtime: Arc<dyn Runtime>,
+    paths: Paths,
+    config: Arc<KubeletConfiguration>,
+    shutdown: CancellationToken,
+) {
     let Some(max_bytes) = max_bytes(&config.container_log_max_size) else {
         return shutdown.cancelled().await;
     };
@@ -46,7 +50,7 @@ pub async fn run(kubelet: Arc<Kubelet>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             _ = ticker.tick() => {}
         }
-        let containers = match kubelet.runtime.runtime().list_containers().await {
+        let containers = match runtime.list_containers().await {
             Ok(list) => list,
             Err(error) => {
                 tracing::warn!(%error, "failed to rotate container logs");
@@ -57,15 +61,17 @@ pub async fn run(kubelet: Arc<Kubelet>, shutdown: CancellationToken) {
             .iter()
             .filter(|c| c.state == ContainerState::Running)
         {
-            let (paths, log) = (kubelet.paths.clone(), container.log_path.clone());
+            let (places, log) = (paths.clone(), container.log_path.clone());
             let len = off_thread(move || {
-                let file = open(&paths, &log)?;
+                let file = open(&places, &log)?;
                 Ok::<_, FileError>(file.metadata().map_or(0, |m| m.len()))
             });
             let done = match len.await {
-                Ok(Ok(len)) if len >= policy.max_bytes => rotate(&kubelet, container, policy).await,
+                Ok(Ok(len)) if len >= policy.max_bytes => {
+                    rotate(runtime.as_ref(), &paths, container, policy).await
+                }
                 // Somebody removed it: the container writes where nobody reads.
-                Ok(Err(error)) if error.is_not_found() => reopen(&kubelet, container).await,
+                Ok(Err(error)) if error.is_not_found() => reopen(runtime.as_ref(), container).await,
                 _ => Ok(()),
             };
             if let Err(error) = done {
@@ -82,19 +88,23 @@ fn max_bytes(size: &str) -> Option<u64> {
     u64::try_from(size).ok()
 }
 
-async fn reopen(kubelet: &Kubelet, container: &ContainerStatus) -> io::Result<()> {
-    let runtime = kubelet.runtime.runtime();
+async fn reopen(runtime: &dyn Runtime, container: &ContainerStatus) -> io::Result<()> {
     let reopened = runtime.reopen_container_log(&container.id).await;
     reopened.map_err(io::Error::other)
 }
 
-async fn rotate(kubelet: &Kubelet, container: &ContainerStatus, policy: Policy) -> io::Result<()> {
-    let (paths, log) = (kubelet.paths.clone(), container.log_path.clone());
+async fn rotate(
+    runtime: &dyn Runtime,
+    paths: &Paths,
+    container: &ContainerStatus,
+    policy: Policy,
+) -> io::Result<()> {
+    let (paths, log) = (paths.clone(), container.log_path.clone());
     // Compressing takes its time: no deadline, but off the async threads.
     let prepared = tokio::task::spawn_blocking(move || prepare(&paths, &log, policy));
     let (directory, name, rotated) = prepared.await.map_err(io::Error::other)??;
     // The shim goes on in the renamed file until it is told.
-    if let Err(error) = reopen(kubelet, container).await {
+    if let Err(error) = reopen(runtime, container).await {
         off_thread(move || directory.rename(&rotated, &name))
             .await
             .map_err(io::Error::other)?

@@ -17,11 +17,11 @@ pub mod verification;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use component_base::client::TokenBucket;
+use component_base::clock::Clock;
 use images::Reference;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use runtime::api::{ImageError, ImageStatus, Runtime, RuntimeError};
 use tokio::sync::{OnceCell, Semaphore};
@@ -65,6 +65,7 @@ pub struct ImageManager {
     rate: Option<TokenBucket>,
     /// `None`: the gate KubeletEnsureSecretPulledImages is off, and what is here is everybody's.
     pulls: Option<Arc<PullManager>>,
+    clock: Clock,
 }
 
 /// What happens to a request for an image.
@@ -177,6 +178,7 @@ impl ImageManager {
         providers: CredentialProviders,
         pulls: Option<Arc<PullManager>>,
         config: &KubeletConfiguration,
+        clock: Clock,
     ) -> Self {
         let qps = config.registry_pull_qps;
         Self {
@@ -194,6 +196,7 @@ impl ImageManager {
                 )
             }),
             pulls,
+            clock,
         }
     }
 
@@ -368,7 +371,7 @@ impl ImageManager {
         requested: &str,
         event: &(dyn Fn(Type, &str, String) + Sync),
     ) -> Result<(), ImageFailure> {
-        let Some(wait) = self.backoff.remaining_since_update(key, Timestamp::now()) else {
+        let Some(wait) = self.backoff.remaining_since_update(key, self.clock.now()) else {
             return Ok(());
         };
         let mut message = format!("Back-off pulling image {requested:?}");
@@ -407,7 +410,7 @@ impl ImageManager {
             event(Type::Warning, reason::FAILED, message.clone());
             failure(ERR_IMAGE_PULL, message)
         })?;
-        let begin = Instant::now();
+        let begin = self.clock.monotonic();
 
         let pull = async {
             // Before its turn: a plugin that takes its time keeps no other pull waiting.
@@ -420,9 +423,9 @@ impl ImageManager {
                 Some(semaphore) => semaphore.acquire().await.ok(),
                 None => None,
             };
-            let begin = Instant::now();
+            let begin = self.clock.monotonic();
             let (id, used) = self.pull_with_each(image, credentials).await?;
-            Ok::<_, PullFailure>((id, used, begin.elapsed()))
+            Ok::<_, PullFailure>((id, used, self.clock.monotonic() - begin))
         };
         let outcome = tokio::select! {
             () = cancel.cancelled() => {
@@ -432,7 +435,7 @@ impl ImageManager {
             }
             outcome = pull => outcome,
         };
-        let total = begin.elapsed();
+        let total = self.clock.monotonic() - begin;
         let name = requested.to_owned();
         match outcome {
             Ok((id, used, took)) => {
@@ -455,7 +458,7 @@ impl ImageManager {
                     ),
                 );
                 metrics::observe_image_pull(status.size_bytes, total);
-                self.backoff.gc(Timestamp::now());
+                self.backoff.gc(self.clock.now());
                 Ok(status)
             }
             Err(error) => {
@@ -465,7 +468,7 @@ impl ImageManager {
                     reason::FAILED,
                     format!("Failed to pull image {requested:?}: {error}"),
                 );
-                let now = Timestamp::now();
+                let now = self.clock.now();
                 self.backoff.next(&key, now, now);
                 let mut failed = eval_pull_error(image, &error);
                 failed.retry_after = Some(self.backoff.get(&key));

@@ -15,6 +15,7 @@ use std::time::Duration;
 use ::volumes::VolumeManager;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_helpers::qos::get_pod_qos;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus as ApiPodStatus};
@@ -27,8 +28,8 @@ use crate::configuration::KubeletConfiguration;
 use crate::csi_node::{Exhausted, StorageError};
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::image_gc::ImageGcManager;
-use crate::kuberuntime::RuntimeManager;
 use crate::kuberuntime::gc::GcPolicy;
+use crate::kuberuntime::{RuntimeManager, SyncResult};
 use crate::node::NodeState;
 use crate::object_cache::ObjectCache;
 use crate::paths::Paths;
@@ -44,6 +45,8 @@ use crate::status::generate::{ForcedFailure, GenerateInput, generate_api_pod_sta
 use crate::status::manager::StatusManager;
 use crate::user_namespaces::UserNamespaceManager;
 use crate::{metrics, mirror, termination};
+
+use self::volumes::Mounted;
 
 /// When the network is not ready yet; upstream: `backOffOnTransientErrorPeriod`.
 const TRANSIENT_ERROR_RETRY: Duration = Duration::from_secs(1);
@@ -86,8 +89,9 @@ pub struct Kubelet {
     pub allocation: Arc<AllocationManager>,
     /// What the node says it can do; sorted.
     pub declared_features: Vec<String>,
-    /// When the sync loop last turned; for its health.
-    pub loop_turned: ArcSwap<Option<std::time::Instant>>,
+    pub clock: Clock,
+    /// When the sync loop last turned, by [`Clock::monotonic`]; for its health.
+    pub loop_turned: ArcSwap<Option<Duration>>,
     pub storage_error: StorageError,
     pub exhausted_drivers: Exhausted,
     /// Every source told of its pods once.
@@ -140,7 +144,7 @@ impl Kubelet {
             resize_conditions,
             pod_config: &pod_config,
             pod_actuated: !self.container_manager.pod_differs(pod),
-            now: Timestamp::now(),
+            now: self.clock.now(),
         });
         let overdue = |s: &ApiPodStatus| s.reason.as_deref() == Some(active_deadline::REASON);
         if overdue(&new) && !overdue(&old) {
@@ -158,7 +162,7 @@ impl Kubelet {
             Some(status) => status.start_time,
             None => pod.status.as_ref().and_then(|s| s.start_time.clone()),
         };
-        active_deadline::remaining(&pod, start.map(|t| t.0), Timestamp::now())
+        active_deadline::remaining(&pod, start.map(|t| t.0), self.clock.now())
     }
 
     /// One round of sync, given up when the pod's time is over: a pull or a hook may take longer than the pod has.
@@ -251,7 +255,7 @@ impl Kubelet {
         if !was_pending || now.phase.as_deref() != Some("Running") {
             return;
         }
-        let since = |t: Timestamp| Timestamp::now().duration_since(t).as_secs_f64().max(0.0);
+        let since = |t: Timestamp| self.clock.now().duration_since(t).as_secs_f64().max(0.0);
         let seen = pod::annotation(pod, pod::CONFIG_FIRST_SEEN_ANNOTATION)
             .and_then(|t| t.parse::<Timestamp>().ok());
         if let Some(seen) = seen {
@@ -347,16 +351,7 @@ impl Kubelet {
         let restart_all = restart_all::is_told(&api_status);
         self.status.set_pod_status(pod, api_status);
 
-        if let Some(Some((_, message))) = &self.runtime_state.load().network
-            && !pod::is_host_network(pod)
-        {
-            let message = format!("network is not ready: {message}");
-            self.recorder.pod(
-                pod,
-                Type::Warning,
-                reason::NETWORK_NOT_READY,
-                message.clone(),
-            );
+        if self.lacks_network(pod) {
             return Ok(SyncOutcome {
                 failed: true,
                 retry_after: Some(TRANSIENT_ERROR_RETRY),
@@ -377,38 +372,16 @@ impl Kubelet {
             SyncError(message)
         })?;
 
-        let mounted = tokio::select! {
-            mounted = self.volumes.mount_pod(pod) => mounted,
-            () = cancel.cancelled() => return Ok(SyncOutcome::default()),
+        let volumes = match self.mount_volumes(pod, cancel).await? {
+            Mounted::All(volumes) => volumes,
+            Mounted::Cancelled => return Ok(SyncOutcome::default()),
+            Mounted::Rejected => {
+                return Ok(SyncOutcome {
+                    terminal: true,
+                    ..SyncOutcome::default()
+                });
+            }
         };
-        if let Err(error) = &mounted
-            && let Some(driver) = error.exhausted_driver()
-        {
-            self.exhausted_drivers.tell(driver);
-            let message =
-                format!("Node has reached its volume attachment limit, rejecting pod. {error}");
-            self.reject_pod(pod, &Rejection::attachment_limit(message));
-            return Ok(SyncOutcome {
-                terminal: true,
-                ..SyncOutcome::default()
-            });
-        }
-        let volumes = mounted.map_err(|error| {
-            for failure in error.failures() {
-                let reason = match failure.block {
-                    true => reason::FAILED_MAP_VOLUME,
-                    false => reason::FAILED_MOUNT,
-                };
-                self.recorder
-                    .pod(pod, Type::Warning, reason, failure.to_string());
-            }
-            if error.failures().is_empty() {
-                let message = format!("Unable to attach or mount volumes: {error}");
-                self.recorder
-                    .pod(pod, Type::Warning, reason::FAILED_MOUNT, message);
-            }
-            SyncError(error.to_string())
-        })?;
         self.expand_volumes(pod);
         let (secrets, missing) = self.objects.pull_secrets(pod).await;
         self.probes.add_pod(pod);
@@ -428,20 +401,10 @@ impl Kubelet {
         }
         self.after_resize(pod, &result);
         if (!result.errors.is_empty() || result.resized) && !cancel.is_cancelled() {
-            for error in &result.errors {
-                tracing::warn!(pod = %pod::format(pod), error, "error syncing pod");
-            }
-            // Why it waits must be seen now, not at the next round.
-            if let Ok(status) = self.runtime.pod_status(uid).await {
-                if result.resize_error.is_none() {
-                    self.note_resize_progress(pod, &status);
-                }
-                let api_status = self.generate_status(pod, &status, false, None).await;
-                self.status.set_pod_status(pod, api_status);
-            }
+            self.tell_errors(pod, &result).await;
         }
         let refresh = self.volumes.next_refresh(uid).map(|at| {
-            Duration::try_from(at.duration_since(Timestamp::now()))
+            Duration::try_from(at.duration_since(self.clock.now()))
                 .unwrap_or(Duration::ZERO)
                 .max(Duration::from_secs(1))
         });
@@ -457,6 +420,35 @@ impl Kubelet {
             .flatten()
             .min(),
         })
+    }
+
+    /// Whether the pod waits for the node's network; it is told so.
+    fn lacks_network(&self, pod: &Pod) -> bool {
+        let state = self.runtime_state.load();
+        let Some(Some((_, message))) = &state.network else {
+            return false;
+        };
+        if pod::is_host_network(pod) {
+            return false;
+        }
+        let message = format!("network is not ready: {message}");
+        let reason = reason::NETWORK_NOT_READY;
+        self.recorder.pod(pod, Type::Warning, reason, message);
+        true
+    }
+
+    async fn tell_errors(&self, pod: &Arc<Pod>, result: &SyncResult) {
+        for error in &result.errors {
+            tracing::warn!(pod = %pod::format(pod), error, "error syncing pod");
+        }
+        // Why it waits must be seen now, not at the next round.
+        if let Ok(status) = self.runtime.pod_status(pod::uid(pod)).await {
+            if result.resize_error.is_none() {
+                self.note_resize_progress(pod, &status);
+            }
+            let api_status = self.generate_status(pod, &status, false, None).await;
+            self.status.set_pod_status(pod, api_status);
+        }
     }
 
     /// Everything that counts when another pod asks for room, with what it was granted.
@@ -509,11 +501,11 @@ impl PodSyncer for Kubelet {
             self.resolve_resizes(Some(pod::uid(&pod)));
         }
         let pod = self.allocation.granted(&pod);
-        let begin = std::time::Instant::now();
+        let begin = self.clock.monotonic();
         let outcome = self.sync_within_deadline(&pod, cancel).await;
         metrics::POD_WORKER_DURATION
             .with_label_values(&["sync"])
-            .observe(begin.elapsed().as_secs_f64());
+            .observe((self.clock.monotonic() - begin).as_secs_f64());
         let mut outcome = outcome.unwrap_or_else(|error| {
             tracing::error!(pod = %pod::format(&pod), %error, "Error syncing pod, skipping");
             SyncOutcome {

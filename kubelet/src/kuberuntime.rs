@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use runtime::api::{Origin, PodSandboxConfig, Runtime, RuntimeError};
 use tokio_util::sync::CancellationToken;
@@ -64,6 +65,7 @@ pub struct Dependencies {
     pub node: Arc<NodeState>,
     pub paths: Paths,
     pub config: Arc<KubeletConfiguration>,
+    pub clock: Clock,
     /// Of containers that end again and again.
     pub crash_loop: Backoff,
     /// For static pods before the API server is known.
@@ -253,26 +255,11 @@ impl RuntimeManager {
                 Err(error) => {
                     metrics::STARTED_PODS_ERRORS.inc();
                     if !cancel.is_cancelled() {
-                        let (reason, what) = match &error {
-                            SandboxFailure::Status(_) => (
-                                reason::FAILED_STATUS_POD_SANDBOX,
-                                "Unable to get pod sandbox status",
-                            ),
-                            _ => (
-                                reason::FAILED_CREATE_POD_SANDBOX,
-                                "Failed to create pod sandbox",
-                            ),
-                        };
-                        let message = format!("{what}: {error}");
-                        self.d.recorder.pod(pod, Type::Warning, reason, message);
+                        self.tell_sandbox_failure(pod, &error);
                     }
-                    result.fail(
-                        format!(
-                            "CreatePodSandbox for pod {:?} failed: {error}",
-                            pod::format(pod)
-                        ),
-                        None,
-                    );
+                    let pod = pod::format(pod);
+                    let message = format!("CreatePodSandbox for pod {pod:?} failed: {error}");
+                    result.fail(message, None);
                     return result;
                 }
             }
@@ -293,6 +280,21 @@ impl RuntimeManager {
         )
         .await;
         result
+    }
+
+    fn tell_sandbox_failure(&self, pod: &Pod, error: &SandboxFailure) {
+        let (reason, what) = match error {
+            SandboxFailure::Status(_) => (
+                reason::FAILED_STATUS_POD_SANDBOX,
+                "Unable to get pod sandbox status",
+            ),
+            _ => (
+                reason::FAILED_CREATE_POD_SANDBOX,
+                "Failed to create pod sandbox",
+            ),
+        };
+        let message = format!("{what}: {error}");
+        self.d.recorder.pod(pod, Type::Warning, reason, message);
     }
 
     /// Takes the pod's containers away, without grace; their logs stay.
@@ -598,3 +600,6 @@ pub(crate) async fn observe<T>(
     }
     result
 }
+
+#[cfg(test)]
+mod tests;

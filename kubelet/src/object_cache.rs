@@ -10,9 +10,10 @@ mod trust_bundles;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerEvent, InformerOptions, Object};
 use component_base::shutdown::Shutdown;
 use component_base::tasks::spawn_vital;
@@ -82,8 +83,8 @@ struct Entry<K: Object> {
     pods: HashSet<String>,
     /// With `Watch` alone.
     informer: Option<Informer<K>>,
-    /// What was read, and when; with `Cache` alone.
-    read: Option<(Instant, Option<Arc<K>>)>,
+    /// What was read, and when by the clock; with `Cache` alone.
+    read: Option<(Duration, Option<Arc<K>>)>,
 }
 
 /// Objects of one kind.
@@ -93,6 +94,7 @@ struct Store<K: Object> {
     shutdown: Shutdown,
     strategy: Strategy,
     node: Arc<NodeState>,
+    clock: Clock,
     entries: Mutex<HashMap<Key, Entry<K>>>,
     changes: Arc<Pending<String>>,
 }
@@ -210,7 +212,8 @@ where
         if let Some(informer) = informer.as_ref().filter(|i| i.has_synced()) {
             return Ok(informer.get(namespace, name));
         }
-        if let Some((_, object)) = read.as_ref().filter(|(at, _)| at.elapsed() < self.ttl()) {
+        let now = self.clock.monotonic();
+        if let Some((_, object)) = read.as_ref().filter(|(at, _)| now - *at < self.ttl()) {
             return Ok(object.clone());
         }
         // With `Watch` it has not begun: ask once, so that no pod waits for it.
@@ -221,7 +224,7 @@ where
         match (found, read) {
             (Ok(object), _) => {
                 if let Some(entry) = self.lock().get_mut(&key) {
-                    entry.read = Some((Instant::now(), object.clone()));
+                    entry.read = Some((self.clock.monotonic(), object.clone()));
                 }
                 Ok(object)
             }
@@ -300,6 +303,7 @@ impl ObjectCache {
         paths: crate::paths::Paths,
         changes: Arc<Pending<String>>,
         strategy: Strategy,
+        clock: &Clock,
         shutdown: &Shutdown,
     ) -> Self {
         let api = api.map(|api| {
@@ -314,6 +318,7 @@ impl ObjectCache {
                     shutdown: shutdown.clone(),
                     strategy,
                     node: node.clone(),
+                    clock: clock.clone(),
                     entries: Mutex::default(),
                     changes: changes.clone(),
                 }),
@@ -323,6 +328,7 @@ impl ObjectCache {
                     shutdown: shutdown.clone(),
                     strategy,
                     node: node.clone(),
+                    clock: clock.clone(),
                     entries: Mutex::default(),
                     changes,
                 }),

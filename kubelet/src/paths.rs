@@ -6,18 +6,34 @@
 use std::path::{Path, PathBuf};
 
 /// The old log links, read by log collectors; upstream: `ContainerLogsDir`.
-pub const CONTAINER_LOGS_DIR: &str = "/var/log/containers";
+const CONTAINER_LOGS_DIR: &str = "/var/log/containers";
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Paths {
     root: PathBuf,
     pod_logs: PathBuf,
+    container_logs: PathBuf,
 }
 
 impl Paths {
     pub fn new(root: PathBuf, pod_logs: PathBuf) -> Self {
-        Self { root, pod_logs }
+        Self {
+            root,
+            pod_logs,
+            container_logs: CONTAINER_LOGS_DIR.into(),
+        }
+    }
+
+    /// With the old log links in a folder of their own, for tests.
+    pub fn with_container_logs(mut self, folder: PathBuf) -> Self {
+        self.container_logs = folder;
+        self
+    }
+
+    /// Where the old log links are.
+    pub fn container_logs(&self) -> &Path {
+        &self.container_logs
     }
 
     pub fn root(&self) -> &Path {
@@ -76,7 +92,7 @@ impl Paths {
         let name = format!("{pod}_{namespace}_{container}");
         // The file name must stay below 255 bytes, as upstream cuts it.
         let name: String = name.chars().take(251 - id.len().min(200) - 1).collect();
-        Path::new(CONTAINER_LOGS_DIR).join(format!("{name}-{id}.log"))
+        self.container_logs.join(format!("{name}-{id}.log"))
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use component_base::tasks::spawn_helper;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -121,7 +121,7 @@ impl SyncLoop {
         loop {
             self.kubelet
                 .loop_turned
-                .store(Arc::new(Some(Instant::now())));
+                .store(Arc::new(Some(self.kubelet.clock.monotonic())));
             let event = tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = &mut read, if !node_is_read => {
@@ -468,3 +468,6 @@ fn differs(old: &Pod, new: &Pod) -> bool {
         || old.metadata.deletion_grace_period_seconds != new.metadata.deletion_grace_period_seconds
         || foreign(old) != foreign(new)
 }
+
+#[cfg(test)]
+mod tests;

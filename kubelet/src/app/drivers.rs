@@ -9,7 +9,7 @@ use csi::registration::Registrations;
 use k8s_openapi::api::storage::v1::CSIDriver;
 use tokio::sync::Notify;
 
-use super::Parts;
+use super::assemble::Parts;
 use super::clients::ApiClients;
 use crate::csi_node::NodeInfoManager;
 

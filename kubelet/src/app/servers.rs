@@ -14,7 +14,8 @@ use component_base::serving::{
 };
 use component_base::tls::{ServerTls, TlsOptions};
 
-use super::{AppError, Parts, io};
+use super::assemble::Parts;
+use super::{AppError, io};
 use crate::certificate::{FileStore, Request};
 use crate::pods_api;
 use crate::server::{self, ServerContext, ServerOptions};

@@ -4,26 +4,25 @@
 //! Upstream: `pkg/kubelet/eviction/eviction_manager.go`, v1.36.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use component_helpers::quantity::{Amount, amount};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::local_storage;
+use super::observe::{Observed, observe};
 use super::rank::{Usage, rank};
 use super::threshold::{Observation, Signal, Threshold, parse_threshold_config, thresholds_met};
 use super::tracker::Tracker;
 use super::usage::{Parts, PodUsage, Wanted, measure};
-use crate::cm::machine::{fs_stats, meminfo};
 use crate::disk_usage::DiskUsages;
 use crate::events::{Type, reason};
 use crate::kubelet::Kubelet;
 use crate::metrics;
-use crate::off_thread::off_thread;
 use crate::pod;
 use crate::pod_workers::Update;
 use crate::status::generate::ForcedFailure;
@@ -37,8 +36,25 @@ const CLEANUP_POLL: Duration = Duration::from_secs(1);
 /// Grace of a pod that must go at once. Upstream: `immediateEvictionGracePeriodSeconds`.
 const IMMEDIATE_GRACE_SECONDS: i64 = 1;
 
+/// Where the signals come from.
+#[async_trait]
+trait Observer: Send + Sync {
+    async fn observe(&self, kubelet: &Kubelet) -> Observed;
+}
+
+/// The machine's own.
+struct OfTheMachine;
+
+#[async_trait]
+impl Observer for OfTheMachine {
+    async fn observe(&self, kubelet: &Kubelet) -> Observed {
+        observe(kubelet).await
+    }
+}
+
 struct Manager {
     kubelet: Arc<Kubelet>,
+    observer: Arc<dyn Observer>,
     thresholds: Vec<Threshold>,
     tracker: Tracker,
     counts: Arc<DiskUsages>,
@@ -46,6 +62,15 @@ struct Manager {
 
 /// Looks every ten seconds until `shutdown`; `changed` wakes the node's status.
 pub async fn run(kubelet: Arc<Kubelet>, changed: Arc<Notify>, shutdown: CancellationToken) {
+    run_with(Arc::new(OfTheMachine), kubelet, changed, shutdown).await;
+}
+
+async fn run_with(
+    observer: Arc<dyn Observer>,
+    kubelet: Arc<Kubelet>,
+    changed: Arc<Notify>,
+    shutdown: CancellationToken,
+) {
     let config = &kubelet.config;
     let thresholds = parse_threshold_config(
         config
@@ -62,6 +87,7 @@ pub async fn run(kubelet: Arc<Kubelet>, changed: Arc<Notify>, shutdown: Cancella
     }
     let mut manager = Manager {
         kubelet: kubelet.clone(),
+        observer,
         thresholds,
         tracker: Tracker::default(),
         counts: Arc::default(),
@@ -84,11 +110,12 @@ pub async fn run(kubelet: Arc<Kubelet>, changed: Arc<Notify>, shutdown: Cancella
 impl Manager {
     /// One round; the pods evicted in it.
     async fn synchronize(&mut self, changed: &Notify) -> Vec<Arc<Pod>> {
-        let seen = observe(&self.kubelet).await;
+        let seen = self.observer.observe(&self.kubelet).await;
         let period = self.kubelet.config.eviction_pressure_transition_period.0;
+        let now = self.kubelet.clock.monotonic();
         let round = self
             .tracker
-            .round(&self.thresholds, &seen.signals, Instant::now(), period);
+            .round(&self.thresholds, &seen.signals, now, period);
         if **self.kubelet.node.pressure.load() != round.conditions {
             self.kubelet.node.pressure.store(Arc::new(round.conditions));
             changed.notify_one();
@@ -158,7 +185,7 @@ impl Manager {
             if let Err(error) = self.kubelet.image_gc.delete_unused_images().await {
                 tracing::warn!(%error, "eviction manager: cannot remove images");
             }
-            let after = observe(&self.kubelet).await;
+            let after = self.observer.observe(&self.kubelet).await;
             if thresholds_met(&self.thresholds, &after.signals, true).is_empty() {
                 tracing::info!(
                     "eviction manager: able to reduce resource pressure without evicting pods"
@@ -322,161 +349,5 @@ fn bytes(n: u64) -> String {
     format!("{n}{unit}")
 }
 
-fn disk(path: &Path, bytes: Signal, inodes: Signal, out: &mut BTreeMap<Signal, Observation>) {
-    let Ok(stats) = fs_stats(path) else { return };
-    out.insert(
-        bytes,
-        Observation {
-            available: stats.available_bytes,
-            capacity: stats.capacity_bytes,
-        },
-    );
-    if stats.inodes > 0 {
-        out.insert(
-            inodes,
-            Observation {
-                available: stats.inodes_free,
-                capacity: stats.inodes,
-            },
-        );
-    }
-}
-
-/// What the signals stand at.
-struct Observed {
-    signals: BTreeMap<Signal, Observation>,
-    /// Images and writable layers are on another disk than volumes and logs.
-    dedicated_image_fs: bool,
-}
-
-async fn observe(kubelet: &Kubelet) -> Observed {
-    let image_fs = kubelet.runtime.runtime().image_fs_info().await.ok();
-    let root = kubelet.paths.root().to_owned();
-    let of_pods = kubelet.container_manager.clone();
-    let look = move || {
-        use std::os::unix::fs::MetadataExt as _;
-        let mut signals = BTreeMap::new();
-        if let Some((capacity, working_set)) = of_pods.memory_of_pods() {
-            let seen = Observation {
-                available: capacity.saturating_sub(working_set),
-                capacity,
-            };
-            signals.insert(Signal::AllocatableMemoryAvailable, seen);
-        }
-        if let (Some(available), Some(capacity)) = (meminfo("MemAvailable"), meminfo("MemTotal")) {
-            let seen = Observation {
-                available,
-                capacity,
-            };
-            signals.insert(Signal::MemoryAvailable, seen);
-        }
-        let (bytes, inodes) = (Signal::NodeFsAvailable, Signal::NodeFsInodesFree);
-        disk(&root, bytes, inodes, &mut signals);
-        let mut dedicated_image_fs = false;
-        if let Some(info) = image_fs {
-            for (bytes, inodes) in [
-                (Signal::ImageFsAvailable, Signal::ImageFsInodesFree),
-                (Signal::ContainerFsAvailable, Signal::ContainerFsInodesFree),
-            ] {
-                disk(&info.mountpoint, bytes, inodes, &mut signals);
-            }
-            let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).ok();
-            dedicated_image_fs = device(&info.mountpoint) != device(&root);
-        }
-        if let Some((available, capacity)) = pids() {
-            let seen = Observation {
-                available,
-                capacity,
-            };
-            signals.insert(Signal::PidAvailable, seen);
-        }
-        Observed {
-            signals,
-            dedicated_image_fs,
-        }
-    };
-    match off_thread(look).await {
-        Ok(seen) => seen,
-        Err(error) => {
-            tracing::error!(%error, "eviction manager: cannot look at the node");
-            Observed {
-                signals: BTreeMap::new(),
-                dedicated_image_fs: false,
-            }
-        }
-    }
-}
-
-fn pids() -> Option<(u64, u64)> {
-    let max: u64 = std::fs::read_to_string("/proc/sys/kernel/pid_max")
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
-    // `0.1 0.2 0.3 running/total last`
-    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
-    let total: u64 = load
-        .split_whitespace()
-        .nth(3)?
-        .split('/')
-        .nth(1)?
-        .parse()
-        .ok()?;
-    Some((max.saturating_sub(total), max))
-}
-
 #[cfg(test)]
-mod tests {
-    use host::DiskUsage;
-
-    use super::super::threshold::ThresholdValue;
-    use super::super::usage::ContainerUsage;
-    use super::*;
-
-    #[test]
-    fn messages_say_what_was_short_and_who_took_it() {
-        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [
-            {"name": "c", "resources": {"requests": {"ephemeral-storage": "1Mi"}}},
-        ]}}))
-        .unwrap();
-        let usage = PodUsage {
-            containers: vec![ContainerUsage {
-                name: "c".into(),
-                rootfs: DiskUsage {
-                    bytes: 2 << 20,
-                    ..DiskUsage::default()
-                },
-                ..ContainerUsage::default()
-            }],
-            ..PodUsage::default()
-        };
-        let threshold = |signal| Threshold {
-            signal,
-            value: ThresholdValue::Percentage(0.1),
-            grace_period: Duration::ZERO,
-            min_reclaim: None,
-        };
-        let seen = Observation {
-            available: 512,
-            capacity: 10240,
-        };
-        for (signal, expect) in [
-            (
-                Signal::NodeFsAvailable,
-                "The node was low on resource: ephemeral-storage. Threshold quantity: 1Ki, available: 512. Container c was using 2Mi, request is 1Mi, has larger consumption of ephemeral-storage. ",
-            ),
-            (
-                Signal::NodeFsInodesFree,
-                "The node was low on resource: inodes. Threshold quantity: 1024, available: 512. ",
-            ),
-        ] {
-            let text = message(
-                &threshold(signal),
-                &[(signal, seen)].into(),
-                &pod,
-                Some(&usage),
-            );
-            assert_eq!(text, expect);
-        }
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@
 //! `pkg/kubelet/eviction/eviction_manager.go`, v1.36.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::threshold::{Observation, Signal, Threshold, thresholds_met};
 
@@ -21,19 +21,20 @@ pub struct Round {
 /// What rounds remember.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    first_met: Vec<(Threshold, Instant)>,
+    first_met: Vec<(Threshold, Duration)>,
     /// The due ones of the last round.
     due: Vec<Threshold>,
     /// When a condition was last seen.
-    last_seen: BTreeMap<&'static str, Instant>,
+    last_seen: BTreeMap<&'static str, Duration>,
 }
 
 impl Tracker {
+    /// `now`: of a clock that never steps back.
     pub fn round(
         &mut self,
         thresholds: &[Threshold],
         observations: &BTreeMap<Signal, Observation>,
-        now: Instant,
+        now: Duration,
         transition_period: Duration,
     ) -> Round {
         let mut met = thresholds_met(thresholds, observations, false);
@@ -52,11 +53,11 @@ impl Tracker {
                 .insert(threshold.signal.node_condition(), now);
         }
         self.last_seen
-            .retain(|_, at| now.duration_since(*at) < transition_period || *at == now);
+            .retain(|_, at| now.saturating_sub(*at) < transition_period || *at == now);
         self.due = self
             .first_met
             .iter()
-            .filter(|(threshold, at)| now.duration_since(*at) >= threshold.grace_period)
+            .filter(|(threshold, at)| now.saturating_sub(*at) >= threshold.grace_period)
             .map(|(threshold, _)| threshold.clone())
             .collect();
         // Memory first: it kills fastest.
@@ -86,7 +87,6 @@ mod tests {
     /// Rounds of (seconds, available): the number of due thresholds and of conditions.
     fn check(thresholds: &[Threshold], rounds: &[(u64, u64, usize, usize)]) {
         let mut tracker = Tracker::default();
-        let begin = Instant::now();
         for (at, available, due, conditions) in rounds {
             let observed = thresholds.iter().map(|t| {
                 let seen = Observation {
@@ -98,7 +98,7 @@ mod tests {
             let round = tracker.round(
                 thresholds,
                 &observed.collect(),
-                begin + Duration::from_secs(*at),
+                Duration::from_secs(*at),
                 Duration::from_secs(30),
             );
             assert_eq!(
@@ -158,7 +158,7 @@ mod tests {
         };
         let observed = list.iter().map(|t| (t.signal, seen)).collect();
         let round =
-            Tracker::default().round(&list, &observed, Instant::now(), Duration::from_secs(30));
+            Tracker::default().round(&list, &observed, Duration::ZERO, Duration::from_secs(30));
         assert_eq!(round.due[0].signal, Signal::MemoryAvailable);
         assert_eq!(
             round.conditions,

@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use super::*;
 
 use component_base::events::{RecordedEvent, Recorder};
@@ -66,6 +68,7 @@ fn manager(
         CredentialProviders::default(),
         Some(Arc::new(pulls)),
         &KubeletConfiguration::default(),
+        Clock::real(),
     );
     (manager, events)
 }

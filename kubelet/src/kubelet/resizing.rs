@@ -20,7 +20,7 @@ impl Kubelet {
         let changes = self.allocation.resolve(
             &self.active(),
             &self.node.allocatable.load(),
-            jiff::Timestamp::now(),
+            self.clock.now(),
         );
         for (pod, change) in changes {
             let tell = |kind, reason: &str, what: &str, error: &str| {

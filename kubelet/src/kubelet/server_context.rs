@@ -54,12 +54,11 @@ impl ServerContext for Kubelet {
     }
 
     fn sync_loop_health(&self) -> Result<(), String> {
-        match self.loop_turned.load().as_ref() {
-            Some(at) if at.elapsed() > LOOP_IS_STUCK_AFTER => Err(format!(
-                "sync Loop took longer than expected: {:?}",
-                at.elapsed()
-            )),
-            _ => Ok(()),
+        let turned = **self.loop_turned.load();
+        let since = turned.map(|at| self.clock.monotonic().saturating_sub(at));
+        match since.filter(|since| *since > LOOP_IS_STUCK_AFTER) {
+            Some(since) => Err(format!("sync Loop took longer than expected: {since:?}")),
+            None => Ok(()),
         }
     }
 

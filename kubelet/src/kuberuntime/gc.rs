@@ -12,7 +12,7 @@ use runtime::api::{ContainerState, ContainerStatus, RuntimeError, SandboxState};
 
 use super::{RuntimeManager, observe};
 use crate::off_thread::off_thread;
-use crate::paths::{CONTAINER_LOGS_DIR, uid_of_log_directory};
+use crate::paths::uid_of_log_directory;
 use crate::pod_status::PodStatus;
 
 /// How many dead containers are kept.
@@ -90,7 +90,7 @@ impl RuntimeManager {
         policy: &GcPolicy,
     ) -> Vec<String> {
         let mut errors = vec![];
-        let garbage = plan(status, of_use, policy, Timestamp::now());
+        let garbage = plan(status, of_use, policy, self.d.clock.now());
         for id in &garbage.containers {
             let Some(container) = status.containers.iter().find(|c| c.id == *id) else {
                 continue;
@@ -195,9 +195,10 @@ impl RuntimeManager {
             })
             .collect();
         let logs = self.d.paths.pod_logs_root().to_owned();
+        let links = self.d.paths.container_logs().to_owned();
         let removed = tokio::task::spawn_blocking(move || {
             orphans.iter().for_each(|path| remove_dir(path));
-            remove_dangling_links(&logs);
+            remove_dangling_links(&links, &logs);
         });
         if let Err(error) = removed.await {
             tracing::warn!(%error, "failed to remove logs");
@@ -206,12 +207,8 @@ impl RuntimeManager {
 }
 
 /// Links in the old place of container logs whose log is gone.
-fn remove_dangling_links(logs: &Path) {
-    for entry in std::fs::read_dir(CONTAINER_LOGS_DIR)
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+fn remove_dangling_links(links: &Path, logs: &Path) {
+    for entry in std::fs::read_dir(links).into_iter().flatten().flatten() {
         let path = entry.path();
         let dangling =
             std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) && !path.exists();

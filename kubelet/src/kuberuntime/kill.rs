@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Lifecycle, Pod, PodSpec};
 use runtime::api::{ContainerState, ContainerStatus, RuntimeError, SandboxState};
@@ -254,9 +254,9 @@ impl RuntimeManager {
             grace -= self.execute_pre_stop_hook(pod, &container, id, grace).await;
         }
         if let Some(ordering) = ordering.filter(|_| grace > 0) {
-            let begin = Instant::now();
+            let begin = self.d.clock.monotonic();
             ordering.wait_for_turn(name, seconds(grace)).await;
-            grace -= i64::try_from(begin.elapsed().as_secs()).unwrap_or(0);
+            grace -= i64::try_from((self.d.clock.monotonic() - begin).as_secs()).unwrap_or(0);
         }
         let grace = grace.max(MINIMUM_GRACE_PERIOD_SECONDS);
         let stopped = observe(
@@ -294,7 +294,7 @@ impl RuntimeManager {
         else {
             return 0;
         };
-        let begin = Instant::now();
+        let begin = self.d.clock.monotonic();
         let ip = match &handler.http_get {
             Some(get) if get.host.as_deref().unwrap_or_default().is_empty() => {
                 self.pod_ip(pod).await
@@ -327,7 +327,7 @@ impl RuntimeManager {
                 tracing::info!(pod = %pod::format(pod), container = container.name, "PreStop hook not completed in grace period");
             }
         }
-        i64::try_from(begin.elapsed().as_secs()).unwrap_or(grace)
+        i64::try_from((self.d.clock.monotonic() - begin).as_secs()).unwrap_or(grace)
     }
 
     async fn pod_ip(&self, pod: &Pod) -> Option<String> {

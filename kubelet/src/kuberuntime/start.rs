@@ -152,7 +152,7 @@ impl RuntimeManager {
         let key = back_off_key(pod, container);
         let remaining = |finished| {
             let loops = &self.d.crash_loop;
-            loops.remaining_since(&key, finished, Timestamp::now())
+            loops.remaining_since(&key, finished, self.d.clock.now())
         };
         last_end(status, container).and_then(remaining).is_some()
     }
@@ -165,7 +165,7 @@ impl RuntimeManager {
         if let Some(wait) = self
             .d
             .crash_loop
-            .remaining_since(&key, finished, Timestamp::now())
+            .remaining_since(&key, finished, self.d.clock.now())
         {
             self.d.recorder.container(
                 pod,
@@ -189,8 +189,19 @@ impl RuntimeManager {
                 retry_after: Some(wait),
             });
         }
-        self.d.crash_loop.next(&key, finished, Timestamp::now());
+        self.d.crash_loop.next(&key, finished, self.d.clock.now());
         None
+    }
+
+    /// One more than before; without a record of the last one, by its logs.
+    fn restart_count(&self, context: &StartContext<'_>, name: &str) -> u32 {
+        if let Some(previous) = context.status.find_container_status_by_name(name) {
+            return previous.metadata.attempt + 1;
+        }
+        let pod = context.pod;
+        let (namespace, pod_name, uid) = (pod::namespace(pod), pod::name(pod), pod::uid(pod));
+        let logs = self.d.paths.pod_log_directory(namespace, pod_name, uid);
+        calc_restart_count_by_log_dir(&logs.join(name))
     }
 
     async fn start_container(
@@ -238,17 +249,7 @@ impl RuntimeManager {
             return Err(failure(ERR_IMAGE_PULL, "pod is being terminated"));
         }
 
-        let restart_count = match context.status.find_container_status_by_name(name) {
-            Some(previous) => previous.metadata.attempt + 1,
-            None => {
-                let logs = self.d.paths.pod_log_directory(
-                    pod::namespace(pod),
-                    pod::name(pod),
-                    pod::uid(pod),
-                );
-                calc_restart_count_by_log_dir(&logs.join(name))
-            }
-        };
+        let restart_count = self.restart_count(context, name);
         let config = match self
             .config(
                 context,

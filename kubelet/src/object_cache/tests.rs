@@ -51,6 +51,7 @@ impl World {
             shutdown: Shutdown::new(),
             strategy,
             node: Arc::new(node),
+            clock: Clock::real(),
             entries: Mutex::default(),
             changes: Arc::default(),
         });

@@ -1,0 +1,203 @@
+//! Starts an assembled kubelet, in order, and runs its loop.
+//!
+//! Owns: the order of the start, and which tasks a kubelet cannot do without.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use component_base::informer::{Factory, InformerOptions};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::Notify;
+
+use super::assemble::Parts;
+use super::clients::ApiClients;
+use super::{AppError, servers, start_anew};
+use crate::config::http::UrlSource;
+use crate::config::{Source, apiserver, file};
+use crate::events::{Type, reason};
+use crate::node_status::{lease, report};
+use crate::sync_loop::SyncLoop;
+use crate::{certificate, container_log, eviction, node_network, pleg};
+
+impl Parts {
+    /// Whatever the kubelet cannot do its work without.
+    pub(super) fn essential(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        self.shutdown.spawn_essential(name, task);
+    }
+
+    /// Until shutdown.
+    pub(super) async fn run(self) -> Result<(), AppError> {
+        let token = self.shutdown.token().clone();
+        let kubelet = self.kubelet.clone();
+        servers::start(&self).await?;
+        let renewed = self.start_rotation();
+
+        let (changed, nudge) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        // Subscribed before anything is asked: no exit falls between.
+        let events = self.runtime.events();
+        let watching = report::watch_runtime(
+            kubelet.clone(),
+            self.runtime.clone(),
+            changed.clone(),
+            nudge.clone(),
+            token.clone(),
+        );
+        self.essential("runtime status", watching);
+        let pleg = pleg::run(
+            kubelet.runtime.clone(),
+            events,
+            self.pleg_events.clone(),
+            token.clone(),
+        );
+        self.essential("pod lifecycle events", pleg);
+        let status = kubelet.status.clone();
+        self.essential(
+            "pod status",
+            status.run(kubelet.workers.clone(), token.clone()),
+        );
+        let (runtime, paths) = (self.runtime.clone(), kubelet.paths.clone());
+        let logs = container_log::run(runtime, paths, self.config.clone(), token.clone());
+        self.essential("container logs", logs);
+        self.essential("memory", crate::memory::run(token.clone()));
+        self.essential("image garbage", kubelet.image_gc.clone().run(token.clone()));
+        let allocation = kubelet.allocation.clone();
+        let root = kubelet.paths.root().to_path_buf();
+        self.essential("resize allocation", allocation.run(root, token.clone()));
+        let eviction = eviction::manager::run(kubelet.clone(), changed.clone(), token.clone());
+        self.essential("eviction", eviction);
+        if let (Some(clients), Some(factory)) = (&self.clients, &self.factory) {
+            self.start_node(clients, factory, &changed, &nudge);
+        }
+        kubelet
+            .recorder
+            .node(Type::Normal, reason::STARTING, "Starting kubelet.");
+        kubelet.container_manager.tell(&kubelet.recorder);
+
+        let adopted: BTreeSet<String> = match kubelet.runtime.pods().await {
+            Ok(pods) => pods
+                .into_iter()
+                .filter(|(_, p)| p.has_live_container())
+                .map(|(uid, _)| uid)
+                .collect(),
+            Err(error) => {
+                tracing::error!(%error, "cannot list what runs on this node");
+                BTreeSet::new()
+            }
+        };
+        tracing::info!(pods = adopted.len(), "adopted running pods");
+        let sources = self.start_sources()?;
+        SyncLoop::new(kubelet, sources, adopted)
+            .run(self.channels, token)
+            .await;
+        if renewed.load(Ordering::Relaxed) {
+            return Err(start_anew());
+        }
+        tracing::info!("kubelet ends; its pods run on");
+        Ok(())
+    }
+
+    /// DIFFERS: upstream closes its connections and goes on with the new certificate; here the program replaces itself
+    /// (same process id), which costs the pods nothing.
+    fn start_rotation(&self) -> Arc<AtomicBool> {
+        let renewed = Arc::new(AtomicBool::new(false));
+        if let (true, Some(client), Some(kubeconfig)) = (
+            self.config.rotate_certificates,
+            self.client.clone(),
+            self.options.kubeconfig.clone(),
+        ) {
+            let (options, shutdown, flag) =
+                (self.options.clone(), self.shutdown.clone(), renewed.clone());
+            let ends = shutdown.clone();
+            ends.spawn_guarded("client certificate", async move {
+                let (dir, node) = (&options.cert_dir, &options.node_name);
+                if certificate::rotate_client_cert(&client, &kubeconfig, dir, node, &shutdown).await
+                {
+                    flag.store(true, Ordering::Relaxed);
+                    shutdown.trigger();
+                }
+            });
+        }
+        renewed
+    }
+
+    fn start_sources(&self) -> Result<BTreeSet<Source>, AppError> {
+        let token = self.shutdown.token().clone();
+        let mut sources = BTreeSet::new();
+        if let Some(factory) = &self.factory {
+            sources.insert(Source::Api);
+            let options = InformerOptions::default()
+                .fields(format!("spec.nodeName={}", self.options.node_name));
+            let informer = factory.informer::<Pod>(options);
+            let source = apiserver::run(informer, self.config_updates.clone(), token.clone());
+            self.essential("pods of the API server", source);
+        }
+        if !self.config.static_pod_path.is_empty() {
+            sources.insert(Source::File);
+            let path = PathBuf::from(&self.config.static_pod_path);
+            let source = file::run(
+                path,
+                self.options.node_name.clone(),
+                self.config_updates.clone(),
+                token.clone(),
+            );
+            self.essential("pods of files", source);
+        }
+        let (config, node_name) = (&self.config, &self.options.node_name);
+        if !config.static_pod_url.is_empty() {
+            sources.insert(Source::Http);
+            let (url, period) = (&config.static_pod_url, config.http_check_frequency.0);
+            let source = UrlSource::new(url, &config.static_pod_url_header, period, node_name)?;
+            tracing::info!(url, "Adding pod URL");
+            let source = source.run(self.config_updates.clone(), token);
+            self.essential("pods of a URL", source);
+        }
+        Ok(sources)
+    }
+
+    fn start_node(
+        &self,
+        clients: &ApiClients,
+        factory: &Factory,
+        changed: &Arc<Notify>,
+        nudge: &Arc<Notify>,
+    ) {
+        let token = self.shutdown.token().clone();
+        let (options, config, kubelet) = (&self.options, &self.config, &self.kubelet);
+        let reporter = report::Reporter {
+            kubelet: kubelet.clone(),
+            runtime: self.runtime.clone(),
+            client: clients.main.clone(),
+            heartbeat: clients.heartbeat.clone(),
+            config: config.clone(),
+            registration: self.registration.clone(),
+            addresses: self.addresses.clone(),
+            recorder: kubelet.recorder.clone(),
+            changed: changed.clone(),
+        };
+        self.essential("node status", reporter.run(token.clone()));
+        let lease = lease::run(
+            clients.heartbeat.clone(),
+            kubelet.node.clone(),
+            config.node_lease_duration_seconds,
+            token.clone(),
+        );
+        self.essential("node lease", lease);
+        let own_node = node_network::watch_own_node(
+            factory.clone(),
+            kubelet.node.clone(),
+            config.register_node,
+            self.runtime.clone(),
+            nudge.clone(),
+            token.clone(),
+        );
+        self.essential("own node", own_node);
+        self.start_drivers(clients, factory, changed);
+        if let Some(network) = self.network.clone() {
+            let node_name = options.node_name.clone();
+            let peers = node_network::watch_peers(factory.clone(), node_name, network, token);
+            self.essential("routes to other nodes", peers);
+        }
+    }
+}

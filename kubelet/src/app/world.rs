@@ -1,0 +1,246 @@
+//! A whole kubelet in a test: an API server and a runtime in memory, a folder for its files, and a clock that goes as fast as
+//! nobody has anything to do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::runtime::fake::FakeRuntime;
+use component_base::clock::Clock;
+use component_base::shutdown::Shutdown;
+use component_base::testing::ApiServer;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use super::AppError;
+use super::assemble::{Machine, Parts, Seams, assemble};
+use super::clients::ApiClients;
+use super::features::feature_gates;
+use crate::cm::ContainerManager;
+use crate::cm::cgroup::{CgroupManager, Hierarchies};
+use crate::cm::machine::{FsStats, MachineInfo};
+use crate::configuration::KubeletConfiguration;
+use crate::kubelet::Kubelet;
+use crate::options::{Options, flag_set};
+use crate::paths::Paths;
+use crate::security_context::NodeSecurity;
+
+pub(crate) const NODE: &str = "node";
+/// How long, by the world's clock, something may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(1200);
+const LOOK: Duration = Duration::from_millis(20);
+const GIB: u64 = 1 << 30;
+
+pub(crate) struct World {
+    pub(crate) api: ApiServer,
+    pub(crate) runtime: FakeRuntime,
+    pub(crate) kubelet: Arc<Kubelet>,
+    pub(crate) clock: Clock,
+    pub(crate) shutdown: Shutdown,
+    running: JoinHandle<Result<(), AppError>>,
+    _files: TempDir,
+}
+
+impl World {
+    /// A node of four processors and 8 GiB that runs. `configure`: what its configuration says besides.
+    pub(crate) async fn start(configure: impl FnOnce(&mut KubeletConfiguration)) -> Self {
+        let clock = Clock::of_runtime(Timestamp::from_second(1_800_000_000).expect("in range"));
+        let api = ApiServer::new(clock.clone());
+        let runtime = FakeRuntime::new();
+        let now = clock.clone();
+        runtime.set_now(move || now.now());
+        let (shutdown, files) = (Shutdown::new(), tempfile::tempdir().expect("a folder"));
+        let seams = seams(&api, &runtime, &clock, &shutdown, &files, configure);
+        let parts: Parts = assemble(seams).await.expect("assembled");
+        let kubelet = parts.kubelet.clone();
+        Self {
+            api,
+            runtime,
+            kubelet,
+            clock,
+            shutdown,
+            running: tokio::spawn(parts.run()),
+            _files: files,
+        }
+    }
+
+    /// Ends it in good order.
+    pub(crate) async fn end(self) {
+        self.shutdown.trigger();
+        let ended = self.running.await.expect("no panic");
+        ended.expect("it ends in good order");
+    }
+
+    /// A pod of one container (`c`), bound to the node. `change`: RFC 7386, onto the whole object.
+    pub(crate) fn create_pod(&self, name: &str, change: Value) -> Pod {
+        let mut pod = json!({
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {
+                "nodeName": NODE,
+                "terminationGracePeriodSeconds": 5,
+                "containers": [{"name": "c", "image": "image"}],
+            },
+        });
+        merge(&mut pod, &change);
+        let pod: Pod = serde_json::from_value(pod).expect("pods in tests are valid");
+        self.api.create(&pod)
+    }
+
+    pub(crate) fn pod(&self, name: &str) -> Option<Pod> {
+        self.api.get("default", name)
+    }
+
+    /// Waits until the pod is as `condition` says.
+    pub(crate) async fn until_pod(&self, name: &str, condition: impl Fn(&Pod) -> bool) -> Pod {
+        let seen = || self.pod(name).filter(|pod| condition(pod));
+        let found = self.until(|| seen().is_some()).await;
+        assert!(found, "{:#?}\n{:#?}", self.pod(name), self.events(name));
+        seen().expect("just seen")
+    }
+
+    pub(crate) async fn until_phase(&self, name: &str, phase: &str) -> Pod {
+        self.until_pod(name, |pod| crate::pod::phase(pod) == phase)
+            .await
+    }
+
+    /// Waits until there is no object any longer.
+    pub(crate) async fn until_gone(&self, name: &str) {
+        let gone = self.until(|| self.pod(name).is_none()).await;
+        assert!(gone, "{:#?}", self.pod(name));
+    }
+
+    pub(crate) async fn until_node(&self, condition: impl Fn(&Node) -> bool) -> Node {
+        let node = || self.api.get::<Node>("", NODE);
+        let found = self
+            .until(|| node().is_some_and(|node| condition(&node)))
+            .await;
+        assert!(found, "{:#?}", node());
+        node().expect("just seen")
+    }
+
+    /// Whether `condition` came true in time.
+    pub(crate) async fn until(&self, condition: impl Fn() -> bool) -> bool {
+        let waiting = async {
+            while !condition() {
+                self.clock.sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.is_ok()
+    }
+
+    /// Reason and message of what was told of an object, as the API server has it, sorted.
+    pub(crate) fn events(&self, name: &str) -> Vec<(String, String)> {
+        let events = self.api.list::<Event>().into_iter();
+        let mut told: Vec<_> = events
+            .filter(|event| event.involved_object.name.as_deref() == Some(name))
+            .map(|e| (e.reason.unwrap_or_default(), e.message.unwrap_or_default()))
+            .collect();
+        told.sort();
+        told
+    }
+
+    /// Waits until an event of this reason was written.
+    pub(crate) async fn until_event(&self, name: &str, reason: &str) -> String {
+        let find = || self.events(name).into_iter().find(|(r, _)| r == reason);
+        let found = self.until(|| find().is_some()).await;
+        assert!(found, "{reason}: {:#?}", self.events(name));
+        find().expect("just seen").1
+    }
+}
+
+pub(crate) fn condition<'a>(
+    conditions: impl IntoIterator<Item = (&'a String, &'a String)>,
+    kind: &str,
+) -> Option<&'a str> {
+    let mut conditions = conditions.into_iter();
+    conditions
+        .find(|(type_, _)| *type_ == kind)
+        .map(|(_, status)| status.as_str())
+}
+
+pub(crate) fn node_condition<'a>(node: &'a Node, kind: &str) -> Option<&'a str> {
+    let status = node.status.as_ref()?;
+    let conditions = status.conditions.iter().flatten();
+    condition(conditions.map(|c| (&c.type_, &c.status)), kind)
+}
+
+/// RFC 7386, as far as tests need it.
+fn merge(target: &mut Value, change: &Value) {
+    match (target, change) {
+        (Value::Object(target), Value::Object(change)) => {
+            for (name, value) in change {
+                merge(target.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (target, change) => *target = change.clone(),
+    }
+}
+
+fn seams(
+    api: &ApiServer,
+    runtime: &FakeRuntime,
+    clock: &Clock,
+    shutdown: &Shutdown,
+    files: &TempDir,
+    configure: impl FnOnce(&mut KubeletConfiguration),
+) -> Seams {
+    let root = files.path();
+    let path = |name: &str| root.join(name).display().to_string();
+    let args = [
+        format!("--hostname-override={NODE}"),
+        format!("--root-dir={}", path("kubelet")),
+        format!("--cert-dir={}", path("pki")),
+        "--node-ip=192.0.2.1".to_owned(),
+    ];
+    let flags = flag_set().parse(args).expect("flags of the test");
+    let options = Options::from_flags(&flags).expect("options of the test");
+    let mut config = KubeletConfiguration {
+        enable_server: false,
+        healthz_port: 0,
+        pod_logs_dir: path("logs"),
+        resolv_conf: String::new(),
+        ..KubeletConfiguration::default()
+    };
+    configure(&mut config);
+    let paths = Paths::new(root.join("kubelet"), root.join("logs"))
+        .with_container_logs(root.join("containers"));
+    super::make_directories(&paths).expect("directories");
+    std::fs::create_dir(root.join("cgroup")).expect("a folder in place of a hierarchy");
+    let cgroups = CgroupManager::with_hierarchies(Hierarchies::V2(root.join("cgroup")));
+    let gates = feature_gates(&options, &config).expect("gates of the test");
+    let client = || api.client();
+    Seams {
+        container_manager: Arc::new(ContainerManager::new(&config, cgroups, false)),
+        options,
+        config: Arc::new(config),
+        paths,
+        gates,
+        clock: clock.clone(),
+        shutdown: shutdown.clone(),
+        clients: Some(ApiClients {
+            main: client(),
+            heartbeat: client(),
+            events: client(),
+            reviews: client(),
+        }),
+        runtime: Arc::new(runtime.clone()),
+        network: None,
+        machine: Machine {
+            info: MachineInfo {
+                cpus: 4,
+                memory_capacity_bytes: 8 * GIB,
+                ..MachineInfo::default()
+            },
+            root_fs: FsStats {
+                capacity_bytes: 100 * GIB,
+                available_bytes: 50 * GIB,
+                inodes: 1 << 20,
+                inodes_free: 1 << 19,
+            },
+            addresses: vec![[192, 0, 2, 1].into()],
+            security: NodeSecurity::default(),
+        },
+    }
+}
