@@ -24,12 +24,7 @@ pub fn remaining(pod: &Pod, start: Option<Timestamp>, now: Timestamp) -> Option<
 
 /// Whether the pod's time is over, and that is what it failed of. `old`: what was said of the pod before; a pod that had ended by then stays as
 /// it ended.
-pub fn exceeded(
-    pod: &Pod,
-    old: &PodStatus,
-    start: Option<Timestamp>,
-    now: Timestamp,
-) -> bool {
+pub fn exceeded(pod: &Pod, old: &PodStatus, start: Option<Timestamp>, now: Timestamp) -> bool {
     if remaining(pod, start, now).is_none_or(|left| left > Duration::ZERO) {
         return false;
     }

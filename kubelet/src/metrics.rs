@@ -13,7 +13,6 @@ use prometheus::{
     register_int_counter_vec, register_int_gauge, register_int_gauge_vec,
 };
 
-
 const ONCE: &str = "the name is registered only here";
 
 macro_rules! metric {
