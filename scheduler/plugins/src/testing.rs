@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use framework::{
     ApiWriteError, ApiWriter, BoxFuture, ClaimWriter, CycleState, DeviceCache, EventRecord, Handle,
@@ -241,6 +241,9 @@ impl Handle for FakeHandle {
         // Nothing here ever waits, so one poll carries a future to its end.
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(future.as_mut().poll(&mut context).is_ready());
+    }
+    fn now(&self) -> Instant {
+        Instant::now()
     }
     fn sleep(&self, _time: Duration) -> BoxFuture<'static, ()> {
         if self.time_is_up {
