@@ -210,12 +210,15 @@ pub fn sync(set: &StatefulSet, observed: &Observed, many: bool, now: Timestamp) 
             return steps;
         }
     }
-    if !steps.is_empty() || !is_rolling(set) {
+    // What is only told, in every pass, holds no update up.
+    let is_told = |step: &Step| matches!(step, Step::TellConflict(_));
+    if !steps.iter().all(is_told) || !is_rolling(set) {
         return steps;
     }
     if many {
         let pods: Vec<_> = wanted.into_values().collect();
-        return update_many(set, observed, &pods, now);
+        steps.extend(update_many(set, observed, &pods, now));
+        return steps;
     }
     for (at, pod) in wanted.into_iter().rev() {
         if at - first < partition(set).unwrap_or(0) {
@@ -224,7 +227,8 @@ pub fn sync(set: &StatefulSet, observed: &Observed, many: bool, now: Timestamp) 
         if label(pod, HASH_LABEL) != Some(name_of_revision(&observed.update))
             && !is_terminating(pod)
         {
-            return vec![Step::Delete(pod.clone())];
+            steps.push(Step::Delete(pod.clone()));
+            break;
         }
         if !is_available(set, pod, now) {
             break;

@@ -325,6 +325,25 @@ fn a_claim_of_another_controller_is_told_of() {
 }
 
 #[test]
+fn a_claim_that_is_told_of_holds_no_update_up() {
+    let set = set(
+        2,
+        json!({
+            "volumeClaimTemplates": [{"metadata": {"name": "d"}, "spec": {}}],
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
+        }),
+    );
+    let mut observed = observe(&["w-0:old", "w-1:old"]);
+    let owners = json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "other", "uid": "x", "controller": true}]);
+    observed
+        .claims
+        .insert("d-w-0".to_owned(), claim("d-w-0", owners));
+    for many in [false, true] {
+        assert_eq!(steps_with(&set, &observed, many), ["!d-w-0", "-w-1"]);
+    }
+}
+
+#[test]
 fn a_lost_identity_is_put_back() {
     let mut observed = observe(&["w-0:new"]);
     let mut pod = (*observed.pods[0]).clone();
