@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions, Object};
 use component_base::shutdown::Shutdown;
 use component_helpers::pod::is_terminal;
@@ -83,6 +84,7 @@ pub struct ResourceQuotaController {
     counts: Counts,
     sync_period: Duration,
     executor: Executor,
+    clock: Clock,
 }
 
 impl ResourceQuotaController {
@@ -102,6 +104,7 @@ impl ResourceQuotaController {
             counts,
             sync_period,
             executor,
+            clock: Clock::real(),
         });
         let queue = WorkQueue::new("resourcequota_primary");
         let mut watches = Watches::new(shutdown.clone());
@@ -192,7 +195,7 @@ impl Controller for ResourceQuotaController {
             claims: self.claims.list_namespace(ns),
             counts,
         };
-        if let Some(status) = sync::sync(&quota, &observed) {
+        if let Some(status) = sync::sync(&quota, &observed, self.clock.now()) {
             let updated = ResourceQuota {
                 status: Some(status),
                 ..(*quota).clone()

@@ -9,6 +9,7 @@ use component_helpers::resources::{
     Amounts, PodResourcesOptions, add, amounts, is_extended_resource_name, pod_limits,
     pod_requests, quantities,
 };
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus,
     ScopedResourceSelectorRequirement, Service,
@@ -25,13 +26,17 @@ pub struct Observed {
 }
 
 /// The status that is to be written; `None`: it is right.
-pub fn sync(quota: &ResourceQuota, observed: &Observed) -> Option<ResourceQuotaStatus> {
+pub fn sync(
+    quota: &ResourceQuota,
+    observed: &Observed,
+    now: Timestamp,
+) -> Option<ResourceQuotaStatus> {
     let hard = quota
         .spec
         .as_ref()
         .and_then(|s| s.hard.clone())
         .unwrap_or_default();
-    let usage = usage(quota, observed);
+    let usage = usage(quota, observed, now);
     let old = quota.status.clone().unwrap_or_default();
     let before = amounts(old.used.as_ref());
     let mut used = Amounts::default();
@@ -95,7 +100,7 @@ fn one(n: usize) -> Amount {
     Amount::new(i64::try_from(n).unwrap_or(i64::MAX), Format::DecimalSI)
 }
 
-fn usage(quota: &ResourceQuota, observed: &Observed) -> Amounts {
+fn usage(quota: &ResourceQuota, observed: &Observed, now: Timestamp) -> Amounts {
     let mut usage = Amounts::default();
     let scopes = scopes(quota);
     for pod in observed
@@ -103,7 +108,7 @@ fn usage(quota: &ResourceQuota, observed: &Observed) -> Amounts {
         .iter()
         .filter(|p| scopes.iter().all(|s| matches_scope(s, p)))
     {
-        add(&mut usage, &of_pod(pod));
+        add(&mut usage, &of_pod(pod, now));
     }
     if !scopes.is_empty() {
         return usage;
@@ -124,9 +129,21 @@ fn usage(quota: &ResourceQuota, observed: &Observed) -> Amounts {
     usage
 }
 
-fn of_pod(pod: &Pod) -> Amounts {
+/// Whether a pod is still there long after it should have gone, as those of a lost node: it must not keep its successor out.
+/// Upstream: `QuotaV1Pod`, which adds the grace period to a time that has it in.
+fn is_overdue(pod: &Pod, now: Timestamp) -> bool {
+    let meta = &pod.metadata;
+    let (Some(deletion), Some(grace)) =
+        (&meta.deletion_timestamp, meta.deletion_grace_period_seconds)
+    else {
+        return false;
+    };
+    now.duration_since(deletion.0) > SignedDuration::from_secs(grace)
+}
+
+fn of_pod(pod: &Pod, now: Timestamp) -> Amounts {
     let mut usage = Amounts::from([("count/pods".to_owned(), one(1))]);
-    if is_terminal(pod) {
+    if is_terminal(pod) || is_overdue(pod, now) {
         return usage;
     }
     usage.insert("pods".to_owned(), one(1));

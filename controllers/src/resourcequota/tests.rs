@@ -1,8 +1,44 @@
 use std::sync::Arc;
 
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceQuota;
 use serde_json::json;
 
 use super::sync::{Observed, is_charged, sync};
+
+fn now() -> Timestamp {
+    "2026-01-01T01:00:00Z".parse().unwrap()
+}
+
+#[test]
+fn a_pod_that_does_not_go_counts_until_its_time_is_over() {
+    let quota: ResourceQuota = serde_json::from_value(
+        json!({"spec": {"hard": {"pods": "9", "count/pods": "9", "cpu": "9"}}}),
+    )
+    .unwrap();
+    for (deletion, grace, pods, cpu) in [
+        (None, None, "1", "1"),
+        (Some("2026-01-01T00:59:30Z"), Some(30), "1", "1"),
+        (Some("2026-01-01T00:59:29Z"), Some(30), "0", "0"),
+        (Some("2026-01-01T00:59:29Z"), None, "1", "1"),
+    ] {
+        let pod = json!({
+            "metadata": {"deletionTimestamp": deletion, "deletionGracePeriodSeconds": grace},
+            "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]},
+            "status": {"phase": "Running"},
+        });
+        let observed = Observed {
+            pods: vec![Arc::new(serde_json::from_value(pod).unwrap())],
+            ..Observed::default()
+        };
+        let used = sync(&quota, &observed, now()).unwrap().used;
+        assert_eq!(
+            serde_json::to_value(used).unwrap(),
+            json!({"pods": pods, "count/pods": "1", "cpu": cpu}),
+            "{deletion:?} {grace:?}"
+        );
+    }
+}
 
 #[test]
 fn usage_by_kind_and_scope() {
@@ -30,22 +66,22 @@ fn usage_by_kind_and_scope() {
     let hard = json!({"pods": "9", "count/pods": "9", "cpu": "9", "requests.cpu": "9", "services.nodeports": "9", "secrets": "9",
         "requests.storage": "9Gi", "gold.storageclass.storage.k8s.io/requests.storage": "9Gi", "count/widgets.example.com": "9", "count/gadgets.example.com": "9",
         "count/replicasets.apps": "9"});
-    let mut counted: k8s_openapi::api::core::v1::ResourceQuota = quota(json!({"hard": hard}));
-    let status = sync(&counted, &observed).unwrap();
+    let mut counted: ResourceQuota = quota(json!({"hard": hard}));
+    let status = sync(&counted, &observed, now()).unwrap();
     assert_eq!(
         serde_json::to_value(&status.used).unwrap(),
         json!({"pods": "2", "count/pods": "3", "cpu": "1500m", "requests.cpu": "1500m",
         "services.nodeports": "2", "secrets": "3", "count/replicasets.apps": "2", "requests.storage": "1Gi", "gold.storageclass.storage.k8s.io/requests.storage": "1Gi"})
     );
     counted.status = Some(status);
-    assert_eq!(sync(&counted, &observed), None);
+    assert_eq!(sync(&counted, &observed, now()), None);
     // A kind that nobody can count just now keeps what was counted before.
     let used = counted.status.as_mut().unwrap().used.as_mut().unwrap();
     used.insert(
         "count/gadgets.example.com".into(),
         serde_json::from_value(json!("4")).unwrap(),
     );
-    assert_eq!(sync(&counted, &observed), None);
+    assert_eq!(sync(&counted, &observed, now()), None);
     for (scope, pods) in [
         ("BestEffort", "0"),
         ("NotBestEffort", "2"),
@@ -55,6 +91,7 @@ fn usage_by_kind_and_scope() {
         let status = sync(
             &quota(json!({"hard": {"pods": "9"}, "scopes": [scope]})),
             &observed,
+            now(),
         )
         .unwrap();
         assert_eq!(status.used.unwrap()["pods"].0, pods, "{scope}");
