@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{
 use super::monitors::{Counts, Less, Monitors, OnLess};
 use super::sync::{self, Observed};
 use crate::context::{ControllerContext, Running, StartError};
+use crate::volume_protection::sync::classes_of_claim;
 
 /// The service account it acts as.
 const ACCOUNT: &str = "resourcequota-controller";
@@ -127,7 +128,7 @@ impl ResourceQuotaController {
             old.spec != new.spec
         });
         controller.on_less(&mut watches, &queue, &controller.claims, |old, new| {
-            old.spec != new.spec
+            old.spec != new.spec || classes_of_claim(old) != classes_of_claim(new)
         });
         (controller, queue, watches)
     }

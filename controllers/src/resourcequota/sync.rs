@@ -15,6 +15,8 @@ use k8s_openapi::api::core::v1::{
     ScopedResourceSelectorRequirement, Service,
 };
 
+use crate::volume_protection::sync::classes_of_claim;
+
 /// What the caches hold about one namespace.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
@@ -110,14 +112,18 @@ fn usage(quota: &ResourceQuota, observed: &Observed, now: Timestamp) -> Amounts 
     {
         add(&mut usage, &of_pod(pod, now));
     }
+    for claim in observed
+        .claims
+        .iter()
+        .filter(|c| scopes.iter().all(|s| claim_matches_scope(s, c)))
+    {
+        add(&mut usage, &of_claim(claim));
+    }
     if !scopes.is_empty() {
         return usage;
     }
     for service in &observed.services {
         add(&mut usage, &of_service(service));
-    }
-    for claim in &observed.claims {
-        add(&mut usage, &of_claim(claim));
     }
     for (name, count) in &observed.counts {
         // Only kinds of the core group have a name of their own.
@@ -228,6 +234,24 @@ fn scopes(quota: &ResourceQuota) -> Vec<ScopedResourceSelectorRequirement> {
         .iter()
         .flat_map(|s| s.match_expressions.iter().flatten().cloned());
     plain.chain(selected).collect()
+}
+
+/// Claims have one scope, their VolumeAttributesClasses; with several of them one is enough.
+fn claim_matches_scope(
+    scope: &ScopedResourceSelectorRequirement,
+    claim: &PersistentVolumeClaim,
+) -> bool {
+    if scope.scope_name != "VolumeAttributesClass" {
+        return false;
+    }
+    let classes = classes_of_claim(claim);
+    let is_listed = |name: &str| scope.values.iter().flatten().any(|v| v == name);
+    match scope.operator.as_str() {
+        "In" => classes.iter().any(|name| is_listed(name)),
+        "NotIn" => classes.is_empty() || classes.iter().any(|name| !is_listed(name)),
+        "Exists" => !classes.is_empty(),
+        _ => classes.is_empty(),
+    }
 }
 
 fn matches_scope(scope: &ScopedResourceSelectorRequirement, pod: &Pod) -> bool {

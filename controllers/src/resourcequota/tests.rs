@@ -99,6 +99,50 @@ fn usage_by_kind_and_scope() {
 }
 
 #[test]
+fn claims_have_the_scope_of_their_attributes() {
+    let claim = |spec: Option<&str>, current: Option<&str>, target: Option<&str>| {
+        let modify = target
+            .map(|name| json!({"status": "Pending", "targetVolumeAttributesClassName": name}));
+        let claim = json!({
+            "spec": {"volumeAttributesClassName": spec},
+            "status": {"currentVolumeAttributesClassName": current, "modifyVolumeStatus": modify},
+        });
+        Arc::new(serde_json::from_value(claim).unwrap())
+    };
+    let observed = Observed {
+        claims: vec![
+            claim(None, None, None),
+            claim(Some("gold"), None, None),
+            claim(Some("silver"), Some("gold"), Some("silver")),
+            claim(Some("silver"), Some("silver"), None),
+        ],
+        ..Observed::default()
+    };
+    for (operator, values, claims) in [
+        ("In", json!(["gold"]), "2"),
+        ("In", json!(["gold", "silver"]), "3"),
+        ("In", json!(["lead"]), "0"),
+        ("NotIn", json!(["gold"]), "3"),
+        ("Exists", json!([]), "3"),
+        ("DoesNotExist", json!([]), "1"),
+    ] {
+        let scope =
+            json!({"scopeName": "VolumeAttributesClass", "operator": operator, "values": values});
+        let quota: ResourceQuota = serde_json::from_value(json!({"spec": {
+            "hard": {"persistentvolumeclaims": "9", "pods": "9"},
+            "scopeSelector": {"matchExpressions": [scope]},
+        }}))
+        .unwrap();
+        let used = sync(&quota, &observed, now()).unwrap().used;
+        assert_eq!(
+            serde_json::to_value(used).unwrap(),
+            json!({"persistentvolumeclaims": claims, "pods": "0"}),
+            "{operator} {values}"
+        );
+    }
+}
+
+#[test]
 fn a_charge_is_more_of_anything() {
     let used = |used: &serde_json::Value| {
         serde_json::from_value(json!({"status": {"used": used}})).unwrap()
