@@ -128,7 +128,13 @@ impl ResourceQuotaController {
             old.spec != new.spec
         });
         controller.on_less(&mut watches, &queue, &controller.claims, |old, new| {
-            old.spec != new.spec || classes_of_claim(old) != classes_of_claim(new)
+            let allocated = |claim: &PersistentVolumeClaim| {
+                let status = claim.status.as_ref();
+                status.and_then(|s| s.allocated_resources.clone())
+            };
+            old.spec != new.spec
+                || classes_of_claim(old) != classes_of_claim(new)
+                || allocated(old) != allocated(new)
         });
         (controller, queue, watches)
     }

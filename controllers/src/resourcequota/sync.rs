@@ -203,7 +203,13 @@ fn of_service(service: &Service) -> Amounts {
 fn of_claim(claim: &PersistentVolumeClaim) -> Amounts {
     let spec = claim.spec.clone().unwrap_or_default();
     let requests = amounts(spec.resources.as_ref().and_then(|r| r.requests.as_ref()));
-    let storage = requests.get("storage").copied();
+    // An expansion that failed may have given more than is asked for by now. Upstream: `getStorageUsage`.
+    let status = claim.status.as_ref();
+    let allocated = amounts(status.and_then(|s| s.allocated_resources.as_ref()));
+    let storage = requests.get("storage").map(|asked| {
+        let given = allocated.get("storage");
+        given.map_or(*asked, |given| (*asked).max(*given))
+    });
     let mut usage = Amounts::default();
     usage.insert("persistentvolumeclaims".to_owned(), one(1));
     usage.insert("count/persistentvolumeclaims".to_owned(), one(1));

@@ -99,6 +99,28 @@ fn usage_by_kind_and_scope() {
 }
 
 #[test]
+fn a_claim_uses_what_it_was_given_if_that_is_more() {
+    let quota: ResourceQuota =
+        serde_json::from_value(json!({"spec": {"hard": {"requests.storage": "9Ti"}}})).unwrap();
+    for (asked, given, used) in [
+        ("10Gi", json!({}), "10Gi"),
+        ("10Gi", json!({"storage": "100Gi"}), "100Gi"),
+        ("10Gi", json!({"storage": "5Gi"}), "10Gi"),
+    ] {
+        let claim = json!({
+            "spec": {"resources": {"requests": {"storage": asked}}},
+            "status": {"allocatedResources": given},
+        });
+        let observed = Observed {
+            claims: vec![Arc::new(serde_json::from_value(claim).unwrap())],
+            ..Observed::default()
+        };
+        let status = sync(&quota, &observed, now()).unwrap();
+        assert_eq!(status.used.unwrap()["requests.storage"].0, used, "{given}");
+    }
+}
+
+#[test]
 fn claims_have_the_scope_of_their_attributes() {
     let claim = |spec: Option<&str>, current: Option<&str>, target: Option<&str>| {
         let modify = target
