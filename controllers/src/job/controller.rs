@@ -34,6 +34,13 @@ use crate::pod_control::{create_pods, delete_pod, record};
 
 /// Changes of a Job's pods and of its status are looked at together. Upstream: `SyncJobBatchPeriod`.
 const BATCH_PERIOD: Duration = Duration::from_secs(1);
+/// Retries at least every minute: a quota may have room again. Upstream: `DefaultJobApiBackOff`, `MaxJobApiBackOff`.
+const API_BACK_OFF: RateLimit = RateLimit {
+    base: Duration::from_secs(1),
+    max: Duration::from_secs(60),
+    qps: 0.0,
+    burst: 0,
+};
 /// `spec.managedBy` of Jobs that are ours.
 const MANAGED_BY: &str = "kubernetes.io/job-controller";
 
@@ -120,7 +127,7 @@ impl JobController {
             clock,
         });
         index_by_controller(&controller.pods);
-        let queue = WorkQueue::with("job", RateLimit::default(), controller.clock.clone());
+        let queue = WorkQueue::with("job", API_BACK_OFF, controller.clock.clone());
         let mut watches = Watches::new(shutdown.clone());
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.jobs, move |event| handler.on_job(&keys, &event));
