@@ -41,6 +41,8 @@ const API_BACK_OFF: RateLimit = RateLimit {
     qps: 0.0,
     burst: 0,
 };
+/// A sync on a stale cache is put off for this time.
+const STALE_PAUSE: Duration = Duration::from_secs(1);
 /// `spec.managedBy` of Jobs that are ours.
 const MANAGED_BY: &str = "kubernetes.io/job-controller";
 
@@ -93,6 +95,8 @@ pub struct JobController {
     /// UIDs of pods whose finalizer we took off and the cache still shows; by Job.
     finalizer_removed: Mutex<HashMap<ObjectKey, HashSet<String>>>,
     backoffs: Mutex<HashMap<ObjectKey, Backoff>>,
+    /// UID of a Job and the version of the last status that was written.
+    written: Mutex<HashMap<ObjectKey, (String, u64)>>,
     executor: Executor,
     clock: Clock,
 }
@@ -123,6 +127,7 @@ impl JobController {
             expectations: Expectations::new(clock.clone()),
             finalizer_removed: Mutex::default(),
             backoffs: Mutex::default(),
+            written: Mutex::default(),
             executor,
             clock,
         });
@@ -197,8 +202,30 @@ impl JobController {
         }
     }
 
+    fn note_written(&self, key: &ObjectKey, job: &Job) {
+        if let (Some(uid), Some(version)) = (job.metadata.uid.clone(), version(job)) {
+            self.written
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(key.clone(), (uid, version));
+        }
+    }
+
+    /// Whether the cache has not seen what was written last. Pods that were counted since are without their finalizer, and such a
+    /// Job does not know of them: they would be made once more. Upstream: `consistencyStore` and `finishedJobExpectations`.
+    fn is_stale(&self, key: &ObjectKey, job: &Job) -> bool {
+        let all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(key).is_some_and(|(uid, written)| {
+            job.metadata.uid.as_ref() == Some(uid) && version(job).is_some_and(|v| v < *written)
+        })
+    }
+
     fn forget(&self, key: &ObjectKey, gone: bool) {
         self.backoffs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
+        self.written
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(key);
@@ -308,6 +335,9 @@ impl JobController {
         if !is_ours(&job) {
             return Ok(None);
         }
+        if self.is_stale(key, &job) {
+            return Ok(Some(STALE_PAUSE));
+        }
         if is_finished(&job) {
             self.forget(key, false);
             return Ok(None);
@@ -403,6 +433,7 @@ impl JobController {
                 Err(ApiError::NotFound(_)) => return Ok(None),
                 Err(error) => return Err(error),
             };
+            self.note_written(key, &written);
             self.backoffs
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -459,7 +490,7 @@ impl JobController {
             return Ok(first_error);
         };
         match self.executor.update_status(&job).await {
-            Ok(_) => {}
+            Ok(stored) => self.note_written(key, &stored),
             Err(ApiError::NotFound(_)) => return Ok(None),
             Err(error) => return Err(error),
         }
@@ -549,6 +580,11 @@ fn is_status_change(old: &Job, new: &Job) -> bool {
         && old.metadata.generation == new.metadata.generation
         && old.metadata.deletion_timestamp == new.metadata.deletion_timestamp
         && !is_finished(new)
+}
+
+/// As a number, which grows with each write.
+fn version(job: &Job) -> Option<u64> {
+    job.metadata.resource_version.as_deref()?.parse().ok()
 }
 
 fn is_ours(job: &Job) -> bool {
