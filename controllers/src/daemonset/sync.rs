@@ -377,11 +377,29 @@ pub fn new_pod(ds: &DaemonSet, node: &str, hash: &str) -> Pod {
             effect: Some(effect.to_owned()),
             ..Toleration::default()
         };
-        if !tolerations.contains(&toleration) {
-            tolerations.push(toleration);
-        }
+        add_or_update(tolerations, toleration);
     }
     pod
+}
+
+/// One of the template that differs in nothing but its time becomes endless: daemon pods are not evicted from a node in trouble.
+/// Upstream: `AddOrUpdateTolerationInPodSpec`.
+fn add_or_update(tolerations: &mut Vec<Toleration>, wanted: Toleration) {
+    let is_same = |own: &Toleration| {
+        let value = own.value.as_deref().unwrap_or_default();
+        own.key == wanted.key
+            && own.operator == wanted.operator
+            && own.effect == wanted.effect
+            && value.is_empty()
+    };
+    let mut found = false;
+    for own in tolerations.iter_mut().filter(|own| is_same(own)) {
+        own.toleration_seconds = None;
+        found = true;
+    }
+    if !found {
+        tolerations.push(wanted);
+    }
 }
 
 /// The node's name replaces what the terms say of fields.

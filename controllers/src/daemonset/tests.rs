@@ -5,7 +5,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
-use super::sync::{Observed, calculate_status, sync, target_node};
+use super::sync::{Observed, calculate_status, new_pod, sync, target_node};
 use crate::history::{self, Next};
 
 fn now() -> Timestamp {
@@ -232,4 +232,22 @@ fn of_two_failed_pods_on_a_node_one_goes() {
     ];
     let nodes = [node("a", "x", None)];
     check(&ds(json!({})), &nodes, &pods, &[], &["f1"]);
+}
+
+#[test]
+fn a_daemon_pod_is_not_evicted_from_a_node_in_trouble() {
+    let mut set = ds(json!({}));
+    let own = json!([
+        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60},
+        {"key": "mine", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60},
+    ]);
+    set.spec.template.spec.as_mut().unwrap().tolerations = serde_json::from_value(own).unwrap();
+    let tolerations = new_pod(&set, "a", "new").spec.unwrap().tolerations.unwrap();
+    let seconds = |key: &str| -> Vec<Option<i64>> {
+        let found = tolerations.iter().filter(|t| t.key.as_deref() == Some(key));
+        found.map(|t| t.toleration_seconds).collect()
+    };
+    assert_eq!(seconds("node.kubernetes.io/not-ready"), [None]);
+    assert_eq!(seconds("node.kubernetes.io/unreachable"), [None]);
+    assert_eq!(seconds("mine"), [Some(60)]);
 }
