@@ -442,16 +442,14 @@ pub fn calculate_status(ds: &DaemonSet, observed: &Observed, now: Timestamp) -> 
             continue;
         }
         status.desired_number_scheduled += 1;
-        pods.sort_by_key(|p| (!is_pod_ready(p), age(p)));
+        // The oldest stands for its node: a node that surges is updated when its old pod has gone.
+        pods.sort_by_key(|p| age(p));
         let Some(pod) = pods.first() else { continue };
         status.current_number_scheduled += 1;
         let ready = is_pod_ready(pod) && phase(pod) != "Failed";
         status.number_ready += i32::from(ready);
         available += i32::from(ready && is_pod_available(pod, min_ready_seconds(ds), now));
-        updated += i32::from(
-            pods.iter()
-                .any(|p| label(p, HASH_LABEL) == Some(&observed.hash)),
-        );
+        updated += i32::from(label(pod, HASH_LABEL) == Some(&observed.hash));
     }
     let nonzero = |n: i32| Some(n).filter(|n| *n != 0);
     status.updated_number_scheduled = nonzero(updated);

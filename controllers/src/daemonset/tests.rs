@@ -164,6 +164,32 @@ fn updates() {
 }
 
 #[test]
+fn a_surging_node_is_updated_when_its_old_pod_has_gone() {
+    let set = ds(
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "100%", "maxUnavailable": 0}}),
+    );
+    let check = |pods: &[Arc<Pod>], updated: Option<i32>, available: Option<i32>| {
+        let observed = Observed {
+            nodes: vec![node("a", "x", None)],
+            pods: pods.to_vec(),
+            hash: "new".into(),
+            expectations_met: true,
+            ..Observed::default()
+        };
+        let status = calculate_status(&set, &observed, now());
+        let got = (status.updated_number_scheduled, status.number_available);
+        assert_eq!(got, (updated, available));
+    };
+    let old = pod("a-old", "a", "old", "Running", true);
+    let starting = pod("b-new", "a", "new", "Pending", false);
+    let ready = pod("b-new", "a", "new", "Running", true);
+    check(&[starting.clone(), old.clone()], None, Some(1));
+    check(&[ready.clone(), old], None, Some(1));
+    check(&[starting], Some(1), None);
+    check(&[ready], Some(1), Some(1));
+}
+
+#[test]
 fn revisions() {
     let set = ds(json!({}));
     let template = set.spec.template.clone();
