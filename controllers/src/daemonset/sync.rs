@@ -270,7 +270,8 @@ fn max_unavailable(ds: &DaemonSet, observed: &Observed) -> i32 {
     scaled_value(value, desired(ds, &observed.nodes), true).unwrap_or(1)
 }
 
-/// Old pods that are not available go at once, others as `maxUnavailable` allows; with `maxSurge` new ones come before.
+/// Old pods that are not available go at once, others as `maxUnavailable` allows; with `maxSurge` new ones come before. Where none
+/// may come (a taint) the old one goes too, as soon as there are enough without it.
 fn rolling_update(
     ds: &DaemonSet,
     observed: &Observed,
@@ -281,13 +282,14 @@ fn rolling_update(
 ) {
     let surge = max_surge(ds, observed);
     let available = |p: &Pod| is_pod_available(p, min_ready_seconds(ds), now);
-    let (mut unavailable, mut surging) = (0, 0);
+    let (mut unavailable, mut surging, mut serving) = (0, 0, 0);
     let mut candidates: Vec<(&String, &Arc<Pod>)> = Vec::new();
     for (node, pods) in by_node {
         let present = pods.iter().filter(|p| !is_terminating(p));
         let (new, old): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) = present
             .copied()
             .partition(|p| label(p, HASH_LABEL) == Some(&observed.hash));
+        serving += i32::from(old.first().or(new.first()).is_some_and(|p| available(p)));
         match (new.first(), old.first()) {
             (None, None) => unavailable += 1,
             (Some(_), Some(_)) => {
@@ -295,8 +297,7 @@ fn rolling_update(
                 surging += 1;
             }
             (Some(new), None) => unavailable += i32::from(!available(new)),
-            (None, Some(old)) if available(old) => candidates.push((node, old)),
-            (None, Some(_)) if surge > 0 => create.push(node.clone()),
+            (None, Some(old)) if surge > 0 || available(old) => candidates.push((node, old)),
             (None, Some(old)) => {
                 unavailable += 1;
                 delete.push((*old).clone());
@@ -310,14 +311,26 @@ fn rolling_update(
                 .nodes
                 .iter()
                 .find(|n| n.metadata.name.as_deref() == Some(name));
-            node.is_some_and(|n| node_should_run(ds, n).0)
+            node.map(|n| node_should_run(ds, n).0)
         };
-        create.retain(|name| runs(name));
-        let more = candidates
-            .iter()
-            .filter(|(name, _)| runs(name))
-            .take(room(surge, surging));
-        create.extend(more.map(|(name, _)| (*name).clone()));
+        let mut more = room(surge, surging);
+        let mut surplus = room(serving, desired(ds, &observed.nodes));
+        for (name, old) in candidates {
+            let broken = !available(old);
+            match runs(name) {
+                Some(true) if broken => create.push(name.clone()),
+                Some(true) if more > 0 => {
+                    more -= 1;
+                    create.push(name.clone());
+                }
+                Some(false) if broken => delete.push(old.clone()),
+                Some(false) if surplus > 0 => {
+                    surplus -= 1;
+                    delete.push(old.clone());
+                }
+                _ => {}
+            }
+        }
     } else {
         let more = candidates
             .iter()

@@ -164,6 +164,34 @@ fn updates() {
 }
 
 #[test]
+fn a_surge_ends_old_pods_where_no_new_one_may_come() {
+    let set =
+        ds(json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}));
+    let nodes = [
+        node("a", "x", None),
+        node("b", "x", None),
+        node("c", "x", Some(("k", "NoSchedule"))),
+    ];
+    let of = |a: &str, b: (&str, bool), c: bool| {
+        [
+            pod("a", "a", a, "Running", true),
+            pod("b", "b", b.0, "Running", b.1),
+            pod("c", "c", "old", "Running", c),
+        ]
+    };
+    // Two are wanted and three there: one may go.
+    let all = of("new", ("new", true), true);
+    check(&set, &nodes, &all, &[], &["c"]);
+    check(&set, &nodes, &of("new", ("new", false), true), &[], &[]);
+    // One that is not available is of no use.
+    check(&set, &nodes, &of("new", ("new", false), false), &[], &["c"]);
+    check(&set, &nodes, &of("old", ("new", false), true), &["a"], &[]);
+    check(&set, &nodes, &of("new", ("old", false), true), &["b"], &[]);
+    // What a node that is gone has is the pod collector's.
+    check(&set, &nodes[..2], &all, &[], &[]);
+}
+
+#[test]
 fn a_surging_node_is_updated_when_its_old_pod_has_gone() {
     let set = ds(
         json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "100%", "maxUnavailable": 0}}),
