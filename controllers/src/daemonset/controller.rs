@@ -72,11 +72,31 @@ impl DaemonSetController {
         clock: Clock,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
+        let daemon_sets = factory.informer(InformerOptions::default());
+        let pods = factory.informer(InformerOptions::default());
+        let nodes = factory.informer(InformerOptions::default());
+        let revisions = Revisions::new(factory, executor.clone());
+        Self::over(
+            (daemon_sets, pods, nodes),
+            revisions,
+            executor,
+            clock,
+            shutdown,
+        )
+    }
+
+    fn over(
+        (daemon_sets, pods, nodes): (Informer<DaemonSet>, Informer<Pod>, Informer<Node>),
+        revisions: Revisions,
+        executor: Executor,
+        clock: Clock,
+        shutdown: &Shutdown,
+    ) -> (Arc<Self>, WorkQueue, Watches) {
         let controller = Arc::new(Self {
-            daemon_sets: factory.informer(InformerOptions::default()),
-            pods: factory.informer(InformerOptions::default()),
-            nodes: factory.informer(InformerOptions::default()),
-            revisions: Revisions::new(factory, executor.clone()),
+            daemon_sets,
+            pods,
+            nodes,
+            revisions,
             expectations: Expectations::new(clock.clone()),
             backoff: Backoff::default(),
             executor,
@@ -85,9 +105,14 @@ impl DaemonSetController {
         index_by_controller(&controller.pods);
         let queue = WorkQueue::new("daemonset");
         let mut watches = Watches::new(shutdown.clone());
-        let keys = queue.clone();
+        let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.daemon_sets, move |event| {
-            keys.add(ObjectKey::of(&**event.object()))
+            let key = ObjectKey::of(&**event.object());
+            if matches!(event, InformerEvent::Deleted(_)) {
+                // What was expected of it will never come, and a namesake must not wait for it.
+                handler.expectations.delete(&key);
+            }
+            keys.add(key);
         });
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.pods, move |event| handler.on_pod(&keys, &event));
@@ -310,3 +335,7 @@ impl Controller for DaemonSetController {
         Ok(next.into_iter().chain(held_back.into_values()).min())
     }
 }
+
+#[cfg(test)]
+#[path = "controller/tests.rs"]
+mod tests;

@@ -73,7 +73,7 @@ impl Revisions {
         Self::over(factory.informer(InformerOptions::default()), executor)
     }
 
-    fn over(informer: Informer<ControllerRevision>, executor: Executor) -> Self {
+    pub(crate) fn over(informer: Informer<ControllerRevision>, executor: Executor) -> Self {
         index_by_controller(&informer);
         Self { informer, executor }
     }
