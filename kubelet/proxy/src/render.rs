@@ -298,6 +298,13 @@ impl Renderer<'_> {
         let ranges = IpNet::aggregate(&ranges);
         for vip in &port.load_balancer_vips {
             let key = front_key(Front::Address(*vip), port);
+            // Two Services with one front: the later has it, as in every map. Their ranges together might overlap, and nft
+            // would refuse the whole table for that.
+            if self.set(skeleton::FIREWALL_IPS).elements.contains_key(&key) {
+                self.set(skeleton::FIREWALL_ALLOWED)
+                    .elements
+                    .retain(|allowed, _| !allowed.starts_with(&key));
+            }
             self.set(skeleton::FIREWALL_IPS).insert(key.clone());
             for range in &ranges {
                 let mut allowed = key.clone();

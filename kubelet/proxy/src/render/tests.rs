@@ -381,6 +381,37 @@ fn load_balancer_source_ranges() {
     check(&table, vip, vip, 80, &["10.244.1.5:8080 masq"]);
 }
 
+/// Whoever may write a Service's status can give it an address that another has.
+#[test]
+fn source_ranges_of_two_services_with_one_address_never_overlap() {
+    let vip = "198.51.100.8";
+    let with = |ranges: &[&str]| {
+        let mut port = port();
+        port.load_balancer_vips = vec![vip.parse().unwrap()];
+        port.load_balancer_source_ranges = ranges.iter().map(|r| r.parse().unwrap()).collect();
+        port
+    };
+    let mut services = Services::new();
+    let first = with(&["203.0.0.0/8", "10.0.0.0/8"]);
+    add(&mut services, "a", first, endpoints(&[POD]));
+    let second = with(&["203.0.113.0/28"]);
+    add(&mut services, "b", second, endpoints(&[REMOTE_POD]));
+    let table = rendered(&options(), &services);
+    let allowed: Vec<_> = table.sets[skeleton::FIREWALL_ALLOWED]
+        .elements
+        .keys()
+        .map(|key| key.last().unwrap().to_string())
+        .collect();
+    assert_eq!(allowed, ["203.0.113.0/28"]);
+    check(&table, CLIENT, vip, 80, &["10.244.2.9:8080 masq"]);
+    check(&table, "203.0.113.200", vip, 80, &["drop"]);
+    // A later one without ranges leaves those of the first.
+    add(&mut services, "b", with(&[]), endpoints(&[REMOTE_POD]));
+    let table = rendered(&options(), &services);
+    check(&table, "203.0.113.200", vip, 80, &["10.244.2.9:8080 masq"]);
+    check(&table, "192.0.2.1", vip, 80, &["drop"]);
+}
+
 #[test]
 fn session_affinity() {
     let mut wanted = port();
