@@ -299,15 +299,15 @@ impl KubeProxyConfiguration {
         } else {
             ("0.0.0.0", "127.0.0.1")
         };
-        let complete = |address: &mut String, host: &str, port: u16| {
+        for (address, host, port) in [
+            (&mut self.healthz_bind_address, any, HEALTHZ_PORT),
+            (&mut self.metrics_bind_address, loopback, METRICS_PORT),
+        ] {
             if address.is_empty() {
                 *address = format!("{host}:{port}");
-            } else if let Ok(ip) = address.trim_matches(['[', ']']).parse::<IpAddr>() {
-                *address = SocketAddr::new(ip, port).to_string();
             }
-        };
-        complete(&mut self.healthz_bind_address, any, HEALTHZ_PORT);
-        complete(&mut self.metrics_bind_address, loopback, METRICS_PORT);
+        }
+        self.append_ports();
         self.oom_score_adj.get_or_insert(-999);
         for (period, default) in [
             (&mut self.iptables.sync_period, 30),
@@ -346,6 +346,18 @@ impl KubeProxyConfiguration {
         }
         if self.client_connection.content_type.is_empty() {
             self.client_connection.content_type = client.content_type;
+        }
+    }
+
+    /// An address of pages without a port has the usual one. Upstream: proxyutil.AppendPortIfNeeded.
+    pub(crate) fn append_ports(&mut self) {
+        for (address, port) in [
+            (&mut self.healthz_bind_address, HEALTHZ_PORT),
+            (&mut self.metrics_bind_address, METRICS_PORT),
+        ] {
+            if let Ok(ip) = address.trim_matches(['[', ']']).parse::<IpAddr>() {
+                *address = SocketAddr::new(ip, port).to_string();
+            }
         }
     }
 
@@ -488,9 +500,11 @@ impl KubeProxyConfiguration {
             ("healthzBindAddress", &self.healthz_bind_address),
             ("metricsBindAddress", &self.metrics_bind_address),
         ] {
-            let fits = address
-                .parse::<SocketAddr>()
-                .is_ok_and(|address| address.port() != 0);
+            // Both can be left out by the command line.
+            let fits = address.is_empty()
+                || address
+                    .parse::<SocketAddr>()
+                    .is_ok_and(|address| address.port() != 0);
             check(fits, field, address.as_str().into(), "must be IP:port");
         }
         for (i, text) in self.node_port_addresses.iter().enumerate() {

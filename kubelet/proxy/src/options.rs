@@ -290,6 +290,7 @@ fn from_flags(flags: &Flags) -> KubeProxyConfiguration {
     if flags.changed("metrics-bind-address") {
         config.metrics_bind_address = text("metrics-bind-address");
     }
+    config.append_ports();
     config.bind_address_hard_fail = flags.bool("bind-address-hard-fail");
     config.mode = text("proxy-mode");
     config.iptables.masquerade_bit = Some(int("iptables-masquerade-bit"));
@@ -316,4 +317,38 @@ fn from_flags(flags: &Flags) -> KubeProxyConfiguration {
     config.conntrack.udp_timeout = duration("conntrack-udp-timeout");
     config.conntrack.udp_stream_timeout = duration("conntrack-udp-timeout-stream");
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_pages() {
+        let check = |args: &[&str], expect: Result<(&str, &str), &str>| {
+            let parsed = flags().parse(args.iter().map(ToString::to_string)).unwrap();
+            let options = Options::complete(&parsed).map_err(|error| error.to_string());
+            match (options, expect) {
+                (Ok(Options { config, .. }), Ok((healthz, metrics))) => {
+                    assert_eq!(config.healthz_bind_address, healthz, "{args:?}");
+                    assert_eq!(config.metrics_bind_address, metrics, "{args:?}");
+                }
+                (Err(error), Err(part)) => assert!(error.contains(part), "{args:?}: {error}"),
+                (got, _) => panic!("{args:?}: {:?}", got.map(|options| options.config)),
+            }
+        };
+        check(&[], Ok(("0.0.0.0:10256", "127.0.0.1:10249")));
+        check(
+            &[
+                "--metrics-bind-address=0.0.0.0",
+                "--healthz-bind-address=::",
+            ],
+            Ok(("[::]:10256", "0.0.0.0:10249")),
+        );
+        check(
+            &["--metrics-bind-address=", "--healthz-bind-address="],
+            Ok(("", "")),
+        );
+        check(&["--metrics-bind-address=x"], Err("metricsBindAddress"));
+    }
 }
