@@ -9,11 +9,13 @@ mod sync_loop;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use component_base::client::{ClientConfig, ClientError};
 use component_base::events::{EventType, Recorder};
-use component_base::informer::{Factory, Informer, InformerOptions};
+use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
+use futures::{Stream, StreamExt as _};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -32,6 +34,8 @@ use sync_loop::{Inputs, sync_loop};
 
 /// Services that another proxy serves, and those without a cluster address, are none of ours.
 const SELECTOR: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+/// How long the Node is waited for. Upstream: NewNodeManager in pkg/proxy/node.go.
+const NODE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why the process ended.
 #[derive(Debug, thiserror::Error)]
@@ -264,24 +268,59 @@ fn families() -> Vec<Family> {
     }
 }
 
-/// Waits until the Node is there and has an address. `None`: shutdown.
+/// Waits until the Node is there and has an address, but not for ever. `None`: shutdown.
 async fn wait_for_node(
     nodes: &Informer<Node>,
     name: &str,
     shutdown: &Shutdown,
 ) -> Option<Arc<Node>> {
-    let mut events = nodes.subscribe();
+    let events = nodes.subscribe().into_stream();
     tracing::info!(node = name, "Waiting for the Node to have an address");
-    loop {
-        let event = shutdown.run_until(events.recv()).await??;
-        let node = event.object();
-        if [Family::Ip, Family::Ip6]
-            .into_iter()
-            .any(|family| node::node_ip(node, family).is_some())
-        {
-            return Some(node.clone());
+    if !shutdown.run_until(nodes.wait_for_sync()).await? {
+        return None;
+    }
+    shutdown
+        .run_until(node_with_address(events, name, NODE_TIMEOUT))
+        .await?
+}
+
+/// The Node as soon as it has an address; after `timeout` as it is by then, one that says nothing where there is none. What
+/// gives a Node its address, or its object, may itself be waiting for Services (a cloud controller manager in a pod): the
+/// rules that do not depend on it must not wait, and the others follow when it comes. `None`: the events ended.
+async fn node_with_address(
+    events: impl Stream<Item = InformerEvent<Node>>,
+    name: &str,
+    timeout: Duration,
+) -> Option<Arc<Node>> {
+    let mut last = Arc::new(Node::default());
+    let waiting = async {
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            last = match event {
+                InformerEvent::Deleted(_) => Arc::default(),
+                event => event.object().clone(),
+            };
+            if [Family::Ip, Family::Ip6]
+                .into_iter()
+                .any(|family| node::node_ip(&last, family).is_some())
+            {
+                return true;
+            }
+        }
+        false
+    };
+    let ended = tokio::time::timeout(timeout, waiting).await;
+    match ended {
+        Ok(false) => return None,
+        Ok(true) => {}
+        Err(_) if last.metadata.name.is_none() => {
+            tracing::error!(node = name, "Timed out waiting for node to exist");
+        }
+        Err(_) => {
+            tracing::error!(node = name, "Timed out waiting for node to be assigned IPs");
         }
     }
+    Some(last)
 }
 
 /// What the configuration and the Node mean for the rules of one family.
@@ -398,6 +437,43 @@ mod tests {
         check("", &["10.0.0.0/8"], some(false, &["10.0.0.0/8"]));
         check("nftables", &["primary", "all"], NodePortAddresses::All);
         check("", &["0.0.0.0/0"], NodePortAddresses::All);
+    }
+
+    #[tokio::test]
+    async fn a_node_is_not_waited_for_without_end() {
+        let node = |address: Option<&str>| -> Arc<Node> {
+            let addresses: Vec<_> = address
+                .map(|ip| serde_json::json!({ "type": "InternalIP", "address": ip }))
+                .into_iter()
+                .collect();
+            let node = serde_json::json!({ "metadata": { "name": "n" }, "status": { "addresses": addresses } });
+            Arc::new(serde_json::from_value(node).unwrap())
+        };
+        let (bare, whole) = (node(None), node(Some("192.0.2.7")));
+        async fn check(events: Vec<InformerEvent<Node>>, more: bool, expect: Option<&Node>) {
+            let events = futures::stream::iter(events);
+            let (long, short) = (Duration::from_secs(60), Duration::from_millis(10));
+            let got = match more {
+                // The watch goes on and says nothing.
+                true => {
+                    let events = events.chain(futures::stream::pending());
+                    node_with_address(events, "n", short).await
+                }
+                false => node_with_address(events, "n", long).await,
+            };
+            assert_eq!(got.as_deref(), expect);
+        }
+        let added = |node: &Arc<Node>| InformerEvent::Added(node.clone());
+        let updated = InformerEvent::Updated {
+            old: bare.clone(),
+            new: whole.clone(),
+        };
+        check(vec![added(&bare), updated], false, Some(&whole)).await;
+        check(vec![added(&bare)], true, Some(&bare)).await;
+        check(vec![], true, Some(&Node::default())).await;
+        let deleted = InformerEvent::Deleted(bare.clone());
+        check(vec![added(&bare), deleted], true, Some(&Node::default())).await;
+        check(vec![added(&bare)], false, None).await;
     }
 
     #[test]
