@@ -174,7 +174,7 @@ async fn run(options: Options, shutdown: Shutdown) -> Result<(), ServerError> {
     let mut proxiers = Vec::new();
     for family in families() {
         let options = render_options(&config, family, &node_name, &this);
-        let node_ports = node_port_addresses(&config);
+        let node_ports = node_port_addresses(&config, family);
         let addresses = node_ports.resolve(options.node_ip);
         let service_health = ServiceHealthServer::new(
             &node_name,
@@ -364,12 +364,14 @@ fn local_detector(config: &KubeProxyConfiguration, family: Family, node: &Node) 
     }
 }
 
-/// Upstream: expandNodePortAddressKeywords in cmd/kube-proxy/app/server.go; platformApplyDefaults for the default by mode.
-fn node_port_addresses(config: &KubeProxyConfiguration) -> NodePortAddresses {
+/// Upstream: expandNodePortAddressKeywords in cmd/kube-proxy/app/server.go; platformApplyDefaults for the default by mode;
+/// NewNodePortAddresses in pkg/proxy/util: a family of which no range is said is not restricted, whatever the other's are.
+fn node_port_addresses(config: &KubeProxyConfiguration, family: Family) -> NodePortAddresses {
     let words = &config.node_port_addresses;
-    if words.is_empty() && !config.is_nftables() {
-        return NodePortAddresses::All;
-    }
+    let primary = match words.is_empty() {
+        true => config.is_nftables(),
+        false => words.iter().any(|word| word == "primary"),
+    };
     let ranges: Vec<IpNet> = words
         .iter()
         .flat_map(|word| match word.as_str() {
@@ -378,12 +380,13 @@ fn node_port_addresses(config: &KubeProxyConfiguration) -> NodePortAddresses {
             other => vec![other],
         })
         .filter_map(|text| text.parse().ok())
+        .filter(|range: &IpNet| Family::of(&range.addr()) == family)
         .collect();
     // A range of everything is no restriction. Upstream: NodePortAddresses.MatchAll.
-    if ranges.iter().any(|range| range.prefix_len() == 0) {
+    // DIFFERS: with "primary" and no address of the family upstream restricts nothing; here nothing is reached by it.
+    if ranges.iter().any(|range| range.prefix_len() == 0) || (ranges.is_empty() && !primary) {
         return NodePortAddresses::All;
     }
-    let primary = words.is_empty() || words.iter().any(|word| word == "primary");
     NodePortAddresses::Some { primary, ranges }
 }
 
@@ -413,30 +416,49 @@ mod tests {
 
     #[test]
     fn node_port_addresses_by_words() {
-        let check = |mode: &str, words: &[&str], expect: NodePortAddresses| {
+        let of = |mode: &str, words: &[&str], family| {
             let config = KubeProxyConfiguration {
                 mode: mode.into(),
                 node_port_addresses: words.iter().map(ToString::to_string).collect(),
                 ..KubeProxyConfiguration::default()
             };
-            assert_eq!(node_port_addresses(&config), expect, "{mode:?} {words:?}");
+            node_port_addresses(&config, family)
+        };
+        let check = |mode: &str, words: &[&str], ip: NodePortAddresses, ip6: NodePortAddresses| {
+            assert_eq!(of(mode, words, Family::Ip), ip, "{mode:?} {words:?}");
+            assert_eq!(of(mode, words, Family::Ip6), ip6, "{mode:?} {words:?}");
         };
         let some = |primary, ranges: &[&str]| NodePortAddresses::Some {
             primary,
             ranges: ranges.iter().map(|r| r.parse().unwrap()).collect(),
         };
-        check("", &[], NodePortAddresses::All);
-        check("iptables", &[], NodePortAddresses::All);
-        check("nftables", &[], some(true, &[]));
-        check("nftables", &["primary"], some(true, &[]));
+        let all = || NodePortAddresses::All;
+        check("", &[], all(), all());
+        check("iptables", &[], all(), all());
+        check("nftables", &[], some(true, &[]), some(true, &[]));
+        check("nftables", &["primary"], some(true, &[]), some(true, &[]));
         check(
             "nftables",
             &["primary", "10.0.0.0/8", "localhost"],
-            some(true, &["10.0.0.0/8", "127.0.0.0/8", "::1/128"]),
+            some(true, &["10.0.0.0/8", "127.0.0.0/8"]),
+            some(true, &["::1/128"]),
         );
-        check("", &["10.0.0.0/8"], some(false, &["10.0.0.0/8"]));
-        check("nftables", &["primary", "all"], NodePortAddresses::All);
-        check("", &["0.0.0.0/0"], NodePortAddresses::All);
+        check("nftables", &["primary", "all"], all(), all());
+        // Of one family, none and all of the other.
+        check("", &["10.0.0.0/8"], some(false, &["10.0.0.0/8"]), all());
+        check("", &["0.0.0.0/0"], all(), all());
+        check(
+            "",
+            &["0.0.0.0/0", "fd00::/64"],
+            all(),
+            some(false, &["fd00::/64"]),
+        );
+        check(
+            "",
+            &["10.0.0.0/8", "fd00::/64"],
+            some(false, &["10.0.0.0/8"]),
+            some(false, &["fd00::/64"]),
+        );
     }
 
     #[tokio::test]
