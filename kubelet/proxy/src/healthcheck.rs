@@ -157,15 +157,16 @@ pub struct ServiceHealthServer {
     recorder: Recorder,
     health: ProxyHealth,
     shutdown: Shutdown,
+    family: Family,
     /// Where to listen; one entry of 0.0.0.0 means everywhere.
-    addresses: Vec<IpAddr>,
+    addresses: BTreeSet<IpAddr>,
     /// By port: it stays open when another Service gets it, as the old listener could be there yet when the new one begins.
     open: BTreeMap<u16, Open>,
 }
 
 struct Open {
     served: Arc<RwLock<Served>>,
-    shutdown: Shutdown,
+    listening: BTreeMap<IpAddr, Shutdown>,
 }
 
 /// Whose health a port tells.
@@ -185,29 +186,40 @@ impl ServiceHealthServer {
         family: Family,
         shutdown: &Shutdown,
     ) -> Self {
-        let any: IpAddr = match family {
-            Family::Ip => Ipv4Addr::UNSPECIFIED.into(),
-            Family::Ip6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let shutdown = shutdown.clone();
-        let addresses = addresses.unwrap_or_else(|| vec![any]);
-        Self {
+        let mut server = Self {
             node_name: node_name.to_owned(),
             recorder,
             health,
-            shutdown,
-            addresses,
+            shutdown: shutdown.clone(),
+            family,
+            addresses: BTreeSet::new(),
             open: BTreeMap::new(),
-        }
+        };
+        server.set_addresses(addresses);
+        server
+    }
+
+    /// Where to listen from the next sync on; `None`: everywhere.
+    pub fn set_addresses(&mut self, addresses: Option<Vec<IpAddr>>) {
+        let any: IpAddr = match self.family {
+            Family::Ip => Ipv4Addr::UNSPECIFIED.into(),
+            Family::Ip6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.addresses = addresses.unwrap_or_else(|| vec![any]).into_iter().collect();
     }
 
     /// Opens and closes ports so that exactly these are served.
     pub fn sync(&mut self, wanted: &BTreeMap<NamespacedName, ServiceHealth>) {
+        let addresses = &self.addresses;
         self.open.retain(|port, open| {
             let keep = wanted.values().any(|wanted| wanted.port == *port);
-            if !keep {
-                open.shutdown.trigger();
-            }
+            open.listening.retain(|address, listening| {
+                let stays = keep && addresses.contains(address);
+                if !stays {
+                    listening.trigger();
+                }
+                stays
+            });
             keep
         });
         let mut taken = BTreeSet::new();
@@ -220,13 +232,8 @@ impl ServiceHealthServer {
             if !taken.insert(port) {
                 let error = std::io::Error::from(std::io::ErrorKind::AddrInUse);
                 self.failed(name, port, &error);
-            } else if let Some(open) = self.open.get(&port) {
-                *open.served.write().expect("no holder of the lock panics") = served;
-            } else {
-                match self.listen(port, served) {
-                    Ok(open) => drop(self.open.insert(port, open)),
-                    Err(error) => self.failed(name, port, &error),
-                }
+            } else if let Err(error) = self.serve(port, served) {
+                self.failed(name, port, &error);
             }
         }
     }
@@ -250,21 +257,33 @@ impl ServiceHealthServer {
             .event(&reference, EventType::Warning, reason, "Listen", text);
     }
 
-    fn listen(&self, port: u16, served: Served) -> std::io::Result<Open> {
-        let listeners = self
-            .addresses
-            .iter()
-            .map(|address| bind(SocketAddr::new(*address, port)))
-            .collect::<std::io::Result<Vec<_>>>()?;
-        let shutdown = self.shutdown.child();
-        let served = Arc::new(RwLock::new(served));
-        for listener in listeners {
-            let router = service_router(served.clone(), self.health.clone());
+    /// Tells this at the port from now on, at every address.
+    fn serve(&mut self, port: u16, served: Served) -> std::io::Result<()> {
+        let known = self.open.get(&port);
+        let is_new = |address: &&IpAddr| known.is_none_or(|o| !o.listening.contains_key(*address));
+        let listen = |address: &IpAddr| {
+            let bound = bind(SocketAddr::new(*address, port));
+            bound.map(|listener| (*address, listener))
+        };
+        let listeners: std::io::Result<Vec<_>> =
+            self.addresses.iter().filter(is_new).map(listen).collect();
+        if let Some(open) = known {
+            *open.served.write().expect("no holder of the lock panics") = served.clone();
+        }
+        let listeners = listeners?;
+        let open = self.open.entry(port).or_insert_with(|| Open {
+            served: Arc::new(RwLock::new(served)),
+            listening: BTreeMap::new(),
+        });
+        for (address, listener) in listeners {
+            let shutdown = self.shutdown.child();
+            let router = service_router(open.served.clone(), self.health.clone());
             let serving =
                 component_base::serving::serve_insecure(listener, router, shutdown.clone());
             shutdown.spawn_guarded("server of a service's health", serving);
+            open.listening.insert(address, shutdown);
         }
-        Ok(Open { served, shutdown })
+        Ok(())
     }
 }
 
@@ -337,6 +356,52 @@ mod tests {
         let mut text = String::new();
         stream.read_to_string(&mut text).await.ok()?;
         Some(text)
+    }
+
+    #[tokio::test]
+    async fn ports_follow_the_nodes_addresses() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let (recorder, mut events) = Recorder::fake();
+        let health = ProxyHealth::new(Duration::from_secs(60));
+        // The Node has no address yet.
+        let mut server = ServiceHealthServer::new(
+            "n",
+            recorder,
+            health,
+            Some(Vec::new()),
+            Family::Ip,
+            &Shutdown::new(),
+        );
+        let name = NamespacedName {
+            namespace: "ns".into(),
+            name: "a".into(),
+        };
+        let local_endpoints = 1;
+        let wanted = BTreeMap::from([(
+            name,
+            ServiceHealth {
+                port,
+                local_endpoints,
+            },
+        )]);
+        server.sync(&wanted);
+        assert!(ask(port).await.is_none());
+        server.set_addresses(Some(vec![[127, 0, 0, 1].into()]));
+        server.sync(&wanted);
+        let answer = ask(port).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        // One more, and the one that was there goes on.
+        server.set_addresses(Some(vec![[127, 0, 0, 1].into(), [127, 0, 0, 2].into()]));
+        server.sync(&wanted);
+        assert!(ask(port).await.is_some());
+        let other = tokio::net::TcpStream::connect(("127.0.0.2", port)).await;
+        assert!(other.is_ok());
+        server.set_addresses(Some(vec![[127, 0, 0, 2].into()]));
+        server.sync(&wanted);
+        assert_eq!(server.open[&port].listening.len(), 1);
+        assert!(events.try_recv().is_err());
     }
 
     #[tokio::test]

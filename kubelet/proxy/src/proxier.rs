@@ -188,6 +188,8 @@ impl Proxier {
             self.syncer.forget();
             self.options.node_port_addresses =
                 self.node_port_addresses.resolve(self.options.node_ip);
+            self.service_health
+                .set_addresses(self.options.node_port_addresses.clone());
         }
         let result = self.sync_rules().await;
         METRICS
