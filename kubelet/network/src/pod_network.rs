@@ -255,8 +255,11 @@ impl PodNetwork {
                     .insert(sandbox.sandbox_id.clone(), record);
                 Ok(addresses)
             }
-            Err(error) => {
-                self.forget(&sandbox.sandbox_id).await?;
+            Err(cni::AddError { error, is_undone }) => {
+                // As containerd: what could not be undone stays known, for the teardown, or the next start, to call DEL again.
+                if is_undone {
+                    self.forget(&sandbox.sandbox_id).await?;
+                }
                 Err(error)
             }
         }

@@ -36,13 +36,25 @@ pub struct Call<'a> {
     pub bin_dirs: &'a [PathBuf],
 }
 
-/// Runs the plugin. Its result for ADD, null for DEL.
-pub async fn run(call: &Call<'_>) -> Result<Value, NetworkError> {
-    let kind = call
-        .plugin
+fn kind(plugin: &Value) -> &str {
+    plugin
         .get("type")
         .and_then(Value::as_str)
-        .unwrap_or_default();
+        .unwrap_or_default()
+}
+
+/// The plugin's program; `None`: it is in none of the directories.
+pub fn program(plugin: &Value, bin_dirs: &[PathBuf]) -> Option<PathBuf> {
+    let kind = kind(plugin);
+    bin_dirs
+        .iter()
+        .map(|dir| dir.join(kind))
+        .find(|path| path.is_file())
+}
+
+/// Runs the plugin. Its result for ADD, null for DEL.
+pub async fn run(call: &Call<'_>) -> Result<Value, NetworkError> {
+    let kind = kind(call.plugin);
     let command = call.command.as_str();
     let failed = |code: u32, message: String| NetworkError::Cni {
         plugin: kind.to_owned(),
@@ -51,8 +63,7 @@ pub async fn run(call: &Call<'_>) -> Result<Value, NetworkError> {
         message,
     };
 
-    let candidates = call.bin_dirs.iter().map(|dir| dir.join(kind));
-    let Some(program) = candidates.into_iter().find(|path| path.is_file()) else {
+    let Some(program) = program(call.plugin, call.bin_dirs) else {
         let dirs: Vec<_> = call
             .bin_dirs
             .iter()
