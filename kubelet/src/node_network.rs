@@ -1,7 +1,7 @@
 //! Feeds the pod network: this node's pod CIDRs, and the other nodes'.
 //!
-//! Owns: two watches on Nodes (its own, and all) and what follows from them. Upstream's kubelet leaves this to a CNI
-//! plugin's daemon; here it is part of the node.
+//! Owns: two watches on Nodes (its own, and all) and what follows from them, and a look at the kernel now and then.
+//! Upstream's kubelet leaves this to a CNI plugin's daemon; here it is part of the node.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,6 +23,9 @@ use crate::node::NodeState;
 const PERMISSION_RETRY: Duration = Duration::from_secs(5);
 /// When the node's network or its routes could not be set.
 const NETWORK_RETRY: Duration = Duration::from_secs(2);
+/// How often the node's own part is looked at, though nothing is known to have changed. Upstream: Monitor in
+/// pkg/kubelet/kubelet_network_linux.go.
+const RESYNC_PERIOD: Duration = Duration::from_secs(60);
 
 /// Keeps the node's own object at hand and tells the runtime its pod CIDRs. `registers`: the kubelet makes the object itself.
 pub async fn watch_own_node(
@@ -157,6 +160,19 @@ pub async fn watch_peers(
             () = shutdown.cancelled() => return,
             event = events.recv() => if event.is_none() { return },
             () = tokio::time::sleep(NETWORK_RETRY), if failed => {}
+        }
+    }
+}
+
+/// Mends what others take away of the node's own part: without it pods reach nobody outside, and nobody tells.
+pub async fn keep_network(network: PodNetwork, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(RESYNC_PERIOD) => {}
+        }
+        if let Err(error) = network.resync().await {
+            tracing::error!(%error, "failed to mend the node's part of the pod network");
         }
     }
 }

@@ -433,6 +433,20 @@ impl PodNetwork {
         }
     }
 
+    /// Looks at the kernel anew, whatever it is believed to have, and mends what others took away: a firewall that is
+    /// loaded anew flushes every table, and some network managers clear the routes they do not know.
+    ///
+    /// # Errors
+    /// As [`PodNetwork::set_pod_cidrs`]; a retry may help.
+    pub async fn resync(&self) -> Result<(), NetworkError> {
+        {
+            let mut node = self.inner.node.lock().await;
+            node.ip.forget();
+            node.ip6.forget();
+        }
+        self.sync_node().await
+    }
+
     /// Brings the node's routes, addresses and nft tables in line. With CNI, they are the plugins' business; and
     /// before the node has a range there is nothing to say.
     async fn sync_node(&self) -> Result<(), NetworkError> {

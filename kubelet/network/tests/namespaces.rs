@@ -785,6 +785,44 @@ fn peers_come_and_go() {
     );
 }
 
+#[test]
+fn what_others_take_away_is_mended() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("node");
+    let outside = Namespace::new("outside");
+    connect(
+        &node.namespace,
+        "eth0",
+        "192.0.2.1/24",
+        &outside,
+        "eth0",
+        "192.0.2.9/24",
+    );
+    node.with(|network| async move {
+        network
+            .set_pod_cidrs(vec!["10.244.1.0/24".parse().unwrap()])
+            .await
+            .unwrap();
+        network
+            .set_peers(vec![peer("192.0.2.12", "10.244.2.0/24")])
+            .await
+            .unwrap();
+        // A firewall's start, and a network manager's.
+        for command in ["nft flush ruleset", "ip route flush proto 71"] {
+            let mut words = command.split(' ');
+            let mut program = Command::new(words.next().unwrap());
+            assert!(program.args(words).status().unwrap().success(), "{command}");
+        }
+        network.resync().await.unwrap();
+    });
+    let routes = node.namespace.ip("route show proto 71");
+    assert!(routes.contains("10.244.2.0/24 via 192.0.2.12"), "{routes}");
+    let rules = node.namespace.nft();
+    assert!(rules.contains("table ip gantry-pods"), "{rules}");
+}
+
 /// Prints what connecting and disconnecting a pod takes.
 #[test]
 #[ignore = "a measurement"]

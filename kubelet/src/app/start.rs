@@ -196,6 +196,8 @@ impl Parts {
         self.start_drivers(clients, factory, changed);
         if let Some(network) = self.network.clone() {
             let node_name = options.node_name.clone();
+            let kept = node_network::keep_network(network.clone(), token.clone());
+            self.essential("the node's part of the pod network", kept);
             let peers = node_network::watch_peers(factory.clone(), node_name, network, token);
             self.essential("routes to other nodes", peers);
         }
