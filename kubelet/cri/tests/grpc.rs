@@ -284,6 +284,25 @@ async fn streamed_lists_are_in_messages_of_some() {
 }
 
 #[tokio::test]
+async fn rates_are_told_of_all_that_one_answer_speaks_of() {
+    let mut server = Server::start().await;
+    for name in ["one", "two", "three"] {
+        let sandbox = server.run_sandbox(name).await;
+        let container = server.create(&sandbox).await;
+        server.start_container(&container).await;
+    }
+    let request = v1::ListPodSandboxStatsRequest::default();
+    let first = server.runtime.list_pod_sandbox_stats(request.clone()).await;
+    assert_eq!(first.unwrap().into_inner().stats.len(), 3);
+    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+    let second = server.runtime.list_pod_sandbox_stats(request).await;
+    for stats in second.unwrap().into_inner().stats {
+        let cpu = stats.linux.unwrap().cpu.unwrap();
+        assert!(cpu.usage_nano_cores.is_some(), "{:?}", stats.attributes);
+    }
+}
+
+#[tokio::test]
 async fn an_address_is_for_a_running_container_and_good_once() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut server = Server::start().await;

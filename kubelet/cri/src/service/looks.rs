@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use cri_spec::v1;
-use runtime::ContainerStatus;
+use runtime::{ContainerStats, ContainerStatus};
 use tonic::Status;
 
 use super::CriService;
@@ -53,27 +53,28 @@ impl CriService {
             .map_err(status)?;
         let by_id: HashMap<&str, &ContainerStatus> =
             all.iter().map(|c| (c.id.as_str(), c)).collect();
-        let mountpoint = self.inner.options.root_dir.display().to_string();
-        let mut rates = self.rates();
-        rates.retain(|id| by_id.contains_key(id));
+        self.rates().retain(|id| by_id.contains_key(id));
         let items = stats
             .iter()
             .filter_map(|stats| Some((*by_id.get(stats.id.as_str())?, stats)))
-            .map(|(status, stats)| {
-                let time = to_cri::nanoseconds(stats.timestamp);
-                let used = stats.cpu_usage_core_nanoseconds;
-                let of = to_cri::StatsOf {
-                    status,
-                    stats,
-                    nano_cores: rates.observe(&stats.id, time, used),
-                    mountpoint: &mountpoint,
-                };
-                (status, to_cri::container_stats(&of))
-            })
             .filter(|(of, _)| filter::container_stats(wanted, &of.id, &of.sandbox_id, &of.labels))
-            .map(|(_, stats)| stats)
+            .map(|(of, stats)| self.measured(of, stats))
             .collect();
         Ok(items)
+    }
+
+    /// The usage of one container, with its rate since it was last asked for: whoever is asked for once is looked at once.
+    fn measured(&self, status: &ContainerStatus, stats: &ContainerStats) -> v1::ContainerStats {
+        let time = to_cri::nanoseconds(stats.timestamp);
+        let used = stats.cpu_usage_core_nanoseconds;
+        let mountpoint = self.inner.options.root_dir.display().to_string();
+        let nano_cores = self.rates().observe(&stats.id, time, used);
+        to_cri::container_stats(&to_cri::StatsOf {
+            status,
+            stats,
+            nano_cores,
+            mountpoint: &mountpoint,
+        })
     }
 
     /// Of ready sandboxes.
@@ -82,11 +83,15 @@ impl CriService {
         wanted: Option<&v1::PodSandboxStatsFilter>,
     ) -> Result<Vec<v1::PodSandboxStats>, Status> {
         let sandboxes = self.runtime().list_pod_sandboxes().await.map_err(status)?;
+        let containers = self.runtime().list_containers().await.map_err(status)?;
         let all = self
             .runtime()
             .list_pod_sandbox_stats()
             .await
             .map_err(status)?;
+        let by_id: HashMap<&str, &ContainerStatus> =
+            containers.iter().map(|c| (c.id.as_str(), c)).collect();
+        self.rates().retain(|id| by_id.contains_key(id));
         let now = to_cri::nanoseconds(jiff::Timestamp::now());
         let mut items = Vec::new();
         for stats in &all {
@@ -96,11 +101,11 @@ impl CriService {
             if !filter::sandbox_stats(wanted, &sandbox.id, &sandbox.labels) {
                 continue;
             }
-            let of_sandbox = v1::ContainerStatsFilter {
-                pod_sandbox_id: sandbox.id.clone(),
-                ..Default::default()
-            };
-            let containers = self.stats(Some(&of_sandbox)).await?;
+            let containers = stats
+                .containers
+                .iter()
+                .filter_map(|stats| Some(self.measured(by_id.get(stats.id.as_str())?, stats)))
+                .collect();
             items.push(to_cri::sandbox_stats(sandbox, stats, containers, now));
         }
         Ok(items)
