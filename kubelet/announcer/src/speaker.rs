@@ -144,6 +144,11 @@ impl Speaker {
     pub fn hear(&mut self, link: u32, heard: Heard, now: Duration) -> Option<Outgoing> {
         match heard {
             Heard::Asks { target, from, mac } => {
+                // Whoever asks in an address's name is taken to have it by those who hear (RFC 5227, 2.4). It is no reason
+                // to give way: a node that has the address on a link of no use to others (IPVS) asks so, too.
+                if self.sure {
+                    self.contradict(link, from, mac, now);
+                }
                 let on = self.links.get(&link)?;
                 // Our own questions come back by bridges.
                 if self.is_own(mac) || !self.held.get(&target)?.links.contains(&link) {

@@ -143,6 +143,32 @@ fn who_is_sure_contradicts() {
 }
 
 #[test]
+fn who_asks_in_an_addresss_name_is_contradicted_and_not_given_way_to() {
+    let mut speaker = speaker(&[A, SIX]);
+    while speaker.wake().unwrap() < ms(10_000) {
+        let at = speaker.wake().unwrap();
+        speaker.due(at);
+    }
+    let now = ms(10_000);
+    let asks = question("192.0.2.254", A, THEIRS);
+    assert_eq!(speaker.hear(1, asks, now), None);
+    assert_eq!(
+        said(&speaker.due(now)),
+        [(1, claim(A, OURS)), (1, claim(A, OURS))]
+    );
+    // On another link, and from this node itself, it says nothing.
+    for (link, mac) in [(2, THEIRS), (1, OURS)] {
+        speaker.hear(link, question("fd00::fe", SIX, mac), now);
+        assert!(speaker.due(now).is_empty());
+    }
+    speaker.hear(1, question("fd00::fe", SIX, THEIRS), now);
+    assert_eq!(said(&speaker.due(now)), [(1, claim(SIX, OURS))]);
+    speaker.set(hold(&[A, SIX]), false, now);
+    speaker.hear(1, question("192.0.2.254", A, THEIRS), now + ms(5000));
+    assert_eq!(speaker.announced().count(), 2);
+}
+
+#[test]
 fn who_is_not_sure_answers_asks_and_gives_way() {
     let mut speaker = speaker(&[A, SIX]);
     speaker.due(ms(0));
