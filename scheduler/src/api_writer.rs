@@ -10,7 +10,8 @@ use component_base::client::{api_status, is_conflict, is_not_found};
 use component_base::leader_election::Leadership;
 use framework::{ApiWriteError, ApiWriter, BoxFuture, ClaimWriter, NominatingInfo};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, PodCondition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::json;
@@ -207,6 +208,30 @@ impl ApiWriter for KubeWriter {
                 .await
                 .map(|_| ())
                 .map_err(write_error)
+        })
+    }
+
+    fn patch_pod_group<'a>(
+        &'a self,
+        group: &'a PodGroup,
+        condition: Condition,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
+        Box::pin(async move {
+            let _slot = self.slot().await?;
+            let meta = &group.metadata;
+            // The UID keeps a group of the same name that came later from being written to; conditions are merged by their types.
+            let body =
+                json!({"metadata": {"uid": meta.uid}, "status": {"conditions": [condition]}});
+            let namespace = meta.namespace.as_deref().unwrap_or_default();
+            let api = Api::<PodGroup>::namespaced(self.client.clone(), namespace);
+            let (name, params) = (
+                meta.name.as_deref().unwrap_or_default(),
+                PatchParams::default(),
+            );
+            let patched = api
+                .patch_status(name, &params, &Patch::Strategic(body))
+                .await;
+            patched.map(|_| ()).map_err(write_error)
         })
     }
 

@@ -39,10 +39,7 @@ pub fn main() -> i32 {
     let binary = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
     if rest.first().is_some_and(|first| first == "replay") {
-        return crate::replay::command::main(
-            [vec![binary], rest[1..].to_vec()].concat(),
-            &registry(),
-        );
+        return crate::replay::command::main([vec![binary], rest[1..].to_vec()].concat(), registry);
     }
     process::run(&flag_set(), run)
 }
@@ -69,7 +66,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
 
     let client = options.client.build().await?;
     let factory = Factory::new(client.clone(), shutdown.child());
-    let informers = Informers::start(&factory, options.device_features());
+    let informers = Informers::start(&factory, options.device_features(), options.pod_groups());
     let elector = elector(&options, &shutdown).await?;
     let leadership = elector
         .as_ref()
@@ -89,7 +86,8 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         elector.add_health_check(&health);
     }
     let current = Arc::clone(&parts.current);
-    let configz = move || config::completed(&current.load(), &registry());
+    let all = registry(options.pod_groups());
+    let configz = move || config::completed(&current.load(), &all);
     let questions = crate::pages::router(Arc::clone(&parts.scheduler), Arc::clone(&parts.active));
     let pages = pages(&health, &flags, configz).merge(questions);
     options.serving.serve(pages, shutdown.clone()).await?;
@@ -112,9 +110,12 @@ async fn elector(options: &Options, shutdown: &Shutdown) -> anyhow::Result<Optio
     Ok(Some(elector))
 }
 
-/// All plugins this program knows: those of the default profile, and those that a configuration may name.
-pub fn registry() -> Vec<Registration> {
-    let mut all = plugins::registry::in_tree();
+/// All plugins this program knows: those of the default profile, and those that a configuration may name. `pod_groups`: the gate `GenericWorkload` is on.
+pub fn registry(pod_groups: bool) -> Vec<Registration> {
+    let mut all = match pod_groups {
+        true => plugins::registry::in_tree_with_pod_groups(),
+        false => plugins::registry::in_tree(),
+    };
     all.extend(extra_plugins::registry::out_of_tree());
     all
 }
@@ -169,7 +170,7 @@ impl Parts {
         shared.set_fetcher(Fetcher::new(factory.client().clone()));
         let scheduler = Scheduler::new(
             &options.config,
-            &registry(),
+            &registry(options.pod_groups()),
             shared,
             options.pod_max_in_unschedulable_pods_duration,
         )?;
@@ -367,7 +368,7 @@ fn pages(
 }
 
 fn write_config(options: &Options, path: &std::path::Path) -> anyhow::Result<()> {
-    let config = config::completed(&options.config, &registry());
+    let config = config::completed(&options.config, &registry(options.pod_groups()));
     let text = serde_saphyr::to_string(&config).context("encoding the configuration")?;
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     tracing::info!(component = COMPONENT, path = %path.display(), "Wrote configuration");

@@ -59,6 +59,7 @@ pub struct NoObjects {
     nodes: std::sync::Mutex<BTreeMap<String, Arc<Node>>>,
     volumes: VolumeCache,
     devices: DeviceCache,
+    pod_groups: PodGroupCache,
 }
 
 impl Listers for NoObjects {
@@ -107,6 +108,9 @@ impl Listers for NoObjects {
     fn devices(&self) -> &DeviceCache {
         &self.devices
     }
+    fn pod_groups(&self) -> &PodGroupCache {
+        &self.pod_groups
+    }
 }
 
 impl NoObjects {
@@ -121,6 +125,14 @@ impl NoObjects {
         NoObjects {
             pods: std::sync::Mutex::new(pods.into_iter().map(|pod| (key(&pod), pod)).collect()),
             ..NoObjects::default()
+        }
+    }
+
+    /// Knows these pods, and groups of pods.
+    pub fn with_pod_groups(pods: impl IntoIterator<Item = Arc<Pod>>) -> Self {
+        NoObjects {
+            pod_groups: PodGroupCache::new(true),
+            ..NoObjects::with_pods(pods)
         }
     }
 

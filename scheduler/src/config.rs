@@ -30,11 +30,7 @@ pub const DEFAULT_SCHEDULER_NAME: &str = "default-scheduler";
 pub const DEFAULT_EXTENDER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Plugins upstream has that are not built here: naming one explicitly is an error.
-pub const NOT_BUILT: &[&str] = &[
-    "GangScheduling",
-    "TopologyPlacementGenerator",
-    "PodGroupPodsCount",
-];
+pub const NOT_BUILT: &[&str] = &["TopologyPlacementGenerator", "PodGroupPodsCount"];
 
 /// The configuration file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use component_base::informer::{InformerEvent, Receiver};
+use component_base::informer::{Informer, InformerEvent, Receiver};
 use component_base::shutdown::Shutdown;
 use framework::event::{node_scheduling_properties_change, pod_scheduling_properties_change};
+use framework::pod_groups::min_count;
 use framework::*;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use tokio::sync::mpsc;
 
 use crate::listers::{Informers, Revisions};
@@ -40,6 +42,7 @@ pub struct EventHandlers {
     services: Receiver<Service>,
     storage: StorageEvents,
     devices: DeviceEvents,
+    pod_groups: Option<Receiver<PodGroup>>,
     objects: mpsc::Receiver<Change>,
     recording: Option<Recording>,
 }
@@ -63,6 +66,7 @@ impl EventHandlers {
             services: informers.services.subscribe(),
             storage: StorageEvents::new(&informers.storage),
             devices: DeviceEvents::new(&informers.devices),
+            pod_groups: informers.pod_groups.as_ref().map(Informer::subscribe),
             objects,
         }
     }
@@ -98,8 +102,19 @@ impl EventHandlers {
             recorder.inspect(|recorder| initial(recorder, &event));
             handle_node(&scheduler, event);
         }
+        while let Some(event) = self.pod_groups.as_mut().and_then(Receiver::try_recv) {
+            recorder.inspect(|recorder| initial(recorder, &event));
+            handle_pod_group(&scheduler, event);
+        }
+        let groups = scheduler.shared.listers().pod_groups();
+        let mut pods = Vec::new();
         while let Some(event) = self.pods.try_recv() {
             recorder.inspect(|recorder| initial(recorder, &event));
+            // A group is complete before the first of its pods asks.
+            groups.set_pod(event.object());
+            pods.push(event);
+        }
+        for event in pods {
             handle_pod(&scheduler, event);
         }
         if let Some(recorder) = recorder {
@@ -136,6 +151,10 @@ impl EventHandlers {
                 Some(event) = self.pods.recv() => {
                     self.record(|recording| recording.recorder.informed(&event));
                     handle_pod(&self.scheduler, event);
+                }
+                Some(event) = next_pod_group(&mut self.pod_groups) => {
+                    self.record(|recording| recording.recorder.informed(&event));
+                    handle_pod_group(&self.scheduler, event);
                 }
                 Some(change) = self.storage.next() => {
                     if let Some(change) = &change {
@@ -174,6 +193,32 @@ impl EventHandlers {
             record(recording);
         }
     }
+}
+
+/// `None` where nobody watches groups of pods. May be dropped and asked again.
+async fn next_pod_group(
+    groups: &mut Option<Receiver<PodGroup>>,
+) -> Option<InformerEvent<PodGroup>> {
+    match groups {
+        Some(groups) => groups.recv().await,
+        None => None,
+    }
+}
+
+/// A group of pods changed.
+pub(crate) fn handle_pod_group(scheduler: &Scheduler, event: InformerEvent<PodGroup>) {
+    let (old, new) = match event {
+        InformerEvent::Added(new) => (None, Some(new)),
+        InformerEvent::Updated { old, new }
+            if old.metadata.resource_version == new.metadata.resource_version =>
+        {
+            return;
+        }
+        InformerEvent::Updated { old, new } => (Some(old), Some(new)),
+        InformerEvent::Deleted(old) => (Some(old), None),
+    };
+    let object = |group: Option<Arc<PodGroup>>| group.map(EventObject::PodGroup);
+    handle_object(scheduler, object(old), object(new));
 }
 
 /// What happened to an object.
@@ -270,18 +315,27 @@ pub(crate) fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
     }
 }
 
+/// A group of pods, or an object of a kind that only plugins know.
 fn handle_object(scheduler: &Scheduler, old: Option<EventObject>, new: Option<EventObject>) {
     let start = Instant::now();
-    let object = new.as_ref().or(old.as_ref());
-    let Some(kind) = object
-        .and_then(EventObject::custom)
-        .map(|object| object.kind)
-    else {
-        return;
+    let groups = scheduler.shared.listers().pod_groups();
+    let resource = match (&old, &new) {
+        (_, Some(EventObject::PodGroup(group))) => {
+            groups.set_group(group);
+            EventResource::PodGroup
+        }
+        (Some(EventObject::PodGroup(group)), None) => {
+            groups.delete_group(group);
+            EventResource::PodGroup
+        }
+        (_, Some(EventObject::Custom(object))) | (Some(EventObject::Custom(object)), None) => {
+            let observers = scheduler.shared.observers();
+            observers.tell_object(object.kind, old.as_ref(), new.as_ref());
+            EventResource::Custom(object.kind)
+        }
+        _ => return,
     };
-    let event = ClusterEvent::new(EventResource::Custom(kind), action(&old, &new));
-    let observers = scheduler.shared.observers();
-    observers.tell_object(kind, old.as_ref(), new.as_ref());
+    let event = ClusterEvent::new(resource, action(&old, &new));
     scheduler
         .queue
         .move_all_to_active_or_backoff_queue(event, old, new, None);
@@ -298,6 +352,17 @@ pub(crate) fn handle_pod(scheduler: &Scheduler, event: InformerEvent<Pod>) {
         }
         InformerEvent::Updated { old, new } => observers.tell_pod(Some(old), Some(new)),
         InformerEvent::Deleted(pod) => observers.tell_pod(Some(pod), None),
+    }
+    let groups = scheduler.shared.listers().pod_groups();
+    match &event {
+        InformerEvent::Added(pod) => groups.set_pod(pod),
+        InformerEvent::Updated { old, new } => {
+            if old.metadata.uid != new.metadata.uid {
+                groups.delete_pod(old);
+            }
+            groups.set_pod(new);
+        }
+        InformerEvent::Deleted(pod) => groups.delete_pod(pod),
     }
     match event {
         InformerEvent::Added(pod) => add_pod(scheduler, &pod),
@@ -339,8 +404,28 @@ fn add_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
         && let Some(info) = info(pod)
     {
         scheduler.queue.add(info);
+        group_may_be_complete(scheduler, pod);
         observe(&ClusterEvent::UNSCHEDULED_POD_ADD, start);
     }
+}
+
+/// A pod of a group came: it may be the one that others waited for.
+fn group_may_be_complete(scheduler: &Scheduler, pod: &Arc<Pod>) {
+    let groups = scheduler.shared.listers().pod_groups();
+    let Some(of) = groups.group_of(pod) else {
+        return;
+    };
+    let needed = groups.group(of).and_then(|group| min_count(&group));
+    // DIFFERS: while it is not, nobody is asked; upstream asks every pod that waits each time.
+    if needed.is_some_and(|needed| groups.counts(of).all < needed) {
+        return;
+    }
+    scheduler.queue.move_all_to_active_or_backoff_queue(
+        ClusterEvent::UNSCHEDULED_POD_ADD,
+        None,
+        pod_object(pod),
+        None,
+    );
 }
 
 fn add_assigned_pod_to_cache(scheduler: &Scheduler, pod: &Arc<Pod>, start: Instant) {

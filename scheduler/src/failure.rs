@@ -2,6 +2,7 @@
 //!
 //! Upstream: pkg/scheduler/schedule_one.go (handleSchedulingFailure), v1.36. The words are part of the contract.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,6 +27,8 @@ pub enum Failure {
     NoNodes,
     /// It fits nowhere, or a plugin rejected it on the node chosen.
     Fit(Code, Box<FitError>),
+    /// The group it belongs to did not come together: the message, and who rejected pods of it.
+    Group(String, BTreeSet<&'static str>),
     /// Anything else.
     Status(Status),
 }
@@ -49,17 +52,20 @@ impl Failure {
         )
     }
 
-    fn is_rejected(&self) -> bool {
+    /// Is it found that the pod does not fit? Otherwise something went wrong.
+    pub fn is_rejected(&self) -> bool {
         match self {
-            Failure::NoNodes | Failure::Fit(..) => true,
+            Failure::NoNodes | Failure::Fit(..) | Failure::Group(..) => true,
             Failure::Status(status) => status.is_rejected(),
         }
     }
 
-    fn message(&self) -> String {
+    /// What is said of it.
+    pub fn message(&self) -> String {
         match self {
             Failure::NoNodes => NO_NODES_AVAILABLE.to_owned(),
             Failure::Fit(_, fit) => fit.message(),
+            Failure::Group(message, _) => message.clone(),
             Failure::Status(status) => status.message(),
         }
     }
@@ -103,6 +109,15 @@ pub fn handle_scheduling_failure(
                 namespace = pod.namespace(),
                 err = message,
                 "Unable to schedule pod; no fit; waiting"
+            );
+        }
+        Failure::Group(_, plugins) => {
+            queued.unschedulable_plugins.clone_from(plugins);
+            tracing::info!(
+                pod = pod.name(),
+                namespace = pod.namespace(),
+                err = message,
+                "Unable to schedule pod belonging to a pod group; waiting"
             );
         }
         Failure::Status(_) => tracing::error!(

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use component_base::informer::{Factory, Informer, InformerOptions};
 use dynamic_resources::Features;
-use framework::{DeviceCache, Listers, VolumeCache};
+use framework::{DeviceCache, Listers, PodGroupCache, VolumeCache};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::api::storage::v1::{
     CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
 };
@@ -40,6 +41,8 @@ pub struct Informers {
     pub storage: StorageInformers,
     /// Devices and claims to them.
     pub devices: DeviceInformers,
+    /// Groups of pods; `None` with the gate `GenericWorkload` off.
+    pub pod_groups: Option<Informer<PodGroup>>,
 }
 
 /// The kinds that go into the [`DeviceCache`].
@@ -148,8 +151,8 @@ impl StorageInformers {
 }
 
 impl Informers {
-    /// Starts watching.
-    pub fn start(factory: &Factory, features: Features) -> Self {
+    /// Starts watching; groups of pods, too, if there are `pod_groups`.
+    pub fn start(factory: &Factory, features: Features, pod_groups: bool) -> Self {
         let all = InformerOptions::default;
         Informers {
             pods: factory.informer(all().fields("status.phase!=Succeeded,status.phase!=Failed")),
@@ -162,11 +165,18 @@ impl Informers {
             pod_disruption_budgets: factory.informer(all()),
             storage: StorageInformers::start(factory),
             devices: DeviceInformers::start(factory, features),
+            pod_groups: pod_groups.then(|| factory.informer(all())),
         }
     }
 
     /// Waits until all have listed once; false when the process ends before.
     pub async fn wait_for_sync(&self) -> bool {
+        let groups = async {
+            match &self.pod_groups {
+                Some(groups) => groups.wait_for_sync().await,
+                None => true,
+            }
+        };
         let waits = tokio::join!(
             self.pods.wait_for_sync(),
             self.nodes.wait_for_sync(),
@@ -178,8 +188,9 @@ impl Informers {
             self.pod_disruption_budgets.wait_for_sync(),
             self.storage.wait_for_sync(),
             self.devices.wait_for_sync(),
+            groups,
         );
-        let rest = waits.5 && waits.6 && waits.7 && waits.8 && waits.9;
+        let rest = waits.5 && waits.6 && waits.7 && waits.8 && waits.9 && waits.10;
         waits.0 && waits.1 && waits.2 && waits.3 && waits.4 && rest
     }
 
@@ -195,6 +206,7 @@ impl Informers {
             && self.pod_disruption_budgets.has_synced()
             && self.storage.has_synced()
             && self.devices.has_synced()
+            && self.pod_groups.as_ref().is_none_or(Informer::has_synced)
     }
 }
 
@@ -213,12 +225,14 @@ pub struct InformerListers {
     revisions: Arc<Revisions>,
     volumes: VolumeCache,
     devices: DeviceCache,
+    pod_groups: PodGroupCache,
 }
 
 impl InformerListers {
     /// Reads from `informers`; whoever handles their events counts in `revisions` and tells the caches of volumes and devices.
     pub fn new(informers: Informers, revisions: Arc<Revisions>, features: Features) -> Self {
         InformerListers {
+            pod_groups: PodGroupCache::new(informers.pod_groups.is_some()),
             informers,
             revisions,
             volumes: VolumeCache::new(),
@@ -280,5 +294,8 @@ impl Listers for InformerListers {
     }
     fn devices(&self) -> &DeviceCache {
         &self.devices
+    }
+    fn pod_groups(&self) -> &PodGroupCache {
+        &self.pod_groups
     }
 }

@@ -199,6 +199,42 @@ pub fn observe_reload(successful: bool) {
     CONFIG_LAST_RELOAD_SUCCESSFUL.set(i64::from(successful));
 }
 
+metric! {
+    /// Groups of pods, by what became of the attempt.
+    POD_GROUP_SCHEDULE_ATTEMPTS: IntCounterVec = register_int_counter_vec!(
+        "scheduler_podgroup_schedule_attempts_total",
+        "Number of attempts to schedule pod group, by the result. 'unschedulable' means a pod group could not be scheduled, while 'error' means an internal scheduler problem.",
+        &["result", "profile"]
+    )
+}
+metric! {
+    /// The same, how long they took.
+    POD_GROUP_SCHEDULING_ATTEMPT_DURATION: HistogramVec = register_histogram_vec!(
+        "scheduler_podgroup_scheduling_attempt_duration_seconds",
+        "Pod group scheduling attempt latency in seconds",
+        &["result", "profile"],
+        buckets(0.001, 2.0, 15)
+    )
+}
+metric! {
+    /// The decisions of a group alone.
+    POD_GROUP_SCHEDULING_ALGORITHM_DURATION: Histogram = register_histogram!(
+        "scheduler_podgroup_scheduling_algorithm_duration_seconds",
+        "Pod group scheduling algorithm latency in seconds",
+        buckets(0.001, 2.0, 15)
+    )
+}
+
+/// Counts an attempt for a group of pods and its duration.
+pub fn observe_group_attempt(result: &str, profile: &str, duration: Duration) {
+    POD_GROUP_SCHEDULE_ATTEMPTS
+        .with_label_values(&[result, profile])
+        .inc();
+    POD_GROUP_SCHEDULING_ATTEMPT_DURATION
+        .with_label_values(&[result, profile])
+        .observe(duration.as_secs_f64());
+}
+
 /// Counts an attempt and its duration.
 pub fn observe_attempt(result: &str, profile: &str, duration: Duration) {
     SCHEDULE_ATTEMPTS

@@ -55,6 +55,7 @@ fn plugins_of(framework: &Framework) -> Vec<Arc<dyn Plugin>> {
         &points.pre_bind,
         &points.bind,
         &points.post_bind,
+        &points.placement_feasible,
     ];
     let all = lists.into_iter().flatten();
     let all = all.chain(points.score.iter().map(|(plugin, _)| plugin));

@@ -31,6 +31,10 @@ const FEATURES: &[Feature] = &[
     Feature::beta("SchedulerAsyncPreemption"),
     Feature::beta("OpportunisticBatching"),
     Feature::beta("NominatedNodeNameForExpectation"),
+    Feature {
+        default: false,
+        ..Feature::beta("GenericWorkload")
+    },
     Feature::locked("NodeDeclaredFeatures"),
     Feature::locked("DynamicResourceAllocation"),
     Feature::locked("DRAAdminAccess"),
@@ -54,9 +58,8 @@ const NOT_BUILT: &[&str] = &[
     "DRANodeAllocatableResources",
     "DRAOptionalNodeOperations",
     "DRAWorkloadResourceClaims",
-    // The Workload API (`scheduling.k8s.io/v1beta1`): gangs, and what stands on them.
+    // What stands on groups of pods (`scheduling.k8s.io/v1beta1`).
     "CompositePodGroup",
-    "GenericWorkload",
     "PodGroupPreemptionPolicy",
     "TopologyAwareWorkloadScheduling",
 ];
@@ -199,6 +202,11 @@ impl Options {
 }
 
 impl Options {
+    /// Are pods of a group (`spec.schedulingGroup`) scheduled together? The gate `GenericWorkload`, beta and off, as upstream.
+    pub fn pod_groups(&self) -> bool {
+        self.features.enabled("GenericWorkload")
+    }
+
     /// The gates that Dynamic Resource Allocation goes by; one is off, too, where another is that it builds on.
     pub fn device_features(&self) -> dynamic_resources::Features {
         let on = |name: &str| self.features.enabled(name);
@@ -349,10 +357,17 @@ mod tests {
     }
 
     #[test]
-    fn gates_of_the_workload_api_are_refused() {
+    fn gates_of_what_stands_on_groups_of_pods_are_refused() {
+        let groups = |gates: &str| {
+            let options = parse(&[&format!("--feature-gates={gates}")]);
+            options
+                .map(|options| options.pod_groups())
+                .unwrap_or_else(|e| panic!("{e}"))
+        };
+        assert!(groups("GenericWorkload=true") && !groups("GenericWorkload=false"));
+        assert!(!groups("DRAConsumableCapacity=true"), "off by default");
         for gate in [
             "CompositePodGroup",
-            "GenericWorkload",
             "PodGroupPreemptionPolicy",
             "TopologyAwareWorkloadScheduling",
         ] {

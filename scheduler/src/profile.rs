@@ -185,6 +185,9 @@ impl Builder<'_> {
             post_bind: list("PostBind", &plugins.post_bind, |p| {
                 p.as_post_bind().is_some()
             })?,
+            placement_feasible: list("PlacementFeasible", &PluginSet::default(), |p| {
+                p.as_placement_feasible().is_some()
+            })?,
             score: Vec::new(),
         };
         let score = self.point("Score", &plugins.score, &multi_point, |p| {

@@ -18,6 +18,7 @@ use crate::metrics;
 use crate::runtime::Framework;
 use crate::scheduler::Scheduler;
 
+mod group;
 #[cfg(test)]
 mod tests;
 
@@ -51,8 +52,12 @@ impl SchedulingLoop {
 
     /// Schedules one popped pod.
     pub fn schedule_one(&mut self, queued: Box<QueuedPodInfo>) {
+        let start = Instant::now();
         let scheduler = Arc::clone(&self.scheduler);
         let pod = Arc::clone(&queued.pod);
+        if let Some(of) = scheduler.shared.listers().pod_groups().group_of(&pod.pod) {
+            return self.schedule_group(of, queued, start);
+        }
         let Some(framework) = scheduler.framework_for_pod(&pod) else {
             tracing::error!(
                 pod = pod.name(),
@@ -66,7 +71,6 @@ impl SchedulingLoop {
             scheduler.queue.done(&pod.uid);
             return;
         }
-        let start = Instant::now();
         scheduler.cache.update_snapshot(&mut self.snapshot);
         touch(&scheduler, &mut self.snapshot);
         let chosen = self.scheduling_algorithm(&framework, &pod);
@@ -90,7 +94,10 @@ impl SchedulingLoop {
                 return;
             }
         };
-        let status = assume_and_reserve(&scheduler, &framework, &mut state, &pod, &node_name);
+        let mut status = reserve(&scheduler, &framework, &mut state, &pod, &node_name);
+        if status.is_success() {
+            status = permit(&scheduler, &framework, &mut state, &pod, &node_name);
+        }
         if !status.is_success() {
             let failure = Failure::on_node(status, &node_name);
             handle_scheduling_failure(
@@ -129,13 +136,25 @@ impl SchedulingLoop {
         pod: &Arc<PodInfo>,
     ) -> Result<Chosen, (Failure, NominatingInfo)> {
         let clear = || NominatingInfo::Override(String::new());
+        match self.choose(framework, pod) {
+            Ok(chosen) => Ok(chosen),
+            Err(Failure::Fit(Code::Unschedulable, fit)) => {
+                Err(self.post_filter(framework, pod, fit))
+            }
+            Err(failure) => Err((failure, clear())),
+        }
+    }
+
+    /// Chooses a node, and does nothing else.
+    fn choose(
+        &mut self,
+        framework: &Arc<Framework>,
+        pod: &Arc<PodInfo>,
+    ) -> Result<Chosen, Failure> {
         if let Some((plugin, reason)) = not_supported(framework, pod) {
-            return Err((
-                Failure::Fit(
-                    Code::UnschedulableAndUnresolvable,
-                    Box::new(unsupported(plugin, reason, self.snapshot.num_nodes())),
-                ),
-                clear(),
+            return Err(Failure::Fit(
+                Code::UnschedulableAndUnresolvable,
+                Box::new(unsupported(plugin, reason, self.snapshot.num_nodes())),
             ));
         }
         let seed = self.seed;
@@ -154,9 +173,9 @@ impl SchedulingLoop {
             self.scheduler.queue.nominator(),
         ) {
             Ok(chosen) => Ok(chosen),
-            Err(NotChosen::NoNodes) => Err((Failure::NoNodes, clear())),
-            Err(NotChosen::Error(status)) => Err((Failure::Status(status), clear())),
-            Err(NotChosen::NoFit(fit)) => Err(self.post_filter(framework, pod, fit)),
+            Err(NotChosen::NoNodes) => Err(Failure::NoNodes),
+            Err(NotChosen::Error(status)) => Err(Failure::Status(status)),
+            Err(NotChosen::NoFit(fit)) => Err(Failure::Fit(Code::Unschedulable, fit)),
         }
     }
 
@@ -241,8 +260,8 @@ fn skip_pod_schedule(scheduler: &Scheduler, pod: &Arc<PodInfo>) -> bool {
     scheduler.cache.is_assumed_pod(&pod.uid)
 }
 
-/// Counts the pod to its node and runs Reserve and Permit. On failure all is undone.
-fn assume_and_reserve(
+/// Counts the pod to its node and runs Reserve. On failure all is undone.
+fn reserve(
     scheduler: &Scheduler,
     framework: &Framework,
     state: &mut CycleState,
@@ -253,13 +272,26 @@ fn assume_and_reserve(
         tracing::error!(%error, "Scheduler cache AssumePod failed");
         return Status::error(error);
     }
+    scheduler.shared.listers().pod_groups().assume(&pod.pod);
     scheduler.queue.nominator().delete(&pod.uid);
-    let mut status = framework.run_reserve_plugins_reserve(state, pod, node_name);
-    if status.is_success() {
-        status = framework.run_permit_plugins(state, pod, node_name);
-        if status.is_wait() {
-            return Status::success();
-        }
+    let status = framework.run_reserve_plugins_reserve(state, pod, node_name);
+    if !status.is_success() {
+        unreserve_and_forget(scheduler, framework, state, pod, node_name);
+    }
+    status
+}
+
+/// Runs Permit. On failure what was reserved is undone; a pod that is to wait is a success.
+fn permit(
+    scheduler: &Scheduler,
+    framework: &Framework,
+    state: &mut CycleState,
+    pod: &Arc<PodInfo>,
+    node_name: &str,
+) -> Status {
+    let status = framework.run_permit_plugins(state, pod, node_name);
+    if status.is_wait() {
+        return Status::success();
     }
     if !status.is_success() {
         unreserve_and_forget(scheduler, framework, state, pod, node_name);
@@ -276,6 +308,7 @@ pub(crate) fn unreserve_and_forget(
     node_name: &str,
 ) -> bool {
     framework.run_reserve_plugins_unreserve(state, pod, node_name);
+    scheduler.shared.listers().pod_groups().forget(&pod.pod);
     match scheduler.cache.forget_pod(pod) {
         Ok(()) => true,
         Err(error) => {

@@ -9,6 +9,8 @@ use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, PodExtendedResourceClaimStatus,
 };
 use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use tokio_util::sync::CancellationToken;
 
 use crate::bench::NoObjects;
@@ -96,6 +98,8 @@ pub struct Writes {
     pub volumes: Mutex<Vec<String>>,
     /// What is done to claims to devices.
     pub claims: Mutex<Vec<String>>,
+    /// `group reason message` of groups' conditions.
+    pub groups: Mutex<Vec<String>>,
 }
 
 impl Writes {
@@ -165,6 +169,16 @@ impl ApiWriter for Writes {
                 .push(format!("{} -> {node_name}", framework::pod_info::name(pod)));
             Ok(())
         })
+    }
+    fn patch_pod_group<'a>(
+        &'a self,
+        group: &'a PodGroup,
+        condition: Condition,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
+        let name = group.metadata.name.clone().unwrap_or_default();
+        let text = format!("{name} {} {}", condition.reason, condition.message);
+        self.groups.lock().unwrap().push(text);
+        Box::pin(async { Ok(()) })
     }
     fn delete_pod<'a>(&'a self, _: &'a Pod) -> BoxFuture<'a, Result<(), ApiWriteError>> {
         Box::pin(async { Ok(()) })
@@ -241,9 +255,24 @@ impl Bed {
     }
 
     /// The same by another configuration.
-    pub fn with_config(mut config: KubeSchedulerConfiguration, pods: &[Arc<PodInfo>]) -> Self {
+    pub fn with_config(config: KubeSchedulerConfiguration, pods: &[Arc<PodInfo>]) -> Self {
+        let listers = NoObjects::with_pods(pods.iter().map(|pod| Arc::clone(&pod.pod)));
+        Self::build(config, listers, plugins::registry::in_tree())
+    }
+
+    /// The same with the gate `GenericWorkload` on.
+    pub fn with_pod_groups(pods: &[Arc<PodInfo>]) -> Self {
+        let listers = NoObjects::with_pod_groups(pods.iter().map(|pod| Arc::clone(&pod.pod)));
+        let registry = plugins::registry::in_tree_with_pod_groups();
+        Self::build(KubeSchedulerConfiguration::default(), listers, registry)
+    }
+
+    fn build(
+        mut config: KubeSchedulerConfiguration,
+        listers: NoObjects,
+        mut registry: Vec<Registration>,
+    ) -> Self {
         set_defaults(&mut config);
-        let mut registry = plugins::registry::in_tree();
         registry.push(Registration {
             name: "Scripted",
             default_weight: 0,
@@ -261,9 +290,7 @@ impl Bed {
                 .unwrap()
                 .push(format!("{} {}", event.reason, event.note))
         });
-        let listers = Arc::new(NoObjects::with_pods(
-            pods.iter().map(|pod| Arc::clone(&pod.pod)),
-        ));
+        let listers = Arc::new(listers);
         let objects = Arc::clone(&listers);
         let shared = Shared::new(
             listers,

@@ -218,6 +218,43 @@ impl SchedulingQueue {
         self.try_pop_locked(&mut self.lock())
     }
 
+    /// The pod that was popped with those of the others that wait and that nothing keeps out, in the order of the queue; all of them in flight now. For pods that are decided together.
+    pub fn pop_with<'a>(
+        &self,
+        popped: Box<QueuedPodInfo>,
+        uids: impl IntoIterator<Item = &'a str>,
+    ) -> Vec<Box<QueuedPodInfo>> {
+        let mut state = self.lock();
+        let mut all = vec![popped];
+        for uid in uids {
+            let State {
+                active,
+                backoff,
+                error_backoff,
+                ..
+            } = &mut *state;
+            let heaps = [active, backoff, error_backoff];
+            let found = heaps.into_iter().find_map(|heap| heap.remove(uid));
+            let Some(mut queued) = found.or_else(|| state.take_unschedulable(uid)) else {
+                continue;
+            };
+            if queued.gated() {
+                // What kept it out may be over, and nobody has looked yet.
+                self.run_pre_enqueue_plugins(&mut queued);
+            }
+            if queued.gated() || !state.in_flight.start(&queued.pod.uid) {
+                state.put_unschedulable(queued);
+                continue;
+            }
+            let now = (self.config.now)();
+            queued.initial_attempt_timestamp.get_or_insert(now);
+            queued.attempts += 1;
+            all.push(queued);
+        }
+        state.active.sort(&mut all);
+        all
+    }
+
     fn try_pop_locked(&self, state: &mut State) -> Option<Box<QueuedPodInfo>> {
         loop {
             let mut queued = match state.active.pop() {

@@ -10,6 +10,7 @@ use component_helpers::resource_claim::{extended_status, statuses};
 use component_helpers::resources::{PodResourcesOptions, pod_requests};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::resource::v1::{DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::api::storage::v1::{
     CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
 };
@@ -138,6 +139,8 @@ pub enum EventResource {
     ResourceSlice,
     /// A DeviceClass.
     DeviceClass,
+    /// A group of pods.
+    PodGroup,
     /// A kind that only plugins know.
     Custom(ObjectKind),
     /// Everything.
@@ -162,6 +165,7 @@ impl EventResource {
             EventResource::ResourceClaim => "resource.k8s.io/ResourceClaim",
             EventResource::ResourceSlice => "resource.k8s.io/ResourceSlice",
             EventResource::DeviceClass => "resource.k8s.io/DeviceClass",
+            EventResource::PodGroup => "scheduling.k8s.io/PodGroup",
             EventResource::Custom(kind) => kind.event,
             EventResource::WildCard => "*",
         }
@@ -277,6 +281,8 @@ pub enum EventObject {
     DeviceClass(Arc<DeviceClass>),
     /// A taint on devices.
     DeviceTaintRule(Arc<DeviceTaintRule>),
+    /// A group of pods.
+    PodGroup(Arc<PodGroup>),
     /// An object of a kind that only plugins know.
     Custom(Arc<Object>),
 }
@@ -310,6 +316,7 @@ object_accessors! {
     resource_slice, ResourceSlice, ResourceSlice, "The ResourceSlice, when it is one.";
     device_class, DeviceClass, DeviceClass, "The DeviceClass, when it is one.";
     device_taint_rule, DeviceTaintRule, DeviceTaintRule, "The DeviceTaintRule, when it is one.";
+    pod_group, PodGroup, PodGroup, "The group of pods, when it is one.";
     custom, Custom, Object, "The object, when it is of a kind that only plugins know.";
 }
 

@@ -3,7 +3,7 @@
 //! Upstream: kube-scheduler framework/interface.go (Handle), v1.36. The API is behind [`ApiWriter`] and [`Listers`]: no client type appears here.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
@@ -13,12 +13,15 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::cycle_state::CycleState;
 use crate::devices::DeviceCache;
 use crate::extender::Extender;
 use crate::node_info::NodeInfo;
 use crate::plugin::{BoxFuture, NominatingInfo, Plugin};
+use crate::pod_groups::PodGroupCache;
 use crate::pod_info::PodInfo;
 use crate::status::Status;
 use crate::volumes::VolumeCache;
@@ -55,6 +58,11 @@ pub trait Listers: Send + Sync {
     fn volumes(&self) -> &VolumeCache;
     /// Devices, claims to them and their classes, with what is assumed of them.
     fn devices(&self) -> &DeviceCache;
+    /// Groups of pods, with what is assumed of them. By default there are none: the gate `GenericWorkload` is off.
+    fn pod_groups(&self) -> &PodGroupCache {
+        static NONE: LazyLock<PodGroupCache> = LazyLock::new(PodGroupCache::default);
+        &NONE
+    }
 }
 
 /// A write that the API server did not take.
@@ -115,6 +123,15 @@ pub trait ApiWriter: Send + Sync {
     /// Writes ResourceClaims; `None` where there are none.
     fn claims(&self) -> Option<&dyn ClaimWriter> {
         None
+    }
+    /// Sets a condition of a group of pods. By default nothing is written.
+    fn patch_pod_group<'a>(
+        &'a self,
+        group: &'a PodGroup,
+        condition: Condition,
+    ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
+        let _ = (group, condition);
+        Box::pin(async { Ok(()) })
     }
     /// Posts a Binding.
     fn bind<'a>(

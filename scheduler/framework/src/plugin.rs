@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 
 use crate::cycle_state::CycleState;
 use crate::diagnosis::NodeToStatus;
@@ -83,6 +84,7 @@ points! {
     as_pre_bind -> PreBindPlugin, "Implements PreBind?";
     as_bind -> BindPlugin, "Implements Bind?";
     as_post_bind -> PostBindPlugin, "Implements PostBind?";
+    as_placement_feasible -> PlacementFeasiblePlugin, "Implements PlacementFeasible?";
     as_observer -> Observer, "Wants to hear of what changes in the cluster?";
 }
 
@@ -431,6 +433,21 @@ pub trait BindPlugin: Plugin {
         pod: &'a Arc<PodInfo>,
         node_name: &'a str,
     ) -> BoxFuture<'a, Status>;
+}
+
+/// How far a group of pods has come in its cycle.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GroupProgress {
+    /// Pods with a node, those that found one in this cycle included.
+    pub scheduled: usize,
+    /// Pods that have not been tried yet.
+    pub remaining: usize,
+}
+
+/// Says whether a group of pods may still come together. Asked before the first pod of its cycle, and after each.
+pub trait PlacementFeasiblePlugin: Plugin {
+    /// `Success`: it has. `Wait`: it may. `Unschedulable`: it cannot, however many more are tried.
+    fn placement_feasible(&self, group: &PodGroup, progress: GroupProgress) -> Status;
 }
 
 /// Hears of pods that were bound.

@@ -159,6 +159,7 @@ impl VolumeCache {
             | EventObject::ResourceSlice(_)
             | EventObject::DeviceClass(_)
             | EventObject::DeviceTaintRule(_)
+            | EventObject::PodGroup(_)
             | EventObject::Custom(_) => {}
         }
         if state.touched != Touched::default() {

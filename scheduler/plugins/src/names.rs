@@ -6,6 +6,8 @@ pub const DEFAULT_BINDER: &str = "DefaultBinder";
 pub const DEFAULT_PREEMPTION: &str = "DefaultPreemption";
 /// Claims to devices, allocated and reserved.
 pub const DYNAMIC_RESOURCES: &str = "DynamicResources";
+/// Pods of a gang get nodes together. With the feature gate `GenericWorkload` alone.
+pub const GANG_SCHEDULING: &str = "GangScheduling";
 /// Prefers nodes that have the images.
 pub const IMAGE_LOCALITY: &str = "ImageLocality";
 /// Near to, or far from, other pods.

@@ -42,7 +42,21 @@ pub fn in_tree() -> Vec<Registration> {
             0,
             node_declared_features::new,
         ),
+        Registration {
+            default_enabled: false,
+            ..line(names::GANG_SCHEDULING, 0, gang_scheduling::new)
+        },
     ]
+}
+
+/// The same with the plugins that are in the default profile where the feature gate `GenericWorkload` is on.
+pub fn in_tree_with_pod_groups() -> Vec<Registration> {
+    let mut all = in_tree();
+    let gangs = all
+        .iter_mut()
+        .filter(|line| line.name == names::GANG_SCHEDULING);
+    gangs.for_each(|line| line.default_enabled = true);
+    all
 }
 
 #[cfg(test)]

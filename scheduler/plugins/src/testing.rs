@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use framework::{
     ApiWriteError, ApiWriter, BoxFuture, ClaimWriter, CycleState, DeviceCache, EventRecord, Handle,
-    Listers, NodeInfo, NominatingInfo, Plugin, PodInfo, Status, VolumeCache, WaitingPod,
+    Listers, NodeInfo, NominatingInfo, Plugin, PodGroupCache, PodInfo, Status, VolumeCache,
+    WaitingPod,
 };
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
@@ -48,6 +49,7 @@ pub struct FakeHandle {
     pub activated: Mutex<Vec<String>>,
     pub volumes: VolumeCache,
     pub devices: DeviceCache,
+    pub pod_groups: PodGroupCache,
     pub nodes: Mutex<Vec<Arc<Node>>>,
     /// Pods that a Permit plugin lets wait.
     pub waiting: Mutex<Vec<Arc<dyn WaitingPod>>>,
@@ -90,9 +92,12 @@ pub fn handle_with(objects: &[serde_json::Value]) -> Arc<FakeHandle> {
     Arc::new(handle)
 }
 
-/// An empty scheduler.
+/// An empty scheduler, which knows of groups of pods.
 pub fn handle() -> Arc<dyn Handle> {
-    Arc::new(FakeHandle::default())
+    Arc::new(FakeHandle {
+        pod_groups: PodGroupCache::new(true),
+        ..FakeHandle::default()
+    })
 }
 
 fn is<T>(
@@ -218,6 +223,9 @@ impl Listers for FakeHandle {
     }
     fn devices(&self) -> &DeviceCache {
         &self.devices
+    }
+    fn pod_groups(&self) -> &PodGroupCache {
+        &self.pod_groups
     }
 }
 

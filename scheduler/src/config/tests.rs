@@ -35,7 +35,7 @@ fn what_is_unknown_or_wrong_is_named() {
         .to_string();
     assert!(error.contains("enabeld"), "{error}");
     let config = decode(
-        "parallelism: 0\npodMaxBackoffSeconds: 0\nextenders: [{urlPrefix: x, prioritizeVerb: p}]\nprofiles: [{schedulerName: a}, {schedulerName: a}, {plugins: {filter: {enabled: [{name: GangScheduling}]}, podGroupPostFilter: {enabled: [{name: DefaultPreemption}], disabled: [{name: X}]}}}]",
+        "parallelism: 0\npodMaxBackoffSeconds: 0\nextenders: [{urlPrefix: x, prioritizeVerb: p}]\nprofiles: [{schedulerName: a}, {schedulerName: a}, {plugins: {filter: {enabled: [{name: TopologyPlacementGenerator}]}, podGroupPostFilter: {enabled: [{name: DefaultPreemption}], disabled: [{name: X}]}}}]",
     )
     .expect("decodes");
     let errors: Vec<String> = validate(&config).iter().map(ToString::to_string).collect();

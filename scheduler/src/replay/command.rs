@@ -50,6 +50,9 @@ struct Cli {
     /// A configuration to decide by. May be given more than once.
     #[arg(long)]
     config: Vec<PathBuf>,
+    /// The feature gate `GenericWorkload` is on: groups of pods are scheduled together.
+    #[arg(long)]
+    generic_workload: bool,
     /// Settles which of equally good nodes is taken.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -64,8 +67,11 @@ struct Cli {
     plots: Option<PathBuf>,
 }
 
-/// Runs the command with these arguments, its own name first, and the plugins there are; its exit code.
-pub fn main(args: impl IntoIterator<Item = String>, registry: &[Registration]) -> i32 {
+/// Runs the command with these arguments, its own name first, and the plugins there are with and without the gate `GenericWorkload`; its exit code.
+pub fn main(
+    args: impl IntoIterator<Item = String>,
+    registry: fn(bool) -> Vec<Registration>,
+) -> i32 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -91,7 +97,7 @@ fn open(path: &Path) -> anyhow::Result<BufReader<File>> {
     Ok(BufReader::new(file))
 }
 
-fn run(cli: &Cli, registry: &[Registration]) -> anyhow::Result<String> {
+fn run(cli: &Cli, registry: fn(bool) -> Vec<Registration>) -> anyhow::Result<String> {
     if cli.config.is_empty() && cli.write_trace.is_none() {
         bail!("config: Required value: give at least one configuration to decide by");
     }
@@ -107,6 +113,7 @@ fn run(cli: &Cli, registry: &[Registration]) -> anyhow::Result<String> {
     let settings = Settings {
         seed: cli.seed,
         after: Duration::from_secs(cli.after_seconds.into()),
+        pod_groups: cli.generic_workload,
     };
     // All of them are looked at before the first is played.
     let configs = cli.config.iter().map(|path| load(path));
@@ -114,7 +121,13 @@ fn run(cli: &Cli, registry: &[Registration]) -> anyhow::Result<String> {
     let mut played = vec![recorded(&trace, settings.after)];
     for (i, (path, config)) in cli.config.iter().zip(&configs).enumerate() {
         let name = name(&cli.config, i);
-        let result = play(&trace, &name, config, registry, settings);
+        let result = play(
+            &trace,
+            &name,
+            config,
+            &registry(cli.generic_workload),
+            settings,
+        );
         played.push(result.with_context(|| format!("{}", path.display()))?);
     }
     let report = report(&trace, cli.seed, &played);

@@ -48,6 +48,8 @@ pub struct Settings {
     pub seed: u64,
     /// How long to go on after the last event.
     pub after: Duration,
+    /// The gate `GenericWorkload` is on; the plugins are to be those of it, too.
+    pub pod_groups: bool,
 }
 
 /// Why a trace cannot be played by a configuration.
@@ -117,7 +119,7 @@ impl Player {
         registry: &[Registration],
         settings: Settings,
     ) -> Result<Self, ProfileError> {
-        let world = Arc::new(World::default());
+        let world = Arc::new(World::new(settings.pod_groups));
         let (reasons, end) = (Reasons::default(), CancellationToken::new());
         let noted = Arc::clone(&reasons);
         let record = move |event: EventRecord| {
@@ -383,6 +385,15 @@ impl Player {
             }
             (Some(TraceObject::Node(node)), None) => {
                 event_handlers::handle_node(scheduler, InformerEvent::Deleted(node));
+            }
+            (None, Some(TraceObject::PodGroup(group))) => {
+                event_handlers::handle_pod_group(scheduler, InformerEvent::Added(group));
+            }
+            (Some(TraceObject::PodGroup(old)), Some(TraceObject::PodGroup(new))) => {
+                event_handlers::handle_pod_group(scheduler, InformerEvent::Updated { old, new });
+            }
+            (Some(TraceObject::PodGroup(group)), None) => {
+                event_handlers::handle_pod_group(scheduler, InformerEvent::Deleted(group));
             }
             // Read when it is needed; nobody waits for it.
             _ => {}

@@ -20,6 +20,7 @@ mod recording;
 const SETTINGS: Settings = Settings {
     seed: 7,
     after: Duration::from_secs(60),
+    pod_groups: false,
 };
 
 fn config(value: serde_json::Value) -> KubeSchedulerConfiguration {
@@ -39,7 +40,7 @@ fn packing() -> KubeSchedulerConfiguration {
 }
 
 fn played(trace: &Trace, config: &KubeSchedulerConfiguration) -> Played {
-    let registry = crate::app::registry();
+    let registry = crate::app::registry(false);
     let mut played = play(trace, "test", config, &registry, SETTINGS).expect("plays");
     // They are measured.
     played.decisions.clear();
@@ -466,7 +467,7 @@ fn the_command_reads_and_writes_files() {
     let run = |args: &[&str]| {
         let own = ["kube-scheduler".to_owned()].into_iter();
         let args = own.chain(args.iter().map(ToString::to_string));
-        super::command::main(args, &crate::app::registry())
+        super::command::main(args, crate::app::registry)
     };
     let (trace, config, plots) = (path("trace.jsonl"), path("a.yaml"), path("plots"));
     assert_eq!(

@@ -14,7 +14,7 @@ use component_helpers::persistent_volume::{
 };
 use framework::{
     ApiWriteError, ApiWriter, BoxFuture, ClaimWriter, DeviceCache, Listers, NominatingInfo, Object,
-    ObjectKind, VolumeCache,
+    ObjectKind, PodGroupCache, VolumeCache,
 };
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
@@ -62,9 +62,18 @@ pub struct World {
     services_revision: AtomicU64,
     volumes: VolumeCache,
     devices: DeviceCache,
+    pod_groups: PodGroupCache,
 }
 
 impl World {
+    /// An empty one; with groups of pods, if there are `pod_groups`.
+    pub fn new(pod_groups: bool) -> Self {
+        World {
+            pod_groups: PodGroupCache::new(pod_groups),
+            ..World::default()
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Objects> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -336,6 +345,9 @@ impl Listers for World {
     }
     fn devices(&self) -> &DeviceCache {
         &self.devices
+    }
+    fn pod_groups(&self) -> &PodGroupCache {
+        &self.pod_groups
     }
 }
 

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::api::storage::v1::{
     CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
 };
@@ -202,6 +203,7 @@ kinds! {
     StatefulSet, trim::stateful_set;
     PodDisruptionBudget, trim::nothing;
     Node, trim::nothing;
+    PodGroup, trim::nothing;
     Pod, trim::pod;
 }
 
@@ -305,6 +307,7 @@ impl TraceObject {
             EventObject::ResourceSlice(o) => o.clone().into(),
             EventObject::DeviceClass(o) => o.clone().into(),
             EventObject::DeviceTaintRule(o) => o.clone().into(),
+            EventObject::PodGroup(o) => o.clone().into(),
             EventObject::Custom(o) => TraceObject::Custom(Arc::clone(o)),
         }
     }

@@ -71,6 +71,16 @@ impl Heap {
         Some(item)
     }
 
+    /// Puts others in the order in which they would be popped.
+    #[allow(clippy::vec_box, reason = "moves pointers, not pods")]
+    pub(super) fn sort(&self, others: &mut Vec<Box<QueuedPodInfo>>) {
+        others.sort_by(|a, b| match ((self.less)(a, b), (self.less)(b, a)) {
+            (true, false) => std::cmp::Ordering::Less,
+            (false, true) => std::cmp::Ordering::Greater,
+            _ => std::cmp::Ordering::Equal,
+        });
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &QueuedPodInfo> {
         self.items.iter().map(|item| &**item)
     }

@@ -92,6 +92,7 @@ async fn watched(shutdown: &Shutdown) -> Watched {
             classes: empty("deviceclasses", s),
             taint_rules: None,
         },
+        pod_groups: None,
     };
     assert!(informers.wait_for_sync().await);
     Watched {
