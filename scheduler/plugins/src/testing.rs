@@ -331,8 +331,9 @@ impl Handle for FakeHandle {
     }
     fn add_nominated_pod(&self, _pod: &Arc<PodInfo>, _nominating: &NominatingInfo) {}
     fn delete_nominated_pod_if_exists(&self, _pod: &Pod) {}
-    fn waiting_pod(&self, _uid: &str) -> Option<Arc<dyn WaitingPod>> {
-        None
+    fn waiting_pod(&self, uid: &str) -> Option<Arc<dyn WaitingPod>> {
+        let waiting = self.waiting.lock().unwrap();
+        waiting.iter().find(|pod| &*pod.pod().uid == uid).cloned()
     }
     fn waiting_pods(&self) -> Vec<Arc<dyn WaitingPod>> {
         self.waiting.lock().unwrap().clone()
