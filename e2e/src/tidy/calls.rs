@@ -45,7 +45,6 @@ const AWAY: &[(&str, [usize; 6])] = &[
     ("cri", [5, 5, 0, 8, 0, 0]),
     ("csi", [0, 2, 0, 1, 0, 0]),
     ("extra-plugins", [3, 0, 0, 0, 0, 0]),
-    ("framework", [0, 1, 0, 0, 0, 0]),
     ("gantry-announcer", [2, 0, 0, 0, 0, 0]),
     ("images", [0, 1, 1, 1, 0, 0]),
     ("kube-controller-manager", [5, 2, 0, 0, 6, 0]),
