@@ -103,12 +103,15 @@ impl Case {
         let info = |pod: Pod| Arc::new(PodInfo::new(Arc::new(pod)).expect("valid selectors"));
         let nodes = list::<Node>(&value["nodes"]).into_iter().map(Arc::new);
         let pods = list::<Pod>(&value["pods"]).into_iter().map(info);
-        let made = in_tree().into_iter().map(|line| {
-            (
-                (line.factory)(None, Arc::clone(&handle)).expect("defaults are valid"),
-                line.default_weight,
-            )
-        });
+        let made = in_tree()
+            .into_iter()
+            .filter(|line| line.default_enabled)
+            .map(|line| {
+                (
+                    (line.factory)(None, Arc::clone(&handle)).expect("defaults are valid"),
+                    line.default_weight,
+                )
+            });
         Case {
             plugins: made.collect(),
             snapshot: framework::testing::snapshot(nodes, pods),
