@@ -1,12 +1,15 @@
 //! The kubelet's port: who is answered what, and that it goes on answering the API server whatever strangers do.
 
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, layout};
 use e2e::probe::{Namespace, busybox_pod, cluster};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::attacker::{
     Answer, ELSEWHERE, Identity, ask, idle_connections, long, niced, raise_descriptor_limit,
@@ -156,14 +159,30 @@ fn silent_connections_close_no_port() -> Result<()> {
 /// Requests with junk tokens, each on a connection of its own, until it is dropped.
 pub struct Flood(Vec<Child>);
 
+/// How a client of a flood asks.
+#[derive(Clone, Copy)]
+pub enum Pace {
+    /// A process for each request, one after the other.
+    Breathless,
+    /// So many requests a second, by one process: what it costs to start programs is not the node's.
+    ASecond(u32),
+}
+
 impl Flood {
     /// # Errors
     /// A client cannot be started.
-    pub fn begin(cluster: &Cluster, clients: usize) -> Result<Self> {
-        let script = format!(
-            "i=0; while :; do i=$((i+1)); curl -sk -o /dev/null -m 5 -H \"Authorization: Bearer junk-$$-$i\" {}; done",
-            url("/pods")
-        );
+    pub fn begin(cluster: &Cluster, clients: usize, pace: Pace) -> Result<Self> {
+        let pods = url("/pods");
+        let script = match pace {
+            Pace::Breathless => format!(
+                "i=0; while :; do i=$((i+1)); curl -sk -o /dev/null -m 5 -H \"Authorization: Bearer junk-$$-$i\" {pods}; done"
+            ),
+            Pace::ASecond(requests) => format!(
+                "i=0; while :; do n=0; while [ $n -lt 1000 ]; do i=$((i+1)); n=$((n+1)); \
+                 printf 'insecure\nhttp1.1\nsilent\nmax-time=5\noutput=/dev/null\nurl=\"%s\"\nheader=\"Connection: close\"\n\
+                 header=\"Authorization: Bearer junk-%s-%s\"\nnext\n' {pods} $$ $i; done | curl --rate {requests}/s --config -; done"
+            ),
+        };
         (0..clients)
             .map(|_| {
                 cluster
@@ -171,6 +190,7 @@ impl Flood {
                     .command(ELSEWHERE[0])
                     .args(&ELSEWHERE[1..])
                     .args(["sh", "-c", &script])
+                    .process_group(0)
                     .stdout(Stdio::null())
                     .stderr(Stdio::null())
                     .spawn()
@@ -184,7 +204,10 @@ impl Flood {
 impl Drop for Flood {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            let _ = child.kill();
+            // What it runs goes with it.
+            if let Ok(group) = i32::try_from(child.id()) {
+                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+            }
             let _ = child.wait();
         }
     }
@@ -199,7 +222,7 @@ fn junk_tokens_make_no_node_unready() -> Result<()> {
     ns.wait_ready("pod/box", 60)?;
     // Other tests run beside the short form: it leaves them a processor.
     let (seconds, clients) = if long() { (180, 24) } else { (45, 8) };
-    let flood = Flood::begin(&cluster, clients)?;
+    let flood = Flood::begin(&cluster, clients, Pace::Breathless)?;
     let deadline = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < deadline {
         // The rhythm of the looks, not a wait for something.

@@ -10,7 +10,7 @@ use e2e::probe::{Namespace, busybox_pod, cluster};
 use e2e::starts::Starts;
 
 use crate::attacker::{elsewhere, idle_connections, raise_descriptor_limit};
-use crate::kubelet_server::{Flood, exec_time};
+use crate::kubelet_server::{Flood, Pace, exec_time};
 use crate::sound::Sound;
 
 const NODE: &str = "node-1";
@@ -21,6 +21,11 @@ const QUIET_PODS: usize = 120;
 /// ConfigMaps of a pod, and pods that have as many.
 const OBJECTS: usize = 200;
 const READERS: usize = 6;
+/// Clients with junk tokens, and the requests of each in a second: five times as many as once made a node NotReady (1,500 in 65 s). As
+/// many as the machine can make would leave no processor idle, and a busy one holds up the kernel's own waits (RCU) on which each start
+/// of a pod waits several times; strangers are not on the node.
+const CLIENTS: usize = 24;
+const JUNK_A_SECOND: u32 = 5;
 
 /// Programs that go on until they are dropped.
 struct Running(Vec<Child>);
@@ -143,7 +148,7 @@ fn everything_at_once_leaves_the_node_ready_and_quick() -> Result<()> {
 
     pods_of_many_objects(&ns)?;
     pods_that_pry(&ns)?;
-    let flood = Flood::begin(&cluster, 24)?;
+    let flood = Flood::begin(&cluster, CLIENTS, Pace::ASecond(JUNK_A_SECOND))?;
     let held = idle_connections(&cluster, (layout::node_ip(1), 10250).into(), 4500)?;
     let mut running = Running(Vec::new());
     for _ in 0..2 {
