@@ -2,7 +2,8 @@
 //!
 //! `Added` + `Updated` is `Added` of the newer state, `Updated` + `Updated` keeps the first old and the last new state, `Updated` +
 //! `Deleted` is `Deleted`. `Added` + `Deleted` stays two events, since expectations count both; only past [`MAX_PENDING`] such
-//! pairs are dropped. An object that went and came back is `Deleted` and `Added`, never `Updated`.
+//! pairs are dropped. So do an `Added` and the `Updated` by which the object is to be deleted, or has other owners: whoever made it waits
+//! for it as he made it. An object that went and came back is `Deleted` and `Added`, never `Updated`.
 //!
 //! A mark stands between events: what came before it merges with nothing that came after.
 
@@ -10,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::Notify;
 
 use super::Object;
@@ -137,13 +139,21 @@ impl<K: Object, M> Queue<K, M> {
     }
 }
 
+/// Whether what an object is to its owner changed: it is on its way out, or has others.
+fn is_other_to_its_owner(old: &ObjectMeta, new: &ObjectMeta) -> bool {
+    old.deletion_timestamp.is_some() != new.deletion_timestamp.is_some()
+        || old.owner_references != new.owner_references
+}
+
 impl<K: Object, M> Inner<K, M> {
     fn push(&mut self, place: Place, event: InformerEvent<K>) {
         if let Some(number) = self.last.get(&place) {
             let index = usize::try_from(number - self.base).expect("slots fit in memory");
             if let Some(Item::Event(_, pending)) = self.slots[index].as_mut() {
                 let merged = match (&*pending, &event) {
-                    (InformerEvent::Added(_), InformerEvent::Updated { new, .. }) => {
+                    (InformerEvent::Added(first), InformerEvent::Updated { new, .. })
+                        if !is_other_to_its_owner(first.meta(), new.meta()) =>
+                    {
                         Some(InformerEvent::Added(new.clone()))
                     }
                     (InformerEvent::Updated { old, .. }, InformerEvent::Updated { new, .. }) => {

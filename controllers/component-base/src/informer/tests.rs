@@ -1,6 +1,6 @@
 use futures::stream;
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::runtime::watcher::Event;
 
 use super::*;
@@ -74,6 +74,37 @@ fn unread_events_merge() {
         ],
         &["+a@1"],
     );
+}
+
+/// Who made it waits for it, and takes no object that goes, or is another's, for the one that was made.
+#[test]
+fn what_is_made_is_told_before_it_goes_or_changes_hands() {
+    let mut going = object("a", "1", 3);
+    going.metadata.deletion_timestamp = Some(Time("2026-01-01T00:00:00Z".parse().unwrap()));
+    let mut given = object("a", "1", 3);
+    given.metadata.owner_references = Some(vec![OwnerReference::default()]);
+    for changed in [going, given] {
+        let mut last = changed.clone();
+        last.metadata.resource_version = Some("4".into());
+        check(
+            vec![
+                Event::Apply(object("a", "1", 1)),
+                Event::Apply(object("a", "1", 2)),
+                Event::Apply(changed.clone()),
+                Event::Apply(last.clone()),
+            ],
+            &["+a@2", "a@2>a@4"],
+        );
+        last.metadata.resource_version = Some("5".into());
+        check(
+            vec![
+                Event::Apply(object("a", "1", 1)),
+                Event::Apply(changed),
+                Event::Delete(last),
+            ],
+            &["+a@1", "-a@5"],
+        );
+    }
 }
 
 #[test]
