@@ -2,7 +2,7 @@
 //!
 //! Two clusters of one node each, ours and upstream's kubelet with containerd; all else is upstream's in both. Each is loaded in turn. A
 //! pod is in flight from its creation until it is gone: as many as asked for are kept so, each deleted as soon as it is Ready. The node's
-//! CPU is that of everything in the cluster's cgroup (pods, shims, runc, kubelet, containerd) but the control plane's programs.
+//! CPU is that of its pods and of kubelet, containerd, shims, runc and whatever else they start, what ended included.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write as _};
@@ -16,7 +16,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::quantile;
-use crate::cluster::process::cpu_seconds;
 use crate::cluster::{Cluster, Component, Options, cgroup};
 use crate::programs::Profile;
 
@@ -135,6 +134,7 @@ fn up(name: &str, with_upstream: BTreeSet<Component>, profile: Profile) -> Resul
     ] {
         cluster.kubectl(&[&["-n", "kube-system"], words].concat())?;
     }
+    count_programs(&cluster)?;
     let mut warm = Load::begin(&cluster, "warm", BATCH)?;
     warm.until_ready(1)?;
     warm.end()?;
@@ -391,22 +391,26 @@ fn pod(name: &str) -> String {
     )
 }
 
-/// CPU seconds of the node: programs that ended, too.
+/// The group of the node's programs, beside those of its pods.
+fn programs_group(cluster: &Cluster) -> String {
+    format!("{}/node-programs", cluster.layout.cgroup())
+}
+
+/// Has the node's programs counted apart from the control plane's: kubelet and containerd, and all that they start.
+fn count_programs(cluster: &Cluster) -> Result<()> {
+    let of_the_node = |name: &str| name.starts_with("kubelet-") || name.starts_with("containerd-");
+    let programs = cluster.state.processes.iter();
+    let pids: Vec<u32> = programs
+        .filter(|(name, _)| of_the_node(name))
+        .map(|(_, process)| process.pid)
+        .collect();
+    cgroup::count_cpu_of(&programs_group(cluster), &pids)
+}
+
+/// CPU seconds of the node, its programs and its pods; what ended counts, too.
 fn node_cpu(cluster: &Cluster) -> Result<f64> {
-    let all = cgroup::cpu_seconds(&cluster.layout.cgroup())?;
-    let beside = |name: &str| {
-        !["kubelet-", "containerd-", "machine-"]
-            .iter()
-            .any(|p| name.starts_with(p))
-    };
-    let control_plane: f64 = cluster
-        .state
-        .processes
-        .iter()
-        .filter(|(name, _)| beside(name))
-        .filter_map(|(_, process)| cpu_seconds(process.pid))
-        .sum();
-    Ok(all - control_plane)
+    let pods = cgroup::cpu_seconds(&cluster.layout.node_cgroup("node-1"))?;
+    Ok(pods + cgroup::cpu_seconds(&programs_group(cluster))?)
 }
 
 /// Writes that the API server answered, of a pod's life: statuses, events, tokens, the kubelet's deletion.

@@ -158,6 +158,32 @@ pub fn processes(path: &str) -> Result<Vec<u32>> {
     Ok(pids)
 }
 
+/// Puts processes, and all that they start from now on, into `path` in the hierarchy that counts CPU time; makes it if need be.
+///
+/// # Errors
+/// No hierarchy counts, or a process is gone.
+pub fn count_cpu_of(path: &str, pids: &[u32]) -> Result<()> {
+    for hierarchy in hierarchies()? {
+        let counts = hierarchy.join("cpuacct.usage").exists()
+            || hierarchy.join("cgroup.controllers").exists() && unified_counts();
+        if counts {
+            let dir = hierarchy.join(path);
+            fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+            for pid in pids {
+                fs::write(dir.join("cgroup.procs"), pid.to_string())
+                    .with_context(|| format!("move process {pid} to {}", dir.display()))?;
+            }
+            return Ok(());
+        }
+    }
+    bail!("no cgroup hierarchy counts CPU time")
+}
+
+/// Where v1 has the counter, the unified hierarchy has none.
+fn unified_counts() -> bool {
+    !Path::new(ROOT).join("cpuacct").exists()
+}
+
 /// CPU seconds that `path` and all below it have used, of processes that ended, too.
 ///
 /// # Errors
