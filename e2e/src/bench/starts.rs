@@ -29,6 +29,8 @@ const WARM: Duration = Duration::from_secs(10);
 const TRACED: usize = 20;
 /// No pod takes so long that gets Ready, or goes, at all.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How long strace may take to let go of some hundred threads.
+const STRACE_ENDS: Duration = Duration::from_secs(30);
 /// What asks the kernel to wait for a disk.
 const BARRIERS: &str = "fsync,fdatasync,sync,syncfs,sync_file_range,msync";
 
@@ -465,19 +467,44 @@ fn barriers(cluster: &Cluster) -> Result<f64> {
             command.args(["-p", &process.pid.to_string()]);
         }
     }
-    let mut strace = command.spawn().context("start strace")?;
+    let mut strace = Strace(command.spawn().context("start strace")?);
     // strace says nothing when it is attached to all threads.
     std::thread::sleep(Duration::from_secs(3));
     let mut load = Load::begin(cluster, "traced", BATCH)?;
     let started = load.until_ready(TRACED);
     let ready = load.latencies.len();
-    let pid = i32::try_from(strace.id())?;
-    kill(Pid::from_raw(pid), Signal::SIGINT)?;
-    strace.wait()?;
+    strace.end()?;
     started?;
     load.end()?;
     let text = std::fs::read_to_string(counts.path())?;
     Ok(traced_calls(&text) as f64 / ready as f64)
+}
+
+/// A strace that lets go of what it looks at, whatever becomes of the run.
+struct Strace(Child);
+
+impl Strace {
+    /// Has it write what it has and end.
+    fn end(&mut self) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.0.id())?), Signal::SIGINT)?;
+        let deadline = Instant::now() + STRACE_ENDS;
+        while self.0.try_wait()?.is_none() {
+            ensure!(
+                Instant::now() < deadline,
+                "strace has not ended {} s after it was told to",
+                STRACE_ENDS.as_secs()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Strace {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Lines of calls; one that was interrupted by another thread's stands twice.
