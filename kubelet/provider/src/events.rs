@@ -44,6 +44,8 @@ pub enum ProviderEvent {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Pod(Arc<str>),
+    /// That nothing of the pod is left: apart, so that the report before it, which may say how it ended, is told first.
+    End(Arc<str>),
     Node(String),
 }
 
@@ -62,7 +64,7 @@ struct Shared {
 }
 
 /// Where a provider tells of its pods. Never waits, and may be called from anywhere; a report that was not read yet is replaced by
-/// the next one of the same pod, so no state that lasts is lost.
+/// the next one of the same pod, so no state that lasts is lost. The last report is told before the end.
 #[derive(Clone)]
 pub struct PodEvents {
     shared: Arc<Shared>,
@@ -91,7 +93,7 @@ impl PodEvents {
 
     /// Nothing of the pod is left. Of a pod nobody asked to end, this means that it was lost: it fails.
     pub fn gone(&self, pod: &PodId) {
-        self.put(Key::Pod(pod.uid.clone()), ProviderEvent::Gone(pod.clone()));
+        self.put(Key::End(pod.uid.clone()), ProviderEvent::Gone(pod.clone()));
     }
 
     /// Conditions of a node changed; those of other types stay as they are.
@@ -227,8 +229,13 @@ mod tests {
         );
         assert_eq!(receiver.try_next(), None);
         sender.report(&pod("a"), report("3"));
+        sender.report(&pod("a"), report("4"));
         sender.gone(&pod("a"));
+        sender.gone(&pod("a"));
+        let last = ProviderEvent::Report(pod("a"), report("4"));
+        assert_eq!(receiver.try_next(), Some(last), "how it ended");
         assert_eq!(receiver.try_next(), Some(ProviderEvent::Gone(pod("a"))));
+        assert_eq!(receiver.try_next(), None);
     }
 
     #[test]

@@ -289,9 +289,8 @@ impl Pods {
         match event {
             ProviderEvent::Report(id, report) => self.with_record(&id, |r| r.reported(report)),
             ProviderEvent::Gone(id) => self.with_record(&id, |record| {
-                record.lost = true;
-                // Whoever asked for its end gets what was told last; a loss is told.
-                record.dirty = record.terminating.is_none();
+                let wanted = record.terminating.is_some();
+                record.gone(wanted);
                 true
             }),
             ProviderEvent::NodeConditions(node, conditions) => {
@@ -489,8 +488,7 @@ impl Pods {
             }),
             Err(ProviderError::NotFound) => self.change(id, |record| {
                 record.delete_sent = Some(grace);
-                record.lost = true;
-                record.dirty = false;
+                record.gone(true);
             }),
             Err(error) => return Err(self.failed(id, "FailedKillPod", error)),
         }

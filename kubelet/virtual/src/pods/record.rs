@@ -236,6 +236,13 @@ impl Record {
         true
     }
 
+    /// Nothing of it is left. Of one that was `wanted` to go, only how it ended is still told; of another, that it was lost.
+    pub fn gone(&mut self, wanted: bool) {
+        self.lost = true;
+        let ended = self.report.as_ref().is_some_and(|r| r.has_ended());
+        self.dirty = !wanted || (self.dirty && ended);
+    }
+
     /// Something of the pod may be at the provider's: its end must be told before the object goes.
     fn may_be_there(&self) -> bool {
         (self.created || self.tried) && !self.lost

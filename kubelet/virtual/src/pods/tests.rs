@@ -353,6 +353,40 @@ async fn who_is_in_a_hurry_shortens_the_grace_and_the_object_goes_last() {
     assert_eq!(provider.asked().len(), 3);
 }
 
+/// A Job counts by it.
+#[tokio::test]
+async fn how_a_pod_ended_is_told_before_it_goes() {
+    let (rig, provider) = noting(Noting::default(), vec![pod("a", json!({}), json!({}))]).await;
+    provider_created(&provider).await;
+    let id = PodId::of(&pod("a", json!({}), json!({})));
+    provider.events().report(&id, running());
+    eventually("it runs", || rig.phase("a") == "Running").await;
+    rig.delete("a", 30);
+    eventually("its end is asked for", || {
+        provider.asked().contains(&Asked::Delete("a".into(), 30))
+    })
+    .await;
+    let now = Timestamp::from_second(200).unwrap();
+    let mut ended = running();
+    ended.containers[0].ready = false;
+    ended.containers[0].state = ContainerState::Terminated(kubelet_provider::Terminated {
+        exit_code: 3,
+        reason: String::new(),
+        message: String::new(),
+        started_at: now,
+        finished_at: now,
+    });
+    provider.events().report(&id, ended);
+    provider.events().gone(&id);
+    eventually("the object goes", || rig.pod("a").is_none()).await;
+    let [.., last, removal] = &*rig.api.writes() else {
+        panic!("a status and a deletion");
+    };
+    let state = &last.body["status"]["containerStatuses"][0]["state"];
+    assert_eq!(state["terminated"]["exitCode"], 3, "{:?}", last.body);
+    assert_eq!(removal.verb, Verb::Delete);
+}
+
 #[tokio::test]
 async fn a_pod_that_is_lost_fails_and_one_that_is_taken_away_is_ended() {
     let (rig, provider) = noting(Noting::default(), vec![pod("a", json!({}), json!({}))]).await;
