@@ -36,6 +36,7 @@ use crate::cm::machine::{MachineInfo, fs_stats};
 use crate::cm::{ContainerManager, allocatable, kernel_tunables};
 use crate::configuration::KubeletConfiguration;
 use crate::configuration::load::{LoadError, load};
+use crate::eviction::manager::OfTheMachine;
 use crate::options::{Options, OptionsError, flag_set};
 use crate::paths::Paths;
 use crate::security_context::NodeSecurity;
@@ -204,6 +205,7 @@ async fn of_this_machine(
         machine: Machine {
             info,
             root_fs,
+            observer: Arc::new(OfTheMachine),
             addresses,
             security: NodeSecurity::read(),
         },

@@ -4,7 +4,7 @@
 
 pub mod local_storage;
 pub mod manager;
-mod observe;
+pub mod observe;
 pub mod rank;
 pub mod threshold;
 pub mod tracker;

@@ -37,6 +37,7 @@ use crate::config::PodUpdate;
 use crate::configuration::KubeletConfiguration;
 use crate::csi_node::{Exhausted, StorageError};
 use crate::events::KubeletRecorder;
+use crate::eviction::manager::Observer;
 use crate::image_gc::{ImageGcManager, ImageGcPolicy};
 use crate::image_manager::ImageManager;
 use crate::image_manager::credentials::Keyring;
@@ -81,6 +82,8 @@ pub(super) struct Machine {
     pub(super) info: MachineInfo,
     /// The disk of `--root-dir`.
     pub(super) root_fs: FsStats,
+    /// What is left of memory, disks and process ids, looked at again and again.
+    pub(super) observer: Arc<dyn Observer>,
     /// The node's own, the one pods are told first.
     pub(super) addresses: Vec<IpAddr>,
     pub(super) security: NodeSecurity,
@@ -101,6 +104,7 @@ pub(super) struct Parts {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) kubelet: Arc<Kubelet>,
     pub(super) addresses: Vec<IpAddr>,
+    pub(super) observer: Arc<dyn Observer>,
     pub(super) channels: Channels,
     pub(super) config_updates: mpsc::Sender<PodUpdate>,
     pub(super) pleg_events: Arc<Pending<String>>,
@@ -205,6 +209,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         network: seams.network,
         runtime: seams.runtime,
         addresses: seams.machine.addresses,
+        observer: seams.machine.observer,
     })
 }
 

@@ -65,7 +65,12 @@ impl Parts {
         let allocation = kubelet.allocation.clone();
         let root = kubelet.paths.root().to_path_buf();
         self.essential("resize allocation", allocation.run(root, token.clone()));
-        let eviction = eviction::manager::run(kubelet.clone(), changed.clone(), token.clone());
+        let eviction = eviction::manager::run(
+            self.observer.clone(),
+            kubelet.clone(),
+            changed.clone(),
+            token.clone(),
+        );
         self.essential("eviction", eviction);
         if let (Some(clients), Some(factory)) = (&self.clients, &self.factory) {
             self.start_node(clients, factory, &changed, &nudge);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::runtime::fake::FakeRuntime;
+use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::shutdown::Shutdown;
 use component_base::testing::ApiServer;
@@ -22,6 +23,8 @@ use crate::cm::ContainerManager;
 use crate::cm::cgroup::{CgroupManager, Hierarchies};
 use crate::cm::machine::{FsStats, MachineInfo};
 use crate::configuration::KubeletConfiguration;
+use crate::eviction::manager::Observer;
+use crate::eviction::observe::Observed;
 use crate::kubelet::Kubelet;
 use crate::options::{Options, flag_set};
 use crate::paths::Paths;
@@ -150,6 +153,16 @@ impl World {
     }
 }
 
+/// The world's machine is short of nothing, whatever the one is that the test runs on.
+struct Plenty;
+
+#[async_trait]
+impl Observer for Plenty {
+    async fn observe(&self, _: &Kubelet) -> Observed {
+        Observed::default()
+    }
+}
+
 pub(crate) fn condition<'a>(
     conditions: impl IntoIterator<Item = (&'a String, &'a String)>,
     kind: &str,
@@ -201,6 +214,8 @@ fn seams(
         healthz_port: 0,
         pod_logs_dir: path("logs"),
         resolv_conf: String::new(),
+        // The disk of the machine that the test runs on makes no garbage of images.
+        image_gc_high_threshold_percent: 100,
         ..KubeletConfiguration::default()
     };
     configure(&mut config);
@@ -239,6 +254,7 @@ fn seams(
                 inodes: 1 << 20,
                 inodes_free: 1 << 19,
             },
+            observer: Arc::new(Plenty),
             addresses: vec![[192, 0, 2, 1].into()],
             security: NodeSecurity::default(),
         },

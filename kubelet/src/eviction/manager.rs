@@ -38,12 +38,12 @@ const IMMEDIATE_GRACE_SECONDS: i64 = 1;
 
 /// Where the signals come from.
 #[async_trait]
-trait Observer: Send + Sync {
+pub trait Observer: Send + Sync {
     async fn observe(&self, kubelet: &Kubelet) -> Observed;
 }
 
 /// The machine's own.
-struct OfTheMachine;
+pub struct OfTheMachine;
 
 #[async_trait]
 impl Observer for OfTheMachine {
@@ -61,11 +61,7 @@ struct Manager {
 }
 
 /// Looks every ten seconds until `shutdown`; `changed` wakes the node's status.
-pub async fn run(kubelet: Arc<Kubelet>, changed: Arc<Notify>, shutdown: CancellationToken) {
-    run_with(Arc::new(OfTheMachine), kubelet, changed, shutdown).await;
-}
-
-async fn run_with(
+pub async fn run(
     observer: Arc<dyn Observer>,
     kubelet: Arc<Kubelet>,
     changed: Arc<Notify>,

@@ -13,10 +13,10 @@ use crate::off_thread::off_thread;
 
 /// What the signals stand at.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Observed {
-    pub(super) signals: BTreeMap<Signal, Observation>,
+pub struct Observed {
+    pub signals: BTreeMap<Signal, Observation>,
     /// Images and writable layers are on another disk than volumes and logs.
-    pub(super) dedicated_image_fs: bool,
+    pub dedicated_image_fs: bool,
 }
 
 /// Looks at the machine, off the async threads.
