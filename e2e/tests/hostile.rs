@@ -15,6 +15,8 @@ mod images;
 mod kubelet_server;
 #[path = "hostile/load.rs"]
 mod load;
+#[path = "hostile/nodes.rs"]
+mod nodes;
 #[path = "hostile/pods.rs"]
 mod pods;
 #[path = "hostile/sound.rs"]

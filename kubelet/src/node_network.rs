@@ -92,8 +92,10 @@ fn peer(node: &Node, own: &str) -> Option<Peer> {
         .filter_map(|c| c.parse().ok())
         .collect();
     let internal_ip: IpAddr = addresses(node, "InternalIP").find_map(|a| a.parse().ok())?;
+    let created = node.metadata.creation_timestamp.as_ref();
     (!pod_cidrs.is_empty()).then_some(Peer {
         node: name,
+        created_unix_s: created.map_or(i64::MAX, |time| time.0.as_second()),
         internal_ip,
         pod_cidrs,
     })

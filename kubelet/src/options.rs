@@ -43,6 +43,8 @@ pub struct Options {
     pub runtime_handlers: Vec<String>,
     /// DIFFERS: who connects pods; upstream leaves it to the runtime's configuration.
     pub pod_network: network::Mode,
+    /// DIFFERS: what other nodes' podCIDRs are held to.
+    pub pod_network_cidr: Vec<ipnet::IpNet>,
     /// DIFFERS: containerd's `config_path` of registries, as there is no containerd to hold it.
     pub registry_config_dir: PathBuf,
     /// Configuration and programs of the plugins that are asked for registry credentials; both or none.
@@ -188,12 +190,26 @@ impl Options {
             runtime_state_dir: path("runtime-state-dir"),
             runtime_handlers: flags.list("runtime-handlers").to_vec(),
             pod_network,
+            pod_network_cidr: pod_network_cidr(flags)?,
             registry_config_dir: path("registry-config-dir"),
             image_credential_provider: credential_provider(flags)?,
             feature_gates: flags.map("feature-gates").clone(),
             config_overrides: flags::config_overrides(flags)?,
         })
     }
+}
+
+fn pod_network_cidr(flags: &Flags) -> Result<Vec<ipnet::IpNet>, OptionsError> {
+    const FLAG: &str = "pod-network-cidr";
+    let parse = |value: &String| {
+        let range = value.trim().parse::<ipnet::IpNet>();
+        range.map_err(|_| OptionsError::Invalid {
+            flag: FLAG,
+            value: value.clone(),
+            reason: "must be ranges of addresses, e.g. 10.244.0.0/16,fd00:10:244::/56".to_owned(),
+        })
+    };
+    flags.list(FLAG).iter().map(parse).collect()
 }
 
 #[cfg(test)]
@@ -251,6 +267,10 @@ mod tests {
 
     #[test]
     fn errors_name_flag_and_value() {
+        assert_eq!(
+            parse(&["--pod-network-cidr=10.244.0.0/16,10.245"]).unwrap_err(),
+            "invalid argument \"10.245\" for \"--pod-network-cidr\" flag: must be ranges of addresses, e.g. 10.244.0.0/16,fd00:10:244::/56"
+        );
         assert_eq!(
             parse(&["--node-ip=x"]).unwrap_err(),
             "invalid argument \"x\" for \"--node-ip\" flag: \"x\" is not a valid IP address"

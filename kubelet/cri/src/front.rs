@@ -224,6 +224,7 @@ async fn open_runtime(options: &Options, ownership: Ownership) -> Result<LinuxRu
         state_dir: options.runtime_root_dir.join("network"),
         node_name: node_name(),
         mode: options.pod_network,
+        cluster_cidrs: options.pod_network_cidr.clone(),
         ..NetworkConfig::default()
     })
     .await?;

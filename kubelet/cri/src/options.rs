@@ -15,6 +15,8 @@ pub struct Options {
     pub runtime_state_dir: PathBuf,
     pub runtime_handlers: Vec<String>,
     pub pod_network: network::Mode,
+    /// What other nodes' podCIDRs, which a kubelet told, are held to.
+    pub pod_network_cidr: Vec<ipnet::IpNet>,
     /// Where shims live that this program starts, as a path below every hierarchy's root.
     pub shim_cgroup: String,
     pub registry_config_dir: PathBuf,
@@ -65,6 +67,11 @@ pub fn flag_set() -> FlagSet {
         "Directory of registry hosts (certs.d/<host>/hosts.toml).",
     );
     set.list(
+        "pod-network-cidr",
+        &[],
+        "Ranges of all pods of the cluster, as the kubelet's flag of this name has them.",
+    );
+    set.list(
         "pod-cidr",
         &[],
         "Ranges for the addresses of pods where no kubelet has told any and there is no CNI configuration.",
@@ -94,6 +101,14 @@ impl Options {
             .string("pod-network")
             .parse()
             .map_err(|reason: String| invalid("pod-network", &reason))?;
+        let ranges = flags.list("pod-network-cidr").iter();
+        let pod_network_cidr = ranges.map(|range| range.trim().parse()).collect();
+        let pod_network_cidr: Result<Vec<ipnet::IpNet>, _> = pod_network_cidr;
+        let pod_network_cidr = pod_network_cidr.map_err(|error| OptionsError {
+            flag: "pod-network-cidr",
+            value: flags.list("pod-network-cidr").join(","),
+            reason: error.to_string(),
+        })?;
         let shim_cgroup = flags.string("shim-cgroup").to_owned();
         if !shim_cgroup.starts_with('/') || shim_cgroup.split('/').any(|part| part == "..") {
             return Err(invalid("shim-cgroup", "must be an absolute path"));
@@ -106,6 +121,7 @@ impl Options {
             registry_config_dir: flags.string("registry-config-dir").into(),
             pod_cidrs: flags.list("pod-cidr").to_vec(),
             pod_network,
+            pod_network_cidr,
             shim_cgroup,
             shim_path: None,
         })

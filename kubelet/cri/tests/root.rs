@@ -63,6 +63,7 @@ impl Node {
             registry_config_dir: directory.join("certs.d"),
             pod_cidrs: Vec::new(),
             pod_network: network::Mode::Auto,
+            pod_network_cidr: Vec::new(),
             shim_cgroup: format!("/gantry-cri-test-{}/shims", std::process::id()),
             shim_path: Some(shim()),
         };

@@ -15,9 +15,10 @@
 //!                                                                                  └─ else: VXLAN, one hop
 //! ```
 //!
-//! The decision (what routes, addresses, neighbours and nft objects there should be) is pure, in `plan.rs` and
-//! `rules.rs`; the doing is a thin shell that compares with what the kernel has and changes only the difference.
+//! The decision (whose ranges are believed, what routes, addresses, neighbours and nft objects there should be) is pure, in
+//! `admission.rs`, `plan.rs` and `rules.rs`; the doing is a thin shell that compares with what the kernel has and changes only the difference.
 
+mod admission;
 mod bandwidth;
 mod cni;
 mod error;

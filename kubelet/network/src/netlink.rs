@@ -23,7 +23,7 @@ use rtnetlink::{
 use tokio::sync::Mutex;
 
 use crate::NetworkError;
-use crate::plan::{Change, Link, Mac, Observed, Route, Target, VXLAN, Vxlan, Way};
+use crate::plan::{ALIAS_PREFIX, Change, Link, Mac, Observed, Route, Target, VXLAN, Vxlan, Way};
 use crate::rules::POD_LINK_GROUP;
 
 /// Marks our routes (`ip route show proto 71`); not taken in iproute2's list.
@@ -136,8 +136,13 @@ impl Netlink {
                 continue;
             };
             for attribute in &address.attributes {
-                if let AddressAttribute::Address(address) = attribute {
-                    observed.addresses.insert((link.clone(), *address));
+                if let AddressAttribute::Address(found) = attribute {
+                    observed.addresses.insert((link.clone(), *found));
+                    let ours = |link: &Link| link.alias.starts_with(ALIAS_PREFIX);
+                    let network = IpNet::new(*found, address.header.prefix_len);
+                    if link != VXLAN && !observed.links.get(link).is_some_and(ours) {
+                        observed.networks.extend(network);
+                    }
                 }
             }
         }

@@ -128,6 +128,8 @@ pub fn too_wide<'r>(
 pub struct Observed {
     pub links: BTreeMap<String, Link>,
     pub addresses: BTreeSet<(String, IpAddr)>,
+    /// Addresses on links that are not ours, each with its link's network.
+    pub networks: Vec<IpNet>,
     pub routes: BTreeSet<Route>,
     pub neighbours: BTreeSet<(IpAddr, Mac)>,
     pub forwarding: BTreeSet<(Mac, IpAddr)>,

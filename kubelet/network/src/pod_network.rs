@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use nftables::{Family, NftProgram, Syncer, conntrack};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use crate::admission::{Own, Refused, admit};
 use crate::namespace::run_in;
 use crate::netlink::Netlink;
 use crate::plan::{self, ALIAS_PREFIX, ResolvedPeer, Way};
@@ -49,8 +50,34 @@ struct State {
     /// Why the node's own part (routes, tables) is not as it should be, as of the last time it was looked at.
     sync_error: Option<String>,
     peers: Vec<Peer>,
-    /// How the kernel reaches the peers, as last asked.
+    /// How the kernel reaches the peers, as last asked; in their order.
     resolved: Vec<ResolvedPeer>,
+    /// Those of them whose ranges are believed, as of the last look at the node's links.
+    believed: Vec<ResolvedPeer>,
+    /// What is not believed: told once.
+    refused: BTreeSet<Refused>,
+}
+
+impl State {
+    /// Decides anew which peers are believed, and tells of the others.
+    fn believe(&mut self, config: &NetworkConfig, networks: &[IpNet]) {
+        let own = Own {
+            pod_cidrs: &self.pod_cidrs,
+            cluster_cidrs: &config.cluster_cidrs,
+            networks,
+        };
+        let (believed, refused) = admit(&own, &self.peers);
+        for new in refused.difference(&self.refused) {
+            tracing::warn!(
+                node = new.node, pod_cidr = %new.range, reason = %new.why,
+                "no routes to a node's pods: its podCIDRs are not believed"
+            );
+        }
+        self.refused = refused;
+        let peers = self.resolved.iter().zip(believed);
+        let believed = peers.filter_map(|(peer, believed)| believed.then_some(peer));
+        self.believed = believed.cloned().collect();
+    }
 }
 
 struct Node {
@@ -66,7 +93,8 @@ impl PodNetwork {
     pub async fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
         let netlink = Netlink::open()?;
         let (store, mut records) = Store::open(&config.state_dir)?;
-        let links = netlink.observe().await?.links;
+        let observed = netlink.observe().await?;
+        let links = observed.links;
         for record in records.values_mut() {
             let alias = format!("{ALIAS_PREFIX}{}", record.sandbox_id);
             record.connected = match &record.cni {
@@ -78,7 +106,7 @@ impl PodNetwork {
         }
         let peers = store.peers();
         let (resolved, _) = resolve(&netlink, &peers).await?;
-        let state = State {
+        let mut state = State {
             records,
             leaving: BTreeSet::new(),
             last_reserved: store.last_reserved(),
@@ -86,7 +114,10 @@ impl PodNetwork {
             sync_error: None,
             peers,
             resolved,
+            believed: Vec::new(),
+            refused: BTreeSet::new(),
         };
+        state.believe(&config, &observed.networks);
         let nft = Arc::new(NftProgram::new());
         let node = Node {
             ip: Syncer::new(nft.clone(), Family::Ip, config.table.clone()),
@@ -482,14 +513,15 @@ impl PodNetwork {
         // First the kernel, then the records: a link that is seen has a record, unless it was torn down since.
         let observed = inner.netlink.observe().await?;
         let (pod_cidrs, resolved, records) = {
-            let state = inner.state.lock().await;
+            let mut state = inner.state.lock().await;
+            state.believe(&inner.config, &observed.networks);
             let records: Vec<_> = state
                 .records
                 .values()
                 .filter(|r| r.cni.is_none())
                 .cloned()
                 .collect();
-            (state.pod_cidrs.clone(), state.resolved.clone(), records)
+            (state.pod_cidrs.clone(), state.believed.clone(), records)
         };
         if pod_cidrs.is_empty() {
             return Ok(Vec::new());
@@ -535,12 +567,8 @@ impl PodNetwork {
             let mut cluster = self.inner.config.cluster_cidrs.clone();
             if cluster.is_empty() {
                 cluster.extend(state.pod_cidrs.iter().copied());
-                cluster.extend(
-                    state
-                        .peers
-                        .iter()
-                        .flat_map(|peer| peer.pod_cidrs.iter().copied()),
-                );
+                let believed = state.believed.iter();
+                cluster.extend(believed.flat_map(|peer| peer.pod_cidrs.iter().copied()));
             }
             let of = |family| {
                 rules::table(
@@ -573,7 +601,7 @@ impl PodNetwork {
     async fn pod_mtu(&self) -> Result<u32, NetworkError> {
         let node = self.node_mtu().await?;
         let state = self.inner.state.lock().await;
-        Ok(plan::mtus(node, self.inner.config.mtu, &state.resolved).0)
+        Ok(plan::mtus(node, self.inner.config.mtu, &state.believed).0)
     }
 
     async fn write(&self, record: &SandboxRecord) -> Result<(), NetworkError> {

@@ -41,7 +41,8 @@ pub struct NetworkConfig {
     pub cni_conf_dir: PathBuf,
     /// Where CNI plugins are looked for, in this order.
     pub cni_bin_dirs: Vec<PathBuf>,
-    /// The addresses of all pods of the cluster. Empty: learnt from the pod CIDRs of this node and its peers.
+    /// The addresses of all pods of the cluster: a peer with others is not believed. Empty: learnt from the pod CIDRs of this node
+    /// and its peers.
     pub cluster_cidrs: Vec<IpNet>,
     /// This node's name, for logs.
     pub node_name: String,
@@ -78,6 +79,9 @@ impl Default for NetworkConfig {
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
     pub node: String,
+    /// When the Node was made, in seconds since 1970: of two with the same range the older one has it.
+    #[serde(default)]
+    pub created_unix_s: i64,
     /// The node's InternalIP of the family that carries pod traffic.
     pub internal_ip: IpAddr,
     pub pod_cidrs: Vec<IpNet>,

@@ -461,6 +461,7 @@ fn connect(
 fn peer(address: &str, range: &str) -> Peer {
     Peer {
         node: "peer".into(),
+        created_unix_s: 0,
         internal_ip: address.parse().unwrap(),
         pod_cidrs: vec![range.parse().unwrap()],
     }
@@ -783,6 +784,47 @@ fn peers_come_and_go() {
         rules.contains("{ 10.244.1.0/24, 10.244.4.0/23 }"),
         "{rules}"
     );
+}
+
+#[test]
+fn a_range_that_is_somebody_elses_has_no_route() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("node");
+    let outside = Namespace::new("outside");
+    connect(
+        &node.namespace,
+        "eth0",
+        "192.0.2.1/24",
+        &outside,
+        "eth0",
+        "192.0.2.9/24",
+    );
+    node.with(|network| async move {
+        let own = RANGES.iter().map(|r| r.parse().unwrap()).collect();
+        network.set_pod_cidrs(own).await.unwrap();
+        let claims = [
+            ("192.0.2.11", "10.244.2.0/24"),
+            ("192.0.2.12", "192.0.2.0/28"),
+            ("192.0.2.13", "10.244.1.0/25"),
+            ("192.0.2.14", "0.0.0.0/0"),
+        ];
+        let peers = claims
+            .iter()
+            .enumerate()
+            .map(|(at, (address, range))| Peer {
+                node: at.to_string(),
+                ..peer(address, range)
+            });
+        network.set_peers(peers.collect()).await.unwrap();
+    });
+    let routes = node.namespace.ip("route show proto 71");
+    let by_others: Vec<_> = routes.lines().filter(|r| r.contains(" via ")).collect();
+    assert_eq!(by_others.len(), 1, "{routes}");
+    assert!(by_others[0].starts_with("10.244.2.0/24 "), "{routes}");
+    let rules = node.namespace.nft();
+    assert!(!rules.contains("192.0.2.0/28"), "{rules}");
 }
 
 #[test]

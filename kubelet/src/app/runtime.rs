@@ -62,6 +62,7 @@ pub(super) async fn open_runtime(
         state_dir: options.runtime_root_dir.join("network"),
         node_name: options.node_name.clone(),
         mode: options.pod_network,
+        cluster_cidrs: options.pod_network_cidr.clone(),
         ..network::NetworkConfig::default()
     })
     .await?;

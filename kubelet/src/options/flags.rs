@@ -370,6 +370,11 @@ fn runtime(set: &mut FlagSet) {
         "auto",
         "Who connects pods: \"builtin\", \"cni\" (none before a configuration is in /etc/cni/net.d), or \"auto\" (CNI where a configuration is, else built-in).",
     );
+    set.list(
+        "pod-network-cidr",
+        &[],
+        "Ranges of all pods of the cluster, as kubeadm init and the controller manager (--cluster-cidr) have them. The built-in network sets no routes to nodes with other podCIDRs. Empty: any that overlap nothing and are private where this node's are.",
+    );
     set.string(
         "registry-config-dir",
         "/etc/containerd/certs.d",
