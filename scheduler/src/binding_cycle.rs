@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use backend::QueuedPodInfo;
 use framework::*;
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::failure::{Failure, handle_scheduling_failure};
 use crate::metrics;
@@ -155,6 +156,26 @@ fn bound(
     }
 }
 
+/// A decided pod gives its room on `node` back: those that wait for room hear of it, if `pre_check` lets them.
+///
+/// The pod never came to its node, so it is shown as nominated to it: one without any place would be of interest to nobody.
+pub(crate) fn tell_of_retreat(
+    scheduler: &Scheduler,
+    pod: &Pod,
+    node: &str,
+    pre_check: Option<&dyn Fn(&PodInfo) -> bool>,
+) {
+    let mut placed = pod.clone();
+    let status = placed.status.get_or_insert_default();
+    status.nominated_node_name = Some(node.to_owned());
+    scheduler.queue.move_all_to_active_or_backoff_queue(
+        ClusterEvent::ASSIGNED_POD_DELETE,
+        Some(EventObject::Pod(Arc::new(placed))),
+        None,
+        pre_check,
+    );
+}
+
 fn handle_binding_cycle_error(cycle: BindingCycle, status: Status) {
     let BindingCycle {
         scheduler,
@@ -165,17 +186,11 @@ fn handle_binding_cycle_error(cycle: BindingCycle, status: Status) {
         start,
     } = cycle;
     let pod = Arc::clone(&queued.pod);
-    let forgotten = unreserve_and_forget(&scheduler, &framework, &mut state, &pod, &node_name);
+    let forgotten = unreserve_and_forget(&scheduler, &framework, &mut state, &pod, &node_name)
+        // Its deletion forgot it, and told so; but what plugins had reserved for it is free only now.
+        || scheduler.cache.get_placed_pod(&pod.uid).is_none();
     let rejected = status.is_rejected();
-    let tell = |pre_check: Option<&dyn Fn(&PodInfo) -> bool>| {
-        let old = Some(EventObject::Pod(Arc::clone(&pod.pod)));
-        scheduler.queue.move_all_to_active_or_backoff_queue(
-            ClusterEvent::ASSIGNED_POD_DELETE,
-            old,
-            None,
-            pre_check,
-        );
-    };
+    let tell = |pre_check| tell_of_retreat(&scheduler, &pod.pod, &node_name, pre_check);
     if forgotten && !rejected {
         tell(None);
     }

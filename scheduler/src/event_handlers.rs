@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use tokio::sync::mpsc;
 
+use crate::binding_cycle::tell_of_retreat;
 use crate::listers::{Informers, Revisions};
 use crate::metrics;
 use crate::objects::Change;
@@ -510,7 +511,7 @@ fn room_for_lower(scheduler: &Scheduler, pod: &Arc<Pod>, priority: i32) {
 }
 
 fn handle_assumed_pod_deletion(scheduler: &Scheduler, pod: &Arc<Pod>) {
-    let Some(assumed) = scheduler.cache.get_pod(uid(pod)) else {
+    let Some((assumed, node)) = scheduler.cache.get_placed_pod(uid(pod)) else {
         return;
     };
     let waiting = scheduler.shared.waiting_pods().get(uid(pod));
@@ -522,12 +523,7 @@ fn handle_assumed_pod_deletion(scheduler: &Scheduler, pod: &Arc<Pod>) {
     if !rejected && let Err(error) = scheduler.cache.forget_pod(&assumed) {
         tracing::warn!(%error, "Scheduler cache ForgetPod failed");
     }
-    scheduler.queue.move_all_to_active_or_backoff_queue(
-        ClusterEvent::ASSIGNED_POD_DELETE,
-        pod_object(pod),
-        None,
-        None,
-    );
+    tell_of_retreat(scheduler, pod, &node, None);
 }
 
 fn delete_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {

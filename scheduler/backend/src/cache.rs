@@ -207,6 +207,13 @@ impl Cache {
         self.lock().pods.get(uid).map(|p| Arc::clone(&p.pod))
     }
 
+    /// The pod as the cache has it, and the node it counts on.
+    pub fn get_placed_pod(&self, uid: &str) -> Option<(Arc<PodInfo>, Arc<str>)> {
+        let state = self.lock();
+        let known = state.pods.get(uid)?;
+        Some((Arc::clone(&known.pod), Arc::clone(&known.node)))
+    }
+
     /// Is the pod assumed (and not confirmed)?
     pub fn is_assumed_pod(&self, uid: &str) -> bool {
         self.lock().pods.get(uid).is_some_and(|p| p.assumed)

@@ -102,6 +102,21 @@ async fn an_assumed_pod_that_is_deleted_gives_its_room_back() {
 }
 
 #[tokio::test]
+async fn those_who_wait_hear_of_an_assumed_pod_that_is_deleted() {
+    let (first, second) = (pod("p").info(), pod("q").info());
+    let mut bed = Bed::new(&[Arc::clone(&first), Arc::clone(&second)]);
+    let node = make_node("n").capacity(&[("cpu", "1")]).build();
+    handle_node(&bed.scheduler, InformerEvent::Added(node));
+    for info in [&first, &second] {
+        handle_pod(&bed.scheduler, InformerEvent::Added(Arc::clone(&info.pod)));
+        bed.settle().await;
+    }
+    assert_eq!(bed.scheduler.queue.counts().unschedulable, 1);
+    after(&bed, vec![InformerEvent::Deleted(Arc::clone(&first.pod))]);
+    assert_eq!(bed.scheduler.queue.counts().unschedulable, 0);
+}
+
+#[tokio::test]
 async fn nodes_come_change_and_go() {
     let mut bed = Bed::new(&[pod("p").info()]);
     let node = || make_node("n").capacity(&[("cpu", "4")]);

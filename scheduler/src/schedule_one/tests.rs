@@ -209,6 +209,28 @@ async fn room_that_comes_back_brings_waiting_pods_back() {
     assert_eq!(*bed.writes.bound.lock().unwrap(), ["p -> large"]);
 }
 
+#[tokio::test]
+async fn a_pod_that_cannot_be_bound_leaves_its_room_to_those_who_wait() {
+    for (point, how) in [("bind", "error"), ("prebind", "reject")] {
+        let named = |name: &str| make_pod(name).uid(name).req(&[("cpu", "2")]);
+        let pods = [named("p").label(point, how).info(), named("q").info()];
+        let mut bed = Bed::new(&pods);
+        let node = make_node("n").capacity(&[("cpu", "2")]).build();
+        bed.scheduler.cache.add_node(node);
+        for pod in pods {
+            bed.scheduler.queue.add(pod);
+        }
+        bed.settle().await;
+        assert!(bed.writes.bound.lock().unwrap().is_empty());
+        let counts = bed.scheduler.queue.counts();
+        assert_eq!(
+            (counts.backoff, counts.unschedulable),
+            (2, 0),
+            "{point}: nobody else will tell q of the room"
+        );
+    }
+}
+
 fn told(bed: &Bed, old: Option<&serde_json::Value>, new: &serde_json::Value) {
     let object = framework::testing::storage_object;
     let (old, new) = (old.map(object), object(new));
