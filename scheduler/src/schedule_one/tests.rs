@@ -318,6 +318,45 @@ async fn a_pod_that_is_deleted_waits_for_no_volume() {
     );
 }
 
+#[tokio::test]
+async fn a_volume_that_was_chosen_for_a_pod_that_is_deleted_is_there_for_others() {
+    let named = |name: &str| make_pod(name).uid(name).claim(name).info();
+    let (first, second) = (named("p"), named("q"));
+    let mut bed = Bed::new(&[first.clone(), second.clone()]);
+    let node = make_node("n").capacity(&[("cpu", "2")]).build();
+    bed.objects.add_node(std::sync::Arc::clone(&node));
+    bed.scheduler.cache.add_node(node);
+    let class = serde_json::json!({"kind": "StorageClass", "metadata": {"name": "local"},
+        "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer"});
+    let volume = serde_json::json!({"kind": "PersistentVolume", "metadata": {"name": "v", "resourceVersion": "1"},
+        "spec": {"storageClassName": "local", "capacity": {"storage": "1Gi"}}, "status": {"phase": "Available"}});
+    told(&bed, None, &class);
+    told(&bed, None, &volume);
+    for name in ["p", "q"] {
+        let claim = serde_json::json!({"kind": "PersistentVolumeClaim",
+            "metadata": {"name": name, "namespace": "default", "uid": name, "resourceVersion": "1"},
+            "spec": {"storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}});
+        told(&bed, None, &claim);
+    }
+    bed.scheduler.queue.add(std::sync::Arc::clone(&first));
+    bed.settle().await;
+    assert_eq!(*bed.writes.volumes.lock().unwrap(), ["v -> p"]);
+    bed.scheduler.queue.add(second);
+    bed.settle().await;
+    assert_eq!(bed.scheduler.queue.counts().unschedulable, 1);
+    let deleted = component_base::informer::InformerEvent::Deleted(first.pod.clone());
+    crate::event_handlers::handle_pod(&bed.scheduler, deleted);
+    bed.until("the binder gave up", |bed| {
+        let volumes = bed.scheduler.shared.listers().volumes().read();
+        let volume = volumes.volume("v").expect("there");
+        volume.claim_key().is_none()
+    })
+    .await;
+    bed.settle().await;
+    let pending = bed.scheduler.queue.counts();
+    assert_eq!(pending.unschedulable, 0, "{pending:?}");
+}
+
 /// The device cache hears of it, then the queue.
 fn told_of_device(bed: &Bed, old: Option<&serde_json::Value>, new: &serde_json::Value) {
     let object = framework::testing::storage_object;

@@ -26,6 +26,9 @@ impl EnqueueExtensions for VolumeBinding {
             ClusterEventWithHint::with_hint(EventResource::StorageClass, both, after_class_change),
             ClusterEventWithHint::with_hint(EventResource::PersistentVolumeClaim, both, claim),
             ClusterEventWithHint::always(EventResource::PersistentVolume, both),
+            ClusterEventWithHint::with_hint(EventResource::Pod, ActionType::DELETE, |_, old, _| {
+                after_retreat(old)
+            }),
             ClusterEventWithHint::always(EventResource::Node, node),
             ClusterEventWithHint::with_hint(EventResource::CSINode, both, after_csi_node_change),
             ClusterEventWithHint::with_hint(
@@ -51,6 +54,19 @@ fn queue_if(helps: bool) -> QueueingHint {
 }
 
 type Change<'a> = Option<&'a EventObject>;
+
+/// A pod that had chosen volumes goes without its node after all: they are free, and none of them was ever written.
+// DIFFERS: upstream's pods that wanted them wait for another event, or 5 min.
+pub(super) fn after_retreat(old: Change<'_>) -> QueueingHint {
+    let Some(old) = old.and_then(EventObject::pod) else {
+        return QueueingHint::Queue;
+    };
+    // One that was bound had its volumes bound before.
+    let bound = component_helpers::pod::node_name(old).is_some();
+    let mut volumes = spec(old).volumes.iter().flatten();
+    let claims = volumes.any(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some());
+    queue_if(!bound && claims)
+}
 
 pub(super) fn after_class_change(
     _pod: &Arc<Pod>,

@@ -811,3 +811,15 @@ fn hints() {
         false,
     );
 }
+
+#[test]
+fn a_pod_that_never_came_to_its_node_leaves_its_volumes() {
+    let after = |pod: &PodBuilder| {
+        let pod = EventObject::Pod(pod.clone().build());
+        hints::after_retreat(Some(&pod)) == QueueingHint::Queue
+    };
+    let plain = make_pod("p");
+    let user = PodBuilder::claim(plain.clone(), "c");
+    assert!(after(&user) && !after(&plain));
+    assert!(!after(&user.node("n")), "its volumes are bound");
+}
