@@ -193,24 +193,24 @@ fn not_fit(
     let mut state = CycleState::new();
     let _ = framework.run_pre_filter_plugins(&mut state, pod, snapshot);
     let statuses = &fit.diagnosis.node_to_status;
+    let mut told = fit.clone();
     for plugin in &framework.points().post_filter {
         let Some(post_filter) = plugin.as_post_filter() else {
             continue;
         };
         if let Some(plan) = post_filter.dry_run(&state, pod, snapshot, statuses) {
             let key = |pod: &Arc<PodInfo>| format!("{}/{}", pod.namespace(), pod.name());
+            let said = plan.status.message();
+            told.diagnosis.post_filter_msg.clone_from(&said);
+            let refused = Some(said).filter(|_| plan.node.is_none());
             explanation.preemption = Some(Preemption {
                 plugin: plugin.name().to_owned(),
                 node: plan.node.map(|node| node.to_string()),
                 victims: plan.victims.iter().map(key).collect(),
-                refused: plan.status.message(),
+                refused: refused.unwrap_or_default(),
             });
             break;
         }
-    }
-    let mut told = fit.clone();
-    if let Some(preemption) = &explanation.preemption {
-        told.diagnosis.post_filter_msg = preemption.refused.clone();
     }
     explanation.message = told.message();
     let rejectors = &fit.diagnosis.unschedulable_plugins;

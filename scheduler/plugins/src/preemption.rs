@@ -122,6 +122,14 @@ fn in_our_name(status: Status) -> Status {
     }
 }
 
+/// What the pod is told while its victims go.
+fn found(best: &Candidate) -> Status {
+    let (node, victims) = (&best.node, best.victims.len());
+    let text =
+        format!("found a potential placement for pod on node {node}, preempting {victims} victims");
+    Status::new(Code::Success, text)
+}
+
 impl Evaluator {
     /// For the plugin of this name.
     pub fn new(plugin: &'static str, handle: Arc<dyn Handle>) -> Self {
@@ -165,7 +173,7 @@ impl Evaluator {
     ) -> PostFilterPlan {
         match self.evaluate(preemptor, state, pod, snapshot, statuses) {
             Ok(best) => PostFilterPlan {
-                status: Status::success(),
+                status: in_our_name(found(&best)),
                 node: Some(best.node),
                 victims: best.victims,
             },
@@ -209,8 +217,9 @@ impl Evaluator {
         );
         self.handle.observe_preemption(Some(best.victims.len()));
         let nominating = NominatingInfo::Override(best.node.to_string());
+        let status = found(&best);
         Executor::prepare_candidate_async(&self.executor, best, pod);
-        (Some(nominating), Status::success())
+        (Some(nominating), status)
     }
 
     /// Which node is the best, with which victims; or what becomes of the nomination, and why. Touches nothing.

@@ -120,6 +120,9 @@ async fn preemption_is_told_and_not_done() {
     let preemption = said.preemption.expect("considered");
     assert_eq!(preemption.node.as_deref(), Some("n"));
     assert_eq!(preemption.victims, ["default/low"]);
+    assert!(preemption.refused.is_empty());
+    let told = "preemption: found a potential placement for pod on node n, preempting 1 victims";
+    assert!(said.message.ends_with(told), "{}", said.message);
     assert!(said.groups[0].preemption_may_help);
     tokio::task::yield_now().await;
     assert!(bed.writes.nominations.lock().unwrap().is_empty());
