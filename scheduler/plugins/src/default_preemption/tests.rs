@@ -1,3 +1,5 @@
+use std::sync::Mutex;
+
 use framework::Code;
 use framework::testing::{PodBuilder, labels, make_node, make_pod, selector, snapshot};
 use framework::{CycleState, Verdicts};
@@ -297,6 +299,51 @@ fn a_failed_deletion_brings_the_pod_back() {
     );
     assert_eq!(outcome.activated, ["p"]);
     assert!(outcome.status.is_success());
+}
+
+struct OnItsWay(Arc<PodInfo>);
+
+impl framework::WaitingPod for OnItsWay {
+    fn pod(&self) -> &Arc<PodInfo> {
+        &self.0
+    }
+    fn pending_plugins(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+    fn allow(&self, _: &'static str) {}
+    fn reject(&self, _: &'static str, _: &str) -> bool {
+        false
+    }
+    fn preempt(&self, _: &'static str, _: &str) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_victim_taken_back_brings_the_pod_back() {
+    let victim = || on(pod("a1", 1, "2"), "a");
+    let handle = FakeHandle {
+        waiting: Mutex::new(vec![Arc::new(OnItsWay(victim().info()))]),
+        ..Default::default()
+    };
+    let outcome = preempt(pod("p", 9, "2"), &[("a", "2")], vec![victim()], handle);
+    assert_eq!(outcome.activated, ["p"], "no deletion comes to wake it");
+    assert!(outcome.writes.is_empty());
+    assert_eq!(
+        outcome.events,
+        ["Preempted Preempted by pod p on node a (in kube-scheduler memory)."]
+    );
+    let outcome = preempt(
+        pod("p", 9, "2"),
+        &[("a", "2")],
+        vec![victim()],
+        FakeHandle::default(),
+    );
+    assert!(outcome.activated.is_empty(), "the deletion wakes it");
+    assert_eq!(
+        outcome.status.message(),
+        "preemption: found a potential placement for pod on node a, preempting 1 victims"
+    );
 }
 
 #[test]

@@ -15,6 +15,14 @@ use super::candidate::Candidate;
 /// The reason in the victims' condition.
 pub(super) const PREEMPTION_BY_SCHEDULER: &str = "PreemptionByScheduler";
 
+/// What became of a victim.
+enum Ended {
+    /// It is deleted, or was gone already: its deletion reaches the queue.
+    Deleted,
+    /// It was on its way to the node, and is back in the queue: no deletion will come.
+    TakenBack,
+}
+
 pub(super) struct Executor {
     plugin: &'static str,
     handle: Arc<dyn Handle>,
@@ -73,23 +81,26 @@ impl Executor {
         this.handle.spawn(Box::pin(async move {
             let result = executor.prepare_candidate(&candidate.node, &victims, &preemptor).await;
             executor.preempting.lock().unwrap_or_else(PoisonError::into_inner).remove(&preemptor.uid);
-            if let Err(error) = result {
-                // No deletion may come to wake the pod: it has to try again of itself.
+            if let Err(error) = &result {
                 tracing::error!(pod = preemptor.name(), namespace = preemptor.namespace(), %error, "preemption failed");
+            }
+            // No deletion may come to wake the pod: it has to try again of itself.
+            if !matches!(result, Ok(Ended::Deleted)) {
                 executor.handle.activate(vec![Arc::clone(&preemptor.pod)]);
             }
         }));
     }
 
+    /// How the last victim ended.
     async fn prepare_candidate(
         &self,
         node: &str,
         victims: &[Arc<PodInfo>],
         preemptor: &Arc<PodInfo>,
-    ) -> Result<(), ApiWriteError> {
-        let mut result = self.clear_lower_nominations(node, preemptor).await;
+    ) -> Result<Ended, ApiWriteError> {
+        let cleared = self.clear_lower_nominations(node, preemptor).await;
         let Some((last, others)) = victims.split_last() else {
-            return result;
+            return cleared.map(|()| Ended::Deleted);
         };
         let ended = futures::future::join_all(
             others
@@ -101,10 +112,8 @@ impl Executor {
             return Err(error);
         }
         self.set(preemptor, Some(Arc::clone(last)));
-        if let Err(error) = self.preempt_pod(node, last, preemptor).await {
-            result = Err(error);
-        }
-        result
+        let ended = self.preempt_pod(node, last, preemptor).await?;
+        cleared.map(|()| ended)
     }
 
     /// Pods of lower priority that were promised this node may no longer fit: they look for another one.
@@ -142,7 +151,7 @@ impl Executor {
         node: &str,
         victim: &Arc<PodInfo>,
         preemptor: &Arc<PodInfo>,
-    ) -> Result<(), ApiWriteError> {
+    ) -> Result<Ended, ApiWriteError> {
         let mut note = format!("Preempted by pod {} on node {node}", preemptor.uid);
         let waiting = self.handle.waiting_pod(&victim.uid);
         let stopped = match waiting {
@@ -154,7 +163,7 @@ impl Executor {
         if stopped {
             note.push_str(" (in kube-scheduler memory).");
         } else if !self.delete(victim, preemptor).await? {
-            return Ok(());
+            return Ok(Ended::Deleted);
         }
         self.handle.record(EventRecord {
             regarding: Arc::clone(&victim.pod),
@@ -164,7 +173,11 @@ impl Executor {
             action: "Preempting",
             note,
         });
-        Ok(())
+        Ok(if stopped {
+            Ended::TakenBack
+        } else {
+            Ended::Deleted
+        })
     }
 
     /// False when it was gone already.
