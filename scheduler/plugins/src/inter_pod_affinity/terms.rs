@@ -51,7 +51,7 @@ fn resolve(term: &AffinityTerm, listers: &dyn Listers) -> AffinityTerm {
     term
 }
 
-pub(super) fn matches_all(terms: &[AffinityTerm], pod: &PodInfo) -> bool {
+fn matches_all(terms: &[AffinityTerm], pod: &PodInfo) -> bool {
     !terms.is_empty()
         && terms
             .iter()

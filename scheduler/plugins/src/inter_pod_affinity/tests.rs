@@ -455,7 +455,7 @@ fn hints_for_pods_and_nodes() {
         )))
     };
     let change = |pod, old: Option<EventObject>, new: Option<EventObject>| {
-        hints::after_pod_change(pod, old.as_ref(), new.as_ref())
+        hints::after_pod_change(handle().listers(), pod, old.as_ref(), new.as_ref())
     };
     assert!(change(&near, None, placed("db")) && change(&near, placed("x"), placed("db")));
     assert!(!change(&near, None, placed("x")) && !change(&near, placed("db"), None));
@@ -488,4 +488,54 @@ fn hints_for_pods_and_nodes() {
     assert!(!change(&near, None, node(None)) && !change(&near, node(Some("1")), node(Some("1"))));
     assert!(change(&far, None, node(None)) && change(&far, node(Some("1")), node(None)));
     assert!(!change(&far, node(None), node(Some("1"))));
+    // Who asks for nothing was kept away by others: those are not on a new node, nor on one that left their domain.
+    let plain = web().build();
+    assert!(change(&plain, None, node(Some("1"))));
+    assert!(change(&plain, node(Some("1")), node(Some("2"))));
+    assert!(!change(&plain, node(None), node(Some("1"))));
+}
+
+#[test]
+fn a_pod_is_woken_by_any_of_the_terms_that_kept_it_away() {
+    let namespaces = [("default".to_string(), labels(&[("team", "a")]))];
+    let handle = FakeHandle {
+        namespaces: namespaces.into(),
+        ..Default::default()
+    };
+    let placed = |pod: PodBuilder| EventObject::Pod(Arc::clone(&on(pod.uid("q"), "a").pod));
+    let gone = |pod: &PodBuilder, other: PodBuilder| {
+        let pod = pod.clone().build();
+        hints::after_pod_change(&handle, &pod, Some(&placed(other)), None)
+    };
+    let two = |pod: PodBuilder| {
+        pod.pod_anti_affinity(ZONE, app("db"))
+            .pod_anti_affinity(HOST, app("cache"))
+    };
+    let db = || make_pod("q").label("app", "db");
+    let cache = || make_pod("q").label("app", "cache");
+    let pod = two(web());
+    assert!(gone(&pod, db()) && gone(&pod, cache()) && !gone(&pod, web()));
+    assert!(gone(&db(), two(web())) && !gone(&web(), two(web())));
+    let (before, after) = (placed(db()), placed(web()));
+    let pod = pod.build();
+    assert!(hints::after_pod_change(
+        &handle,
+        &pod,
+        Some(&before),
+        Some(&after)
+    ));
+
+    let elsewhere = |pod: PodBuilder, team: &str| {
+        let team = selector(&[("team", team)]);
+        pod.pod_anti_affinity(ZONE, app("db")).with(|pod| {
+            let affinity = pod.spec.as_mut().unwrap().affinity.as_mut().unwrap();
+            let anti = affinity.pod_anti_affinity.as_mut().unwrap();
+            let terms = &mut anti.required_during_scheduling_ignored_during_execution;
+            terms.as_mut().unwrap()[0].namespace_selector = Some(team);
+        })
+    };
+    let pod = web().namespace("other");
+    assert!(gone(&elsewhere(pod.clone(), "a"), db()));
+    assert!(!gone(&elsewhere(pod.clone(), "b"), db()));
+    assert!(gone(&db(), elsewhere(pod, "a")));
 }
