@@ -56,7 +56,8 @@ impl Waiting {
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = tokio::time::sleep_until(deadline) => {
-                    self.reject(plugin, &format!("rejected due to timeout after waiting {timeout:?} at plugin {plugin}"));
+                    let waited = component_base::duration::format(timeout);
+                    self.reject(plugin, &format!("rejected due to timeout after waiting {waited} at plugin {plugin}"));
                 }
             }
         }
@@ -148,7 +149,10 @@ mod tests {
             let pod = framework::testing::make_pod(name).uid(name).info();
             pods.add(
                 pod,
-                vec![("A", Duration::from_secs(5)), ("B", Duration::from_secs(9))],
+                vec![
+                    ("A", Duration::from_secs(90)),
+                    ("B", Duration::from_secs(99)),
+                ],
             );
             pods.get(name).expect("added")
         };
@@ -166,6 +170,8 @@ mod tests {
         add("late");
         let status = pods.wait("late").await.expect("waits");
         assert_eq!((status.code(), status.plugin()), (Code::Unschedulable, "A"));
+        let message = "rejected due to timeout after waiting 1m30s at plugin A";
+        assert_eq!(status.message(), message);
         assert!(pods.wait("late").await.is_none());
     }
 }
