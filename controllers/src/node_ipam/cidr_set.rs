@@ -4,8 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// A bitmap of more parts than this would be too large (upstream's limit, there for IPv6 alone).
-const MAX_DIFFERENCE: u8 = 16;
+/// A range of IPv6 is divided into 2^16 parts at most.
+const MAX_DIFFERENCE_IPV6: u8 = 16;
+/// One of IPv4 into as many as 10.0.0.0/8 has addresses.
+// DIFFERS: upstream takes any, and takes the memory for it.
+const MAX_DIFFERENCE_IPV4: u8 = 24;
 
 /// Why nothing could be taken or freed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +44,11 @@ impl CidrSet {
         let difference = mask_size
             .checked_sub(cluster.prefix_len())
             .ok_or(CidrSetError::SubnetTooBig)?;
-        if difference > MAX_DIFFERENCE || mask_size > cluster.max_prefix_len() {
+        let most = match cluster {
+            IpNet::V4(_) => MAX_DIFFERENCE_IPV4,
+            IpNet::V6(_) => MAX_DIFFERENCE_IPV6,
+        };
+        if difference > most || mask_size > cluster.max_prefix_len() {
             return Err(CidrSetError::SubnetTooBig);
         }
         Ok(Self {
@@ -85,7 +92,7 @@ impl CidrSet {
         let index = |address| {
             let offset = bits(address) - bits(self.cluster.network());
             usize::try_from(offset.checked_shr(shift).unwrap_or(0))
-                .expect("inside a net of at most 2^16 parts")
+                .expect("inside a net of at most 2^24 parts")
         };
         Ok(index(cidr.network())..=index(cidr.broadcast()))
     }
@@ -175,6 +182,16 @@ mod tests {
         assert_eq!(set.allocate_next().unwrap(), net("10.0.66.0/24"));
         set.occupy(net("10.0.0.0/8")).unwrap();
         assert_eq!(set.usage(), 1.0);
+    }
+
+    #[test]
+    fn small_parts_of_a_large_range() {
+        let mut set = CidrSet::new(net("10.0.0.0/8"), 26).unwrap();
+        assert_eq!(set.max_cidrs(), 1 << 18);
+        set.occupy(net("10.128.0.0/9")).unwrap();
+        assert_eq!(set.usage(), 0.5);
+        assert_eq!(set.allocate_next().unwrap(), net("10.0.0.0/26"));
+        assert!(CidrSet::new(net("0.0.0.0/0"), 30).is_err());
     }
 
     #[test]
