@@ -235,6 +235,18 @@ impl NodeIpam {
         state.record_usage();
     }
 
+    /// The Node may have gone before anything was taken for it: its deletion, which was handled then, freed nothing.
+    fn free_if_gone(&self, key: &ObjectKey, node: &Node) {
+        let is_there = |found: &Arc<Node>| uid(found) == uid(node);
+        if self.nodes.get_key(key).as_ref().is_some_and(is_there) {
+            return;
+        }
+        let mut state = self.lock();
+        if let Some(taken) = state.pending.remove(uid(node)) {
+            state.free(&taken);
+        }
+    }
+
     /// Marks what all Nodes have, before the first allocation. A Node with a CIDR out of range is an error of that Node alone.
     fn initialize(&self) {
         let mut state = self.lock();
@@ -289,17 +301,18 @@ impl Controller for NodeIpam {
         };
         let texts: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
         let patch = json!({ "metadata": { "uid": uid(&node) }, "spec": { "podCIDR": texts.first(), "podCIDRs": texts } });
-        match self
-            .executor
-            .execute(&Action::strategic_patch::<Node>("", &key.name, patch))
-            .await
-        {
+        let patch = Action::strategic_patch::<Node>("", &key.name, patch);
+        let patched = self.executor.execute(&patch).await;
+        if patched.is_err() {
+            self.free_if_gone(key, &node);
+        }
+        match patched {
             Ok(_) => {
                 tracing::info!(node = key.name, cidrs = texts.join(","), "Set node PodCIDR");
                 self.lock().record_usage();
                 Ok(None)
             }
-            // The taken CIDRs stay with this Node: the write may have happened. The next try, or its deletion, settles them.
+            // The taken CIDRs stay with a Node that is there: the write may have happened. The next try, or its deletion, settles them.
             Err(ApiError::NotFound(_)) => Ok(None),
             Err(error) => {
                 self.executor
@@ -330,6 +343,37 @@ mod tests {
             }),
             ..Default::default()
         }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_went_before_its_cidr_was_taken_keeps_none() {
+        let api = controller_runtime::testing::FakeApi::new();
+        let (feed, nodes) = crate::testing::Feed::new();
+        let set = CidrSet::new("10.0.0.0/24".parse().unwrap(), 24).unwrap();
+        let controller = NodeIpam {
+            nodes,
+            state: Mutex::new(State {
+                sets: vec![set],
+                pending: HashMap::new(),
+                initialized: true,
+            }),
+            executor: api.executor(),
+        };
+        let (key, old) = (ObjectKey::new("", "a"), node("a", &[]));
+        let mut new = old.clone();
+        new.metadata.uid = Some("another".into());
+        feed.apply(old.clone());
+        crate::testing::settle().await;
+        // A worker read the Node; then it goes, and a namesake comes.
+        controller.release(&old);
+        controller.lock().allocate(&old).unwrap();
+        controller.free_if_gone(&key, &old);
+        assert!(controller.lock().allocate(&new).is_err(), "it is there");
+        feed.delete(old.clone());
+        feed.apply(new.clone());
+        crate::testing::settle().await;
+        controller.free_if_gone(&key, &old);
+        assert!(controller.lock().allocate(&new).is_ok());
     }
 
     #[test]
