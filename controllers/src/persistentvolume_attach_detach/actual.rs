@@ -147,6 +147,16 @@ impl Actual {
         self.in_use.insert(node.to_owned(), volumes);
     }
 
+    /// Forgets the nodes that are gone, but for those where something is, or may be, attached still.
+    pub fn forget_absent(&mut self, exists: impl Fn(&str) -> bool) {
+        let places = self.attachments.keys();
+        let attached: HashSet<&str> = places.map(|place| place.node.as_str()).collect();
+        let stays = |node: &str| attached.contains(node) || exists(node);
+        self.in_use.retain(|node, _| stays(node));
+        self.stale.retain(|node| stays(node));
+        self.known.retain(|node| stays(node));
+    }
+
     /// Whether the node says that it uses the volume, or has not said anything since.
     pub fn is_in_use(&self, place: &Place) -> bool {
         let in_use = self.in_use.get(&place.node);

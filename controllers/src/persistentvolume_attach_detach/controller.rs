@@ -196,12 +196,17 @@ impl AttachDetach {
             .as_ref()
             .and_then(|s| s.volumes_in_use.as_deref());
         let mut state = self.lock();
+        state.actual.set_in_use(name, in_use.unwrap_or_default());
         match event {
-            InformerEvent::Deleted(_) => state.desired.forget(name),
+            InformerEvent::Deleted(_) => {
+                // This node, and those before it that had something attached when they went.
+                let exists = |node: &str| self.nodes.get("", node).is_some();
+                state.desired.forget_absent(exists);
+                state.actual.forget_absent(exists);
+            }
             _ if annotation(&node.metadata, MANAGED).is_some() => state.desired.manage(name),
             _ => {}
         }
-        state.actual.set_in_use(name, in_use.unwrap_or_default());
         if matches!(event, InformerEvent::Added(_)) {
             // A node that was made anew has lost what was written to it.
             let says = node

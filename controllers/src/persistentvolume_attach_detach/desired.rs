@@ -54,11 +54,11 @@ impl Desired {
         self.managed.insert(node.to_owned());
     }
 
-    /// The node is gone; it stays while pods on it want volumes.
-    pub fn forget(&mut self, node: &str) {
-        if !self.wanted.keys().any(|place| place.node == node) {
-            self.managed.remove(node);
-        }
+    /// Forgets the nodes that are gone, but for those where pods want volumes still.
+    pub fn forget_absent(&mut self, exists: impl Fn(&str) -> bool) {
+        let wanted: BTreeSet<&str> = self.wanted.keys().map(|p| p.node.as_str()).collect();
+        self.managed
+            .retain(|node| wanted.contains(node.as_str()) || exists(node));
     }
 
     /// Looks at a pod. What cannot be said of one of its volumes now stays as it was.

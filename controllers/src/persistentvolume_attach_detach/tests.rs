@@ -329,7 +329,7 @@ fn what_is_not_attached_here() {
             }
             "done" => user.status = Some(from_value(json!({ "phase": "Succeeded" })).unwrap()),
             "not scheduled" => user.spec.as_mut().unwrap().node_name = None,
-            "not managed" => world.state.desired.forget("a"),
+            "not managed" => world.state.desired.forget_absent(|node| node != "a"),
             _ => {}
         }
         world.pod(&user);

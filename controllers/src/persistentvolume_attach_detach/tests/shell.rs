@@ -185,3 +185,43 @@ async fn a_volume_attachment_that_somebody_deleted_is_noticed() {
     cluster.round().await;
     assert_eq!(cluster.api.list::<VolumeAttachment>().len(), 1);
 }
+
+#[tokio::test]
+async fn nodes_that_come_and_go_leave_nothing_behind() {
+    let cluster = cluster().await;
+    let user = pod("ns", "p", "a", "c");
+    cluster.pods.apply(user.clone());
+    cluster.round().await;
+    cluster.attach_all();
+    cluster.round().await;
+    let using = |node: &str| {
+        cluster
+            .controller
+            .lock()
+            .actual
+            .is_in_use(&place("v", node))
+    };
+    let gone = |name: &str| {
+        let mut node: Node = cluster.api.get("", name).unwrap();
+        node.status.as_mut().unwrap().volumes_in_use = Some(vec![unique("v")]);
+        cluster.nodes.delete(node);
+    };
+    gone("a");
+    settle().await;
+    assert!(using("a"), "it is attached there");
+    cluster.pods.delete(user);
+    for attachment in cluster.api.list::<VolumeAttachment>() {
+        cluster.attachments.delete(attachment);
+    }
+    settle().await;
+    cluster.controller.verify().await;
+    for attachment in cluster.api.list::<VolumeAttachment>() {
+        let name = attachment.metadata.name.clone().unwrap();
+        let delete = Action::delete::<VolumeAttachment>("", &name, Default::default());
+        cluster.controller.executor.execute(&delete).await.unwrap();
+    }
+    cluster.controller.verify().await;
+    gone("b");
+    settle().await;
+    assert!(!using("a") && !using("b"));
+}
