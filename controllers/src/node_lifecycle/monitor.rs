@@ -245,20 +245,7 @@ impl Monitor {
         nodes: &[Arc<Node>],
         ready: &HashMap<String, Vec<Option<String>>>,
     ) {
-        for (zone, statuses) in ready {
-            let (not_ready, _) =
-                super::zone::compute_zone_state(statuses, shell.rates.unhealthy_zone_threshold);
-            METRICS
-                .zone_size
-                .with_label_values(&[zone])
-                .set(statuses.len() as f64);
-            METRICS
-                .unhealthy
-                .with_label_values(&[zone])
-                .set(not_ready as f64);
-            let health = 100.0 * (statuses.len() - not_ready) as f64 / statuses.len() as f64;
-            METRICS.zone_health.with_label_values(&[zone]).set(health);
-        }
+        record_zones(&self.zones, ready, shell.rates.unhealthy_zone_threshold);
         let change = handle_disruption(&mut self.zones, ready, shell.rates);
         if change.all_went_down {
             tracing::info!(
@@ -286,6 +273,26 @@ impl Monitor {
                 evictor.set_rate(rate, now);
             }
         }
+    }
+}
+
+/// What the zones are like, at `/metrics`; one of those `known` before that has no Node left is empty, and well.
+fn record_zones(
+    known: &HashMap<String, ZoneState>,
+    ready: &HashMap<String, Vec<Option<String>>>,
+    unhealthy_threshold: f64,
+) {
+    let gone = known.keys().filter(|zone| !ready.contains_key(*zone));
+    let gone = gone.map(|zone| (zone, (0.0, 0.0, 100.0)));
+    let there = ready.iter().map(|(zone, statuses)| {
+        let (not_ready, _) = super::zone::compute_zone_state(statuses, unhealthy_threshold);
+        let (size, not_ready) = (statuses.len() as f64, not_ready as f64);
+        (zone, (size, not_ready, 100.0 * (size - not_ready) / size))
+    });
+    for (zone, (size, unhealthy, health)) in gone.chain(there) {
+        METRICS.zone_size.with_label_values(&[zone]).set(size);
+        METRICS.unhealthy.with_label_values(&[zone]).set(unhealthy);
+        METRICS.zone_health.with_label_values(&[zone]).set(health);
     }
 }
 
@@ -545,5 +552,26 @@ impl Shell {
             .values()
             .filter_map(Evictor::next_at)
             .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zone_without_nodes_is_empty_and_well() {
+        let zone = "zone-of-this-test".to_string();
+        let shown = || {
+            let of = |gauge: &GaugeVec| gauge.with_label_values(&[&zone]).get();
+            let all = &*METRICS;
+            (of(&all.zone_size), of(&all.unhealthy), of(&all.zone_health))
+        };
+        let ready = HashMap::from([(zone.clone(), vec![Some("True".to_string()), None])]);
+        record_zones(&HashMap::new(), &ready, 0.55);
+        assert_eq!(shown(), (2.0, 1.0, 50.0));
+        let known = HashMap::from([(zone.clone(), ZoneState::Normal)]);
+        record_zones(&known, &HashMap::new(), 0.55);
+        assert_eq!(shown(), (0.0, 0.0, 100.0));
     }
 }
