@@ -1,6 +1,6 @@
 //! The shell: watches Jobs, and deletes those whose time is over.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,9 +10,20 @@ use controller_runtime::executor::{Action, DeleteOptions, Executor};
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::batch::v1::Job;
+use prometheus::{Histogram, exponential_buckets, histogram_opts, register_histogram};
 
-use super::sync::time_left;
+use super::sync::{overdue, time_left};
 use crate::context::{ControllerContext, Running, StartError};
+
+/// Upstream: pkg/controller/ttlafterfinished/metrics, v1.37.
+static DELETION_DURATION: LazyLock<Histogram> = LazyLock::new(|| {
+    register_histogram!(histogram_opts!(
+        "ttl_after_finished_controller_job_deletion_duration_seconds",
+        "The time it took to delete the job since it became eligible for deletion",
+        exponential_buckets(0.1, 2.0, 14).expect("the numbers are positive")
+    ))
+    .expect("the name is registered only here")
+});
 
 /// Starts the controller under its own account.
 ///
@@ -28,6 +39,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     watches.on(&jobs, move |event| {
         keys.add(ObjectKey::of(&**event.object()))
     });
+    LazyLock::force(&DELETION_DURATION);
     let controller = Arc::new(TtlAfterFinished {
         jobs,
         executor,
@@ -79,7 +91,13 @@ impl Controller for TtlAfterFinished {
                     ..DeleteOptions::default()
                 };
                 let action = Action::delete::<Job>(&key.namespace, &key.name, options);
-                self.executor.execute(&action).await.map(|_| None)
+                let deleted = self.executor.execute(&action).await?;
+                if let Some(late) = overdue(&fresh, self.clock.now())
+                    && !deleted.is_null()
+                {
+                    DELETION_DURATION.observe(late.as_secs_f64());
+                }
+                Ok(None)
             }
             later => Ok(later),
         }

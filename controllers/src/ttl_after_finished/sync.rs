@@ -10,6 +10,16 @@ pub fn time_left(job: &Job, now: Timestamp) -> Option<Duration> {
     if job.metadata.deletion_timestamp.is_some() {
         return None;
     }
+    let left = signed_time_left(job, now)?;
+    Some(Duration::try_from(left).unwrap_or(Duration::ZERO))
+}
+
+/// How long a finished Job's time is over.
+pub fn overdue(job: &Job, now: Timestamp) -> Option<Duration> {
+    Duration::try_from(-signed_time_left(job, now)?).ok()
+}
+
+fn signed_time_left(job: &Job, now: Timestamp) -> Option<SignedDuration> {
     let ttl = job.spec.as_ref()?.ttl_seconds_after_finished?;
     let conditions = job.status.as_ref()?.conditions.as_deref()?;
     let ended = |c: &&k8s_openapi::api::batch::v1::JobCondition| {
@@ -21,8 +31,7 @@ pub fn time_left(job: &Job, now: Timestamp) -> Option<Duration> {
         .last_transition_time
         .as_ref()?
         .0;
-    let left = SignedDuration::from_secs(i64::from(ttl)) - now.duration_since(finished);
-    Some(Duration::try_from(left).unwrap_or(Duration::ZERO))
+    Some(SignedDuration::from_secs(i64::from(ttl)) - now.duration_since(finished))
 }
 
 #[cfg(test)]
@@ -32,11 +41,11 @@ mod tests {
 
     #[test]
     fn table() {
-        for (ttl, type_, left) in [
-            (Some(90), "Complete", Some(30)),
-            (Some(10), "Failed", Some(0)),
-            (None, "Complete", None),
-            (Some(10), "Suspended", None),
+        for (ttl, type_, left, late) in [
+            (Some(90), "Complete", Some(30), None),
+            (Some(10), "Failed", Some(0), Some(50)),
+            (None, "Complete", None, None),
+            (Some(10), "Suspended", None, None),
         ] {
             let job: Job = serde_json::from_value(json!({"spec": {"ttlSecondsAfterFinished": ttl, "template": {}},
                 "status": {"conditions": [{"type": type_, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}))
@@ -47,6 +56,8 @@ mod tests {
                 left.map(Duration::from_secs),
                 "{ttl:?} {type_}"
             );
+            let late = late.map(Duration::from_secs);
+            assert_eq!(overdue(&job, now), late, "{ttl:?} {type_}");
         }
     }
 }
