@@ -12,7 +12,7 @@ use controller_runtime::executor::Executor;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaim, Pod, ResourceQuota, ResourceRequirements, Service,
+    ContainerStatus, PersistentVolumeClaim, Pod, ResourceQuota, ResourceRequirements, Service,
 };
 
 use super::monitors::{Counts, Less, Monitors, OnLess};
@@ -121,7 +121,9 @@ impl ResourceQuotaController {
         });
         // Not any change of the spec: on the binding of a pod the cache may lag behind what admission has counted by then.
         let less = |old: &Pod, new: &Pod| {
-            is_terminal(old) != is_terminal(new) || !same_resources(old, new)
+            is_terminal(old) != is_terminal(new)
+                || has_deadline(old) != has_deadline(new)
+                || !same_resources(old, new)
         };
         controller.on_less(&mut watches, &queue, &controller.pods, less);
         controller.on_less(&mut watches, &queue, &controller.services, |old, new| {
@@ -165,16 +167,40 @@ impl ResourceQuotaController {
     }
 }
 
-/// Whether the containers of a pod ask for what they asked for before (they can be resized in place).
+/// Whether a pod is of the scope `Terminating`.
+fn has_deadline(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    spec.is_some_and(|spec| spec.active_deadline_seconds.is_some())
+}
+
+/// Whether the containers of a pod ask for what they asked for before, and have what they had (they can be resized in place).
 fn same_resources(old: &Pod, new: &Pod) -> bool {
-    fn of(pod: &Pod) -> impl Iterator<Item = (&str, &Option<ResourceRequirements>)> {
+    fn asked(pod: &Pod) -> impl Iterator<Item = (&str, &Option<ResourceRequirements>)> {
         let containers = pod.spec.iter().flat_map(|spec| {
             let init = spec.init_containers.iter().flatten();
             init.chain(&spec.containers)
         });
         containers.map(|container| (container.name.as_str(), &container.resources))
     }
-    of(old).eq(of(new))
+    fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+        pod.status.iter().flat_map(|status| {
+            let init = status.init_container_statuses.iter().flatten();
+            init.chain(status.container_statuses.iter().flatten())
+        })
+    }
+    /// What is told of for the first time is not less.
+    fn same<T: PartialEq>(old: &Option<T>, new: &Option<T>) -> bool {
+        old.is_none() || new.is_none() || old == new
+    }
+    let kept = statuses(old).all(|old| {
+        let mut all = statuses(new);
+        let new = all.find(|new| new.name == old.name);
+        new.is_none_or(|new| {
+            same(&old.resources, &new.resources)
+                && same(&old.allocated_resources, &new.allocated_resources)
+        })
+    });
+    asked(old).eq(asked(new)) && kept
 }
 
 #[async_trait]
@@ -237,5 +263,24 @@ mod tests {
             &pod(Some("node-1"), "2"),
             &pod(Some("node-1"), "1")
         ));
+        // The container is made smaller after the pod was.
+        let has = |cpu: &str| {
+            let mut pod = pod(Some("node-1"), "1");
+            let status = serde_json::json!({ "containerStatuses": [{
+                "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                "resources": { "requests": { "cpu": cpu } },
+            }] });
+            pod.status = Some(serde_json::from_value(status).expect("a status"));
+            pod
+        };
+        assert!(same_resources(&has("1"), &has("1")) && !same_resources(&has("2"), &has("1")));
+        assert!(same_resources(&pod(Some("node-1"), "1"), &has("1")));
+        let mut starting = has("1");
+        let statuses = starting
+            .status
+            .as_mut()
+            .and_then(|s| s.container_statuses.as_mut());
+        statuses.expect("there")[0].resources = None;
+        assert!(same_resources(&starting, &has("1")), "it starts");
     }
 }
