@@ -14,7 +14,9 @@ use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{
     ContainerStatus, PersistentVolumeClaim, Pod, ResourceQuota, ResourceRequirements, Service,
 };
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 
+use super::devices::Devices;
 use super::monitors::{Counts, Less, Monitors, OnLess};
 use super::sync::{self, Observed};
 use crate::context::{ControllerContext, Running, StartError};
@@ -37,11 +39,13 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context.executor(ACCOUNT, ACCOUNT).await?;
     let discovery = Arc::new(context.client(ACCOUNT).await?);
     let workers = context.options.workers("resource-quota");
+    let with_devices = context.serves::<ResourceClaim>().await?;
     let counts = Counts::default();
     let (controller, queue, watches) = ResourceQuotaController::new(
         &context.informers,
         executor,
         counts.clone(),
+        with_devices,
         context.options.resource_quota_sync_period,
         &context.shutdown,
     );
@@ -76,12 +80,19 @@ fn concerned(quotas: &Informer<ResourceQuota>, less: Less<'_>, queue: &WorkQueue
         .for_each(|q| queue.add(ObjectKey::of(&**q)));
 }
 
+struct DeviceInformers {
+    claims: Informer<ResourceClaim>,
+    classes: Informer<DeviceClass>,
+}
+
 /// Reconciles ResourceQuotas by key.
 pub struct ResourceQuotaController {
     quotas: Informer<ResourceQuota>,
     pods: Informer<Pod>,
     services: Informer<Service>,
     claims: Informer<PersistentVolumeClaim>,
+    /// `None` where the API server has none.
+    devices: Option<DeviceInformers>,
     counts: Counts,
     sync_period: Duration,
     executor: Executor,
@@ -94,6 +105,7 @@ impl ResourceQuotaController {
         factory: &Factory,
         executor: Executor,
         counts: Counts,
+        with_devices: bool,
         sync_period: Duration,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
@@ -102,6 +114,10 @@ impl ResourceQuotaController {
             pods: factory.informer(InformerOptions::default()),
             services: factory.informer(InformerOptions::default()),
             claims: factory.informer(InformerOptions::default()),
+            devices: with_devices.then(|| DeviceInformers {
+                claims: factory.informer(InformerOptions::default()),
+                classes: factory.informer(InformerOptions::default()),
+            }),
             counts,
             sync_period,
             executor,
@@ -138,6 +154,11 @@ impl ResourceQuotaController {
                 || classes_of_claim(old) != classes_of_claim(new)
                 || allocated(old) != allocated(new)
         });
+        if let Some(devices) = &controller.devices {
+            // What a claim asks for never changes.
+            controller.on_less(&mut watches, &queue, &devices.claims, |_, _| false);
+            watches.wait_for(&devices.classes);
+        }
         (controller, queue, watches)
     }
 
@@ -226,6 +247,10 @@ impl Controller for ResourceQuotaController {
             pods: self.pods.list_namespace(ns),
             services: self.services.list_namespace(ns),
             claims: self.claims.list_namespace(ns),
+            devices: self.devices.as_ref().map(|devices| Devices {
+                claims: devices.claims.list_namespace(ns),
+                classes: devices.classes.list(),
+            }),
             counts,
         };
         if let Some(status) = sync::sync(&quota, &observed, self.clock.now()) {

@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{
     ScopedResourceSelectorRequirement, Service,
 };
 
+use super::devices::{Devices, IMPLICIT, OF_CLASS};
 use crate::volume_protection::sync::classes_of_claim;
 
 /// What the caches hold about one namespace.
@@ -23,6 +24,8 @@ pub struct Observed {
     pub pods: Vec<Arc<Pod>>,
     pub services: Vec<Arc<Service>>,
     pub claims: Vec<Arc<PersistentVolumeClaim>>,
+    /// `None` where the API server has no such claims.
+    pub devices: Option<Devices>,
     /// Of kinds that are only counted, by plural and group; all that are known.
     pub counts: Vec<(String, usize)>,
 }
@@ -46,7 +49,11 @@ pub fn sync(
         let amount = usage
             .get(name)
             .copied()
-            .or_else(|| is_known(name).then_some(Amount::ZERO))
+            .or_else(|| {
+                let is_known =
+                    is_known(name) || observed.devices.is_some() && name.ends_with(OF_CLASS);
+                is_known.then_some(Amount::ZERO)
+            })
             // What cannot be measured now keeps its last value.
             .or_else(|| before.get(name).copied());
         used.extend(amount.map(|a| (name.clone(), a)));
@@ -125,6 +132,14 @@ fn usage(quota: &ResourceQuota, observed: &Observed, now: Timestamp) -> Amounts 
     for service in &observed.services {
         add(&mut usage, &of_service(service));
     }
+    if let Some(devices) = &observed.devices {
+        let hard = quota
+            .spec
+            .iter()
+            .flat_map(|spec| spec.hard.iter().flatten());
+        let hard = hard.map(|(name, _)| name);
+        devices.measure(&mut usage, hard, &observed.pods, |pod| of_pod(pod, now));
+    }
     for (name, count) in &observed.counts {
         // Only kinds of the core group have a name of their own.
         if is_known(name) {
@@ -163,7 +178,7 @@ fn of_pod(pod: &Pod, now: Timestamp) -> Amounts {
         {
             usage.insert(name.clone(), amount);
             usage.insert(format!("requests.{name}"), amount);
-        } else if is_extended_resource_name(&name) {
+        } else if is_extended_resource_name(&name) || name.starts_with(IMPLICIT) {
             usage.insert(format!("requests.{name}"), amount);
         }
     }

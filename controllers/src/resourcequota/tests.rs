@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceQuota;
 use serde_json::json;
 
+use super::devices::Devices;
 use super::sync::{Observed, is_charged, sync};
 
 fn now() -> Timestamp {
@@ -61,6 +62,7 @@ fn usage_by_kind_and_scope() {
         ],
         services: vec![Arc::new(serde_json::from_value(service).unwrap())],
         claims: vec![Arc::new(serde_json::from_value(claim).unwrap())],
+        devices: None,
         counts: vec![("secrets".into(), 3), ("replicasets.apps".into(), 2)],
     };
     let hard = json!({"pods": "9", "count/pods": "9", "cpu": "9", "requests.cpu": "9", "services.nodeports": "9", "secrets": "9",
@@ -96,6 +98,83 @@ fn usage_by_kind_and_scope() {
         .unwrap();
         assert_eq!(status.used.unwrap()["pods"].0, pods, "{scope}");
     }
+}
+
+#[test]
+fn devices_of_claims_are_measured() {
+    let claim = |name: &str, requests: serde_json::Value, pod: Option<&str>| {
+        let owner = json!([{ "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": pod, "controller": true }]);
+        let metadata = match pod {
+            Some(_) => json!({ "name": name, "ownerReferences": owner,
+                "annotations": { "resource.kubernetes.io/extended-resource-claim": "true" } }),
+            None => json!({ "name": name }),
+        };
+        let claim =
+            json!({ "metadata": metadata, "spec": { "devices": { "requests": requests } } });
+        Arc::new(serde_json::from_value(claim).unwrap())
+    };
+    let class = |name: &str, resource: Option<&str>| {
+        let class =
+            json!({ "metadata": { "name": name }, "spec": { "extendedResourceName": resource } });
+        Arc::new(serde_json::from_value(class).unwrap())
+    };
+    let exactly = |class: &str, mode: &str, count: Option<i64>| json!([{ "name": "r", "exactly": { "deviceClassName": class, "allocationMode": mode, "count": count } }]);
+    let either = json!([{ "name": "r", "firstAvailable": [
+        { "name": "a", "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 2 },
+        { "name": "b", "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 4 },
+        { "name": "c", "deviceClassName": "nic", "allocationMode": "ExactCount", "count": 1 },
+    ] }]);
+    let pod = json!({
+        "metadata": { "name": "p", "uid": "pod" },
+        "spec": { "containers": [{ "name": "c", "resources": { "requests": {
+            "example.com/gpu": "3", "deviceclass.resource.kubernetes.io/nic": "1",
+        } } }] },
+    });
+    let devices = Devices {
+        claims: vec![
+            claim("one", exactly("gpu", "ExactCount", Some(2)), None),
+            claim("all", exactly("nic", "All", None), None),
+            claim("either", either, None),
+            // The pod is charged for three of these already.
+            claim("pods", exactly("gpu", "ExactCount", Some(3)), Some("pod")),
+        ],
+        classes: vec![class("gpu", Some("example.com/gpu")), class("nic", None)],
+    };
+    let mut observed = Observed {
+        pods: vec![Arc::new(serde_json::from_value(pod).unwrap())],
+        devices: Some(devices),
+        ..Observed::default()
+    };
+    let hard = json!({
+        "gpu.deviceclass.resource.k8s.io/devices": "99", "nic.deviceclass.resource.k8s.io/devices": "99",
+        "none.deviceclass.resource.k8s.io/devices": "99", "requests.example.com/gpu": "99",
+        "requests.deviceclass.resource.kubernetes.io/nic": "99",
+    });
+    let mut quota: ResourceQuota =
+        serde_json::from_value(json!({ "spec": { "hard": hard } })).unwrap();
+    let used = |quota: &ResourceQuota, observed: &Observed| {
+        let used = sync(quota, observed, now()).unwrap().used;
+        serde_json::to_value(used).unwrap()
+    };
+    assert_eq!(
+        used(&quota, &observed),
+        json!({
+            "gpu.deviceclass.resource.k8s.io/devices": "9", "nic.deviceclass.resource.k8s.io/devices": "33",
+            "none.deviceclass.resource.k8s.io/devices": "0", "requests.example.com/gpu": "9",
+            "requests.deviceclass.resource.kubernetes.io/nic": "34",
+        })
+    );
+    // Only what a quota is about is looked at; without the API nothing can be said.
+    observed.devices = None;
+    let before = json!({ "gpu.deviceclass.resource.k8s.io/devices": "5" });
+    quota.status = serde_json::from_value(json!({ "used": before })).unwrap();
+    assert_eq!(
+        used(&quota, &observed),
+        json!({
+            "gpu.deviceclass.resource.k8s.io/devices": "5", "requests.example.com/gpu": "3",
+            "requests.deviceclass.resource.kubernetes.io/nic": "1",
+        })
+    );
 }
 
 #[test]
