@@ -17,7 +17,7 @@ pub struct Clock {
 #[derive(Clone, Debug)]
 enum Kind {
     Real {
-        start: Instant,
+        start: tokio::time::Instant,
     },
     /// What the wall clock said when the runtime's did `begun`.
     Runtime {
@@ -28,11 +28,11 @@ enum Kind {
 }
 
 impl Clock {
-    /// The machine's clock.
+    /// The machine's clock. Its monotonic part is tokio's, as its sleeps are: in a paused runtime they go together.
     pub fn real() -> Self {
         Self {
             kind: Kind::Real {
-                start: Instant::now(),
+                start: tokio::time::Instant::now(),
             },
         }
     }
@@ -64,6 +64,14 @@ impl Clock {
         }
     }
 
+    /// The same as a point in time that others can be compared with.
+    pub fn instant(&self) -> Instant {
+        match &self.kind {
+            Kind::Real { .. } | Kind::Runtime { .. } => tokio::time::Instant::now().into_std(),
+            Kind::Fake(fake) => fake.begun + fake.elapsed(),
+        }
+    }
+
     /// Sleeps; cancel-safe. With a fake clock, until the clock was moved far enough.
     pub async fn sleep(&self, duration: Duration) {
         match &self.kind {
@@ -83,6 +91,7 @@ impl Default for Clock {
 #[derive(Clone, Debug)]
 pub struct FakeClock {
     start: Timestamp,
+    begun: Instant,
     offset: Arc<Mutex<Duration>>,
     moved: Arc<watch::Sender<Duration>>,
 }
@@ -92,6 +101,7 @@ impl FakeClock {
     pub fn new(start: Timestamp) -> Self {
         Self {
             start,
+            begun: Instant::now(),
             offset: Arc::default(),
             moved: Arc::new(watch::Sender::new(Duration::ZERO)),
         }
@@ -141,6 +151,14 @@ mod tests {
         clock.sleep(Duration::from_secs(3600)).await;
         assert_eq!(clock.now().as_second(), 3600);
         assert_eq!(clock.monotonic().as_secs(), 3600);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_machine_s_clock_measures_what_it_sleeps() {
+        let (clock, begun) = (Clock::real(), Clock::real().instant());
+        clock.sleep(Duration::from_secs(3600)).await;
+        assert_eq!(clock.monotonic().as_secs(), 3600);
+        assert_eq!((clock.instant() - begun).as_secs(), 3600);
     }
 
     #[tokio::test]

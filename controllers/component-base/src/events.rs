@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::client::wire;
+use crate::clock::Clock;
 use crate::shutdown::Shutdown;
 
 /// Events waiting to be written before new ones are dropped (upstream's broadcaster queue).
@@ -69,6 +70,7 @@ pub struct RecordedEvent {
 #[derive(Clone, Debug)]
 pub struct Recorder {
     sink: Sink,
+    clock: Clock,
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +83,17 @@ enum Sink {
 impl Recorder {
     /// Writes `core/v1` events as `component` (`kubelet`, `deployment-controller`) on `host` (empty but for per-node components).
     pub fn core_v1(client: Client, component: &str, host: &str, shutdown: &Shutdown) -> Self {
+        Self::core_v1_by(&Clock::real(), client, component, host, shutdown)
+    }
+
+    /// The same by another clock than the machine's.
+    pub fn core_v1_by(
+        clock: &Clock,
+        client: Client,
+        component: &str,
+        host: &str,
+        shutdown: &Shutdown,
+    ) -> Self {
         let (sender, mut receiver) = mpsc::channel(MAX_QUEUED);
         let (component, host, shutdown) =
             (component.to_string(), host.to_string(), shutdown.clone());
@@ -98,13 +111,25 @@ impl Recorder {
         });
         Self {
             sink: Sink::Queue(sender),
+            clock: clock.clone(),
         }
     }
 
     /// Writes `events.k8s.io/v1` events as `controller` (`default-scheduler`), instance `controller-hostname`.
     pub fn events_v1(client: Client, controller: &str, shutdown: &Shutdown) -> Self {
+        Self::events_v1_by(&Clock::real(), client, controller, shutdown)
+    }
+
+    /// The same by another clock than the machine's.
+    pub fn events_v1_by(
+        clock: &Clock,
+        client: Client,
+        controller: &str,
+        shutdown: &Shutdown,
+    ) -> Self {
         let (sender, mut receiver) = mpsc::channel::<(Timestamp, RecordedEvent)>(MAX_QUEUED);
         let (controller, shutdown) = (controller.to_string(), shutdown.clone());
+        let time = clock.clone();
         let instance = format!("{controller}-{}", hostname());
         let owner = shutdown.clone();
         owner.spawn_guarded("event recorder", async move {
@@ -118,7 +143,7 @@ impl Recorder {
                         Some((now, event)) => series.record(events_v1::make_event(event, &controller, &instance, now), now),
                         None => return,
                     },
-                    _ = tick.tick() => series.sweep(Timestamp::now()),
+                    _ = tick.tick() => series.sweep(time.now()),
                 };
                 for write in writes {
                     shutdown
@@ -129,6 +154,7 @@ impl Recorder {
         });
         Self {
             sink: Sink::Queue(sender),
+            clock: clock.clone(),
         }
     }
 
@@ -138,6 +164,7 @@ impl Recorder {
         (
             Self {
                 sink: Sink::Fake(sender),
+                clock: Clock::real(),
             },
             receiver,
         )
@@ -147,6 +174,7 @@ impl Recorder {
     pub fn discard() -> Self {
         Self {
             sink: Sink::Discard,
+            clock: Clock::real(),
         }
     }
 
@@ -188,7 +216,7 @@ impl Recorder {
             Sink::Queue(sender) => {
                 // Closed means that the process ends; nobody writes events then.
                 if let Err(mpsc::error::TrySendError::Full(_)) =
-                    sender.try_send((Timestamp::now(), event))
+                    sender.try_send((self.clock.now(), event))
                 {
                     tracing::warn!("Unable to record event: too many queued events, dropped event");
                 }

@@ -5,6 +5,7 @@
 //! has the same log twice. Never validates, never defaults but what is named here, and knows no access control.
 //! Upstream: `k8s.io/apiserver/pkg/registry/generic/registry/store.go`, `k8s.io/client-go/testing` (which has less).
 
+mod discovery;
 mod patch;
 mod request;
 mod respond;
@@ -12,6 +13,7 @@ mod store;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use jiff::Timestamp;
 use kube::Resource;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -46,10 +48,28 @@ impl Refusal {
     }
 }
 
+/// A request, and what came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Noted {
+    /// When it came.
+    pub at: Timestamp,
+    /// The request.
+    pub call: Call,
+    /// `None`: it was carried out.
+    pub refused: Option<Refusal>,
+}
+
+struct Failure {
+    matches: Matcher,
+    with: Refusal,
+    /// It happens all the same.
+    carried_out: bool,
+}
+
 struct State {
     store: Store,
-    failures: Vec<(Matcher, Refusal)>,
-    calls: Vec<Call>,
+    failures: Vec<Failure>,
+    calls: Vec<Noted>,
 }
 
 /// The server; clones are the same one.
@@ -82,7 +102,24 @@ impl ApiServer {
 
     /// From now on, requests that match are refused and change nothing.
     pub fn fail(&self, matcher: impl Fn(&Call) -> bool + Send + Sync + 'static, with: Refusal) {
-        self.lock().failures.push((Box::new(matcher), with));
+        self.lock().failures.push(Failure {
+            matches: Box::new(matcher),
+            with,
+            carried_out: false,
+        });
+    }
+
+    /// From now on, requests that match are carried out, and answered as if they were not: the connection broke in between.
+    pub fn lose_answers(
+        &self,
+        matcher: impl Fn(&Call) -> bool + Send + Sync + 'static,
+        with: Refusal,
+    ) {
+        self.lock().failures.push(Failure {
+            matches: Box::new(matcher),
+            with,
+            carried_out: true,
+        });
     }
 
     /// Nothing is refused on demand any more.
@@ -159,16 +196,32 @@ impl ApiServer {
             .collect()
     }
 
-    /// Every request of clients so far, also those refused, oldest first.
+    /// Every request of clients so far, also those refused, oldest first. Those of discovery are none.
     pub fn calls(&self) -> Vec<Call> {
-        self.lock().calls.clone()
+        let state = self.lock();
+        state.calls.iter().map(|noted| noted.call.clone()).collect()
     }
 
     /// The same, without those that only read.
     pub fn writes(&self) -> Vec<Call> {
-        let mut calls = self.calls();
-        calls.retain(|call| !matches!(call.verb, Verb::Get | Verb::List | Verb::Watch));
-        calls
+        let noted = self.log().into_iter();
+        noted.map(|noted| noted.call).collect()
+    }
+
+    /// The writes with their times, and what came of them.
+    pub fn log(&self) -> Vec<Noted> {
+        let state = self.lock();
+        let writes = state.calls.iter().filter(|noted| noted.call.verb.writes());
+        writes.cloned().collect()
+    }
+
+    /// Waits until `condition` holds, looking again after every change.
+    pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        let mut changes = self.lock().store.changes();
+        while !condition(self) {
+            // The store lives in self.
+            let _ = changes.changed().await;
+        }
     }
 
     /// Ends every watch, as the real server does every few minutes.

@@ -33,6 +33,13 @@ pub enum Verb {
     DeleteCollection,
 }
 
+impl Verb {
+    /// Whether it may change anything.
+    pub fn writes(self) -> bool {
+        !matches!(self, Self::Get | Self::List | Self::Watch)
+    }
+}
+
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {

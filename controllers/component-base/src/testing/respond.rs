@@ -8,12 +8,13 @@ use http::{Request, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
+use jiff::Timestamp;
 use kube::client::Body;
 use serde_json::{Value, json};
 
 use super::request::{Call, Verb};
-use super::store::{Told, Watch};
-use super::{ApiServer, Refusal, status};
+use super::store::{Store, Told, Watch};
+use super::{ApiServer, Noted, Refusal, discovery, status};
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
@@ -23,6 +24,9 @@ pub(super) async fn respond(
     request: Request<Body>,
 ) -> Result<Answer, kube::Error> {
     let (head, body) = request.into_parts();
+    if let Some(page) = discovery::page(&head) {
+        return Ok(whole(200, &page));
+    }
     let body = body.collect().await?.to_bytes();
     let metadata = head
         .headers
@@ -36,23 +40,42 @@ pub(super) async fn respond(
 fn carry_out(server: &ApiServer, call: Call, metadata: bool) -> Result<Answer, Refusal> {
     let now = server.clock.now();
     let mut state = server.lock();
-    state.calls.push(call.clone());
-    if let Some((_, refusal)) = state.failures.iter().find(|(matches, _)| matches(&call)) {
-        return Err(refusal.clone());
-    }
+    let failing = state.failures.iter().find(|f| (f.matches)(&call));
+    let failing = failing.map(|f| (f.with.clone(), f.carried_out));
+    let outcome = match failing {
+        Some((refusal, false)) => Err(refusal),
+        Some((refusal, true)) => {
+            answer_of(&mut state.store, &call, now, metadata).and(Err(refusal))
+        }
+        None => answer_of(&mut state.store, &call, now, metadata),
+    };
+    state.calls.push(Noted {
+        at: now,
+        call,
+        refused: outcome.as_ref().err().cloned(),
+    });
+    outcome
+}
+
+fn answer_of(
+    store: &mut Store,
+    call: &Call,
+    now: Timestamp,
+    metadata: bool,
+) -> Result<Answer, Refusal> {
     match call.verb {
         Verb::Watch => {
-            let watch = state.store.watch(&call)?;
+            let watch = store.watch(call)?;
             Ok(stream(watch, metadata))
         }
         Verb::List => {
-            let items = state.store.list(&call);
+            let items = store.list(call);
             let items = items.iter().map(|item| shown(item, metadata)).collect();
-            let list: Value = list(&call, state.store.version(), items, metadata);
+            let list: Value = list(call, store.version(), items, metadata);
             Ok(whole(200, &list))
         }
         verb => {
-            let object = state.store.answer(&call, now)?;
+            let object = store.answer(call, now)?;
             let code = if verb == Verb::Create { 201 } else { 200 };
             Ok(whole(code, &shown(&object, metadata)))
         }

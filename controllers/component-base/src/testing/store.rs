@@ -7,6 +7,7 @@ use component_helpers::labels::Selector;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 
 use super::Refusal;
 use super::patch::{merge, strategic};
@@ -122,9 +123,15 @@ pub(super) struct Store {
     objects: BTreeMap<Kind, BTreeMap<Key, Stored>>,
     history: Vec<Change>,
     watchers: Vec<Watcher>,
+    /// Told the version after every change.
+    changed: watch::Sender<u64>,
 }
 
 impl Store {
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
     pub(super) fn version(&self) -> u64 {
         self.version
     }
@@ -457,6 +464,7 @@ impl Store {
             }
         });
         self.history.push(change);
+        self.changed.send_replace(self.version);
         new
     }
 }

@@ -224,3 +224,57 @@ async fn requests_are_refused_on_demand_and_noted() {
         ("configmaps", "a")
     );
 }
+
+#[tokio::test]
+async fn it_says_what_kinds_it_has() {
+    let client = server().0.client();
+    let core = client.list_core_api_versions_aggregated().await.unwrap();
+    let resources = &core.items[0].versions[0].resources;
+    let pods = resources
+        .iter()
+        .find(|r| r.resource.as_deref() == Some("pods"));
+    assert_eq!(pods.unwrap().scope.as_deref(), Some("Namespaced"));
+    let groups = client.list_api_groups_aggregated().await.unwrap();
+    let names = groups
+        .items
+        .iter()
+        .filter_map(|group| group.metadata.as_ref()?.name.as_deref());
+    assert!(names.collect::<Vec<_>>().contains(&"apps"));
+    let apps = client.list_api_group_resources("apps/v1").await.unwrap();
+    let deployments = apps.resources.iter().find(|r| r.name == "deployments");
+    assert_eq!(deployments.unwrap().kind, "Deployment");
+    let unknown = client.list_api_group_resources("apps/v9").await;
+    assert_eq!(code(unknown).0, 404);
+}
+
+#[tokio::test]
+async fn writes_are_noted_with_their_times_and_what_came_of_them() {
+    let (server, clock) = server();
+    let api: Api<ConfigMap> = Api::namespaced(server.client(), "n");
+    api.create(&PostParams::default(), &map("a", "1"))
+        .await
+        .unwrap();
+    clock.advance(Duration::from_secs(1));
+    api.create(&PostParams::default(), &map("a", "1"))
+        .await
+        .unwrap_err();
+    api.get("a").await.unwrap();
+    let log: Vec<_> = server
+        .log()
+        .into_iter()
+        .map(|noted| (noted.at.as_second(), noted.refused.map(|r| r.reason)))
+        .collect();
+    let refused = Some("AlreadyExists".to_owned());
+    assert_eq!(log, [(1_800_000_000, None), (1_800_000_001, refused)]);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_does_not_undo_what_was_done() {
+    let (server, _) = server();
+    let api: Api<ConfigMap> = Api::namespaced(server.client(), "n");
+    let lost = Refusal::new(500, "InternalError", "connection reset");
+    server.lose_answers(|call| call.verb == Verb::Create, lost);
+    let outcome = api.create(&PostParams::default(), &map("a", "1")).await;
+    assert_eq!(code(outcome), (500, "InternalError".into()));
+    assert_eq!(server.list::<ConfigMap>().len(), 1);
+}
