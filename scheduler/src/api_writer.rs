@@ -7,11 +7,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use component_base::client::{api_status, is_conflict, is_not_found};
+use component_base::clock::Clock;
 use component_base::leader_election::Leadership;
 use framework::{ApiWriteError, ApiWriter, BoxFuture, ClaimWriter, NominatingInfo};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, PodCondition};
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::json;
@@ -82,16 +84,18 @@ impl Waiting {
 pub struct KubeWriter {
     client: Client,
     leadership: Leadership,
+    clock: Clock,
     requests: Arc<Semaphore>,
     waiting: Mutex<Waiting>,
 }
 
 impl KubeWriter {
     /// Writes by `client` while this process leads; waits while it is paused.
-    pub fn new(client: Client, leadership: Leadership) -> Self {
+    pub fn new(client: Client, leadership: Leadership, clock: Clock) -> Self {
         KubeWriter {
             client,
             leadership,
+            clock,
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             waiting: Mutex::default(),
         }
@@ -286,7 +290,7 @@ impl ApiWriter for KubeWriter {
         nominating: NominatingInfo,
     ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
         Box::pin(async move {
-            let Some(patch) = status_patch(pod, condition, nominating) else {
+            let Some(patch) = status_patch(pod, condition, nominating, self.clock.now()) else {
                 return Ok(());
             };
             let uid = patch.uid.clone();
@@ -315,6 +319,7 @@ fn status_patch(
     pod: &Pod,
     condition: Option<PodCondition>,
     nominating: NominatingInfo,
+    now: Timestamp,
 ) -> Option<StatusPatch> {
     let status = pod.status.as_ref();
     let known = |type_: &str| {
@@ -336,18 +341,16 @@ fn status_patch(
                 return None;
             }
         }
-        condition
-            .last_transition_time
-            .get_or_insert_with(|| Time(k8s_openapi::jiff::Timestamp::now()));
+        condition.last_transition_time.get_or_insert(Time(now));
         Some(condition)
     });
-    let now = status
+    let nominated = status
         .and_then(|s| s.nominated_node_name.as_deref())
         .unwrap_or_default();
     // A pod with a node can no longer be promised one; the API server refuses it.
     let is_bound = component_helpers::pod::node_name(pod).is_some();
     let nominated_node_name = match nominating {
-        NominatingInfo::Override(node) if node != now && (node.is_empty() || !is_bound) => {
+        NominatingInfo::Override(node) if node != nominated && (node.is_empty() || !is_bound) => {
             Some(node)
         }
         _ => None,
@@ -387,6 +390,14 @@ mod tests {
     use framework::testing::make_pod;
 
     use super::*;
+
+    fn status_patch(
+        pod: &Pod,
+        condition: Option<PodCondition>,
+        nominating: NominatingInfo,
+    ) -> Option<StatusPatch> {
+        super::status_patch(pod, condition, nominating, Timestamp::UNIX_EPOCH)
+    }
 
     fn unschedulable(message: &str) -> Option<PodCondition> {
         Some(PodCondition {

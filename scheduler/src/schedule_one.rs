@@ -50,6 +50,15 @@ impl SchedulingLoop {
         }
     }
 
+    /// The same in a task; others have their turn after each pod.
+    pub async fn run_in_task(mut self) {
+        let queue = Arc::clone(&self.scheduler.queue);
+        while let Some(queued) = std::future::poll_fn(|context| queue.poll_pop(context)).await {
+            self.schedule_one(queued);
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Schedules one popped pod.
     pub fn schedule_one(&mut self, queued: Box<QueuedPodInfo>) {
         let start = Instant::now();

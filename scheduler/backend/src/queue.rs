@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -90,6 +91,7 @@ impl SchedulingQueue {
                 gated: 0,
                 in_flight: InFlight::default(),
                 closed: false,
+                waker: None,
             }),
             ready: Condvar::new(),
             nominator: Arc::default(),
@@ -210,6 +212,27 @@ impl SchedulingQueue {
                 .ready
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// As [`SchedulingQueue::pop`], for a loop in a task; the last that polled is woken.
+    pub fn poll_pop(&self, context: &mut Context<'_>) -> Poll<Option<Box<QueuedPodInfo>>> {
+        let mut state = self.lock();
+        if state.closed {
+            return Poll::Ready(None);
+        }
+        if let Some(popped) = self.try_pop_locked(&mut state) {
+            return Poll::Ready(Some(popped));
+        }
+        state.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// There is a pod to pop, or never will be again.
+    fn wake(&self, state: &mut State) {
+        self.ready.notify_all();
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
         }
     }
 
@@ -473,7 +496,7 @@ impl SchedulingQueue {
         let mut state = self.lock();
         state.closed = true;
         state.in_flight.clear();
-        self.ready.notify_all();
+        self.wake(&mut state);
     }
 
     /// How many pods are where.

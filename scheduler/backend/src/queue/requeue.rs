@@ -62,7 +62,7 @@ impl SchedulingQueue {
             .get_or_insert_with(|| (self.config.now)());
         (self.config.incoming)("active", event);
         state.active.push(queued);
-        self.ready.notify_one();
+        self.wake(state);
     }
 
     pub(super) fn move_to_backoff(
@@ -82,7 +82,7 @@ impl SchedulingQueue {
             state.error_backoff.push(queued);
         } else {
             state.backoff.push(queued);
-            self.ready.notify_one();
+            self.wake(state);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::task::Waker;
 
 use super::QueuedPodInfo;
 use super::heap::Heap;
@@ -17,6 +18,8 @@ pub(super) struct State {
     pub(super) gated: usize,
     pub(super) in_flight: InFlight,
     pub(super) closed: bool,
+    /// Of who polls for a pod.
+    pub(super) waker: Option<Waker>,
 }
 
 impl State {

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use framework::testing::{PodBuilder, make_node, make_pod};
 use framework::*;
 use k8s_openapi::api::core::v1::Pod;
@@ -302,4 +304,29 @@ fn nominations_follow_the_pod() {
     queue.add(pod("q").nominated_node_name("a").info());
     queue.delete("q");
     assert!(nominator.is_empty());
+}
+
+#[test]
+fn who_polls_is_woken_by_a_pod_and_by_the_end() {
+    struct Count(AtomicUsize);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (queue, _) = queue();
+    let count = Arc::new(Count(AtomicUsize::new(0)));
+    let waker = std::task::Waker::from(count.clone());
+    let mut context = Context::from_waker(&waker);
+    assert!(queue.poll_pop(&mut context).is_pending());
+    queue.add(pod("a").info());
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    let Poll::Ready(Some(popped)) = queue.poll_pop(&mut context) else {
+        panic!("there is a pod");
+    };
+    assert_eq!(popped.pod.name(), "a");
+    assert!(queue.poll_pop(&mut context).is_pending());
+    queue.close();
+    assert_eq!(count.0.load(Ordering::Relaxed), 2);
+    assert!(matches!(queue.poll_pop(&mut context), Poll::Ready(None)));
 }
