@@ -9,7 +9,7 @@ mod events_v1;
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Client, Resource};
 use serde::Serialize;
@@ -100,7 +100,9 @@ impl Recorder {
         let owner = shutdown.clone();
         owner.spawn_guarded("event recorder", async move {
             let mut correlator = core_v1::Correlator::default();
+            let mut last = Timestamp::MIN;
             while let Some(Some((now, event))) = shutdown.run_until(receiver.recv()).await {
+                let now = later(now, &mut last);
                 let event = core_v1::make_event(event, &component, &host, now);
                 if let Some(write) = correlator.correlate(event, now) {
                     shutdown
@@ -134,13 +136,17 @@ impl Recorder {
         let owner = shutdown.clone();
         owner.spawn_guarded("event recorder", async move {
             let mut series = events_v1::Series::default();
+            let mut last = Timestamp::MIN;
             let mut tick = tokio::time::interval(SERIES_PERIOD);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 let writes = tokio::select! {
                     () = shutdown.triggered() => return,
                     received = receiver.recv() => match received {
-                        Some((now, event)) => series.record(events_v1::make_event(event, &controller, &instance, now), now),
+                        Some((now, event)) => {
+                            let now = later(now, &mut last);
+                            series.record(events_v1::make_event(event, &controller, &instance, now), now)
+                        }
                         None => return,
                     },
                     _ = tick.tick() => series.sweep(time.now()),
@@ -249,6 +255,14 @@ pub fn hostname() -> String {
         .unwrap_or_default()
 }
 
+/// Events have their names from their times: of two at one moment the second would be taken for the first. It is said to be later by
+/// the shortest time there is.
+fn later(now: Timestamp, last: &mut Timestamp) -> Timestamp {
+    let next = last.saturating_add(SignedDuration::from_nanos(1));
+    *last = next.unwrap_or(now).max(now);
+    *last
+}
+
 fn event_name(regarding: &ObjectReference, now: Timestamp) -> String {
     format!(
         "{}.{:x}",
@@ -314,4 +328,34 @@ where
         }
     }
     wire::create(client, &write.namespace, &write.event).await
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Event;
+
+    use super::*;
+    use crate::testing::ApiServer;
+
+    #[tokio::test(start_paused = true)]
+    async fn two_events_of_one_moment_are_two() {
+        let clock = Clock::of_runtime(Timestamp::UNIX_EPOCH);
+        let (api, shutdown) = (ApiServer::new(clock.clone()), Shutdown::new());
+        let recorder = Recorder::core_v1_by(&clock, api.client(), "c", "", &shutdown);
+        let pod = ObjectReference {
+            name: Some("p".into()),
+            namespace: Some("n".into()),
+            ..ObjectReference::default()
+        };
+        for message in ["one", "two"] {
+            recorder.event(&pod, EventType::Normal, "Created", "", message);
+        }
+        api.until(|api| api.list::<Event>().len() == 2).await;
+        let refused = api
+            .log()
+            .into_iter()
+            .filter(|noted| noted.refused.is_some());
+        assert_eq!(refused.count(), 0);
+        shutdown.trigger();
+    }
 }

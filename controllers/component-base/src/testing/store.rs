@@ -296,6 +296,9 @@ impl Store {
         if call.plural == "pods" {
             object["status"] = json!({"phase": "Pending"});
         }
+        if call.plural == "namespaces" && call.group.is_empty() {
+            object["status"] = json!({"phase": "Active"});
+        }
         Ok(self.store(&call, None, object))
     }
 
