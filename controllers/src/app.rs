@@ -1,4 +1,4 @@
-//! The life of the process: flags, health and metrics pages, leader election, the controllers, the end.
+//! The life of the process: flags, health and metrics pages, leader election, the end. The controllers are put together by [`assemble`].
 //!
 //! Upstream: cmd/kube-controller-manager/app/controllermanager.go, v1.36. A process that loses its lease exits with code 1.
 
@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use component_base::client::ClientConfig;
+use component_base::clock::Clock;
 use component_base::events::Recorder;
-use component_base::features::{Feature, FeatureGates};
 use component_base::flags::Flags;
-use component_base::health::{Health, Kind};
-use component_base::informer::Factory;
+use component_base::health::Health;
 use component_base::leader_election::{LeaderElector, Leadership};
 use component_base::memory;
 use component_base::metrics;
@@ -18,43 +17,18 @@ use component_base::options::{LeaderElectionOptions, ServingOptions};
 use component_base::process;
 use component_base::shutdown::Shutdown;
 use component_base::zpages;
-use tokio::task::JoinSet;
+use controller_runtime::accounts::Accounts;
 
-use crate::clustertrustbundle_publisher::CLUSTER_TRUST_BUNDLE;
 use crate::configz;
-use crate::context::{ControllerContext, Running};
-use crate::device_taint_eviction::{DEVICE_TAINT_RULES, DEVICE_TAINTS};
 use crate::explain;
-use crate::horizontal_pod_autoscaler::{CONSISTENCY, GENERATION, SCALE_TO_ZERO};
-use crate::node_lifecycle::LEASE_CIRCUIT_BREAKER;
 use crate::options::{COMPONENT, Options, flag_set};
-use crate::podcertificaterequest_cleaner::POD_CERTIFICATE_REQUEST;
-use crate::readers;
-use crate::registry::{CONTROLLERS, is_enabled};
-use crate::statefulset::controller::MAX_UNAVAILABLE;
-use crate::storage_version_migrator::STORAGE_VERSION_MIGRATOR;
-use crate::volume_protection::UNUSED_SINCE_TIME;
 
-/// Gates that controllers here look at.
-const FEATURES: &[Feature] = &[
-    Feature::ga(CLUSTER_TRUST_BUNDLE),
-    Feature::locked("HPAConfigurableTolerance"),
-    Feature::beta(GENERATION),
-    Feature::beta(SCALE_TO_ZERO),
-    Feature::beta(LEASE_CIRCUIT_BREAKER),
-    Feature::locked("DRAAdminAccess"),
-    Feature::ga(DEVICE_TAINT_RULES),
-    Feature::ga(DEVICE_TAINTS),
-    Feature::locked("DRAPrioritizedList"),
-    Feature::locked("DynamicResourceAllocation"),
-    Feature::beta(MAX_UNAVAILABLE),
-    Feature::beta(UNUSED_SINCE_TIME),
-    Feature::ga(POD_CERTIFICATE_REQUEST),
-    Feature::locked("SELinuxChangePolicy"),
-    Feature::locked("SeparateTaintEvictionController"),
-    Feature::ga(STORAGE_VERSION_MIGRATOR),
-    Feature::beta(CONSISTENCY),
-];
+mod assemble;
+#[cfg(test)]
+mod tests;
+
+pub use crate::context::Seams;
+pub use assemble::{Component, assemble, features};
 
 /// More have not been seen to be busy.
 const MOST_WORKERS: usize = 4;
@@ -80,8 +54,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let serving = ServingOptions::from_flags(&flags, COMPONENT)?;
     let election = LeaderElectionOptions::from_flags(&flags)?;
     let options = Arc::new(Options::from_flags(&flags)?);
-    let mut features = FeatureGates::new(FEATURES);
-    features.set(&options.feature_gates)?;
+    let features = Arc::new(features(&options)?);
     tracing::info!(version = component_base::version::GIT_VERSION, "Starting");
     let giving_back = memory::run(shutdown.token().clone());
     shutdown.spawn_guarded("memory", giving_back);
@@ -102,31 +75,35 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         .serve(pages(&health, &flags), shutdown.clone())
         .await?;
 
-    let features = Arc::new(features);
-    let context = |leadership: Leadership, shutdown: Shutdown| {
-        let informers = Factory::keeping(client.clone(), shutdown.clone(), readers::keeps());
-        let (options, features) = (options.clone(), features.clone());
-        ControllerContext::new(
-            options,
-            features,
-            informers,
+    let component = |leadership: Leadership, shutdown: Shutdown| {
+        assemble(Seams {
+            options: options.clone(),
+            features: features.clone(),
+            client: client.clone(),
+            accounts: Accounts::new(
+                options.client.clone(),
+                client.clone(),
+                options.use_service_account_credentials,
+                shutdown.clone(),
+            ),
             leadership,
-            health.clone(),
+            clock: Clock::real(),
+            health: health.clone(),
             shutdown,
-            root_ca.clone(),
-        )
+            root_ca: root_ca.clone(),
+        })
     };
     if !election.enabled {
-        return run_controllers(context(Leadership::always(), shutdown.clone())).await;
+        return component(Leadership::always(), shutdown.clone())
+            .run()
+            .await;
     }
     let recorder = |client| Recorder::core_v1(client, COMPONENT, "", &shutdown);
     let elector = LeaderElector::connect(&options.client, election.config, recorder).await?;
     elector.add_health_check(&health);
     let leadership = elector.leadership();
     elector
-        .run_work(&shutdown, |leading| {
-            run_controllers(context(leadership, leading))
-        })
+        .run_work(&shutdown, |leading| component(leadership, leading).run())
         .await
 }
 
@@ -171,64 +148,4 @@ fn to_pem(certificates: &[Vec<u8>]) -> String {
         text += "-----END CERTIFICATE-----\n";
     }
     text
-}
-
-/// Builds the controllers that are wanted, then runs them until shutdown.
-async fn run_controllers(context: ControllerContext) -> anyhow::Result<()> {
-    let missing: Vec<&str> = CONTROLLERS
-        .iter()
-        .filter(|d| d.constructor.is_none() && is_enabled(d, &context.options.controllers))
-        .map(|d| d.name)
-        .collect();
-    if !missing.is_empty() {
-        tracing::warn!(
-            controllers = missing.join(","),
-            "These controllers are not built yet and do not run"
-        );
-    }
-    let mut running: Vec<(&'static str, Running)> = Vec::new();
-    for descriptor in CONTROLLERS {
-        if !is_enabled(descriptor, &context.options.controllers) {
-            tracing::debug!(controller = descriptor.name, "Controller is disabled");
-            continue;
-        }
-        let Some(constructor) = descriptor.constructor else {
-            continue;
-        };
-        let built = tokio::select! {
-            built = constructor(context.clone()) => built,
-            () = context.shutdown.triggered() => return Ok(()),
-        };
-        running.push((
-            descriptor.name,
-            built.with_context(|| format!("starting controller {}", descriptor.name))?,
-        ));
-    }
-    let mut tasks = JoinSet::new();
-    for (name, controller) in running {
-        tracing::debug!(controller = name, "Controller starting");
-        let task = tasks.spawn(context.shutdown.essential(name, controller));
-        context.health.add(name, Kind::Always, move || {
-            if task.is_finished() {
-                Err("the controller has ended".into())
-            } else {
-                Ok(())
-            }
-        });
-        if !context.options.controller_start_interval.is_zero() {
-            let pause = tokio::time::sleep(context.options.controller_start_interval);
-            if context.shutdown.run_until(pause).await.is_none() {
-                break;
-            }
-        }
-    }
-    context.shutdown.triggered().await;
-    let all = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(context.options.controller_shutdown_timeout, all)
-        .await
-        .is_err()
-    {
-        anyhow::bail!("controller shutdown timeout reached");
-    }
-    Ok(())
 }

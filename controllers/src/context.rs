@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use component_base::clock::Clock;
 use component_base::features::FeatureGates;
 use component_base::health::Health;
 use component_base::informer::Factory;
@@ -16,6 +17,7 @@ use futures::future::BoxFuture;
 use kube::Client;
 
 use crate::options::Options;
+use crate::readers;
 
 /// A controller at work: ends at shutdown.
 pub type Running = BoxFuture<'static, ()>;
@@ -50,6 +52,28 @@ pub enum StartError {
     Settings(String),
 }
 
+/// Everything the controllers stand on. Nothing else is taken from the machine or the process, but for files that options name.
+pub struct Seams {
+    /// The settings; of clients, lease and ports nothing is looked at.
+    pub options: Arc<Options>,
+    /// The feature gates.
+    pub features: Arc<FeatureGates>,
+    /// Fills the caches.
+    pub client: Client,
+    /// Who writes.
+    pub accounts: Accounts,
+    /// Every write waits for it.
+    pub leadership: Leadership,
+    /// What time it is.
+    pub clock: Clock,
+    /// Health checks.
+    pub health: Health,
+    /// Ends all of it.
+    pub shutdown: Shutdown,
+    /// See [`ControllerContext::root_ca`].
+    pub root_ca: Option<Vec<u8>>,
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct ControllerContext {
@@ -61,6 +85,8 @@ pub struct ControllerContext {
     pub informers: Factory,
     /// Whether this process leads.
     pub leadership: Leadership,
+    /// What time it is.
+    pub clock: Clock,
     /// Health checks; a controller's own is added by the process.
     pub health: Health,
     /// Ends the controllers.
@@ -80,27 +106,25 @@ const FAST_QPS_FACTOR: f32 = 20.0;
 const FAST_BURST_FACTOR: u32 = 100;
 
 impl ControllerContext {
-    /// A context of a process that leads by `leadership`.
-    pub fn new(
-        options: Arc<Options>,
-        features: Arc<FeatureGates>,
-        informers: Factory,
-        leadership: Leadership,
-        health: Health,
-        shutdown: Shutdown,
-        root_ca: Option<Vec<u8>>,
-    ) -> Self {
-        let accounts = Accounts::new(
-            options.client.clone(),
-            informers.client().clone(),
-            options.use_service_account_credentials,
-            shutdown.clone(),
-        );
-        Self {
+    /// What controllers share, of what the process stands on.
+    pub fn new(seams: Seams) -> Self {
+        let Seams {
             options,
             features,
-            informers,
+            client,
+            accounts,
             leadership,
+            clock,
+            health,
+            shutdown,
+            root_ca,
+        } = seams;
+        Self {
+            informers: Factory::keeping(client, shutdown.clone(), readers::keeps()),
+            options,
+            features,
+            leadership,
+            clock,
             health,
             shutdown,
             root_ca: Arc::new(root_ca),

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerOptions};
 use controller_runtime::{Action, ApiError, DeleteOptions};
 use futures::FutureExt as _;
@@ -44,7 +43,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
             "podcertificaterequestcleaner",
         )
         .await?;
-    let (shutdown, clock) = (context.shutdown, Clock::real());
+    let (shutdown, clock) = (context.shutdown, context.clock.clone());
     Ok(async move {
         if shutdown.run_until(requests.wait_for_sync()).await != Some(true) {
             return;

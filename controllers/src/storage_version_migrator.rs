@@ -46,8 +46,15 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let runner = runner::run(
         migrations.clone(),
         executor.clone(),
+        context.clock.clone(),
         context.shutdown.clone(),
     );
-    let migrator = migrator::run(migrations, client, executor, context.shutdown.clone());
+    let migrator = migrator::run(
+        migrations,
+        client,
+        executor,
+        context.clock,
+        context.shutdown,
+    );
     Ok(futures::future::join(runner, migrator).map(drop).boxed())
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use component_base::client::{
     BearerToken, ClientConfig, ClientError, Connections, is_already_exists,
 };
+use component_base::clock::Clock;
 use component_base::events::Recorder;
 use component_base::leader_election::Leadership;
 use component_base::shutdown::Shutdown;
@@ -57,9 +58,11 @@ pub struct Accounts {
 }
 
 struct Inner {
-    config: ClientConfig,
+    /// `None`: all accounts have `core`.
+    config: Option<ClientConfig>,
     core: Client,
     own: bool,
+    clock: Clock,
     shutdown: Shutdown,
     clients: Mutex<Clients>,
 }
@@ -74,10 +77,26 @@ struct Clients {
 impl Accounts {
     /// Clients like `config` says; with `own`, under accounts whose tokens `core` asks for until `shutdown`.
     pub fn new(config: ClientConfig, core: Client, own: bool, shutdown: Shutdown) -> Self {
+        Self::over(Some(config), core, own, Clock::real(), shutdown)
+    }
+
+    /// One client for all accounts; events are stamped by `clock`.
+    pub fn of_client(client: Client, clock: Clock, shutdown: Shutdown) -> Self {
+        Self::over(None, client, false, clock, shutdown)
+    }
+
+    fn over(
+        config: Option<ClientConfig>,
+        core: Client,
+        own: bool,
+        clock: Clock,
+        shutdown: Shutdown,
+    ) -> Self {
         let inner = Inner {
             config,
             core,
             own,
+            clock,
             shutdown,
             clients: Mutex::default(),
         };
@@ -92,12 +111,15 @@ impl Accounts {
     /// When no client can be made, or no token be had.
     pub async fn client(&self, account: &str, factors: (f32, u32)) -> Result<Client, AccountError> {
         let inner = &self.inner;
+        let Some(config) = &inner.config else {
+            return Ok(inner.core.clone());
+        };
         let mut clients = inner.clients.lock().await;
         if let Some(client) = clients.by_account.get(account) {
             return Ok(client.clone());
         }
-        let component = format!("{}/{account}", inner.config.component);
-        let mut config = inner.config.with_component(&component);
+        let component = format!("{}/{account}", config.component);
+        let mut config = config.with_component(&component);
         config.qps *= factors.0;
         config.burst = config.burst.saturating_mul(factors.1);
         let client = if inner.own {
@@ -106,12 +128,13 @@ impl Accounts {
                 account: account.to_string(),
                 source: Box::new(source),
             };
-            let expires = renew(&inner.core, account, &token).await.map_err(wrap)?;
+            let renewed = renew(&inner.core, account, &token, &inner.clock).await;
             let renewing = keep_renewed(
                 inner.core.clone(),
                 account.to_string(),
                 token.clone(),
-                expires,
+                renewed.map_err(wrap)?,
+                inner.clock.clone(),
                 inner.shutdown.clone(),
             );
             let name = format!("token of {account}");
@@ -136,7 +159,8 @@ impl Accounts {
 
     /// An executor with a client: writes while `leadership` holds, records events as `component`.
     pub fn executor(&self, client: Client, component: &str, leadership: Leadership) -> Executor {
-        let recorder = Recorder::core_v1(client.clone(), component, "", &self.inner.shutdown);
+        let (clock, shutdown) = (&self.inner.clock, &self.inner.shutdown);
+        let recorder = Recorder::core_v1_by(clock, client.clone(), component, "", shutdown);
         Executor::new(Arc::new(ApiTransport::new(client)), leadership, recorder)
     }
 }
@@ -146,6 +170,7 @@ async fn renew(
     client: &Client,
     account: &str,
     token: &BearerToken,
+    clock: &Clock,
 ) -> Result<Timestamp, kube::Error> {
     let api: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
     if api.get_opt(account).await?.is_none() {
@@ -178,7 +203,7 @@ async fn renew(
     // A server that does not say gets asked again soon.
     Ok(status
         .expiration_timestamp
-        .map_or_else(Timestamp::now, |time| time.0))
+        .map_or_else(|| clock.now(), |time| time.0))
 }
 
 async fn keep_renewed(
@@ -186,13 +211,11 @@ async fn keep_renewed(
     account: String,
     token: BearerToken,
     mut expires: Timestamp,
+    clock: Clock,
     shutdown: Shutdown,
 ) {
     loop {
-        let left = expires
-            .duration_since(Timestamp::now())
-            .as_secs_f64()
-            .max(0.0);
+        let left = expires.duration_since(clock.now()).as_secs_f64().max(0.0);
         let pause = Duration::from_secs_f64((left * (1.0 - LEEWAY)).max(1.0));
         if shutdown
             .run_until(tokio::time::sleep(pause))
@@ -201,7 +224,10 @@ async fn keep_renewed(
         {
             return;
         }
-        match shutdown.run_until(renew(&client, &account, &token)).await {
+        match shutdown
+            .run_until(renew(&client, &account, &token, &clock))
+            .await
+        {
             None => return,
             Some(Ok(until)) => expires = until,
             Some(Err(error)) => {

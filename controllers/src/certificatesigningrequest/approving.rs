@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use controller_runtime::executor::Target;
 use controller_runtime::{
@@ -76,7 +75,7 @@ struct ApprovingController {
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let requests: Informer<CertificateSigningRequest> =
         context.informers.informer(InformerOptions::default());
-    let queue = WorkQueue::with("csrapproving", RATE_LIMIT, Clock::real());
+    let queue = WorkQueue::with("csrapproving", RATE_LIMIT, context.clock.clone());
     let mut watches = Watches::new(context.shutdown.clone());
     let add = queue.clone();
     watches.on(&requests, move |event| {

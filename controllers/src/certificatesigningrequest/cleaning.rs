@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerOptions};
 use controller_runtime::{Action, DeleteOptions};
 use futures::FutureExt as _;
@@ -71,7 +70,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context
         .executor("certificate-controller", "certificate-controller")
         .await?;
-    let (shutdown, clock) = (context.shutdown, Clock::real());
+    let (shutdown, clock) = (context.shutdown, context.clock.clone());
     Ok(async move {
         if shutdown.run_until(requests.wait_for_sync()).await != Some(true) {
             return;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_base::tls::watch_files;
@@ -100,7 +99,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     }
     let requests: Informer<CertificateSigningRequest> =
         context.informers.informer(InformerOptions::default());
-    let queue = WorkQueue::with("csrsigning", RATE_LIMIT, Clock::real());
+    let queue = WorkQueue::with("csrsigning", RATE_LIMIT, context.clock.clone());
     let mut watches = Watches::new(context.shutdown.clone());
     let add = queue.clone();
     watches.on(&requests, move |event| {

@@ -44,7 +44,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let (controller, queue, watches) = CronJobController::new(
         &context.informers,
         executor,
-        Clock::real(),
+        context.clock.clone(),
         &context.shutdown,
     );
     LazyLock::force(&CREATION_SKEW);

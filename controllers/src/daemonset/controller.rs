@@ -39,7 +39,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let (controller, queue, watches) = DaemonSetController::new(
         &context.informers,
         executor,
-        Clock::real(),
+        context.clock.clone(),
         &context.shutdown,
     );
     Ok(run_controller(

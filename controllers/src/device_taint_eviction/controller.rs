@@ -122,7 +122,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         evicted_by: Mutex::default(),
         queue: WorkQueue::new(NAME),
         executor,
-        clock: Clock::real(),
+        clock: context.clock.clone(),
     });
     LazyLock::force(&DELETED);
     LazyLock::force(&LATENCY);

@@ -35,7 +35,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context.executor(NAME, COMPONENT).await?;
     let discovery = Arc::new(context.client(NAME).await?);
     let informers = &context.informers;
-    let clock = Clock::real();
+    let clock = context.clock.clone();
     let scales = Scales {
         controllers: informers.informer(InformerOptions::default()),
         replica_sets: informers.informer(InformerOptions::default()),

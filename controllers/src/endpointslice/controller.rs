@@ -59,7 +59,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         &context.informers,
         executor,
         settings,
-        Clock::real(),
+        context.clock.clone(),
         &context.shutdown,
     );
     Ok(run_controller(

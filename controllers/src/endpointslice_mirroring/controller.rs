@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
@@ -53,7 +52,11 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         let key = service_key(slice).filter(|_| is_managed(slice));
         key.map(|key| key.to_string()).into_iter().collect()
     });
-    let queue = WorkQueue::with("endpoint_slice_mirroring", SYNC_BACK_OFF, Clock::real());
+    let queue = WorkQueue::with(
+        "endpoint_slice_mirroring",
+        SYNC_BACK_OFF,
+        context.clock.clone(),
+    );
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&controller.endpoints, move |event| {

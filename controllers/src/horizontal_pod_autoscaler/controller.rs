@@ -123,7 +123,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         Arc::new(client.clone()),
         Arc::new(client),
         settings,
-        Clock::real(),
+        context.clock.clone(),
     ));
     let queue = WorkQueue::new("horizontalpodautoscaler");
     let mut watches = Watches::new(context.shutdown.clone());

@@ -51,7 +51,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         pods: context.informers.informer(InformerOptions::default()),
         executor,
         period: context.options.legacy_token_clean_up_period,
-        clock: Clock::real(),
+        clock: context.clock.clone(),
     });
     let queue = WorkQueue::new("legacy_service_account_token_cleaner");
     // The one key stands for a round; it comes back by itself.

@@ -40,7 +40,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         &context.informers,
         executor,
         discovery,
-        Clock::real(),
+        context.clock.clone(),
         &context.shutdown,
     );
     let namespaces = context

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_helpers::pod as pod_helpers;
@@ -66,7 +65,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
             large_cluster_threshold: options.large_cluster_size_threshold,
             unhealthy_zone_threshold: options.unhealthy_zone_threshold,
         },
-        clock: Clock::real(),
+        clock: context.clock.clone(),
         shared: Arc::default(),
         changed: Arc::new(Notify::new()),
     };

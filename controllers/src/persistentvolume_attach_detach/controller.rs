@@ -92,7 +92,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         attachments: informers.informer(InformerOptions::default()),
         executor,
         options: context.options.attach_detach.clone(),
-        clock: Clock::real(),
+        clock: context.clock.clone(),
         state: Arc::default(),
         changed: Notify::new(),
     });

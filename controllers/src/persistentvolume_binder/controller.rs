@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
@@ -87,8 +86,8 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         executor,
         claim_queue: WorkQueue::new("claims"),
         volume_queue: WorkQueue::new("volumes"),
-        operations: WorkQueue::with("volume_operations", BACKOFF, Clock::real()),
-        times: OperationTimes::new(Clock::real()),
+        operations: WorkQueue::with("volume_operations", BACKOFF, context.clock.clone()),
+        times: OperationTimes::new(context.clock.clone()),
         options: context.options.volumes.clone(),
         host_path_root: host_path::ROOT.into(),
         save_pause: PAUSE,

@@ -9,6 +9,7 @@ use component_base::informer::{Informer, InformerOptions};
 use component_helpers::pod as pod_helpers;
 use controller_runtime::{Action, ApiError, DeleteOptions, Executor};
 use futures::{FutureExt as _, StreamExt as _};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use prometheus::{IntCounterVec, register_int_counter_vec};
@@ -62,7 +63,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
             .executor("pod-garbage-collector", "pod-garbage-collector")
             .await?,
         threshold: context.options.terminated_pod_gc_threshold,
-        clock: Clock::real(),
+        clock: context.clock.clone(),
         quarantine: HashMap::new(),
     };
     let shutdown = context.shutdown.clone();
@@ -90,7 +91,7 @@ impl PodGarbageCollector {
         let (pods, nodes) = (self.pods.list(), self.nodes.list());
         let gone = self.deleted_nodes(missing_nodes(&pods, &nodes)).await;
         let found = sync(&pods, &nodes, &gone, self.threshold);
-        let executor = &self.executor;
+        let (executor, clock) = (&self.executor, &self.clock);
         futures::stream::iter(found)
             .for_each_concurrent(PARALLEL, |(pod, reason)| async move {
                 let namespace = pod_helpers::namespace(&pod);
@@ -102,7 +103,7 @@ impl PodGarbageCollector {
                 DELETED
                     .with_label_values(&[namespace, reason.as_str()])
                     .inc();
-                if let Err(error) = delete(executor, &pod, reason).await {
+                if let Err(error) = delete(executor, &pod, reason, clock.now()).await {
                     tracing::warn!(pod = pod_helpers::key(&pod), %error, "Failed to delete pod");
                     FAILED
                         .with_label_values(&[namespace, reason.as_str()])
@@ -135,7 +136,12 @@ impl PodGarbageCollector {
 }
 
 /// Marks the Pod failed, since nobody else will, and deletes it without grace.
-async fn delete(executor: &Executor, pod: &Pod, reason: Reason) -> Result<(), ApiError> {
+async fn delete(
+    executor: &Executor,
+    pod: &Pod,
+    reason: Reason,
+    now: Timestamp,
+) -> Result<(), ApiError> {
     let (namespace, name) = (pod_helpers::namespace(pod), pod_helpers::name(pod));
     if !pod_helpers::is_terminal(pod) {
         let mut status = pod.status.clone().unwrap_or_default();
@@ -150,11 +156,7 @@ async fn delete(executor: &Executor, pod: &Pod, reason: Reason) -> Result<(), Ap
                 observed_generation: pod.metadata.generation,
                 ..PodCondition::default()
             };
-            pod_helpers::update_pod_condition(
-                &mut status,
-                condition,
-                &Time(jiff::Timestamp::now()),
-            );
+            pod_helpers::update_pod_condition(&mut status, condition, &Time(now));
             conditions.extend(pod_helpers::get_pod_condition(&status, "DisruptionTarget"));
         }
         let patch = json!({
@@ -196,9 +198,14 @@ mod tests {
             "spec": { "containers": [] }, "status": { "phase": "Running" } });
         let pod: Pod = serde_json::from_value(value).unwrap();
         api.insert(&pod);
-        delete(&api.executor(), &pod, Reason::Orphaned)
-            .await
-            .unwrap();
+        delete(
+            &api.executor(),
+            &pod,
+            Reason::Orphaned,
+            Timestamp::UNIX_EPOCH,
+        )
+        .await
+        .unwrap();
         let writes = api.writes();
         assert_eq!(writes.len(), 2);
         assert_eq!(writes[0].body["status"]["phase"], "Failed");
@@ -221,9 +228,14 @@ mod tests {
             status: serde_json::from_value(json!({ "phase": "Failed" })).unwrap(),
             ..pod
         };
-        delete(&api.executor(), &failed, Reason::Terminated)
-            .await
-            .unwrap();
+        delete(
+            &api.executor(),
+            &failed,
+            Reason::Terminated,
+            Timestamp::UNIX_EPOCH,
+        )
+        .await
+        .unwrap();
         assert_eq!(api.list::<Pod>().len(), 1);
     }
 }

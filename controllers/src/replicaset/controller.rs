@@ -36,7 +36,7 @@ pub async fn start<K: Replicated>(context: ControllerContext) -> Result<Running,
     let (controller, queue, watches) = ReplicaSetController::<K>::new(
         &context.informers,
         executor,
-        Clock::real(),
+        context.clock.clone(),
         &context.shutdown,
     );
     Ok(run_controller(

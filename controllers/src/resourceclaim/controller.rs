@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
@@ -138,7 +137,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         pods: informers.informer(InformerOptions::default()),
         claims: informers.informer(InformerOptions::default()),
         templates: informers.informer(InformerOptions::default()),
-        created: Created::new(Clock::real()),
+        created: Created::new(context.clock.clone()),
         deleted: UidCache::default(),
         queue: WorkQueue::new("resource_claim"),
         executor,

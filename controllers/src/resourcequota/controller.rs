@@ -47,6 +47,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         counts.clone(),
         with_devices,
         context.options.resource_quota_sync_period,
+        context.clock.clone(),
         &context.shutdown,
     );
     let (quotas, keys) = (controller.quotas.clone(), queue.clone());
@@ -107,6 +108,7 @@ impl ResourceQuotaController {
         counts: Counts,
         with_devices: bool,
         sync_period: Duration,
+        clock: Clock,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
         let controller = Arc::new(Self {
@@ -121,7 +123,7 @@ impl ResourceQuotaController {
             counts,
             sync_period,
             executor,
-            clock: Clock::real(),
+            clock,
         });
         let queue = WorkQueue::new("resourcequota_primary");
         let mut watches = Watches::new(shutdown.clone());

@@ -38,7 +38,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         cidrs: context.informers.informer(InformerOptions::default()),
         addresses: context.informers.informer(InformerOptions::default()),
         executor,
-        clock: Clock::real(),
+        clock: context.clock.clone(),
     });
     let queue = WorkQueue::new("ipaddresses");
     let mut watches = Watches::new(context.shutdown.clone());

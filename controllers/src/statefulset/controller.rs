@@ -43,7 +43,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let (controller, queue, watches) = StatefulSetController::new(
         &context.informers,
         executor,
-        Clock::real(),
+        context.clock.clone(),
         context.features.enabled(MAX_UNAVAILABLE),
         &context.shutdown,
     );

@@ -49,6 +49,7 @@ pub(super) async fn run(
     migrations: Informer<StorageVersionMigration>,
     client: Client,
     executor: Executor,
+    clock: Clock,
     shutdown: Shutdown,
 ) {
     let queue = WorkQueue::new(NAME);
@@ -64,7 +65,7 @@ pub(super) async fn run(
         discovery: Arc::new(client.clone()),
         objects: Arc::new(client),
         executor,
-        clock: Clock::real(),
+        clock,
     });
     run_controller(migrator, queue, watches, WORKERS, shutdown).await;
 }

@@ -57,6 +57,7 @@ pub(super) struct Runner {
 pub(super) async fn run(
     migrations: Informer<StorageVersionMigration>,
     executor: Executor,
+    clock: Clock,
     shutdown: Shutdown,
 ) {
     let queue = WorkQueue::new(NAME);
@@ -70,7 +71,7 @@ pub(super) async fn run(
     let runner = Arc::new(Runner {
         migrations,
         executor,
-        clock: Clock::real(),
+        clock,
     });
     run_controller(runner, queue, watches, 1, shutdown).await;
 }

@@ -92,7 +92,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         nodes,
         scheduled: Mutex::default(),
         executor,
-        clock: Clock::real(),
+        clock: context.clock.clone(),
     });
     Ok(run_controller(controller, queue, watches, WORKERS, context.shutdown).boxed())
 }
@@ -146,8 +146,7 @@ impl TaintEviction {
             observed_generation: pod.metadata.generation,
             ..PodCondition::default()
         };
-        if pod_helpers::update_pod_condition(&mut status, condition, &Time(jiff::Timestamp::now()))
-        {
+        if pod_helpers::update_pod_condition(&mut status, condition, &Time(self.clock.now())) {
             // Only the one condition: the others are the kubelet's, and may be newer on the server.
             let condition = pod_helpers::get_pod_condition(&status, "DisruptionTarget");
             let patch =

@@ -43,7 +43,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let controller = Arc::new(TtlAfterFinished {
         jobs,
         executor,
-        clock: Clock::real(),
+        clock: context.clock.clone(),
     });
     let workers = context.options.workers("ttl-after-finished");
     Ok(run_controller(

@@ -46,7 +46,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         claims: context.informers.informer(InformerOptions::default()),
         pods: context.informers.informer(InformerOptions::default()),
         executor,
-        clock: Clock::real(),
+        clock: context.clock.clone(),
         tracks: context.features.enabled(UNUSED_SINCE_TIME),
     });
     let queue = WorkQueue::new("pvcprotection");
