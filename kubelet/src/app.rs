@@ -11,6 +11,7 @@ mod machine;
 mod runtime;
 mod servers;
 mod start;
+pub mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -135,6 +136,8 @@ pub async fn run() -> Result<(), AppError> {
     let shutdown = Shutdown::on_signals().map_err(io("install signal handlers"))?;
     metrics::init(&options.node_name);
     let work = async {
+        let giving_back = crate::memory::run(shutdown.token().clone());
+        shutdown.spawn_essential("memory", giving_back);
         let seams = of_this_machine(options, config, gates, shutdown.clone()).await?;
         assemble(seams).await?.run().await
     };

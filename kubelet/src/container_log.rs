@@ -16,7 +16,7 @@ use runtime::api::{ContainerState, ContainerStatus, Runtime};
 use tokio_util::sync::CancellationToken;
 
 use crate::configuration::KubeletConfiguration;
-use crate::off_thread::off_thread;
+use crate::off_thread::{off_thread, spawn_blocking};
 use crate::paths::Paths;
 
 /// Entries of a log directory that are looked at.
@@ -101,7 +101,7 @@ async fn rotate(
 ) -> io::Result<()> {
     let (paths, log) = (paths.clone(), container.log_path.clone());
     // Compressing takes its time: no deadline, but off the async threads.
-    let prepared = tokio::task::spawn_blocking(move || prepare(&paths, &log, policy));
+    let prepared = spawn_blocking(move || prepare(&paths, &log, policy));
     let (directory, name, rotated) = prepared.await.map_err(io::Error::other)??;
     // The shim goes on in the renamed file until it is told.
     if let Err(error) = reopen(runtime, container).await {

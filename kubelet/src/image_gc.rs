@@ -17,6 +17,7 @@ use crate::configuration::KubeletConfiguration;
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::image_manager::pull_manager::PullManager;
 use crate::metrics;
+use crate::off_thread::spawn_blocking;
 
 /// Upstream: `ImageGCPeriod`.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -322,7 +323,7 @@ impl ImageGcManager {
         }
         let images = self.free_old_images(images, now).await?;
         let usage = self.runtime.image_fs_info().await?;
-        let fs = tokio::task::spawn_blocking(move || fs_stats(&usage.mountpoint))
+        let fs = spawn_blocking(move || fs_stats(&usage.mountpoint))
             .await
             .map_err(|e| ImageGcError::FileSystem(std::io::Error::other(e)))?
             .map_err(|e| ImageGcError::FileSystem(e.into()))?;
@@ -372,7 +373,7 @@ impl ImageGcManager {
         let until = Timestamp::now();
         match self.runtime.list_images().await {
             Ok(images) => {
-                let pruned = tokio::task::spawn_blocking(move || pulls.prune(&images, until)).await;
+                let pruned = spawn_blocking(move || pulls.prune(&images, until)).await;
                 if let Err(error) = pruned {
                     tracing::error!(%error, "failed to prune image pull records");
                 }

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::configuration::KubeletConfiguration;
 use crate::events::{KubeletRecorder, Type, reason};
+use crate::off_thread::spawn_blocking;
 use crate::{metrics, pod};
 use credential_provider::CredentialProviders;
 use credentials::{CredentialSource, Keyring, TrackedAuth};
@@ -134,7 +135,7 @@ impl PodKeyring<'_> {
         let look_up = || async {
             let (keyring, secrets) = (self.manager.keyring.clone(), self.secrets.to_vec());
             let image = self.image.to_owned();
-            let known = tokio::task::spawn_blocking(move || keyring.lookup(&image, &secrets));
+            let known = spawn_blocking(move || keyring.lookup(&image, &secrets));
             let mut found = known.await.unwrap_or_default();
             let plugins = &self.manager.providers;
             found.extend(plugins.lookup(self.image, self.pod).await);
@@ -302,15 +303,14 @@ impl ImageManager {
         };
         let (name, status) = (requested.to_owned(), found.clone());
         let records = pulls.clone();
-        let asks =
-            tokio::task::spawn_blocking(move || records.asks_for_credentials(&name, &status));
+        let asks = spawn_blocking(move || records.asks_for_credentials(&name, &status));
         let credentials = match asks.await {
             Ok(true) => to_pod_credentials(keyring.get().await),
             Ok(false) => PodCredentials::default(),
             Err(_) => return false,
         };
         let (name, status) = (requested.to_owned(), found.clone());
-        let asked = tokio::task::spawn_blocking(move || {
+        let asked = spawn_blocking(move || {
             // Records that were written meanwhile may ask for what was not looked up: then the registry decides.
             !pulls.must_attempt_pull(&name, &status, || credentials)
         });
@@ -345,7 +345,7 @@ impl ImageManager {
     /// Notes in the records what became of a pull.
     async fn note(&self, note: impl FnOnce(&PullManager) + Send + 'static) {
         if let Some(pulls) = self.pulls.clone()
-            && let Err(error) = tokio::task::spawn_blocking(move || note(&pulls)).await
+            && let Err(error) = spawn_blocking(move || note(&pulls)).await
         {
             tracing::error!(%error, "failed to note an image pull");
         }
@@ -359,7 +359,7 @@ impl ImageManager {
         let present = self.runtime.image_status(image).await;
         let present = present.map_err(|e| e.to_string())?.map(|found| found.id);
         let name = requested.to_owned();
-        tokio::task::spawn_blocking(move || pulls.begin(&name, present.as_deref()))
+        spawn_blocking(move || pulls.begin(&name, present.as_deref()))
             .await
             .map_err(|e| e.to_string())?
             .map_err(|e| e.to_string())

@@ -6,7 +6,9 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 /// Of one piece of work, the wait for its turn included.
 pub const DEADLINE: Duration = Duration::from_secs(5);
@@ -33,6 +35,17 @@ pub async fn off_thread<T: Send + 'static>(
     run(&TURNS, DEADLINE, work).await
 }
 
+/// Runs `work`, which may wait for files, on a thread where that holds nobody up; in its turn among the tasks where one thread does
+/// everything ([`host::alone`]).
+pub fn spawn_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    match host::alone::works_alone() {
+        true => Handle::current().spawn(async move { work() }),
+        false => tokio::task::spawn_blocking(work),
+    }
+}
+
 async fn run<T: Send + 'static>(
     turns: &Arc<Semaphore>,
     deadline: Duration,
@@ -41,7 +54,7 @@ async fn run<T: Send + 'static>(
     let work = async {
         let turn = turns.clone().acquire_owned().await;
         let turn = turn.map_err(|_| OffThreadError::Panicked)?;
-        let done = tokio::task::spawn_blocking(move || {
+        let done = spawn_blocking(move || {
             // Given back when the work is through, not when nobody waits any more.
             let _turn = turn;
             work()

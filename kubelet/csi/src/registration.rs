@@ -20,6 +20,7 @@ use csi_spec::pluginregistration::registration_client::RegistrationClient;
 use csi_spec::pluginregistration::{CSI_PLUGIN, InfoRequest, PluginInfo, RegistrationStatus};
 use futures::{Stream, StreamExt};
 use inotify::{Inotify, WatchMask};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -124,7 +125,7 @@ impl Registrations {
         loop {
             let dir = self.dir.clone();
             let mut given = watches.take();
-            let scanned = tokio::task::spawn_blocking(move || {
+            let scan = move || {
                 let found = std::fs::create_dir_all(&dir).and_then(|()| {
                     sockets::scan(&dir, &mut |dir| {
                         if let Some(watches) = &mut given {
@@ -133,7 +134,12 @@ impl Registrations {
                     })
                 });
                 (found, given)
-            });
+            };
+            // In its turn among the tasks where one thread does everything.
+            let scanned = match host::alone::works_alone() {
+                true => Handle::current().spawn(async move { scan() }),
+                false => tokio::task::spawn_blocking(scan),
+            };
             match scanned.await {
                 Ok((found, given)) => {
                     watches = given;

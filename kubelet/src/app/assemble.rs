@@ -115,7 +115,7 @@ pub(super) struct Parts {
 /// Records on disk, the runtime or a plugin's configuration cannot be read.
 pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
     let (options, config, gates) = (&seams.options, &seams.config, &seams.gates);
-    let (shutdown, runtime) = (&seams.shutdown, &seams.runtime);
+    let (shutdown, runtime, clock) = (&seams.shutdown, &seams.runtime, &seams.clock);
     let paths = seams.paths.clone();
     let registration = registration(options, config, &seams.machine.info);
     let node = node_state(&seams, &registration);
@@ -126,7 +126,8 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
     let recorder = recorder(&seams);
     let (config_updates, channels) = channels();
     let pods = Arc::new(PodManager::default());
-    let status = Arc::new(StatusManager::new(pods.clone(), client.clone()));
+    let status = StatusManager::new(pods.clone(), client.clone(), clock.clone());
+    let status = Arc::new(status);
     let token = shutdown.token().clone();
     let probes = Arc::new(ProbeManager::new(
         runtime.clone(),
@@ -238,7 +239,8 @@ fn recorder(seams: &Seams) -> KubeletRecorder {
     let name = &seams.options.node_name;
     let events = match &seams.clients {
         Some(clients) => {
-            Recorder::core_v1(clients.events.clone(), "kubelet", name, &seams.shutdown)
+            let client = clients.events.clone();
+            Recorder::core_v1_by(&seams.clock, client, "kubelet", name, &seams.shutdown)
         }
         None => Recorder::discard(),
     };

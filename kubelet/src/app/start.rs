@@ -60,7 +60,6 @@ impl Parts {
         let (runtime, paths) = (self.runtime.clone(), kubelet.paths.clone());
         let logs = container_log::run(runtime, paths, self.config.clone(), token.clone());
         self.essential("container logs", logs);
-        self.essential("memory", crate::memory::run(token.clone()));
         self.essential("image garbage", kubelet.image_gc.clone().run(token.clone()));
         let allocation = kubelet.allocation.clone();
         let root = kubelet.paths.root().to_path_buf();
@@ -186,6 +185,7 @@ impl Parts {
             clients.heartbeat.clone(),
             kubelet.node.clone(),
             config.node_lease_duration_seconds,
+            kubelet.clock.clone(),
             token.clone(),
         );
         self.essential("node lease", lease);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::runtime::fake::FakeRuntime;
-use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::shutdown::Shutdown;
 use component_base::testing::ApiServer;
@@ -16,25 +15,15 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use super::AppError;
-use super::assemble::{Machine, Parts, Seams, assemble};
-use super::clients::ApiClients;
-use super::features::feature_gates;
-use crate::cm::ContainerManager;
-use crate::cm::cgroup::{CgroupManager, Hierarchies};
-use crate::cm::machine::{FsStats, MachineInfo};
+use super::assemble::{Parts, assemble};
+use super::testing::{Given, seams};
 use crate::configuration::KubeletConfiguration;
-use crate::eviction::manager::Observer;
-use crate::eviction::observe::Observed;
 use crate::kubelet::Kubelet;
-use crate::options::{Options, flag_set};
-use crate::paths::Paths;
-use crate::security_context::NodeSecurity;
 
 pub(crate) const NODE: &str = "node";
 /// How long, by the world's clock, something may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(1200);
 const LOOK: Duration = Duration::from_millis(20);
-const GIB: u64 = 1 << 30;
 
 pub(crate) struct World {
     pub(crate) api: ApiServer,
@@ -52,11 +41,17 @@ impl World {
         let clock = Clock::of_runtime(Timestamp::from_second(1_800_000_000).expect("in range"));
         let api = ApiServer::new(clock.clone());
         let runtime = FakeRuntime::new();
-        let now = clock.clone();
-        runtime.set_now(move || now.now());
         let (shutdown, files) = (Shutdown::new(), tempfile::tempdir().expect("a folder"));
-        let seams = seams(&api, &runtime, &clock, &shutdown, &files, configure);
-        let parts: Parts = assemble(seams).await.expect("assembled");
+        let given = Given {
+            node: NODE,
+            address: [192, 0, 2, 1].into(),
+            client: api.client(),
+            runtime: runtime.clone(),
+            clock: clock.clone(),
+            shutdown: shutdown.clone(),
+            files: files.path(),
+        };
+        let parts: Parts = assemble(seams(given, configure)).await.expect("assembled");
         let kubelet = parts.kubelet.clone();
         Self {
             api,
@@ -153,16 +148,6 @@ impl World {
     }
 }
 
-/// The world's machine is short of nothing, whatever the one is that the test runs on.
-struct Plenty;
-
-#[async_trait]
-impl Observer for Plenty {
-    async fn observe(&self, _: &Kubelet) -> Observed {
-        Observed::default()
-    }
-}
-
 pub(crate) fn condition<'a>(
     conditions: impl IntoIterator<Item = (&'a String, &'a String)>,
     kind: &str,
@@ -188,75 +173,5 @@ fn merge(target: &mut Value, change: &Value) {
             }
         }
         (target, change) => *target = change.clone(),
-    }
-}
-
-fn seams(
-    api: &ApiServer,
-    runtime: &FakeRuntime,
-    clock: &Clock,
-    shutdown: &Shutdown,
-    files: &TempDir,
-    configure: impl FnOnce(&mut KubeletConfiguration),
-) -> Seams {
-    let root = files.path();
-    let path = |name: &str| root.join(name).display().to_string();
-    let args = [
-        format!("--hostname-override={NODE}"),
-        format!("--root-dir={}", path("kubelet")),
-        format!("--cert-dir={}", path("pki")),
-        "--node-ip=192.0.2.1".to_owned(),
-    ];
-    let flags = flag_set().parse(args).expect("flags of the test");
-    let options = Options::from_flags(&flags).expect("options of the test");
-    let mut config = KubeletConfiguration {
-        enable_server: false,
-        healthz_port: 0,
-        pod_logs_dir: path("logs"),
-        resolv_conf: String::new(),
-        // The disk of the machine that the test runs on makes no garbage of images.
-        image_gc_high_threshold_percent: 100,
-        ..KubeletConfiguration::default()
-    };
-    configure(&mut config);
-    let paths = Paths::new(root.join("kubelet"), root.join("logs"))
-        .with_container_logs(root.join("containers"));
-    super::make_directories(&paths).expect("directories");
-    std::fs::create_dir(root.join("cgroup")).expect("a folder in place of a hierarchy");
-    let cgroups = CgroupManager::with_hierarchies(Hierarchies::V2(root.join("cgroup")));
-    let gates = feature_gates(&options, &config).expect("gates of the test");
-    let client = || api.client();
-    Seams {
-        container_manager: Arc::new(ContainerManager::new(&config, cgroups, false)),
-        options,
-        config: Arc::new(config),
-        paths,
-        gates,
-        clock: clock.clone(),
-        shutdown: shutdown.clone(),
-        clients: Some(ApiClients {
-            main: client(),
-            heartbeat: client(),
-            events: client(),
-            reviews: client(),
-        }),
-        runtime: Arc::new(runtime.clone()),
-        network: None,
-        machine: Machine {
-            info: MachineInfo {
-                cpus: 4,
-                memory_capacity_bytes: 8 * GIB,
-                ..MachineInfo::default()
-            },
-            root_fs: FsStats {
-                capacity_bytes: 100 * GIB,
-                available_bytes: 50 * GIB,
-                inodes: 1 << 20,
-                inodes_free: 1 << 19,
-            },
-            observer: Arc::new(Plenty),
-            addresses: vec![[192, 0, 2, 1].into()],
-            security: NodeSecurity::default(),
-        },
     }
 }

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use super::threshold::Signal;
 use crate::disk_usage::DiskUsages;
 use crate::kubelet::Kubelet;
+use crate::off_thread::spawn_blocking;
 use crate::{hosts, pod};
 
 /// How old a count may be. Upstream: cAdvisor's housekeeping interval.
@@ -133,7 +134,7 @@ pub async fn measure(
         return out;
     }
     let (paths, counts) = (kubelet.paths.clone(), counts.clone());
-    let counted = tokio::task::spawn_blocking(move || {
+    let counted = spawn_blocking(move || {
         let count = |directory: PathBuf| counts.of(&directory, MAX_AGE);
         for (pod, usage) in &mut out {
             let uid = pod::uid(pod);

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use runtime::api::{ContainerState, ContainerStatus, RuntimeError, SandboxState};
 
 use super::{RuntimeManager, observe};
-use crate::off_thread::off_thread;
+use crate::off_thread::{off_thread, spawn_blocking};
 use crate::paths::uid_of_log_directory;
 use crate::pod_status::PodStatus;
 
@@ -122,7 +122,7 @@ impl RuntimeManager {
                 .d
                 .paths
                 .pod_log_directory(&status.namespace, &status.name, &status.uid);
-            let removed = tokio::task::spawn_blocking(move || remove_dir(&logs)).await;
+            let removed = spawn_blocking(move || remove_dir(&logs)).await;
             if let Err(error) = removed {
                 tracing::warn!(%error, "failed to remove log directory");
             }
@@ -196,7 +196,7 @@ impl RuntimeManager {
             .collect();
         let logs = self.d.paths.pod_logs_root().to_owned();
         let links = self.d.paths.container_logs().to_owned();
-        let removed = tokio::task::spawn_blocking(move || {
+        let removed = spawn_blocking(move || {
             orphans.iter().for_each(|path| remove_dir(path));
             remove_dangling_links(&links, &logs);
         });

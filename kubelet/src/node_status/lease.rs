@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use component_base::clock::Clock;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
 use kube::api::{Api, PostParams};
@@ -23,6 +24,7 @@ struct Controller {
     api: Api<Lease>,
     node: Arc<NodeState>,
     duration_seconds: i32,
+    clock: Clock,
     latest: Option<Lease>,
 }
 
@@ -34,7 +36,7 @@ impl Controller {
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         spec.holder_identity = Some(self.node.name.clone());
         spec.lease_duration_seconds = Some(self.duration_seconds);
-        spec.renew_time = Some(MicroTime(jiff::Timestamp::now()));
+        spec.renew_time = Some(MicroTime(self.clock.now()));
         // With an owner, the lease goes when the node goes.
         if lease
             .metadata
@@ -108,6 +110,7 @@ pub async fn run(
     client: kube::Client,
     node: Arc<NodeState>,
     duration_seconds: i32,
+    clock: Clock,
     shutdown: CancellationToken,
 ) {
     let api = Api::namespaced(client, NAMESPACE);
@@ -116,6 +119,7 @@ pub async fn run(
         api,
         node,
         duration_seconds,
+        clock,
         latest: None,
     };
     let mut retry = FIRST_RETRY;

@@ -90,7 +90,7 @@ impl Reporter {
             volumes_in_use,
             declared_features: &self.kubelet.declared_features,
             old_conditions,
-            now: jiff::Timestamp::now(),
+            now: self.kubelet.clock.now(),
         })
     }
 

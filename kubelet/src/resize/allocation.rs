@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoint;
+use crate::off_thread::spawn_blocking;
 use crate::pod;
 
 /// Many pods that come at once are written at once.
@@ -291,7 +292,7 @@ impl AllocationManager {
                 .map(|(uid, e)| (uid.clone(), e.granted.clone()))
                 .collect();
             let path = root.join(checkpoint::FILE);
-            let written = tokio::task::spawn_blocking(move || checkpoint::store(&path, pods)).await;
+            let written = spawn_blocking(move || checkpoint::store(&path, pods)).await;
             match written {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {

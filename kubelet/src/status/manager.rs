@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use component_base::clock::Clock;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus,
 };
@@ -52,13 +54,14 @@ pub struct StatusManager {
     changed: Notify,
     pods: Arc<PodManager>,
     client: Option<kube::Client>,
+    clock: Clock,
     /// Told of every change.
     watchers: pods_api::Changes,
 }
 
-fn now() -> Time {
-    let now = jiff::Timestamp::now();
-    Time(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now))
+/// In whole seconds, as the API has time.
+fn whole_seconds(now: Timestamp) -> Time {
+    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,12 +74,13 @@ enum WriteError {
 
 impl StatusManager {
     /// Without a client nothing is written (a kubelet that runs alone).
-    pub fn new(pods: Arc<PodManager>, client: Option<kube::Client>) -> Self {
+    pub fn new(pods: Arc<PodManager>, client: Option<kube::Client>, clock: Clock) -> Self {
         Self {
             entries: Mutex::default(),
             changed: Notify::new(),
             pods,
             client,
+            clock,
             watchers: pods_api::Changes::default(),
         }
     }
@@ -233,10 +237,11 @@ impl StatusManager {
             return false;
         }
         metrics::observe_terminations(&old, &status);
-        set_transition_times(&mut status, &old);
+        let now = self.clock.now();
+        set_transition_times(&mut status, &old, &whole_seconds(now));
         // A rejected pod's status is not generated.
         if status.start_time.is_none() {
-            status.start_time = Some(start_time(&old, jiff::Timestamp::now()));
+            status.start_time = Some(start_time(&old, now));
         }
         normalize(&mut status);
         let mut before = old;
@@ -290,7 +295,8 @@ impl StatusManager {
         };
         let mut theirs = pod.status.clone().unwrap_or_default();
         normalize(&mut theirs);
-        let merged = merge_pod_status(pod, &theirs, entry.status.clone(), false);
+        let now = whole_seconds(self.clock.now());
+        let merged = merge_pod_status(pod, &theirs, entry.status.clone(), false, &now);
         if merged != theirs || entry.finished {
             entry.written = entry.written.min(entry.version - 1);
             drop(entries);
@@ -399,9 +405,10 @@ impl StatusManager {
             }
         };
         let could_run = safety.pod_could_have_running_containers(uid);
+        let now = whole_seconds(self.clock.now());
         for attempt in 0..5 {
             let theirs = base.status.clone().unwrap_or_default();
-            let merged = merge_pod_status(&base, &theirs, status.clone(), could_run);
+            let merged = merge_pod_status(&base, &theirs, status.clone(), could_run, &now);
             let patch = diff(
                 &serde_json::to_value(&theirs)?,
                 &serde_json::to_value(&merged)?,
@@ -511,15 +518,15 @@ fn has_pod_initialized(pod: &Pod, status: &PodStatus) -> bool {
 }
 
 /// A condition keeps its time as long as its status stays.
-fn set_transition_times(status: &mut PodStatus, old: &PodStatus) {
+fn set_transition_times(status: &mut PodStatus, old: &PodStatus, now: &Time) {
     for c in status.conditions.iter_mut().flatten() {
         let before = old.conditions.iter().flatten().find(|o| o.type_ == c.type_);
         c.last_transition_time = match before {
             Some(o) if o.status == c.status => o.last_transition_time.clone(),
-            _ => Some(now()),
+            _ => Some(now.clone()),
         };
         if c.last_transition_time.is_none() {
-            c.last_transition_time = Some(now());
+            c.last_transition_time = Some(now.clone());
         }
     }
 }
@@ -546,6 +553,7 @@ fn merge_pod_status(
     theirs: &PodStatus,
     mut ours: PodStatus,
     could_run: bool,
+    now: &Time,
 ) -> PodStatus {
     let terminal = |s: &PodStatus| pod::is_terminal_phase(s.phase.as_deref().unwrap_or_default());
     let to_terminal = !terminal(theirs) && terminal(&ours);
@@ -589,7 +597,7 @@ fn merge_pod_status(
             .filter(|c| matches!(c.type_.as_str(), "Ready" | "ContainersReady"))
         {
             if c.status == "True" {
-                let time = Some(now());
+                let time = Some(now.clone());
                 *c = PodCondition {
                     last_transition_time: time,
                     ..conditions::condition(pod, &c.type_.clone(), false, Some(reason), None)
@@ -630,6 +638,16 @@ fn diff(old: &Value, new: &Value) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn merge_pod_status(
+        pod: &Pod,
+        theirs: &PodStatus,
+        ours: PodStatus,
+        could_run: bool,
+    ) -> PodStatus {
+        let now = Time(Timestamp::UNIX_EPOCH);
+        super::merge_pod_status(pod, theirs, ours, could_run, &now)
+    }
 
     #[test]
     fn diff_names_only_what_changed() {

@@ -57,7 +57,7 @@ pub(crate) async fn set_up(
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SetUpError> + Send + 'static,
 ) -> Result<T, SetUpError> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::threads::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(SetUpError::Interrupted(error.to_string())),
     }

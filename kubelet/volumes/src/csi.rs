@@ -213,7 +213,7 @@ fn hex(bytes: &[u8]) -> String {
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CsiError> + Send + 'static,
 ) -> Result<T, CsiError> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::threads::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(CsiError::Interrupted(error.to_string())),
     }

@@ -37,6 +37,7 @@ mod nfs;
 mod projected;
 mod secret;
 mod tear_down;
+mod threads;
 mod token;
 mod trust_bundle;
 

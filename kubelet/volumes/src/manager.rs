@@ -403,7 +403,7 @@ impl VolumeManager {
                 })
             }
         };
-        match tokio::task::spawn_blocking(work).await {
+        match crate::threads::spawn_blocking(work).await {
             Ok(result) => result.map(|()| target),
             Err(error) => Err(SubPathError::Prepare {
                 volume: name,
@@ -628,7 +628,7 @@ fn pod_uid(pod: &Pod) -> Result<&str, VolumeError> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, VolumeError> {
-    tokio::task::spawn_blocking(work)
+    crate::threads::spawn_blocking(work)
         .await
         .map_err(|error| VolumeError::Interrupted(error.to_string()))
 }
