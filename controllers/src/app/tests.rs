@@ -44,7 +44,7 @@ impl World {
             clock: clock.clone(),
             health: Health::new(),
             shutdown: shutdown.clone(),
-            root_ca: None,
+            root_ca: Some(b"a certificate".to_vec()),
         });
         Self {
             api,

@@ -171,16 +171,18 @@ fn the_same_seed_has_the_same_history() {
     assert_ne!(one, history_of(8, &path("3")), "chance has no say");
 }
 
-/// A request in the middle of it all fails.
+/// What happens at a write in the middle of it all.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     /// It is refused.
     Refused,
     /// It is carried out, and its answer is lost.
     Lost,
+    /// All watches end, and what was before is forgotten: who asks for it is told 410.
+    Cut,
 }
 
-/// The history comes to its good end although a write fails. `None`: there were fewer writes.
+/// The history comes to its good end all the same. `None`: there were fewer writes.
 fn survives(number: usize, fault: Fault) -> Option<()> {
     let seed = u64::try_from(number).unwrap_or(0);
     run(seed, move || async move {
@@ -194,6 +196,19 @@ fn survives(number: usize, fault: Fault) -> Option<()> {
         match fault {
             Fault::Refused => cluster.api.fail(chosen, error),
             Fault::Lost => cluster.api.lose_answers(chosen, error),
+            Fault::Cut => {
+                let count_only = move |call: &Call| {
+                    chosen(call);
+                    false
+                };
+                cluster.api.fail(count_only, error);
+                let (api, seen) = (cluster.api.clone(), count.clone());
+                tokio::spawn(async move {
+                    api.until(|_| seen.load(Ordering::Relaxed) > number).await;
+                    api.end_watches();
+                    api.compact();
+                });
+            }
         }
         history(&cluster).await;
         cluster.end().await;
@@ -201,14 +216,14 @@ fn survives(number: usize, fault: Fault) -> Option<()> {
     })
 }
 
-/// Every so many writes one fails, one history each; `WORLD_FAULTS=1`: each of them.
+/// Every so many writes something goes wrong, in a history of its own; `WORLD_FAULTS=1`: at each of them.
 #[test]
-fn whichever_write_fails_all_comes_to_its_end() {
+fn whatever_goes_wrong_at_a_write_all_comes_to_its_end() {
     let step = std::env::var("WORLD_FAULTS")
         .ok()
         .and_then(|step| step.parse().ok());
     let step = step.unwrap_or(23);
-    for fault in [Fault::Refused, Fault::Lost] {
+    for fault in [Fault::Refused, Fault::Lost, Fault::Cut] {
         let histories = (0..)
             .step_by(step)
             .map_while(|number| survives(number, fault));
