@@ -11,7 +11,7 @@ use component_base::testing::ApiServer;
 use controller_runtime::accounts::Accounts;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -61,6 +61,7 @@ impl World {
 
     fn deploy(&self, replicas: i32) {
         self.create::<Namespace>(json!({"metadata": {"name": "default"}}));
+        self.create::<Node>(json!({"metadata": {"name": "node"}}));
         self.create::<Service>(json!({
             "metadata": {"name": "web", "namespace": "default"},
             "spec": {"selector": {"app": "web"}, "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ipFamilies": ["IPv4"],

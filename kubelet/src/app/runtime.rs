@@ -11,6 +11,7 @@ use runtime::linux::{LinuxRuntime, LinuxRuntimeConfig, OpenFiles, Ownership, SHI
 
 use super::AppError;
 use crate::configuration::KubeletConfiguration;
+use crate::off_thread::spawn_blocking;
 use crate::options::Options;
 use crate::paths::Paths;
 use crate::rlimit;
@@ -27,7 +28,7 @@ pub(super) async fn load_user_namespaces(
 ) -> Result<UserNamespaceManager, AppError> {
     let (paths, ids_per_pod) = (paths.clone(), config.ids_per_pod());
     let max_pods = u32::try_from(config.max_pods).unwrap_or_default();
-    let manager = tokio::task::spawn_blocking(move || {
+    let manager = spawn_blocking(move || {
         let mappings = KubeletMappings::of_this_node(ids_per_pod)?;
         UserNamespaceManager::load(paths, mappings, ids_per_pod, max_pods)
     })

@@ -16,6 +16,7 @@ use super::{ApiError, Server};
 pub(super) use http::count;
 
 use crate::metrics::{PROBE_DURATION, PROBE_RESULTS};
+use crate::off_thread::spawn_blocking;
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -32,7 +33,7 @@ pub(super) async fn process(State(server): State<Server>) -> Result<Response, Ap
         .collect();
     let context = server.context.clone();
     let drivers = context.driver_usages().await;
-    let claims = tokio::task::spawn_blocking(move || volume::render(context.as_ref(), &drivers))
+    let claims = spawn_blocking(move || volume::render(context.as_ref(), &drivers))
         .await
         .map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(text(encode(&families)? + &claims))

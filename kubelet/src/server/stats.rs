@@ -27,6 +27,7 @@ use super::{ApiError, DriverUsages, Server, ServerContext};
 use crate::cm::cgroup::CgroupManager;
 use crate::cm::machine::{self, FsStats};
 use crate::disk_usage::DiskUsages;
+use crate::off_thread::spawn_blocking;
 use crate::{hosts, pod};
 pub(super) use cgroup::Usage;
 use rate::Rates;
@@ -139,7 +140,7 @@ impl Stats {
             }
             snapshot
         };
-        tokio::task::spawn_blocking(look)
+        spawn_blocking(look)
             .await
             .map_err(|error| ApiError::internal(error.to_string()))
     }
@@ -165,7 +166,7 @@ impl Stats {
                 .collect();
             (snapshot, details)
         };
-        tokio::task::spawn_blocking(read)
+        spawn_blocking(read)
             .await
             .map_err(|error| ApiError::internal(error.to_string()))
     }

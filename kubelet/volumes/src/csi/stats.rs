@@ -21,7 +21,7 @@ impl CsiVolumes {
     /// Of each CSI volume of a pod, by the name of its directory; `None`: the driver does not say.
     pub async fn usage(self: &Arc<Self>, uid: &str) -> HashMap<String, Option<VolumeUsage>> {
         let (layout, pod) = (self.layout.clone(), uid.to_owned());
-        let found = tokio::task::spawn_blocking(move || data::of_pod(&layout, &pod)).await;
+        let found = crate::threads::spawn_blocking(move || data::of_pod(&layout, &pod)).await;
         let found = found.unwrap_or_default();
         let names: Vec<String> = found.iter().map(|volume| volume.name.clone()).collect();
         let (this, pod) = (self.clone(), uid.to_owned());
