@@ -92,33 +92,19 @@ pub enum Effect {
     ShortenGrace,
 }
 
-/// Upstream: `calculateEffectiveGracePeriod`.
+/// The shortest that anybody asked for: the end under way, the API server, whoever in the kubelet is in a hurry. Upstream:
+/// `calculateEffectiveGracePeriod`.
 fn effective_grace_period(status: &PodSyncStatus, pod: &Pod, wanted: Option<i64>) -> i64 {
-    let mut grace = status.grace_period_seconds.unwrap_or(0);
-    if let Some(wanted) = wanted
-        && (wanted < grace || grace == 0)
-    {
-        grace = wanted;
-    }
     let own = if pod::is_deleted(pod) {
         pod.metadata.deletion_grace_period_seconds
     } else {
         None
     };
-    if let Some(own) = own
-        && (own < grace || grace == 0)
-    {
-        grace = own;
-    }
-    if grace == 0 && wanted.is_none() && own.is_none() {
-        grace = pod
-            .spec
-            .as_ref()
-            .and_then(|s| s.termination_grace_period_seconds)
-            .unwrap_or(30);
-    }
+    let asked = [status.grace_period_seconds, own, wanted];
+    let shortest = asked.into_iter().flatten().min();
+    let of_spec = || pod.spec.as_ref()?.termination_grace_period_seconds;
     // Zero would let nothing end by itself.
-    grace.max(1)
+    shortest.or_else(of_spec).unwrap_or(30).max(1)
 }
 
 /// The one place where a pod's state of work changes by an update.

@@ -80,6 +80,29 @@ fn an_eviction_keeps_its_reason() {
     assert_eq!(s.grace_period_seconds, Some(1));
 }
 
+/// A node that runs out of memory does not wait half an hour for a pod that is on its way already.
+#[test]
+fn a_pod_that_is_ending_is_ended_at_once_if_the_node_is_in_need() {
+    let mut s = PodSyncStatus::default();
+    let deleted = pod(Some(1800));
+    assert_eq!(
+        transition(&mut s, &Update::Pod(deleted.clone())),
+        Effect::CancelAndWork
+    );
+    let evicted = |grace| Update::Kill {
+        pod: deleted.clone(),
+        grace_period_seconds: Some(grace),
+        forced: None,
+    };
+    assert_eq!(transition(&mut s, &evicted(0)), Effect::ShortenGrace);
+    assert_eq!(s.grace_period_seconds, Some(1));
+    assert_eq!(transition(&mut s, &evicted(60)), Effect::Nothing);
+    // Of what comes at once the shortest counts, too.
+    let mut s = PodSyncStatus::default();
+    assert_eq!(transition(&mut s, &evicted(0)), Effect::CancelAndWork);
+    assert_eq!(s.grace_period_seconds, Some(1));
+}
+
 struct Recorder {
     calls: Mutex<Vec<String>>,
     done: Notify,
