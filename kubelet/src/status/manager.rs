@@ -48,7 +48,12 @@ struct Entry {
     deleted: bool,
 }
 
+type Entries<'a> = std::sync::MutexGuard<'a, HashMap<String, Entry>>;
+
 /// Shared; `run` does the writing.
+///
+/// **Invariant:** whoever changes a part of a status holds the lock from reading it to setting it: a probe's word and a
+/// worker's round come at the same time.
 pub struct StatusManager {
     entries: Mutex<HashMap<String, Entry>>,
     changed: Notify,
@@ -90,7 +95,7 @@ impl StatusManager {
         &self.watchers
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
+    fn lock(&self) -> Entries<'_> {
         self.entries.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -101,7 +106,7 @@ impl StatusManager {
 
     /// Sets the whole status. Returns whether anything changed.
     pub fn set_pod_status(&self, pod: &Pod, status: PodStatus) -> bool {
-        self.update(pod, status, pod::is_deleted(pod), false)
+        self.update(self.lock(), pod, status, pod::is_deleted(pod), false)
     }
 
     /// Called as soon as a readiness probe changes its mind, before the pod's worker comes round.
@@ -122,7 +127,8 @@ impl StatusManager {
     }
 
     fn change_container(&self, pod: &Pod, id: &str, change: impl Fn(&mut ContainerStatus) -> bool) {
-        let Some(mut status) = self.get_pod_status(pod::uid(pod)) else {
+        let entries = self.lock();
+        let Some(mut status) = entries.get(pod::uid(pod)).map(|e| e.status.clone()) else {
             return;
         };
         let mut changed = false;
@@ -168,12 +174,13 @@ impl StatusManager {
             }
         }
         status.conditions = Some(list);
-        self.update(pod, status, false, false);
+        self.update(entries, pod, status, false, false);
     }
 
     /// The pod is over: whatever has no known end is called failed, and the object may be deleted.
     pub fn terminate_pod(&self, pod: &Pod) {
-        let cached = self.get_pod_status(pod::uid(pod));
+        let entries = self.lock();
+        let cached = entries.get(pod::uid(pod)).map(|e| e.status.clone());
         let mut status = cached.or_else(|| pod.status.clone()).unwrap_or_default();
         let lost = || ContainerState {
             terminated: Some(ContainerStateTerminated {
@@ -218,12 +225,18 @@ impl StatusManager {
         {
             status.phase = Some("Failed".to_owned());
         }
-        self.update(pod, status, true, true);
+        self.update(entries, pod, status, true, true);
     }
 
-    fn update(&self, pod: &Pod, mut status: PodStatus, force: bool, finished: bool) -> bool {
+    fn update(
+        &self,
+        mut entries: Entries<'_>,
+        pod: &Pod,
+        mut status: PodStatus,
+        force: bool,
+        finished: bool,
+    ) -> bool {
         let uid = pod::uid(pod).to_owned();
-        let mut entries = self.lock();
         let cached = entries.get(&uid);
         let old = cached
             .map(|e| e.status.clone())
@@ -658,6 +671,41 @@ mod tests {
             Some(json!({"b": {"c": 5, "d": null}, "e": [1, 2]}))
         );
         assert_eq!(diff(&old, &old), None);
+    }
+
+    /// A readiness probe changes its mind while the pod's worker tells of a restart: neither takes the other's word back.
+    #[test]
+    fn a_probes_word_takes_nothing_back() {
+        let manager = StatusManager::new(Arc::default(), None, Clock::real());
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some("u".to_owned());
+        let told = |restart_count| PodStatus {
+            container_statuses: Some(vec![ContainerStatus {
+                name: "c".into(),
+                container_id: Some("x://id".into()),
+                restart_count,
+                ..Default::default()
+            }]),
+            ..Default::default()
+        };
+        manager.set_pod_status(&pod, told(0));
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut ready = false;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    ready = !ready;
+                    manager.set_container_readiness(&pod, "id", ready);
+                }
+            });
+            let lost = (1..20_000).find(|restarts| {
+                manager.set_pod_status(&pod, told(*restarts));
+                let now = manager.get_pod_status("u").unwrap();
+                now.container_statuses.unwrap()[0].restart_count != *restarts
+            });
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(lost, None);
+        });
     }
 
     #[test]
