@@ -339,15 +339,11 @@ impl PodWorkers {
         self.status(uid).is_some_and(|s| s.finished)
     }
 
-    /// Forgets a finished pod that no source names. Returns whether it must start anew.
-    pub fn forget(&self, uid: &str) -> bool {
+    /// Forgets a finished pod, and what was asked of it since.
+    pub fn forget(&self, uid: &str) {
         let mut workers = self.lock();
-        match workers.get(uid).map(|s| s.lock().status.clone()) {
-            Some(status) if status.finished => {
-                workers.remove(uid);
-                status.restart_requested
-            }
-            _ => false,
+        if workers.get(uid).is_some_and(|s| s.lock().status.finished) {
+            workers.remove(uid);
         }
     }
 

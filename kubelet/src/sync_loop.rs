@@ -5,7 +5,7 @@
 //!
 //! **Invariant:** nothing is cleaned up before every source told of its pods once.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -90,6 +90,8 @@ pub struct SyncLoop {
     /// UIDs of critical pods, and of the pods that end before they are decided on again.
     preempting: Vec<(String, BTreeSet<String>)>,
     cleaning: Option<tokio::task::JoinHandle<()>>,
+    /// Clean-ups after pods that ended, by UID; cancelled when they are done.
+    ending: HashMap<String, CancellationToken>,
 }
 
 impl SyncLoop {
@@ -106,6 +108,7 @@ impl SyncLoop {
             postponed: VecDeque::new(),
             preempting: Vec::new(),
             cleaning: None,
+            ending: HashMap::new(),
         }
     }
 
@@ -153,25 +156,34 @@ impl SyncLoop {
             Event::ObjectsChanged(uid) => self.handle_objects(uid),
             Event::PodFinished(uid) => {
                 self.handle_room_made(&uid).await;
-                let kubelet = self.kubelet.clone();
-                let restart = kubelet
-                    .workers
-                    .status(&uid)
-                    .is_some_and(|s| s.restart_requested);
-                if restart && let Some(pod) = kubelet.pods.get_pod_by_uid(&uid) {
-                    // A static pod that came back while its former self was ending.
-                    kubelet.workers.forget(&uid);
-                    metrics::RESTARTED_PODS.with_label_values(&["true"]).inc();
-                    kubelet.workers.update_pod(&uid, Update::Pod(pod));
-                    return;
-                }
-                spawn_helper("end of a pod", async move {
-                    kubelet.handle_pod_finished(&uid).await
-                });
+                self.end_or_restart(&uid);
             }
             Event::NodeRead => self.handle_node_read().await,
             Event::Housekeeping => self.housekeeping(),
         }
+    }
+
+    /// What a pod's worker left is cleaned up, or the pod begins anew: never both at a time.
+    fn end_or_restart(&mut self, uid: &str) {
+        self.ending.retain(|_, done| !done.is_cancelled());
+        let (kubelet, of) = (self.kubelet.clone(), uid.to_owned());
+        if let Some(done) = self.ending.get(uid).cloned() {
+            spawn_helper("end of a pod", async move {
+                done.cancelled().await;
+                kubelet.finished.add(of);
+            });
+            return;
+        }
+        if self.kubelet.restart_static_pod(uid) {
+            return;
+        }
+        let done = CancellationToken::new();
+        let guard = done.clone().drop_guard();
+        self.ending.insert(uid.to_owned(), done);
+        spawn_helper("end of a pod", async move {
+            kubelet.handle_pod_finished(&of).await;
+            drop(guard);
+        });
     }
 
     /// Decides on the pods that waited, one after the other: those behind do not count yet.
@@ -259,7 +271,11 @@ impl SyncLoop {
                 Verdict::Wait => return self.postponed.push_back(uid),
             }
         }
-        self.kubelet.workers.update_pod(&uid, Update::Pod(pod));
+        let workers = &self.kubelet.workers;
+        workers.update_pod(&uid, Update::Pod(pod));
+        if workers.status(&uid).is_some_and(|s| s.restart_requested) {
+            self.kubelet.finished.add(uid);
+        }
     }
 
     fn is_undecided(&self, uid: &str) -> bool {
@@ -371,11 +387,7 @@ impl SyncLoop {
         self.adopted.remove(uid);
         self.decide_no_more(uid);
         if kubelet.workers.is_finished(uid) {
-            let (kubelet, uid) = (kubelet.clone(), uid.to_owned());
-            spawn_helper("end of a pod", async move {
-                kubelet.handle_pod_finished(&uid).await
-            });
-            return;
+            return self.end_or_restart(uid);
         }
         if kubelet.workers.status(uid).is_some() {
             let kill = Update::Kill {

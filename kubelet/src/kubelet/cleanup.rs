@@ -45,6 +45,24 @@ impl Kubelet {
         self.workers.forget(uid);
     }
 
+    /// A static pod that came back under its UID when its former self had ended: it begins anew, once nobody cleans up after
+    /// that any more. `false`: it did not, or it runs.
+    pub fn restart_static_pod(&self, uid: &str) -> bool {
+        let pod = self.pods.get_pod_by_uid(uid);
+        let Some(pod) = pod.filter(|pod| pod::is_static(pod)) else {
+            return false;
+        };
+        // Without a worker: it came when its former self was about to be forgotten, and was forgotten with it.
+        let work = self.workers.status(uid);
+        if work.is_some_and(|work| !work.finished || !work.restart_requested) {
+            return false;
+        }
+        self.workers.forget(uid);
+        metrics::RESTARTED_PODS.with_label_values(&["true"]).inc();
+        self.workers.update_pod(uid, Update::Pod(pod));
+        true
+    }
+
     /// The disk is full: what pods that ended left on it goes, before anybody is evicted. Upstream: `DeleteAllUnusedContainers`.
     pub async fn delete_all_unused_containers(&self) {
         let pods = match self.runtime.pods().await {

@@ -261,7 +261,8 @@ impl StatusManager {
         normalize(&mut before);
         let is_new = cached.is_none();
         let was_finished = cached.is_some_and(|e| e.finished);
-        let finished = finished || was_finished;
+        // A static pod may begin anew under the same UID.
+        let finished = finished || (was_finished && !pod::is_static(pod));
         if !is_new && before == status && !force {
             return false;
         }
@@ -280,7 +281,10 @@ impl StatusManager {
         entry.finished = finished;
         // Under the lock, so that they come in order.
         match (finished, was_finished) {
-            (false, _) => self.watchers.updated(pod, &entry.status, is_new),
+            (false, _) => {
+                let added = is_new || was_finished;
+                self.watchers.updated(pod, &entry.status, added);
+            }
             (true, false) => {
                 self.watchers
                     .removed(&entry.namespace, &entry.name, pod::uid(pod));

@@ -9,7 +9,7 @@ use runtime::api::{ExecSyncResponse, PodSandboxConfig, PodSandboxMetadata, Runti
 use serde_json::{Value, json};
 
 use super::*;
-use crate::app::world::{World, condition};
+use crate::app::world::{World, condition, node_condition};
 use crate::pod::label;
 
 fn asks(cpu: &str) -> Value {
@@ -125,5 +125,46 @@ async fn what_no_source_knows_is_ended() {
     world.clock.sleep(2 * HOUSEKEEPING_PERIOD).await;
     assert!(world.runtime.pod_sandbox_status(&id).await.is_err());
     assert_eq!(pod::phase(&world.pod("web").unwrap()), "Running");
+    world.end().await;
+}
+
+/// Whoever moves a manifest away and back again may do so while the pod's last traces are removed.
+#[tokio::test(start_paused = true)]
+async fn a_static_pod_that_comes_back_while_its_former_self_is_cleaned_up_runs_again() {
+    let world = World::start(|_| {}).await;
+    world
+        .until_node(|n| node_condition(n, "Ready") == Some("True"))
+        .await;
+    let made = json!({
+        "metadata": {
+            "name": "web-node", "namespace": "default", "uid": "static-uid",
+            "annotations": {pod::CONFIG_SOURCE_ANNOTATION: "file", pod::CONFIG_HASH_ANNOTATION: "static-uid"},
+        },
+        "spec": {"nodeName": "node", "containers": [{"name": "c", "image": "image"}], "terminationGracePeriodSeconds": 1},
+    });
+    let made: Arc<Pod> = Arc::new(serde_json::from_value(made).unwrap());
+    let mut source = SyncLoop::new(world.kubelet.clone(), BTreeSet::new(), BTreeSet::new());
+    let (uid, runtime) = (pod::uid(&made), &world.runtime);
+    let runs = || runtime.find_container(uid, "c").is_some();
+    for _ in 0..3 {
+        source
+            .handle(Event::Config(PodUpdate::Set(made.clone())))
+            .await;
+        assert!(world.until(runs).await);
+        let removed = Event::Config(PodUpdate::Removed(made.clone()));
+        source.handle(removed).await;
+        // Until its containers are gone and, if that can be seen, its directory is not: this looks on, and moves the clock.
+        for turn in 1_u64.. {
+            let work = world.kubelet.workers.status(uid);
+            if !runs() && work.is_none_or(|work| work.finished) {
+                break;
+            }
+            assert!(turn < 10_000_000, "it does not end");
+            match turn % 100 {
+                0 => tokio::time::advance(Duration::from_millis(1)).await,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    }
     world.end().await;
 }
