@@ -349,7 +349,8 @@ impl Kubelet {
         }
         self.observe_start(pod, self.status.get_pod_status(uid).as_ref(), &api_status);
         let restart_all = restart_all::is_told(&api_status);
-        self.status.set_pod_status(pod, api_status);
+        self.status.set_pod_status(pod, api_status.clone());
+        self.probes.trigger_unready(uid, &api_status);
 
         if self.lacks_network(pod) {
             return Ok(SyncOutcome {

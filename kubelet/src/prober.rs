@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use component_base::tasks::message;
 use futures::FutureExt as _;
-use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodStatus, Probe};
 use runtime::api::Runtime;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -209,6 +209,28 @@ impl ProbeManager {
     pub fn trigger_after_startup(&self, pod_uid: &str) {
         for (key, worker) in self.lock().iter() {
             if key.pod_uid == pod_uid && key.probe_type != ProbeType::Startup {
+                worker.trigger.notify_one();
+            }
+        }
+    }
+
+    /// Containers that run and are not ready are asked at once, not at their next turn: one that has just started may be. `told`:
+    /// what the workers go by from now on. Upstream: `UpdatePodStatus`, which asks before the status is set.
+    pub fn trigger_unready(&self, pod_uid: &str, told: &PodStatus) {
+        let is_unready = |status: &&ContainerStatus| {
+            let runs = status.state.as_ref().is_some_and(|s| s.running.is_some());
+            runs && status.started == Some(true) && !status.ready
+        };
+        let regular = told.container_statuses.iter().flatten();
+        let all = regular.chain(told.init_container_statuses.iter().flatten());
+        let workers = self.lock();
+        for status in all.filter(is_unready) {
+            let key = Key {
+                pod_uid: pod_uid.to_owned(),
+                container: status.name.clone(),
+                probe_type: ProbeType::Readiness,
+            };
+            if let Some(worker) = workers.get(&key) {
                 worker.trigger.notify_one();
             }
         }

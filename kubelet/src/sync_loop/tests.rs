@@ -102,6 +102,22 @@ async fn probes_make_a_pod_ready_and_restart_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_container_that_starts_is_asked_at_once_whether_it_is_ready() {
+    let world = World::start(|_| {}).await;
+    let probe = json!({"exec": {"command": ["ready"]}, "periodSeconds": 600});
+    let container = |name: &str| json!({"name": name, "image": "image", "readinessProbe": probe});
+    let mut sidecar = container("sidecar");
+    sidecar["restartPolicy"] = json!("Always");
+    let spec = json!({"containers": [container("c")], "initContainers": [sidecar]});
+    let begin = world.clock.monotonic();
+    world.create_pod("web", json!({"spec": spec}));
+    world.until_pod("web", is_ready).await;
+    let took = world.clock.monotonic() - begin;
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    world.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_no_source_knows_is_ended() {
     let world = World::start(|_| {}).await;
     world.create_pod("web", json!({}));
