@@ -96,22 +96,7 @@ impl Context {
                 .max(1),
         );
         if let Some(exec) = &spec.exec {
-            // Only what is written in the pod itself; no sources, as upstream.
-            let command: Vec<String> = exec
-                .command
-                .iter()
-                .flatten()
-                .map(|text| {
-                    expand(text, |name| {
-                        container
-                            .env
-                            .iter()
-                            .flatten()
-                            .find(|e| e.name == name)
-                            .and_then(|e| e.value.clone())
-                    })
-                })
-                .collect();
+            let command = expand_command(exec.command.as_deref().unwrap_or_default(), container);
             return self.exec(id, &command, timeout).await;
         }
         if let Some(get) = &spec.http_get {
@@ -172,6 +157,18 @@ impl Context {
     }
 }
 
+/// By what is written in the pod itself: a variable of another source is empty here, and the last of two of one name counts.
+/// Upstream: `ExpandContainerCommandOnlyStatic`, `v1EnvVarsToMap`.
+fn expand_command(command: &[String], container: &Container) -> Vec<String> {
+    let value_of = |name: &str| {
+        let mut variables = container.env.iter().flatten().rev();
+        let found = variables.find(|variable| variable.name == name)?;
+        Some(found.value.clone().unwrap_or_default())
+    };
+    let words = command.iter();
+    words.map(|word| expand(word, value_of)).collect()
+}
+
 /// The node could not even ask: that is no failure of the container.
 ///
 /// DIFFERS: upstream counts it as one, and restarts containers of a node that is short of files.
@@ -221,5 +218,30 @@ async fn tcp_probe(host: &str, port: u16, timeout: Duration) -> Answer {
             http::plain_io_error(&error)
         )),
         Err(_) => Answer::Failure(format!("dial tcp {address}: i/o timeout")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shell would take what is left of `$(NAME)` for a command.
+    #[test]
+    fn a_probes_command_has_the_variables_that_the_pod_spells_out() {
+        let container: Container = serde_json::from_value(serde_json::json!({
+            "name": "c",
+            "env": [
+                {"name": "PORT", "value": "80"},
+                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "EMPTY"},
+                {"name": "PORT", "value": "8080"},
+            ],
+        }))
+        .unwrap();
+        let check = |word: &str, expect: &str| {
+            assert_eq!(expand_command(&[word.to_owned()], &container), [expect]);
+        };
+        check("http://[$(IP)]:$(PORT)/$(EMPTY)", "http://[]:8080/");
+        check("$(NONE) $$(PORT)", "$(NONE) $(PORT)");
     }
 }
