@@ -206,7 +206,8 @@ fn sub_path_of(
 ) -> Result<Option<String>, ContainerConfigError> {
     if let Some(expression) = mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) {
         return try_expand(expression, |n| env.get(n).map(|v| (*v).to_owned()))
-            .map(Some)
+            // Of nothing but empty variables: the volume itself.
+            .map(|path| Some(path).filter(|path| !path.is_empty()))
             .map_err(|name| ContainerConfigError::SubPathExpr {
                 name,
                 expression: expression.to_owned(),
@@ -398,4 +399,31 @@ pub fn calc_restart_count_by_log_dir(dir: &Path) -> u32 {
         })
         .max()
         .map_or(0, |n| n + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sub_paths_of_variables() {
+        let env = HashMap::from([("POD", "web-0"), ("EMPTY", "")]);
+        let check = |expression: &str, expect: Result<Option<&str>, &str>| {
+            let mount = VolumeMount {
+                name: "v".into(),
+                sub_path_expr: Some(expression.into()),
+                ..VolumeMount::default()
+            };
+            let got = sub_path_of(&mount, &env).map_err(|error| error.to_string());
+            let expect = expect.map(|path| path.map(str::to_owned));
+            assert_eq!(got, expect.map_err(str::to_owned), "{expression}");
+        };
+        check("logs/$(POD)", Ok(Some("logs/web-0")));
+        check("$(EMPTY)", Ok(None));
+        check("", Ok(None));
+        check(
+            "$(NONE)",
+            Err("missing value for \"NONE\" in subPathExpr \"$(NONE)\" of volumeMount \"v\""),
+        );
+    }
 }
