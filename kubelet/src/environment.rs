@@ -243,6 +243,16 @@ async fn resolve(
     Ok(Some(String::new()))
 }
 
+/// Those of the node's own family first, as the pod's status has them. Upstream: `sortPodIPs`.
+fn sorted_pod_ips(facts: &NodeFacts<'_>) -> Vec<String> {
+    let is_v6 = |ip: &String| ip.contains(':');
+    let mut ips = facts.pod_ips.to_vec();
+    if let Some(node) = facts.host_ips.first() {
+        ips.sort_by_key(|ip| is_v6(ip) != is_v6(node));
+    }
+    ips
+}
+
 /// `fieldRef` of an environment variable: metadata, and what only a running pod has.
 pub fn pod_field_selector_runtime_value(
     field: &ObjectFieldSelector,
@@ -251,6 +261,7 @@ pub fn pod_field_selector_runtime_value(
 ) -> Result<String, EnvironmentError> {
     let spec = pod.spec.as_ref();
     let first = |list: &[String]| list.first().cloned();
+    let pod_ips = sorted_pod_ips(facts);
     Ok(match field.field_path.as_str() {
         "spec.nodeName" => spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
         "spec.serviceAccountName" => spec
@@ -259,8 +270,8 @@ pub fn pod_field_selector_runtime_value(
         "status.hostIP" => first(facts.host_ips).ok_or(EnvironmentError::NoHostIp)?,
         "status.hostIPs" if facts.host_ips.is_empty() => return Err(EnvironmentError::NoHostIp),
         "status.hostIPs" => facts.host_ips.join(","),
-        "status.podIP" => first(facts.pod_ips).unwrap_or_default(),
-        "status.podIPs" => facts.pod_ips.join(","),
+        "status.podIP" => first(&pod_ips).unwrap_or_default(),
+        "status.podIPs" => pod_ips.join(","),
         other => extract_field_path_as_string(pod, other)?,
     })
 }
@@ -368,6 +379,33 @@ mod tests {
         assert_eq!(env["H"], "10.96.0.1");
         assert_eq!(env["KUBERNETES_PORT_443_TCP"], "tcp://10.96.0.1:443");
         assert_eq!(env["KUBERNETES_SERVICE_PORT_HTTPS"], "443");
+    }
+
+    #[test]
+    fn a_pods_addresses_are_in_the_order_of_its_status() {
+        let check = |host_ips: &[&str], pod_ips: &[&str], expect: (&str, &str)| {
+            let owned =
+                |ips: &[&str]| -> Vec<String> { ips.iter().map(|ip| (*ip).into()).collect() };
+            let facts = NodeFacts {
+                host_ips: &owned(host_ips),
+                pod_ips: &owned(pod_ips),
+                allocatable: &Default::default(),
+            };
+            let value = |path: &str| {
+                let field = ObjectFieldSelector {
+                    field_path: path.into(),
+                    ..Default::default()
+                };
+                pod_field_selector_runtime_value(&field, &Pod::default(), &facts).unwrap()
+            };
+            let got = (value("status.podIP"), value("status.podIPs"));
+            assert_eq!((got.0.as_str(), got.1.as_str()), expect);
+        };
+        let both = ["10.1.0.2", "fd00::2"];
+        check(&["fd00::1"], &both, ("fd00::2", "fd00::2,10.1.0.2"));
+        check(&["10.0.0.9"], &both, ("10.1.0.2", "10.1.0.2,fd00::2"));
+        check(&[], &both, ("10.1.0.2", "10.1.0.2,fd00::2"));
+        check(&["10.0.0.9"], &[], ("", ""));
     }
 
     #[tokio::test]
