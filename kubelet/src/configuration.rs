@@ -531,7 +531,6 @@ impl KubeletConfiguration {
 
 /// Fields that upstream acts on and this build does not; naming one in the file gets a warning.
 pub const UNUSED_FIELDS: &[&str] = &[
-    "fileCheckFrequency",
     "tlsCurvePreferences",
     "enableContentionProfiling",
     "volumeStatsAggPeriod",

@@ -143,6 +143,7 @@ impl Parts {
             let source = file::run(
                 path,
                 self.options.node_name.clone(),
+                self.config.file_check_frequency.0,
                 self.config_updates.clone(),
                 token.clone(),
             );

@@ -1,15 +1,16 @@
-//! Static pods: manifests in a directory (or one file), followed by inotify.
+//! Static pods: manifests in a directory (or one file), followed by inotify and looked at now and then besides.
 //!
-//! Owns: finding and reading them; `static_pod` makes pods of them. A manifest that cannot be read leaves the pod of its last good version running.
-//! Upstream: `pkg/kubelet/config/{file,file_linux,common}.go`, v1.36.
+//! Owns: finding and reading them; `static_pod` makes pods of them. A manifest that cannot be read leaves the pod of its last good version running,
+//! and so does a directory; one that is not there has no pods. Upstream: `pkg/kubelet/config/{file,file_linux,common}.go`, v1.36.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchMask};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +18,6 @@ use tokio_util::sync::CancellationToken;
 use super::static_pod::{ManifestError, Origin, decode_single};
 use super::{PodUpdate, Source, changes};
 
-/// inotify is not available, or lost events: look again after that.
-const FALLBACK_PERIOD: Duration = Duration::from_secs(20);
 /// An editor writes in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -34,24 +33,29 @@ pub fn extract_from_file(path: &Path, node_name: &str) -> Result<Pod, ManifestEr
     decode_single(&text, Origin::File(path), node_name)
 }
 
-fn manifests(path: &Path) -> Vec<PathBuf> {
-    if path.is_file() {
-        return vec![path.to_path_buf()];
+/// Sorted. One that cannot be looked at is among them: reading it will tell.
+fn manifests(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => return Ok(vec![path.to_path_buf()]),
+        Err(error) if is_gone(&error) => return Ok(vec![]),
+        Err(error) => return Err(error),
     }
-    let mut files: Vec<PathBuf> = std::fs::read_dir(path)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| {
-            p.is_file()
-                && !p
-                    .file_name()
-                    .is_some_and(|n| n.to_string_lossy().starts_with('.'))
-        })
-        .collect();
+    let mut files = vec![];
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        let is_file = match std::fs::metadata(entry.path()) {
+            Ok(meta) => meta.is_file(),
+            Err(error) => !is_gone(&error),
+        };
+        if is_file && !hidden {
+            files.push(entry.path());
+        }
+    }
     files.sort();
-    files
+    Ok(files)
 }
 
 /// What the directory held when it was last read.
@@ -63,18 +67,26 @@ struct State {
 impl State {
     /// Reads everything again; gives what changed.
     fn read(&mut self, path: &Path, node_name: &str) -> Vec<PodUpdate> {
-        let mut now: BTreeMap<PathBuf, Arc<Pod>> = BTreeMap::new();
-        for file in manifests(path) {
+        let files = match manifests(path) {
+            Ok(files) => files,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "unable to read config path");
+                return vec![];
+            }
+        };
+        let mut found: Vec<(PathBuf, Arc<Pod>)> = vec![];
+        for file in files {
             match extract_from_file(&file, node_name) {
-                Ok(pod) => drop(now.insert(file, Arc::new(pod))),
+                Ok(pod) => found.push((file, Arc::new(pod))),
                 Err(error) => {
                     tracing::error!(%error, "could not process manifest file");
                     if let Some(before) = self.by_file.get(&file) {
-                        now.insert(file, before.clone());
+                        found.push((file, before.clone()));
                     }
                 }
             }
         }
+        let now: BTreeMap<_, _> = found.into_iter().collect();
         let out = changes(
             self.by_file.values().cloned(),
             &now.values().cloned().collect::<Vec<_>>(),
@@ -84,10 +96,12 @@ impl State {
     }
 }
 
-/// Follows `path` until `shutdown`.
+/// Follows `path` until `shutdown`. `period`: how often it is looked at without a cause; the kernel tells nothing of what a
+/// link leads to, nor of another directory that takes the place of the one that was watched.
 pub async fn run(
     path: PathBuf,
     node_name: String,
+    period: Duration,
     out: mpsc::Sender<PodUpdate>,
     shutdown: CancellationToken,
 ) {
@@ -107,19 +121,29 @@ pub async fn run(
                     return;
                 }
             }
-            let Some(events) = watch.as_mut() else { break };
+            let event = async {
+                match &mut watch {
+                    Some(events) => events.next().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                event = events.next() => match event {
-                    Some(Ok(_)) => tokio::time::sleep(SETTLE).await,
-                    // The watch is broken: make another.
-                    _ => break,
+                // With another watch, should this one look at something else by now.
+                () = tokio::time::sleep(period) => break,
+                event = event => match event {
+                    Some(Ok(event)) => {
+                        tokio::time::sleep(SETTLE).await;
+                        if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF) {
+                            break;
+                        }
+                    }
+                    broken => {
+                        tracing::warn!(path = %path.display(), ?broken, "the watch of the static pod path is broken, another is made later");
+                        watch = None;
+                    }
                 },
             }
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(FALLBACK_PERIOD) => {}
         }
     }
 }
@@ -133,7 +157,8 @@ fn watch(path: &Path) -> Option<inotify::EventStream<Vec<u8>>> {
             | WatchMask::MOVED_TO
             | WatchMask::MOVED_FROM
             | WatchMask::CLOSE_WRITE
-            | WatchMask::DELETE_SELF;
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF;
         inotify.watches().add(dir, mask)?;
         inotify.into_event_stream(vec![0; 4096])
     };
@@ -167,6 +192,65 @@ mod tests {
             )
         );
         assert_eq!(State::default().read(dir.path(), "n").len(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_read_takes_no_pod_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("manifests");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("a.yaml"), MANIFEST).unwrap();
+        let mut state = State::default();
+        assert_eq!(state.read(&path, "n").len(), 1);
+        std::fs::rename(&path, dir.path().join("away")).unwrap();
+        // A link to itself: an error that is not that nothing is there.
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert_eq!(state.read(&path, "n").len(), 0);
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(
+            &state.read(&path, "n")[..],
+            [PodUpdate::Removed(_)]
+        ));
+    }
+
+    /// To move the directory away is how people stop a control plane.
+    #[tokio::test]
+    async fn a_directory_that_is_moved_away_and_made_anew_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("manifests")).unwrap();
+        std::fs::write(at("target.yaml"), MANIFEST).unwrap();
+        let link = |directory: &str| {
+            std::os::unix::fs::symlink(at("target.yaml"), at(directory).join("a.yaml")).unwrap();
+        };
+        link("manifests");
+        let (out, mut updates) = mpsc::channel(8);
+        let (shutdown, period) = (CancellationToken::new(), Duration::from_millis(50));
+        let running = tokio::spawn(run(
+            at("manifests"),
+            "n".to_owned(),
+            period,
+            out,
+            shutdown.clone(),
+        ));
+        let mut next = async || {
+            let next = tokio::time::timeout(Duration::from_secs(20), updates.recv());
+            match next.await.expect("something is told").unwrap() {
+                PodUpdate::Set(_) => "set",
+                PodUpdate::Removed(_) => "removed",
+                PodUpdate::Ready(_) => "ready",
+            }
+        };
+        assert_eq!((next().await, next().await), ("set", "ready"));
+        std::fs::write(at("target.yaml"), MANIFEST.replace("nginx:1", "nginx:2")).unwrap();
+        assert_eq!((next().await, next().await), ("removed", "set"));
+        std::fs::rename(at("manifests"), at("away")).unwrap();
+        assert_eq!(next().await, "removed");
+        std::fs::create_dir(at("manifests")).unwrap();
+        link("manifests");
+        assert_eq!(next().await, "set");
+        shutdown.cancel();
+        running.await.unwrap();
     }
 
     #[test]
