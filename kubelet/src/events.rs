@@ -323,7 +323,7 @@ mod tests {
         (
             "FailedValidation",
             "FailedValidation",
-            Err("two static pods of one name are not told apart from one that changes its file"),
+            Err("of two static pods of one name one is left out, and the log says so"),
         ),
         ("FailedPostStartHook", "FailedPostStartHook", Ok(())),
         ("FailedPreStopHook", "FailedPreStopHook", Ok(())),

@@ -3,7 +3,7 @@
 //! Owns: finding and reading them; `static_pod` makes pods of them. A manifest that cannot be read leaves the pod of its last good version running,
 //! and so does a directory; one that is not there has no pods. Upstream: `pkg/kubelet/config/{file,file_linux,common}.go`, v1.36.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::static_pod::{ManifestError, Origin, decode_single};
 use super::{PodUpdate, Source, changes};
+use crate::pod;
 
 /// An editor writes in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -86,13 +87,32 @@ impl State {
                 }
             }
         }
-        let now: BTreeMap<_, _> = found.into_iter().collect();
+        let now = self.one_of_each_name(found);
         let out = changes(
             self.by_file.values().cloned(),
             &now.values().cloned().collect::<Vec<_>>(),
         );
         self.by_file = now;
         out
+    }
+
+    /// Of pods of one name the one that was there before counts, or else the first by its file.
+    // DIFFERS: upstream takes the last, and so puts a copy that somebody keeps beside a manifest in the place of what runs.
+    fn one_of_each_name(&self, mut found: Vec<(PathBuf, Arc<Pod>)>) -> BTreeMap<PathBuf, Arc<Pod>> {
+        // Stable: files stay in their order otherwise.
+        found.sort_by_key(|(file, _)| !self.by_file.contains_key(file));
+        let mut names: HashMap<String, PathBuf> = HashMap::new();
+        let mut now = BTreeMap::new();
+        for (file, pod) in found {
+            let name = pod::full_name(&pod);
+            if let Some(first) = names.get(&name) {
+                tracing::error!(pod = name, file = %file.display(), first = %first.display(), "duplicate pod name, ignoring the manifest");
+                continue;
+            }
+            names.insert(name, file.clone());
+            now.insert(file, pod);
+        }
+        now
     }
 }
 
@@ -192,6 +212,46 @@ mod tests {
             )
         );
         assert_eq!(State::default().read(dir.path(), "n").len(), 0);
+    }
+
+    /// A copy beside a manifest, with an ending of its own or without.
+    #[test]
+    fn of_two_of_one_name_the_one_that_runs_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, image: &str| {
+            let text = MANIFEST.replace("nginx:1", image);
+            std::fs::write(dir.path().join(file), text).unwrap();
+        };
+        let image = |pod: &Pod| pod.spec.as_ref().unwrap().containers[0].image.clone();
+        let check = |state: &mut State, gone: &[&str], new: &[&str]| {
+            let (mut were, mut are) = (vec![], vec![]);
+            for update in state.read(dir.path(), "n") {
+                match update {
+                    PodUpdate::Removed(pod) => were.push(image(&pod).unwrap()),
+                    PodUpdate::Set(pod) => are.push(image(&pod).unwrap()),
+                    PodUpdate::Ready(_) => {}
+                }
+            }
+            assert_eq!(
+                (were.as_slice(), are.as_slice()),
+                (strings(gone).as_slice(), strings(new).as_slice())
+            );
+        };
+        fn strings(words: &[&str]) -> Vec<String> {
+            words.iter().map(|word| (*word).to_owned()).collect()
+        }
+        write("web.yaml", "nginx:2");
+        let mut state = State::default();
+        check(&mut state, &[], &["nginx:2"]);
+        write("web.yaml.bak", "nginx:1");
+        write("a-copy.yaml", "nginx:0");
+        check(&mut state, &[], &[]);
+        write("web.yaml", "nginx:3");
+        check(&mut state, &["nginx:2"], &["nginx:3"]);
+        // Of those that are new the first counts.
+        check(&mut State::default(), &[], &["nginx:0"]);
+        std::fs::remove_file(dir.path().join("web.yaml")).unwrap();
+        check(&mut state, &["nginx:3"], &["nginx:0"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Owns: the requests, and what the last answer held. An answer that is none leaves the pods of the last good one running; an
 //! empty one, as upstream, takes them away. Upstream: `pkg/kubelet/config/http.go`, v1.37.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::static_pod::{ManifestError, Origin, decode_pods};
 use super::{PodUpdate, Source, changes};
+use crate::pod;
 
 /// Of one question, from the connection to the last byte. Upstream: the client's `Timeout`.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -163,7 +164,7 @@ impl UrlSource {
         match decode_pods(&text, Origin::Url(&self.url), &self.node_name) {
             Ok(pods) => {
                 let pods = pods.into_iter().map(Arc::new).collect();
-                (Some(self.replace(pods)), Ok(()))
+                (Some(self.replace(first_of_each_name(pods))), Ok(()))
             }
             Err(error) => (None, Err(error.into())),
         }
@@ -192,6 +193,20 @@ impl UrlSource {
         }
         Ok(data)
     }
+}
+
+/// Upstream: `filterInvalidPods`.
+fn first_of_each_name(mut pods: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
+    let mut names = HashSet::new();
+    pods.retain(|pod| {
+        let name = pod::full_name(pod);
+        let is_first = names.insert(name.clone());
+        if !is_first {
+            tracing::error!(pod = name, "duplicate pod name, ignoring all but the first");
+        }
+        is_first
+    });
+    pods
 }
 
 /// Ten at most, as Go's client; never from one scheme to another.

@@ -167,3 +167,24 @@ fn what_cannot_be_asked() {
     }
     assert_eq!(of("http://h/", fine), "");
 }
+
+#[tokio::test]
+async fn of_two_of_one_name_the_first_counts() {
+    let said = Said::default();
+    let item = |image: &str| {
+        format!("{{metadata: {{name: a}}, spec: {{containers: [{{name: c, image: {image}}}]}}}}")
+    };
+    let list = format!(
+        "---\n{{apiVersion: v1, kind: PodList, items: [{}, {}]}}",
+        item("'x:1'"),
+        item("'x:2'")
+    );
+    said.say(200, list);
+    let url = serve(&said).await;
+    let mut source = source(&format!("{url}/pods"));
+    let (updates, outcome) = source.poll().await;
+    outcome.unwrap();
+    assert_eq!(names(updates).unwrap(), ["+a-n"]);
+    let image = &source.pods[0].spec.as_ref().unwrap().containers[0].image;
+    assert_eq!(image.as_deref(), Some("x:1"));
+}
