@@ -67,6 +67,8 @@ struct EntryState {
     wanted: Vec<Condition>,
     /// What was written.
     written: Vec<NodeCondition>,
+    /// Its lease ran out: the node lifecycle controller may have written that nobody knows how it is.
+    doubted: bool,
 }
 
 /// All nodes of the process.
@@ -100,6 +102,7 @@ impl Nodes {
                     uid: String::new(),
                     wanted: description.conditions.clone(),
                     written: Vec::new(),
+                    doubted: false,
                 }),
                 description,
                 changed: Notify::new(),
@@ -215,6 +218,10 @@ impl Nodes {
                     Ok(Some(new)) => {
                         let expired = renewed.is_some_and(|at| after - at > expiry);
                         metrics::lease_renewed(after.saturating_sub(due), expired);
+                        if expired {
+                            entry.lock().doubted = true;
+                            status_due = after;
+                        }
                         (lease, renewed, retry) = (Some(new), Some(after), FIRST_RETRY);
                         due = after.min(due + interval) + jitter(interval);
                     }
@@ -303,6 +310,16 @@ impl Nodes {
     /// The conditions alone: nothing else changes.
     async fn write_status(&self, entry: &Entry) -> kube::Result<()> {
         let _place = self.beats.acquire().await;
+        let doubted = entry.lock().doubted;
+        if doubted {
+            let nodes: Api<Node> = Api::all(self.heartbeat.clone());
+            let Some(node) = nodes.get_opt(&entry.name).await? else {
+                entry.lock().uid.clear();
+                return Ok(());
+            };
+            let there = node.status.and_then(|s| s.conditions);
+            entry.lock().written = there.unwrap_or_default();
+        }
         let conditions = {
             let state = entry.lock();
             object::conditions(&state.wanted, &state.written, self.clock.now())
@@ -325,7 +342,9 @@ impl Nodes {
             Err(error) => return Err(error),
         }
         metrics::status_written();
-        entry.lock().written = conditions;
+        let mut state = entry.lock();
+        state.written = conditions;
+        state.doubted = false;
         Ok(())
     }
 

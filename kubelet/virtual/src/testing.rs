@@ -188,16 +188,21 @@ impl Provider for Noting {
 
 /// Nodes `v-0` and `v-1` of a fake API server.
 pub fn nodes(api: &FakeApi, lease_seconds: i32) -> Arc<Nodes> {
+    let times = Heartbeat {
+        lease_seconds,
+        status_period: Duration::from_millis(200),
+    };
+    nodes_with(api, times)
+}
+
+/// The same, with heartbeats of a test's own.
+pub fn nodes_with(api: &FakeApi, times: Heartbeat) -> Arc<Nodes> {
     let describe =
         |name| NodeConfiguration::default().describe(name, "noting", Some([10, 9, 0, 1].into()));
     let process = Process {
         provider: "noting".to_owned(),
         version: "1".to_owned(),
         port: 10250,
-    };
-    let times = Heartbeat {
-        lease_seconds,
-        status_period: Duration::from_millis(200),
     };
     let descriptions = ["v-0", "v-1"].map(describe).into();
     Arc::new(Nodes::new(

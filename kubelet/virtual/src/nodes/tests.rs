@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use component_base::shutdown::Shutdown;
 use controller_runtime::testing::FakeApi;
 use controller_runtime::transport::{ApiError, Verb};
@@ -6,7 +8,8 @@ use k8s_openapi::api::core::v1::Node;
 use kubelet_provider::Condition;
 use serde_json::json;
 
-use crate::testing::{eventually, nodes};
+use super::Heartbeat;
+use crate::testing::{eventually, nodes, nodes_with};
 
 fn node(api: &FakeApi, name: &str) -> Option<Node> {
     api.get("", name)
@@ -173,5 +176,47 @@ async fn a_condition_of_the_provider_is_written_at_once() {
             && conditions.len() == 5
     })
     .await;
+    shutdown.trigger();
+}
+
+#[tokio::test]
+async fn a_node_whose_lease_ran_out_is_ready_again_with_the_first_renewal() {
+    let api = FakeApi::new();
+    let shutdown = Shutdown::new();
+    let times = Heartbeat {
+        lease_seconds: 1,
+        status_period: Duration::from_secs(3600),
+    };
+    let ready = |node: &Node| {
+        let status = node.status.clone().unwrap_or_default();
+        let mut conditions = status.conditions.unwrap_or_default().into_iter();
+        let ready = conditions.find(|c| c.type_ == "Ready").unwrap();
+        (ready.status, ready.last_transition_time.unwrap().0)
+    };
+    nodes_with(&api, times).start(&shutdown);
+    eventually("the lease is there", || lease(&api, "v-0").is_some()).await;
+    let mut found = node(&api, "v-0").unwrap();
+    let (_, first) = ready(&found);
+    let away = ApiError::Server {
+        code: 503,
+        reason: String::new(),
+        message: "away".to_owned(),
+    };
+    api.fail(|request| request.resource.plural == "leases", away);
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    // What the node lifecycle controller makes of it.
+    for condition in found.status.iter_mut().flat_map(|s| &mut s.conditions) {
+        for condition in condition {
+            condition.status = "Unknown".to_owned();
+        }
+    }
+    api.insert(&found);
+    api.heal();
+    eventually("it is ready again", || {
+        ready(&node(&api, "v-0").unwrap()).0 == "True"
+    })
+    .await;
+    let (_, since) = ready(&node(&api, "v-0").unwrap());
+    assert!(since > first, "{since} is no later than {first}");
     shutdown.trigger();
 }
