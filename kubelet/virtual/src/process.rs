@@ -64,6 +64,8 @@ struct PodProcesses {
     directory: PathBuf,
     plan: Plan,
     runs: Mutex<Vec<Run>>,
+    /// Its record is written by one alone: the last that is written is the newest.
+    writing: tokio::sync::Mutex<()>,
     /// When what still runs is killed; `None`: nobody wants it to end.
     stop: watch::Sender<Option<Instant>>,
     /// Something about its processes: for whoever follows a log.
@@ -131,9 +133,12 @@ impl Shared {
     /// Notes the processes and tells of them.
     async fn changed(&self, pod: &PodProcesses) {
         pod.changes.send_replace(());
-        let record = Record::of(&pod.id, &pod.plan, &pod.runs());
-        if let Err(error) = record.write(&pod.directory).await {
-            tracing::error!(pod = %pod.id, %error, "A pod's record cannot be written: a new process would not find its processes");
+        {
+            let _turn = pod.writing.lock().await;
+            let record = Record::of(&pod.id, &pod.plan, &pod.runs());
+            if let Err(error) = record.write(&pod.directory).await {
+                tracing::error!(pod = %pod.id, %error, "A pod's record cannot be written: a new process would not find its processes");
+            }
         }
         if let Some(events) = self.events.get() {
             events.report(&pod.id, pod.report(self.address));
@@ -296,6 +301,7 @@ impl Shared {
                 directory,
                 plan: record.plan,
                 runs: Mutex::new(record.runs),
+                writing: tokio::sync::Mutex::default(),
                 stop: watch::Sender::new(None),
                 changes: watch::Sender::new(()),
             });
@@ -373,6 +379,7 @@ impl Provider for Processes {
             directory,
             plan,
             runs: Mutex::new(runs),
+            writing: tokio::sync::Mutex::default(),
             stop: watch::Sender::new(None),
             changes: watch::Sender::new(()),
         });

@@ -279,3 +279,30 @@ async fn exec_and_ports_are_the_machines_and_the_node_says_so() {
     rig.provider.delete_pod(&id, Duration::ZERO).await.unwrap();
     rig.until_gone().await;
 }
+
+#[tokio::test]
+async fn the_record_of_a_pod_is_its_newest() {
+    let root = tempfile::tempdir().unwrap();
+    let mut rig = rig(root.path()).await;
+    let id = rig.create(&shell("a", "exec sleep 1000")).await;
+    rig.until(is_running).await;
+    let shared = rig.provider.shared.clone();
+    let pod = shared.find(&id).unwrap();
+    for _ in 0..20 {
+        // As containers that start at the same time.
+        let changes = (0..16).map(|_| async {
+            pod.runs()[0].restarts += 1;
+            shared.changed(&pod).await;
+        });
+        futures::future::join_all(changes).await;
+        let records = super::record::read_all(root.path()).await.unwrap();
+        assert_eq!(
+            records[0].1.runs[0].restarts,
+            pod.runs()[0].restarts,
+            "a new process would go on with what is over"
+        );
+    }
+    rig.provider.delete_pod(&id, Duration::ZERO).await.unwrap();
+    rig.until_gone().await;
+    rig.shutdown.trigger();
+}
