@@ -12,11 +12,20 @@ use crate::source::{ObjectSource, ServiceAccountToken, SourceError, TokenRequest
 const MAX_TTL: SignedDuration = SignedDuration::from_hours(24);
 /// A token is renewed when this share of its life is left.
 const LEFT_PERCENT: i64 = 20;
+/// After a renewal that the server refused. Upstream asks again with the pod's next sync, which comes about as often.
+const RETRY: SignedDuration = SignedDuration::from_mins(1);
 
 /// Tokens by what was asked. Bounded by the pods of the node: [`TokenCache::forget_pod`].
 #[derive(Debug, Default)]
 pub(crate) struct TokenCache {
-    tokens: Mutex<HashMap<TokenRequest, ServiceAccountToken>>,
+    tokens: Mutex<HashMap<TokenRequest, Cached>>,
+}
+
+#[derive(Clone, Debug)]
+struct Cached {
+    token: ServiceAccountToken,
+    /// Not asked for again before.
+    renew_at: Timestamp,
 }
 
 impl TokenCache {
@@ -27,25 +36,48 @@ impl TokenCache {
         request: &TokenRequest,
         now: Timestamp,
     ) -> Result<ServiceAccountToken, SourceError> {
-        let cached = self.lock().get(request).cloned();
-        if let Some(token) = &cached
-            && now < renew_at(token)
-        {
-            return Ok(token.clone());
+        if let Some(token) = self.young(request, now) {
+            return Ok(token);
         }
-        match source.service_account_token(request).await {
+        let answer = source.service_account_token(request).await;
+        self.keep(request, answer, now)
+    }
+
+    fn young(&self, request: &TokenRequest, now: Timestamp) -> Option<ServiceAccountToken> {
+        let tokens = self.lock();
+        let cached = tokens.get(request)?;
+        (now < cached.renew_at && now <= cached.token.expires_at).then(|| cached.token.clone())
+    }
+
+    /// What the server's answer makes of the token that was cached.
+    fn keep(
+        &self,
+        request: &TokenRequest,
+        answer: Result<ServiceAccountToken, SourceError>,
+        now: Timestamp,
+    ) -> Result<ServiceAccountToken, SourceError> {
+        let mut tokens = self.lock();
+        let error = match answer {
             Ok(token) => {
-                self.lock().insert(request.clone(), token.clone());
-                Ok(token)
+                let cached = Cached {
+                    token: token.clone(),
+                    renew_at: renew_at(&token),
+                };
+                tokens.insert(request.clone(), cached);
+                return Ok(token);
             }
-            Err(error) => match cached {
-                Some(token) if now <= token.expires_at => {
-                    tracing::error!(namespace = request.namespace, service_account = request.service_account, %error, "Couldn't update token");
-                    Ok(token)
-                }
-                _ => Err(error),
-            },
+            Err(error) => error,
+        };
+        let Some(old) = tokens.get_mut(request) else {
+            return Err(error);
+        };
+        let again = now.saturating_add(RETRY).unwrap_or(now);
+        old.renew_at = old.renew_at.max(again);
+        if now > old.token.expires_at {
+            return Err(error);
         }
+        tracing::error!(namespace = request.namespace, service_account = request.service_account, %error, "Couldn't update token");
+        Ok(old.token.clone())
     }
 
     /// When the first of a pod's tokens wants renewal.
@@ -53,20 +85,21 @@ impl TokenCache {
         self.lock()
             .iter()
             .filter(|(r, _)| r.pod_uid == pod_uid)
-            .map(|(_, t)| renew_at(t))
+            .map(|(_, cached)| cached.renew_at)
             .min()
     }
 
     /// Forgets what serves nobody any more.
     pub fn drop_expired(&self, now: Timestamp) {
-        self.lock().retain(|_, token| now <= token.expires_at);
+        self.lock()
+            .retain(|_, cached| now <= cached.token.expires_at);
     }
 
     pub fn forget_pod(&self, pod_uid: &str) {
         self.lock().retain(|request, _| request.pod_uid != pod_uid);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TokenRequest, ServiceAccountToken>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TokenRequest, Cached>> {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -114,5 +147,49 @@ mod tests {
             };
             assert_eq!(renew_at(&token), at(expect), "{lifetime:?}");
         }
+    }
+
+    #[test]
+    fn a_refused_renewal_is_asked_for_again_after_a_while() {
+        let at = |s: i64| Timestamp::from_second(1_000_000 + s).unwrap();
+        let request = TokenRequest {
+            namespace: "ns".to_owned(),
+            service_account: "default".to_owned(),
+            service_account_uid: None,
+            audiences: Vec::new(),
+            expiration_seconds: Some(600),
+            pod_name: "p".to_owned(),
+            pod_uid: "uid".to_owned(),
+        };
+        let token = |name: &str, expires: i64| ServiceAccountToken {
+            token: name.to_owned(),
+            expires_at: at(expires),
+            expiration_seconds: Some(600),
+        };
+        let refused = || {
+            Err(SourceError::Refused {
+                code: 503,
+                message: "away".to_owned(),
+            })
+        };
+        let cache = TokenCache::default();
+        cache.keep(&request, Ok(token("old", 600)), at(0)).unwrap();
+        assert_eq!(cache.next_renewal("uid"), Some(at(480)));
+        assert!(cache.young(&request, at(480)).is_none());
+        let served = cache.keep(&request, refused(), at(480)).unwrap();
+        assert_eq!(served.token, "old");
+        // Neither the pod's next sync nor its volumes ask before.
+        assert_eq!(cache.next_renewal("uid"), Some(at(540)));
+        assert!(cache.young(&request, at(539)).is_some());
+        assert!(cache.young(&request, at(540)).is_none());
+        assert!(cache.keep(&request, refused(), at(590)).is_ok());
+        // What has expired serves nobody.
+        assert!(cache.young(&request, at(601)).is_none());
+        assert!(cache.keep(&request, refused(), at(601)).is_err());
+        assert_eq!(cache.next_renewal("uid"), Some(at(661)));
+        cache
+            .keep(&request, Ok(token("new", 1220)), at(661))
+            .unwrap();
+        assert_eq!(cache.young(&request, at(662)).unwrap().token, "new");
     }
 }
