@@ -29,6 +29,7 @@ mod plan;
 mod pod_link;
 mod pod_network;
 mod rules;
+mod stale_flows;
 mod store;
 mod types;
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use nftables::{Family, NftProgram, Syncer, conntrack};
+use nftables::{Family, NftProgram, Syncer};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::admission::{Own, Refused, admit};
@@ -13,11 +13,9 @@ use crate::namespace::run_in;
 use crate::netlink::Netlink;
 use crate::plan::{self, ALIAS_PREFIX, ResolvedPeer, Way};
 use crate::pod_link;
+use crate::stale_flows::forget_udp_flows;
 use crate::store::{SandboxRecord, Store};
-use crate::{
-    Mode, NetworkConfig, NetworkError, Peer, PortMapping, Protocol, SandboxNetwork, cni, ipam,
-    rules,
-};
+use crate::{Mode, NetworkConfig, NetworkError, Peer, SandboxNetwork, cni, ipam, rules};
 
 /// Looks at the kernel in one pass, before what fails is told.
 const SYNC_ATTEMPTS: usize = 3;
@@ -621,47 +619,6 @@ impl PodNetwork {
             locks.entry(sandbox_id.to_owned()).or_default().clone()
         };
         lock.lock_owned().await
-    }
-}
-
-/// Senders to a UDP host port of a pod that is gone would stay with it for ever. A failure costs only that.
-/// Upstream: the CNI portmap plugin, deletePortmapStaleConnections.
-async fn forget_udp_flows(record: &SandboxRecord) {
-    let (ports, addresses) = (record.port_mappings.clone(), record.addresses.clone());
-    let is_stale = move |entry: &conntrack::Entry| {
-        let to_port =
-            |m: &PortMapping| m.protocol == Protocol::Udp && m.host_port == entry.destination_port;
-        let at = |m: &PortMapping| {
-            m.host_ip
-                .is_none_or(|ip| ip.is_unspecified() || ip == entry.destination)
-        };
-        ports.iter().any(|m| to_port(m) && at(m)) && !addresses.contains(&entry.reply_source)
-    };
-    if !record
-        .port_mappings
-        .iter()
-        .any(|m| m.protocol == Protocol::Udp)
-    {
-        return;
-    }
-    for family in record
-        .addresses
-        .iter()
-        .map(Family::of)
-        .collect::<BTreeSet<_>>()
-    {
-        let is_stale = is_stale.clone();
-        match tokio::task::spawn_blocking(move || conntrack::delete_matching(family, is_stale))
-            .await
-        {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(sandbox = %record.sandbox_id, %error, "cannot delete stale UDP flows")
-            }
-            Err(error) => {
-                tracing::warn!(sandbox = %record.sandbox_id, %error, "deleting stale UDP flows ended early")
-            }
-        }
     }
 }
 
