@@ -245,8 +245,7 @@ pub trait Object: Resource<DynamicType = ()> + Serialize + DeserializeOwned {}
 impl<K: Resource<DynamicType = ()> + Serialize + DeserializeOwned> Object for K {}
 
 fn read<K: DeserializeOwned>(stored: Stored) -> K {
-    let object = (*stored).clone();
-    serde_json::from_value(object).expect("what was stored as this kind reads as this kind")
+    K::deserialize(&*stored).expect("what was stored as this kind reads as this kind")
 }
 
 /// The body of a `Status` of failure.

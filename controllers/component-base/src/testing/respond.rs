@@ -1,5 +1,6 @@
 //! Answers of HTTP: an object, a list, a stream of events, or a `Status`.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use jiff::Timestamp;
 use kube::client::Body;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::request::{Call, Verb};
@@ -70,7 +72,10 @@ fn answer_of(
         }
         Verb::List => {
             let items = store.list(call);
-            let items = items.iter().map(|item| shown(item, metadata)).collect();
+            let items = items
+                .iter()
+                .map(|item| shown(item, metadata).into_owned())
+                .collect();
             let list: Value = list(call, store.version(), items, metadata);
             Ok(whole(200, &list))
         }
@@ -96,30 +101,40 @@ fn list(call: &Call, version: u64, items: Vec<Value>, metadata: bool) -> Value {
 }
 
 /// The object, or as much of it as was asked for.
-fn shown(object: &Value, metadata: bool) -> Value {
+fn shown(object: &Value, metadata: bool) -> Cow<'_, Value> {
     match metadata {
-        true => json!({
+        true => Cow::Owned(json!({
             "apiVersion": "meta.k8s.io/v1",
             "kind": "PartialObjectMetadata",
             "metadata": object["metadata"],
-        }),
-        false => object.clone(),
+        })),
+        false => Cow::Borrowed(object),
     }
 }
 
+fn encoded(object: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(object).expect("what was read as JSON is written as JSON")
+}
+
 fn whole(code: u16, body: &Value) -> Answer {
-    let body = Full::new(Bytes::from(body.to_string()));
+    let body = Full::new(Bytes::from(encoded(body)));
     answer(code, body.boxed_unsync())
+}
+
+/// An event as it is sent.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    object: Cow<'a, Value>,
 }
 
 fn stream(watch: Watch, metadata: bool) -> Answer {
     let Watch { first, next } = watch;
     let line = move |(kind, object): Told| {
-        let object = match kind {
-            "BOOKMARK" => (*object).clone(),
-            _ => shown(&object, metadata),
-        };
-        let line = json!({"type": kind, "object": object}).to_string() + "\n";
+        let object = shown(&object, metadata && kind != "BOOKMARK");
+        let mut line = encoded(&Line { kind, object });
+        line.push(b'\n');
         Ok::<_, Infallible>(Frame::data(Bytes::from(line)))
     };
     let next = futures::stream::unfold(next, |mut next| async move {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use component_helpers::labels::Selector;
 use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
@@ -83,10 +84,12 @@ impl Filter {
 
     fn matches(&self, object: &Value) -> bool {
         let metadata = &object["metadata"];
-        let labels: BTreeMap<String, String> =
-            serde_json::from_value(metadata["labels"].clone()).unwrap_or_default();
+        let labelled = || {
+            let labels = BTreeMap::<String, String>::deserialize(&metadata["labels"]);
+            self.labels.matches(&labels.unwrap_or_default())
+        };
         (self.namespace.is_empty() || metadata["namespace"] == self.namespace.as_str())
-            && self.labels.matches(&labels)
+            && (self.labels.is_everything() || labelled())
             && self.fields.iter().all(|(path, equal, wanted)| {
                 let found = path
                     .iter()
