@@ -90,6 +90,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pods-api", &["kube-protobuf"]),
     // The list of registered drivers and their calls; knows nothing of volumes.
     ("csi", &["csi-spec", "host"]),
+    // Device plugins and who has which device; knows nothing of pods' objects, of the Node or of the runtime.
+    ("devices", &["host", "component-base", "component-helpers"]),
     ("shim", &["shim-protocol", "host"]),
     // Files and trees that containers can change, for all that touch them.
     ("host", &[]),
@@ -120,6 +122,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "streaming",
             "cri",
             "csi",
+            "devices",
             "pods-api",
             "component-base",
             "component-helpers",

@@ -1,0 +1,259 @@
+//! What was given out, as it is on disk: upstream's file in upstream's form, checksum and all, so that a node can change its kubelet in
+//! either direction; pure.
+//!
+//! Upstream: checkpoint/checkpoint.go, `PodDevicesEntry`; pkg/kubelet/checkpointmanager/checksum, v1.37.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+
+use crate::pod_devices::{Allocation, PodDevices};
+use crate::v1beta1::ContainerAllocateResponse;
+
+/// The name of the file. Upstream: `kubeletDeviceManagerCheckpoint`.
+pub const FILE: &str = "kubelet_internal_checkpoint";
+
+/// Why a file says nothing. Another try says the same.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("no checkpoint of a device manager: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("checkpoint is corrupted: its checksum is {found}, that of its contents {computed}")]
+    Checksum { found: u64, computed: u64 },
+    #[error(
+        "checkpoint entry of pod {pod:?}, container {container:?}, resource {resource:?}: {why}"
+    )]
+    Entry {
+        pod: String,
+        container: String,
+        resource: String,
+        why: String,
+    },
+}
+
+/// `null` and empty lists are not the same to the checksum.
+#[derive(Serialize, Deserialize)]
+struct File {
+    #[serde(rename = "Data")]
+    data: Data,
+    #[serde(rename = "Checksum")]
+    checksum: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Data {
+    pod_device_entries: Option<Vec<Entry>>,
+    registered_devices: Option<BTreeMap<String, Option<Vec<String>>>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    #[serde(rename = "PodUID")]
+    pod: String,
+    #[serde(rename = "ContainerName")]
+    container: String,
+    #[serde(rename = "ResourceName")]
+    resource: String,
+    #[serde(rename = "DeviceIDs")]
+    devices: Option<BTreeMap<i64, Option<Vec<String>>>>,
+    /// The protobuf of the answer, in base64.
+    #[serde(rename = "AllocResp")]
+    response: Option<String>,
+}
+
+/// The text of the file. `registered`: the healthy devices of each resource.
+pub fn encode(pods: &PodDevices, registered: BTreeMap<String, Vec<String>>) -> String {
+    let mut entries = Vec::new();
+    for (pod, of_pod) in pods.pods() {
+        for (container, of_container) in of_pod {
+            for (resource, allocation) in of_container {
+                let devices = allocation.devices.iter();
+                let devices = devices.map(|(node, ids)| (*node, Some(ids.clone())));
+                entries.push(Entry {
+                    pod: pod.clone(),
+                    container: container.clone(),
+                    resource: resource.clone(),
+                    devices: Some(devices.collect()),
+                    response: Some(STANDARD.encode(allocation.response.encode_to_vec())),
+                });
+            }
+        }
+    }
+    let registered = registered.into_iter();
+    let registered = registered.map(|(name, ids)| (name, Some(ids)));
+    let data = Data {
+        pod_device_entries: (!entries.is_empty()).then_some(entries),
+        registered_devices: Some(registered.collect()),
+    };
+    // What was encoded a line above is base64.
+    let checksum = checksum(&data).unwrap_or_default();
+    serde_json::to_string(&File { data, checksum }).expect("maps with text and numbers as keys")
+}
+
+/// Who has what, and the names of the resources.
+///
+/// # Errors
+/// It is no such file, or not as it was written.
+pub fn decode(text: &[u8]) -> Result<(PodDevices, Vec<String>), CheckpointError> {
+    let file: File = serde_json::from_slice(text)?;
+    let computed = checksum(&file.data)?;
+    if computed != file.checksum {
+        let found = file.checksum;
+        return Err(CheckpointError::Checksum { found, computed });
+    }
+    let mut pods = PodDevices::default();
+    for entry in file.data.pod_device_entries.into_iter().flatten() {
+        let response = ContainerAllocateResponse::decode(entry.bytes()?.as_slice());
+        let response = response.map_err(|error| entry.error(&error))?;
+        let devices = entry.devices.into_iter().flatten();
+        let devices = devices.map(|(node, ids)| (node, ids.unwrap_or_default()));
+        let allocation = Allocation {
+            devices: devices.collect(),
+            response,
+        };
+        pods.insert(&entry.pod, &entry.container, &entry.resource, allocation);
+    }
+    let registered = file.data.registered_devices.into_iter().flatten();
+    Ok((pods, registered.map(|(name, _)| name).collect()))
+}
+
+impl Entry {
+    fn bytes(&self) -> Result<Vec<u8>, CheckpointError> {
+        let text = self.response.as_deref().unwrap_or_default();
+        STANDARD.decode(text).map_err(|error| self.error(&error))
+    }
+
+    fn error(&self, why: &dyn std::error::Error) -> CheckpointError {
+        CheckpointError::Entry {
+            pod: self.pod.clone(),
+            container: self.container.clone(),
+            resource: self.resource.clone(),
+            why: why.to_string(),
+        }
+    }
+}
+
+/// FNV-1a of what Go's spew prints of the data. Upstream: `DeepHashObject`.
+fn checksum(data: &Data) -> Result<u64, CheckpointError> {
+    const OFFSET: u32 = 0x811c_9dc5;
+    const PRIME: u32 = 0x0100_0193;
+    let hash = printed(data)?.bytes().fold(OFFSET, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(PRIME)
+    });
+    Ok(u64::from(hash))
+}
+
+fn printed(data: &Data) -> Result<String, CheckpointError> {
+    let mut out =
+        "(checkpoint.checkpointData){PodDeviceEntries:([]checkpoint.PodDevicesEntry)".to_owned();
+    match &data.pod_device_entries {
+        None => out.push_str("<nil>"),
+        Some(entries) => {
+            let entries: Result<Vec<_>, _> = entries.iter().map(printed_entry).collect();
+            let _ = write!(out, "[{}]", entries?.join(" "));
+        }
+    }
+    out.push_str(" RegisteredDevices:(map[string][]string)");
+    out.push_str(&printed_map(data.registered_devices.as_ref()));
+    out.push('}');
+    Ok(out)
+}
+
+fn printed_entry(entry: &Entry) -> Result<String, CheckpointError> {
+    let response = match &entry.response {
+        None => "<nil>".to_owned(),
+        Some(_) => {
+            let bytes: Vec<String> = entry.bytes()?.iter().map(u8::to_string).collect();
+            format!("[{}]", bytes.join(" "))
+        }
+    };
+    Ok(format!(
+        "{{PodUID:(string){} ContainerName:(string){} ResourceName:(string){} DeviceIDs:(checkpoint.DevicesPerNUMA){} \
+         AllocResp:([]uint8){response}}}",
+        entry.pod,
+        entry.container,
+        entry.resource,
+        printed_map(entry.devices.as_ref()),
+    ))
+}
+
+fn printed_map<K: std::fmt::Display>(map: Option<&BTreeMap<K, Option<Vec<String>>>>) -> String {
+    let Some(map) = map else {
+        return "<nil>".to_owned();
+    };
+    let item = |(key, list): (&K, &Option<Vec<String>>)| match list {
+        None => format!("{key}:<nil>"),
+        Some(list) => format!("{key}:[{}]", list.join(" ")),
+    };
+    let items: Vec<String> = map.iter().map(item).collect();
+    format!("map[{}]", items.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by upstream's own code, v1.37.2.
+    const EMPTY: &str =
+        r#"{"Data":{"PodDeviceEntries":null,"RegisteredDevices":{}},"Checksum":3467439661}"#;
+    const FULL: &str = r#"{"Data":{"PodDeviceEntries":[{"PodUID":"u-1","ContainerName":"c","ResourceName":"example.com/gpu","DeviceIDs":{"-1":["g2","g0"],"0":["g1"],"10":null,"2":["ü"]},"AllocResp":"CggKAUESA2Eg/w=="},{"PodUID":"u-2","ContainerName":"c","ResourceName":"example.com/nic","DeviceIDs":{"-1":["n0"]},"AllocResp":""},{"PodUID":"u-3","ContainerName":"c","ResourceName":"example.com/nic","DeviceIDs":null,"AllocResp":null}],"RegisteredDevices":{"b.com/x":null,"example.com/a":[],"example.com/gpu":["g2","g0","g1"]}},"Checksum":3784972985}"#;
+
+    fn allocation() -> Allocation {
+        Allocation {
+            devices: [(-1, vec!["a".to_owned()]), (1, vec!["b".to_owned()])].into(),
+            response: ContainerAllocateResponse {
+                envs: [("GPU".to_owned(), "a,b".to_owned())].into(),
+                ..ContainerAllocateResponse::default()
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut pods = PodDevices::default();
+        pods.insert("u", "c", "example.com/gpu", allocation());
+        let registered = BTreeMap::from([("example.com/gpu".to_owned(), vec!["a".to_owned()])]);
+        let text = encode(&pods, registered);
+        let (read, resources) = decode(text.as_bytes()).unwrap();
+        assert_eq!(read, pods);
+        assert_eq!(resources, ["example.com/gpu"]);
+    }
+
+    #[test]
+    fn the_checksum_is_upstreams() {
+        assert_eq!(encode(&PodDevices::default(), BTreeMap::new()), EMPTY);
+        let file: File = serde_json::from_str(FULL).unwrap();
+        assert_eq!(checksum(&file.data).unwrap(), file.checksum);
+    }
+
+    #[test]
+    fn what_upstream_wrote_is_understood() {
+        // The answer of the first entry is none: it was made up to try every byte.
+        let told = decode(FULL.as_bytes()).unwrap_err().to_string();
+        assert!(
+            told.starts_with("checkpoint entry of pod \"u-1\""),
+            "{told}"
+        );
+        let (pods, resources) = decode(EMPTY.as_bytes()).unwrap();
+        assert_eq!((pods, resources.len()), (PodDevices::default(), 0));
+    }
+
+    #[test]
+    fn what_is_not_whole_is_refused() {
+        let torn = EMPTY.replace(
+            "RegisteredDevices\":{}",
+            "RegisteredDevices\":{\"a.com/x\":[]}",
+        );
+        let told = decode(torn.as_bytes()).unwrap_err().to_string();
+        assert!(told.starts_with("checkpoint is corrupted"), "{told}");
+        for text in ["", "{}", "[]", &EMPTY[..40]] {
+            let told = decode(text.as_bytes()).unwrap_err();
+            assert!(matches!(told, CheckpointError::Json(_)), "{told}");
+        }
+    }
+}

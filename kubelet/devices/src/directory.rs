@@ -1,0 +1,67 @@
+//! The folder of the kubelet's socket, of plugins' sockets and of the checkpoint. Blocking calls: not for async threads.
+//!
+//! Upstream: `CleanupPluginDirectory`, `Start` in plugin/v1beta1/server.go.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{self, FILE};
+use crate::pod_devices::PodDevices;
+
+/// Where plugins register. Upstream: `KubeletSocket`.
+pub(crate) fn socket(dir: &Path) -> PathBuf {
+    dir.join("kubelet.sock")
+}
+
+/// Makes the folder and removes the sockets in it: plugins that see the kubelet's go know that they have to register anew.
+///
+/// # Errors
+/// What could not be done first; the rest was.
+pub(crate) fn listen(dir: &Path) -> io::Result<UnixListener> {
+    fs::create_dir_all(dir)?;
+    fs::set_permissions(dir, Permissions::from_mode(0o750))?;
+    let mut failed = None;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        // Through links, as upstream's.
+        let is_socket = fs::metadata(&path).is_ok_and(|data| data.file_type().is_socket());
+        if is_socket && let Err(error) = fs::remove_file(&path) {
+            tracing::error!(path = %path.display(), %error, "Failed to remove file");
+            failed = failed.or(Some(error));
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let listener = UnixListener::bind(socket(dir))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// What a kubelet before this one gave out, and the resources there were. `None`: none was here, or nothing can be said of it.
+pub(crate) fn read(dir: &Path) -> Option<(PodDevices, Vec<String>)> {
+    let path = dir.join(FILE);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::error!(path = %path.display(), %error, "cannot read which devices were given out; running pods keep theirs unknown to us");
+            return None;
+        }
+    };
+    let read = checkpoint::decode(&text);
+    if let Err(error) = &read {
+        tracing::error!(path = %path.display(), %error, "cannot understand which devices were given out; running pods keep theirs unknown to us");
+    }
+    read.ok()
+}
+
+/// # Errors
+/// I/O; the old file stands.
+pub(crate) fn write(dir: &Path, text: &str) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    host::atomic_file::write(&dir.join(FILE), text.as_bytes())
+}

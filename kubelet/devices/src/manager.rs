@@ -1,0 +1,523 @@
+//! The shell: plugins that come and go, and what they are asked for pods.
+//!
+//! Owns: one connection a plugin, the turn of each resource, and the checkpoint. Decides nothing ([`State`] does).
+//! Upstream: manager.go.
+//!
+//! **Invariant:** what a plugin agreed to is on disk before the pod is told that it may run.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use component_base::clock::Clock;
+use component_base::tasks::spawn_helper;
+use futures::StreamExt as _;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::injection::{self, AnswerError, Injection};
+use crate::plugin::{self, CallError, Plugin, PluginOptions};
+use crate::state::{AllocationError, Capacity, Choice, Plan, PodRequest, State};
+use crate::{checkpoint, directory, registration};
+
+/// Connected at a time; each has a socket and a stream.
+const MOST_PLUGINS: usize = 256;
+
+/// Why a pod, a container or a plugin does not get what it wants.
+#[derive(Debug, thiserror::Error)]
+pub enum DevicesError {
+    #[error(transparent)]
+    Allocation(#[from] AllocationError),
+    #[error("endpoint {0} has been stopped")]
+    Stopped(String),
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("device plugin GetPreferredAllocation rpc failed with err: {0}")]
+    Preferred(#[source] CallError),
+    #[error("device plugin PreStartContainer rpc failed with err: {0}")]
+    PreStart(#[source] CallError),
+    #[error(
+        "no devices found allocated in local cache for pod {pod}, container {container}, resource {resource}"
+    )]
+    NoDevices {
+        pod: String,
+        container: String,
+        resource: String,
+    },
+    #[error("device plugin of {resource}: {source}")]
+    Answer {
+        resource: String,
+        #[source]
+        source: AnswerError,
+    },
+    #[error("failed to write checkpoint file {:?}: {source}", checkpoint::FILE)]
+    Checkpoint {
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("failed to get device plugin options: {0}")]
+    Options(#[source] CallError),
+    #[error("device plugin already connected: {}", .0.display())]
+    AlreadyConnected(PathBuf),
+    #[error("{MOST_PLUGINS} device plugins are connected, which is the most there can be")]
+    TooMany,
+}
+
+/// Told of what happens; it must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// A plugin wants to register.
+    fn registered(&self, resource: &str);
+    /// A plugin was asked for devices.
+    fn allocated(&self, resource: &str, took: Duration);
+    /// Devices of the pod are in another state than before.
+    fn health_changed(&self, pod: &str);
+}
+
+/// A plugin that is there.
+struct Connected {
+    socket: PathBuf,
+    plugin: Arc<dyn Plugin>,
+    options: PluginOptions,
+    /// Of the task that follows its devices.
+    follower: Option<AbortHandle>,
+}
+
+#[derive(Default)]
+struct Inner {
+    state: State,
+    /// By resource; the newest last, and that one is asked.
+    plugins: BTreeMap<String, Vec<Connected>>,
+}
+
+/// Shared by all that ask.
+pub struct Manager {
+    dir: PathBuf,
+    clock: Clock,
+    observer: Arc<dyn Observer>,
+    inner: Mutex<Inner>,
+    /// One allocation of a resource at a time; the other resources do not wait for it.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// What the file says.
+    written: tokio::sync::Mutex<Option<String>>,
+    /// The Node has something new to say.
+    changed: Notify,
+    /// What runs was looked at: what nobody names is nobody's.
+    settled: AtomicBool,
+    was_here: bool,
+}
+
+impl Manager {
+    /// `dir`: `<root-dir>/device-plugins`. Reads the checkpoint; blocking.
+    pub fn load(dir: PathBuf, clock: Clock, observer: Arc<dyn Observer>) -> Self {
+        let was_here = dir.join(checkpoint::FILE).exists();
+        let (pods, registered) = directory::read(&dir).unwrap_or_default();
+        let state = State::restored(pods, registered, clock.monotonic());
+        Self {
+            dir,
+            clock,
+            observer,
+            inner: Mutex::new(Inner {
+                state,
+                plugins: BTreeMap::new(),
+            }),
+            turns: Mutex::default(),
+            written: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
+            settled: AtomicBool::new(false),
+            was_here,
+        }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn observer(&self) -> &dyn Observer {
+        self.observer.as_ref()
+    }
+
+    /// A kubelet that gives out devices was here before: what the Node says of resources it does not know is others'.
+    pub fn was_here(&self) -> bool {
+        self.was_here
+    }
+
+    /// Resolves once the Node has something new to say; for one waiter. Cancel-safe.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// May a plugin that was found by its socket register? Upstream: `ValidatePlugin`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn validate(&self, resource: &str, versions: &[String]) -> Result<(), String> {
+        registration::validate(resource, versions)
+    }
+
+    /// The plugin of the resource listens on the socket.
+    ///
+    /// # Errors
+    /// It does not answer, or is here already.
+    pub async fn connect(
+        self: &Arc<Self>,
+        resource: &str,
+        socket: &Path,
+    ) -> Result<(), DevicesError> {
+        let plugin = plugin::connect(socket).await?;
+        self.plugin_came(resource, socket, plugin).await
+    }
+
+    /// As [`Manager::connect`], for a plugin that is reached otherwise. `socket`: what it is told from others by.
+    ///
+    /// # Errors
+    /// It does not answer, or is here already.
+    pub async fn plugin_came(
+        self: &Arc<Self>,
+        resource: &str,
+        socket: &Path,
+        plugin: Arc<dyn Plugin>,
+    ) -> Result<(), DevicesError> {
+        let options = plugin.options().await.map_err(DevicesError::Options)?;
+        let connected = Connected {
+            socket: socket.to_owned(),
+            plugin: plugin.clone(),
+            options,
+            follower: None,
+        };
+        self.enter(resource, connected)?;
+        tracing::info!(resource, socket = %socket.display(), "Device plugin connected");
+        let (this, name) = (self.clone(), resource.to_owned());
+        let follower = spawn_helper("devices of a plugin", async move {
+            this.follow(&name, plugin.as_ref()).await;
+            this.leave(&name, |c| Arc::ptr_eq(&c.plugin, &plugin));
+        });
+        let mut inner = self.inner();
+        let all = inner.plugins.get_mut(resource);
+        if let Some(entry) = all.and_then(|all| all.iter_mut().find(|c| c.socket == socket)) {
+            entry.follower = Some(follower.abort_handle());
+        }
+        drop(inner);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    fn enter(&self, resource: &str, connected: Connected) -> Result<(), DevicesError> {
+        let mut inner = self.inner();
+        if inner.plugins.values().map(Vec::len).sum::<usize>() >= MOST_PLUGINS {
+            return Err(DevicesError::TooMany);
+        }
+        let all = inner.plugins.entry(resource.to_owned()).or_default();
+        if all.iter().any(|c| c.socket == connected.socket) {
+            return Err(DevicesError::AlreadyConnected(connected.socket));
+        }
+        all.push(connected);
+        inner.state.plugin_came(resource);
+        Ok(())
+    }
+
+    /// The plugin's socket is gone.
+    pub fn disconnect(&self, resource: &str, socket: &Path) {
+        self.leave(resource, |c| c.socket == socket);
+    }
+
+    fn leave(&self, resource: &str, is: impl Fn(&Connected) -> bool) {
+        let mut inner = self.inner();
+        let Some(all) = inner.plugins.get_mut(resource) else {
+            return;
+        };
+        let Some(at) = all.iter().position(is) else {
+            return;
+        };
+        let gone = all.remove(at);
+        tracing::info!(resource, socket = %gone.socket.display(), "Device plugin disconnected");
+        if all.is_empty() {
+            inner.plugins.remove(resource);
+            let now = self.clock.monotonic();
+            inner.state.plugins_gone(resource, now);
+            tracing::info!(resource, "Mark all resources Unhealthy for resource");
+        }
+        drop(inner);
+        if let Some(follower) = gone.follower {
+            follower.abort();
+        }
+        self.changed.notify_one();
+    }
+
+    /// Until the plugin ends.
+    async fn follow(&self, resource: &str, plugin: &dyn Plugin) {
+        let mut reports = match plugin.list_and_watch().await {
+            Ok(reports) => reports,
+            Err(error) => {
+                tracing::error!(resource, %error, "ListAndWatch ended unexpectedly for device plugin");
+                return;
+            }
+        };
+        while let Some(report) = reports.next().await {
+            let devices = match report {
+                Ok(devices) => devices,
+                Err(error) => {
+                    tracing::error!(resource, %error, "ListAndWatch ended unexpectedly for device plugin");
+                    return;
+                }
+            };
+            let count = devices.len();
+            let pods = self.inner().state.list(resource, devices);
+            tracing::info!(resource, count, "Processed device updates for resource");
+            self.changed.notify_one();
+            for pod in pods {
+                self.observer.health_changed(&pod);
+            }
+            if let Err(error) = self.write().await {
+                tracing::error!(%error, "Writing checkpoint encountered");
+            }
+        }
+        tracing::error!(
+            resource,
+            "ListAndWatch ended unexpectedly for device plugin"
+        );
+    }
+
+    /// What the Node says now.
+    pub async fn capacity(&self) -> Capacity {
+        let (capacity, forgotten) = {
+            let now = self.clock.monotonic();
+            self.inner().state.capacity(now)
+        };
+        if forgotten && let Err(error) = self.write().await {
+            tracing::error!(%error, "Failed to write checkpoint file");
+        }
+        capacity
+    }
+
+    /// Whether the resource is for this manager to give out.
+    pub fn is_of_plugin(&self, resource: &str) -> bool {
+        self.inner().state.is_of_plugin(resource)
+    }
+
+    /// Whether anything the pod wants is for this manager to give out.
+    pub fn concerns(&self, pod: &PodRequest) -> bool {
+        let inner = self.inner();
+        let limits = pod.containers.iter().flat_map(|c| &c.limits);
+        let mut wanted = limits.filter(|(_, n)| **n > 0);
+        wanted.any(|(resource, _)| inner.state.is_of_plugin(resource))
+    }
+
+    /// Every container of the pod gets its devices. Without them all it gets none.
+    ///
+    /// # Errors
+    /// The first container that cannot have its own: the pod is rejected for good, as upstream.
+    pub async fn allocate_pod(&self, pod: &PodRequest) -> Result<(), DevicesError> {
+        let mut outcome = Ok(());
+        for container in &pod.containers {
+            outcome = self.allocate_container(pod, &container.name).await;
+            if outcome.is_err() {
+                break;
+            }
+        }
+        if outcome.is_ok() {
+            outcome = self.write().await;
+        }
+        if outcome.is_err() && self.inner().state.pods.remove_pod(&pod.uid) {
+            self.write_or_tell().await;
+        }
+        outcome
+    }
+
+    async fn allocate_container(&self, pod: &PodRequest, name: &str) -> Result<(), DevicesError> {
+        let container = pod.containers.iter().find(|c| c.name == name);
+        let limits = container.iter().flat_map(|c| &c.limits);
+        for (resource, wanted) in limits {
+            let wanted = usize::try_from(*wanted).unwrap_or(0);
+            if wanted > 0 && self.is_of_plugin(resource) {
+                let turn = self.turn(resource);
+                let _turn = turn.lock().await;
+                self.allocate(pod, name, resource, wanted).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As many as there are resources of plugins.
+    fn turn(&self, resource: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for those.
+        turns.retain(|name, turn| name == resource || Arc::strong_count(turn) > 1);
+        turns.entry(resource.to_owned()).or_default().clone()
+    }
+
+    async fn allocate(
+        &self,
+        pod: &PodRequest,
+        container: &str,
+        resource: &str,
+        wanted: usize,
+    ) -> Result<(), DevicesError> {
+        let choice = {
+            let inner = self.inner();
+            let mut reusable = inner.state.reusable(pod, container);
+            let reusable = reusable.remove(resource).unwrap_or_default();
+            let uid = &pod.uid;
+            let plan = inner
+                .state
+                .plan(uid, container, resource, wanted, &reusable)?;
+            match plan {
+                Plan::Held => return Ok(()),
+                Plan::Choose(choice) => choice,
+            }
+        };
+        let begin = self.clock.monotonic();
+        let (plugin, options) = self.plugin(resource)?;
+        let preferred = prefer(plugin.as_ref(), &options, &choice).await?;
+        let chosen = choice.complete(&preferred);
+        let answer = plugin.allocate(ids(&chosen)).await;
+        let took = self.clock.monotonic() - begin;
+        self.observer.allocated(resource, took);
+        let answer = answer?;
+        injection::check(&answer).map_err(|source| DevicesError::Answer {
+            resource: resource.to_owned(),
+            source,
+        })?;
+        let of = (pod.uid.as_str(), container, resource);
+        self.inner().state.commit(of, &chosen, answer);
+        tracing::info!(pod = pod.uid, container, resource, devices = ?chosen, "allocated devices");
+        Ok(())
+    }
+
+    fn plugin(&self, resource: &str) -> Result<(Arc<dyn Plugin>, PluginOptions), DevicesError> {
+        let inner = self.inner();
+        let newest = inner.plugins.get(resource).and_then(|all| all.last());
+        let newest = newest.ok_or_else(|| DevicesError::Stopped(resource.to_owned()))?;
+        Ok((newest.plugin.clone(), newest.options))
+    }
+
+    /// What the container that is about to start gets. `active`: its pod is not on its way out.
+    ///
+    /// # Errors
+    /// A plugin wants to prepare its devices and cannot, or the container has none and gets none. A retry may help.
+    pub async fn container_options(
+        &self,
+        pod: &PodRequest,
+        container: &str,
+        active: bool,
+    ) -> Result<Injection, DevicesError> {
+        let of_container = pod.containers.iter().find(|c| c.name == container);
+        let limits = of_container.iter().flat_map(|c| &c.limits);
+        let mut missing = false;
+        for (resource, wanted) in limits {
+            if *wanted <= 0 || !self.is_of_plugin(resource) {
+                continue;
+            }
+            let held = {
+                let inner = self.inner();
+                inner.state.pods.devices(&pod.uid, container, resource)
+            };
+            missing |= active && held.is_none();
+            self.pre_start(pod, container, resource, held).await?;
+        }
+        if missing {
+            // It was admitted by a kubelet whose record is lost. Upstream does so, too.
+            tracing::info!(
+                pod = pod.uid,
+                container,
+                "Needs to re-allocate device plugin resources for pod"
+            );
+            self.allocate_container(pod, container).await?;
+            self.write().await?;
+        }
+        let inner = self.inner();
+        let held = inner.state.pods.container(&pod.uid, container);
+        Ok(held.map(injection::merge).unwrap_or_default())
+    }
+
+    async fn pre_start(
+        &self,
+        pod: &PodRequest,
+        container: &str,
+        resource: &str,
+        held: Option<BTreeSet<String>>,
+    ) -> Result<(), DevicesError> {
+        // One that is gone wants nothing.
+        let Ok((plugin, options)) = self.plugin(resource) else {
+            return Ok(());
+        };
+        if !options.pre_start_required {
+            return Ok(());
+        }
+        let held = held.ok_or_else(|| DevicesError::NoDevices {
+            pod: pod.uid.clone(),
+            container: container.to_owned(),
+            resource: resource.to_owned(),
+        })?;
+        let prepared = plugin.pre_start_container(ids(&held)).await;
+        prepared.map_err(DevicesError::PreStart)
+    }
+
+    /// The health of what the container has, by resource and device.
+    pub fn health(&self, pod: &str, container: &str) -> BTreeMap<String, BTreeMap<String, bool>> {
+        self.inner().state.health(pod, container)
+    }
+
+    /// From now on what no pod has is free. Before, a pod that runs may not be known yet.
+    pub fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    /// Frees what pods have that are not `live`. Upstream: `UpdateAllocatedDevices`.
+    pub async fn retain(&self, live: impl Fn(&str) -> bool) {
+        if self.settled.load(Ordering::Acquire) && self.inner().state.pods.retain(live) {
+            self.write_or_tell().await;
+        }
+    }
+
+    async fn write_or_tell(&self) {
+        if let Err(error) = self.write().await {
+            tracing::error!(%error, "Failed to write checkpoint file");
+        }
+    }
+
+    async fn write(&self) -> Result<(), DevicesError> {
+        let mut written = self.written.lock().await;
+        let text = {
+            let inner = self.inner();
+            checkpoint::encode(&inner.state.pods, inner.state.registered())
+        };
+        if written.as_ref() == Some(&text) {
+            return Ok(());
+        }
+        *written = None;
+        let (dir, new) = (self.dir.clone(), text.clone());
+        let done = tokio::task::spawn_blocking(move || directory::write(&dir, &new)).await;
+        let done = done.map_err(std::io::Error::other).flatten();
+        done.map_err(|source| DevicesError::Checkpoint { source })?;
+        *written = Some(text);
+        Ok(())
+    }
+}
+
+fn ids(devices: &BTreeSet<String>) -> Vec<String> {
+    devices.iter().cloned().collect()
+}
+
+/// Empty: the plugin has no opinion, or there is no choice.
+async fn prefer(
+    plugin: &dyn Plugin,
+    options: &PluginOptions,
+    choice: &Choice,
+) -> Result<Vec<String>, DevicesError> {
+    if choice.missing == 0 || !options.get_preferred_allocation_available {
+        return Ok(Vec::new());
+    }
+    let available = ids(&choice.available.union(&choice.taken).cloned().collect());
+    let size = choice.taken.len() + choice.missing;
+    let preferred = plugin.preferred_allocation(available, ids(&choice.taken), size);
+    preferred.await.map_err(DevicesError::Preferred)
+}
+
+#[cfg(test)]
+mod tests;
