@@ -20,6 +20,8 @@ pub mod pluginregistration {
 
     /// What `PluginInfo.type` says of a CSI driver. Upstream: `constants.go`.
     pub const CSI_PLUGIN: &str = "CSIPlugin";
+    /// And of a device plugin.
+    pub const DEVICE_PLUGIN: &str = "DevicePlugin";
 }
 
 #[cfg(test)]

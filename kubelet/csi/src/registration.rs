@@ -1,8 +1,9 @@
 //! Plugins make themselves known by a socket in `plugins_registry`: one that comes is asked who it is, one that goes is forgotten.
 //!
 //! ```text
-//! socket comes -> GetInfo -> type, versions -> NodeGetInfo -> Handler::install -> NotifyRegistrationStatus
-//! socket goes  -> Handler::uninstall            made anew: both, in this order
+//! socket comes -> GetInfo -> PluginHandler of its type: validate, register -> NotifyRegistrationStatus
+//! socket goes  -> PluginHandler::deregister            made anew: both, in this order
+//! CSI drivers: register: NodeGetInfo -> Handler::install; deregister: Handler::uninstall
 //! ```
 //!
 //! The kernel tells of changes (inotify). Each socket has a task of its own, so that one that does not answer holds up no other.
@@ -58,6 +59,28 @@ pub trait Handler: Send + Sync + 'static {
     async fn uninstall(&self, driver: &str) -> Result<(), HandlerError>;
 }
 
+/// What plugins of one type are for. Upstream: `PluginHandler` of pkg/kubelet/pluginmanager/cache.
+#[async_trait]
+pub trait PluginHandler: Send + Sync + 'static {
+    /// Whether the plugin can be used here.
+    ///
+    /// # Errors
+    /// Why not.
+    fn validate(&self, name: &str, endpoint: &Path, versions: &[String]) -> Result<(), String>;
+    /// It is here; `validate` took it.
+    ///
+    /// # Errors
+    /// It is not to be used; nothing of it is left.
+    async fn register(
+        &self,
+        name: &str,
+        endpoint: &Path,
+        versions: &[String],
+    ) -> Result<(), HandlerError>;
+    /// It is gone, or cannot be told that it is registered. Idempotent.
+    async fn deregister(&self, name: &str, endpoint: &Path);
+}
+
 /// Why a plugin is not registered. A retry may help.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistrationError {
@@ -75,14 +98,8 @@ pub enum RegistrationError {
     },
     #[error("RegisterPlugin error -- no handler registered for plugin type: {kind} at socket {}", socket.display())]
     Type { kind: String, socket: PathBuf },
-    #[error(
-        "RegisterPlugin error -- plugin validation failed with err: validation failed for CSI Driver {driver} at endpoint {endpoint}: {why}"
-    )]
-    Validation {
-        driver: String,
-        endpoint: String,
-        why: String,
-    },
+    #[error("RegisterPlugin error -- plugin validation failed with err: {0}")]
+    Validation(String),
     #[error("RegisterPlugin error -- plugin registration failed with err: {source}")]
     Install {
         #[source]
@@ -96,23 +113,36 @@ pub enum RegistrationError {
     },
 }
 
+/// A plugin, as it said who it is.
+#[derive(Clone)]
+struct Known {
+    handler: Arc<dyn PluginHandler>,
+    name: String,
+    endpoint: PathBuf,
+}
+
 /// Follows one directory.
 pub struct Registrations {
     dir: PathBuf,
-    drivers: Arc<Drivers>,
-    handler: Arc<dyn Handler>,
+    /// By type.
+    handlers: HashMap<&'static str, Arc<dyn PluginHandler>>,
     /// Until those that were there at the start were tried.
     settling: Mutex<Option<Arc<Settling>>>,
 }
 
 impl Registrations {
-    /// `dir`: `<root-dir>/plugins_registry`.
-    pub fn new(dir: PathBuf, drivers: Arc<Drivers>, handler: Arc<dyn Handler>) -> Arc<Self> {
+    /// `dir`: `<root-dir>/plugins_registry`. `others`: plugins that are no CSI drivers, by type.
+    pub fn new(
+        dir: PathBuf,
+        drivers: Arc<Drivers>,
+        handler: Arc<dyn Handler>,
+        others: impl IntoIterator<Item = (&'static str, Arc<dyn PluginHandler>)>,
+    ) -> Arc<Self> {
         let settling = Mutex::new(Some(drivers.settling()));
+        let csi: Arc<dyn PluginHandler> = Arc::new(CsiPlugins { drivers, handler });
         Arc::new(Self {
             dir,
-            drivers,
-            handler,
+            handlers: [(CSI_PLUGIN, csi)].into_iter().chain(others).collect(),
             settling,
         })
     }
@@ -169,7 +199,7 @@ impl Registrations {
         *known = found;
         for path in gone {
             if let Some(task) = tasks.remove(&path) {
-                task.end(self).await;
+                task.end().await;
             }
         }
         for path in new {
@@ -189,7 +219,7 @@ impl Registrations {
     async fn keep(
         &self,
         socket: &Path,
-        tell: &tokio::sync::watch::Sender<Option<String>>,
+        tell: &tokio::sync::watch::Sender<Option<Known>>,
         settling: Option<Arc<Settling>>,
     ) {
         let mut pause = FIRST_RETRY;
@@ -198,8 +228,8 @@ impl Registrations {
             let outcome = self.register(socket, tell).await;
             settling.take();
             match outcome {
-                Ok(driver) => {
-                    tracing::info!(driver, socket = %socket.display(), "registered CSI driver");
+                Ok(plugin) => {
+                    tracing::info!(plugin, socket = %socket.display(), "registered plugin");
                     return;
                 }
                 Err(error) => {
@@ -214,7 +244,7 @@ impl Registrations {
     async fn register(
         &self,
         socket: &Path,
-        tell: &tokio::sync::watch::Sender<Option<String>>,
+        tell: &tokio::sync::watch::Sender<Option<Known>>,
     ) -> Result<String, RegistrationError> {
         let mut plugin = RegistrationClient::new(dial(socket).await?);
         let mut request = Request::new(InfoRequest {});
@@ -225,58 +255,90 @@ impl Registrations {
             source,
         })?;
         let info = info.into_inner();
-        let driver = match self.accept(socket, &info) {
-            Ok(driver) => driver,
+        let known = match self.accept(socket, &info) {
+            Ok(known) => known,
             Err(error) => {
                 notify(&mut plugin, socket, Some(error.to_string())).await?;
                 return Err(error);
             }
         };
-        tracing::info!(driver = info.name, endpoint = %driver.endpoint.display(), "Register new plugin");
-        self.drivers.set(&info.name, driver);
+        let (name, endpoint) = (&known.name, &known.endpoint);
+        tracing::info!(plugin = name, endpoint = %endpoint.display(), "Register new plugin");
         // From here on its going is to be acted on.
-        tell.send_replace(Some(info.name.clone()));
-        if let Err(error) = self.install(&info.name).await {
+        tell.send_replace(Some(known.clone()));
+        let versions = &info.supported_versions;
+        let registered = known.handler.register(name, endpoint, versions).await;
+        if let Err(source) = registered {
+            let error = RegistrationError::Install { source };
             tell.send_replace(None);
-            self.forget(&info.name).await;
             notify(&mut plugin, socket, Some(error.to_string())).await?;
             return Err(error);
         }
         if let Err(error) = notify(&mut plugin, socket, None).await {
             tell.send_replace(None);
-            self.forget(&info.name).await;
+            known.handler.deregister(name, endpoint).await;
             return Err(error);
         }
         Ok(info.name)
     }
 
-    /// Whether it is a driver that can be used here.
-    fn accept(&self, socket: &Path, info: &PluginInfo) -> Result<Driver, RegistrationError> {
-        if info.r#type != CSI_PLUGIN {
+    /// Whether it is a plugin that can be used here.
+    fn accept(&self, socket: &Path, info: &PluginInfo) -> Result<Known, RegistrationError> {
+        let Some(handler) = self.handlers.get(info.r#type.as_str()) else {
             return Err(RegistrationError::Type {
                 kind: info.r#type.clone(),
                 socket: socket.to_owned(),
             });
-        }
+        };
         let endpoint = match info.endpoint.as_str() {
             "" => socket.to_owned(),
             endpoint => PathBuf::from(endpoint),
         };
-        let existing = self.drivers.get(&info.name).map(|d| d.version);
-        let version = validate(&info.supported_versions, existing.as_ref());
-        let version = version.map_err(|why| RegistrationError::Validation {
-            driver: info.name.clone(),
-            endpoint: endpoint.display().to_string(),
-            why,
-        })?;
-        Ok(Driver { endpoint, version })
+        let valid = handler.validate(&info.name, &endpoint, &info.supported_versions);
+        valid.map_err(RegistrationError::Validation)?;
+        Ok(Known {
+            handler: handler.clone(),
+            name: info.name.clone(),
+            endpoint,
+        })
+    }
+}
+
+/// One socket's plugin, registered or about to be.
+struct Registered {
+    task: JoinHandle<()>,
+    /// What is registered by it.
+    told: tokio::sync::watch::Receiver<Option<Known>>,
+}
+
+impl Registered {
+    async fn end(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        let known = self.told.borrow().clone();
+        if let Some(known) = known {
+            let plugin = &known.name;
+            tracing::info!(plugin, "DeRegisterPlugin: the plugin's socket is gone");
+            known.handler.deregister(plugin, &known.endpoint).await;
+        }
+    }
+}
+
+/// Drivers of volumes.
+struct CsiPlugins {
+    drivers: Arc<Drivers>,
+    handler: Arc<dyn Handler>,
+}
+
+impl CsiPlugins {
+    fn version(&self, driver: &str, versions: &[String]) -> Result<Version, String> {
+        let existing = self.drivers.get(driver).map(|d| d.version);
+        validate(versions, existing.as_ref())
     }
 
-    async fn install(&self, driver: &str) -> Result<(), RegistrationError> {
-        let failed = |source: HandlerError| RegistrationError::Install { source };
-        let client = self.drivers.client(driver).map_err(|e| failed(e.into()))?;
-        let info = client.node_info().await.map_err(|e| failed(e.into()))?;
-        self.handler.install(driver, &info).await.map_err(failed)
+    async fn install(&self, driver: &str) -> Result<(), HandlerError> {
+        let info = self.drivers.client(driver)?.node_info().await?;
+        self.handler.install(driver, &info).await
     }
 
     async fn forget(&self, driver: &str) {
@@ -287,22 +349,34 @@ impl Registrations {
     }
 }
 
-/// One socket's plugin, registered or about to be.
-struct Registered {
-    task: JoinHandle<()>,
-    /// The driver that is registered by it.
-    told: tokio::sync::watch::Receiver<Option<String>>,
-}
+#[async_trait]
+impl PluginHandler for CsiPlugins {
+    fn validate(&self, name: &str, endpoint: &Path, versions: &[String]) -> Result<(), String> {
+        let version = self.version(name, versions);
+        version.map(drop).map_err(|why| {
+            let endpoint = endpoint.display();
+            format!("validation failed for CSI Driver {name} at endpoint {endpoint}: {why}")
+        })
+    }
 
-impl Registered {
-    async fn end(self, registrations: &Registrations) {
-        self.task.abort();
-        let _ = self.task.await;
-        let driver = self.told.borrow().clone();
-        if let Some(driver) = driver {
-            tracing::info!(driver, "DeRegisterPlugin: the plugin's socket is gone");
-            registrations.forget(&driver).await;
+    async fn register(
+        &self,
+        name: &str,
+        endpoint: &Path,
+        versions: &[String],
+    ) -> Result<(), HandlerError> {
+        let version = self.version(name, versions)?;
+        let endpoint = endpoint.to_owned();
+        self.drivers.set(name, Driver { endpoint, version });
+        let installed = self.install(name).await;
+        if installed.is_err() {
+            self.forget(name).await;
         }
+        installed
+    }
+
+    async fn deregister(&self, name: &str, _: &Path) {
+        self.forget(name).await;
     }
 }
 
@@ -439,7 +513,42 @@ mod tests {
         dir: tempfile::TempDir,
         drivers: Arc<Drivers>,
         cluster: Arc<Cluster>,
+        others: Arc<Others>,
         task: JoinHandle<()>,
+    }
+
+    /// Plugins of another type.
+    #[derive(Default)]
+    struct Others(Mutex<Vec<String>>);
+
+    impl Others {
+        fn calls(&self) -> Vec<String> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    #[async_trait]
+    impl PluginHandler for Others {
+        fn validate(&self, name: &str, _: &Path, versions: &[String]) -> Result<(), String> {
+            match versions {
+                [version] if version == "v1beta1" => Ok(()),
+                _ => Err(format!("{name}: {versions:?}")),
+            }
+        }
+        async fn register(
+            &self,
+            name: &str,
+            endpoint: &Path,
+            _: &[String],
+        ) -> Result<(), HandlerError> {
+            let call = format!("+{name} {}", endpoint.display());
+            self.0.lock().unwrap().push(call);
+            Ok(())
+        }
+        async fn deregister(&self, name: &str, endpoint: &Path) {
+            let call = format!("-{name} {}", endpoint.display());
+            self.0.lock().unwrap().push(call);
+        }
     }
 
     impl Drop for Node {
@@ -453,12 +562,17 @@ mod tests {
         let drivers = Arc::new(Drivers::new(Arc::new(|_| {})));
         let cluster = Arc::new(cluster);
         let registry = dir.path().join("registry");
-        let registrations = Registrations::new(registry, drivers.clone(), cluster.clone());
+        let others = Arc::new(Others::default());
+        let gpus: Arc<dyn PluginHandler> = others.clone();
+        let handlers = [("DevicePlugin", gpus)];
+        let registrations =
+            Registrations::new(registry, drivers.clone(), cluster.clone(), handlers);
         let task = tokio::spawn(registrations.run());
         Node {
             dir,
             drivers,
             cluster,
+            others,
             task,
         }
     }
@@ -527,12 +641,39 @@ mod tests {
         };
         let old = refused(Plugin::csi("old", &driver.socket, &["0.3.0"]), "old").await;
         assert!(old.contains("must be v1.x"), "{old}");
-        let mut device = Plugin::csi("gpu", &driver.socket, &["1.0"]);
-        device.kind = "DevicePlugin".to_owned();
-        let device = refused(device, "device").await;
+        let mut other = Plugin::csi("gpu", &driver.socket, &["1.0"]);
+        other.kind = "DRAPlugin".to_owned();
+        let other = refused(other, "dra").await;
         assert!(
-            device.contains("no handler registered for plugin type: DevicePlugin"),
-            "{device}"
+            other.contains("no handler registered for plugin type: DRAPlugin"),
+            "{other}"
+        );
+        assert!(node.calls().is_empty() && node.drivers.names().is_empty());
+    }
+
+    #[tokio::test]
+    async fn plugins_of_another_type_have_a_handler_of_their_own() {
+        let node = start(Cluster::default());
+        let registry = node.dir.path().join("registry");
+        node.until(|_| registry.is_dir()).await;
+        let plugin = |versions: &[&str]| {
+            let mut plugin = Plugin::csi("example.com/gpu", Path::new("/gpu.sock"), versions);
+            plugin.kind = "DevicePlugin".to_owned();
+            plugin
+        };
+        let socket = registry.join("gpu");
+        let running = plugin(&["v1beta1"]).start(&socket).await;
+        assert_eq!(running.status().await, Ok(()));
+        std::fs::remove_file(&socket).unwrap();
+        node.until(|node| node.others.calls().len() == 2).await;
+        assert_eq!(
+            node.others.calls(),
+            ["+example.com/gpu /gpu.sock", "-example.com/gpu /gpu.sock"]
+        );
+        let refused = plugin(&["v2"]).start(&registry.join("new")).await;
+        assert_eq!(
+            refused.status().await.unwrap_err(),
+            "RegisterPlugin error -- plugin validation failed with err: example.com/gpu: [\"v2\"]"
         );
         assert!(node.calls().is_empty() && node.drivers.names().is_empty());
     }
@@ -566,7 +707,7 @@ mod tests {
         let drivers = Arc::new(Drivers::new(Arc::new(|_| {})));
         drivers.until_settled().await;
         let cluster = Arc::new(Cluster::default());
-        let registrations = Registrations::new(registry, drivers.clone(), cluster);
+        let registrations = Registrations::new(registry, drivers.clone(), cluster, []);
         let task = tokio::spawn(registrations.run());
         assert!(drivers.client("d").is_err());
         let settled = tokio::time::timeout(Duration::from_secs(10), drivers.until_settled());
