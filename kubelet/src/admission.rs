@@ -82,6 +82,8 @@ pub struct AdmissionInput<'a> {
     /// What the node says it can do.
     pub declared_features: &'a [String],
     pub pid_pressure: bool,
+    /// What device plugins give out: who gives them to the pod counts them himself.
+    pub is_of_plugin: &'a (dyn Fn(&str) -> bool + Sync),
 }
 
 /// What becomes of a pod that is new to this kubelet.
@@ -338,6 +340,9 @@ fn shortages(pod: &Pod, input: &AdmissionInput<'_>) -> Vec<Shortage> {
             // A resource of the cluster, not of the node.
             continue;
         }
+        if (input.is_of_plugin)(name) {
+            continue;
+        }
         let used = used.get(name).copied().unwrap_or(Amount::ZERO);
         look(name, number(name, *request), number(name, used));
     }
@@ -453,6 +458,7 @@ mod tests {
             disk_pressure: false,
             declared_features: &[],
             pid_pressure: false,
+            is_of_plugin: &|name| name == "example.com/gpu",
         };
         match decide(pod, &input, true) {
             Verdict::Admit => Ok(()),
@@ -523,7 +529,7 @@ mod tests {
     #[test]
     fn extended_resources_are_what_the_node_says() {
         let node: Node = serde_json::from_value(serde_json::json!({
-            "status": {"allocatable": {"example.com/dongle": "2", "cpu": "100"}},
+            "status": {"allocatable": {"example.com/dongle": "2", "example.com/gpu": "1", "cpu": "100"}},
         }))
         .unwrap();
         let wants = |name: &str, count: &str| -> Pod {
@@ -539,6 +545,8 @@ mod tests {
         assert!(refused.starts_with("OutOfexample.com/dongle|"), "{refused}");
         // One of the cluster, not of the node.
         assert_eq!(check(&wants("example.com/other", "1"), vec![]), Ok(()));
+        // A plugin's: its devices are given out one by one, after this.
+        assert_eq!(check(&wants("example.com/gpu", "9"), vec![]), Ok(()));
         let refused = check(&wants("cpu", "2"), vec![]).unwrap_err();
         assert!(refused.starts_with("OutOfcpu|"), "{refused}");
     }
@@ -560,6 +568,7 @@ mod tests {
                 disk_pressure: false,
                 declared_features: &[],
                 pid_pressure: false,
+                is_of_plugin: &|_| false,
             };
             let spec =
                 serde_json::json!({"containers": [{"name": "c"}], "tolerations": [toleration]});
@@ -645,6 +654,7 @@ mod tests {
                 disk_pressure: false,
                 declared_features: &[],
                 pid_pressure: false,
+                is_of_plugin: &|_| false,
             };
             super::decide(pod, &input, read)
         };

@@ -97,6 +97,8 @@ pub enum AppError {
     PullRecords(#[from] crate::image_manager::pull_record::RecordError),
     #[error("preloadedImagesVerificationAllowlist: {0}")]
     Allowlist(#[from] crate::image_manager::verification::PatternError),
+    #[error("failed to run Kubelet: failed to start ContainerManager: device plugins: {0}")]
+    DevicePlugins(#[from] devices::ServeError),
     #[error(transparent)]
     Task(#[from] component_base::tasks::TaskError),
 }

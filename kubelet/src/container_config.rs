@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use runtime::api as cri;
 use volumes::{PodVolume, PodVolumes, SubPathError, VolumeLocation, VolumeManager};
 
+use crate::device_plugins;
 use crate::environment::expansion::{expand, try_expand};
 use crate::paths::Paths;
 use crate::pod::{self, label};
@@ -45,6 +46,8 @@ pub enum ContainerConfigError {
     Device { volume: String, container: String },
     #[error("unable to find target container {0}")]
     NoTarget(String),
+    #[error(transparent)]
+    Devices(#[from] ::devices::DevicesError),
     #[error("{what}: {source}")]
     Io {
         what: String,
@@ -58,7 +61,10 @@ pub struct ContainerFacts<'a> {
     pub restart_count: u32,
     /// What `image_status` knows the image by.
     pub image_ref: String,
+    /// Those of its devices, too.
     pub envs: Vec<(String, String)>,
+    /// What its devices bring along besides.
+    pub injection: ::devices::Injection,
     pub security: cri::SecurityContext,
     pub resources: cri::Resources,
     pub volumes: &'a PodVolumes,
@@ -78,7 +84,8 @@ pub async fn generate_container_config(
     container: &Container,
     facts: ContainerFacts<'_>,
 ) -> Result<cri::ContainerConfig, ContainerConfigError> {
-    let devices = make_devices(container, facts.volumes)?;
+    let mut devices = device_plugins::nodes(&facts.injection);
+    devices.extend(make_devices(container, facts.volumes)?);
     let lookup: HashMap<&str, &str> = facts
         .envs
         .iter()
@@ -90,11 +97,19 @@ pub async fn generate_container_config(
             .map(|text| expand(text, |n| lookup.get(n).map(|v| (*v).to_owned())))
             .collect()
     };
-    let mut mounts = make_mounts(pod, container, &facts, &lookup).await?;
+    let mut mounts = device_plugins::mounts(&facts.injection);
+    mounts.extend(make_mounts(pod, container, &facts, &lookup).await?);
     if let Some(mut mount) = termination_message_mount(pod, container, facts.paths)? {
         mount.idmap = facts.security.namespaces.user.is_some();
         mounts.push(mount);
     }
+    // Ours count before those.
+    let mut annotations = facts.injection.annotations.clone();
+    annotations.extend(new_container_annotations(
+        pod,
+        container,
+        facts.restart_count,
+    ));
     Ok(cri::ContainerConfig {
         origin: cri::Origin::Kubelet,
         metadata: cri::ContainerMetadata {
@@ -109,7 +124,7 @@ pub async fn generate_container_config(
         mounts,
         devices,
         labels: new_container_labels(pod, container),
-        annotations: new_container_annotations(pod, container, facts.restart_count),
+        annotations,
         log_path: PathBuf::from(&container.name).join(format!("{}.log", facts.restart_count)),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),

@@ -41,6 +41,9 @@ pub const PODS_API: &str = "PodsAPI";
 /// Memory is protected and made dear as the configuration asks (cgroup v2).
 pub const MEMORY_QOS: &str = "MemoryQoS";
 
+/// Statuses of pods tell how the devices of their containers are.
+pub const RESOURCE_HEALTH_STATUS: &str = "ResourceHealthStatus";
+
 /// All that is known; others are named in a warning.
 pub const FEATURES: &[Feature] = &[
     Feature::locked(NODE_DECLARED_FEATURES),
@@ -56,6 +59,7 @@ pub const FEATURES: &[Feature] = &[
     Feature::ga(POD_CERTIFICATE_REQUEST),
     Feature::beta(PODS_API),
     Feature::beta(MEMORY_QOS),
+    Feature::beta(RESOURCE_HEALTH_STATUS),
 ];
 
 /// What the node declares, sorted: API server and scheduler ask it before they let a pod use one of them.

@@ -4,6 +4,7 @@
 //! through `sync_loop`. Upstream: `SyncPod`, `SyncTerminatingPod`, `SyncTerminatedPod` in `pkg/kubelet/kubelet.go`, v1.36.
 
 mod cleanup;
+mod devices;
 mod resizing;
 mod server_context;
 mod volumes;
@@ -26,6 +27,7 @@ use crate::admission::Rejection;
 use crate::cm::ContainerManager;
 use crate::configuration::KubeletConfiguration;
 use crate::csi_node::{Exhausted, StorageError};
+use crate::device_plugins;
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::image_gc::ImageGcManager;
 use crate::kuberuntime::gc::GcPolicy;
@@ -71,6 +73,7 @@ pub struct Kubelet {
     pub runtime: Arc<RuntimeManager>,
     pub probes: Arc<ProbeManager>,
     pub volumes: VolumeManager,
+    pub devices: Arc<::devices::Manager>,
     pub objects: Arc<ObjectCache>,
     pub container_manager: Arc<ContainerManager>,
     pub user_namespaces: Arc<UserNamespaceManager>,
@@ -129,7 +132,7 @@ impl Kubelet {
         } else {
             self.allocation.conditions(uid)
         };
-        let new = generate_api_pod_status(&GenerateInput {
+        let mut new = generate_api_pod_status(&GenerateInput {
             pod,
             status: &status,
             old: &old,
@@ -146,6 +149,7 @@ impl Kubelet {
             pod_actuated: !self.container_manager.pod_differs(pod),
             now: self.clock.now(),
         });
+        device_plugins::tell_health(&self.devices, uid, &mut new);
         let overdue = |s: &ApiPodStatus| s.reason.as_deref() == Some(active_deadline::REASON);
         if overdue(&new) && !overdue(&old) {
             let text = active_deadline::MESSAGE;

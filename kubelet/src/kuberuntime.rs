@@ -57,6 +57,7 @@ pub struct Dependencies {
     pub recorder: KubeletRecorder,
     pub images: Arc<ImageManager>,
     pub volumes: VolumeManager,
+    pub devices: Arc<::devices::Manager>,
     pub objects: Arc<dyn Objects>,
     pub runtime_classes: Arc<dyn RuntimeClasses>,
     pub container_manager: Arc<ContainerManager>,

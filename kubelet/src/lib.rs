@@ -14,6 +14,7 @@ pub mod configuration;
 pub mod container_config;
 pub mod container_log;
 pub mod csi_node;
+pub mod device_plugins;
 pub mod disk_usage;
 pub mod dns;
 pub mod environment;

@@ -8,13 +8,16 @@ pub mod lease;
 pub mod register;
 pub mod report;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use component_helpers::resources::ResourceList;
+use devices::Capacity;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
     NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use runtime::api::{ImageStatus, RuntimeHandler};
 
@@ -34,6 +37,10 @@ pub struct StatusInput<'a> {
     pub set_addresses: Option<Vec<NodeAddress>>,
     /// As the API server has it: extended resources in it are taken over.
     pub old_capacity: Option<&'a ResourceList>,
+    /// Of device plugins.
+    pub devices: &'a Capacity,
+    /// The Node was another machine's: extended resources that nobody here knows are none.
+    pub reset_extended: bool,
     pub hostname: &'a str,
     pub kubelet_port: i32,
     pub runtime_name: &'a str,
@@ -65,17 +72,25 @@ fn seconds(t: jiff::Timestamp) -> Time {
 pub fn generate(input: &StatusInput<'_>) -> NodeStatus {
     let own = || from_node::own_addresses(input.addresses, input.hostname);
     let addresses = input.set_addresses.clone().unwrap_or_else(own);
-    let extended = from_node::extended_resources(input.old_capacity, input.capacity);
-    let with_extended = |own: &ResourceList| {
+    let mut extended = from_node::extended_resources(input.old_capacity, input.capacity);
+    if input.reset_extended {
+        let zero = || Quantity("0".to_owned());
+        extended.values_mut().for_each(|amount| *amount = zero());
+    }
+    let with_extended = |own: &ResourceList, devices: &BTreeMap<String, usize>| {
         let mut all = own.clone();
         all.extend(extended.clone());
+        let removed = input.devices.removed.iter().map(|name| (name, 0));
+        let devices = devices.iter().map(|(name, count)| (name, *count));
+        let devices = removed.chain(devices);
+        all.extend(devices.map(|(name, count)| (name.clone(), Quantity(count.to_string()))));
         all
     };
     let machine = input.machine;
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(with_extended(input.capacity)),
-        allocatable: Some(with_extended(input.allocatable)),
+        capacity: Some(with_extended(input.capacity, &input.devices.capacity)),
+        allocatable: Some(with_extended(input.allocatable, &input.devices.allocatable)),
         conditions: Some(conditions(input)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
@@ -264,6 +279,24 @@ mod tests {
         set_addresses: Option<Vec<NodeAddress>>,
         old_capacity: Option<&ResourceList>,
     ) -> NodeStatus {
+        with_devices(
+            state,
+            old,
+            set_addresses,
+            old_capacity,
+            &Capacity::default(),
+            false,
+        )
+    }
+
+    fn with_devices(
+        state: &RuntimeState,
+        old: &[NodeCondition],
+        set_addresses: Option<Vec<NodeAddress>>,
+        old_capacity: Option<&ResourceList>,
+        devices: &Capacity,
+        reset_extended: bool,
+    ) -> NodeStatus {
         let (capacity, machine) = (ResourceList::new(), MachineInfo::default());
         generate(&StatusInput {
             machine: &machine,
@@ -272,6 +305,8 @@ mod tests {
             addresses: &[[10, 0, 0, 1].into()],
             set_addresses,
             old_capacity,
+            devices,
+            reset_extended,
             hostname: "n",
             kubelet_port: 10250,
             runtime_name: "youki",
@@ -310,6 +345,32 @@ mod tests {
         let status = status(&state, &[], None, Some(&capacity));
         assert_eq!(status.capacity.as_ref(), Some(&capacity));
         assert_eq!(status.allocatable.as_ref(), Some(&capacity));
+    }
+
+    #[test]
+    fn resources_of_plugins_are_what_they_say() {
+        let old: ResourceList = serde_json::from_value(serde_json::json!({
+            "example.com/gpu": "8", "example.com/gone": "1", "example.com/dongle": "3",
+        }))
+        .unwrap();
+        let devices = Capacity {
+            capacity: [("example.com/gpu".to_owned(), 2)].into(),
+            allocatable: [("example.com/gpu".to_owned(), 1)].into(),
+            removed: ["example.com/gone".to_owned()].into(),
+        };
+        let told = |reset: bool| {
+            let state = RuntimeState::default();
+            let status = with_devices(&state, &[], None, Some(&old), &devices, reset);
+            let text = |list: Option<ResourceList>| -> String {
+                let list = list.unwrap();
+                let texts =
+                    ["gpu", "gone", "dongle"].map(|n| list[&format!("example.com/{n}")].0.clone());
+                texts.join(" ")
+            };
+            (text(status.capacity), text(status.allocatable))
+        };
+        assert_eq!(told(false), ("2 0 3".to_owned(), "1 0 3".to_owned()));
+        assert_eq!(told(true), ("2 0 0".to_owned(), "1 0 0".to_owned()));
     }
 
     #[test]

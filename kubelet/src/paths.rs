@@ -58,6 +58,11 @@ impl Paths {
         self.root.join("pods-api/pods-api.sock")
     }
 
+    /// Where device plugins register, and what was given out of theirs. Upstream: `DevicePluginPath`, wherever the root directory is.
+    pub fn device_plugins(&self) -> PathBuf {
+        self.root.join("device-plugins")
+    }
+
     /// Where plugins make themselves known.
     pub fn plugins_registry(&self) -> PathBuf {
         self.root.join("plugins_registry")

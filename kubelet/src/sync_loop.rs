@@ -10,13 +10,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use ::devices::PodRequest;
 use component_base::tasks::spawn_helper;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{AdmissionInput, Rejection, Shortage, Verdict, decide};
 use crate::config::{PodUpdate, Source};
+use crate::device_plugins;
 use crate::events::{Type, reason};
 use crate::features;
 use crate::kubelet::Kubelet;
@@ -43,6 +48,8 @@ pub enum Event {
     ObjectsChanged(String),
     /// A pod's worker is through.
     PodFinished(String),
+    /// The devices of a pod were given out, or were not.
+    Allocated(String, Result<(), Rejection>),
     /// The node's own object was read, for the first time.
     NodeRead,
     Housekeeping,
@@ -89,6 +96,9 @@ pub struct SyncLoop {
     postponed: VecDeque<String>,
     /// UIDs of critical pods, and of the pods that end before they are decided on again.
     preempting: Vec<(String, BTreeSet<String>)>,
+    /// UIDs of pods whose devices are asked for. They count meanwhile.
+    allocating: BTreeSet<String>,
+    allocations: FuturesUnordered<BoxFuture<'static, (String, Result<(), Rejection>)>>,
     cleaning: Option<tokio::task::JoinHandle<()>>,
     /// Clean-ups after pods that ended, by UID; cancelled when they are done.
     ending: HashMap<String, CancellationToken>,
@@ -107,6 +117,8 @@ impl SyncLoop {
             adopted,
             postponed: VecDeque::new(),
             preempting: Vec::new(),
+            allocating: BTreeSet::new(),
+            allocations: FuturesUnordered::new(),
             cleaning: None,
             ending: HashMap::new(),
         }
@@ -130,6 +142,9 @@ impl SyncLoop {
                 () = &mut read, if !node_is_read => {
                     node_is_read = true;
                     Some(Event::NodeRead)
+                }
+                Some((uid, outcome)) = self.allocations.next() => {
+                    Some(Event::Allocated(uid, outcome))
                 }
                 event = channels.next(&mut housekeeping) => event,
             };
@@ -158,6 +173,7 @@ impl SyncLoop {
                 self.handle_room_made(&uid).await;
                 self.end_or_restart(&uid);
             }
+            Event::Allocated(uid, outcome) => self.handle_allocated(&uid, outcome),
             Event::NodeRead => self.handle_node_read().await,
             Event::Housekeeping => self.housekeeping(),
         }
@@ -265,7 +281,12 @@ impl SyncLoop {
             && !self.kubelet.workers.is_termination_requested(&uid)
         {
             match self.admit(&pod) {
-                Verdict::Admit => {}
+                Verdict::Admit => {
+                    let request = device_plugins::request(&pod);
+                    if self.kubelet.devices.concerns(&request) {
+                        return self.allocate(uid, request);
+                    }
+                }
                 Verdict::Reject(rejection) => return self.kubelet.reject_pod(&pod, &rejection),
                 Verdict::Preempt(shortages) => return self.preempt(&pod, &shortages),
                 Verdict::Wait => return self.postponed.push_back(uid),
@@ -278,12 +299,49 @@ impl SyncLoop {
         }
     }
 
+    /// Asks for the pod's devices; nobody else waits for the answer.
+    ///
+    /// DIFFERS: upstream's loop does, and it has no deadline.
+    fn allocate(&mut self, uid: String, request: PodRequest) {
+        let kubelet = self.kubelet.clone();
+        let (tell, told) = oneshot::channel();
+        spawn_helper("devices of a pod", async move {
+            // Nobody listens at the end.
+            let _ = tell.send(kubelet.allocate_devices(&request).await);
+        });
+        self.allocating.insert(uid.clone());
+        let outcome = async move {
+            let lost = |_| Err(device_plugins::lost());
+            (uid, told.await.unwrap_or_else(lost))
+        };
+        self.allocations.push(outcome.boxed());
+    }
+
+    fn handle_allocated(&mut self, uid: &str, outcome: Result<(), Rejection>) {
+        let kubelet = self.kubelet.clone();
+        let pod = kubelet.pods.get_pod_by_uid(uid);
+        let Some(pod) = pod.filter(|_| self.allocating.remove(uid)) else {
+            // It went meanwhile.
+            self.allocating.remove(uid);
+            spawn_helper("devices of a pod that went", async move {
+                kubelet.free_devices().await
+            });
+            return;
+        };
+        match outcome {
+            Ok(()) => kubelet.workers.update_pod(uid, Update::Pod(pod)),
+            Err(rejection) => kubelet.reject_pod(&pod, &rejection),
+        }
+    }
+
     fn is_undecided(&self, uid: &str) -> bool {
-        self.postponed.iter().any(|waiting| waiting == uid)
+        self.allocating.contains(uid)
+            || self.postponed.iter().any(|waiting| waiting == uid)
             || self.preempting.iter().any(|(waiting, _)| waiting == uid)
     }
 
     fn decide_no_more(&mut self, uid: &str) {
+        self.allocating.remove(uid);
         self.postponed.retain(|waiting| waiting != uid);
         self.preempting.retain(|(waiting, _)| waiting != uid);
     }
@@ -369,6 +427,7 @@ impl SyncLoop {
                 declared_features: &kubelet.declared_features,
                 disk_pressure: kubelet.node.under_pressure("DiskPressure"),
                 pid_pressure: kubelet.node.under_pressure("PIDPressure"),
+                is_of_plugin: &|resource| kubelet.devices.is_of_plugin(resource),
             },
             kubelet.node.is_read(),
         )

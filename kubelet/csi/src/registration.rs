@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+pub use csi_spec::pluginregistration::DEVICE_PLUGIN;
 use csi_spec::pluginregistration::registration_client::RegistrationClient;
 use csi_spec::pluginregistration::{CSI_PLUGIN, InfoRequest, PluginInfo, RegistrationStatus};
 use futures::{Stream, StreamExt};

@@ -16,6 +16,7 @@ pub mod testing;
 
 mod directory;
 mod manager;
+mod name;
 mod plugin;
 mod registration;
 

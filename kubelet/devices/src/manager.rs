@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 use crate::injection::{self, AnswerError, Injection};
 use crate::plugin::{self, CallError, Plugin, PluginOptions};
 use crate::state::{AllocationError, Capacity, Choice, Plan, PodRequest, State};
-use crate::{checkpoint, directory, registration};
+use crate::{checkpoint, directory, name};
 
 /// Connected at a time; each has a socket and a stream.
 const MOST_PLUGINS: usize = 256;
@@ -73,6 +73,8 @@ pub trait Observer: Send + Sync + 'static {
     fn allocated(&self, resource: &str, took: Duration);
     /// Devices of the pod are in another state than before.
     fn health_changed(&self, pod: &str);
+    /// Whether statuses of pods tell how their devices are.
+    fn tells_health(&self) -> bool;
 }
 
 /// A plugin that is there.
@@ -143,6 +145,12 @@ impl Manager {
         self.was_here
     }
 
+    /// The Node says nothing of another machine's devices any more. DIFFERS: upstream forgets that it was here as long as no plugin
+    /// comes, and takes what an administrator added to the Node away at every start.
+    pub async fn note_here(&self) {
+        self.write_or_tell().await;
+    }
+
     /// Resolves once the Node has something new to say; for one waiter. Cancel-safe.
     pub async fn changed(&self) {
         self.changed.notified().await;
@@ -157,7 +165,7 @@ impl Manager {
     /// # Errors
     /// Why not.
     pub fn validate(&self, resource: &str, versions: &[String]) -> Result<(), String> {
-        registration::validate(resource, versions)
+        name::validate(resource, versions)
     }
 
     /// The plugin of the resource listens on the socket.
@@ -458,8 +466,11 @@ impl Manager {
         prepared.map_err(DevicesError::PreStart)
     }
 
-    /// The health of what the container has, by resource and device.
+    /// The health of what the container has, by resource and device; empty where nobody tells of it.
     pub fn health(&self, pod: &str, container: &str) -> BTreeMap<String, BTreeMap<String, bool>> {
+        if !self.observer.tells_health() {
+            return BTreeMap::new();
+        }
         self.inner().state.health(pod, container)
     }
 

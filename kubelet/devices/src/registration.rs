@@ -5,13 +5,13 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use component_helpers::resources::is_extended_resource_name;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::directory;
 use crate::manager::Manager;
+use crate::name::check_name;
 use crate::v1beta1::registration_server::{Registration, RegistrationServer};
 use crate::v1beta1::{Empty, RegisterRequest, VERSION};
 
@@ -92,6 +92,9 @@ impl Registration for Service {
 impl Service {
     async fn accept(&self, asked: &RegisterRequest) -> Result<(), String> {
         let resource = asked.resource_name.as_str();
+        if check_name(resource).is_ok() {
+            self.0.observer().registered(resource);
+        }
         if asked.version != VERSION {
             return Err(format!(
                 "requested API version {:?} is not supported by kubelet. Supported version is [{VERSION:?}]",
@@ -99,17 +102,9 @@ impl Service {
             ));
         }
         check_name(resource)?;
-        self.0.observer().registered(resource);
         let socket = socket_of(self.0.dir(), &asked.endpoint)?;
         let connected = self.0.connect(resource, &socket).await;
         connected.map_err(|error| error.to_string())
-    }
-}
-
-fn check_name(resource: &str) -> Result<(), String> {
-    match is_extended_resource_name(resource) {
-        true => Ok(()),
-        false => Err(format!("the ResourceName {resource:?} is invalid")),
     }
 }
 
@@ -126,49 +121,9 @@ fn socket_of(dir: &Path, endpoint: &str) -> Result<PathBuf, String> {
     Ok(dir.join(below))
 }
 
-/// May a plugin that was found in `plugins_registry` register? Upstream: `ValidatePlugin`.
-///
-/// # Errors
-/// Why not.
-pub(crate) fn validate(resource: &str, versions: &[String]) -> Result<(), String> {
-    if !versions.iter().any(|version| version == VERSION) {
-        return Err(format!(
-            "manager version, {VERSION}, is not among plugin supported versions [{}]",
-            versions.join(" ")
-        ));
-    }
-    check_name(resource).map_err(|why| format!("invalid name of device plugin socket: {why}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn plugins_say_who_they_are_in_valid_words() {
-        let versions =
-            |list: &[&str]| -> Vec<String> { list.iter().map(|v| (*v).to_owned()).collect() };
-        let check = |name: &str, list: &[&str]| validate(name, &versions(list));
-        assert_eq!(check("example.com/gpu", &["v1alpha1", "v1beta1"]), Ok(()));
-        assert_eq!(
-            check("example.com/gpu", &["v1", "v2"]).unwrap_err(),
-            "manager version, v1beta1, is not among plugin supported versions [v1 v2]"
-        );
-        for name in [
-            "gpu",
-            "kubernetes.io/gpu",
-            "requests.example.com/gpu",
-            "example.com/",
-            "a b/c",
-        ] {
-            assert_eq!(
-                check(name, &["v1beta1"]).unwrap_err(),
-                format!(
-                    "invalid name of device plugin socket: the ResourceName {name:?} is invalid"
-                )
-            );
-        }
-    }
 
     #[test]
     fn an_endpoint_is_below_the_folder() {

@@ -25,7 +25,7 @@ use super::AppError;
 use super::clients::ApiClients;
 use super::features::{
     CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, POD_CERTIFICATE_REQUEST, PODS_API,
-    REDUCE_CRASH_LOOP_BACK_OFF,
+    REDUCE_CRASH_LOOP_BACK_OFF, RESOURCE_HEALTH_STATUS,
 };
 use super::images::{credential_providers, pull_manager};
 use super::machine::given_addresses;
@@ -36,6 +36,7 @@ use crate::cm::{ContainerManager, allocatable};
 use crate::config::PodUpdate;
 use crate::configuration::KubeletConfiguration;
 use crate::csi_node::{Exhausted, StorageError};
+use crate::device_plugins::Watcher;
 use crate::events::KubeletRecorder;
 use crate::eviction::manager::Observer;
 use crate::image_gc::{ImageGcManager, ImageGcPolicy};
@@ -129,16 +130,12 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
     let status = StatusManager::new(pods.clone(), client.clone(), clock.clone());
     let status = Arc::new(status);
     let token = shutdown.token().clone();
-    let probes = Arc::new(ProbeManager::new(
-        runtime.clone(),
-        status.clone(),
-        recorder.clone(),
-        channels.probes.clone(),
-        token.clone(),
-    ));
+    let probes = probes(&seams, &status, &recorder, &channels);
     let objects = objects(&seams, factory.as_ref(), &node, &recorder, &channels);
     let drivers = Arc::new(csi::Drivers::new(Arc::new(metrics::observe_csi_call)));
     let volumes = volumes(&paths, options, &objects, &drivers);
+    let workers = Arc::new(PodWorkers::new(config.sync_frequency.0, token));
+    let devices = device_manager(&seams, &paths, &workers);
     let user_namespaces = Arc::new(load_user_namespaces(&paths, config, runtime).await?);
     let security = Arc::new(seams.machine.security.clone());
     let (images, image_gc) = images(&seams, &paths, &objects, &volumes, &recorder).await?;
@@ -147,6 +144,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         recorder: recorder.clone(),
         images,
         volumes: volumes.clone(),
+        devices: devices.clone(),
         objects: objects.clone(),
         runtime_classes: Arc::new(runtime_classes(factory.as_ref())),
         container_manager: seams.container_manager.clone(),
@@ -161,7 +159,6 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         supports_user_namespaces: true,
         security: security.clone(),
     }));
-    let workers = Arc::new(PodWorkers::new(config.sync_frequency.0, token));
     let kubelet = Arc::new(Kubelet {
         node,
         pods,
@@ -170,6 +167,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         runtime: runtime_manager,
         probes,
         volumes,
+        devices,
         objects,
         container_manager: seams.container_manager.clone(),
         user_namespaces,
@@ -331,6 +329,35 @@ fn volumes(
     objects.set_volumes(volumes.clone());
     crate::volume_metrics::register(&volumes);
     volumes
+}
+
+fn probes(
+    seams: &Seams,
+    status: &Arc<StatusManager>,
+    recorder: &KubeletRecorder,
+    channels: &Channels,
+) -> Arc<ProbeManager> {
+    Arc::new(ProbeManager::new(
+        seams.runtime.clone(),
+        status.clone(),
+        recorder.clone(),
+        channels.probes.clone(),
+        seams.shutdown.token().clone(),
+    ))
+}
+
+/// What was given out before is known from here on.
+fn device_manager(
+    seams: &Seams,
+    paths: &Paths,
+    workers: &Arc<PodWorkers>,
+) -> Arc<devices::Manager> {
+    let watcher = Watcher {
+        workers: workers.clone(),
+        tell_health: seams.gates.enabled(RESOURCE_HEALTH_STATUS),
+    };
+    let (dir, clock) = (paths.device_plugins(), seams.clock.clone());
+    Arc::new(devices::Manager::load(dir, clock, Arc::new(watcher)))
 }
 
 async fn images(

@@ -1,17 +1,21 @@
-//! Drivers of volumes.
+//! Drivers of volumes and plugins of devices.
 //!
 //! Owns: who is told that one came.
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use component_base::informer::{Factory, InformerOptions};
-use csi::registration::Registrations;
+use csi::NodeInfo;
+use csi::registration::{DEVICE_PLUGIN, Handler, HandlerError, PluginHandler, Registrations};
 use k8s_openapi::api::storage::v1::CSIDriver;
 use tokio::sync::Notify;
 
+use super::AppError;
 use super::assemble::Parts;
 use super::clients::ApiClients;
 use crate::csi_node::NodeInfoManager;
+use crate::device_plugins::Registry;
 
 impl Parts {
     /// Drivers of volumes: what they say of the node is written down, and pods that wait for one are told that it came.
@@ -35,7 +39,9 @@ impl Parts {
         let name = self.options.node_name.clone();
         let manager = Arc::new(NodeInfoManager::new(clients.main.clone(), name, came));
         let registry = kubelet.paths.plugins_registry();
-        let registrations = Registrations::new(registry, self.drivers.clone(), manager.clone());
+        let drivers = self.drivers.clone();
+        let registrations =
+            Registrations::new(registry, drivers, manager.clone(), self.device_plugins());
         let limits = manager.clone().follow_limits(
             self.drivers.clone(),
             factory.informer::<CSIDriver>(InformerOptions::default()),
@@ -55,5 +61,47 @@ impl Parts {
             // `None`: the kubelet ends; drivers stay registered.
             let _ = shutdown.run_until(work).await;
         });
+    }
+
+    /// Without an API server a driver of volumes cannot be told of; plugins of devices need none.
+    pub(super) fn start_plugins_alone(&self) {
+        let registry = self.kubelet.paths.plugins_registry();
+        let drivers = self.drivers.clone();
+        let nobody = Arc::new(NoApi);
+        let registrations = Registrations::new(registry, drivers, nobody, self.device_plugins());
+        let shutdown = self.shutdown.clone();
+        self.essential("plugins", async move {
+            let _ = shutdown.run_until(registrations.run()).await;
+        });
+    }
+
+    fn device_plugins(&self) -> [(&'static str, Arc<dyn PluginHandler>); 1] {
+        let handler = Arc::new(Registry(self.kubelet.devices.clone()));
+        [(DEVICE_PLUGIN, handler)]
+    }
+
+    /// Plugins of devices register from here on.
+    pub(super) async fn start_device_plugins(&self) -> Result<(), AppError> {
+        let ending = self.shutdown.token().clone().cancelled_owned();
+        let serving = devices::serve(self.kubelet.devices.clone(), ending).await?;
+        self.essential("registration of device plugins", async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "Error while serving device plugin registration grpc server");
+            }
+        });
+        Ok(())
+    }
+}
+
+struct NoApi;
+
+#[async_trait]
+impl Handler for NoApi {
+    async fn install(&self, _: &str, _: &NodeInfo) -> Result<(), HandlerError> {
+        Err("drivers of volumes need an API server, and this kubelet runs without one".into())
+    }
+
+    async fn uninstall(&self, _: &str) -> Result<(), HandlerError> {
+        Ok(())
     }
 }

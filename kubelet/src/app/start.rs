@@ -73,6 +73,8 @@ impl Parts {
         self.essential("eviction", eviction);
         if let (Some(clients), Some(factory)) = (&self.clients, &self.factory) {
             self.start_node(clients, factory, &changed, &nudge);
+        } else {
+            self.start_plugins_alone();
         }
         kubelet
             .recorder
@@ -91,6 +93,7 @@ impl Parts {
             }
         };
         tracing::info!(pods = adopted.len(), "adopted running pods");
+        self.start_device_plugins().await?;
         let sources = self.start_sources()?;
         SyncLoop::new(kubelet, sources, adopted)
             .run(self.channels, token)

@@ -1,10 +1,16 @@
 //! A whole kubelet on an API server and a runtime in memory, in virtual time.
 
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ::devices::testing::FakePlugin;
+use ::devices::v1beta1::ContainerAllocateResponse;
+use ::devices::{CallError, Plugin, PluginOptions, Reports};
 use ::runtime::fake::Behaviour;
+use async_trait::async_trait;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use serde_json::json;
 
 use super::world::{NODE, World, node_condition};
@@ -149,4 +155,148 @@ async fn the_same_world_has_the_same_log_twice() {
     let first = log().await;
     assert!(first.len() >= 8, "{first:?}");
     assert_eq!(log().await, first);
+}
+
+const DEVICE: &str = "example.com/device";
+
+fn wants_devices(count: &str) -> serde_json::Value {
+    let resources = json!({"limits": {DEVICE: count}, "requests": {DEVICE: count}});
+    json!({"spec": {"containers": [{"name": "c", "image": "image", "resources": resources}]}})
+}
+
+fn on_node(node: &Node) -> (Option<&str>, Option<&str>) {
+    let status = node.status.as_ref();
+    let capacity = status.and_then(|s| s.capacity.as_ref());
+    let allocatable = status.and_then(|s| s.allocatable.as_ref());
+    (
+        capacity.and_then(|c| c.get(DEVICE)).map(|q| q.0.as_str()),
+        allocatable
+            .and_then(|c| c.get(DEVICE))
+            .map(|q| q.0.as_str()),
+    )
+}
+
+fn device_health(pod: &Pod) -> Option<&str> {
+    let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    let resource = status.allocated_resources_status.as_ref()?.first()?;
+    let device = resource.resources.as_ref()?.first()?;
+    device.health.as_deref()
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_get_the_devices_of_a_plugin_and_no_more_than_there_are() {
+    let world = World::start(|_| {}).await;
+    let plugin = FakePlugin::new("a", PluginOptions::default());
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let seen = made.clone();
+    world.runtime.set_behaviour(move |_, config| {
+        let mut envs = config.envs.iter();
+        let devices = envs.find(|(name, _)| name == "DEVICES");
+        let devices = devices.map(|(_, value)| value.clone());
+        seen.lock().unwrap().push(devices);
+        Behaviour::Run
+    });
+    let fake = Path::new("fake.sock");
+    let manager = &world.kubelet.devices;
+    manager
+        .plugin_came(DEVICE, fake, plugin.clone())
+        .await
+        .unwrap();
+    world
+        .until_node(|n| on_node(n) == (Some("1"), Some("1")))
+        .await;
+
+    world.create_pod("first", wants_devices("1"));
+    let first = world.until_phase("first", "Running").await;
+    assert_eq!(device_health(&first), Some("Healthy"));
+    assert_eq!(*made.lock().unwrap(), [Some("a".to_owned())]);
+    world.create_pod("second", wants_devices("1"));
+    let second = world.until_phase("second", "Failed").await.status.unwrap();
+    assert_eq!(second.reason.as_deref(), Some("UnexpectedAdmissionError"));
+    assert_eq!(
+        second.message.as_deref(),
+        Some(
+            "Pod was rejected: Allocate failed due to requested number of devices unavailable for example.com/device. \
+             Requested: 1, Available: 0, which is unexpected"
+        )
+    );
+
+    // It falls sick: the node and the pod say so.
+    plugin.set("!a");
+    world
+        .until_node(|n| on_node(n) == (Some("1"), Some("0")))
+        .await;
+    world
+        .until_pod("first", |p| device_health(p) == Some("Unhealthy"))
+        .await;
+    plugin.set("a");
+    world
+        .until_node(|n| on_node(n) == (Some("1"), Some("1")))
+        .await;
+    // It is free once the first pod is through.
+    world.api.delete::<Pod>("default", "first");
+    world.until_gone("first").await;
+    world.create_pod("third", wants_devices("1"));
+    world.until_phase("third", "Running").await;
+    assert_eq!(plugin.take_calls(), ["Allocate a", "Allocate a"]);
+
+    // Its plugin goes for good.
+    plugin.end();
+    world
+        .until_node(|n| on_node(n) == (Some("1"), Some("0")))
+        .await;
+    world
+        .until_node(|n| on_node(n) == (Some("0"), Some("0")))
+        .await;
+    world.end().await;
+}
+
+/// A plugin that does not answer holds up the pods that want its devices, and nobody else.
+#[tokio::test(start_paused = true)]
+async fn a_plugin_that_hangs_holds_up_no_other_pod() {
+    let world = World::start(|_| {}).await;
+    let manager = &world.kubelet.devices;
+    let plugin = Arc::new(Hanging(FakePlugin::new("a", PluginOptions::default())));
+    manager
+        .plugin_came(DEVICE, Path::new("hangs"), plugin)
+        .await
+        .unwrap();
+    world
+        .until_node(|n| on_node(n) == (Some("1"), Some("1")))
+        .await;
+    world.create_pod("waits", wants_devices("1"));
+    world.create_pod("other", json!({}));
+    world.until_phase("other", "Running").await;
+    let waits = world.pod("waits").unwrap();
+    assert!(matches!(pod::phase(&waits), "" | "Pending"));
+    // It goes before it began.
+    world.api.delete::<Pod>("default", "waits");
+    world.until_gone("waits").await;
+    world.end().await;
+}
+
+struct Hanging(Arc<FakePlugin>);
+
+#[async_trait]
+impl Plugin for Hanging {
+    async fn options(&self) -> Result<PluginOptions, CallError> {
+        self.0.options().await
+    }
+    async fn list_and_watch(&self) -> Result<Reports, CallError> {
+        self.0.list_and_watch().await
+    }
+    async fn preferred_allocation(
+        &self,
+        _: Vec<String>,
+        _: Vec<String>,
+        _: usize,
+    ) -> Result<Vec<String>, CallError> {
+        std::future::pending().await
+    }
+    async fn allocate(&self, _: Vec<String>) -> Result<ContainerAllocateResponse, CallError> {
+        std::future::pending().await
+    }
+    async fn pre_start_container(&self, _: Vec<String>) -> Result<(), CallError> {
+        std::future::pending().await
+    }
 }

@@ -14,6 +14,7 @@ impl Kubelet {
     /// The worker of the pod is through. If no source names it any more, nothing of it is left after this.
     pub async fn handle_pod_finished(&self, uid: &str) {
         self.status.wake();
+        self.free_devices().await;
         self.allocation.forget(uid);
         // There may be room now.
         if self.allocation.has_pending() {
@@ -150,6 +151,9 @@ impl Kubelet {
             }
         }
 
+        // Whatever runs and nobody wants has a worker by now that ends it.
+        self.devices.settle();
+        self.free_devices().await;
         let live =
             |uid: &str| desired(uid) || self.workers.status(uid).is_some_and(|work| !work.finished);
         self.probes.cleanup_pods(live);

@@ -26,7 +26,7 @@ use crate::pod_status::PodStatus;
 use crate::sandbox_config::namespaces_for_pod;
 use crate::security_context::{ImageUser, SecurityDefaults, to_runtime, verify_run_as_non_root};
 use crate::status::containers::StartFailure;
-use crate::{hosts, lifecycle, metrics};
+use crate::{device_plugins, hosts, lifecycle, metrics};
 
 /// What is the same for every container of the pod.
 pub(super) struct StartContext<'a> {
@@ -319,7 +319,7 @@ impl RuntimeManager {
             pod_ips: context.pod_ips,
             allocatable: &allocatable,
         };
-        let envs =
+        let mut envs =
             make_environment_variables(pod, container, &facts, self.d.objects.as_ref()).await?;
 
         let mut namespaces = namespaces_for_pod(pod, self.user_namespace(pod)?);
@@ -354,6 +354,16 @@ impl RuntimeManager {
                 what: "write the pod's hosts file".to_owned(),
                 source,
             })?;
+        let injection = self
+            .d
+            .devices
+            .container_options(
+                &device_plugins::request(pod),
+                &container.name,
+                !context.cancel.is_cancelled(),
+            )
+            .await?;
+        device_plugins::add_envs(&mut envs, &injection);
         generate_container_config(
             pod,
             container,
@@ -361,6 +371,7 @@ impl RuntimeManager {
                 restart_count,
                 image_ref: image.id.clone(),
                 envs,
+                injection,
                 security,
                 resources: self.wanted_resources(pod, container),
                 volumes: context.volumes,

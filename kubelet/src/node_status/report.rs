@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use component_helpers::resources::is_extended_resource_name;
+use devices::Capacity;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::api::{Api, Patch, PatchParams};
 use runtime::api::Runtime;
@@ -43,10 +44,11 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    async fn status(&self, old: Option<&Node>) -> NodeStatus {
+    async fn status(&self, old: Option<&Node>, reset_extended: bool) -> NodeStatus {
         let images = self.runtime.list_images().await.unwrap_or_default();
         let in_use = self.kubelet.volumes.volumes_in_use().await;
-        self.status_with(old, &images, &in_use)
+        let devices = self.kubelet.devices.capacity().await;
+        self.status_with(old, &images, &in_use, &devices, reset_extended)
     }
 
     fn status_with(
@@ -54,6 +56,8 @@ impl Reporter {
         old: Option<&Node>,
         images: &[runtime::api::ImageStatus],
         volumes_in_use: &[String],
+        devices: &Capacity,
+        reset_extended: bool,
     ) -> NodeStatus {
         let storage_error = self.kubelet.storage_error.load();
         let (name, version) = self.runtime.version();
@@ -75,6 +79,8 @@ impl Reporter {
             addresses,
             set_addresses: set_addresses(old).filter(|_| external),
             old_capacity: old_status.and_then(|s| s.capacity.as_ref()),
+            devices,
+            reset_extended,
             hostname: &self.registration.hostname,
             kubelet_port: self.config.port,
             runtime_name: &name,
@@ -97,9 +103,11 @@ impl Reporter {
     /// Registers, then reports until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         if self.config.register_node {
+            let none = Capacity::default();
+            let status = || self.status_with(None, &[], &[], &none, false);
             let registered = self
                 .registration
-                .register(&self.client, || self.status_with(None, &[], &[]), &shutdown)
+                .register(&self.client, status, &shutdown)
                 .await;
             let Some(node) = registered else { return };
             self.kubelet.recorder.node_is(&node);
@@ -121,6 +129,7 @@ impl Reporter {
                 () = shutdown.cancelled() => return,
                 () = self.changed.notified() => {}
                 () = self.kubelet.volumes.in_use_changed() => {}
+                () = self.kubelet.devices.changed() => {}
                 () = tokio::time::sleep(frequency) => {}
             }
         }
@@ -140,7 +149,9 @@ impl Reporter {
         if self.registration.external_cloud_provider {
             self.follow_addresses(old.as_deref());
         }
-        let status = self.status(old.as_deref()).await;
+        // A machine that never gave out devices took the name of one that may have. Upstream: `reconcileExtendedResource`.
+        let is_new = last.is_none() && !self.kubelet.devices.was_here();
+        let status = self.status(old.as_deref(), is_new).await;
         let due = match last {
             Some((before, at)) => {
                 at.elapsed() >= self.config.node_status_report_frequency.0
@@ -169,6 +180,9 @@ impl Reporter {
         self.kubelet.node.set_node(Arc::new(node));
         let in_use = status.volumes_in_use.clone().unwrap_or_default();
         self.kubelet.volumes.reported_in_use(&in_use);
+        if is_new {
+            self.kubelet.devices.note_here().await;
+        }
         *last = Some((status, Instant::now()));
         Ok(())
     }

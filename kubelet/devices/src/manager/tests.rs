@@ -29,6 +29,9 @@ impl Observer for Told {
     fn health_changed(&self, pod: &str) {
         self.0.lock().unwrap().push(format!("health {pod}"));
     }
+    fn tells_health(&self) -> bool {
+        true
+    }
 }
 
 struct Node {
