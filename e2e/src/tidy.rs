@@ -87,11 +87,16 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     // The node's pods for its agents: the protocol over whatever has pods.
-    ("pods-api", &["kube-protobuf"]),
+    ("pods-api", &["kube-protobuf", "local-grpc"]),
+    // Servers on sockets of the node, for clients written in Go.
+    ("local-grpc", &[]),
     // The list of registered drivers and their calls; knows nothing of volumes.
     ("csi", &["csi-spec", "host"]),
     // Device plugins and who has which device; knows nothing of pods' objects, of the Node or of the runtime.
-    ("devices", &["host", "component-base", "component-helpers"]),
+    (
+        "devices",
+        &["host", "local-grpc", "component-base", "component-helpers"],
+    ),
     ("shim", &["shim-protocol", "host"]),
     // Files and trees that containers can change, for all that touch them.
     ("host", &[]),

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::directory;
@@ -62,7 +61,7 @@ pub async fn serve<E: Future<Output = ()>>(
             .concurrency_limit_per_connection(AT_ONCE)
             .timeout(TIMEOUT)
             .add_service(service)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ending)
+            .serve_with_incoming_shutdown(local_grpc::incoming(listener), ending)
             .await?;
         Ok(())
     })

@@ -11,7 +11,6 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::net::UnixListener;
 use tokio::sync::broadcast;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
 
 /// Generated from `proto/api.proto`.
@@ -133,7 +132,7 @@ pub async fn serve(
     };
     tonic::transport::Server::builder()
         .add_service(PodsServer::new(server))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ending)
+        .serve_with_incoming_shutdown(local_grpc::incoming(listener), ending)
         .await
 }
 

@@ -353,3 +353,70 @@ async fn nothing_is_freed_before_what_runs_was_looked_at() {
     manager.retain(|_| false).await;
     assert!(manager.allocate_pod(&plain("2", 1)).await.is_ok());
 }
+
+/// Clients of grpc-go that were given the path of a socket call its server by that.
+#[tokio::test]
+async fn a_plugin_may_call_the_kubelet_by_the_path_of_its_socket() {
+    use prost::Message as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let node = Node::start().await;
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let [_, a, b, c] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[a, b, c, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let literal = |first: &[u8], value: &str| {
+        let length = u8::try_from(value.len()).unwrap();
+        [first, &[length], value.as_bytes()].concat()
+    };
+    for (authority, resource) in [
+        (
+            "/var/lib/kubelet/device-plugins/kubelet.sock",
+            "example.com/old",
+        ),
+        (
+            "%2Fvar%2Flib%2Fkubelet%2Fdevice-plugins%2Fkubelet.sock",
+            "example.com/new",
+        ),
+        ("localhost", "example.com/plain"),
+    ] {
+        let headers = [
+            vec![0x83, 0x86],
+            literal(&[0x44], "/v1beta1.Registration/Register"),
+            literal(&[0x41], authority),
+            literal(&[0x5f], "application/grpc"),
+            literal(b"\x40\x02te", "trailers"),
+        ];
+        let request = crate::v1beta1::RegisterRequest {
+            version: "v1beta1".to_owned(),
+            endpoint: "../nowhere".to_owned(),
+            resource_name: resource.to_owned(),
+            options: None,
+        };
+        let request = request.encode_to_vec();
+        let length = u32::try_from(request.len()).unwrap().to_be_bytes();
+        let message = [&[0][..], &length, &request].concat();
+        let socket = node.path("kubelet.sock");
+        let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+        let sent = [
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+            frame(4, 0, 0, &[]),
+            frame(1, 4, 1, &headers.concat()),
+            frame(0, 1, 1, &message),
+        ];
+        stream.write_all(&sent.concat()).await.unwrap();
+        let kind = loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            stream.read_exact(&mut payload).await.unwrap();
+            // An answer (1), or that there will be none (3, 7).
+            if [1, 3, 7].contains(&head[3]) {
+                break head[3];
+            }
+        };
+        assert_eq!(kind, 1, "{authority}");
+        let told = node.told.0.lock().unwrap().pop();
+        assert_eq!(told, Some(format!("registered {resource}")));
+    }
+}

@@ -196,10 +196,10 @@ fn pods_are_told_when_their_devices_fall_sick() {
     give(&mut state, "1", "c", 1, "");
     assert_eq!(state.list(GPU, devices("a !b")), set(""));
     assert_eq!(state.list(GPU, devices("!a !b")), set("1"));
-    assert_eq!(state.health("1", "c")[GPU]["a"], false);
+    assert!(!state.health("1", "c")[GPU]["a"]);
     assert_eq!(state.list(GPU, devices("b")), set(""));
     // Nobody tells of it.
-    assert_eq!(state.health("1", "c")[GPU]["a"], true);
+    assert!(state.health("1", "c")[GPU]["a"]);
     assert_eq!(state.list(GPU, devices("a b")), set("1"));
     assert!(state.health("1", "d").is_empty());
 }
