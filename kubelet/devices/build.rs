@@ -1,11 +1,21 @@
-//! Reads the published .proto file with a compiler in Rust (no `protoc` is needed) and writes the messages, clients and servers.
+//! Reads the published .proto files with a compiler in Rust (no `protoc` is needed) and writes the messages, clients and servers.
+
+/// Each folder has one.
+const FOLDERS: [&str; 3] = [
+    "proto/deviceplugin",
+    "proto/podresources/v1",
+    "proto/podresources/v1alpha1",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo:rerun-if-changed=proto/deviceplugin/api.proto");
-    let descriptors = protox::compile(["proto/deviceplugin/api.proto"], ["proto/deviceplugin"])?;
-    tonic_prost_build::configure()
-        // What is kept on disk has one form.
-        .btree_map(".")
-        .compile_fds(descriptors)?;
+    for folder in FOLDERS {
+        let file = format!("{folder}/api.proto");
+        println!("cargo:rerun-if-changed={file}");
+        let descriptors = protox::compile([file.as_str()], [folder])?;
+        tonic_prost_build::configure()
+            // What is kept on disk has one form.
+            .btree_map(".")
+            .compile_fds(descriptors)?;
+    }
     Ok(())
 }

@@ -45,6 +45,7 @@ pub mod pod;
 pub mod pod_actions;
 pub mod pod_certificate;
 pub mod pod_manager;
+pub mod pod_resources;
 pub mod pod_status;
 pub mod pod_workers;
 pub mod pods_api;

@@ -58,6 +58,11 @@ impl Paths {
         self.root.join("pods-api/pods-api.sock")
     }
 
+    /// Where agents of the node ask which devices its pods have. Upstream: `DefaultKubeletPodResourcesDirName` and `podresources.Socket`.
+    pub fn pod_resources(&self) -> PathBuf {
+        self.root.join("pod-resources/kubelet.sock")
+    }
+
     /// Where device plugins register, and what was given out of theirs. Upstream: `DevicePluginPath`, wherever the root directory is.
     pub fn device_plugins(&self) -> PathBuf {
         self.root.join("device-plugins")

@@ -10,6 +10,7 @@
 pub mod checkpoint;
 pub mod injection;
 pub mod pod_devices;
+pub mod pod_resources;
 pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;

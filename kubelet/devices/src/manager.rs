@@ -7,19 +7,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use component_base::clock::Clock;
 use component_base::tasks::spawn_helper;
 use futures::StreamExt as _;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::injection::{self, AnswerError, Injection};
 use crate::plugin::{self, CallError, Plugin, PluginOptions};
-use crate::state::{AllocationError, Capacity, Choice, Plan, PodRequest, State};
+use crate::state::{AllocationError, Capacity, Choice, Held, Plan, PodRequest, State};
 use crate::{checkpoint, directory, name};
 
 /// Connected at a time; each has a socket and a stream.
@@ -106,7 +105,7 @@ pub struct Manager {
     /// The Node has something new to say.
     changed: Notify,
     /// What runs was looked at: what nobody names is nobody's.
-    settled: AtomicBool,
+    settled: watch::Sender<bool>,
     was_here: bool,
 }
 
@@ -127,7 +126,7 @@ impl Manager {
             turns: Mutex::default(),
             written: tokio::sync::Mutex::default(),
             changed: Notify::new(),
-            settled: AtomicBool::new(false),
+            settled: watch::Sender::new(false),
             was_here,
         }
     }
@@ -474,14 +473,34 @@ impl Manager {
         self.inner().state.health(pod, container)
     }
 
+    /// What the container has.
+    pub fn held(&self, pod: &str, container: &str) -> Vec<Held> {
+        self.inner().state.held(pod, container)
+    }
+
+    /// Every healthy device, given out or not.
+    pub fn allocatable(&self) -> Vec<Held> {
+        self.inner().state.allocatable()
+    }
+
     /// From now on what no pod has is free. Before, a pod that runs may not be known yet.
     pub fn settle(&self) {
-        self.settled.store(true, Ordering::Release);
+        self.settled.send_replace(true);
+    }
+
+    pub fn is_settled(&self) -> bool {
+        *self.settled.borrow()
+    }
+
+    /// Resolves once [`Manager::is_settled`]; cancel-safe.
+    pub async fn until_settled(&self) {
+        // The sender is ours.
+        let _ = self.settled.subscribe().wait_for(|settled| *settled).await;
     }
 
     /// Frees what pods have that are not `live`. Upstream: `UpdateAllocatedDevices`.
     pub async fn retain(&self, live: impl Fn(&str) -> bool) {
-        if self.settled.load(Ordering::Acquire) && self.inner().state.pods.retain(live) {
+        if self.is_settled() && self.inner().state.pods.retain(live) {
             self.write_or_tell().await;
         }
     }

@@ -96,6 +96,15 @@ impl Resource {
     }
 }
 
+/// A device and where it is, as agents are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub resource: String,
+    pub id: String,
+    /// `None`: it belongs to none. One of several is told of once for each.
+    pub numa_node: Option<i64>,
+}
+
 /// What the Node is to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
@@ -345,6 +354,39 @@ impl State {
             }
         }
         reusable
+    }
+
+    /// What the container has.
+    pub fn held(&self, pod: &str, container: &str) -> Vec<Held> {
+        let held = self.pods.container(pod, container);
+        let held = held.into_iter().flatten();
+        let all = held.flat_map(|(resource, allocation)| {
+            let devices = allocation.devices.iter();
+            let devices = devices.flat_map(|(node, ids)| ids.iter().map(move |id| (node, id)));
+            devices.map(move |(node, id)| Held {
+                resource: resource.clone(),
+                id: id.clone(),
+                numa_node: (*node != NO_NODE).then_some(*node),
+            })
+        });
+        all.collect()
+    }
+
+    /// Every healthy device, given out or not.
+    pub fn allocatable(&self) -> Vec<Held> {
+        let mut all = Vec::new();
+        for (resource, r) in self.resources.iter().filter(|(_, r)| r.listed) {
+            for (id, device) in r.devices.iter().filter(|(_, d)| d.healthy) {
+                let held = |numa_node| Held {
+                    resource: resource.clone(),
+                    id: id.clone(),
+                    numa_node,
+                };
+                all.extend(device.numa_nodes.iter().map(|node| held(Some(*node))));
+                all.extend(device.numa_nodes.is_empty().then(|| held(None)));
+            }
+        }
+        all
     }
 
     /// The health of what the container has, by resource and device. A device nobody tells of is healthy, as upstream.

@@ -31,14 +31,20 @@ pub struct FakePlugin {
     pub preferred: Mutex<Vec<String>>,
 }
 
-/// IDs with blanks between them; an exclamation mark is for a sick one.
+/// IDs with blanks between them; an exclamation mark is for a sick one, `@1` for one of that NUMA node.
 pub fn devices(ids: &str) -> Vec<pb::Device> {
     let one = |id: &str| {
         let sick = id.starts_with('!');
+        let (id, node) = match id.trim_start_matches('!').split_once('@') {
+            Some((id, node)) => (id, Some(node.parse().unwrap())),
+            None => (id.trim_start_matches('!'), None),
+        };
         pb::Device {
-            id: id.trim_start_matches('!').to_owned(),
+            id: id.to_owned(),
             health: if sick { "Unhealthy" } else { pb::HEALTHY }.to_owned(),
-            topology: None,
+            topology: node.map(|id| pb::TopologyInfo {
+                nodes: vec![pb::NumaNode { id }],
+            }),
         }
     };
     ids.split_whitespace().map(one).collect()

@@ -17,8 +17,8 @@ use component_base::tls::{ServerTls, TlsOptions};
 use super::assemble::Parts;
 use super::{AppError, io};
 use crate::certificate::{FileStore, Request};
-use crate::pods_api;
 use crate::server::{self, ServerContext, ServerOptions};
+use crate::{pod_resources, pods_api};
 
 /// Pause between two tries to get a serving certificate.
 const SERVING_RETRY: Duration = Duration::from_secs(10);
@@ -36,6 +36,7 @@ pub(super) async fn start(parts: &Parts) -> Result<(), AppError> {
         parts.essential("health server", serving);
     }
     serve_pods(parts)?;
+    serve_pod_resources(parts)?;
     if !config.enable_server {
         return Ok(());
     }
@@ -149,6 +150,22 @@ fn server_tls(parts: &Parts) -> Result<ServerTls, AppError> {
         parts.essential("serving certificate", rotating);
     }
     Ok(tls)
+}
+
+/// Which devices the pods have, on a socket for root alone.
+fn serve_pod_resources(parts: &Parts) -> Result<(), AppError> {
+    let path = parts.kubelet.paths.pod_resources();
+    let listener = cri::listen(&path).map_err(io(format!("listen on {}", path.display())))?;
+    let list = Arc::new(pod_resources::Source(parts.kubelet.clone()));
+    let manager = parts.kubelet.devices.clone();
+    let ending = parts.shutdown.token().clone().cancelled_owned();
+    parts.essential("PodResources API", async move {
+        let serving = devices::pod_resources::serve_pod_resources(listener, manager, list, ending);
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "Failed to serve the podresources API");
+        }
+    });
+    Ok(())
 }
 
 struct Rotation {

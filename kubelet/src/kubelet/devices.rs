@@ -1,6 +1,6 @@
 //! Devices of plugins: asked for before a pod runs, freed when it is through.
 
-use ::devices::PodRequest;
+use ::devices::{AllocationError, DevicesError, PodRequest};
 
 use super::Kubelet;
 use crate::admission::Rejection;
@@ -15,7 +15,19 @@ impl Kubelet {
     /// It cannot have them: it is rejected for good.
     pub async fn allocate_devices(&self, request: &PodRequest) -> Result<(), Rejection> {
         self.free_devices().await;
-        let allocated = self.devices.allocate_pod(request).await;
+        let mut allocated = self.devices.allocate_pod(request).await;
+        let all_taken = matches!(
+            allocated,
+            Err(DevicesError::Allocation(
+                AllocationError::Unavailable { .. }
+            ))
+        );
+        if all_taken && !self.devices.is_settled() {
+            // A pod that ended while no kubelet was here may have them on record still. DIFFERS: upstream rejects this one then.
+            self.devices.until_settled().await;
+            self.free_devices().await;
+            allocated = self.devices.allocate_pod(request).await;
+        }
         allocated.map_err(|error| rejection(&error))
     }
 
