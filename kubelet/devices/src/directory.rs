@@ -8,8 +8,22 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use tokio::runtime::Handle;
+
 use crate::checkpoint::{self, FILE};
 use crate::pod_devices::PodDevices;
+
+/// Runs `work`, which waits for files, on a thread where that holds nobody up; in its turn among the tasks where one thread does
+/// everything ([`host::alone`]).
+pub(crate) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = match host::alone::works_alone() {
+        true => Handle::current().spawn(async move { work() }),
+        false => tokio::task::spawn_blocking(work),
+    };
+    done.await.map_err(io::Error::other).flatten()
+}
 
 /// Where plugins register. Upstream: `KubeletSocket`.
 pub(crate) fn socket(dir: &Path) -> PathBuf {

@@ -522,8 +522,7 @@ impl Manager {
         }
         *written = None;
         let (dir, new) = (self.dir.clone(), text.clone());
-        let done = tokio::task::spawn_blocking(move || directory::write(&dir, &new)).await;
-        let done = done.map_err(std::io::Error::other).flatten();
+        let done = directory::off_thread(move || directory::write(&dir, &new)).await;
         done.map_err(|source| DevicesError::Checkpoint { source })?;
         *written = Some(text);
         Ok(())

@@ -33,8 +33,6 @@ pub enum ServeError {
         "device plugin registration gRPC server failed and no device plugins can register: {0}"
     )]
     Serve(#[from] tonic::transport::Error),
-    #[error("the work on files ended early")]
-    Panicked,
 }
 
 /// Makes the folder anew and listens in it. What it returns serves until `ending`.
@@ -46,12 +44,11 @@ pub async fn serve<E: Future<Output = ()>>(
     ending: E,
 ) -> Result<impl Future<Output = Result<(), ServeError>> + use<E>, ServeError> {
     let dir = manager.dir().to_owned();
-    let listening = tokio::task::spawn_blocking(move || directory::listen(&dir)).await;
     let failed = |source| ServeError::Listen {
         socket: directory::socket(manager.dir()),
         source,
     };
-    let listener = listening.map_err(|_| ServeError::Panicked)?;
+    let listener = directory::off_thread(move || directory::listen(&dir)).await;
     let listener = listener.map_err(failed)?;
     let listener = UnixListener::from_std(listener).map_err(failed)?;
     let service = RegistrationServer::new(Service(manager));
