@@ -41,6 +41,22 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// Puts what is to be said of a pod in line, if it is news; what says that its writer has ended, if it becomes the caller's to write.
+    fn begin(
+        &mut self,
+        pod: &Pod,
+        condition: Option<PodCondition>,
+        nominating: NominatingInfo,
+        now: Timestamp,
+    ) -> Option<CancellationToken> {
+        // What is on its way changes the pod from what it is known as: then what it is known as is news, too.
+        let in_line = self
+            .under_way
+            .contains_key(component_helpers::pod::uid(pod));
+        let patch = status_patch(pod, condition, nominating, now, in_line)?;
+        self.put(patch)
+    }
+
     /// Puts a patch in line; what says that its writer has ended, if it becomes the caller's to write.
     fn put(&mut self, patch: StatusPatch) -> Option<CancellationToken> {
         let uid = patch.uid.clone();
@@ -290,11 +306,10 @@ impl ApiWriter for KubeWriter {
         nominating: NominatingInfo,
     ) -> BoxFuture<'a, Result<(), ApiWriteError>> {
         Box::pin(async move {
-            let Some(patch) = status_patch(pod, condition, nominating, self.clock.now()) else {
-                return Ok(());
-            };
-            let uid = patch.uid.clone();
-            let Some(ended) = self.waiting().put(patch) else {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            let now = self.clock.now();
+            let begun = self.waiting().begin(pod, condition, nominating, now);
+            let Some(ended) = begun else {
                 return Ok(());
             };
             // Dropped on the way (the process ends), it must not be waited for.
@@ -314,12 +329,13 @@ fn written(meta: &ObjectMeta) -> serde_json::Value {
     json!({"uid": meta.uid, "resourceVersion": meta.resource_version, "annotations": meta.annotations})
 }
 
-/// What has to change; `None` for nothing.
+/// What has to change; `None` for nothing. `all`: what is as it should be is said again.
 fn status_patch(
     pod: &Pod,
     condition: Option<PodCondition>,
     nominating: NominatingInfo,
     now: Timestamp,
+    all: bool,
 ) -> Option<StatusPatch> {
     let status = pod.status.as_ref();
     let known = |type_: &str| {
@@ -334,7 +350,8 @@ fn status_patch(
             condition
                 .last_transition_time
                 .clone_from(&old.last_transition_time);
-            if old.reason == condition.reason
+            if !all
+                && old.reason == condition.reason
                 && old.message == condition.message
                 && old.observed_generation == condition.observed_generation
             {
@@ -350,7 +367,9 @@ fn status_patch(
     // A pod with a node can no longer be promised one; the API server refuses it.
     let is_bound = component_helpers::pod::node_name(pod).is_some();
     let nominated_node_name = match nominating {
-        NominatingInfo::Override(node) if node != nominated && (node.is_empty() || !is_bound) => {
+        NominatingInfo::Override(node)
+            if (all || node != nominated) && (node.is_empty() || !is_bound) =>
+        {
             Some(node)
         }
         _ => None,
@@ -396,7 +415,7 @@ mod tests {
         condition: Option<PodCondition>,
         nominating: NominatingInfo,
     ) -> Option<StatusPatch> {
-        super::status_patch(pod, condition, nominating, Timestamp::UNIX_EPOCH)
+        super::status_patch(pod, condition, nominating, Timestamp::UNIX_EPOCH, false)
     }
 
     fn unschedulable(message: &str) -> Option<PodCondition> {
@@ -436,6 +455,27 @@ mod tests {
             .expect("kept");
         assert_eq!(second.last_transition_time, first.last_transition_time);
     }
+
+    #[test]
+    fn what_takes_back_a_patch_on_its_way_is_said_though_the_pod_is_known_so() {
+        let (pod, node) = (make_pod("p").uid("uid").build(), |node: &str| {
+            NominatingInfo::Override(node.into())
+        });
+        let mut waiting = Waiting::default();
+        let now = Timestamp::UNIX_EPOCH;
+        let begin = |waiting: &mut Waiting, name: &str| {
+            waiting.begin(&pod, None, node(name), now).is_some()
+        };
+        assert!(!begin(&mut waiting, ""), "no news");
+        assert!(begin(&mut waiting, "n"));
+        let said = |waiting: &mut Waiting| waiting.next("uid")?.nominated_node_name;
+        assert_eq!(said(&mut waiting).as_deref(), Some("n"));
+        // It is on its way, and the cache knows nothing of it.
+        assert!(!begin(&mut waiting, ""));
+        assert_eq!(said(&mut waiting).as_deref(), Some(""));
+        assert!(waiting.next("uid").is_none());
+    }
+
     #[test]
     fn a_binding_is_the_last_word() {
         let patch = |node: &str| StatusPatch {
