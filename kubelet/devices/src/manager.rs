@@ -100,8 +100,8 @@ pub struct Manager {
     inner: Mutex<Inner>,
     /// One allocation of a resource at a time; the other resources do not wait for it.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    /// What the file says.
-    written: tokio::sync::Mutex<Option<String>>,
+    /// What the file says. Held by the write itself, which goes on when nobody waits for it any more.
+    written: Arc<tokio::sync::Mutex<Option<String>>>,
     /// The Node has something new to say.
     changed: Notify,
     /// What runs was looked at: what nobody names is nobody's.
@@ -124,7 +124,7 @@ impl Manager {
                 plugins: BTreeMap::new(),
             }),
             turns: Mutex::default(),
-            written: tokio::sync::Mutex::default(),
+            written: Arc::default(),
             changed: Notify::new(),
             settled: watch::Sender::new(false),
             was_here,
@@ -511,8 +511,9 @@ impl Manager {
         }
     }
 
+    /// Cancelled it is carried out all the same.
     async fn write(&self) -> Result<(), DevicesError> {
-        let mut written = self.written.lock().await;
+        let mut written = self.written.clone().lock_owned().await;
         let text = {
             let inner = self.inner();
             checkpoint::encode(&inner.state.pods, inner.state.registered())
@@ -520,12 +521,15 @@ impl Manager {
         if written.as_ref() == Some(&text) {
             return Ok(());
         }
-        *written = None;
-        let (dir, new) = (self.dir.clone(), text.clone());
-        let done = directory::off_thread(move || directory::write(&dir, &new)).await;
-        done.map_err(|source| DevicesError::Checkpoint { source })?;
-        *written = Some(text);
-        Ok(())
+        let dir = self.dir.clone();
+        let done = directory::off_thread(move || {
+            *written = None;
+            directory::write(&dir, &text)?;
+            *written = Some(text);
+            Ok(())
+        });
+        let done = done.await;
+        done.map_err(|source| DevicesError::Checkpoint { source })
     }
 }
 

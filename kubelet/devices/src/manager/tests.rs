@@ -420,3 +420,29 @@ async fn a_plugin_may_call_the_kubelet_by_the_path_of_its_socket() {
         assert_eq!(told, Some(format!("registered {resource}")));
     }
 }
+
+/// Who asked may hang up; the next write waits for the first all the same.
+#[test]
+fn a_write_that_nobody_waits_for_keeps_its_turn() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = component_base::clock::FakeClock::new(Timestamp::UNIX_EPOCH);
+        let told = Arc::new(Told::default());
+        let manager = Manager::load(dir.path().to_owned(), clock.clock(), told);
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || held.recv().is_ok());
+        let hung_up = futures::FutureExt::now_or_never(manager.write());
+        assert!(hung_up.is_none());
+        assert!(manager.written.try_lock().is_err());
+        drop(release);
+        busy.await.unwrap();
+        let written = manager.written.lock().await.clone();
+        let file = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert_eq!(written, Some(file));
+    });
+}
