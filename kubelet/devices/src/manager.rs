@@ -274,10 +274,15 @@ impl Manager {
                 }
             };
             let count = devices.len();
-            let pods = self.inner().state.list(resource, devices);
-            tracing::info!(resource, count, "Processed device updates for resource");
-            self.changed.notify_one();
-            for pod in pods {
+            let listed = self.inner().state.list(resource, devices);
+            if listed.counts_changed {
+                tracing::info!(resource, count, "Processed device updates for resource");
+                self.changed.notify_one();
+            } else {
+                // Some plugins list the same again and again.
+                tracing::debug!(resource, count, "Processed device updates for resource");
+            }
+            for pod in listed.pods {
                 self.observer.health_changed(&pod);
             }
             if let Err(error) = self.write().await {

@@ -115,6 +115,15 @@ pub struct Capacity {
     pub removed: BTreeSet<String>,
 }
 
+/// What a list of devices changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Pods whose devices are in another state than before.
+    pub pods: BTreeSet<String>,
+    /// The Node has other numbers to say.
+    pub counts_changed: bool,
+}
+
 /// What is to be done for one container and one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
@@ -187,9 +196,11 @@ impl State {
         }
     }
 
-    /// A list of all devices. Returns the pods whose devices are in another state than before.
-    pub fn list(&mut self, resource: &str, devices: Vec<pb::Device>) -> BTreeSet<String> {
+    /// A list of all devices.
+    pub fn list(&mut self, resource: &str, devices: Vec<pb::Device>) -> Listed {
         let known = self.resources.entry(resource.to_owned()).or_default();
+        let counts = |of: &Resource| (of.devices.len(), of.healthy().len());
+        let counted = counts(known);
         let now: BTreeMap<String, Device> = devices
             .into_iter()
             .map(|device| {
@@ -203,6 +214,7 @@ impl State {
             .collect();
         let was_listed = std::mem::replace(&mut known.listed, true);
         let before = std::mem::replace(&mut known.devices, now);
+        let counts_changed = counts(known) != counted;
         let changed: Vec<&String> = known
             .devices
             .iter()
@@ -215,7 +227,10 @@ impl State {
         let holders = changed
             .into_iter()
             .flat_map(|id| self.pods.holders(resource, id));
-        holders.cloned().collect()
+        Listed {
+            pods: holders.cloned().collect(),
+            counts_changed,
+        }
     }
 
     /// What the Node says now. Resources whose plugins are gone for long enough are forgotten; returns whether one was.

@@ -28,6 +28,9 @@ const RUNTIME_CHECK_PERIOD: Duration = Duration::from_secs(5);
 /// While the runtime is not ready: soon.
 const RUNTIME_CHECK_FAST: Duration = Duration::from_millis(500);
 
+/// Between two rounds that device plugins cause: they may have other devices as often as they like. Upstream has no such rounds.
+const DEVICES_PERIOD: Duration = Duration::from_secs(1);
+
 /// Writes the node's status.
 pub struct Reporter {
     pub kubelet: Arc<Kubelet>,
@@ -119,6 +122,7 @@ impl Reporter {
         let frequency = self.config.node_status_update_frequency.0;
         let mut last: Option<(NodeStatus, Instant)> = None;
         let mut unschedulable = false;
+        let mut devices_due = Duration::ZERO;
         loop {
             self.schedulable_event(&mut unschedulable);
             match self.update(&mut last).await {
@@ -129,10 +133,20 @@ impl Reporter {
                 () = shutdown.cancelled() => return,
                 () = self.changed.notified() => {}
                 () = self.kubelet.volumes.in_use_changed() => {}
-                () = self.kubelet.devices.changed() => {}
+                () = self.devices_changed(devices_due) => {
+                    devices_due = self.kubelet.clock.monotonic() + DEVICES_PERIOD;
+                }
                 () = tokio::time::sleep(frequency) => {}
             }
         }
+    }
+
+    /// Cancel-safe.
+    async fn devices_changed(&self, not_before: Duration) {
+        let clock = &self.kubelet.clock;
+        let pause = not_before.saturating_sub(clock.monotonic());
+        clock.sleep(pause).await;
+        self.kubelet.devices.changed().await;
     }
 
     /// Pods are told the addresses that the cloud's controller gave the node.

@@ -194,13 +194,13 @@ fn after_a_restart_pods_keep_theirs_and_nobody_gets_more() {
 fn pods_are_told_when_their_devices_fall_sick() {
     let mut state = node("a b");
     give(&mut state, "1", "c", 1, "");
-    assert_eq!(state.list(GPU, devices("a !b")), set(""));
-    assert_eq!(state.list(GPU, devices("!a !b")), set("1"));
+    assert_eq!(state.list(GPU, devices("a !b")).pods, set(""));
+    assert_eq!(state.list(GPU, devices("!a !b")).pods, set("1"));
     assert!(!state.health("1", "c")[GPU]["a"]);
-    assert_eq!(state.list(GPU, devices("b")), set(""));
+    assert_eq!(state.list(GPU, devices("b")).pods, set(""));
     // Nobody tells of it.
     assert!(state.health("1", "c")[GPU]["a"]);
-    assert_eq!(state.list(GPU, devices("a b")), set("1"));
+    assert_eq!(state.list(GPU, devices("a b")).pods, set("1"));
     assert!(state.health("1", "d").is_empty());
 }
 
@@ -237,4 +237,29 @@ fn devices_are_kept_by_numa_node() {
             (1, "a b".to_owned())
         ]
     );
+}
+
+#[test]
+fn a_list_that_leaves_the_numbers_as_they_are_is_told_from_others() {
+    let mut state = State::default();
+    state.plugin_came(GPU);
+    for (ids, changed) in [
+        ("", false),
+        ("a b", true),
+        ("a b", false),
+        ("a !b", true),
+        // One for the other.
+        ("!a b", false),
+        ("c b", true),
+        ("b", true),
+    ] {
+        assert_eq!(
+            state.list(GPU, devices(ids)).counts_changed,
+            changed,
+            "{ids}"
+        );
+    }
+    // Its plugin went: what comes again is new.
+    state.plugins_gone(GPU, Duration::ZERO);
+    assert!(state.list(GPU, devices("b")).counts_changed);
 }
