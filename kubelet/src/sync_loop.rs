@@ -328,9 +328,12 @@ impl SyncLoop {
             });
             return;
         };
-        match outcome {
-            Ok(()) => kubelet.workers.update_pod(uid, Update::Pod(pod)),
-            Err(rejection) => kubelet.reject_pod(&pod, &rejection),
+        // It may have been resized meanwhile, and its newest form is what starts. It keeps its devices.
+        match outcome.map(|()| self.admit(&pod)) {
+            Ok(Verdict::Admit) => kubelet.workers.update_pod(uid, Update::Pod(pod)),
+            Ok(Verdict::Preempt(shortages)) => self.preempt(&pod, &shortages),
+            Ok(Verdict::Wait) => self.postponed.push_back(uid.to_owned()),
+            Ok(Verdict::Reject(rejection)) | Err(rejection) => kubelet.reject_pod(&pod, &rejection),
         }
     }
 

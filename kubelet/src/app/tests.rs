@@ -11,7 +11,9 @@ use ::runtime::fake::Behaviour;
 use async_trait::async_trait;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use super::world::{NODE, World, node_condition};
 use crate::pod;
@@ -256,7 +258,7 @@ async fn pods_get_the_devices_of_a_plugin_and_no_more_than_there_are() {
 async fn a_plugin_that_hangs_holds_up_no_other_pod() {
     let world = World::start(|_| {}).await;
     let manager = &world.kubelet.devices;
-    let plugin = Arc::new(Hanging(FakePlugin::new("a", PluginOptions::default())));
+    let (plugin, _) = Hanging::new("a");
     manager
         .plugin_came(DEVICE, Path::new("hangs"), plugin)
         .await
@@ -275,7 +277,51 @@ async fn a_plugin_that_hangs_holds_up_no_other_pod() {
     world.end().await;
 }
 
-struct Hanging(Arc<FakePlugin>);
+/// A pod that is resized while its devices are asked for is decided on as it starts.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_outgrows_the_node_while_it_waits_for_devices_is_rejected() {
+    let world = World::start(|_| {}).await;
+    let manager = &world.kubelet.devices;
+    let (plugin, answer) = Hanging::new("a b");
+    manager
+        .plugin_came(DEVICE, Path::new("hangs"), plugin.clone())
+        .await
+        .unwrap();
+    world
+        .until_node(|n| on_node(n) == (Some("2"), Some("2")))
+        .await;
+    let mut grows = world.create_pod("grows", wants_devices("1"));
+    let same = world.create_pod("same", wants_devices("1"));
+    let known = |pod: &Pod| {
+        let known = world.kubelet.pods.get_pod_by_uid(pod::uid(pod));
+        known.is_some_and(|k| k.spec == pod.spec)
+    };
+    assert!(world.until(|| known(&grows) && known(&same)).await);
+    let container = &mut grows.spec.as_mut().unwrap().containers[0];
+    let requests = container.resources.as_mut().unwrap().requests.as_mut();
+    requests
+        .unwrap()
+        .insert("cpu".to_owned(), Quantity("5".to_owned()));
+    let grows = world.api.update(&grows);
+    assert!(world.until(|| known(&grows)).await);
+    answer.add_permits(2);
+    let rejected = world.until_phase("grows", "Failed").await;
+    let reason = rejected.status.as_ref().and_then(|s| s.reason.as_deref());
+    assert_eq!(reason, Some("OutOfcpu"));
+    world.until_phase("same", "Running").await;
+    world.end().await;
+}
+
+/// Gives out devices when it may.
+struct Hanging(Arc<FakePlugin>, Arc<Semaphore>);
+
+impl Hanging {
+    fn new(ids: &str) -> (Arc<Self>, Arc<Semaphore>) {
+        let may = Arc::new(Semaphore::new(0));
+        let plugin = FakePlugin::new(ids, PluginOptions::default());
+        (Arc::new(Self(plugin, may.clone())), may)
+    }
+}
 
 #[async_trait]
 impl Plugin for Hanging {
@@ -293,8 +339,10 @@ impl Plugin for Hanging {
     ) -> Result<Vec<String>, CallError> {
         std::future::pending().await
     }
-    async fn allocate(&self, _: Vec<String>) -> Result<ContainerAllocateResponse, CallError> {
-        std::future::pending().await
+    async fn allocate(&self, ids: Vec<String>) -> Result<ContainerAllocateResponse, CallError> {
+        let may = self.1.acquire().await;
+        may.expect("it is not closed").forget();
+        self.0.allocate(ids).await
     }
     async fn pre_start_container(&self, _: Vec<String>) -> Result<(), CallError> {
         std::future::pending().await
