@@ -106,13 +106,11 @@ pub struct Manager {
     changed: Notify,
     /// What runs was looked at: what nobody names is nobody's.
     settled: watch::Sender<bool>,
-    was_here: bool,
 }
 
 impl Manager {
     /// `dir`: `<root-dir>/device-plugins`. Reads the checkpoint; blocking.
     pub fn load(dir: PathBuf, clock: Clock, observer: Arc<dyn Observer>) -> Self {
-        let was_here = dir.join(checkpoint::FILE).exists();
         let (pods, registered) = directory::read(&dir).unwrap_or_default();
         let state = State::restored(pods, registered, clock.monotonic());
         Self {
@@ -127,7 +125,6 @@ impl Manager {
             written: Arc::default(),
             changed: Notify::new(),
             settled: watch::Sender::new(false),
-            was_here,
         }
     }
 
@@ -137,17 +134,6 @@ impl Manager {
 
     pub(crate) fn observer(&self) -> &dyn Observer {
         self.observer.as_ref()
-    }
-
-    /// A kubelet that gives out devices was here before: what the Node says of resources it does not know is others'.
-    pub fn was_here(&self) -> bool {
-        self.was_here
-    }
-
-    /// The Node says nothing of another machine's devices any more. DIFFERS: upstream forgets that it was here as long as no plugin
-    /// comes, and takes what an administrator added to the Node away at every start.
-    pub async fn note_here(&self) {
-        self.write_or_tell().await;
     }
 
     /// Resolves once the Node has something new to say; for one waiter. Cancel-safe.

@@ -6,7 +6,9 @@
 use std::net::IpAddr;
 
 use component_helpers::resources::{ResourceList, is_extended_resource_name};
-use k8s_openapi::api::core::v1::{Node, NodeAddress};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus};
+
+use crate::cm::machine::MachineInfo;
 
 /// The node's own word: its addresses, and its name.
 pub fn own_addresses(addresses: &[IpAddr], hostname: &str) -> Vec<NodeAddress> {
@@ -58,6 +60,24 @@ pub fn extended_resources(capacity: Option<&ResourceList>, own: &ResourceList) -
         .collect()
 }
 
+/// The Node was written by a kubelet of another machine, whose name this one has now. Upstream: `reconcileExtendedResource`.
+///
+/// DIFFERS: upstream asks whether it has a checkpoint of devices, and takes what an administrator added to the Node away at every start
+/// until a plugin comes.
+pub fn is_of_another_machine(status: Option<&NodeStatus>, machine: &MachineInfo) -> bool {
+    let Some(info) = status.and_then(|s| s.node_info.as_ref()) else {
+        return false;
+    };
+    let differs = |theirs: &str, ours: &str| {
+        let known = !theirs.is_empty() && !ours.is_empty();
+        known && !theirs.eq_ignore_ascii_case(ours)
+    };
+    // A machine that tells no UUID has its ID in the place of it.
+    let tells_uuid = machine.system_uuid != machine.machine_id;
+    differs(&info.machine_id, &machine.machine_id)
+        || tells_uuid && differs(&info.system_uuid, &machine.system_uuid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,5 +116,29 @@ mod tests {
         let found = extended_resources(Some(&theirs), &own);
         assert_eq!(found, list(json!({"example.com/dongle": "3"})));
         assert!(extended_resources(None, &own).is_empty());
+    }
+
+    #[test]
+    fn a_node_is_another_machines_if_it_says_so() {
+        let ours = MachineInfo {
+            machine_id: "m".to_owned(),
+            system_uuid: "u".to_owned(),
+            ..MachineInfo::default()
+        };
+        let check = |machine: &str, uuid: &str, expect: bool| {
+            let mut status = NodeStatus::default();
+            let info = status.node_info.get_or_insert_default();
+            (info.machine_id, info.system_uuid) = (machine.to_owned(), uuid.to_owned());
+            let is = is_of_another_machine(Some(&status), &ours);
+            assert_eq!(is, expect, "{machine} {uuid}");
+        };
+        // The first start of a version that keeps a record of devices is none of another machine.
+        check("m", "u", false);
+        check("m", "U", false);
+        check("", "", false);
+        check("other", "u", true);
+        check("m", "other", true);
+        assert!(!is_of_another_machine(None, &ours));
+        assert!(!is_of_another_machine(Some(&NodeStatus::default()), &ours));
     }
 }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::from_node::{host_ips, set_addresses};
+use super::from_node::{host_ips, is_of_another_machine, set_addresses};
 use super::register::Registration;
 use super::{StatusInput, generate, not_ready};
 use crate::configuration::KubeletConfiguration;
@@ -163,8 +163,8 @@ impl Reporter {
         if self.registration.external_cloud_provider {
             self.follow_addresses(old.as_deref());
         }
-        // A machine that never gave out devices took the name of one that may have. Upstream: `reconcileExtendedResource`.
-        let is_new = last.is_none() && !self.kubelet.devices.was_here();
+        let theirs = old.as_ref().and_then(|n| n.status.as_ref());
+        let is_new = last.is_none() && is_of_another_machine(theirs, &self.kubelet.node.machine);
         let status = self.status(old.as_deref(), is_new).await;
         let due = match last {
             Some((before, at)) => {
@@ -176,10 +176,7 @@ impl Reporter {
         if !due {
             return Ok(());
         }
-        let theirs = old
-            .as_ref()
-            .and_then(|n| n.status.clone())
-            .unwrap_or_default();
+        let theirs = theirs.cloned().unwrap_or_default();
         self.event_on_transition(&theirs, &status);
         let body = patch(&theirs, &status);
         let api: Api<Node> = Api::all(self.heartbeat.clone());
@@ -194,9 +191,6 @@ impl Reporter {
         self.kubelet.node.set_node(Arc::new(node));
         let in_use = status.volumes_in_use.clone().unwrap_or_default();
         self.kubelet.volumes.reported_in_use(&in_use);
-        if is_new {
-            self.kubelet.devices.note_here().await;
-        }
         *last = Some((status, Instant::now()));
         Ok(())
     }
