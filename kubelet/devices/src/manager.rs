@@ -293,6 +293,11 @@ impl Manager {
         capacity
     }
 
+    /// The Node says what [`Manager::capacity`] did of removed resources. Upstream forgets them when it is asked.
+    pub fn removal_is_told(&self, names: &BTreeSet<String>) {
+        self.inner().state.removal_is_told(names);
+    }
+
     /// Whether the resource is for this manager to give out.
     pub fn is_of_plugin(&self, resource: &str) -> bool {
         self.inner().state.is_of_plugin(resource)

@@ -111,7 +111,7 @@ pub struct Capacity {
     pub capacity: BTreeMap<String, usize>,
     /// The healthy ones.
     pub allocatable: BTreeMap<String, usize>,
-    /// Were there, and are no more: the Node says zero, so that they are not taken for resources of the cluster.
+    /// Were there, and are no more: the Node says zero once, so that they are not taken for resources of the cluster.
     pub removed: BTreeSet<String>,
 }
 
@@ -256,6 +256,11 @@ impl State {
             removed: self.removed.clone(),
         };
         (capacity, !gone.is_empty())
+    }
+
+    /// The Node says of these that they are removed; from now on they are whoever's that adds them.
+    pub fn removal_is_told(&mut self, names: &BTreeSet<String>) {
+        self.removed.retain(|name| !names.contains(name));
     }
 
     /// The healthy devices of each resource, as the checkpoint has them.

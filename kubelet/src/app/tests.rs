@@ -247,8 +247,16 @@ async fn pods_get_the_devices_of_a_plugin_and_no_more_than_there_are() {
     world
         .until_node(|n| on_node(n) == (Some("1"), Some("0")))
         .await;
-    world
+    let mut node = world
         .until_node(|n| on_node(n) == (Some("0"), Some("0")))
+        .await;
+    // That is said once; then it is an administrator's.
+    let capacity = node.status.as_mut().and_then(|s| s.capacity.as_mut());
+    let seven = Quantity("7".to_owned());
+    capacity.unwrap().insert(DEVICE.to_owned(), seven);
+    world.api.update(&node);
+    world
+        .until_node(|n| on_node(n) == (Some("7"), Some("7")))
         .await;
     world.end().await;
 }

@@ -47,11 +47,15 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    async fn status(&self, old: Option<&Node>, reset_extended: bool) -> NodeStatus {
+    async fn status(
+        &self,
+        old: Option<&Node>,
+        devices: &Capacity,
+        reset_extended: bool,
+    ) -> NodeStatus {
         let images = self.runtime.list_images().await.unwrap_or_default();
         let in_use = self.kubelet.volumes.volumes_in_use().await;
-        let devices = self.kubelet.devices.capacity().await;
-        self.status_with(old, &images, &in_use, &devices, reset_extended)
+        self.status_with(old, &images, &in_use, devices, reset_extended)
     }
 
     fn status_with(
@@ -165,7 +169,8 @@ impl Reporter {
         }
         let theirs = old.as_ref().and_then(|n| n.status.as_ref());
         let is_new = last.is_none() && is_of_another_machine(theirs, &self.kubelet.node.machine);
-        let status = self.status(old.as_deref(), is_new).await;
+        let devices = self.kubelet.devices.capacity().await;
+        let status = self.status(old.as_deref(), &devices, is_new).await;
         let due = match last {
             Some((before, at)) => {
                 at.elapsed() >= self.config.node_status_report_frequency.0
@@ -191,6 +196,7 @@ impl Reporter {
         self.kubelet.node.set_node(Arc::new(node));
         let in_use = status.volumes_in_use.clone().unwrap_or_default();
         self.kubelet.volumes.reported_in_use(&in_use);
+        self.kubelet.devices.removal_is_told(&devices.removed);
         *last = Some((status, Instant::now()));
         Ok(())
     }

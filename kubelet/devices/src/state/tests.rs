@@ -166,6 +166,8 @@ fn the_node_says_what_there_is_and_zero_for_what_was() {
     state.plugins_gone(GPU, at(400));
     assert_eq!(told(&mut state, 701), ((None, None), 1, true));
     assert_eq!(told(&mut state, 702), ((None, None), 1, false));
+    state.removal_is_told(&[GPU.to_owned()].into());
+    assert_eq!(told(&mut state, 703), ((None, None), 0, false));
     // What was given out is still a plugin's.
     assert!(state.is_of_plugin(GPU));
     state.pods.remove_pod("1");
