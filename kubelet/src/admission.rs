@@ -340,7 +340,7 @@ fn shortages(pod: &Pod, input: &AdmissionInput<'_>) -> Vec<Shortage> {
             // A resource of the cluster, not of the node.
             continue;
         }
-        if (input.is_of_plugin)(name) {
+        if is_extended_resource_name(name) && (input.is_of_plugin)(name) {
             continue;
         }
         let used = used.get(name).copied().unwrap_or(Amount::ZERO);

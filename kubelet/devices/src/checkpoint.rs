@@ -4,7 +4,7 @@
 //! Upstream: checkpoint/checkpoint.go, `PodDevicesEntry`; pkg/kubelet/checkpointmanager/checksum, v1.37.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -140,58 +140,97 @@ impl Entry {
 
 /// FNV-1a of what Go's spew prints of the data. Upstream: `DeepHashObject`.
 fn checksum(data: &Data) -> Result<u64, CheckpointError> {
-    const OFFSET: u32 = 0x811c_9dc5;
-    const PRIME: u32 = 0x0100_0193;
-    let hash = printed(data)?.bytes().fold(OFFSET, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(PRIME)
-    });
-    Ok(u64::from(hash))
+    let mut hash = Fnv::default();
+    print(data, &mut hash)?;
+    Ok(u64::from(hash.0))
 }
 
-fn printed(data: &Data) -> Result<String, CheckpointError> {
-    let mut out =
-        "(checkpoint.checkpointData){PodDeviceEntries:([]checkpoint.PodDevicesEntry)".to_owned();
+struct Fnv(u32);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0x811c_9dc5)
+    }
+}
+
+impl fmt::Write for Fnv {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        const PRIME: u32 = 0x0100_0193;
+        let hash = text.bytes();
+        self.0 = hash.fold(self.0, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(PRIME)
+        });
+        Ok(())
+    }
+}
+
+/// What is written into never fails.
+fn print(data: &Data, out: &mut Fnv) -> Result<(), CheckpointError> {
+    let _ = out
+        .write_str("(checkpoint.checkpointData){PodDeviceEntries:([]checkpoint.PodDevicesEntry)");
     match &data.pod_device_entries {
-        None => out.push_str("<nil>"),
+        None => print_nil(out),
         Some(entries) => {
-            let entries: Result<Vec<_>, _> = entries.iter().map(printed_entry).collect();
-            let _ = write!(out, "[{}]", entries?.join(" "));
+            let _ = out.write_char('[');
+            for (at, entry) in entries.iter().enumerate() {
+                let _ = out.write_str(blank(at));
+                print_entry(entry, out)?;
+            }
+            let _ = out.write_char(']');
         }
     }
-    out.push_str(" RegisteredDevices:(map[string][]string)");
-    out.push_str(&printed_map(data.registered_devices.as_ref()));
-    out.push('}');
-    Ok(out)
+    let _ = out.write_str(" RegisteredDevices:(map[string][]string)");
+    print_map(data.registered_devices.as_ref(), out);
+    let _ = out.write_char('}');
+    Ok(())
 }
 
-fn printed_entry(entry: &Entry) -> Result<String, CheckpointError> {
-    let response = match &entry.response {
-        None => "<nil>".to_owned(),
-        Some(_) => {
-            let bytes: Vec<String> = entry.bytes()?.iter().map(u8::to_string).collect();
-            format!("[{}]", bytes.join(" "))
-        }
-    };
-    Ok(format!(
-        "{{PodUID:(string){} ContainerName:(string){} ResourceName:(string){} DeviceIDs:(checkpoint.DevicesPerNUMA){} \
-         AllocResp:([]uint8){response}}}",
-        entry.pod,
-        entry.container,
-        entry.resource,
-        printed_map(entry.devices.as_ref()),
-    ))
+/// Between items.
+fn blank(at: usize) -> &'static str {
+    if at == 0 { "" } else { " " }
 }
 
-fn printed_map<K: std::fmt::Display>(map: Option<&BTreeMap<K, Option<Vec<String>>>>) -> String {
+fn print_nil(out: &mut Fnv) {
+    let _ = out.write_str("<nil>");
+}
+
+fn print_list<T: fmt::Display>(list: impl IntoIterator<Item = T>, out: &mut Fnv) {
+    let _ = out.write_char('[');
+    for (at, item) in list.into_iter().enumerate() {
+        let _ = write!(out, "{}{item}", blank(at));
+    }
+    let _ = out.write_char(']');
+}
+
+fn print_entry(entry: &Entry, out: &mut Fnv) -> Result<(), CheckpointError> {
+    let _ = write!(
+        out,
+        "{{PodUID:(string){} ContainerName:(string){} ResourceName:(string){} DeviceIDs:(checkpoint.DevicesPerNUMA)",
+        entry.pod, entry.container, entry.resource,
+    );
+    print_map(entry.devices.as_ref(), out);
+    let _ = out.write_str(" AllocResp:([]uint8)");
+    match &entry.response {
+        None => print_nil(out),
+        Some(_) => print_list(entry.bytes()?, out),
+    }
+    let _ = out.write_char('}');
+    Ok(())
+}
+
+fn print_map<K: fmt::Display>(map: Option<&BTreeMap<K, Option<Vec<String>>>>, out: &mut Fnv) {
     let Some(map) = map else {
-        return "<nil>".to_owned();
+        return print_nil(out);
     };
-    let item = |(key, list): (&K, &Option<Vec<String>>)| match list {
-        None => format!("{key}:<nil>"),
-        Some(list) => format!("{key}:[{}]", list.join(" ")),
-    };
-    let items: Vec<String> = map.iter().map(item).collect();
-    format!("map[{}]", items.join(" "))
+    let _ = out.write_str("map[");
+    for (at, (key, list)) in map.iter().enumerate() {
+        let _ = write!(out, "{}{key}:", blank(at));
+        match list {
+            None => print_nil(out),
+            Some(list) => print_list(list, out),
+        }
+    }
+    let _ = out.write_char(']');
 }
 
 #[cfg(test)]

@@ -5,11 +5,16 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use prost::Message as _;
+
 use crate::pod_devices::OfContainer;
 use crate::v1beta1::{ContainerAllocateResponse, DeviceSpec, Mount};
 
 /// Annotations by which plugins named CDI devices before the API had a field. Upstream: `tags.cncf.io/container-device-interface`.
 const CDI_ANNOTATION_PREFIX: &str = "cdi.k8s.io/";
+
+/// Of an answer, encoded: it is kept, and written down with all others, as long as the pod is there. DIFFERS: upstream takes 4 MiB.
+const MOST_BYTES: usize = 64 << 10;
 
 /// To be added to a container, by path and name. The container's own environment comes before this one.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,11 +42,17 @@ pub enum AnswerError {
     Permissions { path: String, permissions: String },
     #[error("the environment variable {0:?} that was answered has no valid name or value")]
     Env(String),
+    #[error("the answer has {0} bytes, more than {MOST_BYTES}")]
+    TooLong(usize),
 }
 
 /// # Errors
 /// The first thing that cannot be carried out.
 pub fn check(response: &ContainerAllocateResponse) -> Result<(), AnswerError> {
+    let bytes = response.encoded_len();
+    if bytes > MOST_BYTES {
+        return Err(AnswerError::TooLong(bytes));
+    }
     let cdi = response.cdi_devices.iter().map(|d| d.name.clone());
     let annotated = response
         .annotations
@@ -228,6 +239,10 @@ mod tests {
             (
                 |r| drop(r.envs.insert("A=B".to_owned(), String::new())),
                 "the environment variable \"A=B\"",
+            ),
+            (
+                |r| drop(r.envs.insert("B".to_owned(), "b".repeat(MOST_BYTES))),
+                "the answer has 65",
             ),
         ] {
             let told = told(change);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use component_base::clock::Clock;
 use component_base::tasks::spawn_helper;
+use component_helpers::resources::is_extended_resource_name;
 use futures::StreamExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -305,10 +306,15 @@ impl Manager {
 
     /// Whether anything the pod wants is for this manager to give out.
     pub fn concerns(&self, pod: &PodRequest) -> bool {
-        let inner = self.inner();
         let limits = pod.containers.iter().flat_map(|c| &c.limits);
-        let mut wanted = limits.filter(|(_, n)| **n > 0);
-        wanted.any(|(resource, _)| inner.state.is_of_plugin(resource))
+        let wanted = limits.filter(|(_, n)| **n > 0).map(|(name, _)| name);
+        let wanted: Vec<&String> = wanted.filter(|n| is_extended_resource_name(n)).collect();
+        if wanted.is_empty() {
+            // Who wants no devices waits for nobody who does.
+            return false;
+        }
+        let inner = self.inner();
+        wanted.iter().any(|name| inner.state.is_of_plugin(name))
     }
 
     /// Every container of the pod gets its devices. Without them all it gets none.
@@ -510,15 +516,16 @@ impl Manager {
     /// Cancelled it is carried out all the same.
     async fn write(&self) -> Result<(), DevicesError> {
         let mut written = self.written.clone().lock_owned().await;
-        let text = {
+        let (pods, registered) = {
             let inner = self.inner();
-            checkpoint::encode(&inner.state.pods, inner.state.registered())
+            (inner.state.pods.clone(), inner.state.registered())
         };
-        if written.as_ref() == Some(&text) {
-            return Ok(());
-        }
         let dir = self.dir.clone();
         let done = directory::off_thread(move || {
+            let text = checkpoint::encode(&pods, registered);
+            if written.as_ref() == Some(&text) {
+                return Ok(());
+            }
             *written = None;
             directory::write(&dir, &text)?;
             *written = Some(text);

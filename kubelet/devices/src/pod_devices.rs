@@ -1,6 +1,7 @@
 //! Which container has which devices; pure. Upstream: pod_devices.go.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::v1beta1::ContainerAllocateResponse;
 
@@ -26,14 +27,16 @@ pub type OfContainer = BTreeMap<String, Allocation>;
 /// By name of the container.
 pub type OfPod = BTreeMap<String, OfContainer>;
 
-/// By UID of the pod. As many as there are pods of the node that have devices.
+/// By UID of the pod. As many as there are pods of the node that have devices. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct PodDevices(BTreeMap<String, OfPod>);
+pub struct PodDevices(BTreeMap<String, Arc<OfPod>>);
 
 impl PodDevices {
     pub fn insert(&mut self, pod: &str, container: &str, resource: &str, allocation: Allocation) {
         let of_pod = self.0.entry(pod.to_owned()).or_default();
-        let of_container = of_pod.entry(container.to_owned()).or_default();
+        let of_container = Arc::make_mut(of_pod)
+            .entry(container.to_owned())
+            .or_default();
         of_container.insert(resource.to_owned(), allocation);
     }
 
@@ -49,7 +52,7 @@ impl PodDevices {
     }
 
     pub fn pods(&self) -> impl Iterator<Item = (&String, &OfPod)> {
-        self.0.iter()
+        self.0.iter().map(|(uid, of_pod)| (uid, of_pod.as_ref()))
     }
 
     /// `None`: the container has nothing.
@@ -64,7 +67,7 @@ impl PodDevices {
 
     /// All that is given out of the resource.
     pub fn in_use(&self, resource: &str) -> BTreeSet<String> {
-        let containers = self.0.values().flat_map(BTreeMap::values);
+        let containers = self.0.values().flat_map(|of_pod| of_pod.values());
         containers
             .filter_map(|of_container| of_container.get(resource))
             .flat_map(Allocation::ids)
@@ -72,7 +75,7 @@ impl PodDevices {
     }
 
     pub fn has_resource(&self, resource: &str) -> bool {
-        let mut containers = self.0.values().flat_map(BTreeMap::values);
+        let mut containers = self.0.values().flat_map(|of_pod| of_pod.values());
         containers.any(|of_container| of_container.contains_key(resource))
     }
 
