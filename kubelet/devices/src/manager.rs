@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 use crate::injection::{self, AnswerError, Injection};
 use crate::plugin::{self, CallError, Plugin, PluginOptions};
 use crate::state::{AllocationError, Capacity, Choice, Held, Plan, PodRequest, State};
+use crate::v1beta1::ContainerAllocateResponse;
 use crate::{checkpoint, directory, name};
 
 /// Connected at a time; each has a socket and a stream.
@@ -388,10 +389,7 @@ impl Manager {
         let took = self.clock.monotonic() - begin;
         self.observer.allocated(resource, took);
         let answer = answer?;
-        injection::check(&answer).map_err(|source| DevicesError::Answer {
-            resource: resource.to_owned(),
-            source,
-        })?;
+        check(resource, &answer)?;
         let of = (pod.uid.as_str(), container, resource);
         self.inner().state.commit(of, &chosen, answer);
         tracing::info!(pod = pod.uid, container, resource, devices = ?chosen, "allocated devices");
@@ -441,6 +439,10 @@ impl Manager {
         }
         let inner = self.inner();
         let held = inner.state.pods.container(&pod.uid, container);
+        for (resource, allocation) in held.into_iter().flatten() {
+            // A kubelet before this one may have taken what this one cannot carry out.
+            check(resource, &allocation.response)?;
+        }
         Ok(held.map(injection::merge).unwrap_or_default())
     }
 
@@ -534,6 +536,13 @@ impl Manager {
         let done = done.await;
         done.map_err(|source| DevicesError::Checkpoint { source })
     }
+}
+
+fn check(resource: &str, answer: &ContainerAllocateResponse) -> Result<(), DevicesError> {
+    injection::check(answer).map_err(|source| DevicesError::Answer {
+        resource: resource.to_owned(),
+        source,
+    })
 }
 
 fn ids(devices: &BTreeSet<String>) -> Vec<String> {

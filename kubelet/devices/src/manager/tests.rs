@@ -9,7 +9,7 @@ use super::*;
 use crate::checkpoint::FILE;
 use crate::state::{ContainerRequest, Kind};
 use crate::testing::{FakePlugin, Served, register};
-use crate::v1beta1::{CdiDevice, ContainerAllocateResponse};
+use crate::v1beta1::CdiDevice;
 
 const GPU: &str = "example.com/gpu";
 
@@ -417,6 +417,30 @@ async fn a_plugin_may_call_the_kubelet_by_the_path_of_its_socket() {
         let told = node.told.0.lock().unwrap().pop();
         assert_eq!(told, Some(format!("registered {resource}")));
     }
+}
+
+/// Upstream's kubelet takes answers that this one refuses.
+#[tokio::test]
+async fn what_another_kubelet_took_and_this_one_cannot_do_is_refused() {
+    let node = Node::start().await;
+    let (_plugin, _served) = node.plugin("a", PluginOptions::default()).await;
+    let name = "vendor.com/gpu=0".to_owned();
+    let answer = ContainerAllocateResponse {
+        cdi_devices: vec![CdiDevice { name }],
+        ..ContainerAllocateResponse::default()
+    };
+    let of = ("1", "c", GPU);
+    let chosen = ["a".to_owned()].into();
+    node.manager.inner().state.commit(of, &chosen, answer);
+    node.manager.write().await.unwrap();
+    let node = node.restart().await;
+    let pod = plain("1", 1);
+    let options = node.manager.container_options(&pod, "c", true);
+    let told = options.await.unwrap_err().to_string();
+    assert!(
+        told.starts_with("device plugin of example.com/gpu: CDI devices vendor.com/gpu=0"),
+        "{told}"
+    );
 }
 
 /// Who asked may hang up; the next write waits for the first all the same.
