@@ -415,20 +415,14 @@ impl Manager {
     ) -> Result<Injection, DevicesError> {
         let of_container = pod.containers.iter().find(|c| c.name == container);
         let limits = of_container.iter().flat_map(|c| &c.limits);
-        let mut missing = false;
-        for (resource, wanted) in limits {
-            if *wanted <= 0 || !self.is_of_plugin(resource) {
-                continue;
-            }
-            let held = {
-                let inner = self.inner();
-                inner.state.pods.devices(&pod.uid, container, resource)
-            };
-            missing |= active && held.is_none();
-            self.pre_start(pod, container, resource, held).await?;
-        }
-        if missing {
-            // It was admitted by a kubelet whose record is lost. Upstream does so, too.
+        let wanted = limits.filter(|(name, n)| **n > 0 && self.is_of_plugin(name));
+        let wanted: Vec<&String> = wanted.map(|(name, _)| name).collect();
+        let held = |resource: &str| {
+            let inner = self.inner();
+            inner.state.pods.devices(&pod.uid, container, resource)
+        };
+        if active && wanted.iter().any(|resource| held(resource).is_none()) {
+            // It was admitted by a kubelet whose record is lost. DIFFERS: upstream prepares devices before, and fails for want of them.
             tracing::info!(
                 pod = pod.uid,
                 container,
@@ -436,6 +430,10 @@ impl Manager {
             );
             self.allocate_container(pod, container).await?;
             self.write().await?;
+        }
+        for resource in wanted {
+            let held = held(resource);
+            self.pre_start(pod, container, resource, held).await?;
         }
         let inner = self.inner();
         let held = inner.state.pods.container(&pod.uid, container);

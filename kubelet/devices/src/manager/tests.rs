@@ -210,10 +210,14 @@ async fn a_record_that_is_torn_costs_no_running_container() {
     let node = node.restart().await;
     assert_eq!(node.counts().await, (None, None));
     drop((plugin, served));
-    let (plugin, _served) = node.plugin("a b", PluginOptions::default()).await;
+    let options = PluginOptions {
+        pre_start_required: true,
+        ..PluginOptions::default()
+    };
+    let (plugin, _served) = node.plugin("a b", options).await;
     // Its container starts again: it is given devices anew, as upstream does.
     assert_eq!(node.env(&plain("1", 1), "c").await, "a");
-    assert_eq!(plugin.take_calls(), ["Allocate a"]);
+    assert_eq!(plugin.take_calls(), ["Allocate a", "PreStart a"]);
 }
 
 #[tokio::test]
