@@ -318,36 +318,52 @@ impl Manager {
         wanted.iter().any(|name| inner.state.is_of_plugin(name))
     }
 
-    /// Every container of the pod gets its devices. Without them all it gets none.
+    /// Every container of the pod gets its devices. Without them all it gets none but those it had.
     ///
     /// # Errors
     /// The first container that cannot have its own: the pod is rejected for good, as upstream.
     pub async fn allocate_pod(&self, pod: &PodRequest) -> Result<(), DevicesError> {
-        let mut outcome = Ok(());
-        for container in &pod.containers {
-            outcome = self.allocate_container(pod, &container.name).await;
-            if outcome.is_err() {
-                break;
+        let mut given = Vec::new();
+        let outcome = self.allocate_all(pod, &mut given).await;
+        if outcome.is_err() && !given.is_empty() {
+            for (container, resource) in given {
+                let mut inner = self.inner();
+                inner.state.pods.remove(&pod.uid, container, resource);
             }
-        }
-        if outcome.is_ok() {
-            outcome = self.write().await;
-        }
-        if outcome.is_err() && self.inner().state.pods.remove_pod(&pod.uid) {
             self.write_or_tell().await;
         }
         outcome
     }
 
-    async fn allocate_container(&self, pod: &PodRequest, name: &str) -> Result<(), DevicesError> {
-        let container = pod.containers.iter().find(|c| c.name == name);
-        let limits = container.iter().flat_map(|c| &c.limits);
-        for (resource, wanted) in limits {
+    async fn allocate_all<'a>(
+        &self,
+        pod: &'a PodRequest,
+        given: &mut Vec<(&'a str, &'a str)>,
+    ) -> Result<(), DevicesError> {
+        for container in &pod.containers {
+            self.allocate_container(pod, &container.name, given).await?;
+        }
+        self.write().await
+    }
+
+    /// `given`: gets what the container did not have before, by container and resource.
+    async fn allocate_container<'a>(
+        &self,
+        pod: &'a PodRequest,
+        name: &str,
+        given: &mut Vec<(&'a str, &'a str)>,
+    ) -> Result<(), DevicesError> {
+        let Some(container) = pod.containers.iter().find(|c| c.name == name) else {
+            return Ok(());
+        };
+        for (resource, wanted) in &container.limits {
             let wanted = usize::try_from(*wanted).unwrap_or(0);
             if wanted > 0 && self.is_of_plugin(resource) {
                 let turn = self.turn(resource);
                 let _turn = turn.lock().await;
-                self.allocate(pod, name, resource, wanted).await?;
+                if self.allocate(pod, name, resource, wanted).await? {
+                    given.push((&container.name, resource));
+                }
             }
         }
         Ok(())
@@ -361,13 +377,14 @@ impl Manager {
         turns.entry(resource.to_owned()).or_default().clone()
     }
 
+    /// Returns whether it has them from now on.
     async fn allocate(
         &self,
         pod: &PodRequest,
         container: &str,
         resource: &str,
         wanted: usize,
-    ) -> Result<(), DevicesError> {
+    ) -> Result<bool, DevicesError> {
         let choice = {
             let inner = self.inner();
             let mut reusable = inner.state.reusable(pod, container);
@@ -377,7 +394,7 @@ impl Manager {
                 .state
                 .plan(uid, container, resource, wanted, &reusable)?;
             match plan {
-                Plan::Held => return Ok(()),
+                Plan::Held => return Ok(false),
                 Plan::Choose(choice) => choice,
             }
         };
@@ -393,7 +410,7 @@ impl Manager {
         let of = (pod.uid.as_str(), container, resource);
         self.inner().state.commit(of, &chosen, answer);
         tracing::info!(pod = pod.uid, container, resource, devices = ?chosen, "allocated devices");
-        Ok(())
+        Ok(true)
     }
 
     fn plugin(&self, resource: &str) -> Result<(Arc<dyn Plugin>, PluginOptions), DevicesError> {
@@ -428,7 +445,8 @@ impl Manager {
                 container,
                 "Needs to re-allocate device plugin resources for pod"
             );
-            self.allocate_container(pod, container).await?;
+            let mut given = Vec::new();
+            self.allocate_container(pod, container, &mut given).await?;
             self.write().await?;
         }
         for resource in wanted {

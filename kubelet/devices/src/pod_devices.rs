@@ -40,8 +40,17 @@ impl PodDevices {
         of_container.insert(resource.to_owned(), allocation);
     }
 
-    pub fn remove_pod(&mut self, pod: &str) -> bool {
-        self.0.remove(pod).is_some()
+    pub fn remove(&mut self, pod: &str, container: &str, resource: &str) {
+        let Some(of_pod) = self.0.get_mut(pod).map(Arc::make_mut) else {
+            return;
+        };
+        if let Some(of_container) = of_pod.get_mut(container) {
+            of_container.remove(resource);
+        }
+        of_pod.retain(|_, of_container| !of_container.is_empty());
+        if of_pod.is_empty() {
+            self.0.remove(pod);
+        }
     }
 
     /// Keeps the pods that `live` says; returns whether one went.

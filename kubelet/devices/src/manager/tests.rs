@@ -282,6 +282,24 @@ async fn what_a_plugin_refuses_nobody_has() {
 }
 
 #[tokio::test]
+async fn a_pod_that_cannot_have_more_keeps_what_it_had() {
+    let node = Node::start().await;
+    let (_plugin, _served) = node.plugin("a b", PluginOptions::default()).await;
+    let of = |name, n| (name, Kind::Regular, n);
+    assert_eq!(node.allocate(&pod("1", &[of("c", 1)])).await, "ok");
+    let more = pod("1", &[of("c", 1), of("d", 1), of("e", 1)]);
+    let told = node.allocate(&more).await;
+    assert!(
+        told.starts_with("requested number of devices unavailable"),
+        "{told}"
+    );
+    assert_eq!(node.manager.held("1", "c").len(), 1);
+    assert_eq!(node.manager.held("1", "d").len(), 0);
+    // That is nobody's.
+    assert_eq!(node.allocate(&plain("2", 1)).await, "ok");
+}
+
+#[tokio::test]
 async fn whoever_may_not_register_is_told_why() {
     let node = Node::start().await;
     let plugin = FakePlugin::new("a", PluginOptions::default());

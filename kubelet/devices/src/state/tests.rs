@@ -56,7 +56,7 @@ fn devices_are_given_once() {
         "requested number of devices unavailable for example.com/gpu. Requested: 2, Available: 1"
     );
     assert_eq!(give(&mut state, "2", "c", 1, ""), "d");
-    assert!(state.pods.remove_pod("1"));
+    assert!(state.pods.retain(|uid| uid != "1"));
     assert_eq!(give(&mut state, "3", "c", 2, ""), "a b");
     assert_eq!(
         give(&mut state, "3", "c", 1, ""),
@@ -170,7 +170,7 @@ fn the_node_says_what_there_is_and_zero_for_what_was() {
     assert_eq!(told(&mut state, 703), ((None, None), 0, false));
     // What was given out is still a plugin's.
     assert!(state.is_of_plugin(GPU));
-    state.pods.remove_pod("1");
+    state.pods.retain(|uid| uid != "1");
     assert!(!state.is_of_plugin(GPU));
     state.plugin_came(GPU);
     assert_eq!(told(&mut state, 703), ((Some(0), Some(0)), 0, false));
