@@ -61,6 +61,18 @@ struct State {
     network_ready: Option<(String, String)>,
 }
 
+impl State {
+    fn works(&self, verb: &str, argument: &str) -> Result<(), RuntimeError> {
+        if self.broken.contains(verb) {
+            return Err(RuntimeError::Shim {
+                id: argument.to_owned(),
+                reason: format!("{verb} is broken"),
+            });
+        }
+        Ok(())
+    }
+}
+
 /// See the module's documentation. Cheap to clone; clones share their state.
 #[derive(Clone)]
 pub struct FakeRuntime {
@@ -213,13 +225,7 @@ impl FakeRuntime {
             state.calls.drain(..5_000);
         }
         state.calls.push(format!("{verb} {argument}"));
-        if state.broken.contains(verb) {
-            return Err(RuntimeError::Shim {
-                id: argument.to_owned(),
-                reason: format!("{verb} is broken"),
-            });
-        }
-        Ok(())
+        state.works(verb, argument)
     }
 
     fn emit(&self, event: RuntimeEvent) {

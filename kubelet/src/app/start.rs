@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use component_base::informer::{Factory, InformerOptions};
 use k8s_openapi::api::core::v1::Pod;
@@ -20,6 +21,10 @@ use crate::events::{Type, reason};
 use crate::node_status::{lease, report};
 use crate::sync_loop::SyncLoop;
 use crate::{certificate, container_log, eviction, node_network, pleg};
+
+/// Pauses between two questions of what runs, the first and the longest.
+const LIST_RETRY: Duration = Duration::from_millis(100);
+const MOST_LIST_RETRY: Duration = Duration::from_secs(7);
 
 impl Parts {
     /// Whatever the kubelet cannot do its work without.
@@ -81,28 +86,41 @@ impl Parts {
             .node(Type::Normal, reason::STARTING, "Starting kubelet.");
         kubelet.container_manager.tell(&kubelet.recorder);
 
-        let adopted: BTreeSet<String> = match kubelet.runtime.pods().await {
-            Ok(pods) => pods
-                .into_iter()
-                .filter(|(_, p)| p.has_live_container())
-                .map(|(uid, _)| uid)
-                .collect(),
-            Err(error) => {
-                tracing::error!(%error, "cannot list what runs on this node");
-                BTreeSet::new()
-            }
-        };
-        tracing::info!(pods = adopted.len(), "adopted running pods");
-        self.start_device_plugins().await?;
-        let sources = self.start_sources()?;
-        SyncLoop::new(kubelet, sources, adopted)
-            .run(self.channels, token)
-            .await;
+        if let Some(adopted) = self.adopted().await {
+            tracing::info!(pods = adopted.len(), "adopted running pods");
+            self.start_device_plugins().await?;
+            let sources = self.start_sources()?;
+            SyncLoop::new(kubelet, sources, adopted)
+                .run(self.channels, token)
+                .await;
+        }
         if renewed.load(Ordering::Relaxed) {
             return Err(start_anew());
         }
         tracing::info!("kubelet ends; its pods run on");
         Ok(())
+    }
+
+    /// UIDs of the pods that run, asked for until the runtime answers: a pod of which it is not known that it runs would be admitted
+    /// anew, and could be rejected. `None`: the kubelet ends.
+    async fn adopted(&self) -> Option<BTreeSet<String>> {
+        let mut pause = LIST_RETRY;
+        loop {
+            match self.kubelet.runtime.pods().await {
+                Ok(pods) => {
+                    let live = pods.into_iter().filter(|(_, p)| p.has_live_container());
+                    return Some(live.map(|(uid, _)| uid).collect());
+                }
+                Err(error) => {
+                    tracing::error!(%error, retry_in = ?pause, "cannot list what runs on this node")
+                }
+            }
+            tokio::select! {
+                () = self.shutdown.token().cancelled() => return None,
+                () = self.kubelet.clock.sleep(pause) => {}
+            }
+            pause = (pause * 2).min(MOST_LIST_RETRY);
+        }
     }
 
     /// DIFFERS: upstream closes its connections and goes on with the new certificate; here the program replaces itself

@@ -159,6 +159,20 @@ async fn the_same_world_has_the_same_log_twice() {
     assert_eq!(log().await, first);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nothing_is_admitted_before_it_is_known_what_runs() {
+    let world = World::start(|_| {}).await;
+    world.runtime.break_verb("list_containers");
+    let resources = json!({"requests": {"cpu": "5"}});
+    let container = json!({"name": "c", "image": "image", "resources": resources});
+    world.create_pod("large", json!({"spec": {"containers": [container]}}));
+    world.clock.sleep(Duration::from_secs(60)).await;
+    assert_ne!(pod::phase(&world.pod("large").unwrap()), "Failed");
+    world.runtime.mend("list_containers");
+    world.until_phase("large", "Failed").await;
+    world.end().await;
+}
+
 const DEVICE: &str = "example.com/device";
 
 fn wants_devices(count: &str) -> serde_json::Value {

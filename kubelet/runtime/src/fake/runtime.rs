@@ -313,8 +313,9 @@ impl Runtime for FakeRuntime {
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        Ok(self
-            .lock()
+        let state = self.lock();
+        state.works("list_containers", "")?;
+        Ok(state
             .containers
             .values()
             .map(|c| c.status.clone())
