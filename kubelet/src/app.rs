@@ -79,6 +79,8 @@ pub enum AppError {
     Images(#[from] ::images::ImageStoreError),
     #[error("failed to run Kubelet: pod network: {0}")]
     Network(#[from] network::NetworkError),
+    #[error("failed to run Kubelet: device plugins: {0}")]
+    Devices(#[from] devices::LoadError),
     #[error("failed to run Kubelet: container runtime: {0}")]
     Runtime(#[from] ::runtime::api::RuntimeError),
     #[error("failed to run Kubelet: serve the CRI: {0}")]

@@ -95,37 +95,60 @@ pub fn encode(pods: &PodDevices, registered: BTreeMap<String, Vec<String>>) -> S
     serde_json::to_string(&File { data, checksum }).expect("maps with text and numbers as keys")
 }
 
-/// Who has what, and the names of the resources.
+/// What a file says.
+#[derive(Debug, Default)]
+pub struct Read {
+    pub pods: PodDevices,
+    /// The names of the resources.
+    pub registered: Vec<String>,
+    /// Entries that say nothing; the others do.
+    pub lost: Vec<CheckpointError>,
+}
+
+/// Who has what.
 ///
 /// # Errors
 /// It is no such file, or not as it was written.
-pub fn decode(text: &[u8]) -> Result<(PodDevices, Vec<String>), CheckpointError> {
+pub fn decode(text: &[u8]) -> Result<Read, CheckpointError> {
     let file: File = serde_json::from_slice(text)?;
     let computed = checksum(&file.data)?;
     if computed != file.checksum {
         let found = file.checksum;
         return Err(CheckpointError::Checksum { found, computed });
     }
-    let mut pods = PodDevices::default();
+    let mut read = Read::default();
     for entry in file.data.pod_device_entries.into_iter().flatten() {
-        let response = ContainerAllocateResponse::decode(entry.bytes()?.as_slice());
-        let response = response.map_err(|error| entry.error(&error))?;
+        let response = match entry.answer() {
+            Ok(response) => response,
+            Err(error) => {
+                read.lost.push(error);
+                continue;
+            }
+        };
         let devices = entry.devices.into_iter().flatten();
         let devices = devices.map(|(node, ids)| (node, ids.unwrap_or_default()));
         let allocation = Allocation {
             devices: devices.collect(),
             response,
         };
-        pods.insert(&entry.pod, &entry.container, &entry.resource, allocation);
+        let (container, resource) = (&entry.container, &entry.resource);
+        read.pods
+            .insert(&entry.pod, container, resource, allocation);
     }
     let registered = file.data.registered_devices.into_iter().flatten();
-    Ok((pods, registered.map(|(name, _)| name).collect()))
+    read.registered = registered.map(|(name, _)| name).collect();
+    Ok(read)
 }
 
 impl Entry {
     fn bytes(&self) -> Result<Vec<u8>, CheckpointError> {
         let text = self.response.as_deref().unwrap_or_default();
         STANDARD.decode(text).map_err(|error| self.error(&error))
+    }
+
+    fn answer(&self) -> Result<ContainerAllocateResponse, CheckpointError> {
+        let answer = ContainerAllocateResponse::decode(self.bytes()?.as_slice());
+        answer.map_err(|error| self.error(&error))
     }
 
     fn error(&self, why: &dyn std::error::Error) -> CheckpointError {
@@ -258,9 +281,10 @@ mod tests {
         pods.insert("u", "c", "example.com/gpu", allocation());
         let registered = BTreeMap::from([("example.com/gpu".to_owned(), vec!["a".to_owned()])]);
         let text = encode(&pods, registered);
-        let (read, resources) = decode(text.as_bytes()).unwrap();
-        assert_eq!(read, pods);
-        assert_eq!(resources, ["example.com/gpu"]);
+        let read = decode(text.as_bytes()).unwrap();
+        assert_eq!(read.pods, pods);
+        assert_eq!(read.registered, ["example.com/gpu"]);
+        assert!(read.lost.is_empty());
     }
 
     #[test]
@@ -272,14 +296,22 @@ mod tests {
 
     #[test]
     fn what_upstream_wrote_is_understood() {
-        // The answer of the first entry is none: it was made up to try every byte.
-        let told = decode(FULL.as_bytes()).unwrap_err().to_string();
+        // The answer of the first entry is none: it was made up to try every byte. The others count.
+        let read = decode(FULL.as_bytes()).unwrap();
+        let lost: Vec<String> = read.lost.iter().map(ToString::to_string).collect();
+        assert_eq!(lost.len(), 1);
         assert!(
-            told.starts_with("checkpoint entry of pod \"u-1\""),
-            "{told}"
+            lost[0].starts_with("checkpoint entry of pod \"u-1\""),
+            "{lost:?}"
         );
-        let (pods, resources) = decode(EMPTY.as_bytes()).unwrap();
-        assert_eq!((pods, resources.len()), (PodDevices::default(), 0));
+        let pods: Vec<&String> = read.pods.pods().map(|(uid, _)| uid).collect();
+        assert_eq!(pods, ["u-2", "u-3"]);
+        assert_eq!(read.registered.len(), 3);
+        let read = decode(EMPTY.as_bytes()).unwrap();
+        assert_eq!(
+            (read.pods, read.registered.len()),
+            (PodDevices::default(), 0)
+        );
     }
 
     #[test]

@@ -13,6 +13,9 @@ use tokio::runtime::Handle;
 use crate::checkpoint::{self, FILE};
 use crate::pod_devices::PodDevices;
 
+/// Where a file goes that is not whole, the last one of them.
+const CORRUPT: &str = "kubelet_internal_checkpoint.corrupt";
+
 /// Runs `work`, which waits for files, on a thread where that holds nobody up; in its turn among the tasks where one thread does
 /// everything ([`host::alone`]).
 pub(crate) async fn off_thread<T: Send + 'static>(
@@ -42,7 +45,11 @@ pub(crate) fn listen(dir: &Path) -> io::Result<UnixListener> {
         let path = entry?.path();
         // Through links, as upstream's.
         let is_socket = fs::metadata(&path).is_ok_and(|data| data.file_type().is_socket());
-        if is_socket && let Err(error) = fs::remove_file(&path) {
+        if is_socket
+            && let Err(error) = fs::remove_file(&path)
+            // Its plugin did it.
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::error!(path = %path.display(), %error, "Failed to remove file");
             failed = failed.or(Some(error));
         }
@@ -55,22 +62,30 @@ pub(crate) fn listen(dir: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// What a kubelet before this one gave out, and the resources there were. `None`: none was here, or nothing can be said of it.
-pub(crate) fn read(dir: &Path) -> Option<(PodDevices, Vec<String>)> {
+/// What a kubelet before this one gave out, and the resources there were. A file that says nothing is kept beside its place.
+///
+/// # Errors
+/// It is there and cannot be read: what was given out would be given out again.
+pub(crate) fn read(dir: &Path) -> io::Result<(PodDevices, Vec<String>)> {
     let path = dir.join(FILE);
     let text = match fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+        Err(error) => return Err(error),
+    };
+    let read = match checkpoint::decode(&text) {
+        Ok(read) => read,
         Err(error) => {
-            tracing::error!(path = %path.display(), %error, "cannot read which devices were given out; running pods keep theirs unknown to us");
-            return None;
+            let aside = dir.join(CORRUPT);
+            tracing::error!(path = %path.display(), kept = %aside.display(), %error, "cannot understand which devices were given out; running pods keep theirs unknown to us");
+            fs::rename(&path, &aside)?;
+            return Ok(Default::default());
         }
     };
-    let read = checkpoint::decode(&text);
-    if let Err(error) = &read {
-        tracing::error!(path = %path.display(), %error, "cannot understand which devices were given out; running pods keep theirs unknown to us");
+    for error in &read.lost {
+        tracing::error!(path = %path.display(), %error, "cannot understand which devices a container was given; it keeps them unknown to us");
     }
-    read.ok()
+    Ok((read.pods, read.registered))
 }
 
 /// # Errors

@@ -66,6 +66,15 @@ pub enum DevicesError {
     TooMany,
 }
 
+/// Nobody can say what was given out. Another start may.
+#[derive(Debug, thiserror::Error)]
+#[error("read which devices were given out from {}: {source}", path.display())]
+pub struct LoadError {
+    path: PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
 /// Told of what happens; it must not block.
 pub trait Observer: Send + Sync + 'static {
     /// A plugin wants to register.
@@ -112,10 +121,21 @@ pub struct Manager {
 
 impl Manager {
     /// `dir`: `<root-dir>/device-plugins`. Reads the checkpoint; blocking.
-    pub fn load(dir: PathBuf, clock: Clock, observer: Arc<dyn Observer>) -> Self {
-        let (pods, registered) = directory::read(&dir).unwrap_or_default();
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn load(
+        dir: PathBuf,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, LoadError> {
+        let read = directory::read(&dir);
+        let (pods, registered) = read.map_err(|source| LoadError {
+            path: dir.join(checkpoint::FILE),
+            source,
+        })?;
         let state = State::restored(pods, registered, clock.monotonic());
-        Self {
+        Ok(Self {
             dir,
             clock,
             observer,
@@ -127,7 +147,7 @@ impl Manager {
             written: Arc::default(),
             changed: Notify::new(),
             settled: watch::Sender::new(false),
-        }
+        })
     }
 
     pub fn dir(&self) -> &Path {

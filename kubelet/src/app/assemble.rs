@@ -135,7 +135,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
     let drivers = Arc::new(csi::Drivers::new(Arc::new(metrics::observe_csi_call)));
     let volumes = volumes(&paths, options, &objects, &drivers);
     let workers = Arc::new(PodWorkers::new(config.sync_frequency.0, token));
-    let devices = device_manager(&seams, &paths, &workers);
+    let devices = device_manager(&seams, &paths, &workers)?;
     let user_namespaces = Arc::new(load_user_namespaces(&paths, config, runtime).await?);
     let security = Arc::new(seams.machine.security.clone());
     let (images, image_gc) = images(&seams, &paths, &objects, &volumes, &recorder).await?;
@@ -351,13 +351,14 @@ fn device_manager(
     seams: &Seams,
     paths: &Paths,
     workers: &Arc<PodWorkers>,
-) -> Arc<devices::Manager> {
+) -> Result<Arc<devices::Manager>, AppError> {
     let watcher = Watcher {
         workers: workers.clone(),
         tell_health: seams.gates.enabled(RESOURCE_HEALTH_STATUS),
     };
     let (dir, clock) = (paths.device_plugins(), seams.clock.clone());
-    Arc::new(devices::Manager::load(dir, clock, Arc::new(watcher)))
+    let manager = devices::Manager::load(dir, clock, Arc::new(watcher))?;
+    Ok(Arc::new(manager))
 }
 
 async fn images(

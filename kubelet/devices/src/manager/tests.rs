@@ -51,7 +51,7 @@ impl Node {
         let clock = component_base::clock::FakeClock::new(Timestamp::UNIX_EPOCH);
         let told = Arc::new(Told::default());
         let path = dir.path().join("device-plugins");
-        let manager = Arc::new(Manager::load(path, clock.clock(), told.clone()));
+        let manager = Arc::new(Manager::load(path, clock.clock(), told.clone()).unwrap());
         manager.settle();
         let serving = crate::serve(manager.clone(), std::future::pending());
         let serving = serving.await.unwrap();
@@ -209,6 +209,8 @@ async fn a_record_that_is_torn_costs_no_running_container() {
     std::fs::write(node.path(FILE), "{\"Data\":").unwrap();
     let node = node.restart().await;
     assert_eq!(node.counts().await, (None, None));
+    let aside = node.path("kubelet_internal_checkpoint.corrupt");
+    assert_eq!(std::fs::read_to_string(aside).unwrap(), "{\"Data\":");
     drop((plugin, served));
     let options = PluginOptions {
         pre_start_required: true,
@@ -218,6 +220,22 @@ async fn a_record_that_is_torn_costs_no_running_container() {
     // Its container starts again: it is given devices anew, as upstream does.
     assert_eq!(node.env(&plain("1", 1), "c").await, "a");
     assert_eq!(plugin.take_calls(), ["Allocate a", "PreStart a"]);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_not_taken_for_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    std::fs::create_dir(&path).unwrap();
+    let clock = component_base::clock::FakeClock::new(Timestamp::UNIX_EPOCH);
+    let told = Arc::new(Told::default());
+    let loaded = Manager::load(dir.path().to_owned(), clock.clock(), told);
+    let told = loaded.err().unwrap().to_string();
+    let begins = format!(
+        "read which devices were given out from {}: ",
+        path.display()
+    );
+    assert!(told.starts_with(&begins), "{told}");
 }
 
 #[tokio::test]
@@ -353,11 +371,8 @@ async fn nothing_is_freed_before_what_runs_was_looked_at() {
     let dir = tempfile::tempdir().unwrap();
     let clock = component_base::clock::FakeClock::new(Timestamp::UNIX_EPOCH);
     let path = dir.path().join("device-plugins");
-    let manager = Arc::new(Manager::load(
-        path,
-        clock.clock(),
-        Arc::new(Told::default()),
-    ));
+    let told = Arc::new(Told::default());
+    let manager = Arc::new(Manager::load(path, clock.clock(), told).unwrap());
     let plugin = FakePlugin::new("a", PluginOptions::default());
     manager
         .plugin_came(GPU, Path::new("fake"), plugin)
@@ -477,7 +492,7 @@ fn a_write_that_nobody_waits_for_keeps_its_turn() {
         let dir = tempfile::tempdir().unwrap();
         let clock = component_base::clock::FakeClock::new(Timestamp::UNIX_EPOCH);
         let told = Arc::new(Told::default());
-        let manager = Manager::load(dir.path().to_owned(), clock.clock(), told);
+        let manager = Manager::load(dir.path().to_owned(), clock.clock(), told).unwrap();
         let (release, held) = std::sync::mpsc::channel::<()>();
         let busy = tokio::task::spawn_blocking(move || held.recv().is_ok());
         let hung_up = futures::FutureExt::now_or_never(manager.write());

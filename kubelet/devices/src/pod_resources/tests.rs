@@ -60,7 +60,7 @@ async fn agents_are_told_which_devices_pods_have() {
     let dir = tempfile::tempdir().unwrap();
     let clock = FakeClock::new(Timestamp::UNIX_EPOCH);
     let path = dir.path().join("device-plugins");
-    let manager = Arc::new(Manager::load(path, clock.clock(), Arc::new(Nobody)));
+    let manager = Arc::new(Manager::load(path, clock.clock(), Arc::new(Nobody)).unwrap());
     let plugin = FakePlugin::new("a b@0 !c", PluginOptions::default());
     let fake = Path::new("fake");
     manager.plugin_came(GPU, fake, plugin).await.unwrap();
