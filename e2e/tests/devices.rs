@@ -18,8 +18,8 @@ fn plugin() -> String {
         "{{apiVersion: v1, kind: Pod, metadata: {{name: plugin}}, spec: {{nodeName: {NODE}, terminationGracePeriodSeconds: 1, \
          containers: [{{name: plugin, image: '{PLUGIN}', securityContext: {{privileged: true}}, \
            env: [{{name: PLUGIN_SOCK_DIR, value: /var/lib/kubelet/device-plugins}}], \
-           volumeMounts: [{{name: plugins, mountPath: /var/lib/kubelet/device-plugins}}]}}], \
-         volumes: [{{name: plugins, hostPath: {{path: /var/lib/kubelet/device-plugins}}}}]}}}}"
+           volumeMounts: [{{name: plugins, mountPath: /var/lib/kubelet/device-plugins}}, {{name: tmp, mountPath: /tmp}}]}}], \
+         volumes: [{{name: plugins, hostPath: {{path: /var/lib/kubelet/device-plugins}}}}, {{name: tmp, hostPath: {{path: /tmp}}}}]}}}}"
     )
 }
 
