@@ -11,7 +11,7 @@ use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
 use crate::{
     bench, conformance, critest, csi, deb, forward, fuzz, images, kind, layers, metrics, protobuf,
-    test_run, tidy, vm,
+    snapshot, test_run, tidy, vm,
 };
 
 /// The cluster's name where `--name` is not given.
@@ -58,6 +58,10 @@ enum Verb {
     },
     /// Starts a program that ended, as it was.
     Restart { component: String },
+    /// Writes what the cluster's etcd holds to a file.
+    Snapshot(snapshot::SnapshotOptions),
+    /// Brings the cluster back to a snapshot, on a fresh etcd; containers go on.
+    Restore(snapshot::RestoreOptions),
     /// Runs every test: tidy, unit tests, then the black-box tests on a fresh cluster.
     Test(test_run::TestOptions),
     /// Runs upstream's conformance suite, or a part of it.
@@ -164,6 +168,8 @@ pub fn run() -> Result<ExitCode> {
         }
         Verb::Enter { node, command } => return enter(&Cluster::open(&cli.name)?, &node, &command),
         Verb::Restart { component } => Cluster::open(&cli.name)?.restart(&component)?,
+        Verb::Snapshot(options) => snapshot::save(&cli.name, &options)?,
+        Verb::Restore(options) => snapshot::restore(&cli.name, &options)?,
         Verb::Test(options) => return test_run::run(&options),
         Verb::Conformance(options) => {
             // The cluster that a user works in is not taken down for a run.

@@ -25,6 +25,7 @@ mod protobuf;
 pub mod python;
 pub mod registry;
 pub mod starts;
+pub mod snapshot;
 pub mod step;
 pub mod test_run;
 pub mod tidy;

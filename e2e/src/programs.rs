@@ -194,6 +194,18 @@ const fn go(
 const GO_PROGRAMS: &[GoProgram] = &[
     go("etcd", "", "go.etcd.io/etcd/server/v3", GoKind::Plain),
     go(
+        "etcdctl",
+        "etcd",
+        "go.etcd.io/etcd/etcdctl/v3",
+        GoKind::Plain,
+    ),
+    go(
+        "etcdutl",
+        "etcd",
+        "go.etcd.io/etcd/etcdutl/v3",
+        GoKind::Plain,
+    ),
+    go(
         "kube-apiserver",
         "",
         "k8s.io/kubernetes/cmd/kube-apiserver",

@@ -138,7 +138,7 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
 }
 
 /// Tests that kill, cut and stop: on a cluster of their own, beside the others.
-const DISRUPTIVE: &[&str] = &["killed", "load_balancers", "node_cut"];
+const DISRUPTIVE: &[&str] = &["killed", "load_balancers", "node_cut", "restore"];
 const DISRUPTED_CLUSTER: &str = "gantrybreak";
 
 /// Tests on a cluster with a CSI driver, which is made for them alone: `cargo e2e test csi`.

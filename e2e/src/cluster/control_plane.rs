@@ -1,6 +1,7 @@
 //! The control plane's programs and their command lines.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +11,17 @@ use super::process::{Place, Program};
 use super::{Cluster, Component, pki};
 use crate::images;
 use crate::step::{Step, tail};
+
+/// etcd's name as a member of its cluster, which a restored folder must carry, too.
+pub const ETCD_NAME: &str = "gantry";
+/// Where etcd answers clients, and its peers; inside the control plane's network.
+pub const ETCD_CLIENTS: &str = "http://127.0.0.1:2379";
+pub const ETCD_PEERS: &str = "http://127.0.0.1:2380";
+
+/// etcd's folder.
+pub fn etcd_data(cluster: &Cluster) -> PathBuf {
+    cluster.layout.dir().join("etcd")
+}
 
 /// Starts the registry and fills it with the images that are built.
 ///
@@ -42,7 +54,7 @@ pub fn start_registry(cluster: &mut Cluster, step: &Step) -> Result<()> {
 /// # Errors
 /// One does not come up: the error holds the end of its log.
 pub fn start_api_server(cluster: &mut Cluster) -> Result<()> {
-    let data = cluster.layout.dir().join("etcd");
+    let data = etcd_data(cluster);
     fs::create_dir_all(&data)?;
     nix::sys::stat::fchmodat(
         None,
@@ -55,13 +67,13 @@ pub fn start_api_server(cluster: &mut Cluster) -> Result<()> {
         name: "etcd".to_owned(),
         argv: strings(&[
             &etcd.to_string_lossy(),
-            "--name=gantry",
+            &format!("--name={ETCD_NAME}"),
             &format!("--data-dir={}", data.display()),
-            "--listen-client-urls=http://127.0.0.1:2379",
-            "--advertise-client-urls=http://127.0.0.1:2379",
-            "--listen-peer-urls=http://127.0.0.1:2380",
-            "--initial-advertise-peer-urls=http://127.0.0.1:2380",
-            "--initial-cluster=gantry=http://127.0.0.1:2380",
+            &format!("--listen-client-urls={ETCD_CLIENTS}"),
+            &format!("--advertise-client-urls={ETCD_CLIENTS}"),
+            &format!("--listen-peer-urls={ETCD_PEERS}"),
+            &format!("--initial-advertise-peer-urls={ETCD_PEERS}"),
+            &format!("--initial-cluster={ETCD_NAME}={ETCD_PEERS}"),
             "--quota-backend-bytes=8589934592",
             // The cluster is thrown away with its disk; slow disks must not cost leases.
             "--unsafe-no-fsync",
@@ -112,7 +124,7 @@ fn api_server(cluster: &Cluster) -> Vec<String> {
     argv.extend([
         format!("--advertise-address={CONTROL_PLANE_IP}"),
         format!("--secure-port={}", layout::API_SERVER_PORT),
-        "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+        format!("--etcd-servers={ETCD_CLIENTS}"),
         // The suite's chunking spec waits for a compaction; five minutes by default.
         "--etcd-compaction-interval=30s".to_owned(),
         "--authorization-mode=Node,RBAC".to_owned(),
