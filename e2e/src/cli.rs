@@ -104,7 +104,8 @@ enum Verb {
     Forward {
         listen: String,
         netns: String,
-        target: String,
+        #[arg(required = true)]
+        targets: Vec<String>,
     },
 }
 
@@ -122,6 +123,9 @@ struct Up {
     /// Of the scheduler and the controller-manager, each; one leads.
     #[arg(long, default_value_t = 1)]
     replicas: u8,
+    /// Each an etcd member, an API server, a scheduler and a controller-manager.
+    #[arg(long, default_value_t = 1, conflicts_with = "replicas")]
+    control_planes: u8,
     /// Pods a node takes.
     #[arg(long, default_value_t = 150)]
     max_pods: u32,
@@ -149,7 +153,8 @@ pub fn run() -> Result<ExitCode> {
                 nodes: up.nodes,
                 with_upstream: up.with_upstream.into_iter().collect(),
                 upstream_nodes: up.upstream_nodes,
-                replicas: up.replicas,
+                replicas: up.replicas.max(up.control_planes),
+                control_planes: up.control_planes,
                 max_pods: up.max_pods,
                 profile: up.profile,
                 kubernetes: up.kubernetes,
@@ -203,8 +208,8 @@ pub fn run() -> Result<ExitCode> {
         Verb::Forward {
             listen,
             netns,
-            target,
-        } => forward::run(&listen, &netns, &target)?,
+            targets,
+        } => forward::run(&listen, &netns, &targets)?,
     }
     Ok(ExitCode::SUCCESS)
 }

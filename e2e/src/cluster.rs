@@ -75,6 +75,9 @@ pub struct Options {
     pub upstream_nodes: u8,
     /// Of the scheduler and the controller-manager, each.
     pub replicas: u8,
+    /// Each an etcd member and an API server; with several, a forwarder has the address that clients know.
+    #[serde(default = "one")]
+    pub control_planes: u8,
     pub max_pods: u32,
     #[serde(default)]
     pub profile: Profile,
@@ -89,6 +92,10 @@ pub struct Options {
     pub images: BTreeSet<String>,
 }
 
+fn one() -> u8 {
+    1
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -97,6 +104,7 @@ impl Default for Options {
             with_upstream: BTreeSet::new(),
             upstream_nodes: 0,
             replicas: 1,
+            control_planes: 1,
             max_pods: 150,
             profile: Profile::Release,
             kubernetes: Kubernetes::default(),
@@ -150,6 +158,13 @@ impl Cluster {
                 "--nodes {}: must be 1 to {}",
                 options.nodes,
                 layout::MAX_NODES
+            );
+        }
+        if options.control_planes == 0 || options.control_planes > layout::MAX_CONTROL_PLANES {
+            bail!(
+                "--control-planes {}: must be 1 to {}",
+                options.control_planes,
+                layout::MAX_CONTROL_PLANES
             );
         }
         if options.upstream_nodes > options.nodes {
@@ -316,13 +331,16 @@ impl Cluster {
         })
     }
 
-    /// Whether etcd and kube-apiserver live.
+    /// Whether an etcd or a kube-apiserver lives.
     pub fn is_running(&self) -> bool {
-        ["etcd", "kube-apiserver"].iter().any(|name| {
-            self.state
-                .processes
-                .get(*name)
-                .is_some_and(Process::is_running)
+        (0..self.state.options.control_planes).any(|member| {
+            ["etcd", "kube-apiserver"].iter().any(|name| {
+                let name = control_plane::replica_name(name, member);
+                self.state
+                    .processes
+                    .get(&name)
+                    .is_some_and(Process::is_running)
+            })
         })
     }
 

@@ -1,4 +1,4 @@
-//! A TCP forwarder from the machine's own loopback into a network namespace.
+//! A TCP forwarder into a network namespace: from the machine's own loopback, or from the one address of several API servers.
 
 use std::fs::File;
 use std::io;
@@ -9,22 +9,26 @@ use anyhow::{Context, Result};
 
 use crate::cluster::layout::netns_path;
 
-/// Accepts on `listen` here and connects to `target` inside the namespace `netns`, for ever.
+/// Accepts on `listen` here and connects to one of `targets` inside the namespace `netns`, for ever: to the next in turn that takes
+/// the connection.
 ///
 /// # Errors
 /// It cannot listen, or the namespace cannot be entered.
-pub fn run(listen: &str, netns: &str, target: &str) -> Result<()> {
+pub fn run(listen: &str, netns: &str, targets: &[String]) -> Result<()> {
     let listener = TcpListener::bind(listen).with_context(|| format!("listen on {listen}"))?;
     let path = netns_path(netns);
     let namespace = File::open(&path).with_context(|| format!("open {}", path.display()))?;
     // The listening socket stays in the namespace it was made in; new ones are made in the other.
     nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)
         .context("enter the namespace")?;
-    for client in listener.incoming() {
+    for (turn, client) in listener.incoming().enumerate() {
         let Ok(client) = client else { continue };
-        let target = target.to_owned();
+        let mut targets = targets.to_vec();
+        let first = turn % targets.len().max(1);
+        targets.rotate_left(first);
         thread::spawn(move || {
-            if let Ok(server) = TcpStream::connect(&target) {
+            let mut servers = targets.iter().map(TcpStream::connect);
+            if let Some(server) = servers.find_map(Result::ok) {
                 let _ = client.set_nodelay(true);
                 let _ = server.set_nodelay(true);
                 let _ = both_ways(&client, &server);

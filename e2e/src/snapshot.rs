@@ -93,6 +93,10 @@ pub fn bring_back(
     file: &Path,
     clients_go_on: bool,
 ) -> Result<()> {
+    let members = cluster.state.options.control_planes;
+    if members > 1 {
+        bail!("--control-planes {members}: a snapshot is restored to one etcd member alone");
+    }
     programs::build_upstream(steps, &cluster.outputs, TOOLS)?;
     // Made before anything is stopped: a file that is no snapshot costs nothing.
     let step = steps.start("read the snapshot", None)?;

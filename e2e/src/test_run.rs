@@ -81,6 +81,10 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
             with_csi: file
                 .filter(|file| *file == WITH_CSI)
                 .map(|_| Storage::Hostpath),
+            control_planes: match file {
+                Some(file) if file == WITH_CONTROL_PLANES => 3,
+                _ => 1,
+            },
         },
         Lane {
             cluster: DISRUPTED_CLUSTER,
@@ -88,6 +92,7 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
             filter: options.filter.clone().filter(|_| file.is_none()),
             smoke: false,
             with_csi: None,
+            control_planes: 1,
         },
     ];
     lanes.retain(|lane| !lane.tests.is_empty());
@@ -144,6 +149,9 @@ const DISRUPTED_CLUSTER: &str = "gantrybreak";
 /// Tests on a cluster with a CSI driver, which is made for them alone: `cargo e2e test csi`.
 const WITH_CSI: &str = "csi";
 
+/// Tests on a cluster of three control planes, which is made for them alone.
+const WITH_CONTROL_PLANES: &str = "control_planes";
+
 /// A cluster and the tests that run on it, one at a time.
 struct Lane {
     cluster: &'static str,
@@ -153,6 +161,7 @@ struct Lane {
     /// Then the conformance smoke list.
     smoke: bool,
     with_csi: Option<Storage>,
+    control_planes: u8,
 }
 
 impl Lane {
@@ -160,7 +169,8 @@ impl Lane {
         Cluster::down(self.cluster).context("clear what an earlier run left")?;
         let options = Options {
             name: self.cluster.to_owned(),
-            replicas: 2,
+            replicas: self.control_planes.max(2),
+            control_planes: self.control_planes,
             profile: Profile::Dev,
             with_csi: self.with_csi.into_iter().collect(),
             ..Options::default()

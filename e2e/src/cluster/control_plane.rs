@@ -14,13 +14,24 @@ use crate::step::{Step, tail};
 
 /// etcd's name as a member of its cluster, which a restored folder must carry, too.
 pub const ETCD_NAME: &str = "gantry";
-/// Where etcd answers clients, and its peers; inside the control plane's network.
+/// Where the first etcd answers clients, and its peers; inside the control plane's network.
 pub const ETCD_CLIENTS: &str = "http://127.0.0.1:2379";
 pub const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 
-/// etcd's folder.
+/// The first etcd's folder.
 pub fn etcd_data(cluster: &Cluster) -> PathBuf {
-    cluster.layout.dir().join("etcd")
+    member_data(cluster, 0)
+}
+
+fn member_data(cluster: &Cluster, member: u8) -> PathBuf {
+    cluster.layout.dir().join(replica_name("etcd", member))
+}
+
+/// Ports of one member of etcd, ten apart.
+fn etcd_url(first: &str, member: u8) -> String {
+    let (host, port) = first.rsplit_once(':').expect("a constant with a port");
+    let port: u16 = port.parse().expect("a constant with a port");
+    format!("{host}:{}", port + 10 * u16::from(member))
 }
 
 /// Starts the registry and fills it with the images that are built.
@@ -49,12 +60,30 @@ pub fn start_registry(cluster: &mut Cluster, step: &Step) -> Result<()> {
     images::push_all(cluster, &address, step)
 }
 
-/// Starts etcd and kube-apiserver and waits until the latter is ready.
+/// Starts etcd and kube-apiserver, all members of both, and waits until the latter is ready.
 ///
 /// # Errors
 /// One does not come up: the error holds the end of its log.
 pub fn start_api_server(cluster: &mut Cluster) -> Result<()> {
-    let data = etcd_data(cluster);
+    let members = cluster.state.options.control_planes;
+    for member in 0..members {
+        start_etcd(cluster, member)?;
+    }
+    for member in 0..members {
+        let argv = api_server(cluster, member);
+        cluster.start(Program {
+            name: replica_name("kube-apiserver", member),
+            argv,
+            env: Vec::new(),
+            place: cluster.control_plane(),
+        })?;
+    }
+    start_forwarder(cluster)?;
+    wait_ready(cluster, Duration::from_secs(120))
+}
+
+fn start_etcd(cluster: &mut Cluster, member: u8) -> Result<()> {
+    let data = member_data(cluster, member);
     fs::create_dir_all(&data)?;
     nix::sys::stat::fchmodat(
         None,
@@ -63,33 +92,36 @@ pub fn start_api_server(cluster: &mut Cluster) -> Result<()> {
         nix::sys::stat::FchmodatFlags::FollowSymlink,
     )?;
     let etcd = cluster.outputs.upstream("etcd");
+    let clients = etcd_url(ETCD_CLIENTS, member);
+    let peers = etcd_url(ETCD_PEERS, member);
+    let all = (0..cluster.state.options.control_planes)
+        .map(|member| {
+            format!(
+                "{}={}",
+                replica_name(ETCD_NAME, member),
+                etcd_url(ETCD_PEERS, member)
+            )
+        })
+        .collect::<Vec<_>>()
+        .join(",");
     cluster.start(Program {
-        name: "etcd".to_owned(),
+        name: replica_name("etcd", member),
         argv: strings(&[
             &etcd.to_string_lossy(),
-            &format!("--name={ETCD_NAME}"),
+            &format!("--name={}", replica_name(ETCD_NAME, member)),
             &format!("--data-dir={}", data.display()),
-            &format!("--listen-client-urls={ETCD_CLIENTS}"),
-            &format!("--advertise-client-urls={ETCD_CLIENTS}"),
-            &format!("--listen-peer-urls={ETCD_PEERS}"),
-            &format!("--initial-advertise-peer-urls={ETCD_PEERS}"),
-            &format!("--initial-cluster={ETCD_NAME}={ETCD_PEERS}"),
+            &format!("--listen-client-urls={clients}"),
+            &format!("--advertise-client-urls={clients}"),
+            &format!("--listen-peer-urls={peers}"),
+            &format!("--initial-advertise-peer-urls={peers}"),
+            &format!("--initial-cluster={all}"),
             "--quota-backend-bytes=8589934592",
             // The cluster is thrown away with its disk; slow disks must not cost leases.
             "--unsafe-no-fsync",
         ]),
         env: Vec::new(),
         place: cluster.control_plane(),
-    })?;
-    let argv = api_server(cluster);
-    cluster.start(Program {
-        name: "kube-apiserver".to_owned(),
-        argv,
-        env: Vec::new(),
-        place: cluster.control_plane(),
-    })?;
-    start_forwarder(cluster)?;
-    wait_ready(cluster, Duration::from_secs(120))
+    })
 }
 
 /// # Errors
@@ -112,7 +144,13 @@ pub fn wait_ready(cluster: &Cluster, timeout: Duration) -> Result<()> {
     }
 }
 
-fn api_server(cluster: &Cluster) -> Vec<String> {
+/// Of several, each asks the etcd beside it, as kubeadm's do.
+fn api_server(cluster: &Cluster, member: u8) -> Vec<String> {
+    let address = if cluster.state.options.control_planes == 1 {
+        CONTROL_PLANE_IP
+    } else {
+        layout::member_ip(member)
+    };
     let pki = |file: &str| cluster.layout.pki(file).display().to_string();
     let mut argv = vec![
         cluster
@@ -122,9 +160,9 @@ fn api_server(cluster: &Cluster) -> Vec<String> {
             .to_string(),
     ];
     argv.extend([
-        format!("--advertise-address={CONTROL_PLANE_IP}"),
+        format!("--advertise-address={address}"),
         format!("--secure-port={}", layout::API_SERVER_PORT),
-        format!("--etcd-servers={ETCD_CLIENTS}"),
+        format!("--etcd-servers={}", etcd_url(ETCD_CLIENTS, member)),
         // The suite's chunking spec waits for a compaction; five minutes by default.
         "--etcd-compaction-interval=30s".to_owned(),
         "--authorization-mode=Node,RBAC".to_owned(),
@@ -160,10 +198,15 @@ fn api_server(cluster: &Cluster) -> Vec<String> {
         // No kube-proxy runs beside the API server here.
         "--enable-aggregator-routing=true".to_owned(),
     ]);
+    if cluster.state.options.control_planes > 1 {
+        // The forwarder has this port at another address.
+        argv.push(format!("--bind-address={address}"));
+    }
     argv
 }
 
-/// A listener in the machine's own network, so that kubectl works without entering a namespace.
+/// A listener in the machine's own network, so that kubectl works without entering a namespace; and one at the address that clients
+/// know, where several API servers stand behind it.
 fn start_forwarder(cluster: &mut Cluster) -> Result<()> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", layout::API_SERVER_PORT))
         .or_else(|_| std::net::TcpListener::bind(("127.0.0.1", 0)))?;
@@ -180,6 +223,26 @@ fn start_forwarder(cluster: &mut Cluster) -> Result<()> {
     };
     let own = cluster.layout.dir().join("e2e-forward");
     fs::copy(&source, &own).with_context(|| format!("copy {}", source.display()))?;
+    let members = cluster.state.options.control_planes;
+    if members > 1 {
+        let mut argv = strings(&[
+            &own.to_string_lossy(),
+            "forward",
+            &format!("{CONTROL_PLANE_IP}:{}", layout::API_SERVER_PORT),
+            &cluster.layout.lan_netns(),
+        ]);
+        argv.extend(
+            (0..members)
+                .map(|member| format!("{}:{}", layout::member_ip(member), layout::API_SERVER_PORT)),
+        );
+        let place = cluster.control_plane();
+        cluster.start(Program {
+            name: "api-server-forwarder".to_owned(),
+            argv,
+            env: Vec::new(),
+            place,
+        })?;
+    }
     cluster.start(Program {
         name: "forwarder".to_owned(),
         argv: strings(&[

@@ -29,6 +29,10 @@ pub fn create(layout: &Layout) -> Result<()> {
             BRIDGE,
         ],
     )?;
+    for member in 0..layout::MAX_CONTROL_PLANES {
+        let address = format!("{}/24", layout::member_ip(member));
+        ip(Some(&lan), &["addr", "add", &address, "dev", BRIDGE])?;
+    }
     ip(Some(&lan), &["link", "set", BRIDGE, "up"])?;
     sysctl(&lan, &["net.ipv4.ip_forward=1"])
 }

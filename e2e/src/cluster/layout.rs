@@ -10,6 +10,10 @@ pub const KUBERNETES_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 pub const DNS_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// The control plane's machine.
 pub const CONTROL_PLANE_IP: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
+/// Of several control planes, the one of number N (from 0) has 172.30.0.(2+N); clients know [`CONTROL_PLANE_IP`], which passes them on.
+const MEMBER_IP_BASE: u8 = 2;
+/// As many as etcd is run with.
+pub const MAX_CONTROL_PLANES: u8 = 5;
 pub const API_SERVER_PORT: u16 = 6443;
 pub const REGISTRY_PORT: u16 = 5000;
 /// Node N has 172.30.0.(10+N).
@@ -97,6 +101,11 @@ pub fn node_name(index: u8) -> String {
 /// `index` counts from 1.
 pub fn node_ip(index: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 30, 0, NODE_IP_BASE + index)
+}
+
+/// The address of one of several control planes; `index` counts from 0.
+pub fn member_ip(index: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 30, 0, MEMBER_IP_BASE + index)
 }
 
 pub fn netns_path(name: &str) -> PathBuf {

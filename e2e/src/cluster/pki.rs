@@ -80,11 +80,12 @@ pub fn create(layout: &Layout, bootstrap_token: &str) -> Result<()> {
         .iter()
         .map(|name| Ok(SanType::DnsName((*name).try_into()?)))
         .collect::<Result<Vec<_>, rcgen::Error>>()?;
-    for ip in [
+    let members = (0..layout::MAX_CONTROL_PLANES).map(layout::member_ip);
+    for ip in members.chain([
         layout::CONTROL_PLANE_IP,
         layout::KUBERNETES_SERVICE_IP,
         std::net::Ipv4Addr::LOCALHOST,
-    ] {
+    ]) {
         server.subject_alt_names.push(SanType::IpAddress(ip.into()));
     }
     issue(layout, "apiserver", server, &ca)?;
