@@ -10,7 +10,7 @@ use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
 use crate::{
-    bench, conformance, critest, csi, deb, forward, fuzz, images, kind, layers, metrics, protobuf,
+    bench, compare, conformance, critest, csi, deb, forward, fuzz, images, kind, layers, metrics, protobuf,
     snapshot, test_run, tidy, vm,
 };
 
@@ -78,6 +78,8 @@ enum Verb {
     Protobuf(protobuf::ProtobufOptions),
     /// Compares the pages of metrics of our kubelet and of upstream's, in one cluster.
     Metrics(metrics::MetricsOptions),
+    /// Runs the same pods on our kubelet and on upstream's, in one cluster, and compares what users see of them.
+    Compare(compare::CompareOptions),
     /// Runs the fuzz targets of `fuzz/`, each for a while.
     Fuzz(fuzz::FuzzOptions),
     /// Builds the images of images.toml, or those of our own programs.
@@ -187,6 +189,7 @@ pub fn run() -> Result<ExitCode> {
         Verb::Layers(options) => layers::run(&options)?,
         Verb::Protobuf(options) => protobuf::run(&options)?,
         Verb::Metrics(options) => metrics::run(&options)?,
+        Verb::Compare(options) => compare::run(&options)?,
         Verb::Fuzz(options) => fuzz::run(&options)?,
         Verb::Images { ours, profile } => {
             let outputs = Outputs::find().with_profile(profile);

@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod cli;
 pub mod cluster;
+mod compare;
 pub mod conformance;
 pub mod critest;
 pub mod csi;

@@ -1,0 +1,243 @@
+//! What a user sees of pods, without what two runs cannot have in common: names of nodes and namespaces, ids, addresses, times.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use anyhow::Result;
+use regex::Regex;
+use serde_json::Value;
+
+use crate::probe::Namespace;
+
+/// What was seen, by place: a path in a status, an event, a line of a log.
+pub type Seen = BTreeMap<String, String>;
+
+/// One of the two nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Side {
+    pub name: &'static str,
+    pub node: &'static str,
+}
+
+impl Side {
+    pub fn ours() -> Self {
+        Self {
+            name: "ours",
+            node: "node-1",
+        }
+    }
+
+    pub fn upstream() -> Self {
+        Self {
+            name: "theirs",
+            node: "node-2",
+        }
+    }
+
+    /// The text without what is of this run alone.
+    pub fn plain(self, text: &str) -> String {
+        let mut text = text.replace(self.node, "NODE");
+        text = text.replace(&format!("{}-", self.name), "NS-");
+        for (pattern, name) in PATTERNS.iter() {
+            text = pattern.replace_all(&text, *name).into_owned();
+        }
+        text
+    }
+}
+
+/// In this order: what is longer comes first.
+static PATTERNS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+    [
+        (r"(containerd|gantry)://[0-9a-f]{64}", "CONTAINER"),
+        (r"sha256:[0-9a-f]{64}", "DIGEST"),
+        (r"\b[0-9a-f]{64}\b", "ID"),
+        (
+            r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b",
+            "UID",
+        ),
+        (
+            r"\b[0-9a-f]{8}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{12}\b",
+            "UID",
+        ),
+        (
+            r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z| [+-]\d{4} UTC)?",
+            "TIME",
+        ),
+        (r"kube-api-access-[a-z0-9]{5}", "kube-api-access-XXXXX"),
+        (r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b", "ADDRESS"),
+        (
+            r"\b([0-9]+h)?([0-9]+m)?[0-9]+(\.[0-9]+)?(ms|µs|s)\b",
+            "DURATION",
+        ),
+        (r"Image size: \d+ bytes", "Image size: N bytes"),
+    ]
+    .into_iter()
+    .map(|(pattern, name)| (Regex::new(pattern).expect("a constant"), name))
+    .collect()
+});
+
+/// Keys whose values no two runs have in common.
+const OF_THE_RUN: &[&str] = &[
+    "lastTransitionTime",
+    "lastProbeTime",
+    "lastHeartbeatTime",
+    "startTime",
+    "startedAt",
+    "finishedAt",
+    "hostIP",
+    "hostIPs",
+    "podIP",
+    "podIPs",
+    "imageID",
+    "observedGeneration",
+];
+
+/// Statuses, logs and events of all pods.
+///
+/// # Errors
+/// kubectl fails.
+pub fn pods(ns: &Namespace<'_>, side: Side, seen: &mut Seen) -> Result<()> {
+    let list = ns.json(&["get", "pods"])?;
+    for pod in list["items"].as_array().into_iter().flatten() {
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        flatten(side, seen, &format!("{name} status"), &pod["status"]);
+        for kind in [
+            "initContainerStatuses",
+            "containerStatuses",
+            "ephemeralContainerStatuses",
+        ] {
+            for status in pod["status"][kind].as_array().into_iter().flatten() {
+                let container = status["name"].as_str().unwrap_or_default();
+                logs(ns, side, name, container, status, seen)?;
+            }
+        }
+    }
+    events(ns, side, seen)
+}
+
+fn logs(
+    ns: &Namespace<'_>,
+    side: Side,
+    pod: &str,
+    container: &str,
+    status: &Value,
+    seen: &mut Seen,
+) -> Result<()> {
+    if status["state"].get("waiting").is_none() {
+        let output = ns.command().args(["logs", pod, "-c", container]).output()?;
+        let text =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        lines(seen, &format!("{pod} log {container}"), &side.plain(&text));
+    }
+    if status["lastState"].get("terminated").is_some() {
+        let previous = ["logs", pod, "-c", container, "--previous"];
+        let output = ns.command().args(previous).output()?;
+        let text =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        lines(
+            seen,
+            &format!("{pod} log before {container}"),
+            &side.plain(&text),
+        );
+    }
+    Ok(())
+}
+
+/// Each line a place of its own: a difference names the line.
+pub fn lines(seen: &mut Seen, place: &str, text: &str) {
+    for (number, line) in text.lines().enumerate() {
+        seen.insert(format!("{place}: {number:02}"), line.to_owned());
+    }
+}
+
+/// Reason, kind and message; how often something happened depends on the moment that is looked at, so only whether once or again.
+fn events(ns: &Namespace<'_>, side: Side, seen: &mut Seen) -> Result<()> {
+    let list = ns.json(&["get", "events"])?;
+    for event in list["items"].as_array().into_iter().flatten() {
+        let component = event["source"]["component"].as_str().unwrap_or_default();
+        if component != "kubelet" {
+            continue;
+        }
+        let text = |key: &str| event[key].as_str().unwrap_or_default();
+        let object = &event["involvedObject"];
+        let of = |key: &str| object[key].as_str().unwrap_or_default();
+        let place = format!(
+            "event {} {} {} {}: {}",
+            of("name"),
+            of("fieldPath"),
+            text("type"),
+            text("reason"),
+            text("message")
+        );
+        seen.insert(side.plain(&place), "told".to_owned());
+    }
+    Ok(())
+}
+
+/// Objects by key, lists of named things by their names.
+fn flatten(side: Side, seen: &mut Seen, place: &str, value: &Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                if !OF_THE_RUN.contains(&key.as_str()) {
+                    flatten(side, seen, &format!("{place}.{key}"), value);
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                let name = ["name", "type", "mountPath"]
+                    .iter()
+                    .find_map(|key| item[key].as_str())
+                    .map_or_else(|| index.to_string(), |name| side.plain(name));
+                flatten(side, seen, &format!("{place}[{name}]"), item);
+            }
+        }
+        Value::String(text) => {
+            seen.insert(place.to_owned(), side.plain(text));
+        }
+        other => {
+            seen.insert(place.to_owned(), other.to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn two_runs_have_the_same_plain_text() {
+        let ours = "node-1 ours-probes 10.244.0.7:80 gantry://0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef in 1.2s";
+        let theirs = "node-2 theirs-probes 10.244.1.9:80 containerd://fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210 in 351ms";
+        assert_eq!(
+            Side::ours().plain(ours),
+            "NODE NS-probes ADDRESS CONTAINER in DURATION"
+        );
+        assert_eq!(Side::ours().plain(ours), Side::upstream().plain(theirs));
+    }
+
+    #[test]
+    fn a_status_is_read_by_names() {
+        let mut seen = Seen::new();
+        let status = json!({"phase": "Running", "startTime": "x", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "y"}],
+                            "containerStatuses": [{"name": "c", "ready": true, "user": {"linux": {"uid": 0, "supplementalGroups": [1, 2]}}}]});
+        flatten(Side::ours(), &mut seen, "p", &status);
+        let places: Vec<&str> = seen.keys().map(String::as_str).collect();
+        assert_eq!(
+            places,
+            [
+                "p.conditions[Ready].status",
+                "p.conditions[Ready].type",
+                "p.containerStatuses[c].name",
+                "p.containerStatuses[c].ready",
+                "p.containerStatuses[c].user.linux.supplementalGroups[0]",
+                "p.containerStatuses[c].user.linux.supplementalGroups[1]",
+                "p.containerStatuses[c].user.linux.uid",
+                "p.phase"
+            ]
+        );
+    }
+}
