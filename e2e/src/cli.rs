@@ -10,8 +10,8 @@ use crate::cluster::{Cluster, Component, Options};
 use crate::programs::{Kubernetes, Outputs, Profile};
 use crate::step::Steps;
 use crate::{
-    bench, compare, conformance, critest, csi, deb, forward, fuzz, images, kind, layers, metrics, protobuf,
-    snapshot, test_run, tidy, vm,
+    bench, compare, compatibility, conformance, critest, csi, deb, forward, fuzz, images, kind,
+    layers, metrics, protobuf, snapshot, test_run, tidy, vm,
 };
 
 /// The cluster's name where `--name` is not given.
@@ -80,6 +80,8 @@ enum Verb {
     Metrics(metrics::MetricsOptions),
     /// Runs the same pods on our kubelet and on upstream's, in one cluster, and compares what users see of them.
     Compare(compare::CompareOptions),
+    /// Installs programs that people have on clusters, sees them do their job, and removes them: e2e/COMPATIBILITY.md.
+    Compatibility(compatibility::CompatibilityOptions),
     /// Runs the fuzz targets of `fuzz/`, each for a while.
     Fuzz(fuzz::FuzzOptions),
     /// Builds the images of images.toml, or those of our own programs.
@@ -190,6 +192,7 @@ pub fn run() -> Result<ExitCode> {
         Verb::Protobuf(options) => protobuf::run(&options)?,
         Verb::Metrics(options) => metrics::run(&options)?,
         Verb::Compare(options) => compare::run(&options)?,
+        Verb::Compatibility(options) => compatibility::run(&options)?,
         Verb::Fuzz(options) => fuzz::run(&options)?,
         Verb::Images { ours, profile } => {
             let outputs = Outputs::find().with_profile(profile);

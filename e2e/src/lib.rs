@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cli;
 pub mod cluster;
 mod compare;
+mod compatibility;
 pub mod conformance;
 pub mod critest;
 pub mod csi;

@@ -428,6 +428,48 @@ const GO_PROGRAMS: &[GoProgram] = &[
     go("helm-3", "helm", "helm.sh/helm/v3/cmd/helm", GoKind::Helm3),
     go("helm-4", "helm", "helm.sh/helm/v4/cmd/helm", GoKind::Plain),
     go(
+        "metrics-server",
+        "metricsserver",
+        "sigs.k8s.io/metrics-server/cmd/metrics-server",
+        GoKind::Plain,
+    ),
+    go(
+        "descheduler",
+        "descheduler",
+        "sigs.k8s.io/descheduler/cmd/descheduler",
+        GoKind::Plain,
+    ),
+    go(
+        "kueue",
+        "kueue",
+        "sigs.k8s.io/kueue/cmd/kueue",
+        GoKind::Plain,
+    ),
+    go(
+        "prometheus-operator",
+        "prometheusoperator",
+        "github.com/prometheus-operator/prometheus-operator/cmd/operator",
+        GoKind::Plain,
+    ),
+    go(
+        "prometheus-config-reloader",
+        "prometheusoperator",
+        "github.com/prometheus-operator/prometheus-operator/cmd/prometheus-config-reloader",
+        GoKind::Plain,
+    ),
+    go(
+        "prometheus",
+        "prometheus",
+        "github.com/prometheus/prometheus/cmd/prometheus",
+        GoKind::Plain,
+    ),
+    go(
+        "argo-rollouts",
+        "rollouts",
+        "github.com/argoproj/argo-rollouts/cmd/rollouts-controller",
+        GoKind::Plain,
+    ),
+    go(
         "local-path-provisioner",
         "localpath",
         "github.com/rancher/local-path-provisioner",
