@@ -97,6 +97,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         "devices",
         &["host", "local-grpc", "component-base", "component-helpers"],
     ),
+    // Files that say what a container gets with a device; knows of no container.
+    ("cdi", &["host"]),
     ("shim", &["shim-protocol", "host"]),
     // Files and trees that containers can change, for all that touch them.
     ("host", &[]),
@@ -107,6 +109,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "runtime",
         &[
             "shim-protocol",
+            "cdi",
             "images",
             "network",
             "host",

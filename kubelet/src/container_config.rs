@@ -65,6 +65,8 @@ pub struct ContainerFacts<'a> {
     pub envs: Vec<(String, String)>,
     /// What its devices bring along besides.
     pub injection: ::devices::Injection,
+    /// Names of CDI devices, none twice.
+    pub cdi_devices: Vec<String>,
     pub security: cri::SecurityContext,
     pub resources: cri::Resources,
     pub volumes: &'a PodVolumes,
@@ -123,6 +125,7 @@ pub async fn generate_container_config(
         working_dir: container.working_dir.clone().unwrap_or_default(),
         mounts,
         devices,
+        cdi_devices: facts.cdi_devices,
         labels: new_container_labels(pod, container),
         annotations,
         log_path: PathBuf::from(&container.name).join(format!("{}.log", facts.restart_count)),

@@ -201,9 +201,7 @@ async fn what_is_not_built_says_so() {
     let mut server = Server::start().await;
     let sandbox = server.run_sandbox("pod").await;
     let mut config = support::container("registry.example/a:1", &[]);
-    config.cdi_devices.push(v1::CdiDevice {
-        name: "v/c=d".to_owned(),
-    });
+    config.windows = Some(v1::WindowsContainerConfig::default());
     let request = v1::CreateContainerRequest {
         pod_sandbox_id: sandbox,
         config: Some(config),
@@ -211,7 +209,7 @@ async fn what_is_not_built_says_so() {
     };
     let error = server.runtime.create_container(request).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented);
-    assert!(error.message().contains("config.CDI_devices"), "{error}");
+    assert!(error.message().contains("config.windows"), "{error}");
     let checkpoint = v1::CheckpointContainerRequest::default();
     let error = server.runtime.checkpoint_container(checkpoint).await;
     assert_eq!(error.unwrap_err().code(), Code::Unimplemented);

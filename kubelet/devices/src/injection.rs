@@ -10,9 +10,6 @@ use prost::Message as _;
 use crate::pod_devices::OfContainer;
 use crate::v1beta1::{ContainerAllocateResponse, DeviceSpec, Mount};
 
-/// Annotations by which plugins named CDI devices before the API had a field. Upstream: `tags.cncf.io/container-device-interface`.
-const CDI_ANNOTATION_PREFIX: &str = "cdi.k8s.io/";
-
 /// Of an answer, encoded: it is kept, and written down with all others, as long as the pod is there. DIFFERS: upstream takes 4 MiB.
 const MOST_BYTES: usize = 64 << 10;
 
@@ -23,17 +20,13 @@ pub struct Injection {
     pub annotations: BTreeMap<String, String>,
     pub mounts: Vec<Mount>,
     pub devices: Vec<DeviceSpec>,
+    /// Names of CDI devices, none twice. What is behind them the runtime looks up.
+    pub cdi_devices: Vec<String>,
 }
 
 /// Why an answer of a plugin cannot be carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    /// Left out in silence the container would run without its device.
-    #[error(
-        "CDI devices {} were answered, but this runtime reads no CDI specifications; have the plugin answer device nodes, mounts and \
-         environment variables", .0.join(", ")
-    )]
-    Cdi(Vec<String>),
     #[error("the {what} path {path:?} that was answered is not absolute")]
     Path { what: &'static str, path: String },
     #[error(
@@ -52,16 +45,6 @@ pub fn check(response: &ContainerAllocateResponse) -> Result<(), AnswerError> {
     let bytes = response.encoded_len();
     if bytes > MOST_BYTES {
         return Err(AnswerError::TooLong(bytes));
-    }
-    let cdi = response.cdi_devices.iter().map(|d| d.name.clone());
-    let annotated = response
-        .annotations
-        .iter()
-        .filter(|(key, _)| key.starts_with(CDI_ANNOTATION_PREFIX))
-        .map(|(_, value)| value.clone());
-    let cdi: Vec<String> = cdi.chain(annotated).collect();
-    if !cdi.is_empty() {
-        return Err(AnswerError::Cdi(cdi));
     }
     let mounts = response.mounts.iter();
     let mounts = mounts.map(|m| ("mount's", &m.host_path, &m.container_path));
@@ -128,6 +111,11 @@ pub fn merge(held: &OfContainer) -> Injection {
             }
             out.devices.extend(new.then(|| device.clone()));
         }
+        for device in &response.cdi_devices {
+            if !out.cdi_devices.contains(&device.name) {
+                out.cdi_devices.push(device.name.clone());
+            }
+        }
     }
     out
 }
@@ -163,7 +151,11 @@ mod tests {
                 host_path: host.to_owned(),
                 permissions: "rw".to_owned(),
             }],
-            cdi_devices: vec![],
+            cdi_devices: ["v.com/all=0", env.1]
+                .map(|name| CdiDevice {
+                    name: name.to_owned(),
+                })
+                .to_vec(),
         }
     }
 
@@ -189,6 +181,7 @@ mod tests {
         let mounts: Vec<_> = both.mounts.iter().map(|m| &m.container_path).collect();
         assert_eq!(mounts, ["/lib", "/etc/y"]);
         assert_eq!(both.devices[1].container_path, "/dev/etc/y");
+        assert_eq!(both.cdi_devices, ["v.com/all=0", "1", "2"]);
         // The same path and name twice: the first counts.
         let twice = merge(&held(vec![
             ("a.com/x", response(("A", "1"), "/lib", "/opt/lib")),
@@ -208,20 +201,6 @@ mod tests {
             change(&mut bad);
             check(&bad).unwrap_err().to_string()
         };
-        let cdi = told(|r| {
-            r.cdi_devices = vec![CdiDevice {
-                name: "vendor.com/gpu=0".to_owned(),
-            }]
-        });
-        assert!(
-            cdi.starts_with("CDI devices vendor.com/gpu=0 were answered"),
-            "{cdi}"
-        );
-        let old = told(|r| {
-            let (key, value) = ("cdi.k8s.io/v_gpu".to_owned(), "vendor.com/gpu=1".to_owned());
-            r.annotations.insert(key, value);
-        });
-        assert!(old.contains("vendor.com/gpu=1"), "{old}");
         for (change, words) in [
             (
                 (|r| r.mounts[0].container_path = "lib".to_owned())

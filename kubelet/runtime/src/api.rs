@@ -315,6 +315,9 @@ pub struct ContainerConfig {
     pub envs: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
     pub devices: Vec<Device>,
+    /// Names of CDI devices (`vendor/class=device`), besides those that annotations name.
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
     pub labels: Labels,
     pub annotations: Annotations,
     /// Relative to the sandbox's log directory: `<container>/<restart>.log`.

@@ -74,6 +74,8 @@ pub struct LinuxRuntimeConfig {
     pub open_files: Option<OpenFiles>,
     /// Kept for as long as anything of the runtime is alive. `None`: nobody else is about.
     pub ownership: Option<Arc<Ownership>>,
+    /// Where files tell of CDI devices; the later counts.
+    pub cdi_spec_dirs: Vec<PathBuf>,
 }
 
 impl Default for LinuxRuntimeConfig {
@@ -87,6 +89,7 @@ impl Default for LinuxRuntimeConfig {
             handlers: vec!["runc".to_owned()],
             open_files: None,
             ownership: None,
+            cdi_spec_dirs: cdi::DEFAULT_DIRS.map(PathBuf::from).to_vec(),
         }
     }
 }

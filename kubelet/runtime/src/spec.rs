@@ -14,6 +14,7 @@ use shim_protocol::{DevMount, DeviceRule, ProcessSpec, Propagation, capability};
 
 use crate::api::*;
 
+pub mod cdi;
 pub mod seccomp;
 pub mod user;
 
@@ -36,14 +37,14 @@ pub struct ImageFacts {
 pub struct DeviceNode {
     pub container_path: String,
     pub host_path: PathBuf,
-    /// `b` or `c`.
+    /// `b`, `c` or `p`.
     pub kind: char,
     pub major: u32,
     pub minor: u32,
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
-    /// Of `r`, `w`, `m`.
+    /// Of `r`, `w`, `m`; empty: the container may see it and no more.
     pub access: String,
 }
 
@@ -51,6 +52,11 @@ impl DeviceNode {
     /// libcontainer makes devices there and nowhere else.
     fn is_in_dev(&self) -> bool {
         clean(&self.container_path).starts_with("/dev/")
+    }
+
+    /// In a user namespace nobody makes devices: libcontainer mounts the machine's own of the same name.
+    fn has_other_name(&self) -> bool {
+        self.host_path != Path::new(&clean(&self.container_path))
     }
 
     /// The machine's node itself, wherever the container wants it.
@@ -86,6 +92,8 @@ pub struct Facts {
     /// Container path and host path of the image's volumes that no mount takes the place of.
     pub image_volumes: Vec<(String, PathBuf)>,
     pub devices: Vec<DeviceNode>,
+    /// What comes with the container's CDI devices, but for their nodes, which are among `devices`.
+    pub cdi: cdi::Injected,
     pub user: User,
     /// The compiled profile; `None`: unconfined.
     pub seccomp_filter: Option<PathBuf>,
@@ -151,10 +159,21 @@ pub fn container_spec(
     let privileged = config.security.privileged;
     let process = process_spec(sandbox, config, image, facts)?;
     let device_rules = device_rules(privileged, facts);
+    let in_user_namespace = is_in_user_namespace(sandbox, config);
+    let is_made = |device: &&DeviceNode| {
+        device.is_in_dev() && !(in_user_namespace && device.has_other_name())
+    };
     let (in_dev, elsewhere): (Vec<&DeviceNode>, Vec<&DeviceNode>) =
-        facts.devices.iter().partition(|device| device.is_in_dev());
-    let (mut mounts, private_mounts, propagation) = mounts(config, facts)?;
-    mounts.extend(elsewhere.into_iter().map(DeviceNode::as_mount));
+        facts.devices.iter().partition(is_made);
+    let mut mounted = mounts(config, facts)?;
+    let elsewhere = elsewhere.into_iter().map(DeviceNode::as_mount);
+    mounted.mounts.extend(elsewhere);
+    facts.cdi.add_mounts(&mut mounted);
+    let ContainerSpecMounts {
+        mounts,
+        private: private_mounts,
+        propagation,
+    } = mounted;
     let (mounts, dev_mount) = without_dev(mounts, config, facts);
     let (namespaces, shared_pid) = namespaces(sandbox, config, facts)?;
     let mut readonly_paths = config.security.readonly_paths.clone();
@@ -204,7 +223,7 @@ pub fn container_spec(
         linux["uidMappings"] = maps(&user.uids);
         linux["gidMappings"] = maps(&user.gids);
     }
-    let oci = json!({
+    let mut oci = json!({
         "ociVersion": "1.2.0",
         "process": {
             "terminal": config.tty,
@@ -219,6 +238,9 @@ pub fn container_spec(
         "mounts": mounts,
         "linux": linux,
     });
+    if let Some(hooks) = facts.cdi.hooks() {
+        oci["hooks"] = hooks;
+    }
     Ok(ContainerSpec {
         oci,
         process,
@@ -250,9 +272,12 @@ fn process_spec(
         return Err(SpecError::NoCommand);
     }
     let set = capabilities(security, facts.available_capabilities)?;
+    let mut additional_gids = facts.user.groups.clone();
+    let more = facts.cdi.groups.iter();
+    additional_gids.extend(more.filter(|gid| !facts.user.groups.contains(gid)));
     Ok(ProcessSpec {
         args,
-        env: environment(sandbox, config, image, &facts.user),
+        env: environment(sandbox, config, image, facts),
         cwd: [config.working_dir.as_str(), image.working_dir.as_str(), "/"]
             .into_iter()
             .find(|cwd| !cwd.is_empty())
@@ -260,7 +285,7 @@ fn process_spec(
             .to_owned(),
         uid: facts.user.uid,
         gid: facts.user.gid,
-        additional_gids: facts.user.groups.clone(),
+        additional_gids,
         bounding: set,
         permitted: set,
         inheritable: 0,
@@ -273,12 +298,12 @@ fn process_spec(
     })
 }
 
-/// Later entries win: defaults, the image's, the container's own.
+/// Later entries win: defaults, the image's, the container's own, those of its CDI devices.
 fn environment(
     sandbox: &PodSandboxConfig,
     config: &ContainerConfig,
     image: &ImageFacts,
-    user: &User,
+    facts: &Facts,
 ) -> Vec<String> {
     let mut env: Vec<String> = vec![DEFAULT_PATH.to_owned()];
     let mut set = |entry: String| {
@@ -303,8 +328,9 @@ fn environment(
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
         .for_each(&mut set);
+    facts.cdi.env.iter().cloned().for_each(&mut set);
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
-        env.push(format!("HOME={}", user.home));
+        env.push(format!("HOME={}", facts.user.home));
     }
     env
 }
@@ -363,7 +389,10 @@ fn device_rules(privileged: bool, facts: &Facts) -> Vec<DeviceRule> {
             .iter()
             .map(|(major, minor, access)| rule(true, 'c', *major, *minor, access)),
     );
-    rules.extend(facts.devices.iter().map(|device| {
+    // A pipe needs none, and one that allows nothing is none.
+    let ruled =
+        |device: &&DeviceNode| matches!(device.kind, 'b' | 'c') && !device.access.is_empty();
+    rules.extend(facts.devices.iter().filter(ruled).map(|device| {
         rule(
             true,
             device.kind,
@@ -373,6 +402,10 @@ fn device_rules(privileged: bool, facts: &Facts) -> Vec<DeviceRule> {
         )
     }));
     rules
+}
+
+fn is_in_user_namespace(sandbox: &PodSandboxConfig, config: &ContainerConfig) -> bool {
+    config.security.namespaces.user.is_some() || sandbox.namespaces.user.is_some()
 }
 
 fn namespaces(
@@ -392,7 +425,7 @@ fn namespaces(
     if wanted.ipc != NamespaceMode::Node {
         list.push(pinned("ipc", "ipc"));
     }
-    if wanted.user.is_some() || sandbox.namespaces.user.is_some() {
+    if is_in_user_namespace(sandbox, config) {
         list.push(pinned("user", "user"));
     }
     match wanted.pid {
@@ -413,11 +446,16 @@ fn namespaces(
     Ok((Value::Array(list), wanted.pid != NamespaceMode::Container))
 }
 
-/// (the spec's mounts, destinations to make private, root propagation)
-fn mounts(
-    config: &ContainerConfig,
-    facts: &Facts,
-) -> Result<(Vec<Value>, Vec<String>, &'static str), SpecError> {
+/// Everything about mounts but what covers /dev.
+struct ContainerSpecMounts {
+    mounts: Vec<Value>,
+    /// Destinations to make private.
+    private: Vec<String>,
+    /// The root's.
+    propagation: &'static str,
+}
+
+fn mounts(config: &ContainerConfig, facts: &Facts) -> Result<ContainerSpecMounts, SpecError> {
     let security = &config.security;
     let rw = if security.privileged { "rw" } else { "ro" };
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
@@ -511,7 +549,11 @@ fn mounts(
             private.push(destination);
         }
     }
-    Ok((list, private, root))
+    Ok(ContainerSpecMounts {
+        mounts: list,
+        private,
+        propagation: root,
+    })
 }
 
 /// What a container sees of its own cgroup.

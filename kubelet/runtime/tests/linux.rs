@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use harness::{Node, is_root, script};
 use runtime::*;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn host_name() -> String {
@@ -637,6 +638,102 @@ async fn devices_are_where_they_are_wanted() {
         losetup(&["--detach", &disk]);
         assert_eq!(log, "ggg\nggg\nhi\n", "privileged: {privileged}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cdi_devices_bring_what_their_files_say() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new().await;
+    let dir = node.directory.join("cdi");
+    std::fs::create_dir_all(&dir).unwrap();
+    let at = |name: &str| node.directory.join(name).display().to_string();
+    std::fs::write(at("library"), "library\n").unwrap();
+    let note = |what: &str| {
+        json!({
+            "path": "/bin/sh", "args": ["sh", "-c", format!("cat >> {}; echo {what} $V >> {}", at("states"), at("hooks"))], "env": ["V=x"],
+        })
+    };
+    let hook = |name: &str| {
+        let mut hook = note(name);
+        hook["hookName"] = json!(name);
+        hook
+    };
+    let spec = json!({
+        "cdiVersion": "0.7.0", "kind": "v.com/gpu",
+        "containerEdits": {"env": ["ALL=1"]},
+        "devices": [
+            {"name": "0", "containerEdits": {
+                "env": ["GPU=0", "OWN=theirs"],
+                "deviceNodes": [
+                    {"path": "/dev/gpu0", "hostPath": "/dev/zero", "permissions": "rw"},
+                    {"path": "/dev/seen", "hostPath": "/dev/zero", "permissions": "none", "type": "b", "major": 7, "minor": 200},
+                ],
+                "mounts": [{"hostPath": at("library"), "containerPath": "/usr/lib/v/library", "options": ["ro", "nosuid", "nodev", "bind"]}],
+                "additionalGids": [4321],
+                "hooks": [hook("prestart"), hook("createRuntime"), hook("createContainer"),
+                    // It does not read what it is told.
+                    {"hookName": "createContainer", "path": "/bin/true"}, hook("poststart")],
+            }},
+            {"name": "late", "containerEdits": {"hooks": [hook("startContainer")]}},
+            {"name": "bad", "containerEdits": {"hooks": [{"hookName": "createRuntime", "path": "/bin/false"}]}},
+        ],
+    });
+    std::fs::write(dir.join("v.json"), spec.to_string()).unwrap();
+    std::fs::write(dir.join("broken.yaml"), "devices: [").unwrap();
+    let sandbox = node.sandbox("cdi").await;
+    let mut config = script(
+        "echo $ALL $GPU $OWN; cat /usr/lib/v/library; (echo x > /usr/lib/v/library) 2>/dev/null || echo read-only; \
+         head -c 2 /dev/gpu0 | wc -c; [ -b /dev/seen ] && (cat /dev/seen) 2>&1 | grep -o 'not permitted'; id -G; \
+         i=0; while [ $i -lt 100 ] && ! grep -q poststart /hooks; do sleep 0.1; i=$((i+1)); done; cat /hooks; (sh -c 'kill -PIPE $$; echo ignored') 2>/dev/null",
+    );
+    std::fs::write(at("hooks"), "").unwrap();
+    config.mounts = vec![Mount {
+        container_path: "/hooks".into(),
+        host_path: at("hooks").into(),
+        ..Default::default()
+    }];
+    config.envs = vec![("OWN".into(), "own".into())];
+    config.cdi_devices = vec!["v.com/gpu=0".into()];
+    let (_, log) = node.run(&sandbox, &config).await;
+    assert_eq!(
+        log,
+        "1 0 theirs\nlibrary\nread-only\n2\nnot permitted\n0 4321\nprestart x\ncreateRuntime x\ncreateContainer x\npoststart x\n"
+    );
+    let states = std::fs::read_to_string(at("states")).unwrap();
+    assert!(states.contains("\"bundle\""), "{states}");
+    // Before the CRI had a field.
+    let mut annotated = script("echo $GPU");
+    annotated.annotations = [("cdi.k8s.io/x".to_owned(), "v.com/gpu=0".to_owned())].into();
+    assert_eq!(node.run(&sandbox, &annotated).await.1, "0\n");
+    for (name, words) in [
+        ("v.com/gpu=9", "unresolvable CDI devices v.com/gpu=9"),
+        (
+            "v.com/gpu=late",
+            "CDI device v.com/gpu=late: startContainer hooks are not supported",
+        ),
+    ] {
+        let mut config = script("true");
+        config.cdi_devices = vec![name.into()];
+        let told = node.runtime.create_container(&sandbox, &config).await;
+        let told = told.unwrap_err().to_string();
+        assert!(told.contains(words), "{told}");
+    }
+    let mut config = script("true");
+    config.cdi_devices = vec!["v.com/gpu=bad".into()];
+    let id = node
+        .runtime
+        .create_container(&sandbox, &config)
+        .await
+        .unwrap();
+    let told = node
+        .runtime
+        .start_container(&id)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(told.contains("hook"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

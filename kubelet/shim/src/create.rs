@@ -63,6 +63,7 @@ pub fn begin(
         0 => {
             drop((result, error_pipe));
             sys::reset_signals();
+            sys::ignore_broken_pipes();
             let code = match create(start, root, stdio, process, plan, &helper_errors) {
                 Ok(created) => report_created(&helper_result, created),
                 Err(message) => report(&helper_result, &json!({ "error": message }), &[]),

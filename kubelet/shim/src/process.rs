@@ -147,6 +147,7 @@ impl Prepared {
     }
 
     fn try_become(&self, keep: RawFd) -> Result<std::convert::Infallible, ProcessError> {
+        sys::reset_signals();
         sys::close_all_but(3, &[keep]).map_err(step("close descriptors"))?;
         let launch = self.plan()?;
         self.settle(self.spec.no_new_privileges, true, None)?;
@@ -159,6 +160,7 @@ impl Prepared {
     /// Takes every last step here, then bears the process in the door's PID namespace. Our own end is for
     /// the caller.
     pub fn bear(&self, door: &Door) -> Result<(), ProcessError> {
+        sys::reset_signals();
         if let Some(namespace) = door.namespace {
             sys::set_namespace(&namespace, libc::CLONE_NEWPID)
                 .map_err(step("join pid namespace"))?;

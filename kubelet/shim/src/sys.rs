@@ -291,6 +291,12 @@ pub fn reset_signals() {
     }
 }
 
+/// Who writes to a pipe that nobody reads gets an error, and is not ended: hooks need not read what they are told. Until [`reset_signals`].
+pub fn ignore_broken_pipes() {
+    // SAFETY: a plain libc call; ignoring is always valid.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// One child that ended: PID and raw wait status.
 pub fn reap_one() -> Option<(i32, i32)> {
     let mut status = 0;

@@ -364,6 +364,7 @@ impl RuntimeManager {
             )
             .await?;
         device_plugins::add_envs(&mut envs, &injection);
+        let cdi_devices = injection.cdi_devices.clone();
         generate_container_config(
             pod,
             container,
@@ -372,6 +373,7 @@ impl RuntimeManager {
                 image_ref: image.id.clone(),
                 envs,
                 injection,
+                cdi_devices,
                 security,
                 resources: self.wanted_resources(pod, container),
                 volumes: context.volumes,

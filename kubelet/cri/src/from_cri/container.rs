@@ -36,12 +36,12 @@ pub fn container_config(
             why: "this is Linux",
         });
     }
-    if let Some(device) = config.cdi_devices.first() {
-        tracing::debug!(device = device.name, "a container asks for a CDI device");
-        return Err(FieldError::NotBuilt {
-            field: "config.CDI_devices",
-            why: "it reads no CDI specifications yet",
-        });
+    if let Some(device) = config.cdi_devices.iter().find(|d| d.name.is_empty()) {
+        return Err(FieldError::invalid(
+            "config.CDI_devices.name",
+            &device.name,
+            "must be vendor/class=device",
+        ));
     }
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
@@ -88,6 +88,7 @@ pub fn container_config(
             .iter()
             .map(device)
             .collect::<Result<_, _>>()?,
+        cdi_devices: config.cdi_devices.iter().map(|d| d.name.clone()).collect(),
         labels: config.labels.clone().into_iter().collect(),
         annotations: config.annotations.clone().into_iter().collect(),
         log_path: log_path(&config.log_path)?,

@@ -278,6 +278,16 @@ fn a_container_is_what_was_asked_for() {
 }
 
 #[test]
+fn cdi_devices_go_to_the_runtime_by_name() {
+    let mut wanted = container();
+    wanted.cdi_devices = ["v/c=a", "v/c=b"]
+        .map(|name| v1::CdiDevice { name: name.into() })
+        .to_vec();
+    let config = container_config(Some(&wanted), NodeFacts::default()).unwrap();
+    assert_eq!(config.cdi_devices, ["v/c=a", "v/c=b"]);
+}
+
+#[test]
 fn a_container_is_refused_by_the_name_of_the_field() {
     check_container(|_| {}, "");
     check_container(|c| c.image = None, "config.image.image is required");
@@ -287,7 +297,7 @@ fn a_container_is_refused_by_the_name_of_the_field() {
     );
     check_container(
         |c| c.cdi_devices.push(v1::CdiDevice::default()),
-        "config.CDI_devices is not supported by this runtime: it reads no CDI specifications yet",
+        "invalid config.CDI_devices.name: \"\": must be vendor/class=device",
     );
     check_container(
         |c| of_resources(c).cpuset_cpus = "0-1".into(),

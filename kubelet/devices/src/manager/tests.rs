@@ -9,7 +9,6 @@ use super::*;
 use crate::checkpoint::FILE;
 use crate::state::{ContainerRequest, Kind};
 use crate::testing::{FakePlugin, Served, register};
-use crate::v1beta1::CdiDevice;
 
 const GPU: &str = "example.com/gpu";
 
@@ -274,6 +273,14 @@ async fn a_plugin_is_asked_what_it_offers_to_be_asked() {
     assert_eq!(plugin.take_calls(), ["PreStart c", "PreStart a b"]);
 }
 
+/// One that no kubelet of ours takes.
+fn bad_answer() -> ContainerAllocateResponse {
+    ContainerAllocateResponse {
+        envs: [("=".to_owned(), String::new())].into(),
+        ..ContainerAllocateResponse::default()
+    }
+}
+
 #[tokio::test]
 async fn what_a_plugin_refuses_nobody_has() {
     let node = Node::start().await;
@@ -283,16 +290,10 @@ async fn what_a_plugin_refuses_nobody_has() {
         node.allocate(&plain("1", 1)).await,
         "rpc error: code = Internal desc = on fire"
     );
-    plugin.answer_by(|_| {
-        let name = "vendor.com/gpu=0".to_owned();
-        Ok(ContainerAllocateResponse {
-            cdi_devices: vec![CdiDevice { name }],
-            ..ContainerAllocateResponse::default()
-        })
-    });
+    plugin.answer_by(|_| Ok(bad_answer()));
     let told = node.allocate(&plain("1", 1)).await;
     assert!(
-        told.starts_with("device plugin of example.com/gpu: CDI devices vendor.com/gpu=0"),
+        told.starts_with("device plugin of example.com/gpu: the environment variable \"=\""),
         "{told}"
     );
     plugin.answer_by(|_| Ok(ContainerAllocateResponse::default()));
@@ -461,21 +462,18 @@ async fn a_plugin_may_call_the_kubelet_by_the_path_of_its_socket() {
 async fn what_another_kubelet_took_and_this_one_cannot_do_is_refused() {
     let node = Node::start().await;
     let (_plugin, _served) = node.plugin("a", PluginOptions::default()).await;
-    let name = "vendor.com/gpu=0".to_owned();
-    let answer = ContainerAllocateResponse {
-        cdi_devices: vec![CdiDevice { name }],
-        ..ContainerAllocateResponse::default()
-    };
     let of = ("1", "c", GPU);
     let chosen = ["a".to_owned()].into();
-    node.manager.inner().state.commit(of, &chosen, answer);
+    let mut inner = node.manager.inner();
+    inner.state.commit(of, &chosen, bad_answer());
+    drop(inner);
     node.manager.write().await.unwrap();
     let node = node.restart().await;
     let pod = plain("1", 1);
     let options = node.manager.container_options(&pod, "c", true);
     let told = options.await.unwrap_err().to_string();
     assert!(
-        told.starts_with("device plugin of example.com/gpu: CDI devices vendor.com/gpu=0"),
+        told.starts_with("device plugin of example.com/gpu: the environment variable \"=\""),
         "{told}"
     );
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::api::Device;
 use crate::spec::DeviceNode;
+use crate::spec::cdi::HostNode;
 
 /// The bounding set of this process: what containers may be given at most.
 pub fn available_capabilities() -> u64 {
@@ -74,6 +75,27 @@ pub fn devices(wanted: &[Device]) -> io::Result<Vec<DeviceNode>> {
         }
     }
     Ok(found)
+}
+
+/// What a CDI device is made from. A link is none, as upstream has it.
+///
+/// # Errors
+/// There is nothing, or something else than a node. In words for an event.
+pub fn host_node(path: &Path) -> Result<HostNode, String> {
+    let data = fs::symlink_metadata(path).map_err(|error| error.to_string())?;
+    let found = data.file_type();
+    let kind = match () {
+        () if found.is_char_device() => 'c',
+        () if found.is_block_device() => 'b',
+        () if found.is_fifo() => 'p',
+        () => return Err("not a device node".to_owned()),
+    };
+    Ok(HostNode {
+        kind,
+        major: nix::sys::stat::major(data.rdev()) as u32,
+        minor: nix::sys::stat::minor(data.rdev()) as u32,
+        mode: data.mode() & 0o7777,
+    })
 }
 
 /// Every device of the machine, for privileged containers. As containerd, without those a container

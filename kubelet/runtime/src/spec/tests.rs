@@ -423,3 +423,98 @@ fn a_device_that_is_wanted_elsewhere_than_in_dev_is_mounted() {
         .filter(|rule| rule.major == Some(7));
     assert_eq!(rules.count(), 3, "all may be used");
 }
+
+/// libcontainer mounts the machine's device of the same name, whichever was asked for.
+#[test]
+fn in_a_user_namespace_a_device_of_another_name_is_mounted() {
+    let node = |path: &str, host: &str| DeviceNode {
+        container_path: path.to_owned(),
+        host_path: host.into(),
+        kind: 'c',
+        major: 10,
+        minor: 1,
+        mode: 0o660,
+        uid: 0,
+        gid: 0,
+        access: "rw".to_owned(),
+    };
+    let facts = Facts {
+        devices: vec![
+            node("/dev/same", "/dev/same"),
+            node("/dev/gpu0", "/dev/gpu7"),
+        ],
+        ..facts()
+    };
+    let mut config = config();
+    config.security.namespaces.user = Some(UserNamespace::default());
+    let sandbox = PodSandboxConfig::default();
+    let spec = container_spec(&sandbox, &config, &ImageFacts::default(), &facts).unwrap();
+    let made = &spec.oci["linux"]["devices"];
+    assert_eq!(made.as_array().unwrap().len(), 1);
+    assert_eq!(made[0]["path"], "/dev/same");
+    let mounts = spec.oci["mounts"].as_array().unwrap();
+    let mounted = mounts.iter().find(|m| m["destination"] == "/dev/gpu0");
+    assert_eq!(mounted.unwrap()["source"], "/dev/gpu7");
+}
+
+#[test]
+fn what_cdi_devices_bring_is_added_and_counts_first() {
+    let hook = ::cdi::Hook {
+        hook_name: ::cdi::HookName::CreateContainer,
+        path: "/h".to_owned(),
+        args: Vec::new(),
+        env: Vec::new(),
+        timeout: Some(3),
+    };
+    let seen = DeviceNode {
+        container_path: "/dev/seen".to_owned(),
+        host_path: "/dev/seen".into(),
+        kind: 'c',
+        major: 10,
+        minor: 1,
+        mode: 0o660,
+        uid: 0,
+        gid: 0,
+        access: String::new(),
+    };
+    let facts = Facts {
+        devices: vec![seen],
+        cdi: cdi::Injected {
+            env: vec!["OWN=theirs".to_owned(), "GPU=0".to_owned()],
+            mounts: vec![cdi::CdiMount {
+                destination: "/dev/shm".to_owned(),
+                source: "/h".into(),
+                kind: "bind".to_owned(),
+                options: vec!["bind".to_owned()],
+            }],
+            hooks: vec![hook],
+            groups: vec![7, 44],
+        },
+        ..facts()
+    };
+    let config = ContainerConfig {
+        envs: vec![("OWN".into(), "own".into())],
+        ..config()
+    };
+    let sandbox = PodSandboxConfig::default();
+    let spec = container_spec(&sandbox, &config, &ImageFacts::default(), &facts).unwrap();
+    let env = &spec.process.env;
+    assert!(env.contains(&"OWN=theirs".to_owned()) && env.contains(&"GPU=0".to_owned()));
+    assert!(!env.contains(&"OWN=own".to_owned()));
+    assert_eq!(spec.process.additional_gids, [6, 7, 44]);
+    assert_eq!(
+        spec.oci["hooks"],
+        json!({"createContainer": [{"path": "/h", "timeout": 3}]})
+    );
+    let mounts = spec.oci["mounts"].as_array().unwrap();
+    let shm: Vec<_> = mounts
+        .iter()
+        .filter(|m| m["destination"] == "/dev/shm")
+        .collect();
+    assert_eq!(shm.len(), 1);
+    assert_eq!(shm[0]["source"], "/h");
+    assert_eq!(spec.oci["linux"]["devices"][0]["path"], "/dev/seen");
+    let allowed = spec.device_rules.iter().any(|rule| rule.major == Some(10));
+    assert!(!allowed, "it is seen, and no more");
+    assert!(build(&config).oci.get("hooks").is_none());
+}

@@ -102,6 +102,7 @@ impl Node {
             shim_path: Some(shim()),
             shim_cgroup: Some(shim_cgroup(directory)),
             open_files: Some(OPEN_FILES),
+            cdi_spec_dirs: vec![directory.join("cdi")],
             ..Default::default()
         };
         let runtime = LinuxRuntime::open(config, images, network).await.unwrap();

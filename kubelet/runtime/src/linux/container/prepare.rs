@@ -12,7 +12,8 @@ use super::rootfs::{PodUser, mount_root, read_in_root, stage, stage_mounts};
 use crate::api::*;
 use crate::linux::record::{ContainerRecord, RECORD_VERSION, SandboxRecord};
 use crate::linux::{Inner, apparmor, blocking, image, io, layout, machine, volume};
-use crate::spec::{self, Facts, User};
+use crate::spec::cdi::Injected;
+use crate::spec::{self, DeviceNode, Facts, User};
 
 /// Mounts the container's files and writes its record and spec.
 ///
@@ -179,6 +180,7 @@ fn gather(
     )
     .map_err(|error| RuntimeError::Create(chain(&error)))?;
     let mount_sources = stage_mounts(inner, id, config, image_mounts, pod_user)?;
+    let (cdi_nodes, cdi) = cdi_devices(inner, id, config, &user, pod_user)?;
     let no_devices = |error| RuntimeError::Create(format!("devices: {}", chain(&error)));
     let mut devices = machine::devices(&config.devices).map_err(no_devices)?;
     if config.security.privileged {
@@ -191,6 +193,11 @@ fn gather(
             all.into_iter()
                 .filter(|d| !asked.contains(&d.container_path)),
         );
+    }
+    for node in cdi_nodes {
+        // The last one that wants a place has it.
+        devices.retain(|d| spec::clean(&d.container_path) != node.container_path);
+        devices.push(node);
     }
     let taken: Vec<String> = config
         .mounts
@@ -232,11 +239,67 @@ fn gather(
         mount_sources,
         image_volumes,
         devices,
+        cdi,
         user: User { ..user },
         seccomp_filter: None,
         apparmor_profile: apparmor::profile(&config.security.apparmor)
             .map_err(|error| RuntimeError::Create(error.to_string()))?,
     })
+}
+
+/// What the container's CDI devices bring: their nodes, and the rest.
+fn cdi_devices(
+    inner: &Inner,
+    id: &str,
+    config: &ContainerConfig,
+    user: &User,
+    pod_user: Option<&PodUser<'_>>,
+) -> Result<(Vec<DeviceNode>, Injected), RuntimeError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        RuntimeError::Create(format!("CDI device injection failed: {error}"))
+    };
+    let annotated = cdi::annotated_names(&config.annotations).map_err(|error| failed(&error))?;
+    let names: Vec<String> = config
+        .cdi_devices
+        .iter()
+        .cloned()
+        .chain(annotated)
+        .collect();
+    if names.is_empty() {
+        return Ok(Default::default());
+    }
+    let parsed = names
+        .iter()
+        .filter_map(|name| cdi::QualifiedName::parse(name).ok());
+    let kinds: Vec<String> = parsed.map(|name| name.kind()).collect();
+    let files = cdi::read(&inner.config.cdi_spec_dirs, &kinds);
+    for error in &files.unreadable {
+        tracing::warn!(container = %id, %error, "a file of CDI devices counts for nothing");
+    }
+    let parts = cdi::resolve(&files.specs, &names).map_err(|error| failed(&error))?;
+    let plan = spec::cdi::plan(&parts).map_err(|error| failed(&error))?;
+    let mut nodes: Vec<DeviceNode> = Vec::new();
+    for (device, wanted) in &plan.nodes {
+        let path = match wanted.host_path.as_str() {
+            "" => Path::new(&wanted.path),
+            path => Path::new(path),
+        };
+        let made = spec::cdi::device_node(wanted, machine::host_node(path), (user.uid, user.gid));
+        nodes.push(made.map_err(|error| failed(&format!("{device}: {error}")))?);
+    }
+    let mut injected = plan.rest;
+    for (index, mut mount) in plan.mounts.into_iter().enumerate() {
+        if mount.is_bind() {
+            // Unlike that of a pod's volume it is not made: what a device needs is there, or the device is not.
+            let source = fs::metadata(&mount.source);
+            source
+                .map_err(|error| failed(&format!("mount {}: {error}", mount.source.display())))?;
+            let name = format!("cdi-{index}");
+            mount.source = stage(inner, id, &name, &mount.source, true, pod_user)?;
+        }
+        injected.mounts.push(mount);
+    }
+    Ok((nodes, injected))
 }
 
 /// The compiled filter of the container's profile; compiled at its first use, then kept.
