@@ -97,6 +97,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         "devices",
         &["host", "local-grpc", "component-base", "component-helpers"],
     ),
+    // Drivers of devices and what they prepared; knows nothing of pods' or claims' objects, nor of the runtime.
+    ("dra", &["host", "component-base"]),
     // Files that say what a container gets with a device; knows of no container.
     ("cdi", &["host"]),
     ("shim", &["shim-protocol", "host"]),
