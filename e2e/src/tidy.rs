@@ -133,6 +133,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cri",
             "csi",
             "devices",
+            "dra",
             "pods-api",
             "component-base",
             "component-helpers",

@@ -81,6 +81,8 @@ pub enum AppError {
     Network(#[from] network::NetworkError),
     #[error("failed to run Kubelet: device plugins: {0}")]
     Devices(#[from] devices::LoadError),
+    #[error("failed to run Kubelet: dynamic resources: {0}")]
+    DynamicResources(#[from] dra::LoadError),
     #[error("failed to run Kubelet: container runtime: {0}")]
     Runtime(#[from] ::runtime::api::RuntimeError),
     #[error("failed to run Kubelet: serve the CRI: {0}")]

@@ -48,6 +48,8 @@ pub enum ContainerConfigError {
     NoTarget(String),
     #[error(transparent)]
     Devices(#[from] ::devices::DevicesError),
+    #[error(transparent)]
+    Claims(#[from] crate::dynamic_resources::PrepareError),
     #[error("{what}: {source}")]
     Io {
         what: String,
@@ -65,7 +67,7 @@ pub struct ContainerFacts<'a> {
     pub envs: Vec<(String, String)>,
     /// What its devices bring along besides.
     pub injection: ::devices::Injection,
-    /// Names of CDI devices, none twice.
+    /// Names of CDI devices, none twice: those of its claims, then those of its plugins.
     pub cdi_devices: Vec<String>,
     pub security: cri::SecurityContext,
     pub resources: cri::Resources,

@@ -44,6 +44,11 @@ pub const MEMORY_QOS: &str = "MemoryQoS";
 /// Statuses of pods tell how the devices of their containers are.
 pub const RESOURCE_HEALTH_STATUS: &str = "ResourceHealthStatus";
 
+/// They tell what a driver says of them, too.
+pub const RESOURCE_HEALTH_STATUS_MESSAGE: &str = "ResourceHealthStatusMessage";
+/// Claims may say that the driver of their devices needs not be called.
+pub const DRA_OPTIONAL_NODE_OPERATIONS: &str = "DRAOptionalNodeOperations";
+
 /// All that is known; others are named in a warning.
 pub const FEATURES: &[Feature] = &[
     Feature::locked(NODE_DECLARED_FEATURES),
@@ -60,19 +65,21 @@ pub const FEATURES: &[Feature] = &[
     Feature::beta(PODS_API),
     Feature::beta(MEMORY_QOS),
     Feature::beta(RESOURCE_HEALTH_STATUS),
+    Feature::beta(RESOURCE_HEALTH_STATUS_MESSAGE),
+    Feature::alpha(DRA_OPTIONAL_NODE_OPERATIONS),
 ];
 
 /// What the node declares, sorted: API server and scheduler ask it before they let a pod use one of them.
 ///
 /// Not among them, for their gates are off in 1.37 and nothing here does it: `UserNamespacesHostNetworkSupport`,
-/// `VolumeBindMountOptions`, `InPlacePodVerticalScalingMemoryBackedVolumes`, `DRANodeAllocatableResources`,
-/// `DRAOptionalNodeOperations`.
+/// `VolumeBindMountOptions`, `InPlacePodVerticalScalingMemoryBackedVolumes`, `DRANodeAllocatableResources`.
 pub fn declared(gates: &FeatureGates) -> Vec<String> {
     let mut names: Vec<String> = [
         WEBSOCKETS,
         POD_LEVEL_RESIZE,
         INIT_CONTAINER_RESIZE,
         RESTART_ALL_CONTAINERS,
+        DRA_OPTIONAL_NODE_OPERATIONS,
     ]
     .into_iter()
     .filter(|name| gates.enabled(name))

@@ -28,6 +28,7 @@ use crate::cm::ContainerManager;
 use crate::configuration::KubeletConfiguration;
 use crate::csi_node::{Exhausted, StorageError};
 use crate::device_plugins;
+use crate::dynamic_resources::DynamicResources;
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::image_gc::ImageGcManager;
 use crate::kuberuntime::gc::GcPolicy;
@@ -74,6 +75,7 @@ pub struct Kubelet {
     pub probes: Arc<ProbeManager>,
     pub volumes: VolumeManager,
     pub devices: Arc<::devices::Manager>,
+    pub claims: Arc<DynamicResources>,
     pub objects: Arc<ObjectCache>,
     pub container_manager: Arc<ContainerManager>,
     pub user_namespaces: Arc<UserNamespaceManager>,
@@ -150,6 +152,7 @@ impl Kubelet {
             now: self.clock.now(),
         });
         device_plugins::tell_health(&self.devices, uid, &mut new);
+        self.claims.tell_health(pod, &mut new);
         let overdue = |s: &ApiPodStatus| s.reason.as_deref() == Some(active_deadline::REASON);
         if overdue(&new) && !overdue(&old) {
             let text = active_deadline::MESSAGE;
@@ -296,17 +299,6 @@ impl Kubelet {
         })
     }
 
-    /// No container starts without the devices that were claimed for its pod, and nobody here prepares any yet.
-    fn refuse_devices(&self, pod: &Pod) -> Result<(), SyncError> {
-        if !pod::claims_devices(pod) {
-            return Ok(());
-        }
-        let message = "Failed to prepare dynamic resources: spec.resourceClaims: this kubelet speaks to no drivers of devices yet";
-        let reason = reason::FAILED_PREPARE_DYNAMIC_RESOURCES;
-        self.recorder.pod(pod, Type::Warning, reason, message);
-        Err(SyncError(message.to_owned()))
-    }
-
     /// The pod will not run here: it is Failed for good.
     pub fn reject_pod(&self, pod: &Pod, rejection: &Rejection) {
         metrics::ADMISSION_REJECTIONS
@@ -366,7 +358,6 @@ impl Kubelet {
         if cancel.is_cancelled() {
             return Ok(SyncOutcome::default());
         }
-        self.refuse_devices(pod)?;
         self.objects.register_pod(pod);
         self.ensure_cgroup(pod)?;
         self.reconcile_mirror_pod(pod).await;
@@ -564,6 +555,8 @@ impl PodSyncer for Kubelet {
                 "detected running containers after a successful KillPod, CRI violation: {running:?}"
             )));
         }
+        // Before the terminal phase is written: then the claims may be given to others.
+        self.claims.unprepare(uid).await.map_err(|e| fail(&e))?;
         let api_status = self.generate_status(&pod, &stopped, true, forced).await;
         self.status.set_pod_status(&pod, api_status);
         // The terminal phase may be written from now on; the state of the worker changes right after.
@@ -579,6 +572,10 @@ impl PodSyncer for Kubelet {
             .map_err(|e| SyncError(e.to_string()))?;
         self.runtime
             .kill_pod(None, &status, None)
+            .await
+            .map_err(|e| SyncError(e.to_string()))?;
+        self.claims
+            .unprepare(&pod.uid)
             .await
             .map_err(|e| SyncError(e.to_string()))
     }

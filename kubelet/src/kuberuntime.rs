@@ -25,6 +25,7 @@ use crate::cm::ContainerManager;
 use crate::cm::resources::{ContainerResourceDefaults, container_resources};
 use crate::configuration::KubeletConfiguration;
 use crate::dns::Configurer;
+use crate::dynamic_resources::DynamicResources;
 use crate::environment::Objects;
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::hosts;
@@ -58,6 +59,7 @@ pub struct Dependencies {
     pub images: Arc<ImageManager>,
     pub volumes: VolumeManager,
     pub devices: Arc<::devices::Manager>,
+    pub claims: Arc<DynamicResources>,
     pub objects: Arc<dyn Objects>,
     pub runtime_classes: Arc<dyn RuntimeClasses>,
     pub container_manager: Arc<ContainerManager>,
@@ -248,6 +250,9 @@ impl RuntimeManager {
         let mut sandbox_id = actions.sandbox_id.clone();
         if actions.create_sandbox {
             metrics::STARTED_PODS.inc();
+            if !self.prepare_claims(pod, cancel, &mut result).await {
+                return result;
+            }
             match self.create_pod_sandbox(pod, actions.attempt).await {
                 Ok((id, ips)) => {
                     sandbox_id = id;
@@ -281,6 +286,31 @@ impl RuntimeManager {
         )
         .await;
         result
+    }
+
+    /// The pod's claims, before anything of it is made. Whether they are all prepared.
+    ///
+    /// DIFFERS: a pod whose claims are not prepared is tried again as after any failure; upstream waits for its next round of sync.
+    async fn prepare_claims(
+        &self,
+        pod: &Pod,
+        cancel: &CancellationToken,
+        result: &mut SyncResult,
+    ) -> bool {
+        let prepared = tokio::select! {
+            prepared = self.d.claims.prepare(pod) => prepared,
+            // What a driver did meanwhile is undone with the pod's end.
+            () = cancel.cancelled() => return false,
+        };
+        let Err(error) = prepared else { return true };
+        let message =
+            format!("Failed to prepare dynamic resources: prepare dynamic resources: {error}");
+        let reason = reason::FAILED_PREPARE_DYNAMIC_RESOURCES;
+        self.d
+            .recorder
+            .pod(pod, Type::Warning, reason, message.clone());
+        result.fail(message, None);
+        false
     }
 
     fn tell_sandbox_failure(&self, pod: &Pod, error: &SandboxFailure) {

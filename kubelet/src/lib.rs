@@ -17,6 +17,7 @@ pub mod csi_node;
 pub mod device_plugins;
 pub mod disk_usage;
 pub mod dns;
+pub mod dynamic_resources;
 pub mod environment;
 pub mod events;
 pub mod eviction;

@@ -21,6 +21,13 @@ macro_rules! metric {
     };
 }
 
+/// Upstream: `DRADurationBuckets`, from 0.1 to 40 seconds.
+fn dra_buckets() -> Vec<f64> {
+    const COUNT: usize = 15;
+    let factor = (40.0_f64 / 0.1).powf(1.0 / (COUNT - 1) as f64);
+    exponential_buckets(0.1, factor, COUNT)
+}
+
 metric!(RUNNING_PODS: IntGauge = register_int_gauge!("kubelet_running_pods", "Number of pods that have a running pod sandbox"));
 metric!(RUNNING_CONTAINERS: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_running_containers", "Number of containers currently running"), &["container_state"]));
 metric!(DESIRED_PODS: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_desired_pods", "The number of pods the kubelet is being instructed to run."), &["static"]));
@@ -46,6 +53,10 @@ metric!(POD_RESOURCES_REQUESTS_GET: IntCounterVec = register_int_counter_vec!(op
 metric!(POD_RESOURCES_ERRORS_GET: IntCounterVec = register_int_counter_vec!(opts!("kubelet_pod_resources_endpoint_errors_get", "Number of requests to the PodResource Get endpoint which returned error. Broken down by server api version."), &["server_api_version"]));
 metric!(POD_RESOURCES_REQUESTS_ALLOCATABLE: IntCounterVec = register_int_counter_vec!(opts!("kubelet_pod_resources_endpoint_requests_get_allocatable", "Number of requests to the PodResource GetAllocatableResources endpoint. Broken down by server api version."), &["server_api_version"]));
 metric!(POD_RESOURCES_ERRORS_ALLOCATABLE: IntCounterVec = register_int_counter_vec!(opts!("kubelet_pod_resources_endpoint_errors_get_allocatable", "Number of requests to the PodResource GetAllocatableResources endpoint which returned error. Broken down by server api version."), &["server_api_version"]));
+metric!(DRA_OPERATIONS_DURATION: HistogramVec = register_histogram_vec!(histogram_opts!("dra_operations_duration_seconds", "Latency histogram in seconds for the duration of handling all ResourceClaims referenced by a pod when the pod starts or stops. Identified by the name of the operation (PrepareResources or UnprepareResources) and separated by the success of the operation. The number of failed operations is provided through the histogram's overall count.", dra_buckets()), &["operation_name", "is_error"]));
+metric!(DRA_GRPC_OPERATIONS_DURATION: HistogramVec = register_histogram_vec!(histogram_opts!("dra_grpc_operations_duration_seconds", "Duration in seconds of the DRA gRPC operations", dra_buckets()), &["driver_name", "method_name", "grpc_status_code"]));
+metric!(DRA_NODE_PREPARE_SKIPS: IntCounterVec = register_int_counter_vec!(opts!("dra_node_prepare_skips_total", "Cumulative number of times NodePrepareResources gRPC calls were skipped due to SkipNodeOperations."), &["driver_name"]));
+metric!(DRA_NODE_UNPREPARE_SKIPS: IntCounterVec = register_int_counter_vec!(opts!("dra_node_unprepare_skips_total", "Cumulative number of times NodeUnprepareResources gRPC calls were skipped due to SkipNodeOperations."), &["driver_name"]));
 metric!(EVICTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_evictions", "Cumulative number of pod evictions by eviction signal"), &["eviction_signal"]));
 metric!(ADMISSION_REJECTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_admission_rejections_total", "Cumulative number pod admission rejections by the Kubelet."), &["reason"]));
 metric!(MIRROR_PODS_CREATED: IntCounter = register_int_counter!("kubelet_mirror_pods", "Number of mirror pods created"));

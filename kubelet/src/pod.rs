@@ -47,19 +47,6 @@ pub fn namespace(pod: &Pod) -> &str {
     pod.metadata.namespace.as_deref().unwrap_or_default()
 }
 
-/// Whether devices were claimed for it, by name or behind an extended resource.
-pub fn claims_devices(pod: &Pod) -> bool {
-    let named = pod
-        .spec
-        .iter()
-        .flat_map(|s| s.resource_claims.iter().flatten());
-    let extended = pod
-        .status
-        .iter()
-        .any(|s| s.extended_resource_claim_status.is_some());
-    named.count() > 0 || extended
-}
-
 /// Whether a volume of it may be of a driver that has yet to come.
 pub fn may_need_driver(pod: &Pod) -> bool {
     let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use ::devices::pod_resources::{PodEntry, PodList, Question};
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 
+use crate::dynamic_resources::DynamicResources;
 use crate::kubelet::Kubelet;
 use crate::{metrics, pod};
 
@@ -19,7 +20,8 @@ impl PodList for Source {
         kubelet.free_devices().await;
         let active = kubelet.active_pods();
         let all = kubelet.pods.pods().into_iter();
-        let all = all.map(|p| entry(&p, active.iter().any(|a| pod::uid(a) == pod::uid(&p))));
+        let is_active = |p: &Pod| active.iter().any(|a| pod::uid(a) == pod::uid(p));
+        let all = all.map(|p| entry(&p, is_active(&p), &kubelet.claims));
         all.collect()
     }
 
@@ -50,12 +52,15 @@ impl PodList for Source {
     }
 }
 
-fn entry(pod: &Pod, active: bool) -> PodEntry {
-    let names = |list: Vec<&k8s_openapi::api::core::v1::Container>| -> Vec<String> {
+fn entry(pod: &Pod, active: bool, claims: &DynamicResources) -> PodEntry {
+    let names = |list: Vec<&Container>| -> Vec<String> {
         list.into_iter().map(|c| c.name.clone()).collect()
     };
     let sidecars = pod::init_containers(pod).iter();
+    let all = sidecars.clone().chain(pod::containers(pod));
+    let of_container = |c: &Container| (c.name.clone(), claims.of_container(pod, c));
     PodEntry {
+        dynamic_resources: all.map(of_container).collect(),
         name: pod::name(pod).to_owned(),
         namespace: pod::namespace(pod).to_owned(),
         uid: pod::uid(pod).to_owned(),

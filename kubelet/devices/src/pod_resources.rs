@@ -1,8 +1,9 @@
 //! The PodResources API: which devices the pods of the node have, for its agents (exporters of metrics, daemons of NUMA topology).
 //!
-//! Owns: the two versions of the protocol and their bounds. Which pods there are is a [`PodList`]'s. There is no CPU or memory manager
-//! and no DRA: those fields are empty, as upstream's under its policy `none`. Upstream: pkg/kubelet/apis/podresources, v1.37.
+//! Owns: the two versions of the protocol and their bounds. Which pods there are is a [`PodList`]'s. What a container has by claims its
+//! caller says, too. There is no CPU or memory manager: those fields are empty, as upstream's under its policy `none`. Upstream: pkg/kubelet/apis/podresources, v1.37.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -34,7 +35,7 @@ const BURST: u32 = 10;
 const MESSAGE_BYTES: usize = 64 << 10;
 
 /// A pod of the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PodEntry {
     pub name: String,
     pub namespace: String,
@@ -44,6 +45,8 @@ pub struct PodEntry {
     pub sidecars: Vec<String>,
     /// The regular ones.
     pub containers: Vec<String>,
+    /// What containers have by claims, by container; the others have none.
+    pub dynamic_resources: BTreeMap<String, Vec<v1::DynamicResource>>,
 }
 
 /// What was asked.
@@ -106,6 +109,7 @@ impl Server {
         let containers = names.map(|name| v1::ContainerResources {
             name: name.clone(),
             devices: devices(self.manager.held(&pod.uid, name)),
+            dynamic_resources: pod.dynamic_resources.get(name).cloned().unwrap_or_default(),
             ..v1::ContainerResources::default()
         });
         v1::PodResources {

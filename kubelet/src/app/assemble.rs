@@ -24,8 +24,9 @@ use volumes::{CsiHost, VolumeManager};
 use super::AppError;
 use super::clients::ApiClients;
 use super::features::{
-    CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, POD_CERTIFICATE_REQUEST, PODS_API,
-    REDUCE_CRASH_LOOP_BACK_OFF, RESOURCE_HEALTH_STATUS,
+    CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, DRA_OPTIONAL_NODE_OPERATIONS,
+    POD_CERTIFICATE_REQUEST, PODS_API, REDUCE_CRASH_LOOP_BACK_OFF, RESOURCE_HEALTH_STATUS,
+    RESOURCE_HEALTH_STATUS_MESSAGE,
 };
 use super::images::{credential_providers, pull_manager};
 use super::machine::given_addresses;
@@ -37,6 +38,7 @@ use crate::config::PodUpdate;
 use crate::configuration::KubeletConfiguration;
 use crate::csi_node::{Exhausted, StorageError};
 use crate::device_plugins::Watcher;
+use crate::dynamic_resources::{self, ClaimSlices, DynamicResources};
 use crate::events::KubeletRecorder;
 use crate::eviction::manager::Observer;
 use crate::image_gc::{ImageGcManager, ImageGcPolicy};
@@ -136,6 +138,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
     let volumes = volumes(&paths, options, &objects, &drivers);
     let workers = Arc::new(PodWorkers::new(config.sync_frequency.0, token));
     let devices = device_manager(&seams, &paths, &workers)?;
+    let claims = claims(&seams, &paths, &workers)?;
     let user_namespaces = Arc::new(load_user_namespaces(&paths, config, runtime).await?);
     let security = Arc::new(seams.machine.security.clone());
     let (images, image_gc) = images(&seams, &paths, &objects, &volumes, &recorder).await?;
@@ -145,6 +148,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         images,
         volumes: volumes.clone(),
         devices: devices.clone(),
+        claims: claims.clone(),
         objects: objects.clone(),
         runtime_classes: Arc::new(runtime_classes(factory.as_ref())),
         container_manager: seams.container_manager.clone(),
@@ -168,6 +172,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         probes,
         volumes,
         devices,
+        claims,
         objects,
         container_manager: seams.container_manager.clone(),
         user_namespaces,
@@ -359,6 +364,34 @@ fn device_manager(
     let (dir, clock) = (paths.device_plugins(), seams.clock.clone());
     let manager = devices::Manager::load(dir, clock, Arc::new(watcher))?;
     Ok(Arc::new(manager))
+}
+
+/// What drivers prepared before is known from here on.
+fn claims(
+    seams: &Seams,
+    paths: &Paths,
+    workers: &Arc<PodWorkers>,
+) -> Result<Arc<DynamicResources>, AppError> {
+    let watcher = dynamic_resources::Watcher {
+        workers: workers.clone(),
+        tell_health: seams.gates.enabled(RESOURCE_HEALTH_STATUS),
+    };
+    let client = seams.clients.as_ref().map(|clients| clients.main.clone());
+    let slices = client.clone().map(|client| {
+        let node = seams.options.node_name.clone();
+        Arc::new(ClaimSlices { client, node }) as Arc<dyn dra::Slices>
+    });
+    let (root, clock) = (paths.root().to_path_buf(), seams.clock.clone());
+    let manager = dra::Manager::load(root, clock, Arc::new(watcher), slices)?;
+    let manager = Arc::new(manager);
+    dynamic_resources::register_metric(&manager);
+    Ok(Arc::new(DynamicResources {
+        manager,
+        client,
+        optional_node_operations: seams.gates.enabled(DRA_OPTIONAL_NODE_OPERATIONS),
+        tell_health: seams.gates.enabled(RESOURCE_HEALTH_STATUS),
+        tell_messages: seams.gates.enabled(RESOURCE_HEALTH_STATUS_MESSAGE),
+    }))
 }
 
 async fn images(

@@ -3,6 +3,7 @@
 //! Owns: who is told that one came.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::informer::{Factory, InformerOptions};
@@ -16,6 +17,10 @@ use super::assemble::Parts;
 use super::clients::ApiClients;
 use crate::csi_node::NodeInfoManager;
 use crate::device_plugins::Registry;
+use crate::dynamic_resources::DriverRegistry;
+
+/// Upstream: `defaultReconcilePeriod`.
+const RECONCILE_PERIOD: Duration = Duration::from_secs(60);
 
 impl Parts {
     /// Drivers of volumes: what they say of the node is written down, and pods that wait for one are told that it came.
@@ -41,7 +46,7 @@ impl Parts {
         let registry = kubelet.paths.plugins_registry();
         let drivers = self.drivers.clone();
         let registrations =
-            Registrations::new(registry, drivers, manager.clone(), self.device_plugins());
+            Registrations::new(registry, drivers, manager.clone(), self.plugin_handlers());
         let limits = manager.clone().follow_limits(
             self.drivers.clone(),
             factory.informer::<CSIDriver>(InformerOptions::default()),
@@ -53,6 +58,7 @@ impl Parts {
         self.essential("CSI drivers", async move {
             let work = async {
                 kubelet.node.until_read().await;
+                kubelet.claims.manager.wipe_at_start();
                 manager
                     .initialize(kubelet.storage_error.clone(), &changed)
                     .await;
@@ -68,16 +74,31 @@ impl Parts {
         let registry = self.kubelet.paths.plugins_registry();
         let drivers = self.drivers.clone();
         let nobody = Arc::new(NoApi);
-        let registrations = Registrations::new(registry, drivers, nobody, self.device_plugins());
+        let registrations = Registrations::new(registry, drivers, nobody, self.plugin_handlers());
         let shutdown = self.shutdown.clone();
         self.essential("plugins", async move {
             let _ = shutdown.run_until(registrations.run()).await;
         });
     }
 
-    fn device_plugins(&self) -> [(&'static str, Arc<dyn PluginHandler>); 1] {
-        let handler = Arc::new(Registry(self.kubelet.devices.clone()));
-        [(DEVICE_PLUGIN, handler)]
+    fn plugin_handlers(&self) -> [(&'static str, Arc<dyn PluginHandler>); 2] {
+        let devices = Arc::new(Registry(self.kubelet.devices.clone()));
+        let claims = Arc::new(DriverRegistry(self.kubelet.claims.manager.clone()));
+        [(DEVICE_PLUGIN, devices), (dra::DRIVER_PLUGIN, claims)]
+    }
+
+    /// Claims of pods that are gone are let go of, again and again.
+    pub(super) fn start_claims(&self) {
+        let (kubelet, shutdown) = (self.kubelet.clone(), self.shutdown.clone());
+        self.essential("claims of pods", async move {
+            let work = async {
+                loop {
+                    kubelet.clock.sleep(RECONCILE_PERIOD).await;
+                    kubelet.reconcile_claims().await;
+                }
+            };
+            let _ = shutdown.run_until(work).await;
+        });
     }
 
     /// Plugins of devices register from here on.

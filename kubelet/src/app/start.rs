@@ -89,6 +89,7 @@ impl Parts {
         if let Some(adopted) = self.adopted().await {
             tracing::info!(pods = adopted.len(), "adopted running pods");
             self.start_device_plugins().await?;
+            self.start_claims();
             let sources = self.start_sources()?;
             SyncLoop::new(kubelet, sources, adopted)
                 .run(self.channels, token)

@@ -1,5 +1,7 @@
 //! A whole kubelet on an API server and a runtime in memory, in virtual time.
 
+mod claims;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

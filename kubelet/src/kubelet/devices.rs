@@ -1,4 +1,4 @@
-//! Devices of plugins: asked for before a pod runs, freed when it is through.
+//! Devices of plugins and of claims: asked for before a pod runs, freed when it is through.
 
 use ::devices::{AllocationError, DevicesError, PodRequest};
 
@@ -36,6 +36,15 @@ impl Kubelet {
     /// DIFFERS: a pod that is gone from the API keeps its devices until its containers are; upstream frees them at once.
     pub async fn free_devices(&self) {
         self.devices.retain(|uid| self.may_use_devices(uid)).await;
+    }
+
+    /// Lets go of the claims of pods that are through, where the end of the pod did not do it.
+    pub async fn reconcile_claims(&self) {
+        // Before, a pod that runs may not be known yet.
+        if self.devices.is_settled() {
+            let manager = &self.claims.manager;
+            manager.reconcile(|uid| self.may_use_devices(uid)).await;
+        }
     }
 
     fn may_use_devices(&self, uid: &str) -> bool {

@@ -364,7 +364,12 @@ impl RuntimeManager {
             )
             .await?;
         device_plugins::add_envs(&mut envs, &injection);
-        let cdi_devices = injection.cdi_devices.clone();
+        let mut cdi_devices = self.d.claims.cdi_devices(pod, container).await?;
+        for name in &injection.cdi_devices {
+            if !cdi_devices.contains(name) {
+                cdi_devices.push(name.clone());
+            }
+        }
         generate_container_config(
             pod,
             container,

@@ -26,12 +26,20 @@ impl PodList for Pods {
             active,
             sidecars: vec!["s".to_owned()],
             containers: vec!["c".to_owned()],
+            dynamic_resources: [("c".to_owned(), vec![claimed(name)])].into(),
         };
         vec![pod("runs", true), pod("ended", false)]
     }
     fn observe(&self, version: &'static str, question: Question, failed: bool) {
         let told = format!("{version} {question:?} {failed}");
         self.0.lock().unwrap().push(told);
+    }
+}
+
+fn claimed(name: &str) -> v1::DynamicResource {
+    v1::DynamicResource {
+        claim_name: format!("claim-of-{name}"),
+        ..v1::DynamicResource::default()
     }
 }
 
@@ -92,6 +100,9 @@ async fn agents_are_told_which_devices_pods_have() {
     let names: Vec<_> = list[0].containers.iter().map(|c| &c.name).collect();
     assert_eq!(names, ["s", "c"]);
     assert_eq!(text(&list[0].containers[1].devices), "a b@0");
+    let claimed = |at: usize| list[0].containers[at].dynamic_resources.iter();
+    assert_eq!(claimed(0).count(), 0);
+    assert_eq!(claimed(1).next().unwrap().claim_name, "claim-of-runs");
     let all = client.get_allocatable_resources(v1::AllocatableResourcesRequest {});
     assert_eq!(text(&all.await.unwrap().into_inner().devices), "a b@0");
     let ask = |name: &str| v1::GetPodResourcesRequest {
