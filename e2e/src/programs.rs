@@ -272,6 +272,12 @@ const GO_PROGRAMS: &[GoProgram] = &[
         GoKind::Plain,
     ),
     go(
+        "dra-test-driver",
+        "",
+        "k8s.io/kubernetes/test/e2e/dra/test-driver",
+        GoKind::Plain,
+    ),
+    go(
         "kube-apiserver-1.36",
         "v1.36",
         "k8s.io/kubernetes/cmd/kube-apiserver",
