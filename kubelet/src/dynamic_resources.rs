@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
     Container, Pod, PodStatus, ResourceHealth, ResourceStatus as AllocatedResourceStatus,
 };
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use kube::{Api, Client};
+use kube::Api;
 
 use crate::pod;
 
@@ -51,7 +51,8 @@ pub struct UnprepareError(#[source] DraError);
 /// The kubelet's view of claims.
 pub struct DynamicResources {
     pub manager: Arc<Manager>,
-    pub client: Option<Client>,
+    /// Those of all namespaces; `None`: there is no API server.
+    pub claims: Option<Api<ResourceClaim>>,
     /// Claims may say that their driver needs not be called.
     pub optional_node_operations: bool,
     /// Statuses of pods tell how their devices are.
@@ -89,10 +90,11 @@ impl DynamicResources {
     }
 
     async fn fetch(&self, namespace: &str, name: &str) -> Result<ResourceClaim, PrepareError> {
-        let Some(client) = &self.client else {
+        let Some(claims) = &self.claims else {
             return Err(PrepareError::NoApi(name.to_owned()));
         };
-        let claims = Api::<ResourceClaim>::namespaced(client.clone(), namespace);
+        let client = claims.clone().into_client();
+        let claims = Api::<ResourceClaim>::namespaced(client, namespace);
         claims
             .get(name)
             .await

@@ -114,7 +114,15 @@ fn decode(text: &str) -> Result<Spec, SpecError> {
 fn validate(spec: &Spec) -> Result<(), SpecError> {
     let unknown = || SpecError::Version(spec.cdi_version.clone());
     let named = version::position(&spec.cdi_version).ok_or_else(unknown)?;
-    let required = version::required(spec);
+    let all = spec.devices.iter();
+    let of_devices = all.clone().map(|device| &device.container_edits);
+    let required = version::required(&version::Used {
+        kind: &spec.kind,
+        annotated: !spec.annotations.is_empty()
+            || all.clone().any(|device| !device.annotations.is_empty()),
+        devices: all.map(|device| device.name.as_str()).collect(),
+        edits: of_devices.chain([&spec.container_edits]).collect(),
+    });
     if version::position(required).is_some_and(|least| named < least) {
         return Err(SpecError::TooOld(required));
     }

@@ -1,7 +1,6 @@
 //! Which version of the format a file must name at least for what it uses; pure. Upstream: specs-go/version.go.
 
 use crate::edits::ContainerEdits;
-use crate::spec::Spec;
 
 /// Those there are, oldest first. The first two are known and too old for every file. Upstream: `vEarliest`.
 const VERSIONS: [&str; 10] = [
@@ -14,11 +13,18 @@ pub(crate) fn position(version: &str) -> Option<usize> {
     VERSIONS.iter().position(|known| *known == bare)
 }
 
-/// The version that the features of `spec` came with. Upstream: `MinimumRequiredVersion`.
-pub(crate) fn required(spec: &Spec) -> &'static str {
-    let devices = spec.devices.iter().map(|device| &device.container_edits);
-    let all: Vec<&ContainerEdits> = devices.chain([&spec.container_edits]).collect();
-    let any = |uses: fn(&ContainerEdits) -> bool| all.iter().any(|edits| uses(edits));
+/// What of a file decides.
+pub(crate) struct Used<'a> {
+    pub(crate) kind: &'a str,
+    /// The file or a device has annotations.
+    pub(crate) annotated: bool,
+    pub(crate) devices: Vec<&'a str>,
+    pub(crate) edits: Vec<&'a ContainerEdits>,
+}
+
+/// The version that the features of a file came with. Upstream: `MinimumRequiredVersion`.
+pub(crate) fn required(used: &Used<'_>) -> &'static str {
+    let any = |uses: fn(&ContainerEdits) -> bool| used.edits.iter().any(|edits| uses(edits));
     let new_rdt = |edits: &ContainerEdits| {
         let rdt = edits.intel_rdt.as_ref();
         rdt.is_some_and(|rdt| rdt.schemata.is_some() || rdt.enable_monitoring)
@@ -29,10 +35,9 @@ pub(crate) fn required(spec: &Spec) -> &'static str {
     if any(|edits| edits.intel_rdt.is_some() || !edits.additional_gids.is_empty()) {
         return "0.7.0";
     }
-    let annotated = spec.devices.iter().any(|d| !d.annotations.is_empty());
-    let dotted_class = spec.kind.split_once('/');
+    let dotted_class = used.kind.split_once('/');
     let dotted_class = dotted_class.is_some_and(|(_, class)| class.contains('.'));
-    if annotated || !spec.annotations.is_empty() || dotted_class {
+    if used.annotated || dotted_class {
         return "0.6.0";
     }
     let digit = |name: &str| name.starts_with(|c: char| c.is_ascii_digit());
@@ -40,7 +45,7 @@ pub(crate) fn required(spec: &Spec) -> &'static str {
         let mut nodes = edits.device_nodes.iter();
         nodes.any(|node| !node.host_path.is_empty())
     };
-    if spec.devices.iter().any(|device| digit(&device.name)) || any(host_path) {
+    if used.devices.iter().any(|name| digit(name)) || any(host_path) {
         return "0.5.0";
     }
     if any(|edits| edits.mounts.iter().any(|mount| !mount.kind.is_empty())) {

@@ -2,7 +2,7 @@
 //!
 //! Owns: the drivers that registered ([`Manager::register`]), their calls, and what was prepared, which outlives the kubelet. Knows nothing
 //! of pods' or claims' objects nor of the runtime: it is told which claims a pod uses and answers with names of CDI devices. The
-//! decisions ([`claims`], [`checkpoint`], [`health`]) are pure; `manager`, `plugins`, `plugin`, `connection` and `directory` are the shells.
+//! decisions ([`claims`], [`checkpoint`], [`health`]) are pure; `manager`, `drivers`, `plugins`, `plugin`, `connection` and `directory` are the shells.
 //!
 //! Upstream: pkg/kubelet/cm/dra, v1.37.
 
@@ -14,14 +14,17 @@ pub mod testing;
 
 mod connection;
 mod directory;
+mod drivers;
 mod manager;
+mod observer;
 mod plugin;
 mod plugins;
 mod service;
 
 pub use claims::{ClaimInfo, ClaimKey, ClaimRequest, Device, DriverRequest, DriverState};
 pub use health::{DeviceHealth, HealthStatus};
-pub use manager::{DraError, LoadError, Manager, Observer, Operation, Slices};
+pub use manager::{DraError, LoadError, Manager};
+pub use observer::{Observer, Operation, Slices};
 pub use plugin::{CallError, Claim, HealthReport, HealthReports, Plugin};
 pub use plugins::RegisterError;
 pub use service::{DRIVER_PLUGIN, HealthService, Service};

@@ -20,7 +20,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::claims::Device;
 use crate::connection::Connection;
 use crate::health::{DeviceHealth, HealthStatus};
-use crate::manager::Observer;
+use crate::observer::Observer;
 use crate::service::{HealthService, Service};
 use crate::{health_v1, health_v1alpha1, v1, v1beta1};
 

@@ -379,7 +379,8 @@ fn claims(
     let client = seams.clients.as_ref().map(|clients| clients.main.clone());
     let slices = client.clone().map(|client| {
         let node = seams.options.node_name.clone();
-        Arc::new(ClaimSlices { client, node }) as Arc<dyn dra::Slices>
+        let slices = kube::Api::all(client);
+        Arc::new(ClaimSlices { slices, node }) as Arc<dyn dra::Slices>
     });
     let (root, clock) = (paths.root().to_path_buf(), seams.clock.clone());
     let manager = dra::Manager::load(root, clock, Arc::new(watcher), slices)?;
@@ -387,7 +388,7 @@ fn claims(
     dynamic_resources::register_metric(&manager);
     Ok(Arc::new(DynamicResources {
         manager,
-        client,
+        claims: client.map(kube::Api::all),
         optional_node_operations: seams.gates.enabled(DRA_OPTIONAL_NODE_OPERATIONS),
         tell_health: seams.gates.enabled(RESOURCE_HEALTH_STATUS),
         tell_messages: seams.gates.enabled(RESOURCE_HEALTH_STATUS_MESSAGE),

@@ -9,8 +9,8 @@ use ::dra::{Manager, Observer, Operation, Slices};
 use async_trait::async_trait;
 use csi::registration::{HandlerError, PluginHandler};
 use k8s_openapi::api::resource::v1::ResourceSlice;
+use kube::Api;
 use kube::api::{DeleteParams, ListParams};
-use kube::{Api, Client};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, opts};
@@ -61,7 +61,7 @@ impl Observer for Watcher {
 
 /// The node's slices, by name of the node.
 pub struct ClaimSlices {
-    pub client: Client,
+    pub slices: Api<ResourceSlice>,
     pub node: String,
 }
 
@@ -72,9 +72,9 @@ impl Slices for ClaimSlices {
         if let Some(driver) = driver {
             fields.push_str(&format!(",spec.driver={driver}"));
         }
-        let slices = Api::<ResourceSlice>::all(self.client.clone());
         let wanted = ListParams::default().fields(&fields);
-        match slices
+        match self
+            .slices
             .delete_collection(&DeleteParams::default(), &wanted)
             .await
         {

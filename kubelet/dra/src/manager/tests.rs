@@ -1,5 +1,7 @@
 use std::path::Path;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use component_base::clock::FakeClock;
 use jiff::Timestamp;
 use tempfile::TempDir;
