@@ -101,6 +101,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dra", &["host", "component-base"]),
     // Files that say what a container gets with a device; knows of no container.
     ("cdi", &["host"]),
+    // Which CPUs and memory a container gets; knows nothing of the runtime, the API server or device plugins.
+    ("resource-managers", &["host", "component-helpers"]),
     ("shim", &["shim-protocol", "host"]),
     // Files and trees that containers can change, for all that touch them.
     ("host", &[]),
@@ -134,6 +136,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "csi",
             "devices",
             "dra",
+            "resource-managers",
             "pods-api",
             "component-base",
             "component-helpers",
@@ -179,6 +182,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("backend", &["kube", "libc", "nix"]),
     ("shim", &["tokio", "kube", "k8s-openapi"]),
     ("host", &["tokio", "kube", "k8s-openapi", "libc", "nix"]),
+    ("resource-managers", &["tokio", "kube", "libc", "nix"]),
     ("kubelet-provider", &["kube", "libc", "nix"]),
 ];
 
