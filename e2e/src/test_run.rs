@@ -65,38 +65,7 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
         )?;
     }
 
-    let all = test_files(&outputs)?;
-    let file = options.filter.as_ref().filter(|name| all.contains(name));
-    let (disruptive, calm): (Vec<String>, Vec<String>) = all
-        .iter()
-        .filter(|name| file.is_none_or(|file| file == *name))
-        .cloned()
-        .partition(|name| DISRUPTIVE.contains(&name.as_str()));
-    let mut lanes = vec![
-        Lane {
-            cluster: TEST_CLUSTER,
-            tests: calm,
-            filter: options.filter.clone().filter(|_| file.is_none()),
-            smoke: options.filter.is_none(),
-            with_csi: file
-                .filter(|file| *file == WITH_CSI)
-                .map(|_| Storage::Hostpath),
-            control_planes: match file {
-                Some(file) if file == WITH_CONTROL_PLANES => 3,
-                _ => 1,
-            },
-        },
-        Lane {
-            cluster: DISRUPTED_CLUSTER,
-            tests: disruptive,
-            filter: options.filter.clone().filter(|_| file.is_none()),
-            smoke: false,
-            with_csi: None,
-            control_planes: 1,
-        },
-    ];
-    lanes.retain(|lane| !lane.tests.is_empty());
-    let long = file.is_some();
+    let (lanes, long) = lanes(options, &test_files(&outputs)?);
     // Compiled before either lane starts: they would wait for each other's lock.
     cargo_test(
         &outputs,
@@ -151,6 +120,41 @@ const WITH_CSI: &str = "csi";
 
 /// Tests on a cluster of three control planes, which is made for them alone.
 const WITH_CONTROL_PLANES: &str = "control_planes";
+
+/// The clusters that are made and the files of tests that run on each; and whether with their long forms.
+fn lanes(options: &TestOptions, all: &[String]) -> (Vec<Lane>, bool) {
+    let file = options.filter.as_ref().filter(|name| all.contains(name));
+    let (disruptive, calm): (Vec<String>, Vec<String>) = all
+        .iter()
+        .filter(|name| file.is_none_or(|file| file == *name))
+        .cloned()
+        .partition(|name| DISRUPTIVE.contains(&name.as_str()));
+    let mut lanes = vec![
+        Lane {
+            cluster: TEST_CLUSTER,
+            tests: calm,
+            filter: options.filter.clone().filter(|_| file.is_none()),
+            smoke: options.filter.is_none(),
+            with_csi: file
+                .filter(|file| *file == WITH_CSI)
+                .map(|_| Storage::Hostpath),
+            control_planes: match file {
+                Some(file) if file == WITH_CONTROL_PLANES => 3,
+                _ => 1,
+            },
+        },
+        Lane {
+            cluster: DISRUPTED_CLUSTER,
+            tests: disruptive,
+            filter: options.filter.clone().filter(|_| file.is_none()),
+            smoke: false,
+            with_csi: None,
+            control_planes: 1,
+        },
+    ];
+    lanes.retain(|lane| !lane.tests.is_empty());
+    (lanes, file.is_some())
+}
 
 /// A cluster and the tests that run on it, one at a time.
 struct Lane {
