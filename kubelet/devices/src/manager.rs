@@ -19,7 +19,9 @@ use tokio::task::AbortHandle;
 
 use crate::injection::{self, AnswerError, Injection};
 use crate::plugin::{self, CallError, Plugin, PluginOptions};
-use crate::state::{AllocationError, Capacity, Choice, Held, Plan, PodRequest, State};
+use crate::state::{
+    AllocationError, Capacity, Choice, ContainerRequest, Held, Plan, PodRequest, State,
+};
 use crate::v1beta1::ContainerAllocateResponse;
 use crate::{checkpoint, directory, name};
 
@@ -103,13 +105,16 @@ struct Inner {
     plugins: BTreeMap<String, Vec<Connected>>,
 }
 
+/// Held for as long as nobody else may take of a resource; by its name.
+type Turns = BTreeMap<String, tokio::sync::OwnedMutexGuard<()>>;
+
 /// Shared by all that ask.
 pub struct Manager {
     dir: PathBuf,
     clock: Clock,
     observer: Arc<dyn Observer>,
     inner: Mutex<Inner>,
-    /// One allocation of a resource at a time; the other resources do not wait for it.
+    /// One pod at a time takes of a resource; the other resources do not wait for it.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// What the file says. Held by the write itself, which goes on when nobody waits for it any more.
     written: Arc<tokio::sync::Mutex<Option<String>>>,
@@ -343,8 +348,10 @@ impl Manager {
     /// # Errors
     /// The first container that cannot have its own: the pod is rejected for good, as upstream.
     pub async fn allocate_pod(&self, pod: &PodRequest) -> Result<(), DevicesError> {
+        // Kept until what cannot be kept is given back: who waits finds what is free then.
+        let turns = self.turns(&pod.containers).await;
         let mut given = Vec::new();
-        let outcome = self.allocate_all(pod, &mut given).await;
+        let outcome = self.allocate_all(pod, &turns, &mut given).await;
         if outcome.is_err() && !given.is_empty() {
             for (container, resource) in given {
                 let mut inner = self.inner();
@@ -358,10 +365,12 @@ impl Manager {
     async fn allocate_all<'a>(
         &self,
         pod: &'a PodRequest,
+        turns: &Turns,
         given: &mut Vec<(&'a str, &'a str)>,
     ) -> Result<(), DevicesError> {
         for container in &pod.containers {
-            self.allocate_container(pod, &container.name, given).await?;
+            self.allocate_container(pod, container, turns, given)
+                .await?;
         }
         self.write().await
     }
@@ -370,23 +379,35 @@ impl Manager {
     async fn allocate_container<'a>(
         &self,
         pod: &'a PodRequest,
-        name: &str,
+        container: &'a ContainerRequest,
+        turns: &Turns,
         given: &mut Vec<(&'a str, &'a str)>,
     ) -> Result<(), DevicesError> {
-        let Some(container) = pod.containers.iter().find(|c| c.name == name) else {
-            return Ok(());
-        };
         for (resource, wanted) in &container.limits {
             let wanted = usize::try_from(*wanted).unwrap_or(0);
-            if wanted > 0 && self.is_of_plugin(resource) {
-                let turn = self.turn(resource);
-                let _turn = turn.lock().await;
-                if self.allocate(pod, name, resource, wanted).await? {
-                    given.push((&container.name, resource));
-                }
+            if wanted > 0
+                && turns.contains_key(resource)
+                && self.allocate(pod, &container.name, resource, wanted).await?
+            {
+                given.push((&container.name, resource));
             }
         }
         Ok(())
+    }
+
+    /// The turns of all that the containers want and that is for this manager to give out, before any plugin is asked: two
+    /// pods that want the same two resources never get one each and go without the other. All pods wait in the order of the
+    /// names, so none waits for one that waits for it.
+    async fn turns(&self, containers: &[ContainerRequest]) -> Turns {
+        let limits = containers.iter().flat_map(|c| &c.limits);
+        let wanted = limits.filter(|(name, n)| **n > 0 && self.is_of_plugin(name));
+        let names: BTreeSet<&String> = wanted.map(|(name, _)| name).collect();
+        let mut turns = Turns::new();
+        for name in names {
+            let turn = self.turn(name).lock_owned().await;
+            turns.insert(name.clone(), turn);
+        }
+        turns
     }
 
     /// As many as there are resources of plugins.
@@ -465,8 +486,13 @@ impl Manager {
                 container,
                 "Needs to re-allocate device plugin resources for pod"
             );
-            let mut given = Vec::new();
-            self.allocate_container(pod, container, &mut given).await?;
+            let turns = self
+                .turns(of_container.map_or(&[], std::slice::from_ref))
+                .await;
+            if let Some(of_container) = of_container {
+                self.allocate_container(pod, of_container, &turns, &mut Vec::new())
+                    .await?;
+            }
             self.write().await?;
         }
         for resource in wanted {

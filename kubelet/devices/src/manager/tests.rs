@@ -319,6 +319,39 @@ async fn a_pod_that_cannot_have_more_keeps_what_it_had() {
 }
 
 #[tokio::test]
+async fn two_pods_that_want_the_same_two_are_not_both_left_without() {
+    const NIC: &str = "example.com/nic";
+    let node = Node::start().await;
+    let (_gpus, _served) = node.plugin("a", PluginOptions::default()).await;
+    let nics = FakePlugin::new("n", PluginOptions::default());
+    let _nics = nics.serve(&node.path("nic.sock")).await;
+    node.register("v1beta1", "nic.sock", NIC).await.unwrap();
+    while !node.manager.capacity().await.allocatable.contains_key(NIC)
+        || node.manager.capacity().await.allocatable[NIC] == 0
+    {
+        node.manager.changed().await;
+    }
+    let wants = |uid: &str, first: &str, second: &str| {
+        let container = |name: &str, resource: &str| ContainerRequest {
+            name: name.to_owned(),
+            kind: Kind::Regular,
+            limits: [(resource.to_owned(), 1)].into(),
+        };
+        PodRequest {
+            uid: uid.to_owned(),
+            containers: vec![container("1", first), container("2", second)],
+        }
+    };
+    let (one, other) = (wants("1", GPU, NIC), wants("2", NIC, GPU));
+    let (one, other) = tokio::join!(node.allocate(&one), node.allocate(&other));
+    assert_eq!(one, "ok");
+    assert_ne!(other, "ok");
+    // What the one that lost had for a moment is free again.
+    node.manager.retain(|uid| uid != "1").await;
+    assert_eq!(node.allocate(&wants("3", NIC, GPU)).await, "ok");
+}
+
+#[tokio::test]
 async fn whoever_may_not_register_is_told_why() {
     let node = Node::start().await;
     let plugin = FakePlugin::new("a", PluginOptions::default());
