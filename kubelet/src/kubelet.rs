@@ -114,12 +114,6 @@ impl Kubelet {
     ) -> ApiPodStatus {
         let mut status = status.clone();
         termination::fill_messages(&self.paths, &mut status.containers).await;
-        let mut messages: Vec<&mut String> = status
-            .containers
-            .iter_mut()
-            .map(|c| &mut c.message)
-            .collect();
-        termination::limit_pod(&mut messages);
         let uid = pod::uid(pod);
         let old = self
             .status

@@ -1,17 +1,17 @@
 //! What a container left behind when it ended.
 //!
-//! Owns: reading the termination message from the file, or from the tail of the log. Upstream:
+//! Owns: reading the termination message from the file, or from the tail of the log, and how much of it a status has. Upstream:
 //! `getTerminationMessage` in `pkg/kubelet/kuberuntime/kuberuntime_container.go`, v1.36.
 
 use std::path::Path;
 
 use host::{FileError, open_regular, read_tail};
-
+use k8s_openapi::api::core::v1::Pod;
 use runtime::api::{ContainerState, ContainerStatus};
 
 use crate::off_thread::off_thread;
 use crate::paths::Paths;
-use crate::pod::label;
+use crate::pod::{self, label};
 
 /// Upstream: `MaxContainerTerminationMessageLength`, `…LogLength`, `…LogLines`.
 const MAX_MESSAGE_LEN: u64 = 4096;
@@ -20,7 +20,7 @@ const MAX_LOG_LINES: usize = 80;
 /// Read of a log to find its last lines: their times and streams come on top.
 const LOG_TAIL_BYTES: u64 = 64 * 1024;
 /// All containers of a pod together; upstream: `MaxPodTerminationMessageLogLength`.
-pub const MAX_POD_MESSAGE_LEN: usize = 12 * 1024;
+const MAX_POD_MESSAGE_LEN: usize = 12 * 1024;
 
 /// The container may have made anything of the file: a pipe without a writer, a link to the node's files.
 fn tail(path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
@@ -121,20 +121,17 @@ fn message(paths: &Paths, status: &ContainerStatus) -> String {
     message
 }
 
-/// Holds the messages of a whole pod to their limit, evenly.
-pub fn limit_pod(messages: &mut [&mut String]) {
-    let total: usize = messages.iter().map(|m| m.len()).sum();
-    if total <= MAX_POD_MESSAGE_LEN || messages.is_empty() {
-        return;
-    }
-    let each = MAX_POD_MESSAGE_LEN / messages.len();
-    for message in messages.iter_mut().filter(|m| m.len() > each) {
-        let mut cut = each;
-        while !message.is_char_boundary(cut) {
-            cut -= 1;
-        }
-        message.truncate(cut);
-    }
+/// How many bytes the message of each container of the pod may have in its status. Upstream: `normalizeStatus`.
+pub fn message_share(pod: &Pod) -> usize {
+    let containers = pod::containers(pod).len()
+        + pod::init_containers(pod).len()
+        + pod::ephemeral_containers(pod).len();
+    MAX_POD_MESSAGE_LEN / containers.max(1)
+}
+
+/// At most so many bytes are left, and no half of a letter.
+pub fn cut(message: &mut String, bytes: usize) {
+    message.truncate(message.floor_char_boundary(bytes));
 }
 
 #[cfg(test)]
@@ -234,12 +231,5 @@ mod tests {
                 "{file}"
             );
         }
-    }
-
-    #[test]
-    fn a_pods_messages_share_a_limit() {
-        let (mut a, mut b) = ("x".repeat(10_000), "y".repeat(10_000));
-        limit_pod(&mut [&mut a, &mut b]);
-        assert_eq!((a.len(), b.len()), (6144, 6144));
     }
 }

@@ -24,6 +24,7 @@ use super::generate::start_time;
 use crate::metrics;
 use crate::pod;
 use crate::pod_manager::PodManager;
+use crate::termination;
 
 /// How long to wait before a failed write is tried again; upstream's `syncPeriod`.
 const RETRY_PERIOD: Duration = Duration::from_secs(10);
@@ -256,9 +257,9 @@ impl StatusManager {
         if status.start_time.is_none() {
             status.start_time = Some(start_time(&old, now));
         }
-        normalize(&mut status);
+        normalize(pod, &mut status);
         let mut before = old;
-        normalize(&mut before);
+        normalize(pod, &mut before);
         let is_new = cached.is_none();
         let was_finished = cached.is_some_and(|e| e.finished);
         // A static pod may begin anew under the same UID.
@@ -311,7 +312,7 @@ impl StatusManager {
             return;
         };
         let mut theirs = pod.status.clone().unwrap_or_default();
-        normalize(&mut theirs);
+        normalize(pod, &mut theirs);
         let now = whole_seconds(self.clock.now());
         let merged = merge_pod_status(pod, &theirs, entry.status.clone(), false, &now);
         if merged != theirs || entry.finished {
@@ -548,8 +549,10 @@ fn set_transition_times(status: &mut PodStatus, old: &PodStatus, now: &Time) {
     }
 }
 
-/// Order and resolution as the API server keeps them, so that equal statuses compare equal.
-fn normalize(status: &mut PodStatus) {
+/// Order and resolution as the API server keeps them, so that equal statuses compare equal; and each container's last words
+/// within its share of the pod's, whoever of them speaks. Upstream: `normalizeStatus`.
+fn normalize(pod: &Pod, status: &mut PodStatus) {
+    let share = termination::message_share(pod);
     if let Some(list) = status.container_statuses.as_mut() {
         list.sort_by(|a, b| a.name.cmp(&b.name));
     }
@@ -560,6 +563,13 @@ fn normalize(status: &mut PodStatus) {
     ] {
         if list.as_ref().is_some_and(Vec::is_empty) {
             *list = None;
+        }
+        for container in list.iter_mut().flatten() {
+            let states = [container.state.as_mut(), container.last_state.as_mut()];
+            let ended = states.into_iter().flatten().flat_map(|s| &mut s.terminated);
+            for message in ended.flat_map(|t| &mut t.message) {
+                termination::cut(message, share);
+            }
         }
     }
 }

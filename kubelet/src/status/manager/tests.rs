@@ -96,3 +96,55 @@ fn the_conditions_of_others_are_kept() {
         .collect();
     assert_eq!(types, ["my/gate", "Ready"]);
 }
+
+/// Upstream: `normalizeStatus`; every container has its share, whether the others say anything or not.
+#[test]
+fn last_words_have_a_share_each() {
+    let check = |containers: usize, init: usize, said: &str, expect: usize| {
+        let named = |n: usize| json!({"name": n.to_string(), "image": "i"});
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"uid": "u"},
+            "spec": {
+                "containers": (0..containers).map(named).collect::<Vec<_>>(),
+                "initContainers": (0..init).map(named).collect::<Vec<_>>(),
+            },
+        }))
+        .unwrap();
+        let ended = || {
+            Some(ContainerState {
+                terminated: Some(ContainerStateTerminated {
+                    message: Some(said.to_owned()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            })
+        };
+        let status = PodStatus {
+            container_statuses: Some(vec![ContainerStatus {
+                name: "0".into(),
+                state: ended(),
+                last_state: ended(),
+                ..Default::default()
+            }]),
+            ..Default::default()
+        };
+        let manager = StatusManager::new(Arc::default(), None, Clock::real());
+        manager.set_pod_status(&pod, status);
+        let told = manager.get_pod_status("u").unwrap();
+        let told = told.container_statuses.unwrap().remove(0);
+        for state in [told.state, told.last_state] {
+            let message = state.unwrap().terminated.unwrap().message.unwrap();
+            assert_eq!(message.len(), expect, "{containers} + {init}");
+            assert!(said.starts_with(&message));
+        }
+    };
+    check(1, 0, &"x".repeat(4096), 4096);
+    check(3, 0, &"x".repeat(4096), 4096);
+    // What each may say is less than what it may write.
+    check(4, 0, &"x".repeat(4096), 3072);
+    check(4, 4, &"x".repeat(4096), 1536);
+    check(4, 4, &"x".repeat(100), 100);
+    // Never within a letter.
+    check(4, 1, &"\u{e9}".repeat(2048), 2456);
+    check(5, 5, &"\u{20ac}".repeat(1365), 1227);
+}
