@@ -13,7 +13,7 @@ use crate::blocking::blocking;
 use crate::config;
 use crate::digest;
 use crate::image::Image;
-use crate::manifest::{Descriptor, Document, Manifest, Platform};
+use crate::manifest::{Descent, DescentError, Descriptor, Document, Manifest, Platform};
 use crate::pull::{self, Names, PullError, Source};
 use crate::reference::Reference;
 use crate::store::ImageStore;
@@ -285,31 +285,32 @@ impl Importer<'_> {
         let mut documents = vec![(top.to_owned(), top_bytes.clone())];
         let parse =
             |bytes: &[u8]| Document::parse(bytes).map_err(|e| self.invalid(format!("{top}: {e}")));
-        let (manifest, manifest_size) = match parse(&top_bytes)? {
-            Document::Manifest(manifest) => (manifest, top_bytes.len()),
-            Document::Index(entries) => {
-                // An export of one platform keeps the whole index: take what is in the archive.
-                let present: Vec<Descriptor> = entries
-                    .into_iter()
-                    .filter(|entry| {
-                        self.members
-                            .files
-                            .contains_key(&Self::blob_name(&entry.digest))
-                    })
-                    .collect();
-                let Some(chosen) = host.choose(&present) else {
-                    return Ok(None);
-                };
-                let bytes = self.blob(&chosen.digest).await?;
-                documents.push((chosen.digest.clone(), bytes.clone()));
-                match parse(&bytes)? {
-                    Document::Manifest(manifest) => (manifest, bytes.len()),
-                    Document::Index(_) => {
-                        return Err(self.invalid(format!("index {top} leads to another index")));
-                    }
+        let mut descent = Descent::default();
+        let mut bytes = top_bytes;
+        let manifest = loop {
+            match parse(&bytes)? {
+                Document::Manifest(manifest) => break manifest,
+                Document::Index(entries) => {
+                    // An export of one platform keeps the whole index: take what is in the archive.
+                    let present: Vec<Descriptor> = entries
+                        .into_iter()
+                        .filter(|entry| {
+                            self.members
+                                .files
+                                .contains_key(&Self::blob_name(&entry.digest))
+                        })
+                        .collect();
+                    let digest = match descent.choose(&host, &present) {
+                        Ok(digest) => digest,
+                        Err(DescentError::NoMatchingPlatform(_)) => return Ok(None),
+                        Err(error) => return Err(self.invalid(format!("index {top} {error}"))),
+                    };
+                    bytes = self.blob(&digest).await?;
+                    documents.push((digest, bytes.clone()));
                 }
             }
         };
+        let manifest_size = bytes.len();
         let config_bytes = self.blob(&manifest.config.digest).await?;
         documents.push((manifest.config.digest.clone(), config_bytes.clone()));
         let files = manifest

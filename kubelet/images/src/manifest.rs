@@ -6,6 +6,8 @@ use serde::Deserialize;
 pub(crate) const ACCEPT: &str = "application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, */*";
+/// Indexes that may stand one behind the other before a manifest. Upstream's containerd goes on for as long as there are any.
+pub(crate) const MAX_INDEXES: usize = 4;
 const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1";
 /// Layers an image may have: overlayfs takes no more lower directories.
 pub(crate) const MAX_LAYERS: usize = 500;
@@ -48,6 +50,62 @@ pub(crate) struct Platform {
 pub(crate) enum Document {
     Index(Vec<Descriptor>),
     Manifest(Manifest),
+}
+
+/// The way from the document that a name means to the manifest, through indexes of indexes if need be.
+#[derive(Debug, Default)]
+pub(crate) struct Descent {
+    indexes: usize,
+    /// The platform by the word of the last index; `None`: it did not say, or there was none.
+    platform: Option<Platform>,
+}
+
+/// Why there is no way on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DescentError {
+    #[error("no match for platform in manifest {0}")]
+    NoMatchingPlatform(Platform),
+    #[error("leads through more than {MAX_INDEXES} indexes")]
+    TooDeep,
+    #[error("digest {digest:?}: {reason}")]
+    Digest { digest: String, reason: String },
+}
+
+impl Descent {
+    /// The digest of the document that an index leads `host` to.
+    pub(crate) fn choose(
+        &mut self,
+        host: &Platform,
+        entries: &[Descriptor],
+    ) -> Result<String, DescentError> {
+        self.indexes += 1;
+        if self.indexes > MAX_INDEXES {
+            return Err(DescentError::TooDeep);
+        }
+        let chosen = host
+            .choose(entries)
+            .ok_or_else(|| DescentError::NoMatchingPlatform(host.clone()))?;
+        crate::reference::validate_digest(&chosen.digest).map_err(|error| {
+            DescentError::Digest {
+                digest: chosen.digest.clone(),
+                reason: error.to_string(),
+            }
+        })?;
+        self.platform.clone_from(&chosen.platform);
+        Ok(chosen.digest.clone())
+    }
+
+    /// Whether an image whose config says `config` is one to run here. As containerd: the word of an index counts for more, and
+    /// an image that is no choice of several is taken as it is, for it may hold nothing but data, or run by an emulator.
+    ///
+    /// DIFFERS: one of another operating system is refused by name, where containerd fails only when a container of it starts.
+    pub(crate) fn takes(&self, host: &Platform, config: &Platform) -> bool {
+        let chosen_blindly = self.indexes > 0 && self.platform.is_none();
+        match chosen_blindly {
+            true => host.rank(config).is_some(),
+            false => config.normalized().os == host.os,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -138,35 +196,63 @@ impl Platform {
         }
     }
 
-    /// How well `candidate` runs here: less is better, `None` not at all.
+    /// By the names of Go, and without a variant that says nothing. Upstream: `platforms.Normalize`.
+    fn normalized(&self) -> Self {
+        let os = match self.os.to_lowercase() {
+            os if os.is_empty() => "linux".to_owned(),
+            os => os,
+        };
+        let variant = self.variant.as_deref().unwrap_or_default().to_lowercase();
+        let architecture = self.architecture.to_lowercase();
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("i386", _) => ("386", ""),
+            ("amd64" | "x86_64" | "x86-64", "v1") => ("amd64", ""),
+            ("x86_64" | "x86-64", variant) => ("amd64", variant),
+            ("arm64" | "aarch64", "8" | "v8") => ("arm64", ""),
+            ("aarch64", variant) => ("arm64", variant),
+            ("armhf", _) | ("arm", "" | "7") => ("arm", "v7"),
+            ("armel", _) | ("arm", "6") => ("arm", "v6"),
+            ("arm", "5") => ("arm", "v5"),
+            ("arm", "8") => ("arm", "v8"),
+            other => other,
+        };
+        Self {
+            os,
+            architecture: architecture.to_owned(),
+            variant: Some(variant.to_owned()).filter(|variant| !variant.is_empty()),
+        }
+    }
+
+    /// What runs on a machine that says so of itself, the best first: architectures and variants.
     ///
-    /// Upstream: `platforms.Only`: an older ARM variant, and 386 on amd64, will do.
-    pub(crate) fn rank(&self, candidate: &Self) -> Option<u32> {
-        if candidate.os != self.os {
+    /// Upstream: `platforms.Only`. 386 runs on amd64, an older ARM on a newer, and 32-bit ARM on arm64.
+    fn runs(&self) -> Vec<(&str, Option<String>)> {
+        let own = (self.architecture.as_str(), self.variant.clone());
+        let arm = |newest: u32| {
+            let versions = (5..=newest).rev();
+            versions.map(|version| ("arm", Some(format!("v{version}"))))
+        };
+        let number = || self.variant.as_deref()?.strip_prefix('v')?.parse().ok();
+        match own.0 {
+            "amd64" => vec![own, ("386", None)],
+            "arm64" => [own].into_iter().chain(arm(8)).collect(),
+            "arm" => match number() {
+                // No processor is of a later one.
+                Some(newest) if (5..=8).contains(&newest) => arm(newest).collect(),
+                _ => vec![own],
+            },
+            _ => vec![own],
+        }
+    }
+
+    /// How well `candidate` runs here: less is better, `None` not at all.
+    pub(crate) fn rank(&self, candidate: &Self) -> Option<usize> {
+        let (own, candidate) = (self.normalized(), candidate.normalized());
+        if candidate.os != own.os {
             return None;
         }
-        let given = candidate
-            .variant
-            .as_deref()
-            .filter(|variant| !variant.is_empty());
-        match (self.architecture.as_str(), candidate.architecture.as_str()) {
-            ("arm64", "arm64" | "aarch64") => match given {
-                None | Some("v8" | "8") => Some(0),
-                _ => None,
-            },
-            ("arm", "arm") => {
-                let number = |variant: &str| variant.trim_start_matches('v').parse::<u32>().ok();
-                let own = self.variant.as_deref().and_then(number).unwrap_or(7);
-                let theirs = given.map_or(Some(7), number)?;
-                own.checked_sub(theirs)
-            }
-            ("amd64", "amd64" | "x86_64") => match given {
-                None | Some("v1") => Some(0),
-                _ => None,
-            },
-            ("amd64", "386") => Some(10),
-            (own, theirs) => (own == theirs).then_some(0),
-        }
+        let wanted = (candidate.architecture.as_str(), candidate.variant.clone());
+        own.runs().iter().position(|runs| *runs == wanted)
     }
 
     /// The best of an index for this platform; of equals, the first.
@@ -178,7 +264,7 @@ impl Platform {
                 // An entry that does not say is taken if nothing better is there.
                 let rank = match &descriptor.platform {
                     Some(platform) => self.rank(platform)?,
-                    None => 100,
+                    None => usize::MAX,
                 };
                 Some((rank, descriptor))
             })
@@ -252,6 +338,24 @@ mod tests {
             Some("linux/arm/v6"),
         );
         check("linux/arm/v6", &["linux/arm/v7"], None);
+        // As containerd's `platforms.Only`.
+        let arm64 = "linux/arm64/v8";
+        check(
+            arm64,
+            &["linux/arm/v6", "linux/arm/v7"],
+            Some("linux/arm/v7"),
+        );
+        check(arm64, &["linux/arm", "linux/arm/v8"], Some("linux/arm/v8"));
+        check(arm64, &["linux/arm/7"], Some("linux/arm/7"));
+        check(arm64, &["linux/armhf", "linux/arm64"], Some("linux/arm64"));
+        check(arm64, &["linux/aarch64/8"], Some("linux/aarch64/8"));
+        check(arm64, &["linux/arm64/v9", "linux/arm/v4"], None);
+        check("linux/arm/v7", &["linux/arm64", "linux/arm/v8"], None);
+        check("linux/amd64", &["linux/amd64/v3"], None);
+        check("linux/amd64", &["linux/i386"], Some("linux/i386"));
+        check("linux/amd64", &["Linux/AMD64/v1"], Some("Linux/AMD64/v1"));
+        check("linux/amd64", &["/x86_64"], Some("/x86_64"));
+        check("linux/s390x", &["linux/s390x/z16"], None);
     }
 
     #[test]

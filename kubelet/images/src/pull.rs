@@ -1,7 +1,7 @@
 //! Pulling: resolve, fetch, verify, unpack.
 //!
 //! ```text
-//! name -> (hosts, credential) -> digest -> [index -> this platform's] manifest -> config
+//! name -> (hosts, credential) -> digest -> [index -> … -> this platform's] manifest -> config
 //!      -> layers: downloads side by side, unpacked in order as they come -> record
 //! ```
 
@@ -17,7 +17,7 @@ use crate::config::{self, Config};
 use crate::digest;
 use crate::image::{Auth, Image};
 use crate::layout::{ImageRecord, VERSION};
-use crate::manifest::{Document, Manifest, Platform};
+use crate::manifest::{Descent, DescentError, Document, Manifest, Platform};
 use crate::reference::{Reference, ReferenceError};
 use crate::registry::{RegistryError, Session};
 use crate::store::{ImageStore, ImageStoreError, Inner, InstallError};
@@ -108,6 +108,10 @@ async fn pull_with(
         image: name.clone(),
         reason,
     };
+    let no_match = |platform: &Platform| PullError::NoMatchingPlatform {
+        image: name.clone(),
+        platform: platform.to_string(),
+    };
     let inner = &store.inner;
 
     let session = inner
@@ -130,33 +134,28 @@ async fn pull_with(
             .await
             .map_err(|error| fail("", error))?,
     };
-    let document = Document::parse(&top_bytes).map_err(|error| content(error.to_string()))?;
+    let host = Platform::host();
+    let mut descent = Descent::default();
     let mut documents = vec![(top.clone(), top_bytes.clone())];
-    let (manifest, manifest_size) = match document {
-        Document::Manifest(manifest) => (manifest, top_bytes.len()),
-        Document::Index(entries) => {
-            let platform = Platform::host();
-            let chosen =
-                platform
-                    .choose(&entries)
-                    .ok_or_else(|| PullError::NoMatchingPlatform {
-                        image: name.clone(),
-                        platform: platform.to_string(),
+    let mut bytes = top_bytes;
+    let manifest = loop {
+        match Document::parse(&bytes).map_err(|error| content(error.to_string()))? {
+            Document::Manifest(manifest) => break manifest,
+            Document::Index(entries) => {
+                let digest = descent
+                    .choose(&host, &entries)
+                    .map_err(|error| match error {
+                        DescentError::NoMatchingPlatform(_) => no_match(&host),
+                        error => content(format!("index {top} {error}")),
                     })?;
-            crate::reference::validate_digest(&chosen.digest)
-                .map_err(|error| content(format!("digest {:?}: {error}", chosen.digest)))?;
-            let bytes = manifest_bytes(inner, &session, &chosen.digest, known)
-                .await
-                .map_err(|error| fail("", error))?;
-            documents.push((chosen.digest.clone(), bytes.clone()));
-            match Document::parse(&bytes).map_err(|error| content(error.to_string()))? {
-                Document::Manifest(manifest) => (manifest, bytes.len()),
-                Document::Index(_) => {
-                    return Err(content(format!("index {top} leads to another index")));
-                }
+                bytes = manifest_bytes(inner, &session, &digest, known)
+                    .await
+                    .map_err(|error| fail("", error))?;
+                documents.push((digest, bytes.clone()));
             }
         }
     };
+    let manifest_size = bytes.len();
     let config_bytes = match known_blob(inner, &manifest.config.digest, known).await {
         Some(bytes) => bytes,
         None => session
@@ -170,12 +169,11 @@ async fn pull_with(
         + manifest.config.size
         + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
 
-    let host = Platform::host();
+    if !descent.takes(&host, &config.platform) {
+        return Err(no_match(&host));
+    }
     if host.rank(&config.platform).is_none() {
-        return Err(PullError::NoMatchingPlatform {
-            image: name.clone(),
-            platform: host.to_string(),
-        });
+        tracing::warn!(image = name, platform = %config.platform, %host, "The image is of another platform");
     }
     let names = Names {
         tags: reference.tag().map(|_| name.clone()).into_iter().collect(),

@@ -272,6 +272,25 @@ fn fill(shelf: &mut Shelf) -> Vec<(&'static str, Vec<(&'static str, &'static str
         ]);
         add(shelf, "variants", &top, vec![("for", "host")]);
     }
+    // Indexes of indexes, by the platform or without a word of it.
+    let inner = shelf.index(&[
+        for_other(other.clone(), "linux"),
+        for_host(own.clone(), None),
+    ]);
+    let top = shelf.index(&[
+        for_other(other.clone(), "linux"),
+        for_host(inner.clone(), None),
+    ]);
+    add(shelf, "nested", &top, vec![("for", "host")]);
+    let middle = shelf.index(std::slice::from_ref(&inner));
+    let top = shelf.index(std::slice::from_ref(&middle));
+    add(shelf, "nested-silent", &top, vec![("for", "host")]);
+    // Built elsewhere, for nothing but what it holds.
+    let foreign = |config: &mut serde_json::Value| config["architecture"] = "s390x".into();
+    let data = shelf.image(&[docker(&[("model", "weights")])], foreign);
+    add(shelf, "other-machine", &data, vec![("model", "weights")]);
+    let top = shelf.index(&[for_host(data, None)]);
+    add(shelf, "said-by-the-index", &top, vec![("model", "weights")]);
     // A registry may hold more of an index than there is.
     let gone = serde_json::json!({"mediaType": "m", "digest": format!("sha256:{}", "1".repeat(64)), "size": 7});
     let top = shelf.index(&[for_other(gone, "linux"), for_host(own, None)]);
@@ -407,9 +426,20 @@ async fn what_is_no_image_is_refused_by_name() {
     let mut shelf = Shelf::default();
     let nothing = |_: &mut serde_json::Value| {};
     let image = shelf.image(&[docker(&[("f", "x")])], nothing);
-    let inner = shelf.index(&[for_host(image.clone(), None)]);
-    let nested = shelf.index(&[for_host(inner, None)]);
+    let mut nested = image.clone();
+    for _ in 0..=crate::manifest::MAX_INDEXES {
+        nested = shelf.index(&[for_host(nested, None)]);
+    }
     shelf.tag("nested", &nested);
+    let elsewhere = shelf.image(&[docker(&[("f", "x")])], |config| {
+        config["architecture"] = "s390x".into();
+    });
+    let silent = shelf.index(&[elsewhere]);
+    shelf.tag("silent", &silent);
+    let alone = shelf.image(&[docker(&[("f", "x")])], |config| {
+        config["os"] = "windows".into();
+    });
+    shelf.tag("windows-alone", &alone);
     let windows = shelf.index(&[for_other(image, "windows")]);
     shelf.tag("windows", &windows);
     let chart = shelf.image(&[docker(&[("Chart.yaml", "x")])], |config| {
@@ -425,7 +455,9 @@ async fn what_is_no_image_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     for (tag, expect) in [
-        ("nested", "leads to another index"),
+        ("nested", "leads through more than 4 indexes"),
+        ("silent", "no match for platform"),
+        ("windows-alone", "no match for platform"),
         ("windows", "no match for platform"),
         ("chart", "mismatched image rootfs and manifest layers"),
         ("schema1", "no longer supported"),
