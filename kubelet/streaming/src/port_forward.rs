@@ -10,6 +10,7 @@ mod tests;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -148,12 +149,14 @@ where
     F: Future<Output = Result<D, String>> + Send + 'static,
     D: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    /// Connects and copies both ways until both have ended. An error's text is for the client.
+    /// Connects and copies both ways until both have ended. `patience`: how long the client may go on after the pod has ended,
+    /// where it cannot be told of that; `None`: it is told, and decides. An error's text is for the client.
     async fn run(
         &self,
         port: u16,
         from_client: &mut (impl AsyncBufRead + Unpin),
         to_client: &mut (impl AsyncWrite + Unpin),
+        patience: Option<Duration>,
     ) -> Result<(), String> {
         let failed =
             |reason: &str| format!("error forwarding port {port} to pod {}: {reason}", self.pod);
@@ -163,8 +166,24 @@ where
         let (mut from_pod, mut to_pod) = tokio::io::split(connection);
         let inbound = copy_in(from_client, &mut to_pod);
         let outbound = copy_out(&mut from_pod, to_client);
-        let (inbound, outbound) = tokio::join!(inbound, outbound);
-        outbound.map_err(|error| failed(&error.to_string()))?;
+        tokio::pin!(inbound, outbound);
+        let inbound = tokio::select! {
+            outbound = &mut outbound => {
+                // A connection that broke is told of at once: the client has nothing to wait for.
+                outbound.map_err(|error| failed(&error.to_string()))?;
+                match patience {
+                    Some(patience) => {
+                        let rest = tokio::time::timeout(patience, inbound).await;
+                        rest.unwrap_or(Ok(()))
+                    }
+                    None => inbound.await,
+                }
+            }
+            inbound = &mut inbound => {
+                outbound.await.map_err(|error| failed(&error.to_string()))?;
+                inbound
+            }
+        };
         match inbound {
             // The pod closed first: all it sent has gone out.
             Err(error) if is_hang_up(&error) => Ok(()),

@@ -110,7 +110,7 @@ async fn forward_pair<C, F, D>(
 {
     let was_reset = data.writer.was_reset();
     let forwarded = tokio::select! {
-        forwarded = forward.run(port, &mut data.reader, &mut data.writer) => forwarded,
+        forwarded = forward.run(port, &mut data.reader, &mut data.writer, None) => forwarded,
         // Nobody is there for what the pod says.
         () = was_reset.cancelled() => Ok(()),
     };

@@ -156,6 +156,94 @@ async fn websocket_ports() {
     assert!(String::from_utf8_lossy(&got[2]).contains("connection refused"));
 }
 
+/// The pod says something and hangs up; the client never does.
+#[tokio::test(start_paused = true)]
+async fn a_websocket_ends_with_the_pods_connection() {
+    let forward = Arc::new(Forward {
+        pod: "web, uid 1".to_owned(),
+        connect: |_| async {
+            let (near, mut far) = tokio::io::duplex(1024);
+            far.write_all(b"bye").await.unwrap();
+            Ok::<_, String>(near)
+        },
+    });
+    let (near, far) = tokio::io::duplex(4096);
+    let server = tokio::spawn(async move {
+        let config = StreamConfig::default();
+        websocket::serve(far, "v4.channel.k8s.io", &[80], &config, forward).await;
+    });
+    let mut socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    let reading = async {
+        let mut got = Vec::new();
+        while let Some(Ok(message)) = socket.next().await {
+            match message {
+                Message::Binary(data) => got.push(data.to_vec()),
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+        got
+    };
+    let got = tokio::time::timeout(Duration::from_secs(5), reading).await;
+    let got = got.expect("the connection ends");
+    assert_eq!(got.last().unwrap(), b"\0bye");
+    server.await.unwrap();
+}
+
+/// Reading fails, as from a connection that was reset.
+struct Broken;
+
+impl AsyncRead for Broken {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_breaks_is_told_of_while_the_client_is_silent() {
+    let forward = Arc::new(Forward {
+        pod: "web, uid 1".to_owned(),
+        connect: |_| async { Ok::<_, String>(tokio::io::join(Broken, tokio::io::sink())) },
+    });
+    let (near, far) = tokio::io::duplex(4096);
+    tokio::spawn(async move { spdy::serve(far, &StreamConfig::default(), forward).await });
+    let (read, write) = tokio::io::split(near);
+    let mut read = FramedRead::new(read, FrameDecoder::default());
+    let mut write = FramedWrite::new(write, FrameEncoder::default());
+    for (stream_id, kind) in [(1, "error"), (3, "data")] {
+        let headers = Headers(vec![
+            ("streamtype".into(), kind.into()),
+            ("port".into(), "80".into()),
+            ("requestid".into(), "0".into()),
+        ]);
+        let frame = Frame::SynStream {
+            stream_id,
+            fin: false,
+            headers,
+        };
+        write.send(frame).await.unwrap();
+    }
+    let told = async {
+        loop {
+            match read.next().await.unwrap().unwrap() {
+                Frame::Data {
+                    stream_id: 1, data, ..
+                } if !data.is_empty() => return String::from_utf8(data.to_vec()).unwrap(),
+                _ => {}
+            }
+        }
+    };
+    let told = tokio::time::timeout(Duration::from_secs(5), told).await;
+    assert_eq!(
+        told.expect("the error is told"),
+        "error forwarding port 80 to pod web, uid 1: connection reset"
+    );
+}
+
 #[test]
 fn options() {
     let check = |query: &str, expect: Result<Vec<u16>, &str>| {

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
@@ -9,6 +10,10 @@ use tokio::task::JoinSet;
 use super::Forward;
 use crate::StreamConfig;
 use crate::websocket::{Channels, Codec};
+
+/// A channel has no end of its own: a client that waits for the pod's sees it only when the whole connection ends. Upstream:
+/// containerd's `portForward`, after either side has ended.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How a subprotocol writes its channels. `None`: not supported.
 pub(super) fn codec(protocol: &str) -> Option<Codec> {
@@ -56,7 +61,8 @@ pub(super) async fn serve<T, C, F, D>(
             {
                 return;
             }
-            if let Err(reason) = forward.run(port, &mut reader, &mut data).await {
+            let forwarded = forward.run(port, &mut reader, &mut data, Some(PATIENCE));
+            if let Err(reason) = forwarded.await {
                 tracing::debug!(port, reason, "port-forward failed");
                 // A client that is gone needs no reason.
                 let _ = error.write_all(reason.as_bytes()).await;
