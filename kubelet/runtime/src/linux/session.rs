@@ -394,7 +394,12 @@ pub async fn port_forward(
         (true, ([127, 0, 0, 1], port).into()),
         (false, ([0, 0, 0, 0, 0, 0, 0, 1], port).into()),
     ] {
-        let socket = socket_in(namespace.clone(), v4).await?;
+        let socket = match socket_in(namespace.clone(), v4).await {
+            Ok(socket) => socket,
+            Err(error) if v4 => return Err(error),
+            // A kernel without IPv6 has nothing to add.
+            Err(_) => break,
+        };
         match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(address)).await {
             Ok(Ok(stream)) => {
                 let _ = stream.set_nodelay(true);
