@@ -17,7 +17,7 @@ use std::time::Duration;
 use shim_protocol::{ContainerStart, ErrorKind, Request, Response, ShimError, chain};
 
 use super::record::{Container, ContainerPhase, ContainerRecord, Failure};
-use super::shim::{self, Connection, ShimCallError};
+use super::shim::{self, ShimCallError};
 use super::{Inner, blocking, image, io, layout, machine, mount, shim_error, watch};
 use crate::api::*;
 use crate::spec::{self, Facts};
@@ -345,19 +345,11 @@ pub async fn reopen_log(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError
         });
     }
     let sandbox_id = container.record().sandbox_id.clone();
-    let mut connection = Connection::open(&inner.layout.sandbox_state(&sandbox_id))
-        .map_err(shim_error(&sandbox_id))?;
-    connection
-        .send(
-            &Request::ReopenLog {
-                container: id.to_owned(),
-            },
-            &[],
-        )
-        .await
-        .map_err(shim_error(&sandbox_id))?;
-    connection
-        .answer()
+    let request = Request::ReopenLog {
+        container: id.to_owned(),
+    };
+    // Within a deadline: all other logs of the node wait to be rotated meanwhile.
+    shim::call(&inner.layout.sandbox_state(&sandbox_id), &request)
         .await
         .map(drop)
         .map_err(shim_error(&sandbox_id))
