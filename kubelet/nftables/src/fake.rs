@@ -9,7 +9,7 @@ use crate::object::{Chain, Set};
 use crate::rule::Statement;
 use crate::transaction::{Operation, Transaction};
 use crate::value::{Data, Key, Type};
-use crate::{Family, Nft, NftError, Table};
+use crate::{Family, Nft, NftError, Outline, Table};
 
 /// Tables in memory.
 #[derive(Debug, Default)]
@@ -85,6 +85,10 @@ impl Nft for FakeNft {
 
     async fn list(&self, family: Family, table: &str) -> Result<Option<Table>, NftError> {
         Ok(self.table(family, table))
+    }
+
+    async fn outline(&self, _family: Family, _table: &str) -> Result<Option<Outline>, NftError> {
+        Ok(None)
     }
 }
 
@@ -172,6 +176,10 @@ fn apply(
                 .ok_or_else(|| missing("chain", chain))?
                 .rules
                 .push(rule.clone());
+        }
+        // Nobody else has a table here.
+        Operation::DeleteRule { chain, handle } => {
+            return Err(missing("rule", &format!("{chain} handle {handle}")));
         }
         Operation::AddSet { set, shape } => match table.sets.get(set) {
             Some(existing) if existing.shape != *shape => {

@@ -51,7 +51,7 @@ pub(crate) fn table(family: Family, name: &str, json: &str) -> Result<Table, Nft
     Ok(table)
 }
 
-fn entries(json: &str) -> Result<Vec<Json>, NftError> {
+pub(crate) fn entries(json: &str) -> Result<Vec<Json>, NftError> {
     let mut whole: Json = serde_json::from_str(json).map_err(|e| NftError::Parse(e.to_string()))?;
     match whole.get_mut("nftables").map(Json::take) {
         Some(Json::Array(entries)) => Ok(entries),
@@ -63,7 +63,7 @@ fn text<'a>(object: &'a Json, field: &str) -> Option<&'a str> {
     object.get(field).and_then(Json::as_str)
 }
 
-fn required<'a>(object: &'a Json, field: &str) -> Result<&'a str, NftError> {
+pub(crate) fn required<'a>(object: &'a Json, field: &str) -> Result<&'a str, NftError> {
     text(object, field).ok_or_else(|| NftError::Parse(format!("no {field:?} in {object}")))
 }
 

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::value::Family;
-use crate::{NftError, Table, Transaction, listing};
+use crate::{NftError, Outline, Table, Transaction, listing, outline};
 
 /// Applies transactions and lists tables.
 #[async_trait]
@@ -24,6 +24,9 @@ pub trait Nft: Send + Sync {
 
     /// The table as the kernel has it; `None` when there is none.
     async fn list(&self, family: Family, table: &str) -> Result<Option<Table>, NftError>;
+
+    /// What a table of somebody else's has; `None` when there is no such table.
+    async fn outline(&self, family: Family, table: &str) -> Result<Option<Outline>, NftError>;
 }
 
 /// Bound on one run of nft. 100,000 elements take about 2 s; a stalled machine may take longer.
@@ -93,6 +96,27 @@ impl NftProgram {
     }
 }
 
+impl NftProgram {
+    /// The listing of a table; `None` when there is none.
+    async fn json(&self, family: Family, table: &str) -> Result<Option<String>, NftError> {
+        let tables = self.run(&["-j", "list", "tables"], None).await?;
+        if !tables.status.success() {
+            return Err(refused(&tables, "list tables"));
+        }
+        let names = listing::table_names(family, &String::from_utf8_lossy(&tables.stdout))?;
+        if !names.iter().any(|name| name == table) {
+            return Ok(None);
+        }
+        let listed = self
+            .run(&["-j", "list", "table", family.as_str(), table], None)
+            .await?;
+        if !listed.status.success() {
+            return Err(refused(&listed, "list table"));
+        }
+        Ok(Some(String::from_utf8_lossy(&listed.stdout).into_owned()))
+    }
+}
+
 fn refused(output: &Output, transaction: &str) -> NftError {
     // nft points at the place with a copy of the whole line: keep the messages alone.
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -130,20 +154,13 @@ impl Nft for NftProgram {
     }
 
     async fn list(&self, family: Family, table: &str) -> Result<Option<Table>, NftError> {
-        let tables = self.run(&["-j", "list", "tables"], None).await?;
-        if !tables.status.success() {
-            return Err(refused(&tables, "list tables"));
-        }
-        let names = listing::table_names(family, &String::from_utf8_lossy(&tables.stdout))?;
-        if !names.iter().any(|name| name == table) {
-            return Ok(None);
-        }
-        let listed = self
-            .run(&["-j", "list", "table", family.as_str(), table], None)
-            .await?;
-        if !listed.status.success() {
-            return Err(refused(&listed, "list table"));
-        }
-        listing::table(family, table, &String::from_utf8_lossy(&listed.stdout)).map(Some)
+        let listed = self.json(family, table).await?;
+        let read = |json: String| listing::table(family, table, &json);
+        listed.map(read).transpose()
+    }
+
+    async fn outline(&self, family: Family, table: &str) -> Result<Option<Outline>, NftError> {
+        let listed = self.json(family, table).await?;
+        listed.map(|json| outline::read(&json)).transpose()
     }
 }

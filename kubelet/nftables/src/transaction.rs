@@ -25,6 +25,11 @@ pub enum Operation {
         chain: String,
         rule: Rule,
     },
+    /// Of a table that is not ours: rules of ours are known by their chains.
+    DeleteRule {
+        chain: String,
+        handle: u64,
+    },
     AddSet {
         set: String,
         shape: SetShape,
@@ -111,6 +116,9 @@ impl Transaction {
                     rule.text(self.family),
                     rule.comment()
                 )
+            }
+            Operation::DeleteRule { chain, handle } => {
+                writeln!(out, "delete rule {at} {chain} handle {handle}")
             }
             Operation::AddSet { set, shape } => {
                 write_shape(at, set, shape, out);

@@ -11,6 +11,8 @@
 //! informers ─► state (changes) ─► render (pure) ─► wanted table ─► nftables::Syncer ─► one transaction
 //! ```
 //!
+//! What a kube-proxy of iptables or ipvs left on the node goes after the first sync: see [`leftovers`].
+//!
 //! Upstream: cmd/kube-proxy and pkg/proxy/nftables, v1.36. Chains and sets that upstream has keep its names.
 
 #![forbid(unsafe_code)]
@@ -21,6 +23,7 @@ mod endpoint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod healthcheck;
+pub mod leftovers;
 mod local_detector;
 mod metrics;
 mod node;

@@ -14,7 +14,7 @@ use crate::metrics::{METRICS, family_label, now_seconds};
 use crate::render::{RenderOptions, ServiceEntry, Slots, TABLE, render};
 use crate::service::NamespacedName;
 use crate::state::State;
-use crate::{conntrack, node};
+use crate::{conntrack, leftovers, node};
 
 /// How often the kernel's table is read back and compared, whatever happened. Upstream: proxyutil.FullSyncPeriod.
 pub const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3600);
@@ -67,6 +67,9 @@ pub struct Proxier {
     node_port_addresses: NodePortAddresses,
     slots: Slots,
     syncer: Syncer,
+    nft: Arc<dyn Nft>,
+    /// Another kube-proxy's rules are gone, or there were none.
+    leftovers_are_gone: bool,
     health: ProxyHealth,
     service_health: ServiceHealthServer,
     /// Changes before this are no measure of our speed.
@@ -99,7 +102,9 @@ impl Proxier {
             options,
             node_port_addresses,
             slots: Slots::default(),
-            syncer: Syncer::new(nft, family, TABLE),
+            syncer: Syncer::new(nft.clone(), family, TABLE),
+            nft,
+            leftovers_are_gone: false,
             health,
             service_health,
             started: Timestamp::now(),
@@ -227,6 +232,9 @@ impl Proxier {
         }
         self.service_health
             .sync(&service_health(self.state.services()));
+        if full && !self.leftovers_are_gone {
+            self.remove_leftovers().await;
+        }
         if changes.udp || full {
             conntrack::clean_stale_entries(self.family, self.state.services()).await;
         }
@@ -255,6 +263,21 @@ impl Proxier {
             .with_label_values(&[label])
             .set(now_seconds());
         Ok(report.retry_after)
+    }
+
+    /// Not before our own rules stand. A failure is tried again with the next full sync.
+    async fn remove_leftovers(&mut self) {
+        match leftovers::remove(&*self.nft, self.family).await {
+            Ok(()) => self.leftovers_are_gone = true,
+            Err(error) => {
+                let label = family_label(self.family);
+                tracing::error!(family = label, %error, "Unable to remove what another kube-proxy left");
+                METRICS
+                    .nftables_cleanup_failures_total
+                    .with_label_values(&[label])
+                    .inc();
+            }
+        }
     }
 
     fn programmed(&self, trigger_times: &[Timestamp]) {

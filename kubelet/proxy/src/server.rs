@@ -29,7 +29,7 @@ use crate::options::{self, Action, Options, OptionsError};
 use crate::proxier::{NodePortAddresses, Proxier};
 use crate::render::{RenderOptions, TABLE};
 use crate::topology::Place;
-use crate::{LocalDetector, node, sysctl};
+use crate::{LocalDetector, leftovers, node, sysctl};
 use sync_loop::{Inputs, sync_loop};
 
 /// Services that another proxy serves, and those without a cluster address, are none of ours.
@@ -118,11 +118,15 @@ async fn act(options: Options) -> Result<(), ServerError> {
     }
 }
 
-/// Removes everything that kube-proxy made.
+/// Removes everything that kube-proxy made, in whatever mode.
 async fn cleanup() -> Result<(), ServerError> {
     let nft = NftProgram::new();
     for family in [Family::Ip, Family::Ip6] {
-        if let Err(error) = nft.apply(&Transaction::delete_table(family, TABLE)).await {
+        let removed = async {
+            nft.apply(&Transaction::delete_table(family, TABLE)).await?;
+            leftovers::remove(&nft, family).await
+        };
+        if let Err(error) = removed.await {
             let label = crate::metrics::family_label(family);
             METRICS
                 .nftables_cleanup_failures_total

@@ -256,6 +256,94 @@ fn sync(
     runtime.block_on(syncer.sync(table)).unwrap().operations
 }
 
+/// As iptables-save writes what a kube-proxy of iptables has, what a kubelet has beside it, and somebody else.
+const LEFT: &str = "*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
+:KUBE-SEP-AAAAAAAAAAAAAAAA - [0:0]
+:CNI-X - [0:0]
+-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A PREROUTING -j CNI-X
+-A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-NPX46M4PTMTKRN6Y
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-SVC-NPX46M4PTMTKRN6Y -m statistic --mode random --probability 0.5 -j KUBE-SEP-AAAAAAAAAAAAAAAA
+-A KUBE-SEP-AAAAAAAAAAAAAAAA -s 172.18.0.2/32 -j KUBE-MARK-MASQ
+-A KUBE-SEP-AAAAAAAAAAAAAAAA -p tcp -m tcp -j DNAT --to-destination 172.18.0.2:6443
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+COMMIT
+*filter
+:KUBE-SERVICES - [0:0]
+:KUBE-FORWARD - [0:0]
+:KUBE-FIREWALL - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+-A INPUT -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL
+-A INPUT -j KUBE-FIREWALL
+-A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -j DROP
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+COMMIT
+*mangle
+:KUBE-IPTABLES-HINT - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+COMMIT
+";
+
+#[test]
+fn what_a_kube_proxy_of_iptables_left_goes() {
+    let restore = || Command::new("iptables-nft-restore");
+    if !nix::unistd::geteuid().is_root() || restore().arg("--version").output().is_err() {
+        eprintln!("skipped: needs root and iptables-nft");
+        return;
+    }
+    let node = Namespace::new("left");
+    let path = node.path.with_extension("rules");
+    std::fs::write(&path, LEFT).unwrap();
+    let file = path.clone();
+    node.run(move || {
+        let status = restore().arg("--noflush").arg(file).status();
+        assert!(status.unwrap().success());
+    });
+    std::fs::remove_file(path).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let nft = NftProgram::in_namespace(&node.path);
+    for _ in 0..2 {
+        let removed = kube_proxy::leftovers::remove(&nft, Family::Ip);
+        runtime.block_on(removed).unwrap();
+        let removed = kube_proxy::leftovers::remove(&nft, Family::Ip6);
+        runtime.block_on(removed).unwrap();
+    }
+    let rules = node.ruleset();
+    let mut left: Vec<&str> = rules
+        .split_whitespace()
+        .filter(|word| word.starts_with("KUBE-") || word.starts_with("CNI-"))
+        .collect();
+    left.sort_unstable();
+    left.dedup();
+    assert_eq!(
+        left,
+        [
+            "CNI-X",
+            "KUBE-FIREWALL",
+            "KUBE-IPTABLES-HINT",
+            "KUBE-KUBELET-CANARY"
+        ],
+        "{rules}"
+    );
+    assert!(rules.contains("jump CNI-X") && rules.contains("jump KUBE-FIREWALL"));
+}
+
 #[test]
 fn services_in_the_kernel() {
     if !nix::unistd::geteuid().is_root() {
