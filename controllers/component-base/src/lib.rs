@@ -25,6 +25,7 @@ pub mod memory;
 pub mod metrics;
 pub mod options;
 pub mod process;
+pub mod processors;
 pub mod serving;
 pub mod shutdown;
 pub mod subject;

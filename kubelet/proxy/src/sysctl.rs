@@ -67,7 +67,8 @@ fn settings(config: &ConntrackConfiguration, cpus: u64) -> Vec<Setting> {
 
 /// Makes the settings. What the machine refuses (a read-only /proc in a container) is told and left.
 pub fn apply(config: &ConntrackConfiguration) {
-    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    // Of the node: kube-proxy's own container may have a part of one.
+    let cpus = component_base::processors::online();
     for setting in settings(config, cpus) {
         let path = PathBuf::from("/proc/sys").join(setting.name);
         let current = std::fs::read_to_string(&path)

@@ -69,7 +69,7 @@ impl MachineInfo {
         let uuid = first_line("/sys/class/dmi/id/product_uuid");
         let kernel = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
         Self {
-            cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+            cpus: component_base::processors::online(),
             memory_capacity_bytes: meminfo("MemTotal").unwrap_or(0),
             swap_capacity_bytes: meminfo("SwapTotal").unwrap_or(0),
             system_uuid: if uuid.is_empty() {

@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use component_base::processors;
+
 /// Where AppArmor's profiles are loaded from; containerd wants it there before it applies one of its own.
 const APPARMOR_PARSER: &str = "/sbin/apparmor_parser";
 
@@ -31,39 +33,12 @@ impl NodeSecurity {
             apparmor,
             apparmor_default: apparmor && Path::new(APPARMOR_PARSER).exists(),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
-            thermal_paths: possible_cpus(&cpus)
+            thermal_paths: processors::list(&cpus)
+                .unwrap_or_else(|| (0..processors::online() as usize).collect())
                 .into_iter()
                 .map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"))
                 .filter(|path| Path::new(path).exists())
                 .collect(),
         }
-    }
-}
-
-/// `0-3,5`: every number of the list; the machine's count of CPUs where the kernel's words are not understood.
-fn possible_cpus(text: &str) -> Vec<usize> {
-    let parsed: Option<Vec<usize>> = text
-        .trim()
-        .split(',')
-        .map(|range| match range.split_once('-') {
-            None => range.parse().ok().map(|cpu| cpu..=cpu),
-            Some((first, last)) => Some(first.parse().ok()?..=last.parse().ok()?),
-        })
-        .collect::<Option<Vec<_>>>()
-        .map(|ranges| ranges.into_iter().flatten().collect());
-    parsed.unwrap_or_else(|| {
-        (0..std::thread::available_parallelism().map_or(1, usize::from)).collect()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_of_cpus() {
-        assert_eq!(possible_cpus("0-3,5\n"), [0, 1, 2, 3, 5]);
-        assert_eq!(possible_cpus("0\n"), [0]);
-        assert!(!possible_cpus("what").is_empty());
     }
 }

@@ -36,7 +36,7 @@ fn os() -> String {
 }
 
 fn cpus() -> f64 {
-    std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64)
+    component_base::processors::online() as f64
 }
 
 /// Distinct values of a topology file of every processor.
