@@ -186,6 +186,7 @@ pub struct PortMapping {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodSandboxConfig {
     pub metadata: PodSandboxMetadata,
+    /// Empty: the node's.
     pub hostname: String,
     /// `/var/log/pods/<namespace>_<name>_<uid>`.
     pub log_directory: PathBuf,

@@ -488,37 +488,45 @@ fn mounts(config: &ContainerConfig, facts: &Facts) -> Result<ContainerSpecMounts
             .iter()
             .any(|mount| clean(&mount.container_path) == path)
     };
-    let own_rw = if security.readonly_rootfs { "ro" } else { "rw" };
-    for (destination, source, options) in [
-        ("/dev/shm", &facts.shm_path, ["rbind", "rw"]),
-        ("/etc/resolv.conf", &facts.resolv_conf, ["rbind", own_rw]),
-        ("/etc/hostname", &facts.hostname_file, ["rbind", own_rw]),
-    ] {
-        if !source.as_os_str().is_empty() && !taken(destination) {
-            list.push(json!({
-                "destination": destination, "type": "bind", "source": source, "options": options,
-            }));
-        }
-    }
-    for (destination, source) in &facts.image_volumes {
-        list.push(json!({
-            "destination": destination, "type": "bind", "source": source, "options": ["rbind", "rw"],
-        }));
-    }
-    let mut asked: Vec<(&Mount, &PathBuf)> =
-        config.mounts.iter().zip(&facts.mount_sources).collect();
-    if let Some((relative, _)) = asked
+    if let Some(relative) = config
+        .mounts
         .iter()
-        .find(|(mount, _)| !mount.container_path.starts_with('/'))
+        .find(|mount| !mount.container_path.starts_with('/'))
     {
         return Err(SpecError::RelativeMount(relative.container_path.clone()));
     }
-    // A mount below another one comes after it; equals keep their order.
-    asked.sort_by_key(|(mount, _)| {
-        Path::new(&clean(&mount.container_path))
-            .components()
-            .count()
+    let bind = |destination: String, source: &Path, mode: &str| json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind", mode] });
+    let asked = config.mounts.iter().zip(&facts.mount_sources);
+    let mut binds: Vec<Value> = asked
+        .map(|(mount, source)| {
+            let mode = match (mount.readonly, mount.recursive_read_only) {
+                (true, true) => "rro",
+                (true, false) => "ro",
+                (false, _) => "rw",
+            };
+            bind(clean(&mount.container_path), source, mode)
+        })
+        .collect();
+    let own_rw = if security.readonly_rootfs { "ro" } else { "rw" };
+    for (destination, source, mode) in [
+        ("/dev/shm", &facts.shm_path, "rw"),
+        ("/etc/resolv.conf", &facts.resolv_conf, own_rw),
+        ("/etc/hostname", &facts.hostname_file, own_rw),
+    ] {
+        if !source.as_os_str().is_empty() && !taken(destination) {
+            binds.push(bind(destination.to_owned(), source, mode));
+        }
+    }
+    for (destination, source) in &facts.image_volumes {
+        binds.push(bind(clean(destination), source, "rw"));
+    }
+    // A mount below another one comes after it, whoever asks for either: a volume at /etc leaves the pod its resolv.conf. Equals
+    // keep their order.
+    binds.sort_by_key(|bind| {
+        let destination = bind["destination"].as_str().unwrap_or_default();
+        Path::new(destination).components().count()
     });
+    list.extend(binds);
     let wants = |propagation| {
         config
             .mounts
@@ -533,22 +541,13 @@ fn mounts(config: &ContainerConfig, facts: &Facts) -> Result<ContainerSpecMounts
         (false, true) => "slave",
         (false, false) => "private",
     };
-    let mut private = Vec::new();
-    for (mount, source) in asked {
-        let destination = clean(&mount.container_path);
-        let mode = match (mount.readonly, mount.recursive_read_only) {
-            (true, true) => "rro",
-            (true, false) => "ro",
-            (false, _) => "rw",
-        };
-        list.push(json!({
-            "destination": destination, "type": "bind", "source": source, "options": ["rbind", mode],
-        }));
-        if root != "private" && mount.propagation == MountPropagation::Private && destination != DEV
-        {
-            private.push(destination);
-        }
-    }
+    let private = config
+        .mounts
+        .iter()
+        .filter(|mount| root != "private" && mount.propagation == MountPropagation::Private)
+        .map(|mount| clean(&mount.container_path))
+        .filter(|destination| destination != DEV)
+        .collect();
     Ok(ContainerSpecMounts {
         mounts: list,
         private,

@@ -1661,12 +1661,14 @@ async fn privileged_containers_and_the_nodes_namespaces() {
     }
     let node = Node::new().await;
     let mut sandbox = node.sandbox_config("privileged");
+    sandbox.hostname.clear();
     sandbox.namespaces.ipc = NamespaceMode::Node;
     sandbox.namespaces.pid = NamespaceMode::Node;
     let sandbox = node.runtime.run_pod_sandbox(&sandbox).await.unwrap();
     let mut config = script(
         "mount -t tmpfs none /tmp && echo mounted; ls /dev | grep -c . ; s=$(cat /proc/sys/vm/swappiness); echo $s > /proc/sys/vm/swappiness && echo proc; \
-         grep Seccomp: /proc/self/status | tr -s '\\t' ' '; readlink /proc/self/ns/pid /proc/self/ns/ipc /proc/self/ns/net /proc/self/ns/uts",
+         grep Seccomp: /proc/self/status | tr -s '\\t' ' '; readlink /proc/self/ns/pid /proc/self/ns/ipc /proc/self/ns/net /proc/self/ns/uts; \
+         echo $HOSTNAME; cat /etc/hostname",
     );
     config.security.privileged = true;
     config.security.namespaces.ipc = NamespaceMode::Node;
@@ -1676,10 +1678,12 @@ async fn privileged_containers_and_the_nodes_namespaces() {
     assert_eq!(lines[0], "mounted", "{log}");
     assert!(lines[1].parse::<u32>().unwrap() > 12, "{log}");
     assert_eq!(&lines[2..4], ["proc", "Seccomp: 0"], "{log}");
-    for (line, name) in lines[4..].iter().zip(["pid", "ipc", "net", "uts"]) {
+    for (line, name) in lines[4..8].iter().zip(["pid", "ipc", "net", "uts"]) {
         let own = std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
         assert_eq!(*line, own.to_str().unwrap());
     }
+    let name = host_name();
+    assert_eq!(&lines[8..], [name.trim(), name.trim()], "{log}");
     // What a container of the node's PID namespace leaves behind dies with it.
     let mut config = script("sleep 424242 & exit 0");
     config.security.namespaces.pid = NamespaceMode::Node;

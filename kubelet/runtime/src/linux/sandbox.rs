@@ -36,6 +36,13 @@ pub async fn run(inner: &Arc<Inner>, config: &PodSandboxConfig) -> Result<String
     }
     let bandwidth = bandwidth(&config.annotations)?;
     let id = machine::new_id().map_err(io("read random bytes"))?;
+    let mut config = config.clone();
+    if config.hostname.is_empty() {
+        config.hostname = nix::unistd::gethostname()
+            .map_err(|error| io("ask for the node's name")(error.into()))?
+            .to_string_lossy()
+            .into_owned();
+    }
     let record = SandboxRecord {
         version: RECORD_VERSION,
         id: id.clone(),

@@ -304,6 +304,45 @@ fn mounts_are_ordered_and_keep_their_propagation() {
 }
 
 #[test]
+fn a_volume_above_the_pods_files_does_not_hide_them() {
+    let config = ContainerConfig {
+        mounts: vec![
+            bind("/data/b/c", MountPropagation::Private),
+            bind("/etc", MountPropagation::Private),
+        ],
+        ..config()
+    };
+    let facts = Facts {
+        mount_sources: vec!["/v".into(), "/v".into()],
+        image_volumes: vec![
+            ("/data/b/c/d/".into(), "/i".into()),
+            ("/data".into(), "/i".into()),
+        ],
+        ..facts()
+    };
+    let sandbox = PodSandboxConfig::default();
+    let spec = container_spec(&sandbox, &config, &ImageFacts::default(), &facts).unwrap();
+    let mounts = spec.oci["mounts"].as_array().unwrap();
+    let binds: Vec<_> = mounts
+        .iter()
+        .filter(|mount| mount["type"] == "bind" && mount["options"][0] == "rbind")
+        .map(|mount| mount["destination"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        binds,
+        [
+            "/etc",
+            "/data",
+            "/dev/shm",
+            "/etc/resolv.conf",
+            "/etc/hostname",
+            "/data/b/c",
+            "/data/b/c/d"
+        ]
+    );
+}
+
+#[test]
 fn what_is_wanted_at_dev_is_no_mount_of_the_specs() {
     let spec = build(&ContainerConfig {
         mounts: vec![
