@@ -11,8 +11,8 @@ use component_helpers::resources::{
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus,
-    ScopedResourceSelectorRequirement, Service,
+    Affinity, PersistentVolumeClaim, Pod, PodAffinityTerm, ResourceQuota, ResourceQuotaStatus,
+    ScopedResourceSelectorRequirement, Service, WeightedPodAffinityTerm,
 };
 
 use super::devices::{Devices, IMPLICIT, OF_CLASS};
@@ -298,11 +298,35 @@ fn matches_scope(scope: &ScopedResourceSelectorRequirement, pod: &Pod) -> bool {
                 _ => class.is_none(),
             }
         }
-        "CrossNamespacePodAffinity" => {
-            let affinity = spec.and_then(|s| s.affinity.clone()).unwrap_or_default();
-            let text = serde_json::to_string(&affinity).unwrap_or_default();
-            text.contains("\"namespaces\"") || text.contains("\"namespaceSelector\"")
-        }
+        "CrossNamespacePodAffinity" => spec
+            .and_then(|s| s.affinity.as_ref())
+            .is_some_and(uses_cross_namespace_pod_affinity),
         _ => false,
     }
+}
+
+/// A term names namespaces of its own, for or against. Upstream: `usesCrossNamespacePodAffinity`.
+fn uses_cross_namespace_pod_affinity(affinity: &Affinity) -> bool {
+    let crosses = |term: &PodAffinityTerm| {
+        let named = term.namespaces.as_ref().is_some_and(|n| !n.is_empty());
+        named || term.namespace_selector.is_some()
+    };
+    let any = |required: &Option<Vec<PodAffinityTerm>>,
+               preferred: &Option<Vec<WeightedPodAffinityTerm>>| {
+        let preferred = preferred.iter().flatten().map(|w| &w.pod_affinity_term);
+        required.iter().flatten().chain(preferred).any(crosses)
+    };
+    let wanted = affinity.pod_affinity.as_ref().is_some_and(|a| {
+        any(
+            &a.required_during_scheduling_ignored_during_execution,
+            &a.preferred_during_scheduling_ignored_during_execution,
+        )
+    });
+    let unwanted = affinity.pod_anti_affinity.as_ref().is_some_and(|a| {
+        any(
+            &a.required_during_scheduling_ignored_during_execution,
+            &a.preferred_during_scheduling_ignored_during_execution,
+        )
+    });
+    wanted || unwanted
 }

@@ -42,6 +42,50 @@ fn a_pod_that_does_not_go_counts_until_its_time_is_over() {
 }
 
 #[test]
+fn pods_of_other_namespaces_are_asked_for_by_terms_alone() {
+    let check = |affinity: serde_json::Value, pods: &str| {
+        let pod = json!({"spec": {"containers": [{"name": "c"}], "affinity": affinity}});
+        let observed = Observed {
+            pods: vec![Arc::new(serde_json::from_value(pod).unwrap())],
+            ..Observed::default()
+        };
+        let quota: ResourceQuota = serde_json::from_value(json!({
+            "metadata": {"name": "q"},
+            "spec": {"hard": {"pods": "9"}, "scopeSelector": {"matchExpressions": [
+                {"scopeName": "CrossNamespacePodAffinity", "operator": "Exists"}]}},
+        }))
+        .unwrap();
+        let used = sync(&quota, &observed, now()).unwrap().used.unwrap();
+        assert_eq!(used["pods"].0, pods, "{affinity}");
+    };
+    let required = "requiredDuringSchedulingIgnoredDuringExecution";
+    let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let terms = [
+            (json!({"topologyKey": "k", "namespaces": ["n"]}), "1"),
+            (json!({"topologyKey": "k", "namespaceSelector": {}}), "1"),
+            (json!({"topologyKey": "k", "namespaces": []}), "0"),
+            (
+                json!({"topologyKey": "k", "labelSelector": {"matchLabels": {"namespaces": "n"}}}),
+                "0",
+            ),
+            (json!({"topologyKey": "namespaceSelector"}), "0"),
+        ];
+        for (term, pods) in terms {
+            check(json!({kind: {required: [term]}}), pods);
+            let weighted = json!({"weight": 1, "podAffinityTerm": term});
+            check(json!({kind: {preferred: [weighted]}}), pods);
+        }
+    }
+    check(json!({}), "0");
+    let expression = json!({"key": "namespaces", "operator": "Exists"});
+    check(
+        json!({"nodeAffinity": {required: {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}}}),
+        "0",
+    );
+}
+
+#[test]
 fn usage_by_kind_and_scope() {
     let quota =
         |spec| serde_json::from_value(json!({"metadata": {"name": "q"}, "spec": spec})).unwrap();
