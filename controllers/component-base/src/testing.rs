@@ -10,6 +10,7 @@ mod patch;
 mod request;
 mod respond;
 mod store;
+mod world;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 pub use request::{Call, Verb};
+pub use world::World;
 
 use crate::clock::Clock;
 use store::{Store, Stored};

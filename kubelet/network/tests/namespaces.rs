@@ -1,222 +1,18 @@
 //! The pod network on real links: every "node" is a network namespace, every "pod" another. Needs root.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+#[path = "namespaces/nodes.rs"]
+mod nodes;
+
+use std::net::IpAddr;
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use network::{
-    Bandwidth, Mode, NetworkConfig, NetworkError, Peer, PodNetwork, PortMapping, Protocol,
-    SandboxNetwork,
+    Bandwidth, Mode, NetworkError, Peer, PodNetwork, PortMapping, Protocol, SandboxNetwork,
 };
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns, unshare};
-
-static NUMBER: AtomicU32 = AtomicU32::new(0);
-
-/// A pinned network namespace; unpinned when dropped.
-struct Namespace {
-    path: PathBuf,
-}
-
-impl Namespace {
-    fn new(what: &str) -> Self {
-        let dir = PathBuf::from("/run/gantry-nettest");
-        std::fs::create_dir_all(&dir).unwrap();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = dir.join(format!(
-            "gantry-nettest-{}-{number}-{what}",
-            std::process::id()
-        ));
-        File::create(&path).unwrap();
-        let pin = path.clone();
-        std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            let source = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
-            mount(
-                Some(source.as_str()),
-                &pin,
-                None::<&str>,
-                MsFlags::MS_BIND,
-                None::<&str>,
-            )
-            .unwrap();
-        })
-        .join()
-        .unwrap();
-        Self { path }
-    }
-
-    /// Runs the closure on a thread inside.
-    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let namespace = File::open(&self.path).unwrap();
-        std::thread::spawn(move || {
-            setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        })
-        .join()
-        .unwrap()
-    }
-
-    fn ip(&self, arguments: &str) -> String {
-        let output = Command::new("nsenter")
-            .arg(format!("--net={}", self.path.display()))
-            .arg("ip")
-            .args(arguments.split(' '))
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "ip {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn nft(&self) -> String {
-        let net = format!("--net={}", self.path.display());
-        let output = Command::new("nsenter")
-            .args([&net, "nft", "-a", "list", "ruleset"])
-            .output()
-            .unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Everything that the network may have made, with handles and indexes, so that a remade thing shows.
-    fn kernel_state(&self) -> String {
-        let all = [
-            "route show",
-            "route show table local",
-            "-6 route show proto 71",
-            "-o -4 addr",
-        ];
-        let mut listed: Vec<_> = all.iter().map(|arguments| self.ip(arguments)).collect();
-        // Index and name, without flags that change by themselves; then the MAC address and the alias.
-        for link in self.ip("-o link").lines() {
-            let name = link.split('<').next().unwrap_or_default();
-            listed.push(format!(
-                "{name} {}",
-                link.split("link/").nth(1).unwrap_or_default()
-            ));
-        }
-        listed.push(self.nft());
-        listed.join("\n")
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// A node: its namespace, and its part of the pod network.
-struct Node {
-    namespace: Namespace,
-    state: PathBuf,
-}
-
-impl Node {
-    fn new(name: &str) -> Self {
-        let namespace = Namespace::new(name);
-        namespace.ip("link set lo up");
-        let state = namespace.path.with_extension("state");
-        Self { namespace, state }
-    }
-
-    fn config(&self) -> NetworkConfig {
-        NetworkConfig {
-            state_dir: self.state.clone(),
-            cni_conf_dir: self.state.join("cni"),
-            node_name: "test".into(),
-            ..NetworkConfig::default()
-        }
-    }
-
-    /// Opens the network anew, as a kubelet that starts does, and does something with it.
-    fn with<T, F, Fut>(&self, work: F) -> T
-    where
-        T: Send + 'static,
-        F: FnOnce(PodNetwork) -> Fut + Send + 'static,
-        Fut: Future<Output = T>,
-    {
-        let config = self.config();
-        self.namespace.run(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async { work(PodNetwork::open(config).await.unwrap()).await })
-        })
-    }
-
-    fn setup(&self, sandbox: SandboxNetwork, ranges: &[&str]) -> Result<Vec<IpAddr>, NetworkError> {
-        let ranges: Vec<_> = ranges.iter().map(|range| range.parse().unwrap()).collect();
-        self.with(|network| async move {
-            network.set_pod_cidrs(ranges).await?;
-            network.setup(&sandbox).await
-        })
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.state);
-    }
-}
-
-fn sandbox(id: &str, pod: &Namespace) -> SandboxNetwork {
-    SandboxNetwork {
-        sandbox_id: id.into(),
-        namespace: "default".into(),
-        name: id.into(),
-        uid: format!("uid-{id}"),
-        netns: pod.path.clone(),
-        ..SandboxNetwork::default()
-    }
-}
-
-/// Serves one connection after another; each is told whom it looks like. Ends with the process.
-fn serve(pod: &Namespace, port: u16) {
-    pod.run(move || {
-        let listener = TcpListener::bind(("::", port)).unwrap();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let from = stream.peer_addr().unwrap().ip().to_canonical();
-                let _ = write!(stream, "{from}");
-            }
-        });
-    });
-}
-
-/// Connects and returns how the server saw the source.
-fn ask(from: &Namespace, to: &str) -> Option<String> {
-    let to: SocketAddr = to.parse().unwrap();
-    from.run(move || {
-        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).ok()?;
-        stream
-            .set_read_timeout(Some(Duration::from_secs(3)))
-            .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
-    })
-}
-
-fn root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: needs root");
-    }
-    root
-}
-
-const RANGES: [&str; 2] = ["10.244.1.0/24", "fd00:244:1::/64"];
+use nodes::{
+    Namespace, Node, RANGES, ask, connect, node_on_a_link, peer, ranges, root, sandbox, serve,
+};
 
 #[test]
 fn two_pods_of_one_node() {
@@ -255,10 +51,7 @@ fn two_pods_of_one_node() {
         |network| async move {
             // The range is known from before; no API server is needed for that.
             network.ready().await.unwrap();
-            network
-                .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
-                .await
-                .unwrap();
+            network.set_pod_cidrs(ranges()).await.unwrap();
             network.ready().await.unwrap();
             network.reconcile(&["a".into(), "b".into()]).await.unwrap();
             network.setup(&sandbox).await.unwrap()
@@ -269,10 +62,7 @@ fn two_pods_of_one_node() {
 
     // What nobody claims goes; the rest works on. Twice is once.
     node.with(|network| async move {
-        network
-            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
-            .await
-            .unwrap();
+        network.set_pod_cidrs(ranges()).await.unwrap();
         network.reconcile(&["b".into()]).await.unwrap();
         assert_eq!(network.addresses("a").await, None);
         assert!(network.addresses("b").await.is_some());
@@ -309,18 +99,9 @@ fn host_ports() {
     if !root() {
         return;
     }
-    let node = Node::new("node");
+    let (node, outside) = node_on_a_link();
     node.namespace
         .run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap());
-    let outside = Namespace::new("outside");
-    connect(
-        &node.namespace,
-        "eth0",
-        "192.0.2.1/24",
-        &outside,
-        "eth0",
-        "192.0.2.9/24",
-    );
     let (a, b) = (Namespace::new("a"), Namespace::new("b"));
     let mapping = PortMapping {
         protocol: Protocol::Tcp,
@@ -383,18 +164,12 @@ fn host_ports() {
 
     let before = node.namespace.nft();
     node.with(|network| async move {
-        network
-            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
-            .await
-            .unwrap();
+        network.set_pod_cidrs(ranges()).await.unwrap();
         network.reconcile(&["a".into(), "b".into()]).await.unwrap();
     });
     assert_eq!(node.namespace.nft(), before);
     node.with(|network| async move {
-        network
-            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
-            .await
-            .unwrap();
+        network.set_pod_cidrs(ranges()).await.unwrap();
         network.teardown("a").await.unwrap();
     });
     assert_eq!(ask(&outside, "192.0.2.1:8080"), None);
@@ -422,10 +197,7 @@ fn host_ports_that_go_at_once_leave_no_rule() {
     }
     assert!(node.namespace.nft().contains("9007"));
     node.with(|network| async move {
-        network
-            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
-            .await
-            .unwrap();
+        network.set_pod_cidrs(ranges()).await.unwrap();
         let all = (0..8).map(|n| {
             let network = network.clone();
             async move { network.teardown(&format!("s{n}")).await }
@@ -437,34 +209,6 @@ fn host_ports_that_go_at_once_leave_no_rule() {
     let left = node.namespace.nft();
     assert!(!left.contains(" . 90"), "{left}");
     assert!(!left.contains("10.244.1.2"), "{left}");
-}
-
-/// A veth pair between two namespaces.
-fn connect(
-    one: &Namespace,
-    one_link: &str,
-    one_address: &str,
-    two: &Namespace,
-    two_link: &str,
-    two_address: &str,
-) {
-    one.ip(&format!(
-        "link add {one_link} type veth peer name {two_link} netns {}",
-        two.path.display()
-    ));
-    for (namespace, link, address) in [(one, one_link, one_address), (two, two_link, two_address)] {
-        namespace.ip(&format!("addr add {address} dev {link}"));
-        namespace.ip(&format!("link set {link} up"));
-    }
-}
-
-fn peer(address: &str, range: &str) -> Peer {
-    Peer {
-        node: "peer".into(),
-        created_unix_s: 0,
-        internal_ip: address.parse().unwrap(),
-        pod_cidrs: vec![range.parse().unwrap()],
-    }
 }
 
 /// Pods of two nodes reach each other; returns the nodes' routes.
@@ -744,16 +488,7 @@ fn peers_come_and_go() {
     if !root() {
         return;
     }
-    let node = Node::new("node");
-    let outside = Namespace::new("outside");
-    connect(
-        &node.namespace,
-        "eth0",
-        "192.0.2.1/24",
-        &outside,
-        "eth0",
-        "192.0.2.9/24",
-    );
+    let (node, _outside) = node_on_a_link();
     let steps: [&[u8]; 8] = [
         &[2],
         &[2, 3],
@@ -765,10 +500,7 @@ fn peers_come_and_go() {
         &[4, 5],
     ];
     node.with(move |network| async move {
-        network
-            .set_pod_cidrs(RANGES.iter().map(|r| r.parse().unwrap()).collect())
-            .await
-            .unwrap();
+        network.set_pod_cidrs(ranges()).await.unwrap();
         for step in steps {
             let of = |n: &u8| peer(&format!("192.0.2.{}", 10 + n), &format!("10.244.{n}.0/24"));
             network
@@ -791,18 +523,9 @@ fn a_range_that_is_somebody_elses_has_no_route() {
     if !root() {
         return;
     }
-    let node = Node::new("node");
-    let outside = Namespace::new("outside");
-    connect(
-        &node.namespace,
-        "eth0",
-        "192.0.2.1/24",
-        &outside,
-        "eth0",
-        "192.0.2.9/24",
-    );
+    let (node, _outside) = node_on_a_link();
     node.with(|network| async move {
-        let own = RANGES.iter().map(|r| r.parse().unwrap()).collect();
+        let own = ranges();
         network.set_pod_cidrs(own).await.unwrap();
         let claims = [
             ("192.0.2.11", "10.244.2.0/24"),
@@ -832,16 +555,7 @@ fn what_others_take_away_is_mended() {
     if !root() {
         return;
     }
-    let node = Node::new("node");
-    let outside = Namespace::new("outside");
-    connect(
-        &node.namespace,
-        "eth0",
-        "192.0.2.1/24",
-        &outside,
-        "eth0",
-        "192.0.2.9/24",
-    );
+    let (node, _outside) = node_on_a_link();
     node.with(|network| async move {
         network
             .set_pod_cidrs(vec!["10.244.1.0/24".parse().unwrap()])

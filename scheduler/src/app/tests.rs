@@ -2,49 +2,40 @@
 
 use std::time::Duration;
 
-use component_base::clock::Clock;
 use component_base::leader_election::Leadership;
-use component_base::shutdown::Shutdown;
-use component_base::testing::{ApiServer, Refusal, Verb};
+use component_base::testing::{Refusal, Verb, World};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::{Decisions, Seams, assemble};
 use crate::options::{Options, flag_set};
 
-struct World {
-    api: ApiServer,
-    clock: Clock,
-    shutdown: Shutdown,
+/// A scheduler, running.
+struct Scheduler {
+    world: World,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
-impl World {
+impl Scheduler {
     fn start() -> Self {
-        let clock = Clock::of_runtime(Timestamp::from_second(1_800_000_000).expect("in range"));
-        let (api, shutdown) = (ApiServer::new(clock.clone()), Shutdown::new());
+        let world = World::begin();
         let flags = flag_set()
             .parse(["--placement-seed=1".to_owned()])
             .expect("flags");
         let options = Options::from_flags(&flags).expect("options");
         let component = assemble(Seams {
             options: &options,
-            client: api.client(),
-            events: api.client(),
+            client: world.api.client(),
+            events: world.api.client(),
             leadership: Leadership::always(),
-            clock: clock.clone(),
-            shutdown: shutdown.clone(),
+            clock: world.clock.clone(),
+            shutdown: world.shutdown.clone(),
             decisions: Decisions::InATask,
         });
         let component = component.expect("assembled");
-        Self {
-            api,
-            clock,
-            running: tokio::spawn(component.run(shutdown.clone())),
-            shutdown,
-        }
+        let running = tokio::spawn(component.run(world.shutdown.clone()));
+        Self { world, running }
     }
 
     fn add_node(&self, name: &str, pods: &str) {
@@ -54,7 +45,7 @@ impl World {
             "status": {"capacity": resources, "allocatable": resources},
         }))
         .expect("a node");
-        self.api.create(&node);
+        self.world.api.create(&node);
     }
 
     fn add_pod(&self, name: &str) {
@@ -63,64 +54,62 @@ impl World {
             "spec": {"containers": [{"name": "c", "image": "image"}]},
         }))
         .expect("a pod");
-        self.api.create(&pod);
+        self.world.api.create(&pod);
     }
 
     fn node_of(&self, pod: &str) -> Option<String> {
-        self.api.get::<Pod>("default", pod)?.spec?.node_name
+        self.world.api.get::<Pod>("default", pod)?.spec?.node_name
     }
 
-    /// A moment in which all that can happen does.
-    async fn settle(&self, time: Duration) {
-        self.clock.sleep(time).await;
+    async fn settle(&self, seconds: u64) {
+        self.world.settle(Duration::from_secs(seconds)).await;
     }
 
     async fn end(self) {
-        self.shutdown.trigger();
-        self.running.await.expect("no panic").expect("a good end");
+        self.world.end(self.running).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn pods_are_bound_and_told_of_by_the_clock_of_the_world() {
-    let world = World::start();
-    world.add_pod("early");
-    world.settle(Duration::from_secs(1)).await;
-    let waiting: Pod = world.api.get("default", "early").expect("there");
+    let scheduler = Scheduler::start();
+    scheduler.add_pod("early");
+    scheduler.settle(1).await;
+    let waiting: Pod = scheduler.world.api.get("default", "early").expect("there");
     let condition = waiting.status.and_then(|s| s.conditions).expect("told")[0].clone();
     assert_eq!(condition.reason.as_deref(), Some("Unschedulable"));
     let at = condition.last_transition_time.expect("stamped").0;
     assert_eq!(at.as_second(), 1_800_000_000, "not the machine's time");
 
-    world.add_node("a", "2");
-    world.add_pod("late");
-    world.settle(Duration::from_secs(3)).await;
+    scheduler.add_node("a", "2");
+    scheduler.add_pod("late");
+    scheduler.settle(3).await;
     for pod in ["early", "late"] {
-        assert_eq!(world.node_of(pod).as_deref(), Some("a"), "{pod}");
+        assert_eq!(scheduler.node_of(pod).as_deref(), Some("a"), "{pod}");
     }
-    world.add_pod("third");
-    world.settle(Duration::from_secs(60)).await;
-    assert_eq!(world.node_of("third"), None, "the node is full");
-    world.add_node("b", "1");
-    world.settle(Duration::from_secs(15)).await;
-    assert_eq!(world.node_of("third").as_deref(), Some("b"));
-    world.end().await;
+    scheduler.add_pod("third");
+    scheduler.settle(60).await;
+    assert_eq!(scheduler.node_of("third"), None, "the node is full");
+    scheduler.add_node("b", "1");
+    scheduler.settle(15).await;
+    assert_eq!(scheduler.node_of("third").as_deref(), Some("b"));
+    scheduler.end().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_binding_that_fails_is_tried_again() {
-    let world = World::start();
-    world.add_node("a", "10");
+    let scheduler = Scheduler::start();
+    scheduler.add_node("a", "10");
     let refusal = Refusal::new(500, "InternalError", "etcd is away");
-    world.api.fail(
+    scheduler.world.api.fail(
         |call| call.verb == Verb::Create && call.subresource == "binding",
         refusal,
     );
-    world.add_pod("p");
-    world.settle(Duration::from_secs(30)).await;
-    assert_eq!(world.node_of("p"), None);
-    world.api.heal();
-    world.settle(Duration::from_secs(30)).await;
-    assert_eq!(world.node_of("p").as_deref(), Some("a"));
-    world.end().await;
+    scheduler.add_pod("p");
+    scheduler.settle(30).await;
+    assert_eq!(scheduler.node_of("p"), None);
+    scheduler.world.api.heal();
+    scheduler.settle(30).await;
+    assert_eq!(scheduler.node_of("p").as_deref(), Some("a"));
+    scheduler.end().await;
 }
