@@ -53,7 +53,7 @@ fn workers() -> usize {
 async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let serving = ServingOptions::from_flags(&flags, COMPONENT)?;
     let election = LeaderElectionOptions::from_flags(&flags)?;
-    let options = Arc::new(Options::from_flags(&flags)?);
+    let options = Arc::new(Options::from_flags(&flags, crate::registry::validate)?);
     let features = Arc::new(features(&options)?);
     tracing::info!(version = component_base::version::GIT_VERSION, "Starting");
     let giving_back = memory::run(shutdown.token().clone());

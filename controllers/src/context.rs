@@ -94,16 +94,15 @@ pub struct ControllerContext {
     /// The PEM of the CA that signed the API server's certificate: `--root-ca-file`, else the client configuration's.
     pub root_ca: Arc<Option<Vec<u8>>>,
     accounts: Accounts,
+    /// How much more often than others its clients may ask: QPS and burst.
+    factors: (f32, u32),
 }
 
+/// A controller's clients, as often as `--kube-api-qps` says.
+const USUAL: (f32, u32) = (1.0, 1);
 /// Ending one namespace takes a deletion and a list for every resource there is, a migration a patch for every object, so their
 /// clients may ask more often. Upstream: `newNamespaceController`, `newSVMController` (`QPS *= 20`, `Burst *= 100`).
-const FAST: [&str; 2] = [
-    "namespace-controller",
-    crate::storage_version_migrator::NAME,
-];
-const FAST_QPS_FACTOR: f32 = 20.0;
-const FAST_BURST_FACTOR: u32 = 100;
+const FAST: (f32, u32) = (20.0, 100);
 
 impl ControllerContext {
     /// What controllers share, of what the process stands on.
@@ -129,6 +128,15 @@ impl ControllerContext {
             shutdown,
             root_ca: Arc::new(root_ca),
             accounts,
+            factors: USUAL,
+        }
+    }
+
+    /// The same for a controller of very many requests; to be asked for before its first client.
+    pub fn fast(self) -> Self {
+        Self {
+            factors: FAST,
+            ..self
         }
     }
 
@@ -137,11 +145,7 @@ impl ControllerContext {
     /// # Errors
     /// When no client can be made, or no token be had.
     pub async fn client(&self, account: &str) -> Result<Client, StartError> {
-        let factors = match FAST.contains(&account) {
-            true => (FAST_QPS_FACTOR, FAST_BURST_FACTOR),
-            false => (1.0, 1),
-        };
-        Ok(self.accounts.client(account, factors).await?)
+        Ok(self.accounts.client(account, self.factors).await?)
     }
 
     /// The executor of a controller: writes as `account`, records events as `component` (`deployment-controller`).

@@ -1,6 +1,7 @@
 //! What must hold whatever a command line says: for the fuzz target in `fuzz/`, and for the cases it found.
 
 use crate::options::{Options, flag_set};
+use crate::registry::validate;
 
 /// The flags, one a line: read or refused with a text.
 pub fn command_line(data: &[u8]) {
@@ -9,7 +10,7 @@ pub fn command_line(data: &[u8]) {
     };
     match flag_set().parse(text.lines().map(str::to_owned)) {
         Ok(flags) => {
-            if let Err(error) = Options::from_flags(&flags) {
+            if let Err(error) = Options::from_flags(&flags, validate) {
                 assert!(!error.to_string().is_empty());
             }
         }

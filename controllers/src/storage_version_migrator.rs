@@ -40,6 +40,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     {
         return Ok(context.nothing_to_do(NAME));
     }
+    let context = context.fast();
     let migrations = context.informers.informer(InformerOptions::default());
     let executor = context.executor(NAME, NAME).await?;
     let client = context.client(NAME).await?;

@@ -11,37 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cluster::Cluster;
+pub use crate::cluster::Storage;
 use crate::cluster::layout::Layout;
 use crate::programs::{self, Outputs};
 use crate::step::{Steps, output};
 
 pub use sanity::{SanityOptions, run as sanity};
-
-/// A way to get volumes.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Storage {
-    /// The CSI driver of `csi-hostpath/` with every sidecar, snapshots, and the class `csi-hostpath-sc`.
-    Hostpath,
-    /// Rancher's provisioner of node-local folders, kind's default: the class `local-path`, the cluster's default class.
-    LocalPath,
-}
-
-impl Storage {
-    /// The images of images.toml that it needs.
-    pub fn set(self) -> &'static str {
-        match self {
-            Self::Hostpath => "hostpath",
-            Self::LocalPath => "local-path",
-        }
-    }
-}
 
 /// Applies the objects and waits until their pods run.
 ///

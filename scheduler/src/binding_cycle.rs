@@ -8,12 +8,11 @@ use std::time::Instant;
 
 use backend::QueuedPodInfo;
 use framework::*;
-use k8s_openapi::api::core::v1::Pod;
 
 use crate::failure::{Failure, handle_scheduling_failure};
 use crate::metrics;
+use crate::retreat::{tell_of_retreat, unreserve_and_forget};
 use crate::runtime::Framework;
-use crate::schedule_one::unreserve_and_forget;
 use crate::scheduler::Scheduler;
 
 /// A pod on its way to a node.
@@ -154,26 +153,6 @@ fn bound(
     if queued.was_flushed_from_unschedulable {
         metrics::POD_SCHEDULED_AFTER_FLUSH.inc();
     }
-}
-
-/// A decided pod gives its room on `node` back: those that wait for room hear of it, if `pre_check` lets them.
-///
-/// The pod never came to its node, so it is shown as nominated to it: one without any place would be of interest to nobody.
-pub(crate) fn tell_of_retreat(
-    scheduler: &Scheduler,
-    pod: &Pod,
-    node: &str,
-    pre_check: Option<&dyn Fn(&PodInfo) -> bool>,
-) {
-    let mut placed = pod.clone();
-    let status = placed.status.get_or_insert_default();
-    status.nominated_node_name = Some(node.to_owned());
-    scheduler.queue.move_all_to_active_or_backoff_queue(
-        ClusterEvent::ASSIGNED_POD_DELETE,
-        Some(EventObject::Pod(Arc::new(placed))),
-        None,
-        pre_check,
-    );
 }
 
 fn handle_binding_cycle_error(cycle: BindingCycle, status: Status) {

@@ -15,10 +15,10 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use tokio::sync::mpsc;
 
-use crate::binding_cycle::tell_of_retreat;
 use crate::listers::{Informers, Revisions};
 use crate::metrics;
 use crate::objects::Change;
+use crate::retreat::tell_of_retreat;
 use crate::scheduler::Scheduler;
 use crate::trace::object::TraceObject;
 use crate::trace::recorder::TraceRecorder;

@@ -212,17 +212,6 @@ fn requeue(
     Some(pod)
 }
 
-/// An error with what lies behind it.
-pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
-}
-
 /// Short enough for an event's note.
 pub(crate) fn truncate_message(message: &str) -> String {
     const SUFFIX: &str = " ...";

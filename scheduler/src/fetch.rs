@@ -11,7 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use kube::client::ConfigExt as _;
 use serde_json::Value;
 
-use crate::failure::with_causes;
+use crate::causes::with_causes;
 
 /// An answer is at most this large: the metrics of a hundred thousand nodes.
 const MAX_ANSWER: usize = 128 << 20;

@@ -17,8 +17,6 @@ use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::watcher;
 use tokio::sync::mpsc;
 
-use crate::runtime::Framework;
-
 #[cfg(test)]
 mod tests;
 
@@ -38,31 +36,6 @@ pub trait Sources: Send + Sync {
     fn objects(&self, kind: ObjectKind) -> Vec<Arc<Object>>;
     /// All pods that have not ended.
     fn pods(&self) -> Vec<Arc<Pod>>;
-}
-
-/// Every plugin that is enabled anywhere, once.
-fn plugins_of(framework: &Framework) -> Vec<Arc<dyn Plugin>> {
-    let points = framework.points();
-    let lists = [
-        &points.pre_enqueue,
-        &points.queue_sort,
-        &points.pre_filter,
-        &points.filter,
-        &points.post_filter,
-        &points.pre_score,
-        &points.reserve,
-        &points.permit,
-        &points.pre_bind,
-        &points.bind,
-        &points.post_bind,
-        &points.placement_feasible,
-    ];
-    let all = lists.into_iter().flatten();
-    let all = all.chain(points.score.iter().map(|(plugin, _)| plugin));
-    let mut seen = BTreeSet::new();
-    all.filter(|plugin| seen.insert(plugin.name()))
-        .cloned()
-        .collect()
 }
 
 struct Told {
@@ -86,11 +59,11 @@ impl Observers {
         let _ = self.sources.set(sources);
     }
 
-    /// The plugins of these profiles hear of everything from now on, and nobody else.
-    pub fn set<'a>(&self, frameworks: impl Iterator<Item = &'a Arc<Framework>>) {
+    /// These plugins hear of everything from now on, and nobody else.
+    pub fn set(&self, plugins: impl Iterator<Item = Arc<dyn Plugin>>) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let mut new = Vec::new();
-        for plugin in frameworks.flat_map(|framework| plugins_of(framework)) {
+        for plugin in plugins {
             let Some(observer) = plugin.as_observer() else {
                 continue;
             };
@@ -112,10 +85,10 @@ impl Observers {
         *told = new;
     }
 
-    /// Tells the plugins of a profile that answers a question, and nothing more, all that is known now.
-    pub fn inform(&self, framework: &Framework) {
+    /// Tells plugins that answer a question, and nothing more, all that is known now.
+    pub fn inform(&self, plugins: impl IntoIterator<Item = Arc<dyn Plugin>>) {
         let _told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        for plugin in plugins_of(framework) {
+        for plugin in plugins {
             if let Some(observer) = plugin.as_observer() {
                 self.tell_all(&*plugin, &observer.kinds());
             }

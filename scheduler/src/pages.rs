@@ -18,8 +18,8 @@ use http::StatusCode;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
+use crate::causes::with_causes;
 use crate::explain::{Explanation, explain};
-use crate::failure::with_causes;
 use crate::runtime::Shared;
 use crate::scheduler::{Profiles, Scheduler, new_profiles, scheduler_name};
 use crate::what_if::{self, InvalidQuestion, Question, what_if};
@@ -187,7 +187,7 @@ fn play(scheduler: &Scheduler, question: &Question) -> Result<what_if::Answer, I
             let profiles = new_profiles(&config, scheduler.registry(), shared);
             let profiles = profiles.map_err(|e| InvalidQuestion::Config(with_causes(&e)))?;
             let made = profiles.values();
-            made.for_each(|framework| shared.observers().inform(framework));
+            made.for_each(|framework| shared.observers().inform(framework.points().plugins()));
             Arc::new(profiles)
         }
     };

@@ -15,8 +15,9 @@ use framework::PodInfo;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use tokio::sync::mpsc::Receiver;
 
+use crate::causes::with_causes;
 use crate::config::KubeSchedulerConfiguration;
-use crate::failure::{truncate_message, with_causes};
+use crate::failure::truncate_message;
 use crate::metrics;
 use crate::options::{InvalidOptions, config_from_flags};
 use crate::profile::ProfileError;

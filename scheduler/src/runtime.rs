@@ -14,9 +14,11 @@ use crate::metrics;
 
 mod groups;
 mod handle;
+mod points;
 mod waiting_pods;
 
 pub use handle::{FrameworkHandle, RecordFn, Shared};
+pub use points::Points;
 pub use waiting_pods::WaitingPods;
 
 /// A plugin that has a say in choosing a node, and at which points it is enabled.
@@ -31,37 +33,6 @@ pub struct Judge {
     pub pre_score: bool,
     /// Score is enabled, with this weight.
     pub score: Option<i64>,
-}
-
-/// The plugins enabled at each point, in order. A plugin is the same object wherever it appears.
-#[derive(Default, Clone)]
-pub struct Points {
-    /// PreEnqueue.
-    pub pre_enqueue: Vec<Arc<dyn Plugin>>,
-    /// QueueSort; exactly one.
-    pub queue_sort: Vec<Arc<dyn Plugin>>,
-    /// PreFilter.
-    pub pre_filter: Vec<Arc<dyn Plugin>>,
-    /// Filter.
-    pub filter: Vec<Arc<dyn Plugin>>,
-    /// PostFilter.
-    pub post_filter: Vec<Arc<dyn Plugin>>,
-    /// PreScore.
-    pub pre_score: Vec<Arc<dyn Plugin>>,
-    /// Score, with weights.
-    pub score: Vec<(Arc<dyn Plugin>, i64)>,
-    /// Reserve.
-    pub reserve: Vec<Arc<dyn Plugin>>,
-    /// Permit.
-    pub permit: Vec<Arc<dyn Plugin>>,
-    /// PreBind.
-    pub pre_bind: Vec<Arc<dyn Plugin>>,
-    /// Bind; at least one.
-    pub bind: Vec<Arc<dyn Plugin>>,
-    /// PostBind.
-    pub post_bind: Vec<Arc<dyn Plugin>>,
-    /// PlacementFeasible.
-    pub placement_feasible: Vec<Arc<dyn Plugin>>,
 }
 
 /// A profile's plugins at work.

@@ -15,6 +15,7 @@ use crate::binding_cycle::{self, BindingCycle};
 use crate::decide::{Chosen, Decider, NotChosen};
 use crate::failure::{Failure, handle_scheduling_failure};
 use crate::metrics;
+use crate::retreat::unreserve_and_forget;
 use crate::runtime::Framework;
 use crate::scheduler::Scheduler;
 
@@ -306,25 +307,6 @@ fn permit(
         unreserve_and_forget(scheduler, framework, state, pod, node_name);
     }
     status
-}
-
-/// Undoes Reserve and the assumption.
-pub(crate) fn unreserve_and_forget(
-    scheduler: &Scheduler,
-    framework: &Framework,
-    state: &mut CycleState,
-    pod: &Arc<PodInfo>,
-    node_name: &str,
-) -> bool {
-    framework.run_reserve_plugins_unreserve(state, pod, node_name);
-    scheduler.shared.listers().pod_groups().forget(&pod.pod);
-    match scheduler.cache.forget_pod(pod) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(%error, "ForgetPod failed");
-            false
-        }
-    }
 }
 
 /// What a pod needs that no plugin of its profile can give: such a pod waits, and is never bound blindly.

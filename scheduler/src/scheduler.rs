@@ -79,7 +79,11 @@ impl Scheduler {
         });
         let queue = Arc::new(SchedulingQueue::new(queue));
         shared.set_queue(Arc::clone(&queue));
-        shared.observers().set(profiles.values());
+        shared.observers().set(
+            profiles
+                .values()
+                .flat_map(|profile| profile.points().plugins()),
+        );
         Ok(Arc::new(Scheduler {
             cache: Arc::new(Cache::new()),
             queue,
@@ -98,7 +102,11 @@ impl Scheduler {
         let profiles = new_profiles(config, &self.registry, &self.shared)?;
         let live = live_queue_config(config, &profiles)?;
         // Before the first pod meets them.
-        self.shared.observers().set(profiles.values());
+        self.shared.observers().set(
+            profiles
+                .values()
+                .flat_map(|profile| profile.points().plugins()),
+        );
         self.profiles.store(Arc::new(profiles));
         self.queue.reconfigure(live);
         Ok(())

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 use crate::context::{Context, Running};
 use crate::options::{COMPONENT, Options, flag_set};
-use crate::registry::{CONTROLLERS, is_enabled};
+use crate::registry::{CONTROLLERS, is_enabled, validate};
 
 /// The API group at `/configz`.
 const GROUP: &str = "cloudcontrollermanager.config.k8s.io";
@@ -38,7 +38,7 @@ pub fn main() -> i32 {
 
 async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let serving = ServingOptions::from_flags(&flags, COMPONENT)?;
-    let election = LeaderElectionOptions::from_flags(&flags)?;
+    let election = LeaderElectionOptions::from_flags(&flags, validate)?;
     let options = Arc::new(Options::from_flags(&flags)?);
     let mut features = FeatureGates::new(&[]);
     features.set(&options.feature_gates)?;

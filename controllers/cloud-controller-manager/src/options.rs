@@ -207,12 +207,16 @@ fn workers(flags: &Flags, flag: &'static str, errors: &mut Vec<FieldError>) -> u
 }
 
 impl Options {
-    /// Reads and checks the flags; every wrong value is reported at once.
+    /// Reads and checks the flags; every wrong value is reported at once. Which controllers there are is known to who has them:
+    /// `validate` says what is wrong with `--controllers`.
     ///
     /// # Errors
     /// See [`InvalidOptions`].
-    pub fn from_flags(flags: &Flags) -> Result<Self, InvalidOptions> {
-        let mut errors = crate::registry::validate(flags.list("controllers"));
+    pub fn from_flags(
+        flags: &Flags,
+        validate: impl FnOnce(&[String]) -> Vec<FieldError>,
+    ) -> Result<Self, InvalidOptions> {
+        let mut errors = validate(flags.list("controllers"));
         for flag in ["cloud-provider", "cloud-config"] {
             if flags.string(flag).is_empty() {
                 errors.push(FieldError::invalid(flag, "", "cannot be empty"));
@@ -269,7 +273,7 @@ mod tests {
         let flags = flag_set()
             .parse(args.iter().map(ToString::to_string))
             .unwrap();
-        Options::from_flags(&flags).map_err(|error| error.to_string())
+        Options::from_flags(&flags, crate::registry::validate).map_err(|error| error.to_string())
     }
 
     #[test]

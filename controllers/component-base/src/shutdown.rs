@@ -2,12 +2,29 @@
 //!
 //! Upstream: `k8s.io/apiserver/pkg/server/signal.go` (a second signal exits at once with code 1).
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::tasks::{Failure, SharedFailure};
+/// What ended the process. No retry helps but a new process.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TaskError {
+    /// A panic, with its message.
+    #[error("the task {name:?} panicked: {message}")]
+    Panicked {
+        /// The task.
+        name: String,
+        /// The panic's words.
+        message: String,
+    },
+    /// The task returned although nobody had asked the process to end.
+    #[error("the task {name:?} ended unexpectedly")]
+    Ended {
+        /// The task.
+        name: String,
+    },
+}
 
 /// A cloneable shutdown token. Triggering a parent triggers its children, not the other way round.
 #[derive(Clone, Debug)]
@@ -15,7 +32,8 @@ pub struct Shutdown {
     token: CancellationToken,
     /// The token of the whole process.
     root: CancellationToken,
-    failure: SharedFailure,
+    /// The first failure of the process.
+    failure: Arc<OnceLock<TaskError>>,
 }
 
 static PROCESS: OnceLock<Shutdown> = OnceLock::new();
@@ -26,7 +44,7 @@ impl Default for Shutdown {
         Self {
             root: token.clone(),
             token,
-            failure: SharedFailure::default(),
+            failure: Arc::default(),
         }
     }
 }
@@ -95,12 +113,17 @@ impl Shutdown {
         self.token.run_until_cancelled(future).await
     }
 
-    pub(crate) fn failure(&self) -> &Failure {
-        &self.failure
+    /// Keeps the first failure and ends the process's tasks.
+    pub fn fail(&self, error: TaskError) {
+        tracing::error!(%error, "The process ends: it cannot work without this task");
+        // The first one is the cause, whatever follows.
+        let _ = self.failure.set(error);
+        self.root.cancel();
     }
 
-    pub(crate) fn trigger_root(&self) {
-        self.root.cancel();
+    /// What failed, if anything did.
+    pub fn failed(&self) -> Option<TaskError> {
+        self.failure.get().cloned()
     }
 
     pub(crate) async fn root_triggered(&self) {

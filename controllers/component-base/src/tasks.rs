@@ -11,41 +11,18 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use tokio::task::JoinHandle;
 
 use crate::shutdown::Shutdown;
+pub use crate::shutdown::TaskError;
 
 /// How long the rest of the process has to end once an essential task failed.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a shutdown takes at most to reach all tokens.
 const SPREAD: Duration = Duration::from_secs(1);
-
-/// What ended the process. No retry helps but a new process.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TaskError {
-    /// A panic, with its message.
-    #[error("the task {name:?} panicked: {message}")]
-    Panicked {
-        /// The task.
-        name: String,
-        /// The panic's words.
-        message: String,
-    },
-    /// The task returned although nobody had asked the process to end.
-    #[error("the task {name:?} ended unexpectedly")]
-    Ended {
-        /// The task.
-        name: String,
-    },
-}
-
-/// The first failure of a process; shared by a [`Shutdown`] and its children.
-#[derive(Debug, Default)]
-pub(crate) struct Failure(OnceLock<TaskError>);
 
 impl Shutdown {
     /// Runs `future` until shutdown (this token's). Its panic, or its end before, ends the process.
@@ -105,19 +82,6 @@ impl Shutdown {
             });
         }
         outcome.is_ok()
-    }
-
-    /// Keeps the first failure and ends the process's tasks.
-    pub fn fail(&self, error: TaskError) {
-        tracing::error!(%error, "The process ends: it cannot work without this task");
-        // The first one is the cause, whatever follows.
-        let _ = self.failure().0.set(error);
-        self.trigger_root();
-    }
-
-    /// What failed, if anything did.
-    pub fn failed(&self) -> Option<TaskError> {
-        self.failure().0.get().cloned()
     }
 
     /// Runs the main work of a process to its end. If an essential task fails meanwhile, the work has seconds to end, and the
@@ -199,8 +163,6 @@ pub fn message(panic: &(dyn Any + Send)) -> String {
         (None, None) => "no message".to_owned(),
     }
 }
-
-pub(crate) type SharedFailure = Arc<Failure>;
 
 #[cfg(test)]
 mod tests {

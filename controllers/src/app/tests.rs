@@ -28,7 +28,8 @@ impl Controllers {
         let flags = flag_set()
             .parse(std::iter::empty::<String>())
             .expect("flags");
-        let options = Arc::new(Options::from_flags(&flags).expect("options"));
+        let options =
+            Arc::new(Options::from_flags(&flags, crate::registry::validate).expect("options"));
         let client = world.api.client();
         let (clock, shutdown) = (world.clock.clone(), world.shutdown.clone());
         let component = assemble(Seams {

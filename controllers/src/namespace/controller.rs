@@ -32,6 +32,7 @@ const BACK_OFF: RateLimit = RateLimit {
 /// # Errors
 /// When it has no client.
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
+    let context = context.fast();
     let executor = context
         .executor("namespace-controller", "namespace-controller")
         .await?;

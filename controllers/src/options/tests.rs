@@ -5,7 +5,7 @@ fn check(args: &[&str]) -> Result<Options, String> {
     let flags = flag_set()
         .parse(args.iter().map(ToString::to_string))
         .map_err(|e| e.to_string())?;
-    Options::from_flags(&flags).map_err(|e| e.to_string())
+    Options::from_flags(&flags, crate::registry::validate).map_err(|e| e.to_string())
 }
 
 #[test]

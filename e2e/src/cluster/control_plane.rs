@@ -9,8 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::layout::{self, CLUSTER_CIDR, CONTROL_PLANE_IP, REGISTRY_PORT, SERVICE_CIDR};
 use super::process::{Place, Program};
 use super::{Cluster, Component, pki};
-use crate::images;
-use crate::step::{Step, tail};
+use crate::step::tail;
 
 /// etcd's name as a member of its cluster, which a restored folder must carry, too.
 pub const ETCD_NAME: &str = "gantry";
@@ -34,11 +33,11 @@ fn etcd_url(first: &str, member: u8) -> String {
     format!("{host}:{}", port + 10 * u16::from(member))
 }
 
-/// Starts the registry and fills it with the images that are built.
+/// Starts the registry, which may take a moment to answer, and gives its address.
 ///
 /// # Errors
-/// It does not come up, or an image cannot be pushed.
-pub fn start_registry(cluster: &mut Cluster, step: &Step) -> Result<()> {
+/// It cannot be started.
+pub fn start_registry(cluster: &mut Cluster) -> Result<String> {
     let blobs = cluster.outputs.e2e().join("registry");
     fs::create_dir_all(&blobs)?;
     let crane = cluster.outputs.upstream("crane");
@@ -57,7 +56,7 @@ pub fn start_registry(cluster: &mut Cluster, step: &Step) -> Result<()> {
         env: Vec::new(),
         place: cluster.control_plane(),
     })?;
-    images::push_all(cluster, &address, step)
+    Ok(address)
 }
 
 /// Starts etcd and kube-apiserver, all members of both, and waits until the latter is ready.

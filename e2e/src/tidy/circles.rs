@@ -17,33 +17,11 @@ type Row = (&'static str, &'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
 const CLOSING: &[Row] = &[
-    ("cloud-controller-manager", "options", "registry", "the names of `--controllers` are checked by the list of constructors"),
-    ("component-base", "shutdown", "tasks", "a Shutdown keeps the first failure, whose kind is of `tasks`"),
-    ("dynamic-resources", "counters", "pools", "the search and its data know each other"),
-    ("dynamic-resources", "device", "capacity", "the search and its data know each other"),
-    ("dynamic-resources", "device", "selector", "the search and its data know each other"),
-    ("dynamic-resources", "outcome", "allocator", "the search and its data know each other"),
-    ("dynamic-resources", "request", "search", "the search and its data know each other"),
-    ("dynamic-resources", "search", "allocator", "the search and its data know each other"),
-    ("e2e", "csi", "cluster", "steps of a cluster take it whole"),
-    ("e2e", "images", "cluster", "steps of a cluster take it whole"),
-    ("e2e", "node", "cluster", "steps of a cluster take it whole"),
-    ("kube-controller-manager", "context", "storage_version_migrator", "the context makes one of its clients"),
-    ("kube-controller-manager", "options", "registry", "the names of `--controllers` are checked by the list of constructors"),
-    ("kube-scheduler", "binding_cycle", "schedule_one", "a binding is a method of the loop that began it"),
-    ("kube-scheduler", "extender", "failure", "the words of a failed request are beside the handling of failures"),
-    ("kube-scheduler", "fetch", "failure", "the words of a failed request are beside the handling of failures"),
-    ("kube-scheduler", "objects", "runtime", "plugins of the runtime are told of objects"),
     ("kubelet", "cm", "eviction", "what is allocatable depends on hard thresholds"),
     ("kubelet", "configuration", "eviction", "thresholds are validated where they are parsed"),
     ("kubelet", "configuration", "image_manager", "patterns of images are validated where they are used"),
     ("kubelet", "eviction", "kubelet", "the manager takes the whole kubelet"),
     ("shim", "launch", "process", "both sides of the fork share what is prepared"),
-    ("volumes", "claim", "plugin", "places and errors are of the kinds that have them"),
-    ("volumes", "content", "empty_dir", "places and errors are of the kinds that have them"),
-    ("volumes", "device", "plugin", "places and errors are of the kinds that have them"),
-    ("volumes", "layout", "plugin", "places and errors are of the kinds that have them"),
-    ("volumes", "plugin", "csi", "the list of kinds, and their errors, are beside the trait"),
 ];
 
 type Arrows = BTreeMap<String, BTreeMap<String, String>>;

@@ -94,7 +94,8 @@ impl Cluster {
 
     fn start_controllers(&mut self) {
         let flags = controller_options::flag_set().parse(Vec::<String>::new());
-        let options = controller_options::Options::from_flags(&flags.expect("no flags"));
+        let flags = flags.expect("no flags");
+        let options = controller_options::Options::from_flags(&flags, |_| Vec::new());
         let options = Arc::new(options.expect("options"));
         let (client, clock, shutdown) = self.given();
         let component = controller_manager::assemble(controller_manager::Seams {

@@ -10,8 +10,7 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, 
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::layout::check_component;
-use crate::plugin::SetUpError;
+use crate::layout::{InvalidName, check_component};
 use crate::source::ObjectSource;
 
 /// Why a claim gives no volume (yet). A retry may help.
@@ -53,6 +52,9 @@ pub enum ClaimError {
         "MountVolume.NodeAffinity check failed for volume {0:?} : no matching NodeSelectorTerms"
     )]
     OtherNode(String),
+    /// The claim is bound to what can be no volume. No retry helps.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
 }
 
 /// A volume of a pod whose claim is bound.
@@ -232,7 +234,7 @@ pub(crate) async fn resolve(
     volume: &Volume,
     (claim, read_only): (&str, bool),
     used: Used,
-) -> Result<Persistent, SetUpError> {
+) -> Result<Persistent, ClaimError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let no_claim = |why: String| ClaimError::NoClaim {
         namespace: namespace.to_owned(),

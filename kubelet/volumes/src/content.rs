@@ -8,7 +8,7 @@ use crate::empty_dir::{self, Medium, Request};
 use crate::location::VolumeLocation;
 use crate::nested::nested_mount_points;
 use crate::ownership;
-use crate::plugin::{IoAt, Mounter, SetUpError};
+use crate::plugin::{IoAt, Mounter, SetUpError, blocking};
 
 /// The mode of a file whose pod was not defaulted by an API server (static pods).
 pub(crate) const DEFAULT_MODE: u32 = 0o644;
@@ -51,14 +51,4 @@ pub(crate) async fn set_up(
         Ok(VolumeLocation::Path(dir))
     })
     .await
-}
-
-/// File system work, off the async threads.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SetUpError> + Send + 'static,
-) -> Result<T, SetUpError> {
-    match crate::threads::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(SetUpError::Interrupted(error.to_string())),
-    }
 }

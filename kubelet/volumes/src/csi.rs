@@ -31,53 +31,21 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
 use csi::Drivers;
-use k8s_openapi::api::core::v1::{PersistentVolume, Volume};
 use sha2::{Digest, Sha256};
 use tokio::sync::OwnedMutexGuard;
 
 use self::attach::InUse;
 pub use self::error::CsiError;
+pub(crate) use self::gather::{Wanted, gather};
 use crate::layout::Layout;
-use crate::location::VolumeLocation;
-use crate::plugin::{Mounter, SetUpError, VolumePlugin};
 use crate::source::ObjectSource;
 
 pub(crate) const NAME: &str = crate::layout::CSI;
 /// What a driver is told to mount to, below the volume's own directory.
-const MOUNT: &str = "mount";
+pub(crate) const MOUNT: &str = "mount";
 /// Of a staged volume; upstream: `globalMountInGlobalPath`.
 const GLOBAL_MOUNT: &str = "globalmount";
-
-pub(crate) struct Csi;
-
-#[async_trait]
-impl VolumePlugin for Csi {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn can_support(&self, volume: &Volume) -> bool {
-        volume.csi.is_some()
-    }
-
-    fn can_support_persistent(&self, volume: &PersistentVolume) -> bool {
-        volume.spec.as_ref().is_some_and(|s| s.csi.is_some())
-    }
-
-    fn directory(&self, layout: &Layout, uid: &str, name: &str) -> PathBuf {
-        layout.volume(uid, NAME, name).join(MOUNT)
-    }
-
-    async fn set_up(&self, mounter: &Mounter<'_>) -> Result<VolumeLocation, SetUpError> {
-        let job = gather::gather(mounter).await?;
-        // Seen to its end, whatever becomes of who waits.
-        let done = tokio::spawn(job.carry_out()).await;
-        let location = done.map_err(|error| SetUpError::Interrupted(error.to_string()))??;
-        Ok(location)
-    }
-}
 
 /// What a driver knows a volume by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -10,8 +10,6 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::mount::{MsFlags, mount};
 
-use crate::plugin::SetUpError;
-
 /// Where neither the volume nor the device says otherwise.
 pub(crate) const DEFAULT_FS: &str = "ext4";
 
@@ -315,13 +313,12 @@ pub(crate) fn make_read_only(dir: &Path) -> io::Result<()> {
 }
 
 /// Refuses what a program could take for one of its options.
-pub(crate) fn no_dash(field: &'static str, value: &str) -> Result<(), SetUpError> {
+pub(crate) fn no_dash(field: &'static str, value: &str) -> Result<(), ToolError> {
     if value.starts_with('-') {
         return Err(ToolError::Dash {
             field,
             value: value.to_owned(),
-        }
-        .into());
+        });
     }
     Ok(())
 }

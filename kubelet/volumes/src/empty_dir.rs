@@ -18,12 +18,11 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, statfs};
 
-use crate::content::blocking;
 use crate::location::VolumeLocation;
 use crate::ownership::{self, ChangePolicy};
-use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin};
+use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin, blocking};
 
-pub(crate) const NAME: &str = "kubernetes.io/empty-dir";
+pub(crate) const NAME: &str = crate::layout::EMPTY_DIR;
 const MODE: u32 = 0o777;
 const READY: &str = "ready";
 
@@ -85,21 +84,12 @@ impl Request {
         };
         Ok(Self {
             dir: layout.volume(uid, plugin, volume),
-            meta: layout.meta(uid, NAME, &meta_name(plugin, volume)),
+            meta: layout.meta(uid, plugin, volume),
             parents: [layout.pod(uid), layout.volumes(uid), layout.plugins(uid)],
             medium,
             size_bytes,
             fs_group: mounter.ownership.fs_group,
         })
-    }
-}
-
-/// Upstream marks the emptyDir below another kind as `wrapped_<volume>`.
-pub(crate) fn meta_name(plugin: &str, volume: &str) -> String {
-    if plugin == NAME {
-        volume.to_owned()
-    } else {
-        format!("wrapped_{volume}")
     }
 }
 

@@ -8,9 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Volume;
 
-use crate::content::blocking;
 use crate::location::VolumeLocation;
-use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin};
+use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin, blocking};
 
 pub(crate) struct HostPath;
 

@@ -15,7 +15,7 @@ pub(crate) static PLUGINS: &[&dyn VolumePlugin] = &[
     &crate::image::ImageVolume,
     &crate::local::Local,
     &crate::nfs::Nfs,
-    &crate::csi::Csi,
+    &crate::csi_plugin::Csi,
 ];
 
 /// `persistent`: what is behind the claim, if the volume is one.

@@ -9,8 +9,18 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::plugin::SetUpError;
+/// What would be a directory's name and is none. No retry helps.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: {value:?} is not a valid name of a directory")]
+pub struct InvalidName {
+    /// Of the object that has the name.
+    pub field: &'static str,
+    /// As it stands there.
+    pub value: String,
+}
 
+/// Volumes that are an empty directory at first; also the name of their directory.
+pub(crate) const EMPTY_DIR: &str = "kubernetes.io/empty-dir";
 /// Volumes of drivers; also the name of their directory.
 pub(crate) const CSI: &str = "kubernetes.io/csi";
 
@@ -72,11 +82,15 @@ impl Layout {
         self.pod(uid).join("plugins")
     }
 
-    /// Holds the `ready` mark of a volume.
+    /// Holds the `ready` mark of a volume, which is that of the emptyDir it is made of: upstream marks the one below another kind as
+    /// `wrapped_<volume>`.
     pub fn meta(&self, uid: &str, plugin: &str, volume: &str) -> PathBuf {
-        self.plugins(uid)
-            .join(escape_qualified_name(plugin))
-            .join(volume)
+        let of_kind = self.plugins(uid).join(escape_qualified_name(EMPTY_DIR));
+        if plugin == EMPTY_DIR {
+            of_kind.join(volume)
+        } else {
+            of_kind.join(format!("wrapped_{volume}"))
+        }
     }
 
     pub fn sub_paths(&self, uid: &str) -> PathBuf {
@@ -116,11 +130,11 @@ pub(crate) fn unescape_qualified_name(name: &str) -> String {
 }
 
 /// A name that becomes one path component must be one.
-pub(crate) fn check_component(field: &'static str, value: &str) -> Result<(), SetUpError> {
+pub(crate) fn check_component(field: &'static str, value: &str) -> Result<(), InvalidName> {
     let mut components = Path::new(value).components();
     match (components.next(), components.next()) {
         (Some(Component::Normal(one)), None) if one == value => Ok(()),
-        _ => Err(SetUpError::InvalidName {
+        _ => Err(InvalidName {
             field,
             value: value.to_owned(),
         }),

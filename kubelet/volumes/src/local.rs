@@ -12,14 +12,13 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Volume
 use nix::mount::{MsFlags, mount};
 
 use crate::claim::Persistent;
-use crate::content::blocking;
 use crate::device::{format_and_mount, grow, make_read_only};
 use crate::empty_dir;
 use crate::expand;
 use crate::location::VolumeLocation;
 use crate::mountinfo;
 use crate::ownership::{self, ChangePolicy};
-use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin};
+use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin, blocking};
 use crate::source::ObjectSource;
 
 pub(crate) const NAME: &str = "kubernetes.io/local-volume";
@@ -98,7 +97,7 @@ impl Request {
             fs_type: local.fs_type.clone().filter(|t| !t.is_empty()),
             options: persistent.mount_options(),
             dir: layout.volume(uid, NAME, name),
-            meta: layout.meta(uid, empty_dir::NAME, &empty_dir::meta_name(NAME, name)),
+            meta: layout.meta(uid, NAME, name),
             parents: [layout.pod(uid), layout.volumes(uid), layout.plugins(uid)],
             read_only: persistent.read_only,
             fs_group: mounter.ownership.fs_group,

@@ -464,7 +464,7 @@ impl VolumeManager {
                     name: volume.clone(),
                     block: false,
                     volume,
-                    source,
+                    source: source.into(),
                 }),
             }
         }

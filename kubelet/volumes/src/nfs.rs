@@ -8,10 +8,9 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolume, Volume};
 
-use crate::content::blocking;
 use crate::device::{mount_by_program, no_dash};
 use crate::location::VolumeLocation;
-use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin};
+use crate::plugin::{IoAt, Mounter, SetUpError, VolumePlugin, blocking};
 use crate::{empty_dir, mountinfo};
 
 pub(crate) const NAME: &str = "kubernetes.io/nfs";
@@ -63,7 +62,7 @@ impl Request {
             source: source(&nfs.server, &nfs.path).into(),
             options,
             dir: layout.volume(uid, NAME, name),
-            meta: layout.meta(uid, empty_dir::NAME, &empty_dir::meta_name(NAME, name)),
+            meta: layout.meta(uid, NAME, name),
             parents: [layout.pod(uid), layout.volumes(uid), layout.plugins(uid)],
         })
     }

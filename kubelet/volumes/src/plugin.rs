@@ -15,7 +15,7 @@ use crate::claim::{ClaimError, Persistent};
 use crate::csi::{CsiError, CsiVolumes};
 use crate::device::ToolError;
 use crate::field_path::FieldPathError;
-use crate::layout::Layout;
+use crate::layout::{InvalidName, Layout};
 use crate::location::VolumeLocation;
 use crate::ownership::ChangePolicy;
 use crate::resource_field::ResourceFieldError;
@@ -97,8 +97,8 @@ pub enum SetUpError {
     NoHugePageRequest(String),
     #[error("medium: {0} can't be used if container requests multiple huge page sizes")]
     ManyHugePageSizes(String),
-    #[error("{field}: {value:?} is not a valid name of a directory")]
-    InvalidName { field: &'static str, value: String },
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
     #[error("image volume has no reference")]
     NoImageReference,
     /// No retry helps.
@@ -115,7 +115,7 @@ pub enum SetUpError {
     Write(#[from] WriteError),
     #[error("the task that set up the volume ended early: {0}")]
     Interrupted(String),
-    #[error("{}", aggregate(.0))]
+    #[error("{}", crate::aggregate::aggregate(.0))]
     Aggregate(Vec<SetUpError>),
 }
 
@@ -142,16 +142,21 @@ impl SetUpError {
         matches!(
             self,
             Self::UnsupportedKind { .. }
-                | Self::InvalidName { .. }
-                | Self::Csi(CsiError::SeLinux(_))
+                | Self::InvalidName(_)
+                | Self::Claim(ClaimError::InvalidName(_))
+                | Self::Csi(CsiError::InvalidName(_) | CsiError::SeLinux(_))
         )
     }
 }
 
-/// As Go's aggregate: `[a, b]`.
-pub(crate) fn aggregate<E: std::fmt::Display>(errors: &[E]) -> String {
-    let texts: Vec<_> = errors.iter().map(E::to_string).collect();
-    format!("[{}]", texts.join(", "))
+/// File system work, off the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SetUpError> + Send + 'static,
+) -> Result<T, SetUpError> {
+    match crate::threads::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(SetUpError::Interrupted(error.to_string())),
+    }
 }
 
 pub(crate) trait IoAt<T> {

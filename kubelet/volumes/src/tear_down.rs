@@ -25,7 +25,7 @@ pub struct TearDownFailure {
 
 /// Everything that could not be taken away. A retry may help.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", crate::plugin::aggregate(.failures))]
+#[error("{}", crate::aggregate::aggregate(.failures))]
 pub struct TearDownError {
     pub failures: Vec<TearDownFailure>,
 }
@@ -107,11 +107,7 @@ pub(crate) fn tear_down_volume(
     if unmount_all(&sub_paths, &mut report) {
         remove_sub_paths_of_volume(&sub_paths, &mut report);
         // The mark first: without it, a half removed volume is set up anew.
-        let meta = layout.meta(
-            uid,
-            crate::empty_dir::NAME,
-            &crate::empty_dir::meta_name(plugin, volume),
-        );
+        let meta = layout.meta(uid, plugin, volume);
         remove_tree(&meta, &mut report);
         tear_down_dir(&layout.volume(uid, plugin, volume), &mut report);
     }

@@ -2,121 +2,30 @@
 //!
 //! Upstream: structured/internal/incubating/allocator_incubating.go (Allocate, validateDeviceRequest), v1.37.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequest, ResourceClaim};
 
-use crate::capacity::CapacityError;
+use crate::allocate_error::{AllocateError, claim_name, wrong, wrong_capacity};
 use crate::classes::Classes;
+use crate::cluster::Cluster;
 use crate::constraint::Constraint;
-use crate::counters::CounterSets;
-use crate::device::{NodeView, PoolId};
+use crate::device::NodeView;
 use crate::features::Features;
 use crate::outcome;
-use crate::pools::{Inventory, PlaceError, Pool, gather};
-use crate::request::{Choice, Mode, Request, Wanted};
-use crate::search::{Candidate, Stop, Task};
-use crate::selector::{SelectorError, Selectors};
+use crate::pools::{Candidate, Inventory, Pool, gather};
+use crate::request::{Choice, MAX_DEVICES_PER_CLAIM, Mode, Request, Wanted};
+use crate::search::{Search, Stop, Task};
+use crate::selector::Selectors;
 use crate::state::AllocatedState;
-
-/// Devices of a claim. Upstream: `AllocationResultsMaxSize`.
-pub const MAX_DEVICES_PER_CLAIM: usize = 32;
-
-/// Why claims cannot be allocated at all.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AllocateError {
-    /// Not on this node; others may do.
-    #[error("invalid resource pools were encountered")]
-    InvalidPools,
-    /// The search was interrupted; a retry may help.
-    #[error("filter operation aborted")]
-    Interrupted,
-    /// The claims together want more devices than are looked for at once. A retry does not help.
-    #[error(
-        "the claims of the pod ask for more devices and alternatives than {limit} steps of a search"
-    )]
-    TooDeep {
-        /// How many steps deep a search may be.
-        limit: usize,
-    },
-    /// A slice says a place that cannot be read.
-    #[error(transparent)]
-    Place(#[from] PlaceError),
-    /// A request that makes no sense, or asks for what is not there. A retry helps when its class changes.
-    #[error("claim {claim}, request {request}: {reason}")]
-    Request {
-        /// `namespace/name`.
-        claim: String,
-        /// The request's name.
-        request: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A constraint of an unknown kind.
-    #[error("claim {claim}, constraint #{index}: empty constraint (unsupported constraint type?)")]
-    Constraint {
-        /// `namespace/name`.
-        claim: String,
-        /// Its number, from 0.
-        index: usize,
-    },
-    /// A selector of a class or claim that cannot be asked.
-    #[error("{owner}: selector #{index}{}: {source}", on.as_ref().map(|d| format!(" on device {d}")).unwrap_or_default())]
-    Selector {
-        /// `class NAME` or `claim NAMESPACE/NAME`.
-        owner: String,
-        /// Its number, from 0.
-        index: usize,
-        /// The device, when it went wrong there.
-        on: Option<String>,
-        /// What went wrong.
-        #[source]
-        source: SelectorError,
-    },
-    /// Node selectors of slices that cannot be put together.
-    #[error(
-        "create NodeSelector for claim {claim}: unsupported ResourceSlice.NodeSelector with {terms} terms"
-    )]
-    NodeSelector {
-        /// The claim's name.
-        claim: String,
-        /// How many terms there are.
-        terms: usize,
-    },
-}
-
-/// What a search may be stopped by and needs beside the state of the cluster.
-pub struct Search<'a> {
-    /// Asked now and then; true ends the search.
-    pub interrupted: &'a dyn Fn() -> bool,
-    /// A new UUID for each share of a device.
-    pub new_share_id: &'a dyn Fn() -> String,
-}
 
 /// Allocates the claims of one pod. Can be asked about many nodes.
 pub struct Allocator {
-    pub(crate) features: Features,
-    pub(crate) state: Arc<AllocatedState>,
-    pub(crate) classes: Arc<Classes>,
-    pub(crate) inventory: Arc<Inventory>,
-    pub(crate) selectors: Arc<Selectors>,
-    /// What allocated devices have left of the counters of pools; the same for all nodes.
-    pub(crate) available: Mutex<HashMap<PoolId, Arc<CounterSets>>>,
-}
-
-/// `namespace/name`.
-pub(crate) fn claim_name(claim: &ResourceClaim) -> String {
-    let meta = &claim.metadata;
-    format!(
-        "{}/{}",
-        meta.namespace.as_deref().unwrap_or_default(),
-        meta.name.as_deref().unwrap_or_default()
-    )
+    cluster: Cluster,
 }
 
 /// The requests of a claim.
-pub(crate) fn requests(claim: &ResourceClaim) -> &[DeviceRequest] {
+fn requests(claim: &ResourceClaim) -> &[DeviceRequest] {
     let devices = claim.spec.as_ref().and_then(|s| s.devices.as_ref());
     devices
         .and_then(|d| d.requests.as_deref())
@@ -133,12 +42,7 @@ impl Allocator {
         selectors: Arc<Selectors>,
     ) -> Self {
         Allocator {
-            features,
-            state,
-            classes,
-            inventory,
-            selectors,
-            available: Mutex::default(),
+            cluster: Cluster::new(features, state, classes, inventory, selectors),
         }
     }
 
@@ -152,8 +56,8 @@ impl Allocator {
         claims: &[&ResourceClaim],
         search: &Search<'_>,
     ) -> Result<Option<Vec<AllocationResult>>, AllocateError> {
-        let pools = gather(&self.inventory, node, self.features)?;
-        let mut task = Task::new(self, node, claims, &pools, search);
+        let pools = gather(&self.cluster.inventory, node, self.cluster.features)?;
+        let mut task = Task::new(&self.cluster, node, claims, &pools, search);
         for (index, claim) in claims.iter().enumerate() {
             self.prepare(&mut task, index, claim)?;
         }
@@ -229,7 +133,7 @@ impl Allocator {
         request: Request<'a>,
     ) -> Result<Wanted<'a>, AllocateError> {
         let wrong = |reason: String| wrong(claim, request.name, &reason);
-        if request.asks_capacity && !self.features.consumable_capacity {
+        if request.asks_capacity && !self.cluster.features.consumable_capacity {
             return Err(wrong(
                 "has capacity requests, but the DRAConsumableCapacity feature is disabled".into(),
             ));
@@ -249,7 +153,7 @@ impl Allocator {
                 "missing device class name (unsupported request type?)".into(),
             ));
         }
-        let Some(class) = self.classes.get(request.class_name) else {
+        let Some(class) = self.cluster.classes.get(request.class_name) else {
             let reason = format!(
                 "could not retrieve device class {name}: deviceclass.resource.k8s.io {name:?} not found",
                 name = request.class_name
@@ -274,24 +178,6 @@ impl Allocator {
         }
         Ok(wanted)
     }
-}
-
-pub(crate) fn wrong(claim: &ResourceClaim, request: &str, reason: &str) -> AllocateError {
-    AllocateError::Request {
-        claim: claim_name(claim),
-        request: request.to_owned(),
-        reason: reason.to_owned(),
-    }
-}
-
-pub(crate) fn wrong_capacity(
-    claim: &ResourceClaim,
-    wanted: &Wanted<'_>,
-    device: &dyn std::fmt::Display,
-    error: &CapacityError,
-) -> AllocateError {
-    let reason = format!("checking capacity for device {device}: {error}");
-    wrong(claim, wanted.request.name, &reason)
 }
 
 /// All devices a request matches. What others have taken of them is looked at later, so that a request for all fails when one is taken.

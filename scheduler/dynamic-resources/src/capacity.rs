@@ -8,11 +8,34 @@ use component_helpers::quantity::{Amount, amount};
 use k8s_openapi::api::resource::v1::CapacityRequestPolicy;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::device::Capacity;
-use crate::state::Consumed;
-
 /// The amounts a request asks for.
 pub(crate) type Requested = BTreeMap<String, Amount>;
+
+/// Amounts taken of one device, by name.
+pub(crate) type Consumed = BTreeMap<String, Amount>;
+
+/// Adds amounts.
+pub(crate) fn add(to: &mut Consumed, more: &Consumed) {
+    for (name, amount) in more {
+        *to.entry(name.clone()).or_insert(Amount::ZERO) += *amount;
+    }
+}
+
+/// Takes amounts away; of what is not there, nothing.
+pub(crate) fn subtract(from: &mut Consumed, less: &Consumed) {
+    for (name, amount) in less {
+        if let Some(left) = from.get_mut(name) {
+            *left -= *amount;
+        }
+    }
+}
+
+/// What a device has of something.
+#[derive(Debug, Clone)]
+pub(crate) struct Capacity {
+    pub(crate) value: Amount,
+    pub(crate) policy: Option<Policy>,
+}
 
 /// What a device lets be asked for.
 #[derive(Debug, Clone)]

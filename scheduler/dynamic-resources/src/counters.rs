@@ -7,20 +7,17 @@ use std::collections::BTreeMap;
 use component_helpers::quantity::Amount;
 
 use crate::device::{Counters, Device};
-use crate::pools::Pool;
-use crate::state::AllocatedState;
 
 /// The counters of a pool, by set.
 pub(crate) type CounterSets = BTreeMap<String, Counters>;
 
-/// What allocated devices have left of a pool's counters; may be less than nothing.
-pub(crate) fn available(pool: &Pool, state: &AllocatedState) -> CounterSets {
-    let mut left = pool.counter_sets.clone();
-    let slices = pool.here.iter().chain(&pool.elsewhere);
-    let allocated = slices
-        .flat_map(|slice| &slice.devices)
-        .filter(|device| state.is_allocated(&device.id));
-    for (set, counters) in allocated.flat_map(|device| &device.consumes) {
+/// What these devices leave of the counters of their pool; may be less than nothing.
+pub(crate) fn left<'a>(
+    sets: &CounterSets,
+    devices: impl Iterator<Item = &'a Device>,
+) -> CounterSets {
+    let mut left = sets.clone();
+    for (set, counters) in devices.flat_map(|device| &device.consumes) {
         let Some(left) = left.get_mut(set) else {
             continue;
         };

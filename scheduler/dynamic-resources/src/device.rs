@@ -12,7 +12,7 @@ use k8s_openapi::api::resource::v1::{
     ResourceSlice,
 };
 
-use crate::capacity::Policy;
+use crate::capacity::{Capacity, Policy};
 use crate::selector::DeviceVariable;
 
 /// A pool, by its driver and its name.
@@ -122,13 +122,6 @@ impl Placement {
 
 /// Amounts by name.
 pub(crate) type Counters = BTreeMap<String, Amount>;
-
-/// What a device has of something.
-#[derive(Debug, Clone)]
-pub(crate) struct Capacity {
-    pub(crate) value: Amount,
-    pub(crate) policy: Option<Policy>,
-}
 
 /// A device made ready.
 #[derive(Debug)]

@@ -11,9 +11,11 @@
 //! what the gates of 1.37 select), cel, resourceslice/tracker and deviceclass/extendedresourcecache, v1.37.
 #![forbid(unsafe_code)]
 
+mod allocate_error;
 mod allocator;
 mod capacity;
 mod classes;
+mod cluster;
 mod constraint;
 mod counters;
 mod device;
@@ -28,11 +30,14 @@ mod taint_rules;
 #[cfg(test)]
 mod tests;
 
-pub use allocator::{AllocateError, Allocator, MAX_DEVICES_PER_CLAIM, Search};
+pub use allocate_error::AllocateError;
+pub use allocator::Allocator;
 pub use classes::{Classes, IMPLICIT_RESOURCE_PREFIX};
 pub use device::{DeviceId, NodeView, PoolId, Slice};
 pub use features::Features;
 pub use pools::{Inventory, PlaceError};
+pub use request::MAX_DEVICES_PER_CLAIM;
+pub use search::Search;
 pub use selector::{SelectorError, Selectors};
 pub use state::AllocatedState;
 pub use taint_rules::{apply_rules, rule_concerns};

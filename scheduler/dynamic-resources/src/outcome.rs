@@ -10,7 +10,7 @@ use k8s_openapi::api::resource::v1::{
     DeviceRequestAllocationResult, ResourceClaim,
 };
 
-use crate::allocator::AllocateError;
+use crate::allocate_error::AllocateError;
 use crate::device::NodeView;
 use crate::request::Choice;
 use crate::search::{Found, Task};
@@ -50,7 +50,7 @@ fn device_result(task: &Task<'_>, claim: usize, found: &Found) -> DeviceRequestA
     let consumed = consumed.map(|(name, amount)| (name.clone(), (*amount).into()));
     let tolerations = Some(request.tolerations.to_vec()).filter(|t| !t.is_empty());
     let conditions = |of: &Option<Vec<String>>| {
-        let on = task.allocator.features.device_binding_conditions;
+        let on = task.cluster.features.device_binding_conditions;
         of.clone().filter(|conditions| on && !conditions.is_empty())
     };
     DeviceRequestAllocationResult {

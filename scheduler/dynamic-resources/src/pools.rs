@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::counters::CounterSets;
+use crate::counters::{self, CounterSets};
 use crate::device::{Counters, NodeView, PoolId, Slice};
 use crate::features::Features;
+use crate::state::AllocatedState;
 
 /// All slices, by where they are looked for.
 #[derive(Debug, Default)]
@@ -73,10 +74,27 @@ impl Pool {
         }
     }
 
+    /// What allocated devices have left of its counters; may be less than nothing.
+    pub(crate) fn available(&self, state: &AllocatedState) -> CounterSets {
+        let slices = self.here.iter().chain(&self.elsewhere);
+        let allocated = slices
+            .flat_map(|slice| &slice.devices)
+            .filter(|device| state.is_allocated(&device.id));
+        counters::left(&self.counter_sets, allocated)
+    }
+
     fn has_binding_conditions(&self) -> bool {
         let mut devices = self.here.iter().flat_map(|slice| &slice.devices);
         devices.any(|device| device.api.binding_conditions.is_some())
     }
+}
+
+/// A device, by its place in the pools. Ordered as the search goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Candidate {
+    pub(crate) pool: usize,
+    pub(crate) slice: usize,
+    pub(crate) device: usize,
 }
 
 /// A slice, or a device of it, whose place cannot be read.

@@ -12,7 +12,10 @@ use k8s_openapi::api::resource::v1::{
 
 use crate::capacity::Requested;
 use crate::device::Device;
-use crate::search::Candidate;
+use crate::pools::Candidate;
+
+/// Devices of a claim. Upstream: `AllocationResultsMaxSize`.
+pub const MAX_DEVICES_PER_CLAIM: usize = 32;
 
 /// How many devices.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,25 +5,30 @@
 //! Upstream: structured/internal/incubating/allocator_incubating.go (allocateOne, allocateDevice), v1.37.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
 
 use k8s_openapi::api::resource::v1::{DeviceSelector, ResourceClaim};
 
-use crate::allocator::{
-    AllocateError, Allocator, MAX_DEVICES_PER_CLAIM, Search, claim_name, wrong, wrong_capacity,
-};
-use crate::capacity::{self, CapacityError};
+use crate::allocate_error::{AllocateError, claim_name, wrong, wrong_capacity};
+use crate::capacity::{self, CapacityError, Consumed};
+use crate::cluster::Cluster;
 use crate::constraint::Constraint;
 use crate::counters::{self, CounterSets};
 use crate::device::{Device, DeviceId, NodeView, PoolId, Slice};
-use crate::pools::Pool;
-use crate::request::{Choice, Mode, Wanted};
-use crate::state::{self, Consumed};
+use crate::pools::{Candidate, Pool};
+use crate::request::{Choice, MAX_DEVICES_PER_CLAIM, Mode, Wanted};
 
 /// So many steps deep may a search be: devices, requests and claims together. DIFFERS: it recurses, and a thread's stack is finite; upstream's grows.
 const MAX_DEPTH: usize = 400;
 /// After so many steps the caller is asked whether to go on.
 const STEPS_BETWEEN_CHECKS: u64 = 64;
+
+/// What a search may be stopped by and needs beside the state of the cluster.
+pub struct Search<'a> {
+    /// Asked now and then; true ends the search.
+    pub interrupted: &'a dyn Fn() -> bool,
+    /// A new UUID for each share of a device.
+    pub new_share_id: &'a dyn Fn() -> String,
+}
 
 /// Why the search goes back.
 #[derive(Debug)]
@@ -38,14 +43,6 @@ impl From<AllocateError> for Stop {
     fn from(error: AllocateError) -> Self {
         Stop::Error(Box::new(error))
     }
-}
-
-/// A device, by its place in the pools. Ordered as the search goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Candidate {
-    pub(crate) pool: usize,
-    pub(crate) slice: usize,
-    pub(crate) device: usize,
 }
 
 /// What is to be found next.
@@ -81,7 +78,7 @@ struct Taken {
 
 /// See the module.
 pub(crate) struct Task<'a> {
-    pub(crate) allocator: &'a Allocator,
+    pub(crate) cluster: &'a Cluster,
     node: &'a NodeView<'a>,
     pub(crate) claims: &'a [&'a ResourceClaim],
     pub(crate) pools: &'a [Pool],
@@ -104,14 +101,14 @@ pub(crate) struct Task<'a> {
 
 impl<'a> Task<'a> {
     pub(crate) fn new(
-        allocator: &'a Allocator,
+        cluster: &'a Cluster,
         node: &'a NodeView<'a>,
         claims: &'a [&'a ResourceClaim],
         pools: &'a [Pool],
         search: &'a Search<'a>,
     ) -> Self {
         Task {
-            allocator,
+            cluster,
             node,
             claims,
             pools,
@@ -303,7 +300,7 @@ impl<'a> Task<'a> {
 
     fn is_in_use(&self, id: &DeviceId) -> bool {
         let taking = self.taking.get(id);
-        self.allocator.state.is_taken(id) || taking.is_some_and(|claims| !claims.is_empty())
+        self.cluster.state.is_taken(id) || taking.is_some_and(|claims| !claims.is_empty())
     }
 
     /// Is it free, matches it, and has it room?
@@ -333,12 +330,12 @@ impl<'a> Task<'a> {
     }
 
     fn has_room(&self, wanted: &Wanted<'_>, device: &Device) -> Result<bool, CapacityError> {
-        let features = self.allocator.features;
+        let features = self.cluster.features;
         if !features.consumable_capacity {
             return Ok(true);
         }
         let in_use = [
-            self.allocator.state.consumed(&device.id),
+            self.cluster.state.consumed(&device.id),
             self.taking_shares.get(&device.id),
         ];
         let fractional = features.fractional_capacity_range;
@@ -356,7 +353,7 @@ impl<'a> Task<'a> {
         wanted: &Wanted<'_>,
         device: &Device,
     ) -> Result<bool, CapacityError> {
-        let features = self.allocator.features;
+        let features = self.cluster.features;
         if !features.consumable_capacity {
             return Ok(true);
         }
@@ -377,7 +374,7 @@ impl<'a> Task<'a> {
         slice: &Slice,
         device: &Device,
     ) -> Result<bool, AllocateError> {
-        if !self.allocator.features.device_binding_conditions && device.has_binding_conditions() {
+        if !self.cluster.features.device_binding_conditions && device.has_binding_conditions() {
             return Ok(false);
         }
         let key = (wanted.key, std::ptr::from_ref(device));
@@ -428,9 +425,9 @@ impl<'a> Task<'a> {
                     source,
                 }
             };
-            let compiled = self.allocator.selectors.compile(expression);
+            let compiled = self.cluster.selectors.compile(expression);
             let compiled = compiled.map_err(failed(None))?;
-            let matches = compiled.matches(device);
+            let matches = compiled.matches(device.variable());
             if !matches.map_err(failed(Some(device.id.to_string())))? {
                 return Ok(false);
             }
@@ -438,21 +435,10 @@ impl<'a> Task<'a> {
         Ok(true)
     }
 
-    fn available(&self, pool: &Pool) -> Arc<CounterSets> {
-        let known = self.allocator.available.lock();
-        let mut known = known.unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = known.get(&pool.id) {
-            return Arc::clone(found);
-        }
-        let left = Arc::new(counters::available(pool, &self.allocator.state));
-        known.insert(pool.id.clone(), Arc::clone(&left));
-        left
-    }
-
     /// Takes a device that matches; `None` when it cannot be had. With `must` a constraint in the way is an error: nothing else can be tried.
     fn take(&mut self, at: Place, candidate: Candidate, must: bool) -> Result<Option<Taken>, Stop> {
         let (device, pool) = (self.device(candidate), &self.pools[candidate.pool]);
-        let features = self.allocator.features;
+        let features = self.cluster.features;
         let shareable = features.consumable_capacity && device.shareable;
         let admin = self.wanted(at).request.admin_access;
         let busy = if admin {
@@ -466,10 +452,10 @@ impl<'a> Task<'a> {
         }
         let mut taken = Taken::default();
         // A further share draws no counters: the first one did.
-        let shared = self.allocator.state.is_shared(&device.id)
-            || self.taking_shares.contains_key(&device.id);
+        let shared =
+            self.cluster.state.is_shared(&device.id) || self.taking_shares.contains_key(&device.id);
         if partition && !(shareable && shared) {
-            let available = self.available(pool);
+            let available = self.cluster.available(pool);
             let drawn = self.drawn.entry(pool.id.clone()).or_default();
             if !counters::draw(&available, drawn, device) {
                 return Ok(None);
@@ -501,7 +487,7 @@ impl<'a> Task<'a> {
         taken: &mut Taken,
     ) -> Result<Option<Found>, Stop> {
         let (device, claim) = (self.device(candidate), self.claims[at.claim]);
-        let features = self.allocator.features;
+        let features = self.cluster.features;
         let wanted = &self.choices[at.claim][at.request].wanted[at.alternative.unwrap_or(0)];
         if features.device_taints && wanted.request.is_kept_away(device) {
             return Ok(None);
@@ -546,7 +532,7 @@ impl<'a> Task<'a> {
                 let known = self.taking_shares.get_mut(&device.id);
                 taken.share = Some((consumed.clone(), known.is_some()));
                 match known {
-                    Some(known) => state::add(known, &consumed),
+                    Some(known) => capacity::add(known, &consumed),
                     None => {
                         self.taking_shares
                             .insert(device.id.clone(), consumed.clone());
@@ -565,7 +551,7 @@ impl<'a> Task<'a> {
             if !existed {
                 self.taking_shares.remove(&device.id);
             } else if let Some(known) = self.taking_shares.get_mut(&device.id) {
-                state::subtract(known, &consumed);
+                capacity::subtract(known, &consumed);
             }
         }
         if taken.marked

@@ -12,8 +12,6 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use cel::common::ast::{EntryExpr, Expr, IdedExpr};
 use cel::{Context, Env, ExecutionError, Program, Value};
 
-use crate::device::Device;
-
 mod device;
 mod library;
 #[cfg(test)]
@@ -164,12 +162,15 @@ impl Selector {
     ///
     /// # Errors
     /// When it fails, or gives no boolean.
-    pub(crate) fn matches(&self, device: &Device) -> Result<bool, SelectorError> {
+    pub(crate) fn matches(
+        &self,
+        device: &Result<DeviceVariable, String>,
+    ) -> Result<bool, SelectorError> {
         let failed = |reason: String| SelectorError::Run {
             expression: self.expression.clone(),
             reason,
         };
-        let variable = device.variable().as_ref().map_err(|e| failed(e.clone()))?;
+        let variable = device.as_ref().map_err(|e| failed(e.clone()))?;
         let mut context = Context::with_env(Arc::clone(&ENVIRONMENT));
         context.add_variable_as_val("device", Box::new(variable.clone()));
         let value = Value::resolve_val(self.program.expression(), &context);

@@ -1,30 +1,12 @@
 //! [`AllocatedState`]: which devices are taken, and how much of those that are shared.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use component_helpers::quantity::{Amount, amount};
+use component_helpers::quantity::amount;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationResult};
 
+use crate::capacity::{Consumed, add, subtract};
 use crate::device::DeviceId;
-
-/// Amounts taken of one device, by name.
-pub(crate) type Consumed = BTreeMap<String, Amount>;
-
-/// Adds amounts.
-pub(crate) fn add(to: &mut Consumed, more: &Consumed) {
-    for (name, amount) in more {
-        *to.entry(name.clone()).or_insert(Amount::ZERO) += *amount;
-    }
-}
-
-/// Takes amounts away; of what is not there, nothing.
-pub(crate) fn subtract(from: &mut Consumed, less: &Consumed) {
-    for (name, amount) in less {
-        if let Some(left) = from.get_mut(name) {
-            *left -= *amount;
-        }
-    }
-}
 
 /// What allocations have taken. Allocations are counted, so that one of two that (against the rules) have the same device may go without the device
 /// becoming free.

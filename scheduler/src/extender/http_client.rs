@@ -15,8 +15,8 @@ use kube::client::ConfigExt as _;
 use serde_json::Value;
 
 use super::timeout;
+use crate::causes::with_causes;
 use crate::config;
-use crate::failure::with_causes;
 
 /// An answer is at most this large: tens of thousands of whole nodes.
 const MAX_ANSWER: usize = 256 << 20;

@@ -213,7 +213,10 @@ async fn one_that_answers_a_question_is_informed_and_does_not_begin() {
     heard();
     let profiles = new_profiles(&config(&["Listening"]), &registry(), &scheduler.shared);
     for framework in profiles.expect("valid").values() {
-        scheduler.shared.observers().inform(framework);
+        scheduler
+            .shared
+            .observers()
+            .inform(framework.points().plugins());
     }
     assert_eq!(heard(), ["Listening: - ns/a", "Listening: - p"]);
 }

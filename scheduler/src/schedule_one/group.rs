@@ -25,11 +25,12 @@ use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use super::{SchedulingLoop, permit, reserve, skip_pod_schedule, touch, unreserve_and_forget};
+use super::{SchedulingLoop, permit, reserve, skip_pod_schedule, touch};
 use crate::binding_cycle::{self, BindingCycle};
 use crate::decide::Chosen;
 use crate::failure::{Failure, handle_scheduling_failure};
 use crate::metrics;
+use crate::retreat::unreserve_and_forget;
 use crate::runtime::Framework;
 use crate::scheduler::{Scheduler, scheduler_name};
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use csi::{CallError, NotRegistered};
 
+use crate::layout::InvalidName;
 use crate::source::SourceError;
 
 /// A retry may help for all of them.
@@ -93,6 +94,9 @@ pub enum CsiError {
         #[source]
         source: io::Error,
     },
+    /// The driver's name can be no directory's. No retry helps.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
     #[error("the work on a CSI volume ended early: {0}")]
     Interrupted(String),
 }

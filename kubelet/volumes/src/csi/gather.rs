@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::TokenRequestStatus;
-use k8s_openapi::api::core::v1::SecretReference;
+use k8s_openapi::api::core::v1::{Pod, SecretReference, Volume};
 use k8s_openapi::api::storage::v1::CSIDriver;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -13,15 +14,35 @@ use super::mount::{Job, Place, Staging};
 use super::request::{
     attach_required, attachment_name, check_lifecycle, ephemeral_handle, hands_to_group, pod_info,
 };
-use super::{CsiError, DeviceKey, MOUNT, NAME};
+use super::{CsiError, CsiVolumes, DeviceKey, MOUNT, NAME};
 use crate::claim::Persistent;
 use crate::layout::check_component;
-use crate::plugin::{Mounter, SetUpError};
+use crate::ownership::ChangePolicy;
 use crate::source::{ObjectSource, TokenRequest};
+use crate::token::TokenCache;
 
 /// A kernel with SELinux has it.
 const SELINUX_FS: &str = "/sys/fs/selinux/enforce";
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+
+/// What a pod wants of a driver.
+pub(crate) struct Wanted<'a> {
+    pub csi: &'a Arc<CsiVolumes>,
+    pub tokens: &'a TokenCache,
+    pub now: Timestamp,
+    pub pod: &'a Pod,
+    pub pod_uid: &'a str,
+    pub namespace: &'a str,
+    /// The pod's own volume of a driver, if nothing is behind a claim.
+    pub volume: &'a Volume,
+    /// What is behind the claim, if the pod's volume is one.
+    pub persistent: Option<&'a Persistent>,
+    /// The name of its directories.
+    pub directory: &'a str,
+    /// Who gets the files.
+    pub group: Option<u32>,
+    pub group_policy: ChangePolicy,
+}
 
 /// What the two kinds of source have in common.
 struct Source {
@@ -39,13 +60,13 @@ struct Source {
 }
 
 impl Source {
-    fn of(mounter: &Mounter<'_>) -> Result<Self, CsiError> {
+    fn of(wanted: &Wanted<'_>) -> Result<Self, CsiError> {
         let missing = || CsiError::Missing("volume source not found in volume.Spec");
-        let Some(persistent) = mounter.persistent else {
-            let csi = mounter.volume.csi.clone().ok_or_else(missing)?;
+        let Some(persistent) = wanted.persistent else {
+            let csi = wanted.volume.csi.clone().ok_or_else(missing)?;
             return Ok(Self {
                 driver: csi.driver,
-                handle: ephemeral_handle(mounter.pod_uid, &mounter.volume.name),
+                handle: ephemeral_handle(wanted.pod_uid, &wanted.volume.name),
                 fs_type: csi.fs_type.unwrap_or_default(),
                 attributes: csi.volume_attributes.unwrap_or_default(),
                 access_mode: None,
@@ -55,7 +76,7 @@ impl Source {
                 stage_secret: None,
                 publish_secret: csi.node_publish_secret_ref.map(|secret| SecretReference {
                     name: Some(secret.name),
-                    namespace: Some(mounter.namespace().to_owned()),
+                    namespace: Some(wanted.namespace.to_owned()),
                 }),
             });
         };
@@ -78,33 +99,33 @@ impl Source {
 }
 
 /// Where on the node it is published and staged.
-fn place(mounter: &Mounter<'_>, key: &DeviceKey) -> Place {
-    let (layout, uid) = (mounter.layout, mounter.pod_uid);
-    if mounter.persistent.is_some_and(Persistent::is_block) {
-        let paths = layout.csi_block(mounter.directory);
+fn place(wanted: &Wanted<'_>, key: &DeviceKey) -> Place {
+    let (layout, uid) = (&wanted.csi.layout, wanted.pod_uid);
+    if wanted.persistent.is_some_and(Persistent::is_block) {
+        let paths = layout.csi_block(wanted.directory);
         Place::Block {
             data: paths.data,
-            link: layout.csi_device_links(uid).join(mounter.directory),
+            link: layout.csi_device_links(uid).join(wanted.directory),
             target: paths.published.join(uid),
             staging: paths.staging,
         }
     } else {
         Place::Mount {
-            target: layout.volume(uid, NAME, mounter.directory).join(MOUNT),
-            staging: mounter.csi.staging_path(key),
+            target: layout.volume(uid, NAME, wanted.directory).join(MOUNT),
+            staging: wanted.csi.staging_path(key),
         }
     }
 }
 
 /// Waits until the volume is attached, where it must be.
-pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
-    let csi = mounter.csi;
-    let source = Source::of(mounter)?;
+pub(crate) async fn gather(wanted: &Wanted<'_>) -> Result<Job, CsiError> {
+    let csi = wanted.csi;
+    let source = Source::of(wanted)?;
     check_component("csi.driver", &source.driver)?;
     if source.handle.is_empty() {
-        return Err(CsiError::Missing("missing volume id").into());
+        return Err(CsiError::Missing("missing volume id"));
     }
-    let ephemeral = mounter.persistent.is_none();
+    let ephemeral = wanted.persistent.is_none();
     let object = csi.source.csi_driver(&source.driver).await;
     let object = object.map_err(|error| CsiError::Driver {
         driver: source.driver.clone(),
@@ -121,30 +142,26 @@ pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
     let mut publish_context = BTreeMap::new();
     if !ephemeral {
         // Also enforced by the scheduler, which not every pod comes by.
-        if source.alone && !csi.in_use.want_alone(&key, mounter.pod_uid) {
-            return Err(CsiError::InUse.into());
+        if source.alone && !csi.in_use.want_alone(&key, wanted.pod_uid) {
+            return Err(CsiError::InUse);
         }
         publish_context = if attach_required(driver) {
             let limited = driver.and_then(|d| d.spec.node_allocatable_update_period_seconds);
             let limited = limited.is_some_and(|seconds| seconds > 0);
-            csi.wait_for_attach(&key, mounter.pod_uid, mounter.directory, limited)
+            csi.wait_for_attach(&key, wanted.pod_uid, wanted.directory, limited)
                 .await?
         } else {
-            csi.in_use.want(&key, mounter.pod_uid);
+            csi.in_use.want(&key, wanted.pod_uid);
             BTreeMap::new()
         };
     }
     let mut volume_context = source.attributes.clone();
     if driver.and_then(|d| d.spec.pod_info_on_mount) == Some(true) {
-        volume_context.extend(pod_info(mounter.pod, ephemeral));
+        volume_context.extend(pod_info(wanted.pod, ephemeral));
     }
-    let mut publish_secrets = secrets(
-        mounter.source,
-        "NodePublishSecretRef",
-        source.publish_secret,
-    )
-    .await?;
-    if let Some(tokens) = tokens(mounter, driver).await? {
+    let mut publish_secrets =
+        secrets(&*csi.source, "NodePublishSecretRef", source.publish_secret).await?;
+    if let Some(tokens) = tokens(wanted, driver).await? {
         let in_secrets = driver.and_then(|d| d.spec.service_account_token_in_secrets);
         let map = match in_secrets {
             Some(true) => &mut publish_secrets,
@@ -152,16 +169,16 @@ pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
         };
         map.insert(TOKENS.to_owned(), tokens);
     }
-    let volume = mounter.persistent.map(|p| &*p.volume);
+    let volume = wanted.persistent.map(|p| &*p.volume);
     let hands_over = hands_to_group(driver, &source.fs_type, volume, source.read_only)?;
-    let uid = mounter.pod_uid;
-    let place = place(mounter, &key);
+    let uid = wanted.pod_uid;
+    let place = place(wanted, &key);
     let staging = if ephemeral {
         None
     } else {
         Some(Staging {
             volume_context: source.attributes,
-            secrets: secrets(mounter.source, "NodeStageSecretRef", source.stage_secret).await?,
+            secrets: secrets(&*csi.source, "NodeStageSecretRef", source.stage_secret).await?,
         })
     };
     let mut memory = csi.memory();
@@ -172,7 +189,7 @@ pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
         csi: Arc::clone(csi),
         key,
         uid: uid.to_owned(),
-        name: mounter.directory.to_owned(),
+        name: wanted.directory.to_owned(),
         attachment,
         place,
         staging,
@@ -183,8 +200,8 @@ pub(super) async fn gather(mounter: &Mounter<'_>) -> Result<Job, SetUpError> {
         publish_context,
         volume_context,
         publish_secrets,
-        group: mounter.ownership.fs_group,
-        group_policy: mounter.ownership.policy,
+        group: wanted.group,
+        group_policy: wanted.group_policy,
         hands_over,
     })
 }
@@ -225,7 +242,7 @@ pub(super) async fn secrets(
 
 /// The tokens the driver asks for in the pod's name, as JSON by audience. Upstream: `podServiceAccountTokenAttrs`.
 async fn tokens(
-    mounter: &Mounter<'_>,
+    wanted: &Wanted<'_>,
     driver: Option<&CSIDriver>,
 ) -> Result<Option<String>, CsiError> {
     let Some(driver) = driver else {
@@ -235,14 +252,15 @@ async fn tokens(
     if requests.is_empty() {
         return Ok(None);
     }
-    let spec = mounter.pod.spec.as_ref();
+    let spec = wanted.pod.spec.as_ref();
     let account = spec.and_then(|s| s.service_account_name.clone());
     let republished = driver.spec.requires_republish == Some(true);
+    let source = &*wanted.csi.source;
     let mut answers = BTreeMap::new();
     for request in requests {
         let audience = &request.audience;
-        let wanted = TokenRequest {
-            namespace: mounter.namespace().to_owned(),
+        let token = TokenRequest {
+            namespace: wanted.namespace.to_owned(),
             service_account: account.clone().unwrap_or_default(),
             service_account_uid: None,
             audiences: Some(audience.clone())
@@ -250,21 +268,18 @@ async fn tokens(
                 .into_iter()
                 .collect(),
             expiration_seconds: request.expiration_seconds,
-            pod_name: mounter.pod.metadata.name.clone().unwrap_or_default(),
-            pod_uid: mounter.pod_uid.to_owned(),
+            pod_name: wanted.pod.metadata.name.clone().unwrap_or_default(),
+            pod_uid: wanted.pod_uid.to_owned(),
         };
         // One that is never given again is not to be renewed.
         let token = if republished {
-            mounter
-                .tokens
-                .get(mounter.source, &wanted, mounter.now)
-                .await
+            wanted.tokens.get(source, &token, wanted.now).await
         } else {
-            mounter.source.service_account_token(&wanted).await
+            source.service_account_token(&token).await
         };
         let token = token.map_err(CsiError::Token)?;
         let seconds = token.expires_at.as_second();
-        let expires = jiff::Timestamp::from_second(seconds).unwrap_or(token.expires_at);
+        let expires = Timestamp::from_second(seconds).unwrap_or(token.expires_at);
         let status = TokenRequestStatus {
             token: Some(token.token),
             expiration_timestamp: Some(Time(expires)),

@@ -22,7 +22,7 @@ use crate::ownership::{self, ChangePolicy};
 const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One volume of one pod: everything that is told to its driver.
-pub(super) struct Job {
+pub(crate) struct Job {
     pub csi: Arc<CsiVolumes>,
     pub key: DeviceKey,
     pub uid: String,
@@ -48,7 +48,7 @@ pub(super) struct Job {
 
 /// Where the volume goes.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// A directory.
     Mount { target: PathBuf, staging: PathBuf },
     /// A device.
@@ -124,7 +124,7 @@ impl Place {
 }
 
 /// How a volume is staged.
-pub(super) struct Staging {
+pub(crate) struct Staging {
     pub volume_context: BTreeMap<String, String>,
     pub secrets: BTreeMap<String, String>,
 }

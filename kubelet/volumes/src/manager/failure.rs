@@ -1,6 +1,7 @@
 //! Why a pod's volumes are not what they should be.
 
 use crate::csi::CsiError;
+use crate::layout::InvalidName;
 use crate::plugin::SetUpError;
 use crate::tear_down::TearDownError;
 
@@ -41,9 +42,9 @@ impl SetUpFailure {
 pub enum VolumeError {
     /// The pod has no usable UID.
     #[error(transparent)]
-    Pod(SetUpError),
+    Pod(InvalidName),
     /// At least one; an event `FailedMount` for each.
-    #[error("unmounted volumes=[{}]: {}", names(.failures), crate::plugin::aggregate(.failures))]
+    #[error("unmounted volumes=[{}]: {}", names(.failures), crate::aggregate::aggregate(.failures))]
     SetUp { failures: Vec<SetUpFailure> },
     #[error(transparent)]
     TearDown(#[from] TearDownError),

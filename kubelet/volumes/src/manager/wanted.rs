@@ -175,11 +175,7 @@ pub(super) fn observe_dirs(inner: &Inner, uid: &str) -> Result<Vec<Observed>, Te
                 is_mount: false,
             };
         }
-        let ready = empty_dir::is_ready(&layout.meta(
-            uid,
-            empty_dir::NAME,
-            &empty_dir::meta_name(&plugin, &name),
-        ));
+        let ready = empty_dir::is_ready(&layout.meta(uid, &plugin, &name));
         let is_mount = mountinfo::at(&mounts, &layout.volume(uid, &plugin, &name)).is_some();
         Observed {
             name,

@@ -15,7 +15,7 @@ fn ask(device: Value, expression: &str) -> Result<bool, String> {
     let selector = Selectors::new().compile(expression);
     let selector = selector.map_err(|error| error.to_string())?;
     selector
-        .matches(&slice.devices[0])
+        .matches(slice.devices[0].variable())
         .map_err(|error| error.to_string())
 }
 
