@@ -16,7 +16,7 @@ mod declare;
 #[cfg(test)]
 mod tests;
 
-use checks::{node_ipam, signing};
+use checks::{ATTACH_DETACH_PERIOD, concurrent_syncs, node_ipam, periods, signing, up_to_1000};
 pub use declare::flag_set;
 
 /// The component's name: user agent, lease, certificate pair.
@@ -232,81 +232,74 @@ pub enum InvalidOptions {
     Shared(#[from] OptionsError),
 }
 
-impl Options {
-    /// Reads and checks the flags; every wrong value is reported at once.
-    ///
-    /// # Errors
-    /// See [`InvalidOptions`].
-    pub fn from_flags(flags: &Flags) -> Result<Self, InvalidOptions> {
-        let mut errors = Vec::new();
-        let node_ipam = node_ipam(flags, &mut errors);
-        let signing = signing(flags, &mut errors);
-        let node_lifecycle = NodeLifecycleOptions {
+impl NodeLifecycleOptions {
+    fn of(flags: &Flags) -> Self {
+        let large = flags.int("large-cluster-size-threshold");
+        Self {
             monitor_period: flags.duration("node-monitor-period"),
             monitor_grace_period: flags.duration("node-monitor-grace-period"),
             startup_grace_period: flags.duration("node-startup-grace-period"),
             eviction_rate: flags.float("node-eviction-rate"),
             secondary_eviction_rate: flags.float("secondary-node-eviction-rate"),
-            large_cluster_size_threshold: usize::try_from(
-                flags.int("large-cluster-size-threshold"),
-            )
-            .unwrap_or(0),
+            large_cluster_size_threshold: usize::try_from(large).unwrap_or(0),
             unhealthy_zone_threshold: flags.float("unhealthy-zone-threshold"),
-        };
-        let mut concurrent_syncs = BTreeMap::new();
-        for (key, flag, _) in CONCURRENT {
-            match usize::try_from(flags.int(flag)) {
-                Ok(count) if count > 0 => drop(concurrent_syncs.insert(*key, count)),
-                _ => errors.push(FieldError::invalid(
-                    *flag,
-                    flags.int(flag),
-                    "must be greater than zero",
-                )),
-            }
         }
-        let slice = flags.int("max-endpoints-per-slice");
-        if !(1..=1000).contains(&slice) {
-            errors.push(FieldError::invalid(
-                "max-endpoints-per-slice",
-                slice,
-                "must be between 1 and 1000, inclusive",
-            ));
+    }
+}
+
+impl VolumeOptions {
+    fn of(flags: &Flags) -> Self {
+        Self {
+            claim_binder_sync_period: flags.duration("pvclaimbinder-sync-period"),
+            enable_dynamic_provisioning: flags.bool("enable-dynamic-provisioning"),
+            enable_hostpath_provisioner: flags.bool("enable-hostpath-provisioner"),
         }
-        let mirrored = flags.int("mirroring-max-endpoints-per-subset");
-        if !(1..=1000).contains(&mirrored) {
-            errors.push(FieldError::invalid(
-                "mirroring-max-endpoints-per-subset",
-                mirrored,
-                "must be between 1 and 1000, inclusive",
-            ));
+    }
+}
+
+impl AttachDetachOptions {
+    fn of(flags: &Flags) -> Self {
+        let period = flags.duration(ATTACH_DETACH_PERIOD);
+        let disabled = flags.bool("disable-attach-detach-reconcile-sync");
+        Self {
+            sync_period: Some(period).filter(|_| !disabled),
+            disable_force_detach: flags.bool("disable-force-detach-on-timeout"),
         }
-        if flags.duration("node-monitor-period").is_zero() {
-            errors.push(FieldError::invalid(
-                "node-monitor-period",
-                "0s",
-                "must be greater than zero",
-            ));
+    }
+}
+
+impl AutoscalerOptions {
+    fn of(flags: &Flags) -> Self {
+        let duration = |name: &str| flags.duration(&format!("horizontal-pod-autoscaler-{name}"));
+        Self {
+            sync_period: duration("sync-period"),
+            downscale_stabilization: duration("downscale-stabilization"),
+            tolerance: flags.float("horizontal-pod-autoscaler-tolerance"),
+            cpu_initialization_period: duration("cpu-initialization-period"),
+            initial_readiness_delay: duration("initial-readiness-delay"),
         }
-        for flag in [
-            "namespace-sync-period",
-            "resource-quota-sync-period",
-            "legacy-service-account-token-clean-up-period",
-            "pvclaimbinder-sync-period",
-            "horizontal-pod-autoscaler-sync-period",
-        ] {
-            if flags.duration(flag).is_zero() {
-                errors.push(FieldError::invalid(flag, "0s", "must be greater than zero"));
-            }
-        }
-        let sync_period = flags.duration("attach-detach-reconcile-sync-period");
-        if sync_period < Duration::from_secs(1) {
-            errors.push(FieldError::invalid(
-                "attach-detach-reconcile-sync-period",
-                format!("{sync_period:?}"),
-                "duration time must be greater than one second",
-            ));
-        }
-        errors.extend(crate::registry::validate(flags.list("controllers")));
+    }
+}
+
+impl Options {
+    /// Reads and checks the flags; every wrong value is reported at once. Which controllers there are is known to who has them:
+    /// `validate` says what is wrong with `--controllers`.
+    ///
+    /// # Errors
+    /// See [`InvalidOptions`].
+    pub fn from_flags(
+        flags: &Flags,
+        validate: impl FnOnce(&[String]) -> Vec<FieldError>,
+    ) -> Result<Self, InvalidOptions> {
+        let mut errors = Vec::new();
+        let node_ipam = node_ipam(flags, &mut errors);
+        let signing = signing(flags, &mut errors);
+        let concurrent_syncs = concurrent_syncs(flags, &mut errors);
+        let max_endpoints_per_slice = up_to_1000(flags, "max-endpoints-per-slice", &mut errors);
+        let mirroring_max_endpoints_per_subset =
+            up_to_1000(flags, "mirroring-max-endpoints-per-subset", &mut errors);
+        periods(flags, &mut errors);
+        errors.extend(validate(flags.list("controllers")));
         if !errors.is_empty() {
             return Err(InvalidOptions::Fields(errors));
         }
@@ -320,13 +313,13 @@ impl Options {
             root_ca_file: flags.optional("root-ca-file").map(PathBuf::from),
             signing,
             node_ipam,
-            node_lifecycle,
+            node_lifecycle: NodeLifecycleOptions::of(flags),
             terminated_pod_gc_threshold: usize::try_from(flags.int("terminated-pod-gc-threshold"))
                 .unwrap_or(0),
-            max_endpoints_per_slice: usize::try_from(slice).unwrap_or(100),
+            max_endpoints_per_slice,
             endpointslice_updates_batch_period: flags
                 .duration("endpointslice-updates-batch-period"),
-            mirroring_max_endpoints_per_subset: usize::try_from(mirrored).unwrap_or(1000),
+            mirroring_max_endpoints_per_subset,
             mirroring_endpointslice_updates_batch_period: flags
                 .duration("mirroring-endpointslice-updates-batch-period"),
             legacy_token_clean_up_period: flags
@@ -337,26 +330,9 @@ impl Options {
             namespace_sync_period: flags.duration("namespace-sync-period"),
             resource_quota_sync_period: flags.duration("resource-quota-sync-period"),
             enable_garbage_collector: flags.bool("enable-garbage-collector"),
-            volumes: VolumeOptions {
-                claim_binder_sync_period: flags.duration("pvclaimbinder-sync-period"),
-                enable_dynamic_provisioning: flags.bool("enable-dynamic-provisioning"),
-                enable_hostpath_provisioner: flags.bool("enable-hostpath-provisioner"),
-            },
-            attach_detach: AttachDetachOptions {
-                sync_period: Some(sync_period)
-                    .filter(|_| !flags.bool("disable-attach-detach-reconcile-sync")),
-                disable_force_detach: flags.bool("disable-force-detach-on-timeout"),
-            },
-            autoscaler: AutoscalerOptions {
-                sync_period: flags.duration("horizontal-pod-autoscaler-sync-period"),
-                downscale_stabilization: flags
-                    .duration("horizontal-pod-autoscaler-downscale-stabilization"),
-                tolerance: flags.float("horizontal-pod-autoscaler-tolerance"),
-                cpu_initialization_period: flags
-                    .duration("horizontal-pod-autoscaler-cpu-initialization-period"),
-                initial_readiness_delay: flags
-                    .duration("horizontal-pod-autoscaler-initial-readiness-delay"),
-            },
+            volumes: VolumeOptions::of(flags),
+            attach_detach: AttachDetachOptions::of(flags),
+            autoscaler: AutoscalerOptions::of(flags),
             concurrent_syncs,
         })
     }

@@ -169,37 +169,8 @@ pub fn decide(cron_job: &CronJob, now: Timestamp, local: &TimeZone) -> Decision 
     if cron_job.metadata.deletion_timestamp.is_some() {
         return decision;
     }
-    if let Some(name) = spec.time_zone.as_deref()
-        && find_zone(name, local).is_none()
-    {
-        let message = format!("invalid timeZone: {name:?}: unknown time zone {name}");
-        decision
-            .events
-            .push(warning(cron_job, "UnknownTimeZone", message));
+    let Some(schedule) = schedule(cron_job, local, &mut decision.events) else {
         return decision;
-    }
-    if spec.suspend == Some(true) {
-        return decision;
-    }
-    if spec.schedule.contains("TZ") {
-        let message = format!(
-            "CRON_TZ or TZ used in schedule {:?} is not officially supported, see \
-             https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details",
-            spec.schedule
-        );
-        decision
-            .events
-            .push(warning(cron_job, "UnsupportedSchedule", message));
-    }
-    let schedule = match Schedule::parse(&spec.schedule, &zone(spec, local)) {
-        Ok(schedule) => schedule,
-        Err(error) => {
-            let message = format!("unparseable schedule: {:?} : {error}", spec.schedule);
-            decision
-                .events
-                .push(warning(cron_job, "UnparseableSchedule", message));
-            return decision;
-        }
     };
     let Ok(missed) = recent_schedule(cron_job, &schedule, now, true) else {
         let message = format!("invalid schedule: {} : {InvalidSchedule}", spec.schedule);
@@ -209,60 +180,94 @@ pub fn decide(cron_job: &CronJob, now: Timestamp, local: &TimeZone) -> Decision 
         return decision;
     };
     decision.requeue_after = until_next(cron_job, &schedule, now);
-    let Some(scheduled) = missed.latest else {
-        return decision;
-    };
-    if missed.count > MANY_MISSED {
+    if missed.latest.is_some() && missed.count > MANY_MISSED {
         let message = "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew";
         decision
             .events
             .push(warning(cron_job, "TooManyMissedTimes", message));
     }
-    let late = now.duration_since(scheduled);
-    if spec
-        .starting_deadline_seconds
-        .is_some_and(|seconds| late > SignedDuration::from_secs(seconds))
+    if let Some(scheduled) = missed.latest {
+        let start = start(cron_job, scheduled, now, local, &mut decision.events);
+        if start.is_some() {
+            // Steps of a time are counted from the one that starts now.
+            decision.requeue_after = after(&schedule, scheduled, now);
+        }
+        decision.start = start.map(Box::new);
+    }
+    decision
+}
+
+/// When Jobs are made. `None`: never, as things are; `events` say why, where somebody is to hear it.
+fn schedule(cron_job: &CronJob, local: &TimeZone, events: &mut Vec<Action>) -> Option<Schedule> {
+    let spec = &cron_job.spec;
+    if let Some(name) = spec.time_zone.as_deref()
+        && find_zone(name, local).is_none()
     {
+        let message = format!("invalid timeZone: {name:?}: unknown time zone {name}");
+        events.push(warning(cron_job, "UnknownTimeZone", message));
+        return None;
+    }
+    if spec.suspend == Some(true) {
+        return None;
+    }
+    if spec.schedule.contains("TZ") {
+        let message = format!(
+            "CRON_TZ or TZ used in schedule {:?} is not officially supported, see \
+             https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details",
+            spec.schedule
+        );
+        events.push(warning(cron_job, "UnsupportedSchedule", message));
+    }
+    match Schedule::parse(&spec.schedule, &zone(spec, local)) {
+        Ok(schedule) => Some(schedule),
+        Err(error) => {
+            let message = format!("unparseable schedule: {:?} : {error}", spec.schedule);
+            events.push(warning(cron_job, "UnparseableSchedule", message));
+            None
+        }
+    }
+}
+
+/// The Job for a time that has come. `None`: it came too late, has started, or must wait for another.
+fn start(
+    cron_job: &CronJob,
+    scheduled: Timestamp,
+    now: Timestamp,
+    local: &TimeZone,
+    events: &mut Vec<Action>,
+) -> Option<Start> {
+    let spec = &cron_job.spec;
+    let late = now.duration_since(scheduled);
+    let deadline = spec.starting_deadline_seconds;
+    if deadline.is_some_and(|seconds| late > SignedDuration::from_secs(seconds)) {
         let time = scheduled.strftime("%a, %d %b %Y %H:%M:%S +0000");
         let message = format!("Missed scheduled time to start a job: {time}");
-        decision
-            .events
-            .push(warning(cron_job, "MissSchedule", message));
-        return decision;
+        events.push(warning(cron_job, "MissSchedule", message));
+        return None;
     }
     let name = job_name(cron_job, scheduled);
-    let last = cron_job
-        .status
-        .as_ref()
-        .and_then(|s| s.last_schedule_time.as_ref());
-    if last.is_some_and(|last| last.0 == scheduled)
-        || active(cron_job)
-            .iter()
-            .any(|r| r.name.as_ref() == Some(&name))
-    {
-        return decision;
+    let status = cron_job.status.as_ref();
+    let last = status.and_then(|s| s.last_schedule_time.as_ref());
+    let is_made = |r: &ObjectReference| r.name.as_ref() == Some(&name);
+    if last.is_some_and(|last| last.0 == scheduled) || active(cron_job).iter().any(is_made) {
+        return None;
     }
     let policy = spec.concurrency_policy.as_deref().unwrap_or_default();
     if policy == "Forbid" && !active(cron_job).is_empty() {
         let message =
             "Not starting job because prior execution is running and concurrency policy is Forbid";
-        decision
-            .events
-            .push(normal(cron_job, "JobAlreadyActive", message));
-        return decision;
+        events.push(normal(cron_job, "JobAlreadyActive", message));
+        return None;
     }
     let replace = match policy {
         "Replace" => active(cron_job).to_vec(),
         _ => Vec::new(),
     };
-    decision.start = Some(Box::new(Start {
+    Some(Start {
         job: job(cron_job, spec, name, scheduled, local),
         scheduled,
         replace,
-    }));
-    // Steps of a time are counted from the one that starts now.
-    decision.requeue_after = after(&schedule, scheduled, now);
-    decision
+    })
 }
 
 /// How long until the next time; `None`: it never comes, or the schedule is none.

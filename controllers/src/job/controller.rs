@@ -17,7 +17,7 @@ use controller_runtime::work_queue::RateLimit;
 use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use serde_json::json;
 
 use super::TRACKING_FINALIZER;
@@ -343,21 +343,7 @@ impl JobController {
             return Ok(None);
         }
         let about = object_reference(&*job);
-        let mode = job
-            .spec
-            .as_ref()
-            .and_then(|s| s.completion_mode.as_deref())
-            .unwrap_or("NonIndexed");
-        if !matches!(mode, "NonIndexed" | "Indexed") {
-            let message = "Skipped Job sync because completion mode is unknown";
-            record(
-                &self.executor,
-                &about,
-                EventType::Warning,
-                "UnknownCompletionMode",
-                message,
-            )
-            .await;
+        if !self.has_known_mode(&job, &about).await {
             return Ok(None);
         }
         let expectations_met = self.expectations.satisfied(key);
@@ -397,33 +383,13 @@ impl JobController {
         };
         let decision = decide(&job, &observed, now);
         let (outcome, error) = self.act(key, &job, &decision).await;
-        let (requeue_after, new_backoff, suspension) = (
-            decision.requeue_after,
-            decision.backoff,
-            decision.suspension,
-        );
-        match suspension {
-            Some(true) => {
-                record(
-                    &self.executor,
-                    &about,
-                    EventType::Normal,
-                    "Suspended",
-                    "Job suspended",
-                )
-                .await
-            }
-            Some(false) => {
-                record(
-                    &self.executor,
-                    &about,
-                    EventType::Normal,
-                    "Resumed",
-                    "Job resumed",
-                )
-                .await
-            }
-            None => {}
+        let (requeue_after, new_backoff) = (decision.requeue_after, decision.backoff);
+        if let Some(suspended) = decision.suspension {
+            let (reason, message) = match suspended {
+                true => ("Suspended", "Job suspended"),
+                false => ("Resumed", "Job resumed"),
+            };
+            record(&self.executor, &about, EventType::Normal, reason, message).await;
         }
         let tracked = track(&job, decision, outcome, &observed.pods, &removed, now);
         let mut written = (*job).clone();
@@ -446,13 +412,25 @@ impl JobController {
         }
     }
 
+    /// Whether the completion mode is one we know; people are told where it is not.
+    async fn has_known_mode(&self, job: &Job, about: &ObjectReference) -> bool {
+        let mode = job.spec.as_ref().and_then(|s| s.completion_mode.as_deref());
+        let known = matches!(mode, None | Some("NonIndexed" | "Indexed"));
+        if !known {
+            let reason = "UnknownCompletionMode";
+            let message = "Skipped Job sync because completion mode is unknown";
+            record(&self.executor, about, EventType::Warning, reason, message).await;
+        }
+        known
+    }
+
     /// Takes finalizers off and writes what is then counted. Returns the first finalizer that failed.
     async fn take_off(
         &self,
         key: &ObjectKey,
         tracked: &Tracked,
         written: &mut Job,
-        about: &k8s_openapi::api::core::v1::ObjectReference,
+        about: &ObjectReference,
     ) -> Result<Option<ApiError>, ApiError> {
         let uids = tracked.remove_finalizer.iter().map(|p| uid(p).to_owned());
         if !tracked.remove_finalizer.is_empty() {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use component_helpers::pod::{phase, uid};
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
+use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::condition::{condition, ensure_condition, seconds};
 use super::count;
 use super::decision::Decision;
-use super::index::{self, completion_index};
+use super::index::{self, Indexes, completion_index};
 use super::pods::{has_finalizer, is_failed, is_indexed};
 use super::policy::{Verdict, match_pod_failure_policy};
 
@@ -51,19 +51,9 @@ pub fn track(
     let spec = decision.job.spec.clone().unwrap_or_default();
     let (deleted, created) = (count(outcome.deleted), count(outcome.created));
     let active = decision.active - deleted + created;
-    if decision.finished.is_some() && (deleted != decision.active || !decision.expectations_met) {
-        decision.finished = None;
-    } else if decision.finished.is_none() && decision.may_complete && active == 0 {
-        let message = "Reached expected number of succeeded pods";
-        decision.finished = Some(condition(
-            "SuccessCriteriaMet",
-            "True",
-            "CompletionsReached",
-            message,
-            now,
-        ));
-    }
+    conclude(&mut decision, deleted, active, now);
     let mut job = decision.job.clone();
+    let is_deleted = job.metadata.deletion_timestamp.is_some();
     let status = job.status.get_or_insert_default();
     status.active = Some(active).filter(|a| *a != 0);
     status.ready = Some(decision.ready - count(outcome.deleted_ready));
@@ -78,55 +68,17 @@ pub fn track(
     };
     let before = status.uncounted_terminated_pods.clone().unwrap_or_default();
     count_uncounted(status, &tracked.with_finalizer);
-    let succeeding = decision
-        .finished
-        .as_ref()
-        .is_some_and(|c| c.type_ == "SuccessCriteriaMet");
-    let mut indexes = decision.previous_succeeded.clone();
-    let mut ordered: Vec<_> = pods.iter().collect();
-    ordered.sort_by_key(|p| completion_index(p));
-    let (mut ok, mut bad) = {
-        let uncounted = status.uncounted_terminated_pods.clone().unwrap_or_default();
-        (
-            uncounted.succeeded.unwrap_or_default(),
-            uncounted.failed.unwrap_or_default(),
-        )
+    let uncounted = status.uncounted_terminated_pods.clone().unwrap_or_default();
+    let mut counted = Counted {
+        indexes: decision.previous_succeeded.clone(),
+        new_indexes: 0,
+        ok: uncounted.succeeded.unwrap_or_default(),
+        bad: uncounted.failed.unwrap_or_default(),
     };
-    let mut new_indexes = 0;
-    for pod in ordered {
-        let id = uid(pod).to_owned();
-        if !tracked.with_finalizer.contains(&id) {
-            continue;
-        }
-        let failed = is_failed(pod, &spec);
-        let over = job.metadata.deletion_timestamp.is_some()
-            || decision.finished.is_some()
-            || phase(pod) == "Succeeded";
-        let at = completion_index(pod).filter(|i| *i < spec.completions.unwrap_or(0));
-        let awaited = at.is_some_and(|i| decision.delayed.get(&i).is_some_and(|p| uid(p) == id));
-        if !over && (!failed || awaited) {
-            continue;
-        }
-        tracked.remove_finalizer.push(pod.clone());
-        if phase(pod) == "Succeeded" && !before.failed.iter().flatten().any(|u| *u == id) {
-            if is_indexed(&spec) {
-                new_indexes += usize::from(at.is_some_and(|i| indexes.insert(i)));
-            } else if !ok.contains(&id) {
-                ok.push(id);
-            }
-        } else if failed || (decision.finished.is_some() && !succeeding) {
-            let counts = !is_indexed(&spec) || at.is_some();
-            let ignored =
-                match_pod_failure_policy(spec.pod_failure_policy.as_ref(), pod) == Verdict::Ignore;
-            if counts && !ignored && !bad.contains(&id) {
-                bad.push(id);
-            }
-        }
-        if new_indexes + ok.len() + bad.len() >= MAX_UNCOUNTED_PODS {
-            tracked.capped = true;
-            break;
-        }
-    }
+    counted.add(&spec, &decision, is_deleted, &before, pods, &mut tracked);
+    let Counted {
+        indexes, ok, bad, ..
+    } = counted;
     let uncounted = status.uncounted_terminated_pods.get_or_insert_default();
     uncounted.succeeded = (!ok.is_empty()).then_some(ok);
     uncounted.failed = (!bad.is_empty()).then_some(bad);
@@ -134,23 +86,106 @@ pub fn track(
         status.succeeded = Some(count(indexes.len())).filter(|n| *n != 0);
         status.completed_indexes = Some(index::format(&indexes)).filter(|t| !t.is_empty());
     }
-    if let Some(condition_) = decision.finished.take() {
-        let last = match condition_.type_.as_str() {
-            "FailureTarget" => "Failed",
-            "SuccessCriteriaMet" => "Complete",
-            other => other,
-        }
-        .to_owned();
-        let reason = condition_.reason.clone().unwrap_or_default();
-        let message = condition_.message.clone().unwrap_or_default();
-        if last != condition_.type_ {
-            ensure_condition(status, condition_);
-        }
-        tracked.finished = Some(condition(&last, "True", &reason, message, now));
+    if let Some(finished) = decision.finished.take() {
+        tracked.finished = Some(last_condition(status, finished, now));
     }
     tracked.flush = differs(stored, &job);
     tracked.job = job;
     tracked
+}
+
+/// Whether the Job is at its end: not while pods of it are still to go, and by itself once it needs no more.
+fn conclude(decision: &mut Decision, deleted: i32, active: i32, now: Timestamp) {
+    if decision.finished.is_some() && (deleted != decision.active || !decision.expectations_met) {
+        decision.finished = None;
+    } else if decision.finished.is_none() && decision.may_complete && active == 0 {
+        let message = "Reached expected number of succeeded pods";
+        decision.finished = Some(condition(
+            "SuccessCriteriaMet",
+            "True",
+            "CompletionsReached",
+            message,
+            now,
+        ));
+    }
+}
+
+/// Says why the Job ends where it is not said yet, and gives the condition of its last status.
+fn last_condition(status: &mut JobStatus, why: JobCondition, now: Timestamp) -> JobCondition {
+    let last = match why.type_.as_str() {
+        "FailureTarget" => "Failed",
+        "SuccessCriteriaMet" => "Complete",
+        other => other,
+    }
+    .to_owned();
+    let reason = why.reason.clone().unwrap_or_default();
+    let message = why.message.clone().unwrap_or_default();
+    if last != why.type_ {
+        ensure_condition(status, why);
+    }
+    condition(&last, "True", &reason, &message, now)
+}
+
+/// What ended so far, counted or about to be.
+struct Counted {
+    indexes: Indexes,
+    new_indexes: usize,
+    /// UIDs of pods that succeeded, of a Job without indexes.
+    ok: Vec<String>,
+    /// UIDs of pods that failed.
+    bad: Vec<String>,
+}
+
+impl Counted {
+    /// Counts pods that are done with, in the order of their indexes, as many as a status can hold.
+    fn add(
+        &mut self,
+        spec: &JobSpec,
+        decision: &Decision,
+        is_deleted: bool,
+        before: &UncountedTerminatedPods,
+        pods: &[Arc<Pod>],
+        tracked: &mut Tracked,
+    ) {
+        let succeeding = decision
+            .finished
+            .as_ref()
+            .is_some_and(|c| c.type_ == "SuccessCriteriaMet");
+        let mut ordered: Vec<_> = pods.iter().collect();
+        ordered.sort_by_key(|p| completion_index(p));
+        for pod in ordered {
+            let id = uid(pod).to_owned();
+            if !tracked.with_finalizer.contains(&id) {
+                continue;
+            }
+            let failed = is_failed(pod, spec);
+            let over = is_deleted || decision.finished.is_some() || phase(pod) == "Succeeded";
+            let at = completion_index(pod).filter(|i| *i < spec.completions.unwrap_or(0));
+            let awaited =
+                at.is_some_and(|i| decision.delayed.get(&i).is_some_and(|p| uid(p) == id));
+            if !over && (!failed || awaited) {
+                continue;
+            }
+            tracked.remove_finalizer.push(pod.clone());
+            if phase(pod) == "Succeeded" && !before.failed.iter().flatten().any(|u| *u == id) {
+                if is_indexed(spec) {
+                    self.new_indexes += usize::from(at.is_some_and(|i| self.indexes.insert(i)));
+                } else if !self.ok.contains(&id) {
+                    self.ok.push(id);
+                }
+            } else if failed || (decision.finished.is_some() && !succeeding) {
+                let counts = !is_indexed(spec) || at.is_some();
+                let verdict = match_pod_failure_policy(spec.pod_failure_policy.as_ref(), pod);
+                if counts && verdict != Verdict::Ignore && !self.bad.contains(&id) {
+                    self.bad.push(id);
+                }
+            }
+            if self.new_indexes + self.ok.len() + self.bad.len() >= MAX_UNCOUNTED_PODS {
+                tracked.capped = true;
+                break;
+            }
+        }
+    }
 }
 
 /// No number and zero are the same to the API.

@@ -1,9 +1,12 @@
-//! Reads the flags that belong together: networks of nodes, certificate authorities.
+//! Reads the flags that belong together (networks of nodes, certificate authorities), and those that have bounds.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use component_base::config::FieldError;
 use component_base::flags::Flags;
 
-use super::{CaFiles, NodeIpamOptions, SigningOptions};
+use super::{CONCURRENT, CaFiles, NodeIpamOptions, SigningOptions};
 
 fn cidrs(flags: &Flags, flag: &'static str, errors: &mut Vec<FieldError>) -> Vec<ipnet::IpNet> {
     let text = flags.string(flag);
@@ -166,5 +169,64 @@ pub(super) fn signing(flags: &Flags, errors: &mut Vec<FieldError>) -> SigningOpt
         kubelet_client: kubelet_client.or(common.clone()),
         kube_apiserver_client: api_client.or(common.clone()),
         legacy_unknown: legacy.or(common),
+    }
+}
+
+/// `--attach-detach-reconcile-sync-period`, without dashes.
+pub(super) const ATTACH_DETACH_PERIOD: &str = "attach-detach-reconcile-sync-period";
+
+/// Workers by the middle word of each `--concurrent-*-syncs`.
+pub(super) fn concurrent_syncs(
+    flags: &Flags,
+    errors: &mut Vec<FieldError>,
+) -> BTreeMap<&'static str, usize> {
+    let mut found = BTreeMap::new();
+    for (key, flag, _) in CONCURRENT {
+        match usize::try_from(flags.int(flag)) {
+            Ok(count) if count > 0 => drop(found.insert(*key, count)),
+            _ => errors.push(FieldError::invalid(
+                *flag,
+                flags.int(flag),
+                "must be greater than zero",
+            )),
+        }
+    }
+    found
+}
+
+/// How many endpoints one object may have.
+pub(super) fn up_to_1000(flags: &Flags, flag: &'static str, errors: &mut Vec<FieldError>) -> usize {
+    let value = flags.int(flag);
+    match usize::try_from(value) {
+        Ok(count) if (1..=1000).contains(&count) => count,
+        _ => {
+            let reason = "must be between 1 and 1000, inclusive";
+            errors.push(FieldError::invalid(flag, value, reason));
+            1000
+        }
+    }
+}
+
+/// Periods that must not be zero, and one that has a least.
+pub(super) fn periods(flags: &Flags, errors: &mut Vec<FieldError>) {
+    for flag in [
+        "node-monitor-period",
+        "namespace-sync-period",
+        "resource-quota-sync-period",
+        "legacy-service-account-token-clean-up-period",
+        "pvclaimbinder-sync-period",
+        "horizontal-pod-autoscaler-sync-period",
+    ] {
+        if flags.duration(flag).is_zero() {
+            errors.push(FieldError::invalid(flag, "0s", "must be greater than zero"));
+        }
+    }
+    let period = flags.duration(ATTACH_DETACH_PERIOD);
+    if period < Duration::from_secs(1) {
+        errors.push(FieldError::invalid(
+            ATTACH_DETACH_PERIOD,
+            format!("{period:?}"),
+            "duration time must be greater than one second",
+        ));
     }
 }

@@ -35,6 +35,37 @@ pub fn flag_set() -> FlagSet {
     // Upstream's kube-controller-manager shows it and acts on it nowhere.
     flags.unused(&[("cluster-name", Value::String("kubernetes".into()))]);
     flags.string("root-ca-file", "", "If set, this root certificate authority will be included in service account's token secret. This must be a valid PEM-encoded CA bundle.");
+    signing(&mut flags);
+    nodes(&mut flags);
+    flags.int("terminated-pod-gc-threshold", 12500, "Number of terminated pods that can exist before the terminated pod garbage collector starts deleting terminated pods. If <= 0, the terminated pod garbage collector is disabled.");
+    endpoints(&mut flags);
+    flags.duration("legacy-service-account-token-clean-up-period", seconds(365 * 24 * 3600), "The period of time since the last usage of an legacy service account token before it can be deleted.");
+    flags.string("service-account-private-key-file", "", "Enables legacy secret-based tokens when set. Filename containing a PEM-encoded private RSA or ECDSA key used to sign service account tokens.");
+    flags.duration(
+        "namespace-sync-period",
+        seconds(300),
+        "The period for syncing namespace life-cycle updates",
+    );
+    flags.duration(
+        "resource-quota-sync-period",
+        seconds(300),
+        "The period for syncing quota usage status in the system",
+    );
+    flags.bool("enable-garbage-collector", true, "Enables the generic garbage collector. MUST be synced with the corresponding flag of the kube-apiserver.");
+    volumes(&mut flags);
+    autoscaler(&mut flags);
+    for (_, name, default) in CONCURRENT {
+        flags.int(
+            name,
+            *default,
+            "The number of objects that are allowed to sync concurrently.",
+        );
+    }
+    unused(&mut flags);
+    flags
+}
+
+fn signing(flags: &mut FlagSet) {
     for (name, default) in [
         ("cluster-signing-cert-file", ""),
         ("cluster-signing-key-file", ""),
@@ -82,6 +113,9 @@ pub fn flag_set() -> FlagSet {
         "CA key for the kubernetes.io/legacy-unknown signer.",
     );
     flags.duration("cluster-signing-duration", seconds(365 * 24 * 3600), "The max length of duration signed certificates will be given. Individual CSRs may request shorter certs by setting spec.expirationSeconds.");
+}
+
+fn nodes(flags: &mut FlagSet) {
     flags.bool("allocate-node-cidrs", false, "Should CIDRs for Pods be allocated and set on the cloud provider. Requires --cluster-cidr.");
     flags.string(
         "cidr-allocator-type",
@@ -124,32 +158,9 @@ pub fn flag_set() -> FlagSet {
     flags.float("secondary-node-eviction-rate", 0.01, "Number of nodes per second on which pods are deleted in case of node failure when a zone is unhealthy.");
     flags.int("large-cluster-size-threshold", 50, "Number of nodes from which node-lifecycle-controller treats the cluster as large for the eviction logic purposes.");
     flags.float("unhealthy-zone-threshold", 0.55, "Fraction of Nodes in a zone which needs to be not Ready (minimum 3) for zone to be treated as unhealthy.");
-    flags.int("terminated-pod-gc-threshold", 12500, "Number of terminated pods that can exist before the terminated pod garbage collector starts deleting terminated pods. If <= 0, the terminated pod garbage collector is disabled.");
-    flags.int(
-        "max-endpoints-per-slice",
-        100,
-        "The maximum number of endpoints that will be added to an EndpointSlice.",
-    );
-    flags.duration(
-        "endpointslice-updates-batch-period",
-        Duration::ZERO,
-        "The length of endpoint slice updates batching period.",
-    );
-    flags.int("mirroring-max-endpoints-per-subset", 1000, "The maximum number of endpoints that will be added to an EndpointSlice by the EndpointSliceMirroring controller.");
-    flags.duration("mirroring-endpointslice-updates-batch-period", Duration::ZERO, "The length of EndpointSlice updates batching period for EndpointSliceMirroring controller.");
-    flags.duration("legacy-service-account-token-clean-up-period", seconds(365 * 24 * 3600), "The period of time since the last usage of an legacy service account token before it can be deleted.");
-    flags.string("service-account-private-key-file", "", "Enables legacy secret-based tokens when set. Filename containing a PEM-encoded private RSA or ECDSA key used to sign service account tokens.");
-    flags.duration(
-        "namespace-sync-period",
-        seconds(300),
-        "The period for syncing namespace life-cycle updates",
-    );
-    flags.duration(
-        "resource-quota-sync-period",
-        seconds(300),
-        "The period for syncing quota usage status in the system",
-    );
-    flags.bool("enable-garbage-collector", true, "Enables the generic garbage collector. MUST be synced with the corresponding flag of the kube-apiserver.");
+}
+
+fn volumes(flags: &mut FlagSet) {
     flags.duration(
         "pvclaimbinder-sync-period",
         seconds(15),
@@ -164,6 +175,9 @@ pub fn flag_set() -> FlagSet {
     flags.duration("attach-detach-reconcile-sync-period", seconds(60), "The reconciler sync wait time between volume attach detach. This duration must be larger than one second, and increasing this value from the default may allow for volumes to be mismatched with pods.");
     flags.bool("disable-attach-detach-reconcile-sync", false, "Disable volume attach detach reconciler sync. Disabling this may cause volumes to be mismatched with pods. Use wisely.");
     flags.bool("disable-force-detach-on-timeout", false, "Prevent force detaching volumes based on maximum unmount time and node status. If this flag is set to true, the non-graceful node shutdown feature must be used to recover from node failure. See https://k8s.io/docs/storage-disable-force-detach-on-timeout/.");
+}
+
+fn autoscaler(flags: &mut FlagSet) {
     flags.duration(
         "horizontal-pod-autoscaler-sync-period",
         seconds(15),
@@ -177,15 +191,21 @@ pub fn flag_set() -> FlagSet {
         "The period after pod start when CPU samples might be skipped.",
     );
     flags.duration("horizontal-pod-autoscaler-initial-readiness-delay", seconds(30), "The period after pod start during which readiness changes will be treated as initial readiness.");
-    for (_, name, default) in CONCURRENT {
-        flags.int(
-            name,
-            *default,
-            "The number of objects that are allowed to sync concurrently.",
-        );
-    }
-    unused(&mut flags);
-    flags
+}
+
+fn endpoints(flags: &mut FlagSet) {
+    flags.int(
+        "max-endpoints-per-slice",
+        100,
+        "The maximum number of endpoints that will be added to an EndpointSlice.",
+    );
+    flags.duration(
+        "endpointslice-updates-batch-period",
+        Duration::ZERO,
+        "The length of endpoint slice updates batching period.",
+    );
+    flags.int("mirroring-max-endpoints-per-subset", 1000, "The maximum number of endpoints that will be added to an EndpointSlice by the EndpointSliceMirroring controller.");
+    flags.duration("mirroring-endpointslice-updates-batch-period", Duration::ZERO, "The length of EndpointSlice updates batching period for EndpointSliceMirroring controller.");
 }
 
 pub(super) fn seconds(count: u64) -> Duration {

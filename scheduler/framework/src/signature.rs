@@ -5,6 +5,7 @@
 
 use std::ops::{BitOr, BitOrAssign};
 
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 use serde::Serialize;
 
 use crate::pod_info::PodInfo;
@@ -114,17 +115,7 @@ pub fn encode(pod: &PodInfo, fragments: Fragments, out: &mut Vec<u8>) {
     out.extend(fragments.0.to_le_bytes());
     let has = |fragment| fragments.contains(fragment);
     if has(Fragments::REQUESTS) {
-        let r = &pod.requests.resource;
-        for n in [
-            r.milli_cpu,
-            r.memory,
-            r.ephemeral_storage,
-            pod.requests.non_zero_milli_cpu,
-            pod.requests.non_zero_memory,
-        ] {
-            out.extend(n.to_le_bytes());
-        }
-        json(out, &r.scalar);
+        requests(pod, out);
     }
     if has(Fragments::NODE_AFFINITY) {
         json(out, &spec.node_selector);
@@ -137,7 +128,7 @@ pub fn encode(pod: &PodInfo, fragments: Fragments, out: &mut Vec<u8>) {
             }
             out.extend(t.toleration_seconds.unwrap_or(-1).to_le_bytes());
         }
-        out.push(0xff);
+        out.push(END);
     }
     if has(Fragments::HOST_PORTS) {
         for port in &pod.host_ports {
@@ -145,21 +136,16 @@ pub fn encode(pod: &PodInfo, fragments: Fragments, out: &mut Vec<u8>) {
             text(out, &port.protocol);
             out.extend(port.port.to_le_bytes());
         }
-        out.push(0xff);
+        out.push(END);
     }
     if has(Fragments::NODE_NAME) {
         text(out, spec.node_name.as_deref().unwrap_or_default());
     }
     if has(Fragments::IMAGES) {
-        for container in spec
-            .init_containers
-            .iter()
-            .flatten()
-            .chain(&spec.containers)
-        {
+        for container in containers(spec) {
             text(out, container.image.as_deref().unwrap_or_default());
         }
-        out.push(0xff);
+        out.push(END);
     }
     if has(Fragments::NAMESPACE) {
         text(out, pod.namespace());
@@ -169,56 +155,72 @@ pub fn encode(pod: &PodInfo, fragments: Fragments, out: &mut Vec<u8>) {
             text(out, key);
             text(out, value);
         }
-        out.push(0xff);
+        out.push(END);
     }
     if has(Fragments::POD_AFFINITY) {
-        json(out, &pod.affinity().and_then(|a| a.pod_affinity.as_ref()));
-        json(
-            out,
-            &pod.affinity().and_then(|a| a.pod_anti_affinity.as_ref()),
-        );
+        let affinity = pod.affinity();
+        json(out, &affinity.and_then(|a| a.pod_affinity.as_ref()));
+        json(out, &affinity.and_then(|a| a.pod_anti_affinity.as_ref()));
     }
     if has(Fragments::TOPOLOGY_SPREAD) {
         json(out, &spec.topology_spread_constraints);
     }
     if has(Fragments::OWNER) {
-        let owner = pod
-            .pod
-            .metadata
-            .owner_references
-            .iter()
-            .flatten()
-            .find(|o| o.controller == Some(true));
+        let mut owners = pod.pod.metadata.owner_references.iter().flatten();
+        let owner = owners.find(|o| o.controller == Some(true));
         text(out, owner.map_or("", |o| o.uid.as_str()));
     }
     if has(Fragments::PRIORITY) {
         out.extend(pod.priority.to_le_bytes());
     }
     if has(Fragments::NODE_FEATURES) {
-        text(out, spec.os.as_ref().map_or("", |os| os.name.as_str()));
-        json(out, &spec.resources);
-        let flags = [
-            spec.host_network,
-            spec.host_pid,
-            spec.host_ipc,
-            spec.host_users,
-            spec.share_process_namespace,
-        ];
-        out.extend(flags.map(|flag| flag.map_or(2, u8::from)));
-        for container in spec
-            .init_containers
-            .iter()
-            .flatten()
-            .chain(&spec.containers)
-        {
-            text(out, container.restart_policy.as_deref().unwrap_or_default());
-            json(out, &container.restart_policy_rules);
-        }
-        out.push(0xff);
+        node_features(spec, out);
     }
     if has(Fragments::VOLUMES) {
         json(out, &spec.volumes);
     }
+}
+
+/// After a list, whose length is said nowhere.
+const END: u8 = 0xff;
+
+fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    spec.init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+}
+
+fn requests(pod: &PodInfo, out: &mut Vec<u8>) {
+    let r = &pod.requests.resource;
+    for n in [
+        r.milli_cpu,
+        r.memory,
+        r.ephemeral_storage,
+        pod.requests.non_zero_milli_cpu,
+        pod.requests.non_zero_memory,
+    ] {
+        out.extend(n.to_le_bytes());
+    }
+    json(out, &r.scalar);
+}
+
+fn node_features(spec: &PodSpec, out: &mut Vec<u8>) {
+    text(out, spec.os.as_ref().map_or("", |os| os.name.as_str()));
+    json(out, &spec.resources);
+    let flags = [
+        spec.host_network,
+        spec.host_pid,
+        spec.host_ipc,
+        spec.host_users,
+        spec.share_process_namespace,
+    ];
+    out.extend(flags.map(|flag| flag.map_or(2, u8::from)));
+    for container in containers(spec) {
+        text(out, container.restart_policy.as_deref().unwrap_or_default());
+        json(out, &container.restart_policy_rules);
+    }
+    out.push(END);
 }
 
 // Length first, so that no two different sequences of texts have equal bytes.

@@ -99,120 +99,148 @@ impl<K: Object + DeserializeOwned> Reflector<K> {
     /// Not cancel-safe: dropped in between, it begins anew.
     async fn next(&mut self) -> Result<Event<K>, Error> {
         loop {
-            match std::mem::replace(&mut self.phase, Phase::Begin) {
-                Phase::Begin if self.pages => {
-                    self.page(None).await?;
-                    return Ok(Event::Init);
-                }
-                Phase::Begin => match self.source.watch(None).await {
-                    Ok(watch) => {
-                        self.phase = Phase::Streaming(watch);
-                        return Ok(Event::Init);
-                    }
-                    Err(Error::WatchStartFailed(kube::Error::Api(status)))
-                        if is_refused(&status) =>
-                    {
-                        self.pages = true;
-                    }
-                    Err(Error::WatchStartFailed(error)) => {
-                        return Err(Error::InitialListFailed(error));
-                    }
-                    Err(error) => return Err(error),
-                },
-                Phase::Streaming(mut watch) => {
-                    let event = match watch.next().await? {
-                        // Cut off: what came is not all.
-                        None => return Err(Error::InitialListFailed(ended_early())),
-                        Some(WatchEvent::Bookmark(mark)) => {
-                            let version = mark.metadata.resource_version;
-                            match mark.metadata.annotations.contains_key(INITIAL_EVENTS_END) {
-                                true => {
-                                    self.phase = Phase::Watching(watch, version);
-                                    return Ok(Event::InitDone);
-                                }
-                                false => {
-                                    self.phase = Phase::Streaming(watch);
-                                    continue;
-                                }
-                            }
-                        }
-                        Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                            Event::InitApply(object)
-                        }
-                        Some(WatchEvent::Deleted(object)) => Event::Delete(object),
-                        Some(WatchEvent::Error(status)) => return Err(Error::WatchError(status)),
-                    };
-                    self.phase = Phase::Streaming(watch);
-                    return Ok(event);
-                }
+            let event = match std::mem::replace(&mut self.phase, Phase::Begin) {
+                Phase::Begin => self.begin().await?,
+                Phase::Streaming(watch) => self.streamed(watch).await?,
                 Phase::Paging {
-                    mut items,
+                    items,
                     next,
                     version,
-                } => match (items.pop_front(), next) {
-                    (Some(item), next) => {
-                        self.phase = Phase::Paging {
-                            items,
-                            next,
-                            version,
-                        };
-                        return Ok(Event::InitApply(item));
-                    }
-                    (None, Some(next)) => self.page(Some(next)).await?,
-                    (None, None) => {
-                        self.phase = Phase::Resume(version);
-                        return Ok(Event::InitDone);
-                    }
-                },
-                Phase::Resume(version) => match self.source.watch(Some(&version)).await {
-                    Ok(watch) => self.phase = Phase::Watching(watch, version),
-                    Err(error) => {
-                        if !is_gone(&error) {
-                            self.phase = Phase::Resume(version);
-                        }
-                        return Err(error);
-                    }
-                },
-                Phase::Watching(mut watch, mut version) => {
-                    let event = match watch.next().await {
-                        Ok(event) => event,
-                        Err(error) => {
-                            self.phase = Phase::Resume(version);
-                            return Err(error);
-                        }
-                    };
-                    let event = match event {
-                        None => {
-                            self.phase = Phase::Resume(version);
-                            continue;
-                        }
-                        Some(WatchEvent::Bookmark(mark)) => {
-                            self.phase = Phase::Watching(watch, mark.metadata.resource_version);
-                            continue;
-                        }
-                        Some(WatchEvent::Error(status)) => {
-                            if status.code != StatusCode::GONE.as_u16() {
-                                self.phase = Phase::Resume(version);
-                            }
-                            return Err(Error::WatchError(status));
-                        }
-                        Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                            Event::Apply(object)
-                        }
-                        Some(WatchEvent::Deleted(object)) => Event::Delete(object),
-                    };
-                    let (Event::Apply(object) | Event::Delete(object)) = &event else {
-                        unreachable!("just made");
-                    };
-                    match object.meta().resource_version.clone() {
-                        Some(newer) => version = newer,
-                        None => return Err(Error::NoResourceVersion),
-                    }
-                    self.phase = Phase::Watching(watch, version);
-                    return Ok(event);
+                } => self.paged(items, next, version).await?,
+                Phase::Resume(version) => {
+                    self.resume(version).await?;
+                    None
                 }
+                Phase::Watching(watch, version) => self.watched(watch, version).await?,
+            };
+            if let Some(event) = event {
+                return Ok(event);
             }
         }
+    }
+
+    async fn begin(&mut self) -> Result<Option<Event<K>>, Error> {
+        if self.pages {
+            self.page(None).await?;
+            return Ok(Some(Event::Init));
+        }
+        match self.source.watch(None).await {
+            Ok(watch) => {
+                self.phase = Phase::Streaming(watch);
+                Ok(Some(Event::Init))
+            }
+            Err(Error::WatchStartFailed(kube::Error::Api(status))) if is_refused(&status) => {
+                self.pages = true;
+                Ok(None)
+            }
+            Err(Error::WatchStartFailed(error)) => Err(Error::InitialListFailed(error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next of a streaming list.
+    async fn streamed(&mut self, mut watch: Watch<K>) -> Result<Option<Event<K>>, Error> {
+        let event = match watch.next().await? {
+            // Cut off: what came is not all.
+            None => return Err(Error::InitialListFailed(ended_early())),
+            Some(WatchEvent::Bookmark(mark)) => {
+                let is_all = mark.metadata.annotations.contains_key(INITIAL_EVENTS_END);
+                if is_all {
+                    self.phase = Phase::Watching(watch, mark.metadata.resource_version);
+                    return Ok(Some(Event::InitDone));
+                }
+                None
+            }
+            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                Some(Event::InitApply(object))
+            }
+            Some(WatchEvent::Deleted(object)) => Some(Event::Delete(object)),
+            Some(WatchEvent::Error(status)) => return Err(Error::WatchError(status)),
+        };
+        self.phase = Phase::Streaming(watch);
+        Ok(event)
+    }
+
+    /// The next of a page, or the next page.
+    async fn paged(
+        &mut self,
+        mut items: VecDeque<K>,
+        next: Option<String>,
+        version: String,
+    ) -> Result<Option<Event<K>>, Error> {
+        match (items.pop_front(), next) {
+            (Some(item), next) => {
+                self.phase = Phase::Paging {
+                    items,
+                    next,
+                    version,
+                };
+                Ok(Some(Event::InitApply(item)))
+            }
+            (None, Some(next)) => {
+                self.page(Some(next)).await?;
+                Ok(None)
+            }
+            (None, None) => {
+                self.phase = Phase::Resume(version);
+                Ok(Some(Event::InitDone))
+            }
+        }
+    }
+
+    async fn resume(&mut self, version: String) -> Result<(), Error> {
+        match self.source.watch(Some(&version)).await {
+            Ok(watch) => {
+                self.phase = Phase::Watching(watch, version);
+                Ok(())
+            }
+            Err(error) => {
+                if !is_gone(&error) {
+                    self.phase = Phase::Resume(version);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The next change after `version`.
+    async fn watched(
+        &mut self,
+        mut watch: Watch<K>,
+        version: String,
+    ) -> Result<Option<Event<K>>, Error> {
+        let event = match watch.next().await {
+            Ok(event) => event,
+            Err(error) => {
+                self.phase = Phase::Resume(version);
+                return Err(error);
+            }
+        };
+        let (object, deleted) = match event {
+            None => {
+                self.phase = Phase::Resume(version);
+                return Ok(None);
+            }
+            Some(WatchEvent::Bookmark(mark)) => {
+                self.phase = Phase::Watching(watch, mark.metadata.resource_version);
+                return Ok(None);
+            }
+            Some(WatchEvent::Error(status)) => {
+                if status.code != StatusCode::GONE.as_u16() {
+                    self.phase = Phase::Resume(version);
+                }
+                return Err(Error::WatchError(status));
+            }
+            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => (object, false),
+            Some(WatchEvent::Deleted(object)) => (object, true),
+        };
+        let newer = object.meta().resource_version.clone();
+        let newer = newer.ok_or(Error::NoResourceVersion)?;
+        self.phase = Phase::Watching(watch, newer);
+        Ok(Some(match deleted {
+            true => Event::Delete(object),
+            false => Event::Apply(object),
+        }))
     }
 
     async fn page(&mut self, next: Option<String>) -> Result<(), Error> {
