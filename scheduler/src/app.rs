@@ -8,12 +8,12 @@ use component_base::events::Recorder;
 use component_base::flags::Flags;
 use component_base::health::{Health, Kind};
 use component_base::leader_election::{LeaderElector, Leadership};
+use component_base::metrics::Registry;
 use component_base::process;
 use component_base::shutdown::Shutdown;
 use framework::Registration;
 
 use crate::config::{self, DEFAULT_SCHEDULER_NAME};
-use crate::metrics;
 use crate::options::{COMPONENT, Options, flag_set};
 
 mod assemble;
@@ -49,9 +49,8 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
             "The configuration sets a field that has no effect here"
         );
     }
-    let health = Health::new();
+    let (health, metrics) = (Health::new(), Registry::new());
     component_base::metrics::init();
-    metrics::init();
     options.features.record_metrics();
 
     let elector = elector(&options, &shutdown).await?;
@@ -65,6 +64,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         leadership,
         clock: Clock::real(),
         shutdown: shutdown.clone(),
+        metrics: metrics.clone(),
         decisions: Decisions::OnAThread,
         options: &options,
     })?;
@@ -73,7 +73,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         elector.add_health_check(&health);
     }
     let configz = component.configz(registry(options.pod_groups()));
-    let pages = pages(&health, &flags, configz).merge(component.questions());
+    let pages = pages(&health, &flags, metrics, configz).merge(component.questions());
     options.serving.serve(pages, shutdown.clone()).await?;
     component.reload(&flags, &shutdown)?;
     let Some(elector) = elector else {
@@ -108,11 +108,12 @@ pub fn registry(pod_groups: bool) -> Vec<Registration> {
 fn pages(
     health: &Health,
     flags: &Flags,
+    metrics: Registry,
     config: impl Fn() -> serde_json::Value + Send + Sync + 'static,
 ) -> axum::Router {
     component_base::zpages::live_router(COMPONENT, flags, "kubescheduler.config.k8s.io", config)
         .merge(health.router())
-        .merge(component_base::metrics::router())
+        .merge(component_base::metrics::router_with(metrics))
 }
 
 fn write_config(options: &Options, path: &std::path::Path) -> anyhow::Result<()> {

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use component_base::clock::Clock;
 use framework::*;
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
@@ -17,6 +18,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{KubeSchedulerConfiguration, default_profiles};
+use crate::metrics::Metrics;
 use crate::profile::ProfileError;
 use crate::runtime::Shared;
 use crate::schedule_one::SchedulingLoop;
@@ -203,12 +205,15 @@ pub fn run(
     let listers = Arc::new(NoObjects::with_pods(
         infos.iter().map(|info| Arc::clone(&info.pod)),
     ));
+    let clock = Clock::real();
     let shared = Shared::new(
         listers,
         writer.clone(),
         Arc::new(|_| {}),
         tasks.clone(),
         CancellationToken::new(),
+        clock.clone(),
+        Metrics::unread(clock.clone()),
     );
     let scheduler = Scheduler::new(
         &config,
@@ -228,16 +233,16 @@ pub fn run(
     let mut times = Vec::with_capacity(pods);
     let cpu = cpu_time();
     while let Some(queued) = scheduler.queue.try_pop() {
-        let start = Instant::now();
+        let start = clock.instant();
         scheduling.schedule_one(queued);
-        times.push(start.elapsed());
+        times.push(clock.instant() - start);
         if times.len() == pods {
             break;
         }
     }
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = clock.instant() + Duration::from_secs(60);
     while writer.bound.load(Ordering::Acquire) + writer.failed.load(Ordering::Acquire) < times.len()
-        && Instant::now() < deadline
+        && clock.instant() < deadline
     {
         std::thread::yield_now();
     }

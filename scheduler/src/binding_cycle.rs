@@ -10,7 +10,6 @@ use backend::QueuedPodInfo;
 use framework::*;
 
 use crate::failure::{Failure, handle_scheduling_failure};
-use crate::metrics;
 use crate::retreat::{tell_of_retreat, unreserve_and_forget};
 use crate::runtime::Framework;
 use crate::scheduler::Scheduler;
@@ -31,25 +30,9 @@ pub struct BindingCycle {
     pub start: Instant,
 }
 
-/// Counts the tasks under way.
-struct Running;
-
-impl Running {
-    fn new() -> Self {
-        metrics::GOROUTINES.with_label_values(&["binding"]).inc();
-        Running
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        metrics::GOROUTINES.with_label_values(&["binding"]).dec();
-    }
-}
-
 /// See the module.
 pub async fn run(mut cycle: BindingCycle) {
-    let _running = Running::new();
+    let _running = cycle.scheduler.shared.metrics().running("binding");
     let status = binding_cycle(&mut cycle).await;
     if !status.is_success() {
         handle_binding_cycle_error(cycle, status);
@@ -138,21 +121,14 @@ fn bound(
         node = node_name,
         "Successfully bound pod to node"
     );
-    metrics::observe_attempt("scheduled", framework.profile_name(), start.elapsed());
-    metrics::POD_SCHEDULING_ATTEMPTS.observe(f64::from(queued.attempts));
-    if let Some(first) = queued.initial_attempt_timestamp {
-        let attempts = if queued.attempts >= 15 {
-            "15+".to_owned()
-        } else {
-            queued.attempts.to_string()
-        };
-        metrics::POD_SCHEDULING_SLI_DURATION
-            .with_label_values(&[&attempts])
-            .observe(first.elapsed().as_secs_f64());
-    }
-    if queued.was_flushed_from_unschedulable {
-        metrics::POD_SCHEDULED_AFTER_FLUSH.inc();
-    }
+    let metrics = scheduler.shared.metrics();
+    metrics.observe_attempt("scheduled", framework.profile_name(), start);
+    let first = queued.initial_attempt_timestamp;
+    metrics.observe_bound(
+        queued.attempts,
+        first,
+        queued.was_flushed_from_unschedulable,
+    );
 }
 
 fn handle_binding_cycle_error(cycle: BindingCycle, status: Status) {

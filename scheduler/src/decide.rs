@@ -21,13 +21,11 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use backend::queue::Nominator;
 use framework::*;
 
 use crate::extender::HttpExtender;
-use crate::metrics;
 use crate::runtime::{Framework, checked_filter_status};
 
 mod entry;
@@ -168,7 +166,7 @@ impl Decider {
 
     /// The entry of the signature just computed, up to date. `None`: this pod cannot have one.
     fn entry(&mut self, request: &Request<'_>) -> Result<Option<&mut Entry>, NotChosen> {
-        let start = Instant::now();
+        let start = request.framework.shared().metrics().start();
         let known = self
             .entries
             .get_mut(&self.key[..])
@@ -189,12 +187,9 @@ impl Decider {
             self.entries
                 .insert(self.key.clone().into_boxed_slice(), entry);
         }
-        metrics::observe_extension_point(
-            "Filter",
-            Code::Success.as_str(),
-            request.framework.profile_name(),
-            start.elapsed(),
-        );
+        request
+            .framework
+            .observe_point("Filter", Code::Success, start);
         let entry = self
             .entries
             .get_mut(&self.key[..])
@@ -350,7 +345,7 @@ fn from_scratch(request: &Request<'_>) -> Result<Chosen, NotChosen> {
             .collect(),
         None => snapshot.columns().live().clone(),
     };
-    let start = Instant::now();
+    let start = framework.shared().metrics().start();
     let mut verdicts = Verdicts::new(nodes, snapshot.columns().len());
     for judge in framework.judges().iter().filter(|judge| judge.filter) {
         if !state.skip_filter_plugins().contains(judge.plugin.name()) {
@@ -358,12 +353,7 @@ fn from_scratch(request: &Request<'_>) -> Result<Chosen, NotChosen> {
                 .map_err(NotChosen::Error)?;
         }
     }
-    metrics::observe_extension_point(
-        "Filter",
-        Code::Success.as_str(),
-        framework.profile_name(),
-        start.elapsed(),
-    );
+    framework.observe_point("Filter", Code::Success, start);
     let excluded = request.excluded_by_nominations(verdicts.feasible(), Some(&state))?;
     let mut feasible = verdicts.feasible().clone();
     excluded
@@ -473,7 +463,7 @@ fn score_all(
         pod,
         ..
     } = *request;
-    let start = Instant::now();
+    let start = framework.shared().metrics().start();
     let len = snapshot.columns().len();
     let (mut totals, mut raw) = (vec![0i64; len], vec![0i64; len]);
     for judge in framework.judges() {
@@ -528,12 +518,7 @@ fn score_all(
             }
         }
     }
-    metrics::observe_extension_point(
-        "Score",
-        Code::Success.as_str(),
-        framework.profile_name(),
-        start.elapsed(),
-    );
+    framework.observe_point("Score", Code::Success, start);
     Ok(totals)
 }
 

@@ -16,7 +16,6 @@ use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use tokio::sync::mpsc;
 
 use crate::listers::{Informers, Revisions};
-use crate::metrics;
 use crate::objects::Change;
 use crate::retreat::tell_of_retreat;
 use crate::scheduler::Scheduler;
@@ -249,10 +248,9 @@ pub(crate) fn handle_stored(
     }
 }
 
-fn observe(event: &ClusterEvent, start: Instant) {
-    metrics::EVENT_HANDLING_DURATION
-        .with_label_values(&[&event.label()])
-        .observe(start.elapsed().as_secs_f64());
+fn observe(scheduler: &Scheduler, event: &ClusterEvent, start: Instant) {
+    let metrics = scheduler.shared.metrics();
+    metrics.observe_event(&event.label(), start);
 }
 
 fn node_object(node: &Arc<Node>) -> Option<EventObject> {
@@ -264,14 +262,14 @@ fn pod_object(pod: &Arc<Pod>) -> Option<EventObject> {
 }
 
 pub(crate) fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
-    let start = Instant::now();
+    let start = scheduler.shared.metrics().start();
     let (cache, queue) = (&scheduler.cache, &scheduler.queue);
     match event {
         InformerEvent::Added(node) => {
             let event = ClusterEvent::new(EventResource::Node, ActionType::ADD);
             cache.add_node(Arc::clone(&node));
             queue.move_all_to_active_or_backoff_queue(event, None, node_object(&node), None);
-            observe(&event, start);
+            observe(scheduler, &event, start);
         }
         InformerEvent::Updated { old, new } => {
             let events = node_scheduling_properties_change(&new, &old);
@@ -300,7 +298,7 @@ pub(crate) fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
                     node_object(&new),
                     None,
                 );
-                observe(&event, start);
+                observe(scheduler, &event, start);
             }
         }
         InformerEvent::Deleted(node) => {
@@ -311,14 +309,14 @@ pub(crate) fn handle_node(scheduler: &Scheduler, event: InformerEvent<Node>) {
             {
                 tracing::error!(%error, "Scheduler cache RemoveNode failed");
             }
-            observe(&event, start);
+            observe(scheduler, &event, start);
         }
     }
 }
 
 /// A group of pods, or an object of a kind that only plugins know.
 fn handle_object(scheduler: &Scheduler, old: Option<EventObject>, new: Option<EventObject>) {
-    let start = Instant::now();
+    let start = scheduler.shared.metrics().start();
     let groups = scheduler.shared.listers().pod_groups();
     let resource = match (&old, &new) {
         (_, Some(EventObject::PodGroup(group))) => {
@@ -340,7 +338,7 @@ fn handle_object(scheduler: &Scheduler, old: Option<EventObject>, new: Option<Ev
     scheduler
         .queue
         .move_all_to_active_or_backoff_queue(event, old, new, None);
-    observe(&event, start);
+    observe(scheduler, &event, start);
 }
 
 pub(crate) fn handle_pod(scheduler: &Scheduler, event: InformerEvent<Pod>) {
@@ -398,7 +396,7 @@ fn info(pod: &Arc<Pod>) -> Option<Arc<PodInfo>> {
 }
 
 fn add_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
-    let start = Instant::now();
+    let start = scheduler.shared.metrics().start();
     if assigned(pod) {
         add_assigned_pod_to_cache(scheduler, pod, start);
     } else if scheduler.responsible_for_pod(pod)
@@ -406,7 +404,7 @@ fn add_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
     {
         scheduler.queue.add(info);
         group_may_be_complete(scheduler, pod);
-        observe(&ClusterEvent::UNSCHEDULED_POD_ADD, start);
+        observe(scheduler, &ClusterEvent::UNSCHEDULED_POD_ADD, start);
     }
 }
 
@@ -438,11 +436,11 @@ fn add_assigned_pod_to_cache(scheduler: &Scheduler, pod: &Arc<Pod>, start: Insta
         pod_object(pod),
         None,
     );
-    observe(&ClusterEvent::ASSIGNED_POD_ADD, start);
+    observe(scheduler, &ClusterEvent::ASSIGNED_POD_ADD, start);
 }
 
 fn update_pod(scheduler: &Scheduler, old: &Arc<Pod>, new: &Arc<Pod>) {
-    let start = Instant::now();
+    let start = scheduler.shared.metrics().start();
     if assigned(old) {
         let known = scheduler.cache.get_pod(uid(new));
         let newest = known.map_or_else(
@@ -464,7 +462,7 @@ fn update_pod(scheduler: &Scheduler, old: &Arc<Pod>, new: &Arc<Pod>) {
                 pod_object(new),
                 None,
             );
-            observe(&event, start);
+            observe(scheduler, &event, start);
         }
     } else if assigned(new) {
         add_assigned_pod_to_cache(scheduler, new, start);
@@ -496,7 +494,7 @@ fn update_pod_in_scheduling_queue(
     if !old_node.is_empty() && old_node != new_info.nominated_node_name() {
         room_for_lower(scheduler, old, old_info.priority);
     }
-    observe(&ClusterEvent::UNSCHEDULED_POD_UPDATE, start);
+    observe(scheduler, &ClusterEvent::UNSCHEDULED_POD_UPDATE, start);
 }
 
 /// A nomination is gone: pods of no higher priority may use the room.
@@ -527,7 +525,7 @@ fn handle_assumed_pod_deletion(scheduler: &Scheduler, pod: &Arc<Pod>) {
 }
 
 fn delete_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
-    let start = Instant::now();
+    let start = scheduler.shared.metrics().start();
     // Whoever bound it may have done so unseen, between two events: it can be in the queue still.
     scheduler.queue.delete(uid(pod));
     if assigned(pod) {
@@ -540,7 +538,7 @@ fn delete_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
             None,
             None,
         );
-        observe(&ClusterEvent::ASSIGNED_POD_DELETE, start);
+        observe(scheduler, &ClusterEvent::ASSIGNED_POD_DELETE, start);
     } else if scheduler.responsible_for_pod(pod) {
         if scheduler.cache.is_assumed_pod(uid(pod)) {
             handle_assumed_pod_deletion(scheduler, pod);
@@ -549,6 +547,6 @@ fn delete_pod(scheduler: &Scheduler, pod: &Arc<Pod>) {
         {
             room_for_lower(scheduler, pod, info.priority);
         }
-        observe(&ClusterEvent::UNSCHEDULED_POD_DELETE, start);
+        observe(scheduler, &ClusterEvent::UNSCHEDULED_POD_DELETE, start);
     }
 }

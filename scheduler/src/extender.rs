@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
 use crate::config;
-use crate::metrics;
+use crate::metrics::Metrics;
 
 mod http_client;
 #[cfg(test)]
@@ -45,6 +45,7 @@ pub struct HttpExtender {
     config: config::Extender,
     client: Arc<HttpClient>,
     tasks: tokio::runtime::Handle,
+    metrics: Arc<Metrics>,
 }
 
 /// Makes the extenders of a configuration, those that are ignorable last.
@@ -54,6 +55,7 @@ pub struct HttpExtender {
 pub fn new_extenders(
     configs: &[config::Extender],
     tasks: &tokio::runtime::Handle,
+    metrics: &Arc<Metrics>,
 ) -> Result<Vec<Arc<HttpExtender>>, ExtenderError> {
     let mut extenders = Vec::new();
     for config in configs {
@@ -65,6 +67,7 @@ pub fn new_extenders(
             client: Arc::new(client),
             config: config.clone(),
             tasks: tasks.clone(),
+            metrics: Arc::clone(metrics),
         }));
     }
     extenders.sort_by_key(|extender| extender.config.ignorable);
@@ -242,17 +245,17 @@ pub fn add_scores(
     totals: &mut [i64],
 ) {
     let asked = Nodes::new(snapshot, nodes);
-    let running = metrics::GOROUTINES.with_label_values(&["prioritizing_extender"]);
     let begin = |extender: &Arc<HttpExtender>| {
-        running.inc();
+        let running = extender.metrics.running("prioritizing_extender");
         let body = extender.args(&pod.pod, &asked.infos);
-        extender.begin(&extender.config.prioritize_verb, body)
+        let answer = extender.begin(&extender.config.prioritize_verb, body);
+        (answer, running)
     };
     let prioritizers = extenders.iter().filter(|e| e.is_prioritizer());
     let begun: Vec<_> = prioritizers.map(|e| (e, begin(e))).collect();
-    for (extender, answer) in begun {
+    for (extender, (answer, running)) in begun {
         let answer = answer.recv().unwrap_or(Err(CallError::End));
-        running.dec();
+        drop(running);
         let scores = answer.map_err(|error| error.to_string());
         match scores.and_then(|answer| wire::host_priorities(&answer)) {
             Ok(scores) => {

@@ -13,7 +13,6 @@ use framework::*;
 use k8s_openapi::api::core::v1::PodCondition;
 
 use crate::decide::NO_NODES_AVAILABLE;
-use crate::metrics;
 use crate::runtime::Framework;
 use crate::scheduler::Scheduler;
 
@@ -85,7 +84,8 @@ pub fn handle_scheduling_failure(
     } else {
         ("SchedulerError", "error")
     };
-    metrics::observe_attempt(result, framework.profile_name(), start.elapsed());
+    let metrics = scheduler.shared.metrics();
+    metrics.observe_attempt(result, framework.profile_name(), start);
     let message = failure.message();
     queued.unschedulable_plugins.clear();
     queued.pending_plugins.clear();

@@ -18,7 +18,6 @@ use tokio::sync::mpsc::Receiver;
 use crate::causes::with_causes;
 use crate::config::KubeSchedulerConfiguration;
 use crate::failure::truncate_message;
-use crate::metrics;
 use crate::options::{InvalidOptions, config_from_flags};
 use crate::profile::ProfileError;
 use crate::scheduler::Scheduler;
@@ -184,7 +183,7 @@ impl Reload {
     }
 
     fn tell_reloaded(&self, not_before_restart: &[&str]) {
-        metrics::observe_reload(true);
+        self.scheduler.shared.metrics().observe_reload(true);
         let mut note = "The configuration file was loaded again".to_owned();
         if !not_before_restart.is_empty() {
             let fields = not_before_restart.join(", ");
@@ -196,7 +195,7 @@ impl Reload {
     }
 
     fn tell_rejected(&self, error: &str) {
-        metrics::observe_reload(false);
+        self.scheduler.shared.metrics().observe_reload(false);
         tracing::error!(
             err = error,
             "The configuration file cannot be used; the configuration before it stays"

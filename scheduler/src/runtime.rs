@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use framework::*;
 
 use crate::extender::{self, HttpExtender};
-use crate::metrics;
+use crate::metrics::Metrics;
 
 mod groups;
 mod handle;
@@ -117,15 +117,16 @@ impl Framework {
     }
 
     fn timed<T>(&self, point: &str, run: impl FnOnce() -> T, status: impl FnOnce(&T) -> Code) -> T {
-        let start = Instant::now();
+        let start = self.shared.metrics().start();
         let result = run();
-        metrics::observe_extension_point(
-            point,
-            status(&result).as_str(),
-            &self.profile_name,
-            start.elapsed(),
-        );
+        self.observe_point(point, status(&result), start);
         result
+    }
+
+    /// An extension point took so long.
+    pub(crate) fn observe_point(&self, point: &str, status: Code, start: Instant) {
+        let metrics = self.shared.metrics();
+        metrics.observe_extension_point(point, status.as_str(), &self.profile_name, start);
     }
 
     /// Runs every PreFilter. The set names the plugins that rejected the pod or narrowed the nodes.
@@ -155,6 +156,7 @@ impl Framework {
                 continue;
             };
             let (narrowed, status) = observed(
+                self.shared.metrics(),
                 &**plugin,
                 "PreFilter",
                 || pre_filter.pre_filter(state, pod, snapshot),
@@ -326,6 +328,7 @@ impl Framework {
                 continue;
             };
             let (result, status) = observed(
+                self.shared.metrics(),
                 &**plugin,
                 "PostFilter",
                 || post_filter.post_filter(state, pod, snapshot, statuses),
@@ -371,7 +374,13 @@ impl Framework {
                     continue;
                 };
                 let run = || reserve.reserve(state, pod, node_name);
-                let status = observed(&**plugin, "Reserve", run, Status::code);
+                let status = observed(
+                    self.shared.metrics(),
+                    &**plugin,
+                    "Reserve",
+                    run,
+                    Status::code,
+                );
                 if !status.is_success() {
                     return if status.is_rejected() {
                         status.by(plugin.name())
@@ -422,6 +431,7 @@ impl Framework {
                 continue;
             };
             let (status, timeout) = observed(
+                self.shared.metrics(),
                 &**plugin,
                 "Permit",
                 || permit.permit(state, pod, node_name),
@@ -450,13 +460,14 @@ impl Framework {
 
     /// Waits until every Permit plugin has allowed the pod or one has rejected it.
     pub async fn wait_on_permit(&self, pod: &PodInfo) -> Status {
-        let start = Instant::now();
+        let start = self.shared.metrics().start();
         let Some(status) = self.shared.waiting_pods().wait(&pod.uid).await else {
             return Status::success();
         };
-        metrics::PERMIT_WAIT_DURATION
-            .with_label_values(&[status.code().as_str()])
-            .observe(start.elapsed().as_secs_f64());
+        let code = status.code();
+        self.shared
+            .metrics()
+            .observe_permit_wait(code.as_str(), start);
         if status.is_success() || status.is_rejected() {
             return status;
         }
@@ -501,7 +512,7 @@ impl Framework {
         pod: &Arc<PodInfo>,
         node_name: &str,
     ) -> Status {
-        let start = Instant::now();
+        let start = self.shared.metrics().start();
         let mut status = Status::success();
         for plugin in &self.points.pre_bind {
             let (name, Some(pre_bind)) = (plugin.name(), plugin.as_pre_bind()) else {
@@ -510,9 +521,15 @@ impl Framework {
             if state.skip_pre_bind_plugins().contains(name) {
                 continue;
             }
-            let began = Instant::now();
+            let began = self.shared.metrics().start();
             let answer = pre_bind.pre_bind(state, pod, node_name).await;
-            observe_plugin(&**plugin, "PreBind", answer.code(), began);
+            observe_plugin(
+                self.shared.metrics(),
+                &**plugin,
+                "PreBind",
+                answer.code(),
+                began,
+            );
             if !answer.is_success() {
                 status = if answer.is_rejected() {
                     answer.by(name)
@@ -522,12 +539,7 @@ impl Framework {
                 break;
             }
         }
-        metrics::observe_extension_point(
-            "PreBind",
-            status.code().as_str(),
-            &self.profile_name,
-            start.elapsed(),
-        );
+        self.observe_point("PreBind", status.code(), start);
         status
     }
 
@@ -548,15 +560,21 @@ impl Framework {
         pod: &Arc<PodInfo>,
         node_name: &str,
     ) -> Status {
-        let start = Instant::now();
+        let start = self.shared.metrics().start();
         let mut status = Status::error("no Bind plugin took the pod");
         for plugin in &self.points.bind {
             let (name, Some(bind)) = (plugin.name(), plugin.as_bind()) else {
                 continue;
             };
-            let began = Instant::now();
+            let began = self.shared.metrics().start();
             let answer = bind.bind(state, pod, node_name).await;
-            observe_plugin(&**plugin, "Bind", answer.code(), began);
+            observe_plugin(
+                self.shared.metrics(),
+                &**plugin,
+                "Bind",
+                answer.code(),
+                began,
+            );
             if answer.is_skip() {
                 continue;
             }
@@ -569,12 +587,7 @@ impl Framework {
             };
             break;
         }
-        metrics::observe_extension_point(
-            "Bind",
-            status.code().as_str(),
-            &self.profile_name,
-            start.elapsed(),
-        );
+        self.observe_point("Bind", status.code(), start);
         status
     }
 
@@ -593,21 +606,20 @@ const MIN_FEASIBLE_NODES_TO_FIND: usize = 100;
 
 /// Runs a plugin at a point and observes how long it took.
 fn observed<T>(
+    metrics: &Metrics,
     plugin: &dyn Plugin,
     point: &str,
     run: impl FnOnce() -> T,
     code: impl FnOnce(&T) -> Code,
 ) -> T {
-    let start = Instant::now();
+    let start = metrics.start();
     let result = run();
-    observe_plugin(plugin, point, code(&result), start);
+    observe_plugin(metrics, plugin, point, code(&result), start);
     result
 }
 
-fn observe_plugin(plugin: &dyn Plugin, point: &str, code: Code, start: Instant) {
-    metrics::PLUGIN_EXECUTION_DURATION
-        .with_label_values(&[plugin.name(), point, code.as_str()])
-        .observe(start.elapsed().as_secs_f64());
+fn observe_plugin(metrics: &Metrics, plugin: &dyn Plugin, point: &str, code: Code, start: Instant) {
+    metrics.observe_plugin(plugin.name(), point, code.as_str(), start);
 }
 
 /// The longest a Permit plugin may make a pod wait (upstream's `maxTimeout`).

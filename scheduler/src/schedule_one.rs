@@ -14,7 +14,6 @@ use framework::*;
 use crate::binding_cycle::{self, BindingCycle};
 use crate::decide::{Chosen, Decider, NotChosen};
 use crate::failure::{Failure, handle_scheduling_failure};
-use crate::metrics;
 use crate::retreat::unreserve_and_forget;
 use crate::runtime::Framework;
 use crate::scheduler::Scheduler;
@@ -62,8 +61,9 @@ impl SchedulingLoop {
 
     /// Schedules one popped pod.
     pub fn schedule_one(&mut self, queued: Box<QueuedPodInfo>) {
-        let start = Instant::now();
         let scheduler = Arc::clone(&self.scheduler);
+        let metrics = scheduler.shared.metrics();
+        let start = metrics.start();
         let pod = Arc::clone(&queued.pod);
         if let Some(of) = scheduler.shared.listers().pod_groups().group_of(&pod.pod) {
             return self.schedule_group(of, queued, start);
@@ -84,7 +84,7 @@ impl SchedulingLoop {
         scheduler.cache.update_snapshot(&mut self.snapshot);
         touch(&scheduler, &mut self.snapshot);
         let chosen = self.scheduling_algorithm(&framework, &pod);
-        metrics::SCHEDULING_ALGORITHM_DURATION.observe(start.elapsed().as_secs_f64());
+        metrics.observe_algorithm(start);
         let Chosen {
             node_name,
             evaluated_nodes,

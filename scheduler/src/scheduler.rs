@@ -13,7 +13,6 @@ use crate::config::{
     DEFAULT_SCHEDULER_NAME, KubeSchedulerConfiguration, KubeSchedulerProfile, PluginConfig,
 };
 use crate::extender;
-use crate::metrics;
 use crate::profile::{ProfileError, new_framework};
 use crate::runtime::{Beside, Framework, Shared};
 
@@ -49,34 +48,35 @@ impl Scheduler {
         shared: Arc<Shared>,
         pod_max_in_unschedulable_pods_duration: Duration,
     ) -> Result<Arc<Self>, ProfileError> {
-        let longest = pod_max_in_unschedulable_pods_duration;
-        Self::with_clock(config, registry, shared, longest, None)
+        let clock = shared.clock().clone();
+        let now = move || clock.instant();
+        Self::with_queue_clock(
+            config,
+            registry,
+            shared,
+            pod_max_in_unschedulable_pods_duration,
+            Arc::new(now),
+        )
     }
 
-    /// The same by another clock than the machine's.
+    /// The same; the queue goes by a clock of its own.
     ///
     /// # Errors
     /// When a profile cannot work.
-    pub fn with_clock(
+    pub fn with_queue_clock(
         config: &KubeSchedulerConfiguration,
         registry: &[Registration],
         shared: Arc<Shared>,
         pod_max_in_unschedulable_pods_duration: Duration,
-        now: Option<Arc<dyn Fn() -> Instant + Send + Sync>>,
+        now: Arc<dyn Fn() -> Instant + Send + Sync>,
     ) -> Result<Arc<Self>, ProfileError> {
         let profiles = new_profiles(config, registry, &shared)?;
         let live = live_queue_config(config, &profiles)?;
-        let mut queue = QueueConfig::new(Arc::clone(&live.queue_sort));
+        let mut queue = QueueConfig::new(Arc::clone(&live.queue_sort), now);
         queue.live = live;
-        if let Some(now) = now {
-            queue.now = now;
-        }
         queue.pod_max_in_unschedulable_pods_duration = pod_max_in_unschedulable_pods_duration;
-        queue.incoming = Arc::new(|queue, event| {
-            metrics::QUEUE_INCOMING_PODS
-                .with_label_values(&[queue, event])
-                .inc()
-        });
+        let metrics = Arc::clone(shared.metrics());
+        queue.incoming = Arc::new(move |queue, event| metrics.count_incoming(queue, event));
         let queue = Arc::new(SchedulingQueue::new(queue));
         shared.set_queue(Arc::clone(&queue));
         shared.observers().set(
@@ -143,7 +143,7 @@ pub fn new_profiles(
     registry: &[Registration],
     shared: &Arc<Shared>,
 ) -> Result<Profiles, ProfileError> {
-    let extenders = extender::new_extenders(&config.extenders, shared.tasks())?;
+    let extenders = extender::new_extenders(&config.extenders, shared.tasks(), shared.metrics())?;
     let ignored = extender::ignored_resources(&config.extenders);
     let mut profiles = Profiles::new();
     for profile in &config.profiles {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use component_base::clock::Clock;
 use framework::*;
 use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, PodExtendedResourceClaimStatus,
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bench::NoObjects;
 use crate::config::{KubeSchedulerConfiguration, set_defaults};
+use crate::metrics::Metrics;
 use crate::runtime::Shared;
 use crate::schedule_one::SchedulingLoop;
 use crate::scheduler::{POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION, Scheduler};
@@ -298,6 +300,8 @@ impl Bed {
             record,
             tokio::runtime::Handle::current(),
             CancellationToken::new(),
+            Clock::real(),
+            Metrics::unread(Clock::real()),
         );
         let scheduler = Scheduler::new(
             &config,

@@ -1,6 +1,7 @@
-//! Metrics of the process, under upstream's names, in Prometheus' default registry.
+//! Metrics under upstream's names: those that every process has, in Prometheus' default registry, and how a component has its own.
 //!
-//! Register with `prometheus::register_*!`; [`text`] renders everything. Upstream: `k8s.io/component-base/metrics`.
+//! What may exist twice in a process is a struct of [`metrics!`](crate::metrics!) in a registry that is handed in; [`router_with`]
+//! shows both. Upstream: `k8s.io/component-base/metrics`.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{
     Encoder, GaugeVec, HistogramVec, IntCounterVec, Opts, TextEncoder, register_gauge_vec,
 };
+pub use prometheus::{Error as RegisterError, Registry};
 use prometheus::{histogram_opts, opts, register_histogram_vec, register_int_counter_vec};
 
 /// What a scrape returns as content type.
@@ -98,8 +100,20 @@ pub fn init() {
 
 /// All metrics of the process in Prometheus' text format.
 pub fn text() -> String {
+    render(prometheus::gather())
+}
+
+/// The same, and those of a component that has its own in `registry`.
+pub fn text_with(registry: &Registry) -> String {
+    let mut families = prometheus::gather();
+    families.append(&mut registry.gather());
+    families.sort_by(|a, b| a.name().cmp(b.name()));
+    render(families)
+}
+
+fn render(families: Vec<MetricFamily>) -> String {
     let mut buffer = Vec::new();
-    if let Err(error) = TextEncoder::new().encode(&prometheus::gather(), &mut buffer) {
+    if let Err(error) = TextEncoder::new().encode(&families, &mut buffer) {
         tracing::error!(%error, "Metrics cannot be rendered");
     }
     String::from_utf8_lossy(&buffer).into_owned()
@@ -107,17 +121,174 @@ pub fn text() -> String {
 
 /// A router with `/metrics`.
 pub fn router() -> axum::Router {
+    router_with(Registry::new())
+}
+
+/// A router with `/metrics` of the process and of a component that has its own in `registry`.
+pub fn router_with(registry: Registry) -> axum::Router {
     init();
-    axum::Router::new().route(
-        "/metrics",
-        axum::routing::get(|| async { ([(http::header::CONTENT_TYPE, CONTENT_TYPE)], text()) }),
-    )
+    let page = move || async move {
+        let content_type = [(http::header::CONTENT_TYPE, CONTENT_TYPE)];
+        (content_type, text_with(&registry))
+    };
+    axum::Router::new().route("/metrics", axum::routing::get(page))
 }
 
 /// Upstream's `ExponentialBuckets`.
 pub fn exponential_buckets(start: f64, factor: f64, count: usize) -> Vec<f64> {
     prometheus::exponential_buckets(start, factor, count)
         .expect("positive start, factor above one, at least one bucket")
+}
+
+/// Adds a metric to a registry and gives it back.
+///
+/// # Errors
+/// Its name or labels are none, or the registry has it already.
+pub fn add<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: Result<C, RegisterError>,
+) -> Result<C, RegisterError> {
+    let metric = metric?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// How a metric of [`metrics!`](crate::metrics!) is made: its name, what it says, its labels, the bounds of its buckets.
+pub mod make {
+    use prometheus::{
+        Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+        IntGauge, IntGaugeVec, Opts,
+    };
+
+    use super::RegisterError;
+
+    /// A number that grows.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn counter(name: &str, help: &str) -> Result<IntCounter, RegisterError> {
+        IntCounter::new(name, help)
+    }
+
+    /// Numbers that grow.
+    ///
+    /// # Errors
+    /// The name or a label is none.
+    pub fn counters(
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, RegisterError> {
+        IntCounterVec::new(Opts::new(name, help), labels)
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn gauge(name: &str, help: &str) -> Result<Gauge, RegisterError> {
+        Gauge::new(name, help)
+    }
+
+    /// Numbers.
+    ///
+    /// # Errors
+    /// The name or a label is none.
+    pub fn gauges(name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, RegisterError> {
+        GaugeVec::new(Opts::new(name, help), labels)
+    }
+
+    /// A whole number.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn int_gauge(name: &str, help: &str) -> Result<IntGauge, RegisterError> {
+        IntGauge::new(name, help)
+    }
+
+    /// Whole numbers.
+    ///
+    /// # Errors
+    /// The name or a label is none.
+    pub fn int_gauges(
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, RegisterError> {
+        IntGaugeVec::new(Opts::new(name, help), labels)
+    }
+
+    /// How often what was how large.
+    ///
+    /// # Errors
+    /// The name is none, or the bounds do not grow.
+    pub fn histogram(
+        name: &str,
+        help: &str,
+        buckets: Vec<f64>,
+    ) -> Result<Histogram, RegisterError> {
+        Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+    }
+
+    /// The same by labels.
+    ///
+    /// # Errors
+    /// The name or a label is none, or the bounds do not grow.
+    pub fn histograms(
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: Vec<f64>,
+    ) -> Result<HistogramVec, RegisterError> {
+        HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)
+    }
+}
+
+/// Declares a struct of metrics, a value that may exist twice in a process: `register` makes it, in a registry of the caller's.
+///
+/// ```
+/// use component_base::metrics::{Registry, make};
+/// use prometheus::IntCounterVec;
+///
+/// component_base::metrics! {
+///     /// What is counted.
+///     pub struct Metrics {
+///         /// By outcome.
+///         pub attempts: IntCounterVec = make::counters("attempts_total", "Attempts.", &["outcome"]),
+///     }
+/// }
+/// let registry = Registry::new();
+/// let metrics = Metrics::register(&registry).unwrap();
+/// metrics.attempts.with_label_values(&["success"]).inc();
+/// assert_eq!(registry.gather()[0].name(), "attempts_total");
+/// ```
+#[macro_export]
+macro_rules! metrics {
+    (
+        $(#[$of:meta])*
+        $vis:vis struct $name:ident {
+            $($(#[$doc:meta])* $field_vis:vis $field:ident: $type:ty = $made:expr),* $(,)?
+        }
+    ) => {
+        $(#[$of])*
+        $vis struct $name {
+            $($(#[$doc])* $field_vis $field: $type,)*
+        }
+
+        impl $name {
+            /// Makes every metric and adds it to the registry.
+            ///
+            /// # Errors
+            /// The registry has one of them already.
+            $vis fn register(
+                registry: &$crate::metrics::Registry,
+            ) -> Result<Self, $crate::metrics::RegisterError> {
+                Ok(Self {
+                    $($field: $crate::metrics::add(registry, $made)?,)*
+                })
+            }
+        }
+    };
 }
 
 pub(crate) fn observe_rest_client(code: &str, method: &str, host: &str, took: Duration) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use component_base::clock::Clock;
 use component_base::health::Health;
 use component_base::leader_election::Leadership;
+use component_base::metrics::Registry;
 use component_base::shutdown::Shutdown;
 use component_base::testing::{ApiServer, Object};
 use controller_runtime::accounts::Accounts;
@@ -124,6 +125,7 @@ impl Cluster {
             leadership: Leadership::always(),
             clock,
             shutdown: shutdown.clone(),
+            metrics: Registry::new(),
             decisions: scheduler::Decisions::InATask,
         });
         let component = component.expect("a scheduler");

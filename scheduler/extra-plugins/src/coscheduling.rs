@@ -78,7 +78,7 @@ pub fn new(
     Ok(Arc::new(Coscheduling {
         args,
         groups: Arc::default(),
-        started: (handle.now(), Timestamp::now()),
+        started: (handle.now(), handle.wall_time()),
         handle,
         inherited: AtomicBool::new(false),
     }))
@@ -116,7 +116,7 @@ impl Coscheduling {
         for waiting in self.waiting(key) {
             waiting.reject(names::COSCHEDULING, message);
         }
-        self.groups().failed(key, Timestamp::now());
+        self.groups().failed(key, self.handle.wall_time());
     }
 
     /// Not before `backoff` is over is the group tried again, and then at once.

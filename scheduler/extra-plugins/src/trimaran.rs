@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use component_helpers::resources::{PodResourcesOptions, pod_limits};
 use framework::{Handle, NodeInfo, PluginError, PodInfo};
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::args::MetricProviderSpec;
@@ -56,7 +55,7 @@ impl Collector {
         let (this, handle) = (Arc::downgrade(self), Arc::clone(handle));
         handle.clone().spawn(Box::pin(async move {
             while let Some(collector) = this.upgrade() {
-                match collector.source.measure(&*handle, Timestamp::now()).await {
+                match collector.source.measure(&*handle, handle.wall_time()).await {
                     Ok(measured) => collector.set(measured),
                     Err(error) => tracing::error!(plugin, %error, "Unable to update metrics"),
                 }

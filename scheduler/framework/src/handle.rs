@@ -15,6 +15,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
 
 use crate::cycle_state::CycleState;
 use crate::devices::DeviceCache;
@@ -235,6 +236,8 @@ pub trait Handle: Send + Sync {
     fn spawn(&self, future: BoxFuture<'static, ()>);
     /// What time it is, by the clock that [`Handle::sleep`] goes by.
     fn now(&self) -> Instant;
+    /// The time of day, as objects have it. May step, unlike [`Handle::now`].
+    fn wall_time(&self) -> Timestamp;
     /// Ready after this time.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
 

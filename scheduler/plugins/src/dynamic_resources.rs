@@ -28,7 +28,6 @@ use framework::{
     PostFilterPlugin, PreBindPlugin, PreBindPreFlightResult, PreEnqueuePlugin, PreFilterPlugin,
     PreFilterResult, PreScorePlugin, ReservePlugin, ScorePlugin, Sign, Snapshot, Status,
 };
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::names;
@@ -59,7 +58,6 @@ struct DynamicResources {
     /// How long the search on one node may take; zero: as long as it likes.
     filter_timeout: Duration,
     binding_timeout: Duration,
-    now: fn() -> Timestamp,
 }
 
 /// Makes the plugin.
@@ -127,7 +125,6 @@ pub fn new(
             Duration::ZERO
         },
         binding_timeout: binding.unwrap_or(BINDING_TIMEOUT),
-        now: Timestamp::now,
     }))
 }
 

@@ -237,7 +237,7 @@ impl Evaluator {
         if self.executor.is_pod_running_preemption(&pod.uid) {
             return Err((None, Status::unschedulable(RUNNING)));
         }
-        let now = Timestamp::now();
+        let now = self.handle.wall_time();
         let (mut candidates, node_statuses, errors) =
             self.find_candidates(preemptor, state, pod, snapshot, statuses, now);
         if !candidates.is_empty() {

@@ -9,6 +9,7 @@ use framework::{
     Listers, NodeInfo, NominatingInfo, Plugin, PodGroupCache, PodInfo, Status, VolumeCache,
     WaitingPod,
 };
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
     Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, ReplicationController,
@@ -57,6 +58,8 @@ pub struct FakeHandle {
     pub touched: Mutex<Vec<String>>,
     /// All sleep is over at once; else it never ends.
     pub time_is_up: bool,
+    /// The time of day; `None`: the machine's.
+    pub wall_time: Option<Timestamp>,
 }
 
 /// An API that takes everything, but the deletion of the pods in `undeletable`.
@@ -252,6 +255,9 @@ impl Handle for FakeHandle {
     }
     fn now(&self) -> Instant {
         Instant::now()
+    }
+    fn wall_time(&self) -> Timestamp {
+        self.wall_time.unwrap_or_else(Timestamp::now)
     }
     fn sleep(&self, _time: Duration) -> BoxFuture<'static, ()> {
         if self.time_is_up {

@@ -13,6 +13,7 @@ use component_base::clock::Clock;
 use component_base::flags::Flags;
 use component_base::informer::Factory;
 use component_base::leader_election::Leadership;
+use component_base::metrics::Registry;
 use component_base::shutdown::Shutdown;
 use framework::Registration;
 use kube::Client;
@@ -25,7 +26,7 @@ use crate::config::{self, DEFAULT_SCHEDULER_NAME, KubeSchedulerConfiguration};
 use crate::event_handlers::EventHandlers;
 use crate::fetch::Fetcher;
 use crate::listers::{InformerListers, Informers, Revisions};
-use crate::metrics;
+use crate::metrics::{Metrics, StateCollector};
 use crate::objects::{Change, ObjectInformers};
 use crate::options::Options;
 use crate::reload::Reload;
@@ -48,6 +49,8 @@ pub struct Seams<'a> {
     pub clock: Clock,
     /// Ends all of it.
     pub shutdown: Shutdown,
+    /// Where its metrics are read: of no other scheduler.
+    pub metrics: Registry,
     /// Where pods are decided.
     pub decisions: Decisions,
 }
@@ -82,7 +85,7 @@ pub struct Component {
 /// Must be called inside a tokio runtime: informers start at once.
 ///
 /// # Errors
-/// When a profile cannot work, or the file of `--record-trace` cannot be written.
+/// When a profile cannot work, the file of `--record-trace` cannot be written, or the registry has a scheduler's metrics already.
 pub fn assemble(seams: Seams<'_>) -> anyhow::Result<Component> {
     let Seams {
         options,
@@ -91,6 +94,7 @@ pub fn assemble(seams: Seams<'_>) -> anyhow::Result<Component> {
         leadership,
         clock,
         shutdown,
+        metrics,
         decisions,
     } = seams;
     let factory = Factory::new(client.clone(), shutdown.child());
@@ -110,27 +114,28 @@ pub fn assemble(seams: Seams<'_>) -> anyhow::Result<Component> {
         recorders.record_fn(),
         tokio::runtime::Handle::current(),
         shutdown.token().clone(),
+        clock.clone(),
+        Metrics::register(&metrics, clock, options.pod_groups())?,
     );
     let objects = ObjectInformers::new(client.clone(), informers.pods.clone(), shutdown.child());
     shared.observers().set_sources(Arc::clone(&objects.0) as _);
     shared.set_fetcher(Fetcher::new(client));
-    let now = move || clock.instant();
-    let scheduler = Scheduler::with_clock(
+    let scheduler = Scheduler::new(
         &options.config,
         &registry(options.pod_groups()),
         shared,
         options.pod_max_in_unschedulable_pods_duration,
-        Some(Arc::new(now)),
     )?;
     let first = options.config.profiles[0]
         .scheduler_name
         .as_deref()
         .unwrap_or(DEFAULT_SCHEDULER_NAME);
-    metrics::StateCollector::register(
+    StateCollector::register(
+        &metrics,
         Arc::clone(&scheduler.queue),
         Arc::clone(&scheduler.cache),
         first,
-    );
+    )?;
     let record = options.record_trace.as_ref();
     let recorder = record.map(|(path, max_bytes)| TraceRecorder::create(path, *max_bytes));
     Ok(Component {

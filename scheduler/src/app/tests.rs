@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use component_base::leader_election::Leadership;
+use component_base::metrics::Registry;
 use component_base::testing::{Refusal, Verb, World};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
@@ -31,6 +32,7 @@ impl Scheduler {
             leadership: Leadership::always(),
             clock: world.clock.clone(),
             shutdown: world.shutdown.clone(),
+            metrics: Registry::new(),
             decisions: Decisions::InATask,
         });
         let component = component.expect("assembled");

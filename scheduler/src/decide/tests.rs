@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use backend::Cache;
+use component_base::clock::Clock;
 use framework::testing::{PodBuilder, make_node, make_pod, selector};
 use framework::*;
 use tokio_util::sync::CancellationToken;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::bench::{CountingWriter, NoObjects};
 use crate::config::{KubeSchedulerConfiguration, default_profiles};
+use crate::metrics::Metrics;
 use crate::runtime::Shared;
 use crate::scheduler::{POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION, Scheduler};
 
@@ -39,6 +41,8 @@ fn scheduler_of(mut config: KubeSchedulerConfiguration, objects: Arc<NoObjects>)
         Arc::new(|_| {}),
         tasks,
         CancellationToken::new(),
+        Clock::real(),
+        Metrics::unread(Clock::real()),
     );
     Scheduler::new(
         &config,

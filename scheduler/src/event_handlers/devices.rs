@@ -1,7 +1,5 @@
 //! Claims to devices, devices, their classes and taints: into the device cache, then to the queue.
 
-use std::time::Instant;
-
 use component_base::informer::{InformerEvent, Receiver};
 use framework::EventObject;
 use k8s_openapi::api::resource::v1::{DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice};
@@ -89,7 +87,7 @@ impl DeviceEvents {
 
 pub(super) fn handle(scheduler: &Scheduler, change: Option<Change>) {
     let Some((old, new)) = change else { return };
-    let start = Instant::now();
+    let start = scheduler.shared.metrics().start();
     // Before the queue hears of it: a pod that is tried again shall find it.
     let devices = scheduler.shared.listers().devices();
     for told in devices.apply(old.as_ref(), new.as_ref()) {
@@ -97,6 +95,6 @@ pub(super) fn handle(scheduler: &Scheduler, change: Option<Change>) {
         scheduler
             .queue
             .move_all_to_active_or_backoff_queue(event, told.old, told.new, None);
-        observe(&event, start);
+        observe(scheduler, &event, start);
     }
 }

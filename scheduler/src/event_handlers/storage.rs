@@ -1,7 +1,6 @@
 //! Volumes, claims, classes and what storage drivers tell: into the volume cache, then to the queue.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use component_base::informer::{InformerEvent, Receiver};
 use framework::{ActionType, ClusterEvent, EventObject, EventResource};
@@ -158,12 +157,12 @@ pub(super) fn handle(scheduler: &Scheduler, change: Option<Change>) {
     let Some(Change { event, old, new }) = change else {
         return;
     };
-    let start = Instant::now();
+    let start = scheduler.shared.metrics().start();
     // Before the queue hears of it: a pod that is tried again shall find it.
     let volumes = scheduler.shared.listers().volumes();
     volumes.apply(old.as_ref(), new.as_ref());
     scheduler
         .queue
         .move_all_to_active_or_backoff_queue(event, old, new, None);
-    observe(&event, start);
+    observe(scheduler, &event, start);
 }

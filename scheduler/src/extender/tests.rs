@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
+use component_base::clock::Clock;
 use framework::testing::{PodBuilder, make_node, make_pod};
 use framework::{ActionType, ClusterEvent, EXTENDER_NAME, EventResource};
 use http::StatusCode;
@@ -604,7 +605,9 @@ async fn tls_settings_that_cannot_be_used_are_named() {
             tls_config: Some(tls),
             ..Config::default()
         };
-        let error = new_extenders(&[config], &tasks).err().expect(want);
+        let error = new_extenders(&[config], &tasks, &Metrics::unread(Clock::real()))
+            .err()
+            .expect(want);
         let text = error.to_string();
         assert!(
             text.contains("extender \"https://extender.example\"") && text.contains(want),
@@ -670,7 +673,8 @@ fn ignorable_extenders_go_last_and_their_resources_are_collected() {
         ..Config::default()
     };
     let configs = [config("a", true), config("b", false), config("c", true)];
-    let extenders = new_extenders(&configs, runtime.handle()).unwrap();
+    let extenders =
+        new_extenders(&configs, runtime.handle(), &Metrics::unread(Clock::real())).unwrap();
     let order: Vec<&str> = extenders.iter().map(|e| e.name()).collect();
     assert_eq!(order, ["http://b", "http://a", "http://c"]);
     assert_eq!(

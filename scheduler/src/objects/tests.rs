@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use component_base::clock::Clock;
 use framework::testing::make_pod;
 use framework::{Handle, Observer, PluginError, Registration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::bench::NoObjects;
 use crate::config::{KubeSchedulerConfiguration, set_defaults};
+use crate::metrics::Metrics;
 use crate::runtime::Shared;
 use crate::scheduler::{POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION, Scheduler, new_profiles};
 use crate::testing::Writes;
@@ -147,6 +149,8 @@ fn scheduler(enabled: &[&str]) -> Arc<Scheduler> {
         Arc::new(|_| {}),
         tokio::runtime::Handle::current(),
         CancellationToken::new(),
+        Clock::real(),
+        Metrics::unread(Clock::real()),
     );
     shared.observers().set_sources(Arc::new(Known::default()));
     let wait = POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION;

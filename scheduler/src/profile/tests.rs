@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use component_base::clock::Clock;
 use framework::Plugin;
 use serde_json::json;
 
 use super::*;
 use crate::bench::{CountingWriter, NoObjects};
+use crate::metrics::Metrics;
 
 fn framework(yaml: &str) -> Result<Arc<Framework>, ProfileError> {
     let mut profile: KubeSchedulerProfile = serde_json::from_str(yaml).expect("valid JSON");
@@ -19,6 +21,8 @@ fn framework(yaml: &str) -> Result<Arc<Framework>, ProfileError> {
         Arc::new(|_| {}),
         tasks,
         end,
+        Clock::real(),
+        Metrics::unread(Clock::real()),
     );
     new_framework(
         &profile,

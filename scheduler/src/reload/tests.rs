@@ -204,10 +204,10 @@ async fn changes_of_the_file_are_seen_and_told() {
         message.starts_with("The configuration before it stays: parallelism: Invalid value: 0"),
         "{message}"
     );
-    assert_eq!(metrics::CONFIG_LAST_RELOAD_SUCCESSFUL.get(), 0);
+    assert_eq!(bed.scheduler.shared.metrics().last_reload_successful(), 0);
     write(&path, "profiles: [{schedulerName: second}]");
     assert_eq!(next().await.0, "ConfigurationReloaded");
-    assert_eq!(metrics::CONFIG_LAST_RELOAD_SUCCESSFUL.get(), 1);
+    assert_eq!(bed.scheduler.shared.metrics().last_reload_successful(), 1);
     assert!(bed.scheduler.profiles().contains_key("second"));
     shutdown.trigger();
     running.await.expect("it ends");

@@ -27,6 +27,7 @@ use super::tally::{Played, Tally};
 use super::world::{Told, World};
 use crate::config::KubeSchedulerConfiguration;
 use crate::event_handlers;
+use crate::metrics::Metrics;
 use crate::profile::ProfileError;
 use crate::runtime::Shared;
 use crate::schedule_one::SchedulingLoop;
@@ -135,6 +136,8 @@ impl Player {
             Arc::new(record),
             tokio::runtime::Handle::current(),
             end.clone(),
+            Clock::real(),
+            Metrics::unread(Clock::real()),
         );
         shared.observers().set_sources(Arc::clone(&world) as _);
         // The moment at which a sleep of no time ends, by the runtime's clock.
@@ -145,12 +148,12 @@ impl Player {
             let number = asked.fetch_add(1, Ordering::AcqRel);
             began.into_std() + began.elapsed() + Duration::from_nanos(number)
         };
-        let scheduler = Scheduler::with_clock(
+        let scheduler = Scheduler::with_queue_clock(
             config,
             registry,
             shared,
             POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION,
-            Some(Arc::new(now)),
+            Arc::new(now),
         )?;
         Ok(Player {
             scheduling: SchedulingLoop::new(Arc::clone(&scheduler), settings.seed),

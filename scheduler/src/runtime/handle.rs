@@ -5,16 +5,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use component_base::clock::Clock;
 use component_base::tasks;
 
 use backend::SchedulingQueue;
 use framework::*;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Framework, WaitingPods, WeakFramework};
 use crate::fetch::Fetcher;
-use crate::metrics;
+use crate::metrics::Metrics;
 use crate::objects::Observers;
 
 /// Takes event records; never blocks.
@@ -27,6 +29,8 @@ pub struct Shared {
     record: RecordFn,
     tasks: tokio::runtime::Handle,
     end: CancellationToken,
+    clock: Clock,
+    metrics: Arc<Metrics>,
     queue: OnceLock<Arc<SchedulingQueue>>,
     waiting_pods: WaitingPods,
     in_pre_bind: Mutex<HashMap<Arc<str>, CancellationToken>>,
@@ -38,13 +42,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// `end` stops what plugins have spawned.
+    /// `end` stops what plugins have spawned. Plugins and waiting pods go by `clock`.
     pub fn new(
         listers: Arc<dyn Listers>,
         api: Arc<dyn ApiWriter>,
         record: RecordFn,
         tasks: tokio::runtime::Handle,
         end: CancellationToken,
+        clock: Clock,
+        metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Shared {
             listers,
@@ -53,7 +59,9 @@ impl Shared {
             tasks,
             end,
             queue: OnceLock::new(),
-            waiting_pods: WaitingPods::default(),
+            waiting_pods: WaitingPods::new(clock.clone()),
+            clock,
+            metrics,
             in_pre_bind: Mutex::default(),
             observers: Observers::default(),
             fetcher: OnceLock::new(),
@@ -112,6 +120,16 @@ impl Shared {
     /// Records an event.
     pub fn record(&self, event: EventRecord) {
         (self.record)(event);
+    }
+
+    /// What is counted and measured.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// What time it is.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The runtime tasks run on.
@@ -210,11 +228,14 @@ impl Handle for FrameworkHandle {
         self.shared.tasks.spawn(tasks::vital("plugin task", work));
     }
     fn now(&self) -> Instant {
-        // A replay's clock is not the machine's.
-        tokio::time::Instant::now().into_std()
+        self.shared.clock.instant()
+    }
+    fn wall_time(&self) -> Timestamp {
+        self.shared.clock.now()
     }
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
-        Box::pin(tokio::time::sleep(time))
+        let clock = self.shared.clock.clone();
+        Box::pin(async move { clock.sleep(time).await })
     }
     fn run_pre_filter_extension_add_pod(
         &self,
@@ -323,9 +344,7 @@ impl Handle for FrameworkHandle {
         self.shared.cancel_pre_bind(uid, reason)
     }
     fn observe_volume_failure(&self, stage: &'static str) {
-        metrics::VOLUME_STAGE_ERRORS
-            .with_label_values(&[stage])
-            .inc();
+        self.shared.metrics.count_volume_failure(stage);
     }
     fn observe_binding_conditions(
         &self,
@@ -334,28 +353,19 @@ impl Handle for FrameworkHandle {
         drivers: &[&str],
         conditional: &[&str],
     ) {
+        let metrics = &self.shared.metrics;
         for driver in drivers {
-            metrics::BINDING_CONDITIONS_WAIT
-                .with_label_values(&[self.profile_name.as_str(), driver, status])
-                .observe(waited.as_secs_f64());
+            metrics.observe_binding_conditions([&self.profile_name, driver, status], waited);
         }
         for driver in conditional {
-            metrics::BINDING_CONDITIONS_ALLOCATIONS
-                .with_label_values(&[self.profile_name.as_str(), driver, status])
-                .inc();
+            metrics.count_binding_conditions([&self.profile_name, driver, status]);
         }
     }
     fn observe_claim_creation(&self, succeeded: bool) {
-        let status = if succeeded { "success" } else { "failure" };
-        metrics::RESOURCE_CLAIM_CREATES
-            .with_label_values(&[status, "false", "", "Pod"])
-            .inc();
+        self.shared.metrics.count_claim(succeeded);
     }
     fn observe_preemption(&self, victims: Option<usize>) {
-        match victims {
-            None => metrics::PREEMPTION_ATTEMPTS.inc(),
-            Some(victims) => metrics::PREEMPTION_VICTIMS.observe(victims as f64),
-        }
+        self.shared.metrics.observe_preemption(victims);
     }
     fn activate(&self, pods: Vec<Arc<Pod>>) {
         if let Some(queue) = self.shared.queue.get() {

@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use component_base::clock::Clock;
 use framework::{Code, PodInfo, Status, WaitingPod};
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 struct State {
     pending: HashMap<&'static str, (Instant, Duration)>,
@@ -20,6 +20,7 @@ pub struct Waiting {
     pod: Arc<PodInfo>,
     state: Mutex<State>,
     changed: Notify,
+    clock: Clock,
 }
 
 impl Waiting {
@@ -53,9 +54,10 @@ impl Waiting {
             let Some((deadline, timeout, plugin)) = next else {
                 return Status::success();
             };
+            let left = deadline.saturating_duration_since(self.clock.instant());
             tokio::select! {
                 () = self.changed.notified() => {}
-                () = tokio::time::sleep_until(deadline) => {
+                () = self.clock.sleep(left) => {
                     let waited = component_base::duration::format(timeout);
                     self.reject(plugin, &format!("rejected due to timeout after waiting {waited} at plugin {plugin}"));
                 }
@@ -90,19 +92,27 @@ impl WaitingPod for Waiting {
 }
 
 /// All of them, by UID.
-#[derive(Default)]
 pub struct WaitingPods {
+    clock: Clock,
     pods: Mutex<BTreeMap<Arc<str>, Arc<Waiting>>>,
 }
 
 impl WaitingPods {
+    /// None yet; how long pods wait is measured by this clock.
+    pub fn new(clock: Clock) -> Self {
+        WaitingPods {
+            clock,
+            pods: Mutex::default(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Waiting>>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A pod waits for these plugins, for these times at most.
     pub fn add(&self, pod: Arc<PodInfo>, waits: Vec<(&'static str, Duration)>) {
-        let now = Instant::now();
+        let now = self.clock.instant();
         let pending = waits
             .into_iter()
             .map(|(plugin, timeout)| (plugin, (now + timeout, timeout)))
@@ -115,6 +125,7 @@ impl WaitingPods {
                 decided: None,
             }),
             changed: Notify::new(),
+            clock: self.clock.clone(),
         };
         self.lock().insert(uid, Arc::new(waiting));
     }
@@ -144,7 +155,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_must_allow_one_may_reject_and_time_runs_out() {
-        let pods = WaitingPods::default();
+        let pods = WaitingPods::new(Clock::real());
         let add = |name: &str| {
             let pod = framework::testing::make_pod(name).uid(name).info();
             pods.add(

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use backend::QueuedPodInfo;
-use component_base::clock::Clock;
 use component_base::tasks;
 use component_helpers::pod::pod_priority;
 use framework::pod_groups::PodGroupCache;
@@ -29,7 +28,6 @@ use super::{SchedulingLoop, permit, reserve, skip_pod_schedule, touch};
 use crate::binding_cycle::{self, BindingCycle};
 use crate::decide::Chosen;
 use crate::failure::{Failure, handle_scheduling_failure};
-use crate::metrics;
 use crate::retreat::unreserve_and_forget;
 use crate::runtime::Framework;
 use crate::scheduler::{Scheduler, scheduler_name};
@@ -99,13 +97,14 @@ impl SchedulingLoop {
             remaining: queued.len(),
         };
         let (status, tried) = self.try_group(&framework, &group, progress, queued);
-        metrics::POD_GROUP_SCHEDULING_ALGORITHM_DURATION.observe(start.elapsed().as_secs_f64());
+        let metrics = scheduler.shared.metrics();
+        metrics.observe_group_algorithm(start);
         let result = match () {
             () if status.is_success() => "scheduled",
             () if status.is_rejected() => "unschedulable",
             () => "error",
         };
-        metrics::observe_group_attempt(result, framework.profile_name(), start.elapsed());
+        metrics.observe_group_attempt(result, framework.profile_name(), start);
         tell_condition(&scheduler, &group, &status);
         if status.is_success() {
             commit(&scheduler, &framework, tried, start);
@@ -373,7 +372,7 @@ fn condition(group: &PodGroup, status: &Status, now: Timestamp) -> Option<Condit
 }
 
 fn tell_condition(scheduler: &Scheduler, group: &Arc<PodGroup>, status: &Status) {
-    let Some(condition) = condition(group, status, Clock::real().now()) else {
+    let Some(condition) = condition(group, status, scheduler.shared.clock().now()) else {
         return;
     };
     let (api, group) = (Arc::clone(scheduler.shared.api()), Arc::clone(group));

@@ -57,12 +57,12 @@ impl LiveQueueConfig {
 }
 
 impl QueueConfig {
-    /// Upstream's defaults.
-    pub fn new(queue_sort: Arc<dyn Plugin>) -> Self {
+    /// Upstream's defaults, by this clock.
+    pub fn new(queue_sort: Arc<dyn Plugin>, now: Arc<dyn Fn() -> Instant + Send + Sync>) -> Self {
         QueueConfig {
             live: LiveQueueConfig::new(queue_sort),
             pod_max_in_unschedulable_pods_duration: Duration::from_secs(300),
-            now: Arc::new(Instant::now),
+            now,
             incoming: Arc::new(|_, _| {}),
         }
     }

@@ -43,9 +43,9 @@ struct Clock(Mutex<Instant>);
 
 fn queue() -> (SchedulingQueue, Arc<Clock>) {
     let clock = Arc::new(Clock(Mutex::new(Instant::now())));
-    let mut config = QueueConfig::new(Arc::new(Test));
     let reader = Arc::clone(&clock);
-    config.now = Arc::new(move || *reader.0.lock().unwrap());
+    let now = Arc::new(move || *reader.0.lock().unwrap());
+    let mut config = QueueConfig::new(Arc::new(Test), now);
     let queue_if_named = |_: &Arc<Pod>, _: Option<&EventObject>, new: Option<&EventObject>| {
         let name = new
             .and_then(EventObject::node)

@@ -1,7 +1,7 @@
 //! PreBind: what Reserve chose is written, and devices that have to be made ready are waited for.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use component_helpers::resource_claim::{FINALIZER, consumer, is_reserved_for_pod};
 use framework::devices::claim_key;
@@ -248,7 +248,7 @@ impl DynamicResources {
             };
             allocation
                 .allocation_timestamp
-                .get_or_insert_with(|| Time((self.now)()));
+                .get_or_insert_with(|| Time(self.handle.wall_time()));
         }
         let what = match chosen {
             Some(_) => "add allocation and reservation to claim",
@@ -310,7 +310,7 @@ impl DynamicResources {
             action: "Scheduling",
             note: format!("waiting for binding conditions for device on node {node_name}"),
         });
-        let started = Instant::now();
+        let started = self.handle.now();
         let done = self.until_ready(state).await;
         let claims = state.claims();
         let results = claims
@@ -323,8 +323,12 @@ impl DynamicResources {
             .flat_map(|claim| conditional_drivers(claim))
             .collect();
         let label = done.as_ref().map_or_else(BindError::label, |()| "success");
-        self.handle
-            .observe_binding_conditions(label, started.elapsed(), &drivers, &conditional);
+        self.handle.observe_binding_conditions(
+            label,
+            self.handle.now().saturating_duration_since(started),
+            &drivers,
+            &conditional,
+        );
         if let Err(error) = &done {
             let devices: Vec<String> = claims.iter().map(|claim| missing(claim)).collect();
             tracing::info!(pod = pod.name(), namespace = pod.namespace(), %error, devices = devices.join("; "), "Devices were not made ready");
@@ -339,12 +343,14 @@ impl DynamicResources {
             .map(|claim| claim_key(claim))
             .collect();
         let mut watch = self.devices().watch(keys);
-        let started = Instant::now();
+        let started = self.handle.now();
         loop {
             let Some(left) = self.look(state)? else {
                 return Ok(());
             };
-            let remaining = self.binding_timeout.saturating_sub(started.elapsed());
+            let remaining = self
+                .binding_timeout
+                .saturating_sub(self.handle.now().saturating_duration_since(started));
             let changed = std::pin::pin!(watch.changed());
             match select(changed, self.handle.sleep(left.min(remaining))).await {
                 // The claims are looked at again: one may have been allocated long ago.
@@ -374,10 +380,10 @@ impl DynamicResources {
             if is_ready(claim)? {
                 continue;
             }
-            if is_timed_out(claim, self.binding_timeout, (self.now)()) {
+            if is_timed_out(claim, self.binding_timeout, self.handle.wall_time()) {
                 return Err(BindError::Timeout(format!("claim={}", name(claim))));
             }
-            let of_claim = time_left(claim, self.binding_timeout, (self.now)());
+            let of_claim = time_left(claim, self.binding_timeout, self.handle.wall_time());
             let of_claim = of_claim.unwrap_or(self.binding_timeout);
             left = Some(left.map_or(of_claim, |left: Duration| left.min(of_claim)));
         }

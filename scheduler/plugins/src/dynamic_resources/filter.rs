@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Instant;
 
 use ::dynamic_resources::{AllocateError, NodeView, Search};
 use framework::{NodeInfo, PodInfo, Status};
@@ -69,7 +68,9 @@ impl DynamicResources {
                 tracing::debug!(node = &**node.name(), %error, "Claim failed binding conditions check");
                 false
             }
-            Ok(ready) => ready || !is_timed_out(claim, self.binding_timeout, (self.now)()),
+            Ok(ready) => {
+                ready || !is_timed_out(claim, self.binding_timeout, self.handle.wall_time())
+            }
         }
     }
 
@@ -106,9 +107,10 @@ impl DynamicResources {
                     _ => &*claims[*index],
                 })
                 .collect();
-            let started = Instant::now();
+            let started = self.handle.now();
+            let searched = || self.handle.now().saturating_duration_since(started);
             let limit = self.filter_timeout;
-            let timed_out = || !limit.is_zero() && started.elapsed() > limit;
+            let timed_out = || !limit.is_zero() && searched() > limit;
             let seed = Cell::new(None);
             let new_share_id = || {
                 // Told apart by a number; what is foreseen of it harms nobody.
@@ -131,7 +133,7 @@ impl DynamicResources {
                 labels: node.labels(),
             };
             let found = allocator.allocate(&view, &wanted, &search);
-            state.progress().searched += started.elapsed();
+            state.progress().searched += searched();
             match found {
                 Ok(Some(found)) => chosen.results = found,
                 Ok(None) => return Status::unresolvable("cannot allocate all claims"),

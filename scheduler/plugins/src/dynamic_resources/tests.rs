@@ -213,6 +213,7 @@ impl Bed {
                 claims: Some(Box::new(server.clone())),
                 ..FakeApi::default()
             }),
+            wall_time: Some("2026-06-01T12:00:00Z".parse().expect("a time")),
             ..FakeHandle::default()
         };
         change(&mut handle);
@@ -222,7 +223,6 @@ impl Bed {
             features: handle.devices.features(),
             filter_timeout: FILTER_TIMEOUT,
             binding_timeout: BINDING_TIMEOUT,
-            now: || "2026-06-01T12:00:00Z".parse().expect("a time"),
         };
         let bed = Bed {
             handle,
