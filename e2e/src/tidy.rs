@@ -1,4 +1,5 @@
-//! The walls of the house, held by a test: which crate may depend on which, and what every source file keeps to.
+//! The walls of the house, held by a test: which crate may depend on which, what of others is in the tree, and what every source
+//! file keeps to.
 //!
 //! Rules of sources have a file each; where the house does not keep to one yet, the places are a table in that file which
 //! may only shrink.
@@ -6,6 +7,7 @@
 mod async_files;
 mod calls;
 mod circles;
+mod deny;
 mod lengths;
 mod sources;
 
@@ -221,6 +223,7 @@ pub fn check(outputs: &Outputs) -> Result<()> {
     problems.extend(circles::problems(&targets));
     problems.extend(lengths::problems(&targets));
     problems.extend(calls::problems(&targets));
+    problems.extend(deny::problems(&outputs.workspace)?);
     if !problems.is_empty() {
         bail!("the house is out of plan:\n  {}", problems.join("\n  "));
     }
