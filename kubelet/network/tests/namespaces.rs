@@ -11,14 +11,12 @@ use network::{
     Bandwidth, Mode, NetworkError, Peer, PodNetwork, PortMapping, Protocol, SandboxNetwork,
 };
 use nodes::{
-    Namespace, Node, RANGES, ask, connect, node_on_a_link, peer, ranges, root, sandbox, serve,
+    Namespace, Node, RANGES, ask, connect, needs_root, node_on_a_link, peer, ranges, sandbox, serve,
 };
 
 #[test]
 fn two_pods_of_one_node() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let node = Node::new("node");
     let (a, b) = (Namespace::new("a"), Namespace::new("b"));
     let of_a = node.setup(sandbox("a", &a), &RANGES).unwrap();
@@ -96,9 +94,7 @@ fn two_pods_of_one_node() {
 
 #[test]
 fn host_ports() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let (node, outside) = node_on_a_link();
     node.namespace
         .run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap());
@@ -178,9 +174,7 @@ fn host_ports() {
 /// What one teardown leaves out another that runs meanwhile must not write again.
 #[test]
 fn host_ports_that_go_at_once_leave_no_rule() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let node = Node::new("node");
     let pods: Vec<_> = (0..8u16)
         .map(|n| (n, Namespace::new(&format!("h{n}"))))
@@ -259,9 +253,7 @@ fn two_nodes(one: &Node, one_address: &str, two: &Node, two_address: &str) -> (S
 
 #[test]
 fn two_nodes_on_one_link() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let (one, two) = (Node::new("one"), Node::new("two"));
     connect(
         &one.namespace,
@@ -277,9 +269,7 @@ fn two_nodes_on_one_link() {
 
 #[test]
 fn two_nodes_behind_a_router() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let (one, two, router) = (Node::new("one"), Node::new("two"), Namespace::new("router"));
     connect(
         &one.namespace,
@@ -309,9 +299,7 @@ fn two_nodes_behind_a_router() {
 
 #[test]
 fn cni_plugins_where_a_configuration_is() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let node = Node::new("node");
     let pod = Namespace::new("pod");
     let (conf, bin) = (node.state.join("cni"), node.state.join("bin"));
@@ -407,9 +395,7 @@ fn cni_plugins_where_a_configuration_is() {
 /// Whoever waits for a CNI daemon's file gets no pod on the built-in network meanwhile; the file counts as soon as it is there.
 #[test]
 fn modes_say_who_connects_pods() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let node = Node::new("node");
     let pod = Namespace::new("pod");
     let conf = node.state.join("cni");
@@ -485,9 +471,7 @@ fn write_program(path: &Path, text: &str) {
 /// Ranges that join and part again in one set: each step is one transaction that nft takes.
 #[test]
 fn peers_come_and_go() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let (node, _outside) = node_on_a_link();
     let steps: [&[u8]; 8] = [
         &[2],
@@ -520,9 +504,7 @@ fn peers_come_and_go() {
 
 #[test]
 fn a_range_that_is_somebody_elses_has_no_route() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let (node, _outside) = node_on_a_link();
     node.with(|network| async move {
         let own = ranges();
@@ -552,9 +534,7 @@ fn a_range_that_is_somebody_elses_has_no_route() {
 
 #[test]
 fn what_others_take_away_is_mended() {
-    if !root() {
-        return;
-    }
+    needs_root();
     let (node, _outside) = node_on_a_link();
     node.with(|network| async move {
         network

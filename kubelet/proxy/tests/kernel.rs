@@ -346,10 +346,8 @@ fn what_a_kube_proxy_of_iptables_left_goes() {
 
 #[test]
 fn services_in_the_kernel() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
+    let root = nix::unistd::geteuid().is_root();
+    assert!(root, "needs root, to make network namespaces");
     let node = Namespace::new("node");
     node.run(|| {
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();

@@ -272,10 +272,10 @@ mod tests {
     /// The process behind a FUSE file system died while a container had a subPath of it.
     #[test]
     fn a_corrupted_mount_is_made_anew() {
-        if !nix::unistd::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-            eprintln!("not root, or no /dev/fuse: skipped");
-            return;
-        }
+        let root = nix::unistd::geteuid().is_root();
+        assert!(root, "needs root, to mount in a namespace of its own");
+        let fuse = Path::new("/dev/fuse").exists();
+        assert!(fuse, "needs /dev/fuse (`modprobe fuse`)");
         let work = || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
             let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;

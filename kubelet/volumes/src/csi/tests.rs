@@ -642,9 +642,9 @@ async fn files_are_the_groups_by_kubelet_or_driver() {
     world.volumes.mount_pod(&pod).await.unwrap();
     let target = world.target("a", "pv");
     assert_eq!(group_told(&world), "");
-    if nix::unistd::geteuid().is_root() {
-        assert_eq!(fs::metadata(&target).unwrap().gid(), 4321);
-    }
+    let root = nix::unistd::geteuid().is_root();
+    assert!(root, "needs root, to give files to a group");
+    assert_eq!(fs::metadata(&target).unwrap().gid(), 4321);
     world.volumes.unmount_pod("a").await.unwrap();
 
     let capabilities = vec![Type::StageUnstageVolume, Type::VolumeMountGroup];
