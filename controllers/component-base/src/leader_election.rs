@@ -19,7 +19,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
@@ -31,7 +30,6 @@ use crate::clock::Clock;
 use crate::events::{EventType, Recorder, object_reference};
 use crate::health::{Health, Kind};
 use crate::shutdown::Shutdown;
-use crate::tasks::{self, TaskError};
 
 /// Upstream's `JitterFactor`: a candidate waits up to this much longer between tries.
 const JITTER: f64 = 1.2;
@@ -337,21 +335,13 @@ impl LeaderElector {
             return Outcome::Shutdown;
         }
         let leading = shutdown.child();
-        let mut work = tokio::spawn(lead(leading.clone()));
+        let mut work = shutdown.spawn_guarded("leader's work", lead(leading.clone()));
         let mut paused = false;
         let clock = self.clock.clone();
         let outcome = loop {
             tokio::select! {
-                ended = &mut work => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "The leader's work ended with a panic");
-                        if let Ok(panic) = error.try_into_panic() {
-                            shutdown.fail(TaskError::Panicked {
-                                name: "leader's work".to_owned(),
-                                message: tasks::message(panic.as_ref()),
-                            });
-                        }
-                    }
+                // A panic in it has ended the process's tasks.
+                _ = &mut work => {
                     break if shutdown.is_triggered() { Outcome::Shutdown } else { Outcome::Finished };
                 }
                 () = clock.sleep(self.config.retry_period) => {}
@@ -581,7 +571,7 @@ impl LeaderElector {
     }
 
     fn record(&self, acquired: Option<MicroTime>, transitions: Option<i32>) -> LeaseSpec {
-        let now = MicroTime(Timestamp::now());
+        let now = MicroTime(self.clock.now());
         LeaseSpec {
             holder_identity: Some(self.config.identity.clone()),
             lease_duration_seconds: Some(

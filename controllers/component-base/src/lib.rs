@@ -4,6 +4,7 @@
 //! Upstream: `k8s.io/component-base`, `k8s.io/client-go` and the generic half of `k8s.io/apiserver`, v1.36.
 // But for `memory`, whose system calls have no safe wrapper.
 #![deny(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod client;
 pub mod clock;
@@ -28,6 +29,7 @@ pub mod process;
 pub mod processors;
 pub mod serving;
 pub mod shutdown;
+mod signals;
 pub mod subject;
 pub mod tasks;
 pub mod testing;

@@ -1,10 +1,7 @@
-//! One token that ends a process: SIGTERM or SIGINT triggers it, every task watches it.
-//!
-//! Upstream: `k8s.io/apiserver/pkg/server/signal.go` (a second signal exits at once with code 1).
+//! One token that ends a process: a signal or a failed task triggers it ([`crate::signals`], [`crate::tasks`]), every task watches it.
 
 use std::sync::{Arc, OnceLock};
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// What ended the process. No retry helps but a new process.
@@ -55,28 +52,10 @@ impl Shutdown {
         Self::default()
     }
 
-    /// A token that the first SIGTERM or SIGINT triggers; the second one exits the process with code 1.
-    ///
-    /// # Errors
-    /// When the kernel refuses a signal handler; retrying does not help.
-    pub fn on_signals() -> std::io::Result<Self> {
-        let shutdown = Self::new();
+    /// Makes it the process's, unless there is one.
+    pub(crate) fn keep_for_process(&self) {
         // The first one is the process's.
-        let _ = PROCESS.set(shutdown.clone());
-        let mut term = signal(SignalKind::terminate())?;
-        let mut int = signal(SignalKind::interrupt())?;
-        let token = shutdown.token.clone();
-        tokio::spawn(async move {
-            for round in 0..2 {
-                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-                if round == 1 {
-                    std::process::exit(1);
-                }
-                tracing::info!("Received a termination signal, shutting down");
-                token.cancel();
-            }
-        });
-        Ok(shutdown)
+        let _ = PROCESS.set(self.clone());
     }
 
     /// What [`Shutdown::on_signals`] made, if it was called.

@@ -145,6 +145,15 @@ where
     tokio::spawn(helper(name, future))
 }
 
+/// Runs `future` apart from whoever waits for its answer, who may leave meanwhile; its panic is an error of the answer.
+pub fn spawn_answer<T, F>(future: F) -> JoinHandle<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    tokio::spawn(future)
+}
+
 async fn helper(name: &'static str, future: impl Future<Output = ()>) {
     if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
         tracing::error!(

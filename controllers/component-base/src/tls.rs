@@ -17,7 +17,9 @@ use rustls::{ServerConfig, SupportedProtocolVersion};
 
 pub use client_ca::ClientCa;
 
+use crate::clock::Clock;
 use crate::shutdown::Shutdown;
+use crate::tasks::spawn_helper;
 
 /// Why TLS material was refused.
 #[derive(Debug, thiserror::Error)]
@@ -203,9 +205,9 @@ impl ServerTls {
         let Some(mut changes) = watch_files(&files)? else {
             return Ok(());
         };
-        let (tls, shutdown) = (self.clone(), shutdown.clone());
-        tokio::spawn(async move {
-            while let Some(Some(())) = shutdown.run_until(changes.recv()).await {
+        let (tls, end) = (self.clone(), shutdown.clone());
+        shutdown.spawn_guarded("TLS files", async move {
+            while let Some(Some(())) = end.run_until(changes.recv()).await {
                 if let Err(error) = tls.reload(client_ca_file.as_deref()) {
                     tracing::warn!(%error, "Changed TLS files cannot be used, the old ones stay");
                 }
@@ -261,7 +263,7 @@ pub fn watch_files(files: &[PathBuf]) -> Result<Option<tokio::sync::mpsc::Receiv
     };
     let mut stream = inotify.into_event_stream([0u8; 4096]).map_err(watch)?;
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    tokio::spawn(async move {
+    spawn_helper("watch of files", async move {
         loop {
             tokio::select! {
                 event = stream.next() => match event {
@@ -425,7 +427,7 @@ pub fn generate_self_signed(names: &[String]) -> Result<(Vec<u8>, Vec<u8>), TlsE
     let mut ca = CertificateParams::new(Vec::<String>::new())?;
     ca.distinguished_name.push(
         DnType::CommonName,
-        format!("{host}-ca@{}", jiff::Timestamp::now().as_second()),
+        format!("{host}-ca@{}", Clock::real().now().as_second()),
     );
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     ca.key_usages = vec![
@@ -447,7 +449,7 @@ pub fn generate_self_signed(names: &[String]) -> Result<(Vec<u8>, Vec<u8>), TlsE
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(
         DnType::CommonName,
-        format!("{host}@{}", jiff::Timestamp::now().as_second()),
+        format!("{host}@{}", Clock::real().now().as_second()),
     );
     params.key_usages = vec![
         KeyUsagePurpose::DigitalSignature,

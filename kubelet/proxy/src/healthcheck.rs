@@ -5,12 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use component_base::clock::Clock;
 use component_base::events::{EventType, Recorder};
 use component_base::informer::Informer;
 use component_base::shutdown::Shutdown;
@@ -29,27 +30,34 @@ pub struct ProxyHealth {
     inner: Arc<Mutex<BTreeMap<Family, FamilyHealth>>>,
     /// After this long with changes that are not in the kernel, a proxier is unhealthy. Upstream: 2 * syncPeriod.
     timeout: Duration,
+    clock: Clock,
 }
 
 #[derive(Clone, Copy)]
 struct FamilyHealth {
     last_updated: Timestamp,
-    /// Since when a change waits.
-    oldest_pending: Option<Instant>,
+    /// Since when a change waits, by the clock's monotonic time.
+    oldest_pending: Option<Duration>,
 }
 
 impl ProxyHealth {
-    pub fn new(timeout: Duration) -> Self {
+    pub fn new(timeout: Duration, clock: Clock) -> Self {
         Self {
             inner: Default::default(),
             timeout,
+            clock,
         }
+    }
+
+    /// What it and the proxiers go by.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The kernel has everything.
     pub fn updated(&self, family: Family) {
         let health = FamilyHealth {
-            last_updated: Timestamp::now(),
+            last_updated: self.clock.now(),
             oldest_pending: None,
         };
         self.lock().insert(family, health);
@@ -58,7 +66,8 @@ impl ProxyHealth {
     /// Something waits to be put into the kernel.
     pub fn queued(&self, family: Family) {
         if let Some(health) = self.lock().get_mut(&family) {
-            health.oldest_pending.get_or_insert_with(Instant::now);
+            let now = || self.clock.monotonic();
+            health.oldest_pending.get_or_insert_with(now);
         }
     }
 
@@ -69,7 +78,7 @@ impl ProxyHealth {
     fn fits(&self, health: &FamilyHealth) -> bool {
         health
             .oldest_pending
-            .is_none_or(|since| since.elapsed() < self.timeout)
+            .is_none_or(|since| self.clock.monotonic().saturating_sub(since) < self.timeout)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Family, FamilyHealth>> {
@@ -86,7 +95,7 @@ impl ProxyHealth {
         }
         let healthy = families.values().all(|health| self.fits(health));
         let ok = healthy && eligible.unwrap_or(true);
-        let now = Timestamp::now().to_string();
+        let now = self.clock.now().to_string();
         // "Recent" for as long as all is well; upstream keeps this of older releases.
         let last = families
             .values()
@@ -364,7 +373,7 @@ mod tests {
         let port = free.local_addr().unwrap().port();
         drop(free);
         let (recorder, mut events) = Recorder::fake();
-        let health = ProxyHealth::new(Duration::from_secs(60));
+        let health = ProxyHealth::new(Duration::from_secs(60), Clock::real());
         // The Node has no address yet.
         let mut server = ServiceHealthServer::new(
             "n",
@@ -410,7 +419,7 @@ mod tests {
         let port = free.local_addr().unwrap().port();
         drop(free);
         let (recorder, mut events) = Recorder::fake();
-        let health = ProxyHealth::new(Duration::from_secs(60));
+        let health = ProxyHealth::new(Duration::from_secs(60), Clock::real());
         let mut server = ServiceHealthServer::new(
             "n",
             recorder,

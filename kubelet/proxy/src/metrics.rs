@@ -3,8 +3,8 @@
 //! Upstream: pkg/proxy/metrics/metrics.go.
 
 use std::sync::LazyLock;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use component_base::clock::Clock;
 use nftables::Family;
 use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
@@ -154,9 +154,6 @@ pub fn family_label(family: Family) -> &'static str {
 }
 
 /// Seconds since 1970, for timestamps.
-pub fn now_seconds() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map(|since| since.as_secs_f64())
-        .unwrap_or_default()
+pub fn now_seconds(clock: &Clock) -> f64 {
+    clock.now().as_duration().as_secs_f64()
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use component_base::clock::Clock;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use nftables::{Family, Nft, NftError, Syncer};
@@ -74,6 +75,7 @@ pub struct Proxier {
     service_health: ServiceHealthServer,
     /// Changes before this are no measure of our speed.
     started: Timestamp,
+    clock: Clock,
     last_full_sync: Option<Instant>,
     /// After a failure, or for chains that can be deleted only later.
     pub retry_at: Option<Instant>,
@@ -91,11 +93,12 @@ impl Proxier {
         sync_period: Duration,
     ) -> Self {
         let family = options.family;
+        let clock = health.clock().clone();
         health.updated(family);
         METRICS
             .sync_proxy_rules_last_queued_timestamp_seconds
             .with_label_values(&[family_label(family)])
-            .set(now_seconds());
+            .set(now_seconds(&clock));
         Self {
             family,
             state: State::new(family, &options.place.node, external_ips),
@@ -107,7 +110,8 @@ impl Proxier {
             leftovers_are_gone: false,
             health,
             service_health,
-            started: Timestamp::now(),
+            started: clock.now(),
+            clock,
             last_full_sync: None,
             retry_at: None,
             sync_period,
@@ -125,7 +129,7 @@ impl Proxier {
         METRICS
             .sync_proxy_rules_last_queued_timestamp_seconds
             .with_label_values(&[label])
-            .set(now_seconds());
+            .set(now_seconds(&self.clock));
         METRICS
             .endpoint_changes_pending
             .set(self.state.changes().endpoints as i64);
@@ -153,10 +157,14 @@ impl Proxier {
         true
     }
 
+    fn since(&self, start: Instant) -> Duration {
+        self.clock.instant().saturating_duration_since(start)
+    }
+
     /// The kernel's table was not looked at for long.
     pub fn is_full_sync_due(&self) -> bool {
         self.last_full_sync
-            .is_none_or(|last| last.elapsed() >= FULL_SYNC_PERIOD)
+            .is_none_or(|last| self.since(last) >= FULL_SYNC_PERIOD)
     }
 
     /// The ranges of Service addresses changed. True: this matters.
@@ -177,7 +185,7 @@ impl Proxier {
 
     /// Brings the kernel in line. A failure is retried after the sync period.
     pub async fn sync(&mut self) {
-        let started = Instant::now();
+        let started = self.clock.instant();
         let label = family_label(self.family);
         let changes = self.state.take_changes();
         METRICS
@@ -200,19 +208,19 @@ impl Proxier {
         METRICS
             .sync_proxy_rules_duration_seconds
             .with_label_values(&[label])
-            .observe(started.elapsed().as_secs_f64());
+            .observe(self.since(started).as_secs_f64());
         match result {
             Ok(retry_after) => {
                 let duration = if full {
-                    self.last_full_sync = Some(Instant::now());
+                    self.last_full_sync = Some(self.clock.instant());
                     &METRICS.sync_full_proxy_rules_duration_seconds
                 } else {
                     &METRICS.sync_partial_proxy_rules_duration_seconds
                 };
                 duration
                     .with_label_values(&[label])
-                    .observe(started.elapsed().as_secs_f64());
-                self.retry_at = retry_after.map(|after| Instant::now() + after);
+                    .observe(self.since(started).as_secs_f64());
+                self.retry_at = retry_after.map(|after| self.clock.instant() + after);
                 self.programmed(&changes.trigger_times);
             }
             Err(error) => {
@@ -226,7 +234,7 @@ impl Proxier {
                     .inc();
                 // What was taken must not be forgotten: everything is rendered again anyway, conntrack is not.
                 self.last_full_sync = None;
-                self.retry_at = Some(Instant::now() + self.sync_period);
+                self.retry_at = Some(self.clock.instant() + self.sync_period);
                 return;
             }
         }
@@ -261,7 +269,7 @@ impl Proxier {
         METRICS
             .sync_proxy_rules_last_timestamp_seconds
             .with_label_values(&[label])
-            .set(now_seconds());
+            .set(now_seconds(&self.clock));
         Ok(report.retry_after)
     }
 
@@ -281,7 +289,7 @@ impl Proxier {
     }
 
     fn programmed(&self, trigger_times: &[Timestamp]) {
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let duration = METRICS
             .network_programming_duration_seconds
             .with_label_values(&[family_label(self.family)]);

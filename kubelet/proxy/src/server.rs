@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use component_base::client::{ClientConfig, ClientError};
+use component_base::clock::Clock;
 use component_base::events::{EventType, Recorder};
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
@@ -167,7 +168,8 @@ async fn run(options: Options, shutdown: Shutdown) -> Result<(), ServerError> {
     let slices = factory.informer::<EndpointSlice>(InformerOptions::default().labels(SELECTOR));
     let cidrs = factory.informer::<ServiceCIDR>(InformerOptions::default());
 
-    let health = ProxyHealth::new(2 * config.sync_period());
+    let clock = Clock::real();
+    let health = ProxyHealth::new(2 * config.sync_period(), clock.clone());
     pages::serve(&config, &health, nodes.clone(), &node_name, &shutdown).await?;
     let Some(this) = wait_for_node(&nodes, &node_name, &shutdown).await else {
         return Ok(());
@@ -219,7 +221,7 @@ async fn run(options: Options, shutdown: Shutdown) -> Result<(), ServerError> {
     };
     let minimum = config.min_sync_period();
     tokio::select! {
-        () = sync_loop(inputs, &cidrs, &mut proxiers, update, minimum, &shutdown) => Ok(()),
+        () = sync_loop(inputs, &cidrs, &mut proxiers, update, minimum, (&clock, &shutdown)) => Ok(()),
         () = changed => Err(ServerError::ConfigChanged),
     }
 }

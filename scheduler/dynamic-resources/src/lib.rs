@@ -10,6 +10,7 @@
 //! Pure: no clock, no requests to the API, no randomness. Upstream: k8s.io/dynamic-resource-allocation/structured (the variant `incubating`, which is
 //! what the gates of 1.37 select), cel, resourceslice/tracker and deviceclass/extendedresourcecache, v1.37.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod allocate_error;
 mod allocator;

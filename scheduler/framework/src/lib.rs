@@ -4,6 +4,7 @@
 //! Never here: a Kubernetes client, an async runtime, the queue, the cache. Plugins in tree and out of tree see the same.
 //! Upstream: k8s.io/kube-scheduler/framework and pkg/scheduler/framework, v1.36.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod args;
 pub mod columns;

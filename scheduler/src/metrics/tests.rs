@@ -99,7 +99,7 @@ fn two_schedulers_count_apart_and_a_registry_has_one() {
         let families = registry.gather();
         let name = "scheduler_preemption_attempts_total";
         let family = families.iter().find(|f| f.name() == name).unwrap();
-        family.get_metric()[0].get_counter().value()
+        family.get_metric()[0].get_counter().get_value()
     };
     assert_eq!((attempts(&one), attempts(&two)), (2.0, 1.0));
     assert!(register(&one).is_err());

@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+
+use crate::clock::Clock;
 
 /// A rate limit shared by everybody that holds it.
 #[derive(Debug)]
@@ -17,12 +18,14 @@ pub struct TokenBucket {
     /// Who waits for a token; the semaphore hands the place on in order, and forgets who is gone.
     turn: Semaphore,
     state: Mutex<State>,
+    clock: Clock,
 }
 
 #[derive(Debug)]
 struct State {
     tokens: f64,
-    at: Instant,
+    /// By the clock, which begins with the bucket.
+    at: Duration,
 }
 
 impl TokenBucket {
@@ -34,8 +37,9 @@ impl TokenBucket {
             turn: Semaphore::new(1),
             state: Mutex::new(State {
                 tokens: f64::from(burst),
-                at: Instant::now(),
+                at: Duration::ZERO,
             }),
+            clock: Clock::real(),
         }
     }
 
@@ -44,7 +48,7 @@ impl TokenBucket {
         // The semaphore is never closed.
         let _turn = self.turn.acquire().await;
         while let Err(wait) = self.take() {
-            tokio::time::sleep(wait).await;
+            self.clock.sleep(wait).await;
         }
     }
 
@@ -59,8 +63,8 @@ impl TokenBucket {
     /// A token, or how long until there is one.
     fn take(&self) -> Result<(), Duration> {
         let mut state = self.lock();
-        let now = Instant::now();
-        let grown = now.duration_since(state.at).as_secs_f64() * self.qps;
+        let now = self.clock.monotonic();
+        let grown = now.saturating_sub(state.at).as_secs_f64() * self.qps;
         state.tokens = (state.tokens + grown).min(self.burst);
         state.at = now;
         if state.tokens >= 1.0 {
@@ -83,6 +87,8 @@ mod tests {
     use std::sync::Arc;
 
     use futures::FutureExt;
+
+    use tokio::time::Instant;
 
     use super::*;
 

@@ -10,6 +10,7 @@
 //!         -> none: wait for the one dial under way (or begin it), look again
 //! ```
 
+use crate::tasks::{spawn_answer, spawn_helper};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
@@ -250,7 +251,7 @@ impl Inner {
         state.unproven = state.unproven.saturating_add(1);
         let inner = self.clone();
         // A task of its own: whoever waits may go, and the others still get their connection.
-        let task = tokio::spawn(async move {
+        let task = spawn_answer(async move {
             tokio::time::sleep(pause).await;
             let dialled = match tokio::time::timeout(DIAL_TIMEOUT, inner.dial()).await {
                 Ok(dialled) => dialled,
@@ -303,7 +304,7 @@ impl Inner {
         // Ends with the connection, or when the last sender and the last stream are gone.
         let answered = Arc::new(Notify::new());
         let answer = answered.clone();
-        tokio::spawn(async move {
+        spawn_helper("connection to the API server", async move {
             let end = loop {
                 tokio::select! {
                     end = &mut driver => break end,

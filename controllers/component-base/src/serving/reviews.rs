@@ -11,6 +11,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::tasks::spawn_helper;
 use tokio::sync::watch;
 
 /// A question.
@@ -239,7 +240,7 @@ where
                     };
                     // Its own task: who asked first may leave, those who wait still want the answer.
                     let asked = ask();
-                    tokio::spawn(async move {
+                    spawn_helper("review", async move {
                         let answer = asked.await;
                         let result = landing.keep(answer);
                         drop(landing);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerEvent, Receiver};
 use component_base::shutdown::Shutdown;
 use ipnet::IpNet;
@@ -35,18 +36,19 @@ pub async fn sync_loop(
     proxiers: &mut [Proxier],
     update_node: impl Fn(&mut Proxier, &Node) -> bool,
     min_sync_period: Duration,
-    shutdown: &Shutdown,
+    (clock, shutdown): (&Clock, &Shutdown),
 ) {
     // Everything that the caches hold goes into the first sync.
     drain(&mut inputs, cidrs, proxiers, &update_node);
     let mut last_sync: Option<Instant> = None;
     for proxier in proxiers.iter_mut() {
-        proxier.retry_at = Some(Instant::now());
+        proxier.retry_at = Some(clock.instant());
     }
     loop {
-        let due = due(proxiers, last_sync, min_sync_period);
+        let now = clock.instant();
+        let due = due(proxiers, now, last_sync, min_sync_period);
         // What is due is not put off by a stream of events.
-        let event = if due <= Instant::now() {
+        let event = if due <= now {
             Event::Due
         } else {
             tokio::select! {
@@ -56,7 +58,7 @@ pub async fn sync_loop(
                 event = inputs.slices.recv() => event.map_or(Event::Ended, Event::Slice),
                 event = inputs.nodes.recv() => event.map_or(Event::Ended, Event::Node),
                 event = inputs.cidrs.recv() => event.map_or(Event::Ended, |_| Event::Cidr),
-                () = tokio::time::sleep_until(due.into()) => Event::Due,
+                () = clock.sleep(due.saturating_duration_since(now)) => Event::Due,
             }
         };
         match event {
@@ -67,11 +69,11 @@ pub async fn sync_loop(
                 }
                 // Each family has what is waiting for it; one failing does not hold the other up.
                 for proxier in proxiers.iter_mut() {
-                    if is_due(proxier) {
+                    if is_due(proxier, clock.instant()) {
                         proxier.sync().await;
                     }
                 }
-                last_sync = Some(Instant::now());
+                last_sync = Some(clock.instant());
             }
             event => {
                 apply(event, cidrs, proxiers, &update_node);
@@ -82,8 +84,12 @@ pub async fn sync_loop(
 }
 
 /// When the next sync is due.
-fn due(proxiers: &[Proxier], last_sync: Option<Instant>, min_sync_period: Duration) -> Instant {
-    let now = Instant::now();
+fn due(
+    proxiers: &[Proxier],
+    now: Instant,
+    last_sync: Option<Instant>,
+    min_sync_period: Duration,
+) -> Instant {
     let allowed = last_sync.map_or(now, |last| (last + min_sync_period).max(now));
     let next = proxiers.iter().filter_map(|proxier| {
         let wanted = if proxier.state.is_changed() {
@@ -99,9 +105,9 @@ fn due(proxiers: &[Proxier], last_sync: Option<Instant>, min_sync_period: Durati
         .min(latest.max(allowed))
 }
 
-fn is_due(proxier: &Proxier) -> bool {
+fn is_due(proxier: &Proxier, now: Instant) -> bool {
     proxier.state.is_changed()
-        || proxier.retry_at.is_some_and(|at| at <= Instant::now())
+        || proxier.retry_at.is_some_and(|at| at <= now)
         || proxier.is_full_sync_due()
 }
 
