@@ -4,6 +4,7 @@
 //! Owns the traits and the providers; knows no API server. A cloud is a [`Cloud`] that has some of [`Instances`], [`Zones`],
 //! [`LoadBalancer`] and [`Routes`]; `inventory.rs` is one in a file, to begin another from. Upstream: k8s.io/cloud-provider, v0.37.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 use std::collections::BTreeMap;
 use std::path::Path;

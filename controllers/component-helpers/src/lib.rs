@@ -4,6 +4,7 @@
 //! Owns meaning only: no client, no clock, no I/O, and no dependency but `k8s-openapi`. Time is always an argument.
 //! Upstream: k8s.io/component-helpers, k8s.io/apimachinery and pkg/api, v1.36.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod affinity;
 pub mod conditions;

@@ -12,7 +12,9 @@ const FRAME_HEAD: usize = 4;
 /// An object that is not decoded yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unknown<'a> {
+    /// As in JSON; empty where nobody says.
     pub api_version: &'a str,
+    /// The same.
     pub kind: &'a str,
     /// The message.
     pub raw: &'a [u8],
@@ -131,8 +133,10 @@ pub fn list(list: &[u8]) -> Result<List<'_>, Error> {
 /// A list whose items are not decoded yet. All lists have their metadata and items in the same two fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct List<'a> {
+    /// That of the list.
     pub resource_version: &'a str,
     /// `metadata.continue`; empty: the last page.
     pub next: &'a str,
+    /// A message each.
     pub items: Vec<&'a [u8]>,
 }

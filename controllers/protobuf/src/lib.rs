@@ -11,6 +11,8 @@
 //! What JSON leaves out because it is zero (`omitempty`) is left out here too, so that an object means the same, whichever way it came.
 //! Upstream: `k8s.io/apimachinery/pkg/runtime/serializer/protobuf`.
 
+#![warn(missing_docs)]
+
 mod de;
 pub mod envelope;
 mod schema;
@@ -41,8 +43,11 @@ pub enum Error {
     /// The wire type is not the one of that field's kind.
     #[error("{message}.{field}: unexpected wire type {wire}")]
     WireType {
+        /// Upstream's type.
         message: &'static str,
+        /// As JSON calls it.
         field: &'static str,
+        /// What stands there.
         wire: u8,
     },
     /// Wire types 3, 4, 6 and 7, or a field with number 0.
@@ -54,7 +59,9 @@ pub enum Error {
     /// The items of a list or map do not stand side by side, as upstream writes them.
     #[error("{message}.{field}: items are scattered")]
     Scattered {
+        /// Upstream's type.
         message: &'static str,
+        /// As JSON calls it.
         field: &'static str,
     },
     /// A time outside of what can be written down.
@@ -62,11 +69,18 @@ pub enum Error {
     Time(String),
     /// A value that the field cannot hold.
     #[error("{field}: {why}")]
-    Value { field: &'static str, why: String },
+    Value {
+        /// As JSON calls it.
+        field: &'static str,
+        /// What is wrong.
+        why: String,
+    },
     /// A name that the message has no field for.
     #[error("{message} has no field {field:?}")]
     Unknown {
+        /// Upstream's type.
         message: &'static str,
+        /// The name.
         field: String,
     },
     /// It does not begin with `k8s\0`.

@@ -77,6 +77,7 @@
 //! [`API_VERSION`] names this trait. Within a version methods are added only with a body, fields only to structs that have a
 //! `Default`, and variants only to enums that are `non_exhaustive`.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod error;
 mod events;

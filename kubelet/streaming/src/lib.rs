@@ -38,7 +38,9 @@ pub use remote_command::{
 
 /// What a handler answers with: 101 and an upgrade, or a refusal in plain text.
 pub type Response = http::Response<Full<bytes::Bytes>>;
+/// What one side writes and this one reads.
 pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
+/// What this side writes and the other reads.
 pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Bounds of one connection.

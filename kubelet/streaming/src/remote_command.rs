@@ -37,9 +37,13 @@ const DRAIN_IDLE: Duration = Duration::from_secs(5);
 /// What the client wants to talk to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RemoteCommandOptions {
+    /// It will send input.
     pub stdin: bool,
+    /// It wants the output.
     pub stdout: bool,
+    /// It wants the errors; never of a terminal.
     pub stderr: bool,
+    /// The process is to have a terminal.
     pub tty: bool,
 }
 
@@ -74,15 +78,21 @@ impl RemoteCommandOptions {
 /// The size of a terminal, in characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TerminalSize {
+    /// Of a line.
     pub width: u16,
+    /// Lines.
     pub height: u16,
 }
 
 /// The far end: a running process. Dropping it hangs up.
 pub struct Process {
+    /// Its input, if the client asked for it.
     pub stdin: Option<Writer>,
+    /// Its output, if the client asked for it.
     pub stdout: Option<Reader>,
+    /// Its errors, if the client asked for them.
     pub stderr: Option<Reader>,
+    /// New sizes of its terminal, if it has one.
     pub resize: Option<mpsc::Sender<TerminalSize>>,
     /// The session ends when the client's stdin does, though the process goes on with its own still open. Upstream's
     /// runtimes detach so from a container without `stdinOnce`.
