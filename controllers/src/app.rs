@@ -12,7 +12,7 @@ use component_base::flags::Flags;
 use component_base::health::Health;
 use component_base::leader_election::{LeaderElector, Leadership};
 use component_base::memory;
-use component_base::metrics;
+use component_base::metrics::{self, Registry};
 use component_base::options::{LeaderElectionOptions, ServingOptions};
 use component_base::process;
 use component_base::shutdown::Shutdown;
@@ -59,7 +59,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let giving_back = memory::run(shutdown.token().clone());
     shutdown.spawn_guarded("memory", giving_back);
 
-    let health = Health::new();
+    let (health, own_metrics) = (Health::new(), Registry::new());
     metrics::init();
     features.record_metrics();
 
@@ -72,7 +72,10 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let client = caches.build().await?;
     let root_ca = root_ca(&options).await?;
     serving
-        .serve(pages(&health, &flags), shutdown.clone())
+        .serve(
+            pages(&health, own_metrics.clone(), &flags),
+            shutdown.clone(),
+        )
         .await?;
 
     let component = |leadership: Leadership, shutdown: Shutdown| {
@@ -88,27 +91,30 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
             ),
             leadership,
             clock: Clock::real(),
+            metrics: own_metrics.clone(),
             health: health.clone(),
             shutdown,
             root_ca: root_ca.clone(),
         })
     };
     if !election.enabled {
-        return component(Leadership::always(), shutdown.clone())
-            .run()
-            .await;
+        let component = component(Leadership::always(), shutdown.clone());
+        return component?.run().await;
     }
     let recorder = |client| Recorder::core_v1(client, COMPONENT, "", &shutdown);
     let elector = LeaderElector::connect(&options.client, election.config, recorder).await?;
     elector.add_health_check(&health);
     let leadership = elector.leadership();
     elector
-        .run_work(&shutdown, |leading| component(leadership, leading).run())
+        .run_work(&shutdown, |leading| {
+            let component = component(leadership, leading);
+            async move { component?.run().await }
+        })
         .await
 }
 
 /// `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`, `/flagz`.
-fn pages(health: &Health, flags: &Flags) -> axum::Router {
+fn pages(health: &Health, own_metrics: Registry, flags: &Flags) -> axum::Router {
     zpages::router(
         COMPONENT,
         flags,
@@ -116,7 +122,7 @@ fn pages(health: &Health, flags: &Flags) -> axum::Router {
         configz::configuration(flags),
     )
     .merge(health.router())
-    .merge(metrics::router())
+    .merge(metrics::router_with(own_metrics))
 }
 
 /// The CA bundle workloads verify the API server with.

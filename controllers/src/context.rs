@@ -10,14 +10,16 @@ use component_base::features::FeatureGates;
 use component_base::health::Health;
 use component_base::informer::Factory;
 use component_base::leader_election::Leadership;
+use component_base::metrics::{RegisterError, Registry};
 use component_base::shutdown::Shutdown;
-use controller_runtime::Executor;
 use controller_runtime::accounts::{AccountError, Accounts};
+use controller_runtime::{Executor, Queues};
 use futures::future::BoxFuture;
 use kube::Client;
 
 use crate::options::Options;
 use crate::readers;
+use crate::storage_operations::StorageOperations;
 
 /// A controller at work: ends at shutdown.
 pub type Running = BoxFuture<'static, ()>;
@@ -50,6 +52,9 @@ pub enum StartError {
     /// Settings that contradict each other.
     #[error("{0}")]
     Settings(String),
+    /// Another controller has metrics of these names.
+    #[error("metrics: {0}")]
+    Metrics(#[from] RegisterError),
 }
 
 /// Everything the controllers stand on. Nothing else is taken from the machine or the process, but for files that options name.
@@ -66,6 +71,8 @@ pub struct Seams {
     pub leadership: Leadership,
     /// What time it is.
     pub clock: Clock,
+    /// Where metrics are read: of no other controller manager.
+    pub metrics: Registry,
     /// Health checks.
     pub health: Health,
     /// Ends all of it.
@@ -87,6 +94,12 @@ pub struct ControllerContext {
     pub leadership: Leadership,
     /// What time it is.
     pub clock: Clock,
+    /// Makes the controllers' queues.
+    pub queues: Queues,
+    /// Where the metrics of controllers are read.
+    pub metrics: Registry,
+    /// What the controllers of volumes measure.
+    pub(crate) storage_operations: Arc<StorageOperations>,
     /// Health checks; a controller's own is added by the process.
     pub health: Health,
     /// Ends the controllers.
@@ -106,7 +119,10 @@ const FAST: (f32, u32) = (20.0, 100);
 
 impl ControllerContext {
     /// What controllers share, of what the process stands on.
-    pub fn new(seams: Seams) -> Self {
+    ///
+    /// # Errors
+    /// The registry has the metrics of another controller manager.
+    pub fn new(seams: Seams) -> Result<Self, RegisterError> {
         let Seams {
             options,
             features,
@@ -114,22 +130,26 @@ impl ControllerContext {
             accounts,
             leadership,
             clock,
+            metrics,
             health,
             shutdown,
             root_ca,
         } = seams;
-        Self {
+        Ok(Self {
             informers: Factory::keeping(client, shutdown.clone(), readers::keeps()),
             options,
             features,
             leadership,
+            queues: Queues::register(&metrics, clock.clone())?,
+            storage_operations: Arc::new(StorageOperations::register(&metrics)?),
+            metrics,
             clock,
             health,
             shutdown,
             root_ca: Arc::new(root_ca),
             accounts,
             factors: USUAL,
-        }
+        })
     }
 
     /// The same for a controller of very many requests; to be asked for before its first client.

@@ -28,7 +28,7 @@ use component_base::leader_election::Leadership;
 use component_base::shutdown::Shutdown;
 use controller_runtime::transport::ApiTransport;
 use controller_runtime::{
-    ApiError, Controller, Executor, ObjectKey, Transport, Watches, WorkQueue,
+    ApiError, Controller, Executor, ObjectKey, Queues, Transport, Watches, WorkQueue,
 };
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::ReplicationController;
@@ -38,6 +38,7 @@ use crate::deployment::controller::DeploymentController;
 use crate::job::controller::{JobController, JobKey};
 use crate::replicaset::controller::ReplicaSetController;
 use crate::statefulset::controller::StatefulSetController;
+use crate::statefulset::metrics::Metrics;
 
 use arguments::{Arguments, Output};
 use kind::Kind;
@@ -149,31 +150,41 @@ async fn pass(
     clock: Clock,
 ) -> Result<Option<Duration>, String> {
     let (end, key) = (Shutdown::new(), key.clone());
+    let queues = Queues::unread(clock.clone());
     match kind {
         Kind::Deployment => {
-            let parts = DeploymentController::new(factory, executor, clock, &end);
+            let parts = DeploymentController::new(&queues, factory, executor, clock, &end);
             reconcile(parts, key).await
         }
         Kind::ReplicaSet => {
-            let parts = ReplicaSetController::<ReplicaSet>::new(factory, executor, clock, &end);
+            let parts =
+                ReplicaSetController::<ReplicaSet>::new(&queues, factory, executor, clock, &end);
             reconcile(parts, key).await
         }
         Kind::ReplicationController => {
             type Replication = ReplicaSetController<ReplicationController>;
-            let parts = Replication::new(factory, executor, clock, &end);
+            let parts = Replication::new(&queues, factory, executor, clock, &end);
             reconcile(parts, key).await
         }
         Kind::StatefulSet => {
             // The gate MaxUnavailableStatefulSet, as it is by default.
-            let parts = StatefulSetController::new(factory, executor, clock, true, &end);
+            let parts = StatefulSetController::new(
+                &queues,
+                factory,
+                executor,
+                Metrics::unread(),
+                clock,
+                true,
+                &end,
+            );
             reconcile(parts, key).await
         }
         Kind::DaemonSet => {
-            let parts = DaemonSetController::new(factory, executor, clock, &end);
+            let parts = DaemonSetController::new(&queues, factory, executor, clock, &end);
             reconcile(parts, key).await
         }
         Kind::Job => {
-            let parts = JobController::new(factory, executor, clock, &end);
+            let parts = JobController::new(&queues, factory, executor, clock, &end);
             reconcile(parts, JobKey::Job(key)).await
         }
     }

@@ -63,6 +63,7 @@ pub mod service_cidr;
 pub mod serviceaccount;
 pub mod serviceaccount_token;
 pub mod statefulset;
+mod storage_operations;
 pub mod storage_version_migrator;
 pub mod taint_eviction;
 pub mod token_cleaner;

@@ -32,4 +32,3 @@ pub mod sync;
 mod tests;
 
 pub use controller::start;
-pub(crate) use metrics::record_operation;

@@ -7,7 +7,7 @@
 
 pub mod claims;
 pub mod controller;
-mod metrics;
+pub(crate) mod metrics;
 pub mod sync;
 
 #[cfg(test)]

@@ -45,12 +45,14 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context.executor(NAME, NAME).await?;
     let client = context.client(NAME).await?;
     let runner = runner::run(
+        context.queues.clone(),
         migrations.clone(),
         executor.clone(),
         context.clock.clone(),
         context.shutdown.clone(),
     );
     let migrator = migrator::run(
+        context.queues,
         migrations,
         client,
         executor,

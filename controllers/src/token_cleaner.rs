@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use controller_runtime::{
-    Action, ApiError, Controller, DeleteOptions, Executor, ObjectKey, Watches, WorkQueue,
-    run_controller,
+    Action, ApiError, Controller, DeleteOptions, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 
 use crate::bootstrap_token::{Expiry, NAMESPACE, SECRET_TYPE, expiry};
@@ -21,6 +20,7 @@ use crate::context::{ControllerContext, Running, StartError};
 struct TokenCleaner {
     secrets: Informer<Secret>,
     executor: Executor,
+    clock: Clock,
 }
 
 /// Builds the controller.
@@ -30,7 +30,7 @@ struct TokenCleaner {
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let selection = InformerOptions::default().fields(format!("type={SECRET_TYPE}"));
     let secrets: Informer<Secret> = context.informers.namespaced_informer(NAMESPACE, selection);
-    let queue = WorkQueue::new("token_cleaner");
+    let queue = context.queues.queue("token_cleaner");
     let mut watches = Watches::new(context.shutdown.clone());
     let add = queue.clone();
     watches.on(&secrets, move |event| {
@@ -39,7 +39,11 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         }
     });
     let executor = context.executor("token-cleaner", "token-cleaner").await?;
-    let controller = Arc::new(TokenCleaner { secrets, executor });
+    let controller = Arc::new(TokenCleaner {
+        secrets,
+        executor,
+        clock: context.clock.clone(),
+    });
     Ok(run_controller(controller, queue, watches, 1, context.shutdown).boxed())
 }
 
@@ -56,7 +60,7 @@ impl Controller for TokenCleaner {
         let Some(secret) = self.secrets.get_key(key) else {
             return Ok(None);
         };
-        match expiry(&secret, Timestamp::now()) {
+        match expiry(&secret, self.clock.now()) {
             Expiry::Never => Ok(None),
             Expiry::In(left) => Ok(Some(left)),
             Expiry::Expired => {
@@ -84,6 +88,8 @@ impl Controller for TokenCleaner {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
     use crate::bootstrap_token::signing_token;
     use k8s_openapi::ByteString;

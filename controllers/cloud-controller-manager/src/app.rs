@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use component_base::client::ClientConfig;
+use component_base::clock::Clock;
 use component_base::events::Recorder;
 use component_base::features::FeatureGates;
 use component_base::flags::Flags;
 use component_base::health::{Health, Kind};
 use component_base::informer::Factory;
 use component_base::leader_election::{LeaderElector, Leadership};
-use component_base::metrics;
+use component_base::metrics::{self, Registry};
 use component_base::options::{LeaderElectionOptions, ServingOptions};
 use component_base::process;
 use component_base::shutdown::Shutdown;
 use component_base::zpages;
+use controller_runtime::Queues;
 use controller_runtime::accounts::Accounts;
 use serde_json::{Map, Value};
 use tokio::task::JoinSet;
@@ -38,8 +40,8 @@ pub fn main() -> i32 {
 
 async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     let serving = ServingOptions::from_flags(&flags, COMPONENT)?;
-    let election = LeaderElectionOptions::from_flags(&flags, validate)?;
-    let options = Arc::new(Options::from_flags(&flags)?);
+    let election = LeaderElectionOptions::from_flags(&flags)?;
+    let options = Arc::new(Options::from_flags(&flags, validate)?);
     let mut features = FeatureGates::new(&[]);
     features.set(&options.feature_gates)?;
     tracing::info!(version = component_base::version::GIT_VERSION, "Starting");
@@ -48,7 +50,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         .context("could not initialize cloud provider: --cloud-config")?;
     tracing::info!(provider = cloud.name(), "Cloud provider is there");
 
-    let health = Health::new();
+    let (health, own_metrics) = (Health::new(), Registry::new());
     metrics::init();
     // Each cache asks little, and only by a watch: as in kube-controller-manager they are not held up.
     let caches = ClientConfig {
@@ -57,14 +59,22 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     };
     let client = caches.build().await?;
     serving
-        .serve(pages(&health, &flags), shutdown.clone())
+        .serve(
+            pages(&health, own_metrics.clone(), &flags),
+            shutdown.clone(),
+        )
         .await?;
 
+    let clock = Clock::real();
+    let queues = Queues::register(&own_metrics, clock.clone())?;
     let context = |leadership: Leadership, shutdown: Shutdown| Context {
         options: options.clone(),
         cloud: cloud.clone(),
         informers: Factory::new(client.clone(), shutdown.clone()),
         leadership,
+        clock: clock.clone(),
+        queues: queues.clone(),
+        metrics: own_metrics.clone(),
         accounts: Accounts::new(
             options.client.clone(),
             client.clone(),
@@ -89,14 +99,14 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 /// `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`, `/flagz`.
-fn pages(health: &Health, flags: &Flags) -> axum::Router {
+fn pages(health: &Health, own_metrics: Registry, flags: &Flags) -> axum::Router {
     let all = flags.all().into_iter();
     let all: Map<String, Value> = all
         .map(|(name, value)| (name.into(), value.to_json()))
         .collect();
     zpages::router(COMPONENT, flags, GROUP, all.into())
         .merge(health.router())
-        .merge(metrics::router())
+        .merge(metrics::router_with(own_metrics))
 }
 
 /// Builds the controllers that are wanted, then runs them until shutdown.

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use cloud_provider::Cloud;
+use component_base::clock::Clock;
 use component_base::informer::Factory;
 use component_base::leader_election::Leadership;
+use component_base::metrics::{RegisterError, Registry};
 use component_base::shutdown::Shutdown;
-use controller_runtime::Executor;
 use controller_runtime::accounts::{AccountError, Accounts};
+use controller_runtime::{Executor, Queues};
 use futures::future::BoxFuture;
 
 use crate::options::Options;
@@ -24,6 +26,9 @@ pub enum StartError {
     /// Settings that contradict each other.
     #[error("{0}")]
     Settings(String),
+    /// Another controller has metrics of these names.
+    #[error("metrics: {0}")]
+    Metrics(#[from] RegisterError),
 }
 
 /// Cheap to clone.
@@ -37,6 +42,12 @@ pub struct Context {
     pub informers: Factory,
     /// Whether this process leads.
     pub leadership: Leadership,
+    /// What time it is.
+    pub clock: Clock,
+    /// Makes the controllers' queues.
+    pub queues: Queues,
+    /// Where the metrics of controllers are read.
+    pub metrics: Registry,
     /// Ends the controllers.
     pub shutdown: Shutdown,
     /// Clients by account.

@@ -287,6 +287,12 @@ macro_rules! metrics {
                     $($field: $crate::metrics::add(registry, $made)?,)*
                 })
             }
+
+            /// Those that nobody reads.
+            #[allow(dead_code)]
+            $vis fn unread() -> Self {
+                Self::register(&$crate::metrics::Registry::new()).expect("the registry is empty")
+            }
         }
     };
 }

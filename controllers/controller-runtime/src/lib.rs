@@ -3,6 +3,7 @@
 //! A controller is `informers -> keys -> observe -> pure sync -> actions -> executor`. This crate owns the shell; it never knows what
 //! a Deployment is. Upstream: `k8s.io/client-go/util/workqueue`, `pkg/controller/controller_utils.go`, v1.36.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod accounts;
 pub mod controller;
@@ -16,4 +17,4 @@ pub use component_base::informer::ObjectKey;
 pub use controller::{Controller, Watches, run_controller};
 pub use executor::{Action, DeleteOptions, Executor, PatchKind, Plan};
 pub use transport::{ApiError, Resource, Transport};
-pub use work_queue::WorkQueue;
+pub use work_queue::{Queues, WorkQueue};

@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use component_base::clock::Clock;
+use component_base::metrics::{RegisterError, Registry};
 use component_base::tasks::spawn_vital;
 use tokio::sync::Notify;
 
-use self::metrics::QueueMetrics;
+use self::metrics::{Metrics, QueueMetrics};
 
 mod metrics;
 
@@ -45,7 +46,40 @@ impl Default for RateLimit {
     }
 }
 
-/// A cloneable handle to one queue.
+/// Makes the queues of one component: they go by one clock, and what is told of them is in one registry. Cheap to clone.
+#[derive(Clone)]
+pub struct Queues {
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl Queues {
+    /// No queue yet.
+    ///
+    /// # Errors
+    /// The registry has the queues of another component.
+    pub fn register(registry: &Registry, clock: Clock) -> Result<Self, RegisterError> {
+        let metrics = Arc::new(Metrics::register(registry)?);
+        Ok(Self { clock, metrics })
+    }
+
+    /// Of whose queues nobody reads anything.
+    pub fn unread(clock: Clock) -> Self {
+        Self::register(&Registry::new(), clock).expect("the registry is empty")
+    }
+
+    /// A queue with upstream's default limits; `name` labels its metrics. Must be called inside a tokio runtime.
+    pub fn queue<K: Key>(&self, name: &str) -> WorkQueue<K> {
+        self.queue_with(name, RateLimit::default())
+    }
+
+    /// The same with limits of its own.
+    pub fn queue_with<K: Key>(&self, name: &str, limit: RateLimit) -> WorkQueue<K> {
+        WorkQueue::make(name, limit, self.clock.clone(), &self.metrics)
+    }
+}
+
+/// A cloneable handle to one queue, of [`Queues`].
 pub struct WorkQueue<K = super::ObjectKey> {
     shared: Arc<Shared<K>>,
 }
@@ -84,13 +118,7 @@ struct State<K> {
 }
 
 impl<K: Key> WorkQueue<K> {
-    /// A queue with upstream's default limits; `name` labels its metrics.
-    pub fn new(name: &str) -> Self {
-        Self::with(name, RateLimit::default(), Clock::real())
-    }
-
-    /// A queue with limits and a clock of one's own. Must be called inside a tokio runtime.
-    pub fn with(name: &str, limit: RateLimit, clock: Clock) -> Self {
+    fn make(name: &str, limit: RateLimit, clock: Clock, metrics: &Metrics) -> Self {
         let state = State {
             queue: VecDeque::new(),
             dirty: HashSet::new(),
@@ -108,11 +136,11 @@ impl<K: Key> WorkQueue<K> {
             delayed: Notify::new(),
             clock,
             limit,
-            metrics: QueueMetrics::new(name),
+            metrics: metrics.of_queue(name),
         });
         spawn_vital("delayed keys", move_due_keys(Arc::downgrade(&shared)));
         let weak = Arc::downgrade(&shared);
-        metrics::watch(
+        metrics.watch(
             name,
             Box::new(move || weak.upgrade().map(|shared| shared.in_progress())),
         );
@@ -353,10 +381,7 @@ mod tests {
 
     fn queue() -> (WorkQueue<u32>, FakeClock) {
         let fake = FakeClock::new(jiff::Timestamp::UNIX_EPOCH);
-        (
-            WorkQueue::with("test", RateLimit::default(), fake.clock()),
-            fake,
-        )
+        (Queues::unread(fake.clock()).queue("test"), fake)
     }
 
     #[tokio::test]
@@ -425,5 +450,24 @@ mod tests {
             state.take_token(limit, Duration::from_secs(5)),
             Duration::from_millis(100)
         );
+    }
+
+    #[tokio::test]
+    async fn queues_of_two_components_count_apart() {
+        let (one, two) = (Registry::new(), Registry::new());
+        let register = |registry| Queues::register(registry, Clock::real());
+        let (first, second) = (register(&one).unwrap(), register(&two).unwrap());
+        assert!(register(&one).is_err(), "they would be mixed up");
+        let (busy, idle) = (first.queue::<u32>("same"), second.queue::<u32>("same"));
+        busy.add(1);
+        busy.add(2);
+        let adds = |registry: &Registry| {
+            let families = registry.gather();
+            let mut families = families.iter();
+            let adds = families.find(|family| family.name() == "workqueue_adds_total");
+            adds.unwrap().get_metric()[0].get_counter().get_value()
+        };
+        assert_eq!((adds(&one), adds(&two)), (2.0, 0.0));
+        drop(idle);
     }
 }

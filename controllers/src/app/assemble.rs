@@ -5,6 +5,7 @@
 use anyhow::Context as _;
 use component_base::features::{Feature, FeatureError, FeatureGates};
 use component_base::health::Kind;
+use component_base::metrics::RegisterError;
 use tokio::task::JoinSet;
 
 use crate::clustertrustbundle_publisher::CLUSTER_TRUST_BUNDLE;
@@ -56,10 +57,12 @@ pub struct Component {
 }
 
 /// Must be called inside a tokio runtime: informers start as controllers ask for them.
-pub fn assemble(seams: Seams) -> Component {
-    Component {
-        context: ControllerContext::new(seams),
-    }
+///
+/// # Errors
+/// The registry has the metrics of another controller manager.
+pub fn assemble(seams: Seams) -> Result<Component, RegisterError> {
+    let context = ControllerContext::new(seams)?;
+    Ok(Component { context })
 }
 
 impl Component {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use component_base::health::Health;
 use component_base::leader_election::Leadership;
+use component_base::metrics::Registry;
 use component_base::testing::World;
 use controller_runtime::accounts::Accounts;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
@@ -19,6 +20,7 @@ use crate::options::{Options, flag_set};
 /// All controllers, running.
 struct Controllers {
     world: World,
+    metrics: Registry,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -30,7 +32,7 @@ impl Controllers {
             .expect("flags");
         let options =
             Arc::new(Options::from_flags(&flags, crate::registry::validate).expect("options"));
-        let client = world.api.client();
+        let (client, metrics) = (world.api.client(), Registry::new());
         let (clock, shutdown) = (world.clock.clone(), world.shutdown.clone());
         let component = assemble(Seams {
             features: Arc::new(features(&options).expect("gates")),
@@ -39,12 +41,15 @@ impl Controllers {
             client,
             leadership: Leadership::always(),
             clock,
+            metrics: metrics.clone(),
             health: Health::new(),
             shutdown,
             root_ca: Some(b"a certificate".to_vec()),
-        });
+        })
+        .expect("a registry of its own");
         Self {
             world,
+            metrics,
             running: tokio::spawn(component.run()),
         }
     }
@@ -139,4 +144,46 @@ impl Controllers {
             .filter(|p| p.metadata.deletion_timestamp.is_some());
         (pods.len(), going.count())
     }
+}
+
+/// Those that are shown before anything happens, and those of queues. Others come with their first label.
+const SHOWN: &[&str] = &[
+    "cronjob_controller_job_creation_skew_duration_seconds",
+    "ephemeral_volume_controller_create_failures_total",
+    "ephemeral_volume_controller_create_total",
+    "horizontal_pod_autoscaler_controller_num_horizontal_pod_autoscalers",
+    "retroactive_storageclass_errors_total",
+    "retroactive_storageclass_total",
+    "taint_eviction_controller_pod_deletions_total",
+    "ttl_after_finished_controller_job_deletion_duration_seconds",
+    "workqueue_adds_total",
+    "workqueue_depth",
+    "workqueue_longest_running_processor_seconds",
+    "workqueue_queue_duration_seconds",
+    "workqueue_retries_total",
+    "workqueue_unfinished_work_seconds",
+    "workqueue_work_duration_seconds",
+];
+
+#[tokio::test(start_paused = true)]
+async fn what_two_controller_managers_count_is_told_by_name_and_apart() {
+    let (busy, idle) = (Controllers::start(), Controllers::start());
+    busy.deploy(1);
+    busy.settle(5).await;
+    let adds = |world: &Controllers| {
+        let families = world.metrics.gather();
+        let names: Vec<&str> = families.iter().map(|family| family.name()).collect();
+        for name in SHOWN {
+            assert!(names.contains(name), "{name} in {names:?}");
+        }
+        let of = |name: &str| families.iter().find(|family| family.name() == name);
+        let queues = of("workqueue_adds_total").map(|family| family.get_metric());
+        let mut queues = queues.unwrap_or_default().iter();
+        let found = queues.find(|queue| queue.get_label()[0].value() == "deployment");
+        found.map_or(0.0, |queue| queue.get_counter().get_value())
+    };
+    assert!(adds(&busy) > 0.0);
+    assert_eq!(adds(&idle), 0.0);
+    busy.end().await;
+    idle.end().await;
 }

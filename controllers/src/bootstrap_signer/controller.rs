@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerOptions};
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use super::sync::sync;
@@ -24,6 +24,7 @@ struct BootstrapSigner {
     config_maps: Informer<ConfigMap>,
     secrets: Informer<Secret>,
     executor: Executor,
+    clock: Clock,
 }
 
 /// Builds the controller.
@@ -37,7 +38,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         .namespaced_informer(CONFIG_MAP_NAMESPACE, selection);
     let selection = InformerOptions::default().fields(format!("type={SECRET_TYPE}"));
     let secrets: Informer<Secret> = context.informers.namespaced_informer(NAMESPACE, selection);
-    let queue = WorkQueue::new("bootstrap_signer_queue");
+    let queue = context.queues.queue("bootstrap_signer_queue");
     let mut watches = Watches::new(context.shutdown.clone());
     let (first, second) = (queue.clone(), queue.clone());
     watches.on(&config_maps, move |_| {
@@ -53,6 +54,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         config_maps,
         secrets,
         executor,
+        clock: context.clock.clone(),
     });
     Ok(run_controller(controller, queue, watches, 1, context.shutdown).boxed())
 }
@@ -70,7 +72,7 @@ impl Controller for BootstrapSigner {
         let Some(config_map) = self.config_maps.get_key(key) else {
             return Ok(None);
         };
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let secrets = self.secrets.list();
         let tokens: BTreeMap<String, String> = secrets
             .iter()

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use controller_runtime::executor::Target;
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::authorization::v1::{
@@ -75,7 +75,7 @@ struct ApprovingController {
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let requests: Informer<CertificateSigningRequest> =
         context.informers.informer(InformerOptions::default());
-    let queue = WorkQueue::with("csrapproving", RATE_LIMIT, context.clock.clone());
+    let queue = context.queues.queue_with("csrapproving", RATE_LIMIT);
     let mut watches = Watches::new(context.shutdown.clone());
     let add = queue.clone();
     watches.on(&requests, move |event| {

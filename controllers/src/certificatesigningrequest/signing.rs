@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_base::tls::watch_files;
 use controller_runtime::work_queue::RateLimit;
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use jiff::Timestamp;
@@ -51,6 +52,7 @@ struct SigningController {
     authorities: BTreeMap<&'static str, Arc<ArcSwap<Authority>>>,
     max_duration: Duration,
     executor: Executor,
+    clock: Clock,
 }
 
 /// Builds the controller.
@@ -99,7 +101,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     }
     let requests: Informer<CertificateSigningRequest> =
         context.informers.informer(InformerOptions::default());
-    let queue = WorkQueue::with("csrsigning", RATE_LIMIT, context.clock.clone());
+    let queue = context.queues.queue_with("csrsigning", RATE_LIMIT);
     let mut watches = Watches::new(context.shutdown.clone());
     let add = queue.clone();
     watches.on(&requests, move |event| {
@@ -116,6 +118,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         authorities,
         max_duration,
         executor,
+        clock: context.clock.clone(),
     });
     Ok(run_controller(controller, queue, watches, 5, context.shutdown).boxed())
 }
@@ -191,7 +194,7 @@ impl Controller for SigningController {
         let Some(authority) = self.authorities.get(csr.spec.signer_name.as_str()) else {
             return Ok(None);
         };
-        let now = Timestamp::now();
+        let now = self.clock.now();
         // The top bit stays clear, so that the serial is positive in 16 bytes.
         let serial = (rand::random::<u128>() >> 1).max(1).to_be_bytes();
         let result = sign(&csr, &authority.load(), self.max_duration, now, serial)?;

@@ -7,8 +7,7 @@ use async_trait::async_trait;
 use component_base::informer::{Informer, InformerOptions};
 use controller_runtime::executor::Target;
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, PatchKind, Watches, WorkQueue,
-    run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, PatchKind, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -31,7 +30,7 @@ struct Aggregation {
 /// When no client can be had.
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let roles: Informer<ClusterRole> = context.informers.informer(InformerOptions::default());
-    let queue = WorkQueue::new("ClusterRoleAggregator");
+    let queue = context.queues.queue("ClusterRoleAggregator");
     let mut watches = Watches::new(context.shutdown.clone());
     let (add, all) = (queue.clone(), roles.clone());
     // Any change may matter to any role that aggregates.

@@ -1,19 +1,16 @@
 //! The shell: the signer's bundles in, writes out.
 
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerOptions};
-use component_base::metrics::exponential_buckets;
-use controller_runtime::{
-    ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
-};
+use component_base::metrics::{exponential_buckets, make};
+use controller_runtime::{ApiError, Controller, Executor, ObjectKey, Watches, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
-use prometheus::{
-    HistogramVec, IntCounterVec, histogram_opts, register_histogram_vec, register_int_counter_vec,
-};
+use prometheus::{HistogramVec, IntCounterVec};
 
 use super::sync::{SIGNER, sync};
 use crate::context::{ControllerContext, Running, StartError};
@@ -23,30 +20,28 @@ pub const CLUSTER_TRUST_BUNDLE: &str = "ClusterTrustBundle";
 const NAME: &str = "kube-apiserver-serving-clustertrustbundle-publisher-controller";
 const ACCOUNT: &str = "kube-apiserver-serving-clustertrustbundle-publisher";
 
-static SYNCS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    register_int_counter_vec!(
-        "clustertrustbundle_publisher_sync_total",
-        "Number of syncs that occurred in cluster trust bundle publisher.",
-        &["code"]
-    )
-    .expect("the name is registered only here")
-});
-static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
-    register_histogram_vec!(
-        histogram_opts!(
+component_base::metrics! {
+    struct Metrics {
+        syncs: IntCounterVec = make::counters(
+            "clustertrustbundle_publisher_sync_total",
+            "Number of syncs that occurred in cluster trust bundle publisher.",
+            &["code"],
+        ),
+        duration: HistogramVec = make::histograms(
             "clustertrustbundle_publisher_sync_duration_seconds",
             "The time it took to sync a cluster trust bundle.",
-            exponential_buckets(0.001, 2.0, 15)
+            &["code"],
+            exponential_buckets(0.001, 2.0, 15),
         ),
-        &["code"]
-    )
-    .expect("the name is registered only here")
-});
+    }
+}
 
 struct Publisher {
     bundles: Informer<ClusterTrustBundle>,
     ca: String,
     executor: Executor,
+    clock: Clock,
+    metrics: Metrics,
 }
 
 /// Builds the controller; where the gate is off, the API server has no such bundles, or no CA is known, it has nothing
@@ -66,7 +61,9 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let bundles: Informer<ClusterTrustBundle> = context
         .informers
         .informer(InformerOptions::default().fields(format!("spec.signerName={SIGNER}")));
-    let queue = WorkQueue::new("ca_cert_publisher_cluster_trust_bundles");
+    let queue = context
+        .queues
+        .queue("ca_cert_publisher_cluster_trust_bundles");
     let mut watches = Watches::new(context.shutdown.clone());
     let add = queue.clone();
     // There is one thing to look at: all of them.
@@ -77,6 +74,8 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         bundles,
         ca,
         executor,
+        clock: context.clock.clone(),
+        metrics: Metrics::register(&context.metrics)?,
     });
     Ok(run_controller(controller, queue, watches, 1, context.shutdown).boxed())
 }
@@ -122,16 +121,18 @@ impl Controller for Publisher {
     }
 
     async fn reconcile(&self, _: &ObjectKey) -> Result<Option<Duration>, ApiError> {
-        let begin = Instant::now();
+        let begin = self.clock.monotonic();
         let result = self.publish().await;
         let code = match &result {
             Ok(()) => "200".to_owned(),
             Err(error) => code(error).to_string(),
         };
-        DURATION
+        let took = self.clock.monotonic().saturating_sub(begin);
+        let Metrics { syncs, duration } = &self.metrics;
+        duration
             .with_label_values(&[code.as_str()])
-            .observe(begin.elapsed().as_secs_f64());
-        SYNCS.with_label_values(&[code.as_str()]).inc();
+            .observe(took.as_secs_f64());
+        syncs.with_label_values(&[code.as_str()]).inc();
         result.map(|()| None)
     }
 }

@@ -1,37 +1,40 @@
 //! The shell: watches CronJobs and their Jobs, and carries out what [`super::sync`] decides.
 
 use std::collections::HashSet;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::events::{EventType, object_reference};
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
-use component_base::metrics::exponential_buckets;
+use component_base::metrics::{exponential_buckets, make};
 use component_base::shutdown::Shutdown;
 use component_helpers::owner_ref::is_controlled_by;
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{
+    ApiError, Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller,
+};
 use futures::FutureExt as _;
 use jiff::tz::TimeZone;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
-use prometheus::{Histogram, histogram_opts, register_histogram};
+use prometheus::Histogram;
 
 use super::sync::{self, Start};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::{controlled_by, index_by_controller};
 use crate::controller_ref_manager::resolve;
 
-static CREATION_SKEW: LazyLock<Histogram> = LazyLock::new(|| {
-    register_histogram!(histogram_opts!(
-        "cronjob_controller_job_creation_skew_duration_seconds",
-        "Time between when a cronjob is scheduled to be run, and when the corresponding job is created",
-        exponential_buckets(1.0, 2.0, 10)
-    ))
-    .expect("the name is registered only here")
-});
+component_base::metrics! {
+    pub(super) struct Metrics {
+        creation_skew: Histogram = make::histogram(
+            "cronjob_controller_job_creation_skew_duration_seconds",
+            "Time between when a cronjob is scheduled to be run, and when the corresponding job is created",
+            exponential_buckets(1.0, 2.0, 10),
+        ),
+    }
+}
 
 /// Starts the controller under its own account.
 ///
@@ -42,12 +45,13 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context.executor(name, name).await?;
     let workers = context.options.workers("cron-job");
     let (controller, queue, watches) = CronJobController::new(
+        &context.queues,
         &context.informers,
         executor,
+        Metrics::register(&context.metrics)?,
         context.clock.clone(),
         &context.shutdown,
     );
-    LazyLock::force(&CREATION_SKEW);
     Ok(run_controller(
         controller,
         queue,
@@ -64,27 +68,32 @@ pub struct CronJobController {
     jobs: Informer<Job>,
     executor: Executor,
     clock: Clock,
+    metrics: Metrics,
     /// Of schedules that name none.
     zone: TimeZone,
 }
 
 impl CronJobController {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
-    pub fn new(
+    fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
+        metrics: Metrics,
         clock: Clock,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
         let cron_jobs = factory.informer(InformerOptions::default());
         let jobs = factory.informer(InformerOptions::default());
-        Self::over(cron_jobs, jobs, executor, clock, shutdown)
+        Self::over(queues, cron_jobs, jobs, executor, metrics, clock, shutdown)
     }
 
     pub(super) fn over(
+        queues: &Queues,
         cron_jobs: Informer<CronJob>,
         jobs: Informer<Job>,
         executor: Executor,
+        metrics: Metrics,
         clock: Clock,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
@@ -93,10 +102,11 @@ impl CronJobController {
             jobs,
             executor,
             clock,
+            metrics,
             zone: TimeZone::system(),
         });
         index_by_controller(&controller.jobs);
-        let queue = WorkQueue::new("cronjob");
+        let queue = queues.queue("cronjob");
         let mut watches = Watches::new(shutdown.clone());
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.cron_jobs, move |event| {
@@ -218,7 +228,7 @@ impl CronJobController {
             Ok(created) => {
                 if let Some(at) = &created.metadata.creation_timestamp {
                     let skew = at.0.duration_since(start.scheduled);
-                    CREATION_SKEW.observe(skew.as_secs_f64());
+                    self.metrics.creation_skew.observe(skew.as_secs_f64());
                 }
                 let name = created.metadata.name.as_deref().unwrap_or_default();
                 let message = format!("Created job {name}");

@@ -1,3 +1,4 @@
+use component_base::clock::Clock;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use component_base::shutdown::Shutdown;
 use controller_runtime::executor::Action;
 use controller_runtime::testing::FakeApi;
 use controller_runtime::transport::Verb;
-use controller_runtime::{ApiError, Controller as _, ObjectKey};
+use controller_runtime::{ApiError, Controller as _, ObjectKey, Queues};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
@@ -395,9 +396,11 @@ async fn makes_a_job_once() {
     let clock = FakeClock::new(time("2026-01-01T11:00:00.1Z"));
     let shutdown = Shutdown::new();
     let (controller, _queue, _watches) = CronJobController::over(
+        &Queues::unread(Clock::real()),
         cron_job_informer,
         job_informer,
         api.executor_with(recorder),
+        super::controller::Metrics::unread(),
         clock.clock(),
         &shutdown,
     );

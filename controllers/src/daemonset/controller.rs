@@ -12,7 +12,9 @@ use component_base::shutdown::Shutdown;
 use component_helpers::pod::{available_at, is_terminating, label, name, namespace, phase, uid};
 use controller_runtime::executor::Executor;
 use controller_runtime::expectations::Expectations;
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{
+    ApiError, Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller,
+};
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
@@ -37,6 +39,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         .await?;
     let workers = context.options.workers("daemonset");
     let (controller, queue, watches) = DaemonSetController::new(
+        &context.queues,
         &context.informers,
         executor,
         context.clock.clone(),
@@ -67,6 +70,7 @@ pub struct DaemonSetController {
 impl DaemonSetController {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
     pub fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
         clock: Clock,
@@ -77,6 +81,7 @@ impl DaemonSetController {
         let nodes = factory.informer(InformerOptions::default());
         let revisions = Revisions::new(factory, executor.clone());
         Self::over(
+            queues,
             (daemon_sets, pods, nodes),
             revisions,
             executor,
@@ -86,6 +91,7 @@ impl DaemonSetController {
     }
 
     fn over(
+        queues: &Queues,
         (daemon_sets, pods, nodes): (Informer<DaemonSet>, Informer<Pod>, Informer<Node>),
         revisions: Revisions,
         executor: Executor,
@@ -103,7 +109,7 @@ impl DaemonSetController {
             clock,
         });
         index_by_controller(&controller.pods);
-        let queue = WorkQueue::new("daemonset");
+        let queue = queues.queue("daemonset");
         let mut watches = Watches::new(shutdown.clone());
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.daemon_sets, move |event| {

@@ -11,7 +11,9 @@ use component_base::shutdown::Shutdown;
 use component_helpers::labels::{Selector, SelectorError};
 use component_helpers::owner_ref::is_controlled_by;
 use controller_runtime::executor::{self, DeleteOptions, Executor};
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{
+    ApiError, Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller,
+};
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
@@ -36,6 +38,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         .await?;
     let workers = context.options.workers("deployment");
     let (controller, queue, watches) = DeploymentController::new(
+        &context.queues,
         &context.informers,
         executor,
         context.clock.clone(),
@@ -76,6 +79,7 @@ pub struct DeploymentController {
 impl DeploymentController {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
     pub fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
         clock: Clock,
@@ -84,10 +88,19 @@ impl DeploymentController {
         let deployments = factory.informer(InformerOptions::default());
         let replica_sets = factory.informer(InformerOptions::default());
         let pods = factory.informer(InformerOptions::default());
-        Self::over(deployments, replica_sets, pods, executor, clock, shutdown)
+        Self::over(
+            queues,
+            deployments,
+            replica_sets,
+            pods,
+            executor,
+            clock,
+            shutdown,
+        )
     }
 
     fn over(
+        queues: &Queues,
         deployments: Informer<Deployment>,
         replica_sets: Informer<ReplicaSet>,
         pods: Informer<Pod>,
@@ -104,7 +117,7 @@ impl DeploymentController {
         });
         index_by_controller(&controller.replica_sets);
         index_by_controller(&controller.pods);
-        let queue = WorkQueue::new("deployment");
+        let queue = queues.queue("deployment");
         let mut watches = Watches::new(shutdown.clone());
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.deployments, move |event| {

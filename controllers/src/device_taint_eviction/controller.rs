@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
+use component_base::metrics::make;
 use component_base::shutdown::Shutdown;
 use component_helpers::pod as pod_helpers;
 use component_helpers::resource_claim::{
@@ -23,7 +24,7 @@ use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::api::resource::v1::{DeviceTaintRule, ResourceClaim, ResourceSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use prometheus::{Histogram, IntCounter, histogram_opts, register_histogram, register_int_counter};
+use prometheus::{Histogram, IntCounter};
 use serde_json::json;
 
 use super::rule_status::{self, Counts, PERIOD};
@@ -41,24 +42,6 @@ pub(super) const NAME: &str = "device-taint-eviction-controller";
 
 /// The index of slices by pool, and of claims by the pools of their devices: `driver/pool`.
 const BY_POOL: &str = "pool";
-
-static DELETED: LazyLock<IntCounter> = LazyLock::new(|| {
-    register_int_counter!(
-        "device_taint_eviction_controller_pod_deletions_total",
-        "Total number of Pods deleted by DeviceTaintEvictionController since its start."
-    )
-    .expect("the name is registered only here")
-});
-static LATENCY: LazyLock<Histogram> = LazyLock::new(|| {
-    register_histogram!(histogram_opts!(
-        "device_taint_eviction_controller_pod_deletion_duration_seconds",
-        "Latency, in seconds, between the time when a device taint effect has been activated and a Pod's deletion via DeviceTaintEvictionController.",
-        vec![
-            0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 120.0, 180.0, 240.0
-        ]
-    ))
-    .expect("the name is registered only here")
-});
 
 /// What a worker looks at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,6 +66,20 @@ pub(super) struct Scheduled {
     eviction: Eviction,
 }
 
+component_base::metrics! {
+    pub(super) struct Metrics {
+        deleted: IntCounter = make::counter(
+            "device_taint_eviction_controller_pod_deletions_total",
+            "Total number of Pods deleted by DeviceTaintEvictionController since its start.",
+        ),
+        latency: Histogram = make::histogram(
+            "device_taint_eviction_controller_pod_deletion_duration_seconds",
+            "Latency, in seconds, between the time when a device taint effect has been activated and a Pod's deletion via DeviceTaintEvictionController.",
+            vec![ 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 120.0, 180.0, 240.0 ],
+        ),
+    }
+}
+
 pub(super) struct DeviceTaintEviction {
     pub(super) pods: Informer<Pod>,
     pub(super) claims: Informer<ResourceClaim>,
@@ -98,6 +95,7 @@ pub(super) struct DeviceTaintEviction {
     pub(super) queue: WorkQueue<Key>,
     pub(super) executor: Executor,
     pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
 }
 
 /// Builds the controller; with its gate off, or an API server without ResourceSlices, it has nothing to do.
@@ -120,12 +118,11 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         scheduled: Mutex::default(),
         evicted: UidCache::default(),
         evicted_by: Mutex::default(),
-        queue: WorkQueue::new(NAME),
+        queue: context.queues.queue(NAME),
         executor,
         clock: context.clock.clone(),
+        metrics: Metrics::register(&context.metrics)?,
     });
-    LazyLock::force(&DELETED);
-    LazyLock::force(&LATENCY);
     let watches = controller.watch(&context.shutdown);
     let workers = context.options.workers("device-taint-eviction");
     let queue = controller.queue.clone();
@@ -308,8 +305,8 @@ impl DeviceTaintEviction {
             let reasons: Vec<_> = eviction.reasons.iter().map(ToString::to_string).collect();
             let reason = reasons.join(", ");
             tracing::info!(pod = %key, ?latency, reason, "Evicted pod by deleting it");
-            DELETED.inc();
-            LATENCY.observe(latency.as_secs_f64());
+            self.metrics.deleted.inc();
+            self.metrics.latency.observe(latency.as_secs_f64());
             let mut evicted_by = lock(&self.evicted_by);
             for (_, rule) in eviction.rules() {
                 *evicted_by.entry(rule.to_owned()).or_default() += 1;

@@ -7,15 +7,14 @@ use component_base::events::{RecordedEvent, Recorder};
 use component_base::shutdown::Shutdown;
 use component_helpers::resource_claim::consumer;
 use controller_runtime::testing::FakeApi;
-use controller_runtime::work_queue::RateLimit;
-use controller_runtime::{ApiError, Controller as _, Watches, WorkQueue};
+use controller_runtime::{ApiError, Controller as _, Queues, Watches};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{DeviceTaintRule, ResourceClaim, ResourceSlice};
 use serde_json::{Value, from_value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::controller::DeviceTaintEviction;
+use super::controller::{DeviceTaintEviction, Metrics};
 use crate::testing::{Feed, settle};
 use crate::uid_cache::UidCache;
 
@@ -111,9 +110,10 @@ async fn cluster() -> Cluster {
         scheduled: Default::default(),
         evicted: UidCache::default(),
         evicted_by: Default::default(),
-        queue: WorkQueue::with("test", RateLimit::default(), clock.clock()),
+        queue: Queues::unread(clock.clock()).queue("test"),
         executor: api.executor_with(recorder),
         clock: clock.clock(),
+        metrics: Metrics::unread(),
     });
     let mut watches = controller.watch(&Shutdown::new());
     assert!(watches.wait_for_sync().await);

@@ -53,7 +53,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         executor: executor.clone(),
         clock: clock.clone(),
     });
-    let queue = WorkQueue::new("disruption");
+    let queue = context.queues.queue("disruption");
     let mut watches = Watches::new(context.shutdown.clone());
     budgets.watch(&mut watches, &queue);
     let workers = context.options.workers("disruption");
@@ -64,7 +64,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         executor,
         clock,
     });
-    let queue = WorkQueue::new("stale_pod_disruption");
+    let queue = context.queues.queue("stale_pod_disruption");
     let mut watches = Watches::new(context.shutdown.clone());
     stale.watch(&mut watches, &queue);
     let stale = run_controller(stale, queue, watches, WORKERS, context.shutdown);

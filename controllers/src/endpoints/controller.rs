@@ -9,8 +9,9 @@ use component_base::events::EventType;
 use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
-use controller_runtime::work_queue::RateLimit;
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{
+    ApiError, Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller,
+};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
 
@@ -35,6 +36,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         .await?;
     let workers = context.options.workers("endpoint");
     let (controller, queue, watches) = EndpointsController::new(
+        &context.queues,
         &context.informers,
         executor,
         context.clock.clone(),
@@ -65,6 +67,7 @@ pub struct EndpointsController {
 impl EndpointsController {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
     pub fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
         clock: Clock,
@@ -73,10 +76,17 @@ impl EndpointsController {
         let services = factory.informer(InformerOptions::default());
         let pods = factory.informer(InformerOptions::default());
         let endpoints = factory.informer(InformerOptions::default());
-        Self::over((services, pods, endpoints), executor, clock, shutdown)
+        Self::over(
+            queues,
+            (services, pods, endpoints),
+            executor,
+            clock,
+            shutdown,
+        )
     }
 
     pub(super) fn over(
+        queues: &Queues,
         (services, pods, endpoints): (Informer<Service>, Informer<Pod>, Informer<Endpoints>),
         executor: Executor,
         clock: Clock,
@@ -94,7 +104,7 @@ impl EndpointsController {
         });
         index_pods(&controller.pods);
         index_services(&controller.services);
-        let queue = WorkQueue::with("endpoint", RateLimit::default(), controller.clock.clone());
+        let queue = queues.queue("endpoint");
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
         watches.on(&controller.services, move |event| {

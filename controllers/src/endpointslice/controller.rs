@@ -12,7 +12,9 @@ use component_base::shutdown::Shutdown;
 use component_helpers::pod::{is_pod_ready, node_name, pod_ips};
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
 use controller_runtime::work_queue::RateLimit;
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{
+    ApiError, Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller,
+};
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
@@ -56,6 +58,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     };
     let workers = context.options.workers("service-endpoint");
     let (controller, queue, watches) = EndpointSliceController::new(
+        &context.queues,
         &context.informers,
         executor,
         settings,
@@ -116,6 +119,7 @@ pub struct EndpointSliceController {
 impl EndpointSliceController {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
     pub fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
         settings: Settings,
@@ -142,7 +146,7 @@ impl EndpointSliceController {
                 .into_iter()
                 .collect()
         });
-        let queue = WorkQueue::with("endpoint_slice", SYNC_BACK_OFF, controller.clock.clone());
+        let queue = queues.queue_with("endpoint_slice", SYNC_BACK_OFF);
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
         watches.on(&controller.services, move |event| {

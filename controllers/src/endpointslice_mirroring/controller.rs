@@ -52,11 +52,9 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         let key = service_key(slice).filter(|_| is_managed(slice));
         key.map(|key| key.to_string()).into_iter().collect()
     });
-    let queue = WorkQueue::with(
-        "endpoint_slice_mirroring",
-        SYNC_BACK_OFF,
-        context.clock.clone(),
-    );
+    let queue = context
+        .queues
+        .queue_with("endpoint_slice_mirroring", SYNC_BACK_OFF);
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&controller.endpoints, move |event| {

@@ -1,37 +1,23 @@
 //! The shell: watches Pods and claims, and creates claims.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
+use component_base::metrics::make;
 use component_helpers::pod;
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Volume};
-use prometheus::{IntCounter, register_int_counter};
+use prometheus::IntCounter;
 
 use super::sync::{NotForPod, is_relevant, sync, volume_claim_name, volumes};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::pods_by_claim;
-
-static ATTEMPTS: LazyLock<IntCounter> = LazyLock::new(|| {
-    register_int_counter!(
-        "ephemeral_volume_controller_create_total",
-        "Number of PersistentVolumeClaim creation requests"
-    )
-    .expect("the name is registered only here")
-});
-static FAILURES: LazyLock<IntCounter> = LazyLock::new(|| {
-    register_int_counter!(
-        "ephemeral_volume_controller_create_failures_total",
-        "Number of PersistentVolumeClaim creation requests that failed"
-    )
-    .expect("the name is registered only here")
-});
 
 /// Why a volume has no claim; a retry may help.
 #[derive(Debug, thiserror::Error)]
@@ -55,10 +41,24 @@ struct EphemeralVolumeError {
     source: VolumeError,
 }
 
+component_base::metrics! {
+    struct Metrics {
+        attempts: IntCounter = make::counter(
+            "ephemeral_volume_controller_create_total",
+            "Number of PersistentVolumeClaim creation requests",
+        ),
+        failures: IntCounter = make::counter(
+            "ephemeral_volume_controller_create_failures_total",
+            "Number of PersistentVolumeClaim creation requests that failed",
+        ),
+    }
+}
+
 struct EphemeralVolume {
     pods: Informer<Pod>,
     claims: Informer<PersistentVolumeClaim>,
     executor: Executor,
+    metrics: Metrics,
 }
 
 /// Builds the controller.
@@ -73,9 +73,10 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         pods: context.informers.informer(InformerOptions::default()),
         claims: context.informers.informer(InformerOptions::default()),
         executor,
+        metrics: Metrics::register(&context.metrics)?,
     });
     pods_by_claim::add_index(&controller.pods);
-    let queue = WorkQueue::new("ephemeral_volume");
+    let queue = context.queues.queue("ephemeral_volume");
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&controller.pods, move |event| {
@@ -109,10 +110,10 @@ impl EphemeralVolume {
         let Some(claim) = sync(pod, volume, existing.as_deref())? else {
             return Ok(());
         };
-        ATTEMPTS.inc();
+        self.metrics.attempts.inc();
         let created = self.executor.execute(&Action::create(&claim)).await;
         created.map(drop).map_err(|source| {
-            FAILURES.inc();
+            self.metrics.failures.inc();
             VolumeError::Create {
                 claim: name,
                 source,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use component_base::events::EventType;
 use controller_runtime::executor::{Executor, PatchKind, Target};
 use controller_runtime::transport::Verb;
-use controller_runtime::{ApiError, ObjectKey, WorkQueue};
+use controller_runtime::{ApiError, ObjectKey, Queues, WorkQueue};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -61,14 +61,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Collector {
-    pub fn new(executor: Executor) -> Self {
+    pub fn new(executor: Executor, queues: &Queues) -> Self {
         Self {
             graph: Mutex::default(),
             absent: Mutex::default(),
             kinds: RwLock::default(),
             executor,
-            attempt_to_delete: WorkQueue::new("garbage_collector_attempt_to_delete"),
-            attempt_to_orphan: WorkQueue::new("garbage_collector_attempt_to_orphan"),
+            attempt_to_delete: queues.queue("garbage_collector_attempt_to_delete"),
+            attempt_to_orphan: queues.queue("garbage_collector_attempt_to_orphan"),
         }
     }
 

@@ -27,7 +27,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         .executor(ACCOUNT, "garbage-collector-controller")
         .await?;
     let discovery = Arc::new(context.client(ACCOUNT).await?);
-    let collector = Arc::new(Collector::new(executor));
+    let collector = Arc::new(Collector::new(executor, &context.queues));
     let mut monitors = Monitors::new(
         context.informers.clone(),
         discovery,

@@ -1,6 +1,7 @@
+use component_base::clock::Clock;
 use controller_runtime::testing::FakeApi;
 use controller_runtime::transport::Verb;
-use controller_runtime::{ApiError, Resource};
+use controller_runtime::{ApiError, Queues, Resource};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node as ClusterNode, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -337,7 +338,7 @@ fn meta(identity: &Identity, owners: &[OwnerReference], more: Value) -> ObjectMe
 }
 
 fn collector(api: &FakeApi) -> Collector {
-    let collector = Collector::new(api.executor());
+    let collector = Collector::new(api.executor(), &Queues::unread(Clock::real()));
     let kind = |resource: Resource, namespaced| Discovered {
         resource,
         namespaced,

@@ -12,7 +12,7 @@ use component_helpers::labels::Selector;
 use controller_runtime::executor::Target as ApiTarget;
 use controller_runtime::transport::Verb;
 use controller_runtime::{
-    ApiError, Controller, Executor, ObjectKey, Resource, Watches, WorkQueue, run_controller,
+    ApiError, Controller, Executor, ObjectKey, Resource, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, MetricSpec, MetricStatus};
@@ -23,7 +23,7 @@ use super::behavior::History;
 use super::calculator::Target;
 use super::evaluate::{Failure, Proposal, evaluate};
 use super::metrics_api::MetricsApi;
-use super::monitor;
+use super::monitor::{self, Monitor};
 use super::reader::Reader;
 use super::sync::{
     ABLE_TO_SCALE, First, SCALED_TO_ZERO, SCALING_ACTIVE, Settings, combine, decide, first,
@@ -95,6 +95,7 @@ pub(super) struct Autoscalers {
     reader: Reader,
     pub(super) settings: Settings,
     pub(super) clock: Clock,
+    monitor: Monitor,
     memory: Mutex<HashMap<ObjectKey, Memory>>,
 }
 
@@ -124,8 +125,9 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         Arc::new(client),
         settings,
         context.clock.clone(),
+        Monitor::register(&context.metrics)?,
     ));
-    let queue = WorkQueue::new("horizontalpodautoscaler");
+    let queue = context.queues.queue("horizontalpodautoscaler");
     let mut watches = Watches::new(context.shutdown.clone());
     let (handler, keys) = (controller.clone(), queue.clone());
     watches.on(&controller.autoscalers, move |event| {
@@ -144,10 +146,10 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
             }
             InformerEvent::Deleted(_) => {
                 handler.memory().remove(&key);
-                monitor::forget(&key.namespace, &key.name);
+                handler.monitor.forget(&key.namespace, &key.name);
             }
         }
-        monitor::count(handler.memory().len());
+        handler.monitor.count(handler.memory().len());
     });
     watches.wait_for(&controller.pods);
     let workers = context.options.workers("horizontal-pod-autoscaler");
@@ -163,6 +165,7 @@ impl Autoscalers {
         metrics: Arc<dyn MetricsApi>,
         settings: Settings,
         clock: Clock,
+        monitor: Monitor,
     ) -> Self {
         Self {
             autoscalers,
@@ -171,6 +174,7 @@ impl Autoscalers {
             reader: Reader::new(discovery, metrics),
             settings,
             clock,
+            monitor,
             memory: Mutex::default(),
         }
     }
@@ -220,7 +224,8 @@ impl Autoscalers {
         let mut action = "none";
         let result = self.reconcile_autoscaler(key, shared, &mut action).await;
         let error = monitor::error(result.as_ref().err().map(|e| e.is_spec));
-        monitor::reconciled(action, error, self.clock.monotonic().saturating_sub(begin));
+        self.monitor
+            .reconciled(action, error, self.clock.monotonic().saturating_sub(begin));
         result
     }
 
@@ -310,7 +315,7 @@ impl Autoscalers {
             &self.settings,
             now,
         );
-        monitor::desired(&key.namespace, &key.name, desired);
+        self.monitor.desired(&key.namespace, &key.name, desired);
         self.update_status(shared, &autoscaler).await?;
         left
     }
@@ -427,7 +432,7 @@ impl Autoscalers {
                 self.warn(autoscaler, failure.reason, &failure.message);
             }
             let took = self.clock.monotonic().saturating_sub(begin);
-            measure(spec, &proposal, current.unwrap_or(0), took);
+            measure(&self.monitor, spec, &proposal, current.unwrap_or(0), took);
             proposals.push(proposal);
         }
         let combined = combine(proposals, scale.number("spec"));
@@ -543,12 +548,18 @@ pub(super) fn scale_target(resource: &Resource, namespace: &str, name: &str) -> 
     }
 }
 
-fn measure(spec: &MetricSpec, proposal: &Result<Proposal, Failure>, current: i32, took: Duration) {
+fn measure(
+    monitor: &Monitor,
+    spec: &MetricSpec,
+    proposal: &Result<Proposal, Failure>,
+    current: i32,
+    took: Duration,
+) {
     let (action, error) = match proposal {
         Ok(proposal) => (monitor::action(current, proposal.replicas), None),
         Err(failure) => ("none", Some(failure.is_spec)),
     };
-    monitor::computed(action, monitor::error(error), &spec.type_, took);
+    monitor.computed(action, monitor::error(error), &spec.type_, took);
 }
 
 #[async_trait]
@@ -567,7 +578,7 @@ impl Controller for Autoscalers {
             return Ok(None);
         };
         if self.is_stale(key, &autoscaler) {
-            monitor::stale();
+            self.monitor.stale();
             return Ok(Some(STALE_PAUSE.min(self.settings.sync_period)));
         }
         self.memory().entry(key.clone()).or_default();

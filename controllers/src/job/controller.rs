@@ -14,7 +14,9 @@ use component_helpers::pod::{is_pod_ready, is_terminating, name, namespace, uid}
 use controller_runtime::executor::{Action, Executor};
 use controller_runtime::expectations::Expectations;
 use controller_runtime::work_queue::RateLimit;
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{
+    ApiError, Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller,
+};
 use futures::FutureExt as _;
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
@@ -54,6 +56,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context.executor("job-controller", "job-controller").await?;
     let workers = context.options.workers("job");
     let (controller, queue, watches) = JobController::new(
+        &context.queues,
         &context.informers,
         executor,
         context.clock.clone(),
@@ -104,6 +107,7 @@ pub struct JobController {
 impl JobController {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
     pub fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
         clock: Clock,
@@ -111,10 +115,11 @@ impl JobController {
     ) -> (Arc<Self>, WorkQueue<JobKey>, Watches) {
         let jobs = factory.informer(InformerOptions::default());
         let pods = factory.informer(InformerOptions::default());
-        Self::over(jobs, pods, executor, clock, shutdown)
+        Self::over(queues, jobs, pods, executor, clock, shutdown)
     }
 
     pub(super) fn over(
+        queues: &Queues,
         jobs: Informer<Job>,
         pods: Informer<Pod>,
         executor: Executor,
@@ -132,7 +137,7 @@ impl JobController {
             clock,
         });
         index_by_controller(&controller.pods);
-        let queue = WorkQueue::with("job", API_BACK_OFF, controller.clock.clone());
+        let queue = queues.queue_with("job", API_BACK_OFF);
         let mut watches = Watches::new(shutdown.clone());
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.jobs, move |event| handler.on_job(&keys, &event));

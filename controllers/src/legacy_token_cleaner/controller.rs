@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerOptions, ObjectKey};
-use controller_runtime::{ApiError, Controller, Executor, Watches, WorkQueue, run_controller};
+use controller_runtime::{ApiError, Controller, Executor, Watches, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
 
@@ -53,7 +53,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         period: context.options.legacy_token_clean_up_period,
         clock: context.clock.clone(),
     });
-    let queue = WorkQueue::new("legacy_service_account_token_cleaner");
+    let queue = context.queues.queue("legacy_service_account_token_cleaner");
     // The one key stands for a round; it comes back by itself.
     queue.add(ObjectKey::new("", "tokens"));
     let mut watches = Watches::new(context.shutdown.clone());

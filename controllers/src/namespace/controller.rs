@@ -9,7 +9,7 @@ use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions
 use component_base::shutdown::Shutdown;
 use controller_runtime::executor::Executor;
 use controller_runtime::work_queue::RateLimit;
-use controller_runtime::{Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 
@@ -38,6 +38,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         .await?;
     let discovery = Arc::new(context.client("namespace-controller").await?);
     let (controller, queue, watches) = NamespaceController::new(
+        &context.queues,
         &context.informers,
         executor,
         discovery,
@@ -101,13 +102,14 @@ pub struct NamespaceController {
 impl NamespaceController {
     /// The controller, its queue, and the watch that fills it; run them with [`controller_runtime::run_controller`].
     pub fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
         discovery: Arc<dyn Discovery>,
         clock: Clock,
         shutdown: &Shutdown,
     ) -> (Arc<Self>, WorkQueue, Watches) {
-        let queue = WorkQueue::with("namespace", BACK_OFF, clock.clone());
+        let queue = queues.queue_with("namespace", BACK_OFF);
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
         watches.on(

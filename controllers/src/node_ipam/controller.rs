@@ -1,19 +1,20 @@
 //! The shell: Nodes in, one patch of `spec.podCIDRs` out.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
+use component_base::metrics::make;
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
-use prometheus::{GaugeVec, register_gauge_vec};
+use prometheus::GaugeVec;
 use serde_json::json;
 
 use super::cidr_set::{CidrSet, CidrSetError};
@@ -21,23 +22,6 @@ use crate::context::{ControllerContext, Running, StartError};
 
 /// Upstream's `cidrUpdateWorkers`.
 const WORKERS: usize = 30;
-
-static USAGE: LazyLock<GaugeVec> = LazyLock::new(|| {
-    register_gauge_vec!(
-        "node_ipam_controller_cidrset_usage_cidrs",
-        "Gauge measuring percentage of allocated CIDRs.",
-        &["clusterCIDR"]
-    )
-    .expect("the name is registered only here")
-});
-static MAX: LazyLock<GaugeVec> = LazyLock::new(|| {
-    register_gauge_vec!(
-        "node_ipam_controller_cirdset_max_cidrs",
-        "Maximum number of CIDRs that can be allocated.",
-        &["clusterCIDR"]
-    )
-    .expect("the name is registered only here")
-});
 
 /// Why a Node got no CIDR.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +54,23 @@ pub enum NodeIpamError {
     Api(#[from] ApiError),
 }
 
-#[derive(Debug)]
+component_base::metrics! {
+    struct Metrics {
+        usage: GaugeVec = make::gauges(
+            "node_ipam_controller_cidrset_usage_cidrs",
+            "Gauge measuring percentage of allocated CIDRs.",
+            &["clusterCIDR"],
+        ),
+        max: GaugeVec = make::gauges(
+            "node_ipam_controller_cirdset_max_cidrs",
+            "Maximum number of CIDRs that can be allocated.",
+            &["clusterCIDR"],
+        ),
+    }
+}
+
 struct State {
+    metrics: Metrics,
     sets: Vec<CidrSet>,
     /// What was taken for a Node (by UID) and is not yet seen in its spec.
     pending: HashMap<String, Vec<IpNet>>,
@@ -95,6 +94,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         tracing::info!("Node CIDRs are not allocated: --allocate-node-cidrs is not set");
         return Ok(async move { context.shutdown.triggered().await }.boxed());
     }
+    let metrics = Metrics::register(&context.metrics)?;
     let mut sets = Vec::new();
     for cidr in &options.cluster_cidrs {
         let mask_size = if cidr.addr().is_ipv4() {
@@ -108,13 +108,16 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
             // Only what overlaps is taken; the rest is not in range.
             let _ = set.occupy(*service);
         }
-        MAX.with_label_values(&[&cidr.to_string()])
+        metrics
+            .max
+            .with_label_values(&[&cidr.to_string()])
             .set(set.max_cidrs() as f64);
         sets.push(set);
     }
     let nodes: Informer<Node> = context.informers.informer(InformerOptions::default());
     let executor = context.executor("node-controller", "cidrAllocator").await?;
     let state = Mutex::new(State {
+        metrics,
         sets,
         pending: HashMap::new(),
         initialized: false,
@@ -124,7 +127,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         state,
         executor,
     });
-    let queue = WorkQueue::new("cidrallocator_node");
+    let queue = context.queues.queue("cidrallocator_node");
     let mut watches = Watches::new(context.shutdown.clone());
     let (add, handler) = (queue.clone(), controller.clone());
     watches.on(&nodes, move |event| match event {
@@ -210,7 +213,8 @@ impl State {
 
     fn record_usage(&self) {
         for set in &self.sets {
-            USAGE
+            self.metrics
+                .usage
                 .with_label_values(&[&set.cluster().to_string()])
                 .set(set.usage());
         }
@@ -353,6 +357,7 @@ mod tests {
         let controller = NodeIpam {
             nodes,
             state: Mutex::new(State {
+                metrics: Metrics::unread(),
                 sets: vec![set],
                 pending: HashMap::new(),
                 initialized: true,

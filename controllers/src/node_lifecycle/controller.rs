@@ -8,9 +8,7 @@ use async_trait::async_trait;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_helpers::pod as pod_helpers;
-use controller_runtime::{
-    Action, ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller,
-};
+use controller_runtime::{Action, ApiError, Controller, ObjectKey, Watches, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -18,7 +16,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::health::Grace;
-use super::monitor::{BY_NODE, Monitor, Shell};
+use super::monitor::{BY_NODE, Metrics, Monitor, Shell};
 use super::taints::{no_schedule, reconcile_labels};
 use super::zone::Rates;
 use crate::context::{ControllerContext, Running, StartError};
@@ -66,10 +64,11 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
             unhealthy_zone_threshold: options.unhealthy_zone_threshold,
         },
         clock: context.clock.clone(),
+        metrics: Arc::new(Metrics::register(&context.metrics)?),
         shared: Arc::default(),
         changed: Arc::new(Notify::new()),
     };
-    let queue = WorkQueue::new("node_lifecycle_controller");
+    let queue = context.queues.queue("node_lifecycle_controller");
     let mut watches = Watches::new(context.shutdown.clone());
     watches.wait_for(&leases);
     let add = queue.clone();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::Informer;
+use component_base::metrics::make;
 use component_helpers::node::get_zone_key;
 use component_helpers::pod as pod_helpers;
 use controller_runtime::{Action, ApiError, Executor};
@@ -14,7 +15,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
-use prometheus::{CounterVec, GaugeVec, register_counter_vec, register_gauge_vec};
+use prometheus::{GaugeVec, IntCounterVec};
 use serde_json::json;
 use tokio::sync::Notify;
 
@@ -34,38 +35,30 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Nodes with this label do not count for disruption.
 const EXCLUDE_DISRUPTION: &str = "node.kubernetes.io/exclude-disruption";
 
-struct Metrics {
-    evictions: CounterVec,
-    zone_size: GaugeVec,
-    zone_health: GaugeVec,
-    unhealthy: GaugeVec,
-}
-
-static METRICS: std::sync::LazyLock<Metrics> = std::sync::LazyLock::new(|| {
-    const PROVEN: &str = "the name is registered only here";
-    Metrics {
-        evictions: register_counter_vec!(
+component_base::metrics! {
+    pub(super) struct Metrics {
+        evictions: IntCounterVec = make::counters(
             "node_collector_evictions_total",
             "Number of Node evictions that happened since current instance of NodeController started.",
-            &["zone"]
-        )
-        .expect(PROVEN),
-        zone_size: register_gauge_vec!("node_collector_zone_size", "Gauge measuring number of registered Nodes per zones.", &["zone"])
-            .expect(PROVEN),
-        zone_health: register_gauge_vec!(
+            &["zone"],
+        ),
+        zone_size: GaugeVec = make::gauges(
+            "node_collector_zone_size",
+            "Gauge measuring number of registered Nodes per zones.",
+            &["zone"],
+        ),
+        zone_health: GaugeVec = make::gauges(
             "node_collector_zone_health",
             "Gauge measuring percentage of healthy nodes per zone.",
-            &["zone"]
-        )
-        .expect(PROVEN),
-        unhealthy: register_gauge_vec!(
+            &["zone"],
+        ),
+        unhealthy: GaugeVec = make::gauges(
             "node_collector_unhealthy_nodes_in_zone",
             "Gauge measuring number of not Ready Nodes per zones.",
-            &["zone"]
-        )
-        .expect(PROVEN),
+            &["zone"],
+        ),
     }
-});
+}
 
 /// What the pass and the tainting task share.
 #[derive(Default)]
@@ -88,6 +81,7 @@ pub(super) struct Shell {
     pub(super) grace: Grace,
     pub(super) rates: Rates,
     pub(super) clock: Clock,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) shared: Arc<Mutex<Shared>>,
     /// The queue of an evictor changed.
     pub(super) changed: Arc<Notify>,
@@ -245,7 +239,8 @@ impl Monitor {
         nodes: &[Arc<Node>],
         ready: &HashMap<String, Vec<Option<String>>>,
     ) {
-        record_zones(&self.zones, ready, shell.rates.unhealthy_zone_threshold);
+        let threshold = shell.rates.unhealthy_zone_threshold;
+        record_zones(&shell.metrics, &self.zones, ready, threshold);
         let change = handle_disruption(&mut self.zones, ready, shell.rates);
         if change.all_went_down {
             tracing::info!(
@@ -278,6 +273,7 @@ impl Monitor {
 
 /// What the zones are like, at `/metrics`; one of those `known` before that has no Node left is empty, and well.
 fn record_zones(
+    metrics: &Metrics,
     known: &HashMap<String, ZoneState>,
     ready: &HashMap<String, Vec<Option<String>>>,
     unhealthy_threshold: f64,
@@ -290,9 +286,9 @@ fn record_zones(
         (zone, (size, not_ready, 100.0 * (size - not_ready) / size))
     });
     for (zone, (size, unhealthy, health)) in gone.chain(there) {
-        METRICS.zone_size.with_label_values(&[zone]).set(size);
-        METRICS.unhealthy.with_label_values(&[zone]).set(unhealthy);
-        METRICS.zone_health.with_label_values(&[zone]).set(health);
+        metrics.zone_size.with_label_values(&[zone]).set(size);
+        metrics.unhealthy.with_label_values(&[zone]).set(unhealthy);
+        metrics.zone_health.with_label_values(&[zone]).set(health);
     }
 }
 
@@ -536,7 +532,7 @@ impl Shell {
                 Some(status @ ("False" | "Unknown")) => {
                     let done = self.swap(&node, &no_execute(status)).await;
                     if done {
-                        METRICS.evictions.with_label_values(&[&zone]).inc();
+                        self.metrics.evictions.with_label_values(&[&zone]).inc();
                     }
                     done
                 }
@@ -561,17 +557,20 @@ mod tests {
 
     #[test]
     fn a_zone_without_nodes_is_empty_and_well() {
-        let zone = "zone-of-this-test".to_string();
+        let (zone, metrics) = ("a".to_string(), Metrics::unread());
         let shown = || {
             let of = |gauge: &GaugeVec| gauge.with_label_values(&[&zone]).get();
-            let all = &*METRICS;
-            (of(&all.zone_size), of(&all.unhealthy), of(&all.zone_health))
+            (
+                of(&metrics.zone_size),
+                of(&metrics.unhealthy),
+                of(&metrics.zone_health),
+            )
         };
         let ready = HashMap::from([(zone.clone(), vec![Some("True".to_string()), None])]);
-        record_zones(&HashMap::new(), &ready, 0.55);
+        record_zones(&metrics, &HashMap::new(), &ready, 0.55);
         assert_eq!(shown(), (2.0, 1.0, 50.0));
         let known = HashMap::from([(zone.clone(), ZoneState::Normal)]);
-        record_zones(&known, &HashMap::new(), 0.55);
+        record_zones(&metrics, &known, &HashMap::new(), 0.55);
         assert_eq!(shown(), (0.0, 0.0, 100.0));
     }
 }

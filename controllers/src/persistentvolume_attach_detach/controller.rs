@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::desired::Place;
-use super::metrics;
+use super::metrics::{self, Metrics};
 use super::sync::{
     Call, FAILED_ATTACH, Round, State, View, abandon_detach, called, lost, sync, to_verify,
 };
@@ -51,6 +51,7 @@ pub(super) struct AttachDetach {
     pub(super) clock: Clock,
     pub(super) state: Arc<Mutex<State>>,
     pub(super) changed: Notify,
+    pub(super) metrics: Metrics,
 }
 
 impl Lookup for AttachDetach {
@@ -95,10 +96,11 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         clock: context.clock.clone(),
         state: Arc::default(),
         changed: Notify::new(),
+        metrics: Metrics::register(&context.metrics, context.storage_operations.clone())?,
     });
     pods_by_claim::add_index(&controller.pods);
     let watches = controller.watch(&context.shutdown);
-    metrics::register(&controller.state);
+    metrics::register(&context.metrics, &controller.state)?;
     Ok(controller.run(watches, context.shutdown).boxed())
 }
 
@@ -332,6 +334,9 @@ impl AttachDetach {
     }
 
     async fn tell(&self, round: &Round) {
+        for measured in &round.measured {
+            self.metrics.record_operation(measured);
+        }
         for event in &round.events {
             // Recording only queues; it has no failure that anyone could act on.
             let _ = self.executor.execute(event).await;
@@ -360,7 +365,7 @@ impl AttachDetach {
                             ?forced,
                             "force detaching"
                         );
-                        metrics::record_forced(*forced);
+                        self.metrics.record_forced(*forced);
                     }
                     None => self.verify_safe(place).await?,
                 }

@@ -3,45 +3,67 @@
 //! Upstream: pkg/controller/volume/attachdetach/metrics, pkg/volume/util/metrics.go, v1.37.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use component_base::metrics::{RegisterError, Registry, make};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, IntCounterVec, Opts, opts, register_int_counter_vec};
+use prometheus::{GaugeVec, IntCounterVec};
 
-use super::sync::{Forced, State};
+use super::sync::{Forced, Measured, State};
 use super::volume::split_unique_name;
+use crate::storage_operations::StorageOperations;
 
-/// The name is made of the subsystem and a name that says it once more, as upstream's.
-static FORCED: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    register_int_counter_vec!(
-        opts!(
+component_base::metrics! {
+    struct Families {
+        /// The name is made of the subsystem and a name that says it once more, as upstream's.
+        forced: IntCounterVec = make::counters(
             "attach_detach_controller_attachdetach_controller_forced_detaches",
-            "Number of times the A/D Controller performed a forced detach"
+            "Number of times the A/D Controller performed a forced detach",
+            &["reason"],
         ),
-        &["reason"]
-    )
-    .expect("the name is registered only here")
-});
+    }
+}
 
-/// Counts a detach that did not wait for the node.
-pub fn record_forced(forced: Forced) {
-    let reason = match forced {
-        Forced::Timeout => "timeout",
-        Forced::OutOfService => "out-of-service",
-    };
-    FORCED.with_label_values(&[reason]).inc();
+/// What is counted as it happens.
+pub struct Metrics {
+    families: Families,
+    operations: Arc<StorageOperations>,
+}
+
+impl Metrics {
+    /// # Errors
+    /// The registry has those of another controller.
+    pub fn register(
+        registry: &Registry,
+        operations: Arc<StorageOperations>,
+    ) -> Result<Self, RegisterError> {
+        Ok(Self {
+            families: Families::register(registry)?,
+            operations,
+        })
+    }
+
+    /// Counts a detach that did not wait for the node.
+    pub fn record_forced(&self, forced: Forced) {
+        let reason = match forced {
+            Forced::Timeout => "timeout",
+            Forced::OutOfService => "out-of-service",
+        };
+        self.families.forced.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts how long a driver took.
+    pub fn record_operation(&self, measured: &Measured) {
+        let plugin = plugin(&measured.driver);
+        self.operations
+            .record(&plugin, measured.operation, measured.success, measured.took);
+    }
 }
 
 /// Upstream: `GetFullQualifiedPluginNameForVolume`.
 fn plugin(driver: &str) -> String {
     format!("kubernetes.io/csi:{driver}")
-}
-
-/// Counts how long a driver took.
-pub fn record_operation(driver: &str, operation: &str, success: bool, took: Duration) {
-    crate::persistentvolume_binder::record_operation(&plugin(driver), operation, success, took);
 }
 
 /// Counts volumes when it is asked.
@@ -51,29 +73,24 @@ struct Volumes {
     total: GaugeVec,
 }
 
-/// Shows the volumes of a state at `/metrics`; the first one of a process only.
-pub fn register(state: &Arc<Mutex<State>>) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let gauge = |name: &str, help: &str, labels: &[&str]| {
-            GaugeVec::new(Opts::new(name, help), labels).expect("the name is right")
-        };
-        let volumes = Volumes {
-            state: Arc::downgrade(state),
-            in_use: gauge(
-                "storage_count_attachable_volumes_in_use",
-                "Measure number of volumes in use",
-                &["node", "volume_plugin"],
-            ),
-            total: gauge(
-                "attachdetach_controller_total_volumes",
-                "Number of volumes in A/D Controller",
-                &["plugin_name", "state"],
-            ),
-        };
-        prometheus::register(Box::new(volumes)).expect("the names are registered only here");
-        LazyLock::force(&FORCED);
-    });
+/// Shows the volumes of a state at `/metrics`.
+///
+/// # Errors
+/// The registry shows another's already.
+pub fn register(registry: &Registry, state: &Arc<Mutex<State>>) -> Result<(), RegisterError> {
+    registry.register(Box::new(Volumes {
+        state: Arc::downgrade(state),
+        in_use: make::gauges(
+            "storage_count_attachable_volumes_in_use",
+            "Measure number of volumes in use",
+            &["node", "volume_plugin"],
+        )?,
+        total: make::gauges(
+            "attachdetach_controller_total_volumes",
+            "Number of volumes in A/D Controller",
+            &["plugin_name", "state"],
+        )?,
+    }))
 }
 
 impl Collector for Volumes {

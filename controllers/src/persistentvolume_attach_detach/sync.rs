@@ -66,8 +66,23 @@ pub struct Round {
     pub events: Vec<Action>,
     /// Begin writes; a detach only after the node's status was written.
     pub calls: Vec<(Key, Place, Call)>,
+    /// Operations that ended.
+    pub measured: Vec<Measured>,
     /// When to look again at the latest, in the clock's monotonic time.
     pub next: Option<Duration>,
+}
+
+/// How an operation ended, for metrics.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// Empty where the volume's name says none.
+    pub driver: String,
+    /// As metrics name it.
+    pub operation: &'static str,
+    /// Whether it did what was asked.
+    pub success: bool,
+    /// Since it was begun.
+    pub took: Duration,
 }
 
 impl Round {
@@ -160,18 +175,22 @@ fn timed_out(operation: &Operation) -> String {
     )
 }
 
-/// How an operation ended, for metrics.
-fn measure(operation: &Operation, success: bool, now: Duration) {
+fn measure(operation: &Operation, success: bool, now: Duration) -> Measured {
     let driver = split_unique_name(&operation.place.volume).map_or("", |(driver, _)| driver);
     let name = match operation.verb {
         Verb::Attach => "volume_attach",
         Verb::Detach => "volume_detach",
     };
-    super::metrics::record_operation(driver, name, success, now.saturating_sub(operation.since));
+    Measured {
+        driver: driver.to_owned(),
+        operation: name,
+        success,
+        took: now.saturating_sub(operation.since),
+    }
 }
 
 fn succeed(state: &mut State, key: &Key, operation: &Operation, now: Duration, round: &mut Round) {
-    measure(operation, true, now);
+    round.measured.push(measure(operation, true, now));
     state.operations.finish(key);
     let place = &operation.place;
     match operation.verb {
@@ -210,7 +229,7 @@ pub fn fail(state: &mut State, key: &Key, error: &str, now: Duration, round: &mu
     let Some(operation) = state.operations.get(key).cloned() else {
         return;
     };
-    measure(&operation, false, now);
+    round.measured.push(measure(&operation, false, now));
     let place = &operation.place;
     state.operations.fail(key, now);
     state.actual.mark_uncertain(place, operation.volume.clone());

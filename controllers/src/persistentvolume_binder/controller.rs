@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_base::shutdown::Shutdown;
@@ -26,7 +27,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use super::cache::Cache;
 use super::host_path;
 use super::matching::claim_key;
-use super::metrics::{self, OperationTimes};
+use super::metrics::{self, Metrics, OperationTimes};
 use super::operations::{Operations, PAUSE};
 use super::provisioning::default_class;
 use super::sync::{
@@ -36,6 +37,7 @@ use super::sync::{
 use crate::context::{ControllerContext, Running, StartError};
 use crate::options::VolumeOptions;
 use crate::pods_by_claim;
+use crate::storage_operations::StorageOperations;
 
 const NAME: &str = "persistentvolume-binder-controller";
 /// Provisioning and deleting at once.
@@ -61,6 +63,9 @@ pub struct Binder {
     pub(super) volume_queue: WorkQueue<ObjectKey>,
     pub(super) operations: WorkQueue<Operation>,
     pub(super) times: OperationTimes,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) storage_operations: Arc<StorageOperations>,
+    pub(super) clock: Clock,
     pub(super) options: VolumeOptions,
     pub(super) host_path_root: PathBuf,
     /// Between tries to save a volume that was made.
@@ -76,6 +81,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context
         .executor("persistent-volume-binder", "persistentvolume-controller")
         .await?;
+    let measured = Arc::new(Metrics::register(&context.metrics)?);
     let binder = Arc::new(Binder {
         claims: context.informers.informer(InformerOptions::default()),
         volumes: context.informers.informer(InformerOptions::default()),
@@ -84,15 +90,19 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         nodes: context.informers.informer(InformerOptions::default()),
         cache: Arc::default(),
         executor,
-        claim_queue: WorkQueue::new("claims"),
-        volume_queue: WorkQueue::new("volumes"),
-        operations: WorkQueue::with("volume_operations", BACKOFF, context.clock.clone()),
-        times: OperationTimes::new(context.clock.clone()),
+        claim_queue: context.queues.queue("claims"),
+        volume_queue: context.queues.queue("volumes"),
+        operations: context.queues.queue_with("volume_operations", BACKOFF),
+        times: OperationTimes::new(context.clock.clone(), measured.clone()),
+        metrics: measured,
+        storage_operations: context.storage_operations.clone(),
+        clock: context.clock.clone(),
         options: context.options.volumes.clone(),
         host_path_root: host_path::ROOT.into(),
         save_pause: PAUSE,
         shutdown: context.shutdown,
     });
+    metrics::watch(&context.metrics, &binder.cache)?;
     Ok(binder.run().boxed())
 }
 
@@ -105,7 +115,6 @@ impl Binder {
             return;
         }
         self.fill_cache();
-        metrics::watch(&self.cache);
         let no_watches = || Watches::new(self.shutdown.clone());
         let end = || self.shutdown.clone();
         let claims = run_controller(
@@ -239,7 +248,7 @@ impl Binder {
     ) {
         let key = key.to_string();
         match (purpose, error) {
-            (Purpose::AssignClass, error) => metrics::record_class_assignment(error.is_none()),
+            (Purpose::AssignClass, error) => self.metrics.record_class_assignment(error.is_none()),
             (Purpose::Bind, None) => self.times.done(&key),
             (Purpose::Bind, Some(_)) => self.times.failed(&key),
             (Purpose::Provision(_), Some(error)) => {

@@ -3,107 +3,66 @@
 //! Upstream: persistentvolume/metrics/metrics.go, pkg/volume/util/metrics.go, v1.36.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, Once, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use component_base::clock::Clock;
+use component_base::metrics::{RegisterError, Registry, make};
 use component_helpers::persistent_volume::{
     claim_attributes_class, claim_class, claim_phase, volume_mode, volume_phase,
 };
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{
-    GaugeVec, HistogramVec, IntCounter, IntCounterVec, Opts, histogram_opts, opts,
-    register_histogram_vec, register_int_counter, register_int_counter_vec,
-};
+use prometheus::{GaugeVec, HistogramVec, IntCounter, IntCounterVec};
 
 use super::cache::Cache;
 use super::provisioning::{NOT_AVAILABLE, plugin_name};
+use crate::storage_operations::buckets;
 
-const PROVEN: &str = "the name is registered only here";
-
-fn buckets() -> Vec<f64> {
-    vec![
-        0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0,
-    ]
-}
-
-static OPERATION_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
-    register_histogram_vec!(
-        histogram_opts!(
-            "storage_operation_duration_seconds",
-            "Storage operation duration",
-            buckets()
-        ),
-        &["volume_plugin", "operation_name", "status", "migrated"]
-    )
-    .expect(PROVEN)
-});
-static END_TO_END_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
-    register_histogram_vec!(
-        histogram_opts!(
+component_base::metrics! {
+    /// What is counted as it happens.
+    pub struct Metrics {
+        end_to_end_seconds: HistogramVec = make::histograms(
             "volume_operation_total_seconds",
             "Storage operation end to end duration in seconds",
-            buckets()
+            &["plugin_name", "operation_name"],
+            buckets(),
         ),
-        &["plugin_name", "operation_name"]
-    )
-    .expect(PROVEN)
-});
-static ERRORS_DEPRECATED: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    register_int_counter_vec!(
-        opts!(
+        errors_deprecated: IntCounterVec = make::counters(
             "volume_operation_total_errors",
-            "Total volume operation errors"
+            "Total volume operation errors",
+            &["plugin_name", "operation_name"],
         ),
-        &["plugin_name", "operation_name"]
-    )
-    .expect(PROVEN)
-});
-static ERRORS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    register_int_counter_vec!(
-        opts!(
+        errors: IntCounterVec = make::counters(
             "volume_operation_errors_total",
-            "Total volume operation errors"
+            "Total volume operation errors",
+            &["plugin_name", "operation_name"],
         ),
-        &["plugin_name", "operation_name"]
-    )
-    .expect(PROVEN)
-});
-static RETROACTIVE: LazyLock<IntCounter> = LazyLock::new(|| {
-    register_int_counter!(
-        "retroactive_storageclass_total",
-        "Total number of retroactive StorageClass assignments to persistent volume claim"
-    )
-    .expect(PROVEN)
-});
-static RETROACTIVE_ERRORS: LazyLock<IntCounter> = LazyLock::new(|| {
-    register_int_counter!(
-        "retroactive_storageclass_errors_total",
-        "Total number of failed retroactive StorageClass assignments to persistent volume claim"
-    )
-    .expect(PROVEN)
-});
-
-/// Counts an assignment of the default class.
-pub fn record_class_assignment(success: bool) {
-    RETROACTIVE.inc();
-    if !success {
-        RETROACTIVE_ERRORS.inc();
+        retroactive: IntCounter = make::counter(
+            "retroactive_storageclass_total",
+            "Total number of retroactive StorageClass assignments to persistent volume claim",
+        ),
+        retroactive_errors: IntCounter = make::counter(
+            "retroactive_storageclass_errors_total",
+            "Total number of failed retroactive StorageClass assignments to persistent volume claim",
+        ),
     }
 }
 
-/// Counts how long a plugin took.
-pub fn record_operation(plugin: &str, operation: &str, success: bool, took: Duration) {
-    let status = if success { "success" } else { "fail-unknown" };
-    OPERATION_SECONDS
-        .with_label_values(&[plugin, operation, status, "false"])
-        .observe(took.as_secs_f64());
+impl Metrics {
+    /// Counts an assignment of the default class.
+    pub fn record_class_assignment(&self, success: bool) {
+        self.retroactive.inc();
+        if !success {
+            self.retroactive_errors.inc();
+        }
+    }
 }
 
 /// Since when claims are being provisioned (by key) and volumes deleted (by name).
 pub struct OperationTimes {
     clock: Clock,
+    metrics: Arc<Metrics>,
     started: Mutex<HashMap<String, Started>>,
 }
 
@@ -115,9 +74,10 @@ struct Started {
 
 impl OperationTimes {
     /// Nothing has started.
-    pub fn new(clock: Clock) -> Self {
+    pub fn new(clock: Clock, metrics: Arc<Metrics>) -> Self {
         Self {
             clock,
+            metrics,
             started: Mutex::default(),
         }
     }
@@ -155,7 +115,7 @@ impl OperationTimes {
                 "" => NOT_AVAILABLE,
                 plugin => plugin,
             };
-            for metric in [&*ERRORS, &*ERRORS_DEPRECATED] {
+            for metric in [&self.metrics.errors, &self.metrics.errors_deprecated] {
                 metric.with_label_values(&[plugin, started.operation]).inc();
             }
         }
@@ -165,7 +125,8 @@ impl OperationTimes {
     pub fn done(&self, key: &str) {
         if let Some(started) = self.lock().remove(key) {
             let took = self.clock.monotonic().saturating_sub(started.at);
-            END_TO_END_SECONDS
+            self.metrics
+                .end_to_end_seconds
                 .with_label_values(&[started.plugin.as_str(), started.operation])
                 .observe(took.as_secs_f64());
         }
@@ -178,21 +139,16 @@ impl OperationTimes {
     }
 }
 
-static COUNTED: LazyLock<Mutex<Weak<Cache>>> = LazyLock::new(Mutex::default);
-
-/// Counts what `cache` holds at each scrape, until it is gone or another is given.
-pub fn watch(cache: &Arc<Cache>) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // Refused only if a second one is registered; this runs once.
-        let _ = prometheus::register(Box::new(Counts::new()));
-        LazyLock::force(&RETROACTIVE);
-        LazyLock::force(&RETROACTIVE_ERRORS);
-    });
-    *COUNTED.lock().expect("no panic while the lock is held") = Arc::downgrade(cache);
+/// Counts what `cache` holds at each scrape, until it is gone.
+///
+/// # Errors
+/// The registry counts another already.
+pub fn watch(registry: &Registry, cache: &Arc<Cache>) -> Result<(), RegisterError> {
+    registry.register(Box::new(Counts::new(cache)?))
 }
 
 struct Counts {
+    cache: Weak<Cache>,
     total: GaugeVec,
     bound_volumes: GaugeVec,
     unbound_volumes: GaugeVec,
@@ -201,39 +157,39 @@ struct Counts {
 }
 
 impl Counts {
-    fn new() -> Self {
+    fn new(cache: &Arc<Cache>) -> Result<Self, RegisterError> {
         let gauge = |name: &str, help: &str, labels: &[&str]| {
-            let name = format!("pv_collector_{name}");
-            GaugeVec::new(Opts::new(name, help), labels).expect("names and labels are well-formed")
+            make::gauges(&format!("pv_collector_{name}"), help, labels)
         };
         let of_claim = ["namespace", "storage_class", "volume_attributes_class"];
-        Self {
+        Ok(Self {
+            cache: Arc::downgrade(cache),
             total: gauge(
                 "total_pv_count",
                 "Gauge measuring total number of persistent volumes",
                 &["plugin_name", "volume_mode"],
-            ),
+            )?,
             bound_volumes: gauge(
                 "bound_pv_count",
                 "Gauge measuring number of persistent volume currently bound",
                 &["storage_class"],
-            ),
+            )?,
             unbound_volumes: gauge(
                 "unbound_pv_count",
                 "Gauge measuring number of persistent volume currently unbound",
                 &["storage_class"],
-            ),
+            )?,
             bound_claims: gauge(
                 "bound_pvc_count",
                 "Gauge measuring number of persistent volume claim currently bound",
                 &of_claim,
-            ),
+            )?,
             unbound_claims: gauge(
                 "unbound_pvc_count",
                 "Gauge measuring number of persistent volume claim currently unbound",
                 &of_claim,
-            ),
-        }
+            )?,
+        })
     }
 
     fn all(&self) -> [&GaugeVec; 5] {
@@ -281,10 +237,7 @@ impl Collector for Counts {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let cache = COUNTED
-            .lock()
-            .expect("no panic while the lock is held")
-            .upgrade();
+        let cache = self.cache.upgrade();
         for gauge in self.all() {
             gauge.reset();
         }
@@ -307,18 +260,19 @@ mod tests {
     #[test]
     fn what_started_is_counted_once() {
         let clock = FakeClock::new(Timestamp::UNIX_EPOCH);
-        let times = OperationTimes::new(clock.clock());
-        let errors = || ERRORS.with_label_values(&["tested", "provision"]).get();
-        let before = errors();
+        let metrics = Arc::new(Metrics::unread());
+        let times = OperationTimes::new(clock.clock(), metrics.clone());
+        let labels = ["tested", "provision"];
+        let errors = || metrics.errors.with_label_values(&labels).get();
         times.failed("a/b");
         times.start("a/b", "tested", "provision");
         clock.advance(Duration::from_secs(3));
         times.start("a/b", "other", "provision");
         times.failed("a/b");
-        assert_eq!(errors() - before, 1);
+        assert_eq!(errors(), 1);
         times.done("a/b");
         times.done("a/b");
-        let taken = END_TO_END_SECONDS.with_label_values(&["tested", "provision"]);
+        let taken = metrics.end_to_end_seconds.with_label_values(&labels);
         assert_eq!((taken.get_sample_count(), taken.get_sample_sum()), (1, 3.0));
         times.start("a/b", "tested", "provision");
         times.forget("a/b");

@@ -20,7 +20,6 @@ use super::binding::fail_volume;
 use super::controller::Binder;
 use super::host_path::{self, DeleteError, Refusal};
 use super::matching::claim_key;
-use super::metrics::record_operation;
 use super::provisioning::{Deleter, deleter_of, with_provisioner};
 use super::sync::{Operation, Plan, SyncError, is_released, reason};
 
@@ -79,22 +78,25 @@ impl Controller for Operations {
     }
 }
 
-/// Runs what blocks, and counts how long it took.
-async fn on_disk<T: Send + 'static, E: Send + 'static>(
-    operation: &str,
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<Result<T, E>, OperationError> {
-    let began = std::time::Instant::now();
-    let result = tokio::task::spawn_blocking(work).await;
-    let success = matches!(&result, Ok(Ok(_)));
-    record_operation(host_path::PLUGIN_NAME, operation, success, began.elapsed());
-    result.map_err(|error| match error.try_into_panic() {
-        Ok(panic) => OperationError::Panicked(tasks::message(&*panic)),
-        Err(error) => OperationError::Panicked(error.to_string()),
-    })
-}
-
 impl Binder {
+    /// Runs what blocks, and counts how long it took.
+    async fn on_disk<T: Send + 'static, E: Send + 'static>(
+        &self,
+        operation: &str,
+        work: impl FnOnce() -> Result<T, E> + Send + 'static,
+    ) -> Result<Result<T, E>, OperationError> {
+        let began = self.clock.monotonic();
+        let result = tokio::task::spawn_blocking(work).await;
+        let success = matches!(&result, Ok(Ok(_)));
+        let took = self.clock.monotonic().saturating_sub(began);
+        self.storage_operations
+            .record(host_path::PLUGIN_NAME, operation, success, took);
+        result.map_err(|error| match error.try_into_panic() {
+            Ok(panic) => OperationError::Panicked(tasks::message(&*panic)),
+            Err(error) => OperationError::Panicked(error.to_string()),
+        })
+    }
+
     /// Makes the volume of a claim, unless it needs none any more.
     pub(super) async fn provision(&self, key: &ObjectKey, uid: &str) -> Result<(), OperationError> {
         let claim = self.cache.claim(key).filter(|claim| {
@@ -124,7 +126,10 @@ impl Binder {
             return self.refuse(&claim, refusal).await;
         }
         let root = self.host_path_root.clone();
-        match on_disk("volume_provision", move || host_path::make(&root)).await? {
+        match self
+            .on_disk("volume_provision", move || host_path::make(&root))
+            .await?
+        {
             Ok(path) => self.save(&claim, &class, path).await,
             Err(error) => {
                 let refusal = Refusal::Directory {
@@ -231,7 +236,8 @@ impl Binder {
 
     async fn delete_directory(&self, path: &str) -> Result<(), OperationError> {
         let path = path.to_owned();
-        on_disk("volume_delete", move || host_path::delete(&path)).await??;
+        self.on_disk("volume_delete", move || host_path::delete(&path))
+            .await??;
         Ok(())
     }
 

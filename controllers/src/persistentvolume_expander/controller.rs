@@ -8,7 +8,7 @@ use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_helpers::persistent_volume::volume_name;
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -53,7 +53,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         volumes: context.informers.informer(InformerOptions::default()),
         executor,
     });
-    let queue = WorkQueue::new("volume_expand");
+    let queue = context.queues.queue("volume_expand");
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&controller.claims, move |event| {

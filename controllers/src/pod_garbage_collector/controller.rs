@@ -1,18 +1,18 @@
 //! The shell: looks every 20 s at all Pods and Nodes in the cache.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerOptions};
+use component_base::metrics::make;
 use component_helpers::pod as pod_helpers;
 use controller_runtime::{Action, ApiError, DeleteOptions, Executor};
 use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use prometheus::{IntCounterVec, register_int_counter_vec};
+use prometheus::IntCounterVec;
 use serde_json::json;
 
 use super::sync::{Reason, missing_nodes, sync};
@@ -24,22 +24,20 @@ const QUARANTINE: Duration = Duration::from_secs(40);
 /// Deletions at once.
 const PARALLEL: usize = 16;
 
-static DELETED: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    register_int_counter_vec!(
-        "pod_gc_collector_force_delete_pods_total",
-        "Number of pods that are being forcefully deleted since the Pod GC Controller started.",
-        &["namespace", "reason"]
-    )
-    .expect("the name is registered only here")
-});
-static FAILED: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    register_int_counter_vec!(
-        "pod_gc_collector_force_delete_pod_errors_total",
-        "Number of errors encountered when forcefully deleting the pods since the Pod GC Controller started.",
-        &["namespace", "reason"]
-    )
-    .expect("the name is registered only here")
-});
+component_base::metrics! {
+    struct Metrics {
+        deleted: IntCounterVec = make::counters(
+            "pod_gc_collector_force_delete_pods_total",
+            "Number of pods that are being forcefully deleted since the Pod GC Controller started.",
+            &["namespace", "reason"],
+        ),
+        failed: IntCounterVec = make::counters(
+            "pod_gc_collector_force_delete_pod_errors_total",
+            "Number of errors encountered when forcefully deleting the pods since the Pod GC Controller started.",
+            &["namespace", "reason"],
+        ),
+    }
+}
 
 struct PodGarbageCollector {
     pods: Informer<Pod>,
@@ -47,6 +45,7 @@ struct PodGarbageCollector {
     executor: Executor,
     threshold: usize,
     clock: Clock,
+    metrics: Metrics,
     /// Missing Nodes, and since when.
     quarantine: HashMap<String, Duration>,
 }
@@ -64,6 +63,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
             .await?,
         threshold: context.options.terminated_pod_gc_threshold,
         clock: context.clock.clone(),
+        metrics: Metrics::register(&context.metrics)?,
         quarantine: HashMap::new(),
     };
     let shutdown = context.shutdown.clone();
@@ -91,7 +91,7 @@ impl PodGarbageCollector {
         let (pods, nodes) = (self.pods.list(), self.nodes.list());
         let gone = self.deleted_nodes(missing_nodes(&pods, &nodes)).await;
         let found = sync(&pods, &nodes, &gone, self.threshold);
-        let (executor, clock) = (&self.executor, &self.clock);
+        let (executor, clock, metrics) = (&self.executor, &self.clock, &self.metrics);
         futures::stream::iter(found)
             .for_each_concurrent(PARALLEL, |(pod, reason)| async move {
                 let namespace = pod_helpers::namespace(&pod);
@@ -100,12 +100,14 @@ impl PodGarbageCollector {
                     reason = reason.as_str(),
                     "PodGC is force deleting Pod"
                 );
-                DELETED
+                metrics
+                    .deleted
                     .with_label_values(&[namespace, reason.as_str()])
                     .inc();
                 if let Err(error) = delete(executor, &pod, reason, clock.now()).await {
                     tracing::warn!(pod = pod_helpers::key(&pod), %error, "Failed to delete pod");
-                    FAILED
+                    metrics
+                        .failed
                         .with_label_values(&[namespace, reason.as_str()])
                         .inc();
                 }

@@ -13,7 +13,9 @@ use component_helpers::owner_ref::{get_controller_of, new_controller_ref};
 use component_helpers::pod::{is_active, is_pod_ready, is_terminal, is_terminating, uid};
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
 use controller_runtime::expectations::Expectations;
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{
+    ApiError, Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller,
+};
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
@@ -34,6 +36,7 @@ pub async fn start<K: Replicated>(context: ControllerContext) -> Result<Running,
     let executor = context.executor(K::CONTROLLER, K::CONTROLLER).await?;
     let workers = context.options.workers(K::SYNCS);
     let (controller, queue, watches) = ReplicaSetController::<K>::new(
+        &context.queues,
         &context.informers,
         executor,
         context.clock.clone(),
@@ -68,6 +71,7 @@ const LONGEST_GATHERING: Duration = Duration::from_millis(100);
 impl<K: Replicated> ReplicaSetController<K> {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
     pub fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
         clock: Clock,
@@ -75,10 +79,11 @@ impl<K: Replicated> ReplicaSetController<K> {
     ) -> (Arc<Self>, WorkQueue, Watches) {
         let replica_sets = factory.informer(InformerOptions::default());
         let pods = factory.informer(InformerOptions::default());
-        Self::over(replica_sets, pods, executor, clock, shutdown)
+        Self::over(queues, replica_sets, pods, executor, clock, shutdown)
     }
 
     fn over(
+        queues: &Queues,
         replica_sets: Informer<K>,
         pods: Informer<Pod>,
         executor: Executor,
@@ -94,7 +99,7 @@ impl<K: Replicated> ReplicaSetController<K> {
         });
         index_by_controller(&controller.replica_sets);
         index_by_controller(&controller.pods);
-        let queue = WorkQueue::new(K::QUEUE);
+        let queue = queues.queue(K::QUEUE);
         let mut watches = Watches::new(shutdown.clone());
         let (handler, keys) = (controller.clone(), queue.clone());
         watches.on(&controller.replica_sets, move |event| {

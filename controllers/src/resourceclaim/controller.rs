@@ -24,7 +24,7 @@ use k8s_openapi::api::resource::v1::{
 };
 
 use super::created::Created;
-use super::metrics;
+use super::metrics::{self, Metrics};
 use super::release::{Verdict, is_left_over, owning_pod, released, verdict, without_finalizer};
 use super::sync::{
     ReserveError, Wanted, claim_from_template, has_claims, is_done, is_of_entry, needs_work,
@@ -121,6 +121,7 @@ pub(super) struct ResourceClaims {
     pub(super) deleted: UidCache,
     pub(super) queue: WorkQueue<Key>,
     pub(super) executor: Executor,
+    pub(super) metrics: Metrics,
 }
 
 /// Builds the controller; an API server without ResourceClaims gives it nothing to do.
@@ -139,10 +140,11 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         templates: informers.informer(InformerOptions::default()),
         created: Created::new(context.clock.clone()),
         deleted: UidCache::default(),
-        queue: WorkQueue::new("resource_claim"),
+        queue: context.queues.queue("resource_claim"),
         executor,
+        metrics: Metrics::register(&context.metrics)?,
     });
-    metrics::register(&controller.claims);
+    metrics::register(&context.metrics, &controller.claims)?;
     let watches = controller.watch(&context.shutdown);
     let workers = context.options.workers("resourceclaim");
     let queue = controller.queue.clone();
@@ -299,7 +301,7 @@ impl ResourceClaims {
         };
         let claim = claim_from_template(pod, entry, &found);
         let created = self.executor.create(&claim).await;
-        metrics::record_create(&claim, created.is_ok());
+        self.metrics.record_create(&claim, created.is_ok());
         let created: ResourceClaim = created.map_err(|source| ClaimError::Create {
             name: claim.metadata.generate_name.clone().unwrap_or_default(),
             source,

@@ -3,9 +3,9 @@
 //! Upstream: pkg/controller/resourceclaim/metrics, k8s.io/dynamic-resource-allocation/resourceclaim/metrics, v1.37.
 
 use std::collections::HashMap;
-use std::sync::{LazyLock, Once};
 
 use component_base::informer::Informer;
+use component_base::metrics::{RegisterError, Registry, make};
 use component_helpers::owner_ref::get_controller_of;
 use component_helpers::resource_claim::{
     EXTENDED_RESOURCE_CLAIM_ANNOTATION, POD_RESOURCE_CLAIM_ANNOTATION, has_admin_access,
@@ -14,35 +14,37 @@ use component_helpers::resource_claim::{
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, IntCounterVec, Opts, opts, register_int_counter_vec};
+use prometheus::{GaugeVec, IntCounterVec};
 
-static CREATES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    register_int_counter_vec!(
-        opts!(
+component_base::metrics! {
+    /// What is counted as it happens.
+    pub(super) struct Metrics {
+        creates: IntCounterVec = make::counters(
             "dynamic_resource_allocation_resourceclaim_creates_total",
-            "Number of ResourceClaims creation requests, categorized by creation status, admin access, and owning API group and kind (either Pod or scheduling.k8s.io/PodGroup)"
+            "Number of ResourceClaims creation requests, categorized by creation status, admin access, and owning API group and kind (either Pod or scheduling.k8s.io/PodGroup)",
+            &["status", "admin_access", "owner_api_group", "owner_api_kind"],
         ),
-        &["status", "admin_access", "owner_api_group", "owner_api_kind"]
-    )
-    .expect("the name is registered only here")
-});
+    }
+}
 
 fn word(value: bool) -> &'static str {
     if value { "true" } else { "false" }
 }
 
-/// Counts a request to make a claim.
-pub(super) fn record_create(claim: &ResourceClaim, success: bool) {
-    let owner = get_controller_of(&claim.metadata);
-    let group = owner.and_then(|o| o.api_version.split_once('/'));
-    CREATES
-        .with_label_values(&[
-            if success { "success" } else { "failure" },
-            word(has_admin_access(claim)),
-            group.map_or("", |(group, _)| group),
-            owner.map_or("", |o| &o.kind),
-        ])
-        .inc();
+impl Metrics {
+    /// Counts a request to make a claim.
+    pub(super) fn record_create(&self, claim: &ResourceClaim, success: bool) {
+        let owner = get_controller_of(&claim.metadata);
+        let group = owner.and_then(|o| o.api_version.split_once('/'));
+        self.creates
+            .with_label_values(&[
+                if success { "success" } else { "failure" },
+                word(has_admin_access(claim)),
+                group.map_or("", |(group, _)| group),
+                owner.map_or("", |o| &o.kind),
+            ])
+            .inc();
+    }
 }
 
 /// Who made a claim: a template, the scheduler, or a user (empty).
@@ -67,25 +69,25 @@ struct Claims {
 }
 
 impl Claims {
-    fn new(claims: Informer<ResourceClaim>) -> Self {
-        let options = Opts::new(
+    fn new(claims: Informer<ResourceClaim>) -> Result<Self, RegisterError> {
+        let count = make::gauges(
             "dynamic_resource_allocation_resource_claims",
             "Number of ResourceClaims, categorized by allocation status, admin access, and source. Source can be 'resource_claim_template' (created from a template), 'extended_resource' (extended resources), or empty (manually created by a user).",
-        );
-        let count = GaugeVec::new(options, &["allocated", "admin_access", "source"])
-            .expect("the name is right");
-        Self { claims, count }
+            &["allocated", "admin_access", "source"],
+        )?;
+        Ok(Self { claims, count })
     }
 }
 
-/// Shows the claims at `/metrics`; the first cache of a process only.
-pub(super) fn register(claims: &Informer<ResourceClaim>) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        prometheus::register(Box::new(Claims::new(claims.clone())))
-            .expect("the name is registered only here");
-        LazyLock::force(&CREATES);
-    });
+/// Shows the claims.
+///
+/// # Errors
+/// The registry shows others already.
+pub(super) fn register(
+    registry: &Registry,
+    claims: &Informer<ResourceClaim>,
+) -> Result<(), RegisterError> {
+    registry.register(Box::new(Claims::new(claims.clone())?))
 }
 
 impl Collector for Claims {
@@ -137,7 +139,7 @@ mod tests {
         claim("c", EXTENDED_RESOURCE_CLAIM_ANNOTATION, true);
         claim("d", "other", false);
         settle().await;
-        let families = Claims::new(informer).collect();
+        let families = Claims::new(informer).unwrap().collect();
         let mut found: Vec<_> = families[0]
             .get_metric()
             .iter()

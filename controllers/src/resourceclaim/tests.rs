@@ -1,3 +1,4 @@
+use component_base::clock::Clock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use component_helpers::resource_claim::{
 };
 use controller_runtime::testing::FakeApi;
 use controller_runtime::transport::{Request, Verb};
-use controller_runtime::{ApiError, Controller as _, ObjectKey, Watches, WorkQueue};
+use controller_runtime::{ApiError, Controller as _, ObjectKey, Queues, Watches};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate};
@@ -128,8 +129,9 @@ async fn cluster() -> Cluster {
         templates: template_informer,
         created: Created::new(clock.clock()),
         deleted: UidCache::default(),
-        queue: WorkQueue::new("test"),
+        queue: Queues::unread(Clock::real()).queue("test"),
         executor: api.executor_with(recorder),
+        metrics: super::metrics::Metrics::unread(),
     });
     let mut watches = controller.watch(&Shutdown::new());
     assert!(watches.wait_for_sync().await);

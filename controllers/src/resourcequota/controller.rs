@@ -9,7 +9,9 @@ use component_base::informer::{Factory, Informer, InformerEvent, InformerOptions
 use component_base::shutdown::Shutdown;
 use component_helpers::pod::is_terminal;
 use controller_runtime::executor::Executor;
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{
+    ApiError, Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller,
+};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{
     ContainerStatus, PersistentVolumeClaim, Pod, ResourceQuota, ResourceRequirements, Service,
@@ -42,6 +44,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let with_devices = context.serves::<ResourceClaim>().await?;
     let counts = Counts::default();
     let (controller, queue, watches) = ResourceQuotaController::new(
+        &context.queues,
         &context.informers,
         executor,
         counts.clone(),
@@ -103,6 +106,7 @@ pub struct ResourceQuotaController {
 impl ResourceQuotaController {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
     pub fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
         counts: Counts,
@@ -125,7 +129,7 @@ impl ResourceQuotaController {
             executor,
             clock,
         });
-        let queue = WorkQueue::new("resourcequota_primary");
+        let queue = queues.queue("resourcequota_primary");
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
         watches.on(&controller.quotas, move |event| match &event {

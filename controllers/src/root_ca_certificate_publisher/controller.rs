@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
-use controller_runtime::{
-    ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
-};
+use controller_runtime::{ApiError, Controller, Executor, ObjectKey, Watches, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 
@@ -41,7 +39,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let config_maps: Informer<ConfigMap> = context
         .informers
         .informer(InformerOptions::default().fields(format!("metadata.name={NAME}")));
-    let queue = WorkQueue::new("root_ca_cert_publisher");
+    let queue = context.queues.queue("root_ca_cert_publisher");
     let mut watches = Watches::new(context.shutdown.clone());
     let add = queue.clone();
     watches.on(&namespaces, move |event| {

@@ -50,10 +50,10 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         volumes: informers.informer(InformerOptions::default()),
         drivers: informers.informer(InformerOptions::default()),
         used: Arc::default(),
-        queue: WorkQueue::new("selinux_warning"),
+        queue: context.queues.queue("selinux_warning"),
         executor,
     });
-    metrics::register(&controller.used);
+    metrics::register(&context.metrics, &controller.used)?;
     let watches = controller.watch(&context.shutdown);
     let queue = controller.queue.clone();
     Ok(run_controller(controller, queue, watches, 1, context.shutdown).boxed())

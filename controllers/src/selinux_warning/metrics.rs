@@ -1,10 +1,11 @@
 //! The conflicts at `/metrics`. Upstream: pkg/controller/volume/selinuxwarning/metrics.go, v1.37.
 
-use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use component_base::metrics::{RegisterError, Registry, make};
+use prometheus::GaugeVec;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, Opts};
 
 use super::cache::Volumes;
 
@@ -15,11 +16,7 @@ struct Conflicts {
 }
 
 impl Conflicts {
-    fn new(volumes: &Arc<Mutex<Volumes>>) -> Self {
-        let options = Opts::new(
-            "selinux_warning_controller_selinux_volume_conflict",
-            "Conflict between two Pods using the same volume",
-        );
+    fn new(volumes: &Arc<Mutex<Volumes>>) -> Result<Self, RegisterError> {
         let labels = [
             "property",
             "pod1_namespace",
@@ -29,20 +26,26 @@ impl Conflicts {
             "pod2_name",
             "pod2_value",
         ];
-        Self {
+        Ok(Self {
             volumes: Arc::downgrade(volumes),
-            conflicts: GaugeVec::new(options, &labels).expect("the name is right"),
-        }
+            conflicts: make::gauges(
+                "selinux_warning_controller_selinux_volume_conflict",
+                "Conflict between two Pods using the same volume",
+                &labels,
+            )?,
+        })
     }
 }
 
-/// Shows the conflicts; the first ones of a process only.
-pub(super) fn register(volumes: &Arc<Mutex<Volumes>>) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        prometheus::register(Box::new(Conflicts::new(volumes)))
-            .expect("the name is registered only here");
-    });
+/// Shows the conflicts.
+///
+/// # Errors
+/// The registry shows others already.
+pub(super) fn register(
+    registry: &Registry,
+    volumes: &Arc<Mutex<Volumes>>,
+) -> Result<(), RegisterError> {
+    registry.register(Box::new(Conflicts::new(volumes)?))
 }
 
 impl Collector for Conflicts {
@@ -85,7 +88,7 @@ mod tests {
     #[test]
     fn a_conflict_is_shown_while_it_lasts() {
         let volumes = Arc::new(Mutex::new(Volumes::default()));
-        let collector = Conflicts::new(&volumes);
+        let collector = Conflicts::new(&volumes).unwrap();
         let used = |label: &str| Use {
             label: label.into(),
             change_policy: "MountOption".into(),

@@ -1,9 +1,10 @@
+use component_base::clock::Clock;
 use std::sync::Arc;
 
 use component_base::events::{RecordedEvent, Recorder};
 use component_base::shutdown::Shutdown;
 use controller_runtime::testing::FakeApi;
-use controller_runtime::{Controller as _, ObjectKey, Watches, WorkQueue};
+use controller_runtime::{Controller as _, ObjectKey, Queues, Watches};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::CSIDriver;
 use serde_json::{Value, from_value, json};
@@ -82,7 +83,7 @@ async fn cluster() -> Cluster {
         volumes: volume_informer,
         drivers: driver_informer,
         used: Arc::default(),
-        queue: WorkQueue::new("test"),
+        queue: Queues::unread(Clock::real()).queue("test"),
         executor: FakeApi::new().executor_with(recorder),
     });
     let mut watches = controller.watch(&Shutdown::new());

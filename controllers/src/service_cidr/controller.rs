@@ -8,7 +8,7 @@ use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
@@ -40,7 +40,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         executor,
         clock: context.clock.clone(),
     });
-    let queue = WorkQueue::new("ipaddresses");
+    let queue = context.queues.queue("ipaddresses");
     let mut watches = Watches::new(context.shutdown.clone());
     let (handler, keys) = (controller.clone(), queue.clone());
     watches.on(&controller.cidrs, move |event| {

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
-use controller_runtime::{
-    ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
-};
+use controller_runtime::{ApiError, Controller, Executor, ObjectKey, Watches, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 
@@ -27,7 +25,7 @@ struct ServiceAccountController {
 pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let namespaces: Informer<Namespace> = context.informers.informer(InformerOptions::default());
     let accounts: Informer<ServiceAccount> = context.informers.informer(InformerOptions::default());
-    let queue = WorkQueue::new("serviceaccount");
+    let queue = context.queues.queue("serviceaccount");
     let mut watches = Watches::new(context.shutdown.clone());
     let add = queue.clone();
     watches.on(&namespaces, move |event| {

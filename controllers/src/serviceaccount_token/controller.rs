@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use component_base::informer::{Informer, InformerOptions};
 use controller_runtime::{
-    Action, ApiError, Controller, DeleteOptions, Executor, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, DeleteOptions, Executor, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
@@ -99,7 +99,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         root_ca: context.root_ca.as_ref().clone().unwrap_or_default(),
         executor: context.root_executor("serviceaccount-token-controller"),
     });
-    let queue = WorkQueue::new("serviceaccount_tokens_service");
+    let queue = context.queues.queue("serviceaccount_tokens_service");
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&controller.accounts, move |event| {

@@ -11,7 +11,9 @@ use component_base::informer::{Factory, Informer, InformerOptions};
 use component_base::shutdown::Shutdown;
 use component_helpers::pod::{available_at, label};
 use controller_runtime::executor::{Action, Executor};
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{
+    ApiError, Controller, ObjectKey, Queues, Watches, WorkQueue, run_controller,
+};
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
@@ -19,7 +21,7 @@ use kube::ResourceExt as _;
 use serde_json::json;
 
 use super::claims::{claims_of, is_claim_of};
-use super::metrics;
+use super::metrics::Metrics;
 use super::sync::{self, Observed, Step, ordinal};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::index_by_controller;
@@ -41,8 +43,10 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         .await?;
     let workers = context.options.workers("statefulset");
     let (controller, queue, watches) = StatefulSetController::new(
+        &context.queues,
         &context.informers,
         executor,
+        Metrics::register(&context.metrics)?,
         context.clock.clone(),
         context.features.enabled(MAX_UNAVAILABLE),
         &context.shutdown,
@@ -73,13 +77,16 @@ pub struct StatefulSetController {
     clock: Clock,
     /// Gate MaxUnavailableStatefulSet.
     max_unavailable: bool,
+    metrics: Metrics,
 }
 
 impl StatefulSetController {
     /// The controller, its queue, and the watches that fill it; run them with [`controller_runtime::run_controller`].
     pub fn new(
+        queues: &Queues,
         factory: &Factory,
         executor: Executor,
+        metrics: Metrics,
         clock: Clock,
         max_unavailable: bool,
         shutdown: &Shutdown,
@@ -92,9 +99,10 @@ impl StatefulSetController {
             executor,
             clock,
             max_unavailable,
+            metrics,
         });
         index_by_controller(&controller.pods);
-        let queue = WorkQueue::new("statefulset");
+        let queue = queues.queue("statefulset");
         let mut watches = Watches::new(shutdown.clone());
         let keys = queue.clone();
         watches.on(&controller.sets, move |event| {
@@ -270,7 +278,7 @@ impl Controller for StatefulSetController {
             .get_key(key)
             .filter(|s| s.metadata.deletion_timestamp.is_none())
         else {
-            metrics::forget(key);
+            self.metrics.forget(key);
             return Ok(None);
         };
         if sync::is_recreate(&set) {
@@ -329,7 +337,7 @@ impl Controller for StatefulSetController {
         let now = self.clock.now();
         let steps = sync::sync(&set, &observed, self.max_unavailable, now);
         if self.max_unavailable {
-            metrics::observe(&set, &observed.pods, now);
+            self.metrics.observe(&set, &observed.pods, now);
         }
         let result = self.carry_out(&set, steps).await;
         let status = sync::calculate_status(&set, &observed, now);

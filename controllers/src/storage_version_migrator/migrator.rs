@@ -11,7 +11,7 @@ use component_base::shutdown::Shutdown;
 use controller_runtime::executor::Target;
 use controller_runtime::transport::Verb;
 use controller_runtime::{
-    ApiError, Controller, Executor, ObjectKey, PatchKind, Watches, WorkQueue, run_controller,
+    ApiError, Controller, Executor, ObjectKey, PatchKind, Queues, Watches, run_controller,
 };
 use jiff::SignedDuration;
 use k8s_openapi::api::storagemigration::v1::StorageVersionMigration;
@@ -46,13 +46,14 @@ pub(super) struct Migrator {
 
 /// Runs it until shutdown.
 pub(super) async fn run(
+    queues: Queues,
     migrations: Informer<StorageVersionMigration>,
     client: Client,
     executor: Executor,
     clock: Clock,
     shutdown: Shutdown,
 ) {
-    let queue = WorkQueue::new(NAME);
+    let queue = queues.queue(NAME);
     let mut watches = Watches::new(shutdown.clone());
     let keys = queue.clone();
     watches.on(&migrations, move |event| {

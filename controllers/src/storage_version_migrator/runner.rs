@@ -9,9 +9,7 @@ use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::informer::Informer;
 use component_base::shutdown::Shutdown;
-use controller_runtime::{
-    Action, ApiError, Controller, Executor, Watches, WorkQueue, run_controller,
-};
+use controller_runtime::{Action, ApiError, Controller, Executor, Queues, Watches, run_controller};
 use jiff::Timestamp;
 use k8s_openapi::api::storagemigration::v1::StorageVersionMigration;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -55,12 +53,13 @@ pub(super) struct Runner {
 
 /// Runs it until shutdown.
 pub(super) async fn run(
+    queues: Queues,
     migrations: Informer<StorageVersionMigration>,
     executor: Executor,
     clock: Clock,
     shutdown: Shutdown,
 ) {
-    let queue = WorkQueue::new(NAME);
+    let queue = queues.queue(NAME);
     let mut watches = Watches::new(shutdown.clone());
     let keys = queue.clone();
     watches.on(&migrations, move |event| {

@@ -1,22 +1,22 @@
 //! The shell: taints and Pods in, deletions out. Timers are delayed keys of the work queue.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
+use component_base::metrics::make;
 use component_helpers::pod as pod_helpers;
 use controller_runtime::{
-    Action, ApiError, Controller, DeleteOptions, Executor, ObjectKey, Watches, WorkQueue,
-    run_controller,
+    Action, ApiError, Controller, DeleteOptions, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use prometheus::{IntCounter, register_int_counter};
+use prometheus::IntCounter;
 use serde_json::json;
 
 use super::sync::{Decision, Scheduled, no_execute_taints, sync};
@@ -27,13 +27,14 @@ const WORKERS: usize = 8;
 /// The index of Pods by Node.
 const BY_NODE: &str = "spec.nodeName";
 
-static DELETED: LazyLock<IntCounter> = LazyLock::new(|| {
-    register_int_counter!(
-        "taint_eviction_controller_pod_deletions_total",
-        "Total number of Pods deleted by TaintEvictionController since its start."
-    )
-    .expect("the name is registered only here")
-});
+component_base::metrics! {
+    struct Metrics {
+        deleted: IntCounter = make::counter(
+            "taint_eviction_controller_pod_deletions_total",
+            "Total number of Pods deleted by TaintEvictionController since its start.",
+        ),
+    }
+}
 
 struct TaintEviction {
     pods: Informer<Pod>,
@@ -41,6 +42,7 @@ struct TaintEviction {
     scheduled: Mutex<HashMap<ObjectKey, Scheduled>>,
     executor: Executor,
     clock: Clock,
+    metrics: Metrics,
 }
 
 /// Builds the controller.
@@ -59,7 +61,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context
         .executor("node-controller", "taint-eviction-controller")
         .await?;
-    let queue = WorkQueue::new("noexec_taint_pod");
+    let queue = context.queues.queue("noexec_taint_pod");
     let mut watches = Watches::new(context.shutdown.clone());
     let add = queue.clone();
     watches.on(&pods, move |event| {
@@ -93,6 +95,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         scheduled: Mutex::default(),
         executor,
         clock: context.clock.clone(),
+        metrics: Metrics::register(&context.metrics)?,
     });
     Ok(run_controller(controller, queue, watches, WORKERS, context.shutdown).boxed())
 }
@@ -238,7 +241,7 @@ impl Controller for TaintEviction {
                     .execute(&event(key, format!("Marking for deletion Pod {key}")))
                     .await?;
                 self.delete(key, &uid).await?;
-                DELETED.inc();
+                self.metrics.deleted.inc();
                 self.lock().insert(
                     key.clone(),
                     Scheduled {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Node;
@@ -34,7 +34,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         step: Mutex::default(),
         executor,
     });
-    let queue = WorkQueue::new("ttlcontroller");
+    let queue = context.queues.queue("ttlcontroller");
     let mut watches = Watches::new(context.shutdown.clone());
     let (handler, keys) = (controller.clone(), queue.clone());
     watches.on(&controller.nodes, move |event| {

@@ -1,29 +1,20 @@
 //! The shell: watches Jobs, and deletes those whose time is over.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerOptions};
+use component_base::metrics::{exponential_buckets, make};
 use controller_runtime::executor::{Action, DeleteOptions, Executor};
-use controller_runtime::{ApiError, Controller, ObjectKey, Watches, WorkQueue, run_controller};
+use controller_runtime::{ApiError, Controller, ObjectKey, Watches, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::batch::v1::Job;
-use prometheus::{Histogram, exponential_buckets, histogram_opts, register_histogram};
+use prometheus::Histogram;
 
 use super::sync::{overdue, time_left};
 use crate::context::{ControllerContext, Running, StartError};
-
-/// Upstream: pkg/controller/ttlafterfinished/metrics, v1.37.
-static DELETION_DURATION: LazyLock<Histogram> = LazyLock::new(|| {
-    register_histogram!(histogram_opts!(
-        "ttl_after_finished_controller_job_deletion_duration_seconds",
-        "The time it took to delete the job since it became eligible for deletion",
-        exponential_buckets(0.1, 2.0, 14).expect("the numbers are positive")
-    ))
-    .expect("the name is registered only here")
-});
 
 /// Starts the controller under its own account.
 ///
@@ -33,17 +24,17 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let name = "ttl-after-finished-controller";
     let executor = context.executor(name, name).await?;
     let jobs = context.informers.informer(InformerOptions::default());
-    let queue = WorkQueue::new("ttl_jobs_to_delete");
+    let queue = context.queues.queue("ttl_jobs_to_delete");
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&jobs, move |event| {
         keys.add(ObjectKey::of(&**event.object()))
     });
-    LazyLock::force(&DELETION_DURATION);
     let controller = Arc::new(TtlAfterFinished {
         jobs,
         executor,
         clock: context.clock.clone(),
+        metrics: Metrics::register(&context.metrics)?,
     });
     let workers = context.options.workers("ttl-after-finished");
     Ok(run_controller(
@@ -56,10 +47,22 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     .boxed())
 }
 
+component_base::metrics! {
+    /// Upstream: pkg/controller/ttlafterfinished/metrics, v1.37.
+    struct Metrics {
+        deletion_duration: Histogram = make::histogram(
+            "ttl_after_finished_controller_job_deletion_duration_seconds",
+            "The time it took to delete the job since it became eligible for deletion",
+            exponential_buckets(0.1, 2.0, 14),
+        ),
+    }
+}
+
 struct TtlAfterFinished {
     jobs: Informer<Job>,
     executor: Executor,
     clock: Clock,
+    metrics: Metrics,
 }
 
 #[async_trait]
@@ -95,7 +98,8 @@ impl Controller for TtlAfterFinished {
                 if let Some(late) = overdue(&fresh, self.clock.now())
                     && !deleted.is_null()
                 {
-                    DELETION_DURATION.observe(late.as_secs_f64());
+                    let metric = &self.metrics.deletion_duration;
+                    metric.observe(late.as_secs_f64());
                 }
                 Ok(None)
             }

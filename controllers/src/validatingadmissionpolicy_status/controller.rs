@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
-use controller_runtime::{
-    ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
-};
+use controller_runtime::{ApiError, Controller, Executor, ObjectKey, Watches, run_controller};
 use futures::FutureExt as _;
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use kube::Client;
@@ -78,7 +76,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         documents: Arc::new(client),
         known: Mutex::default(),
     });
-    let queue = WorkQueue::new("validatingadmissionpolicy-status");
+    let queue = context.queues.queue("validatingadmissionpolicy-status");
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&controller.policies, move |event| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::PersistentVolume;
@@ -28,7 +28,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     let executor = context.executor(account, account).await?;
     let volumes: Informer<PersistentVolume> =
         context.informers.informer(InformerOptions::default());
-    let queue = WorkQueue::new("pvprotection");
+    let queue = context.queues.queue("pvprotection");
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&volumes, move |event| {

@@ -11,7 +11,7 @@ use component_base::clock::Clock;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
 use component_helpers::pod;
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -49,7 +49,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         clock: context.clock.clone(),
         tracks: context.features.enabled(UNUSED_SINCE_TIME),
     });
-    let queue = WorkQueue::new("pvcprotection");
+    let queue = context.queues.queue("pvcprotection");
     let mut watches = Watches::new(context.shutdown.clone());
     let (handler, keys) = (controller.clone(), queue.clone());
     watches.on(&controller.claims, move |event| {

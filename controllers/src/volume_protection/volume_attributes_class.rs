@@ -41,7 +41,7 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
         claims: context.informers.informer(InformerOptions::default()),
         executor,
     });
-    let queue = WorkQueue::new("vacprotection");
+    let queue = context.queues.queue("vacprotection");
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&controller.classes, move |event| {

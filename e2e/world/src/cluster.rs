@@ -106,10 +106,12 @@ impl Cluster {
             client,
             leadership: Leadership::always(),
             clock,
+            metrics: Registry::new(),
             health: Health::new(),
             shutdown,
             root_ca: Some(b"a certificate".to_vec()),
-        });
+        })
+        .expect("a registry of its own");
         self.run_program("kube-controller-manager", component.run());
     }
 

@@ -21,6 +21,7 @@ use component_base::serving::{
 };
 use component_base::shutdown::Shutdown;
 use component_base::tls::{ServerTls, TlsOptions};
+use controller_runtime::Queues;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kubelet_provider::{PodEvents, Provider};
@@ -97,6 +98,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         .node_ip
         .or_else(|| own_address(&credentials.cluster_url));
     let clock = Clock::real();
+    let queues = Queues::register(prometheus::default_registry(), clock.clone())?;
     let port = options
         .address
         .map_or(0, |address| i32::from(address.port()));
@@ -109,6 +111,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         node_ip,
         port,
         clock: clock.clone(),
+        queues: queues.clone(),
         shutdown: shutdown.clone(),
     })
     .await?;
@@ -135,6 +138,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
         host_ip: node_ip,
         nodes: nodes.clone(),
         clock,
+        queues,
     });
     serve(
         &options, &clients, node_ip, &pods, &nodes, &provider, &shutdown,

@@ -18,7 +18,7 @@ use component_base::client::{is_conflict, is_not_found};
 use component_base::clock::Clock;
 use component_base::events::{EventType, Recorder};
 use component_base::shutdown::Shutdown;
-use controller_runtime::work_queue::{RateLimit, WorkQueue};
+use controller_runtime::work_queue::{Queues, RateLimit, WorkQueue};
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
@@ -70,6 +70,7 @@ pub struct Parts {
     pub host_ip: Option<IpAddr>,
     pub nodes: Arc<Nodes>,
     pub clock: Clock,
+    pub queues: Queues,
 }
 
 /// The pods of the process. Clones are handles.
@@ -108,7 +109,7 @@ impl Pods {
             inner: Arc::new(Inner {
                 mode: parts.provider.mode(),
                 features: parts.provider.features(),
-                queue: WorkQueue::with("pods", RETRY, parts.clock.clone()),
+                queue: parts.queues.queue_with("pods", RETRY),
                 state: Mutex::default(),
                 parts,
             }),

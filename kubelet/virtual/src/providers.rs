@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use component_base::clock::Clock;
 use component_base::shutdown::Shutdown;
+use controller_runtime::Queues;
 use kubelet_provider::{Provider, ProviderError};
 
 use crate::configuration::VirtualKubeletConfiguration;
@@ -41,6 +42,7 @@ pub struct Needs<'a> {
     pub node_ip: Option<IpAddr>,
     pub port: i32,
     pub clock: Clock,
+    pub queues: Queues,
     pub shutdown: Shutdown,
 }
 
@@ -68,6 +70,7 @@ pub async fn build(needs: Needs<'_>) -> Result<Arc<dyn Provider>, BuildError> {
                 node_ip: needs.node_ip,
                 port: needs.port,
                 clock: needs.clock,
+                queues: needs.queues,
                 shutdown: needs.shutdown,
             })))
         }

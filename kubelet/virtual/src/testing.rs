@@ -242,6 +242,7 @@ impl Rig {
             host_ip: Some([10, 9, 0, 1].into()),
             nodes: nodes(&api, 40),
             clock: Clock::real(),
+            queues: controller_runtime::Queues::unread(Clock::real()),
         });
         let (feed, watch) = unbounded();
         tokio::spawn(pods.clone().run(watch, provider_events, shutdown.clone()));

@@ -1,7 +1,7 @@
 //! The shell: Nodes in; labels, provider ids, addresses out. The cloud is asked for addresses every `--node-status-update-frequency`, as
 //! it has no events.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,13 +9,13 @@ use cloud_provider::{Cloud, CloudError, InstanceMetadata, Instances};
 use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
-use component_base::metrics::exponential_buckets;
+use component_base::metrics::{exponential_buckets, make};
 use controller_runtime::{
-    Action, ApiError, Controller, Executor, ObjectKey, Watches, WorkQueue, run_controller,
+    Action, ApiError, Controller, Executor, ObjectKey, Watches, run_controller,
 };
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::{Node, NodeAddress};
-use prometheus::{Histogram, histogram_opts, register_histogram};
+use prometheus::Histogram;
 use serde_json::json;
 
 use super::sync::{AddressError, initialized, is_uninitialized, new_addresses, stale_labels};
@@ -23,22 +23,20 @@ use crate::context::{Context, Running, StartError};
 
 const NAME: &str = "cloud-node-controller";
 
-static TAINT_REMOVAL: LazyLock<Histogram> = LazyLock::new(|| {
-    register_histogram!(histogram_opts!(
-        "node_controller_cloud_provider_taint_removal_delay_seconds",
-        "Number of seconds after node creation when NodeController removed the cloud-provider taint of a single node.",
-        exponential_buckets(1.0, 4.0, 6)
-    ))
-    .expect("the name is registered only here")
-});
-static INITIAL_SYNC: LazyLock<Histogram> = LazyLock::new(|| {
-    register_histogram!(histogram_opts!(
-        "node_controller_initial_node_sync_delay_seconds",
-        "Number of seconds after node creation when NodeController finished the initial synchronization of a single node.",
-        exponential_buckets(1.0, 4.0, 6)
-    ))
-    .expect("the name is registered only here")
-});
+component_base::metrics! {
+    pub(super) struct Metrics {
+        taint_removal: Histogram = make::histogram(
+            "node_controller_cloud_provider_taint_removal_delay_seconds",
+            "Number of seconds after node creation when NodeController removed the cloud-provider taint of a single node.",
+            exponential_buckets(1.0, 4.0, 6),
+        ),
+        initial_sync: Histogram = make::histogram(
+            "node_controller_initial_node_sync_delay_seconds",
+            "Number of seconds after node creation when NodeController finished the initial synchronization of a single node.",
+            exponential_buckets(1.0, 4.0, 6),
+        ),
+    }
+}
 
 /// Why a Node is not initialized yet.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +68,7 @@ pub(super) struct Nodes {
     pub(super) cloud: Arc<dyn Cloud>,
     pub(super) executor: Executor,
     pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
 }
 
 /// Builds the controller; a cloud without instances gives it nothing to do.
@@ -86,11 +85,10 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
         nodes: context.informers.informer(InformerOptions::default()),
         cloud: context.cloud.clone(),
         executor,
-        clock: Clock::real(),
+        clock: context.clock.clone(),
+        metrics: Metrics::register(&context.metrics)?,
     });
-    LazyLock::force(&TAINT_REMOVAL);
-    LazyLock::force(&INITIAL_SYNC);
-    let queue = WorkQueue::new("Nodes");
+    let queue = context.queues.queue("Nodes");
     let mut watches = Watches::new(context.shutdown.clone());
     let keys = queue.clone();
     watches.on(&controller.nodes, move |event| {
@@ -108,7 +106,7 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
             controller.nodes.wait_for_sync().await;
             loop {
                 let round = controller.follow_addresses(at_once);
-                let round = async { (round.await, tokio::time::sleep(pause).await) };
+                let round = async { (round.await, controller.clock.sleep(pause).await) };
                 if shutdown.run_until(round).await.is_none() {
                     return;
                 }
@@ -174,7 +172,7 @@ impl Nodes {
                 histogram.observe(age.as_secs_f64());
             }
         };
-        observe(&TAINT_REMOVAL);
+        observe(&self.metrics.taint_removal);
         // Nobody should have to wait a round for the addresses.
         self.write_addresses(&written, name, &metadata.node_addresses)
             .await;
@@ -189,7 +187,7 @@ impl Nodes {
             "Node synced successfully",
         );
         self.executor.execute(&event).await?;
-        observe(&INITIAL_SYNC);
+        observe(&self.metrics.initial_sync);
         Ok(())
     }
 

@@ -178,6 +178,7 @@ fn cluster(cloud: FakeCloud) -> Cluster {
         cloud: cloud.clone(),
         executor: api.executor_with(recorder),
         clock: FakeClock::new(now).clock(),
+        metrics: super::controller::Metrics::unread(),
     };
     Cluster {
         api,

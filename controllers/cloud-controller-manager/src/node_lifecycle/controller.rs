@@ -1,55 +1,55 @@
 //! The shell: every `--node-monitor-period` the cloud is asked for Nodes that are not ready; it has no events.
 
-use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::sync::Arc;
 
 use cloud_provider::{Cloud, CloudError};
+use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerOptions};
-use component_base::metrics::exponential_buckets;
+use component_base::metrics::{exponential_buckets, make};
 use controller_runtime::{Action, ApiError, DeleteOptions, Executor};
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Node;
-use prometheus::{
-    Histogram, IntCounterVec, histogram_opts, register_histogram, register_int_counter_vec,
-};
+use prometheus::{Histogram, IntCounterVec};
 
 use super::sync::{is_ready, taint};
 use crate::context::{Context, Running, StartError};
 
 const NAME: &str = "cloud-node-lifecycle-controller";
 
-static DURATION: LazyLock<Histogram> = LazyLock::new(|| {
-    register_histogram!(histogram_opts!(
-        "cloud_node_lifecycle_controller_monitor_nodes_duration_seconds",
-        "A metric measuring the duration in seconds of a single MonitorNodes loop execution.",
-        exponential_buckets(0.001, 2.0, 15)
-    ))
-    .expect("the name is registered only here")
-});
-static CALLS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    register_int_counter_vec!(
-        "cloud_node_lifecycle_controller_cloud_provider_calls_total",
-        "The total number of cloud provider API calls, labeled by operation and result.",
-        &["operation", "result"]
-    )
-    .expect("the name is registered only here")
-});
+component_base::metrics! {
+    pub(super) struct Metrics {
+        duration: Histogram = make::histogram(
+            "cloud_node_lifecycle_controller_monitor_nodes_duration_seconds",
+            "A metric measuring the duration in seconds of a single MonitorNodes loop execution.",
+            exponential_buckets(0.001, 2.0, 15),
+        ),
+        calls: IntCounterVec = make::counters(
+            "cloud_node_lifecycle_controller_cloud_provider_calls_total",
+            "The total number of cloud provider API calls, labeled by operation and result.",
+            &["operation", "result"],
+        ),
+    }
+}
 
-fn observe(operation: &str, error: Option<&CloudError>) {
-    let result = match error {
-        None => "success",
-        Some(CloudError::NotImplemented) => "not_implemented",
-        Some(CloudError::InstanceNotFound) => "instance_not_found",
-        Some(_) => "error",
-    };
-    CALLS.with_label_values(&[operation, result]).inc();
+impl Metrics {
+    fn observe(&self, operation: &str, error: Option<&CloudError>) {
+        let result = match error {
+            None => "success",
+            Some(CloudError::NotImplemented) => "not_implemented",
+            Some(CloudError::InstanceNotFound) => "instance_not_found",
+            Some(_) => "error",
+        };
+        self.calls.with_label_values(&[operation, result]).inc();
+    }
 }
 
 pub(super) struct Lifecycle {
     pub(super) nodes: Informer<Node>,
     pub(super) cloud: Arc<dyn Cloud>,
     pub(super) executor: Executor,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
 }
 
 /// Builds the controller; a cloud without instances gives it nothing to do.
@@ -64,9 +64,9 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
         nodes: context.informers.informer(InformerOptions::default()),
         cloud: context.cloud.clone(),
         executor: context.executor("node-controller", NAME).await?,
+        clock: context.clock.clone(),
+        metrics: Metrics::register(&context.metrics)?,
     };
-    LazyLock::force(&DURATION);
-    LazyLock::force(&CALLS);
     let (options, shutdown) = (context.options, context.shutdown);
     Ok(async move {
         tracing::info!(controller = NAME, "Starting controller");
@@ -76,7 +76,7 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
                 controller
                     .monitor(options.concurrent_node_lifecycle_syncs)
                     .await;
-                tokio::time::sleep(options.node_monitor_period).await;
+                controller.clock.sleep(options.node_monitor_period).await;
             };
             if shutdown.run_until(round).await.is_none() {
                 return;
@@ -89,7 +89,7 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
 impl Lifecycle {
     /// Looks at all Nodes, some at a time.
     pub(super) async fn monitor(&self, at_once: usize) {
-        let begin = Instant::now();
+        let begin = self.clock.monotonic();
         futures::stream::iter(self.nodes.list())
             .for_each_concurrent(at_once, |node| async move {
                 if let Err(error) = self.look_at(&node).await {
@@ -98,7 +98,8 @@ impl Lifecycle {
                 }
             })
             .await;
-        DURATION.observe(begin.elapsed().as_secs_f64());
+        let took = self.clock.monotonic().saturating_sub(begin);
+        self.metrics.duration.observe(took.as_secs_f64());
     }
 
     async fn look_at(&self, node: &Node) -> Result<(), ApiError> {
@@ -112,15 +113,16 @@ impl Lifecycle {
         let exists = match instances.exists(node).await {
             // A cloud may say it either way.
             Ok(false) | Err(CloudError::InstanceNotFound) => {
-                observe("instance_exists", Some(&CloudError::InstanceNotFound));
+                self.metrics
+                    .observe("instance_exists", Some(&CloudError::InstanceNotFound));
                 false
             }
             Ok(true) => {
-                observe("instance_exists", None);
+                self.metrics.observe("instance_exists", None);
                 true
             }
             Err(error) => {
-                observe("instance_exists", Some(&error));
+                self.metrics.observe("instance_exists", Some(&error));
                 tracing::error!(node = name, %error, "error checking if node exists");
                 return Ok(());
             }
@@ -130,7 +132,8 @@ impl Lifecycle {
             return Ok(());
         }
         let shut_down = instances.is_shut_down(node).await;
-        observe("instance_shutdown", shut_down.as_ref().err());
+        self.metrics
+            .observe("instance_shutdown", shut_down.as_ref().err());
         match shut_down {
             Ok(true) => self.carry_out(taint(node, true)).await,
             Ok(false) | Err(CloudError::NotImplemented) => Ok(()),

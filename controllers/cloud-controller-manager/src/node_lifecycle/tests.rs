@@ -48,6 +48,8 @@ async fn cluster(node: Node) -> Cluster {
         nodes,
         cloud: cloud.clone(),
         executor: api.executor_with(recorder),
+        clock: component_base::clock::Clock::real(),
+        metrics: super::controller::Metrics::unread(),
     };
     Cluster {
         api,

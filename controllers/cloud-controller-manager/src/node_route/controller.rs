@@ -2,18 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cloud_provider::{Cloud, CloudError, Routes};
 use component_base::clock::Clock;
 use component_base::events::EventType;
 use component_base::informer::{Informer, InformerEvent, InformerOptions};
+use component_base::metrics::make;
 use controller_runtime::{Action, Executor, Watches};
 use futures::{FutureExt as _, StreamExt as _};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
-use prometheus::{IntCounterVec, register_int_counter_vec};
+use prometheus::IntCounterVec;
 use tokio::sync::Notify;
 
 use super::sync::{Missing, condition, matters, plan};
@@ -25,14 +26,15 @@ const AT_ONCE: usize = 200;
 /// Changes of Nodes that come together are one.
 const SETTLE: Duration = Duration::from_secs(1);
 
-static SYNCS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    register_int_counter_vec!(
-        "route_controller_route_sync_total",
-        "A metric counting the number of route reconciles with the cloud provider, labeled by the trigger (periodic or node_change) and the outcome (error if the reconcile failed, changed if at least one route was created or deleted, otherwise noop).",
-        &["outcome", "trigger"]
-    )
-    .expect("the name is registered only here")
-});
+component_base::metrics! {
+    pub(super) struct Metrics {
+        syncs: IntCounterVec = make::counters(
+            "route_controller_route_sync_total",
+            "A metric counting the number of route reconciles with the cloud provider, labeled by the trigger (periodic or node_change) and the outcome (error if the reconcile failed, changed if at least one route was created or deleted, otherwise noop).",
+            &["outcome", "trigger"],
+        ),
+    }
+}
 
 pub(super) struct NodeRoutes {
     pub(super) nodes: Informer<Node>,
@@ -41,6 +43,7 @@ pub(super) struct NodeRoutes {
     pub(super) ranges: Vec<IpNet>,
     pub(super) executor: Executor,
     pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
 }
 
 /// Builds the controller; with `--configure-cloud-routes=false`, or a cloud without routes, it has nothing to do.
@@ -60,7 +63,6 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
         let message = "--cluster-cidr must be set with --configure-cloud-routes";
         return Err(StartError::Settings(message.to_owned()));
     }
-    LazyLock::force(&SYNCS);
     let executor = context
         .executor("route-controller", "route_controller")
         .await?;
@@ -70,7 +72,8 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
         cluster: context.options.cluster_name.clone(),
         ranges,
         executor,
-        clock: Clock::real(),
+        clock: context.clock.clone(),
+        metrics: Metrics::register(&context.metrics)?,
     };
     let changed = Arc::new(Notify::new());
     let mut watches = Watches::new(context.shutdown.clone());
@@ -95,9 +98,9 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
             let round = async {
                 controller.round(trigger).await;
                 tokio::select! {
-                    () = tokio::time::sleep(period) => "periodic",
+                    () = controller.clock.sleep(period) => "periodic",
                     () = changed.notified() => {
-                        tokio::time::sleep(SETTLE).await;
+                        controller.clock.sleep(SETTLE).await;
                         "node_change"
                     }
                 }
@@ -121,7 +124,10 @@ impl NodeRoutes {
                 "error"
             }
         };
-        SYNCS.with_label_values(&[outcome, trigger]).inc();
+        self.metrics
+            .syncs
+            .with_label_values(&[outcome, trigger])
+            .inc();
     }
 
     /// Makes all routes right; whether any was made or deleted. What fails is left to the next round.

@@ -168,6 +168,7 @@ impl Cluster {
             ranges: vec!["10.120.0.0/16".parse().unwrap()],
             executor: api.executor_with(recorder),
             clock: FakeClock::new(now).clock(),
+            metrics: super::controller::Metrics::unread(),
         };
         Self {
             api,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cloud_provider::{Cloud, CloudError, LoadBalancer};
@@ -18,7 +18,7 @@ use controller_runtime::{
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{LoadBalancerStatus, Node, Service};
 
-use super::metrics;
+use super::metrics::Metrics;
 use super::sync::{
     Told, finalizer, has_no_address, is_target, needs_cleanup, needs_update, should_sync_node,
     status, told, wants_load_balancer,
@@ -80,6 +80,8 @@ pub(super) struct Services {
     pub(super) told: Mutex<HashMap<ObjectKey, Told>>,
     pub(super) queue: WorkQueue<Key>,
     pub(super) executor: Executor,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
 }
 
 /// Builds the controller; a cloud without load balancers gives it nothing to do.
@@ -91,7 +93,6 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
         let why = "the cloud provider does not support external load balancers";
         return Ok(context.nothing_to_do(NAME, why));
     }
-    metrics::register();
     let executor = context
         .executor("service-controller", "service-controller")
         .await?;
@@ -103,8 +104,10 @@ pub async fn start(context: Context) -> Result<Running, StartError> {
         cluster: context.options.cluster_name.clone(),
         known: Mutex::default(),
         told: Mutex::default(),
-        queue: WorkQueue::with("service", RETRY, Clock::real()),
+        queue: context.queues.queue_with("service", RETRY),
         executor,
+        clock: context.clock.clone(),
+        metrics: Metrics::register(&context.metrics)?,
     });
     let services = controller.services.clone();
     context
@@ -372,7 +375,7 @@ impl Services {
 
     /// Leads all load balancers to the Nodes there are now; those that fail are looked at one by one.
     async fn sync_nodes(&self) {
-        let begin = Instant::now();
+        let begin = self.clock.monotonic();
         let known: Vec<_> = lock(&self.known)
             .iter()
             .map(|(k, s)| (k.clone(), s.clone()))
@@ -386,19 +389,21 @@ impl Services {
             // What fails below is the Service's own retry; it must not be told twice.
             let before = lock(&self.told).insert(key.clone(), now.clone());
             if before.as_ref() != Some(&now) && self.update(&service, &nodes).await.is_err() {
-                metrics::NODE_ERRORS.inc();
+                self.metrics.node_errors.inc();
                 self.queue.add(Key::Service(key));
             }
         }
-        metrics::NODE_LATENCY.observe(begin.elapsed().as_secs_f64());
+        let took = self.clock.monotonic().saturating_sub(begin);
+        self.metrics.node_latency.observe(took.as_secs_f64());
     }
 
     async fn update(&self, service: &Service, nodes: &[Arc<Node>]) -> Result<(), CloudError> {
         let balancer = self.balancer()?;
-        metrics::SYNCS.inc();
-        let timer = metrics::HOST_LATENCY.start_timer();
+        self.metrics.syncs.inc();
+        let begin = self.clock.monotonic();
         let updated = balancer.update(&self.cluster, service, nodes).await;
-        timer.observe_duration();
+        let took = self.clock.monotonic().saturating_sub(begin);
+        self.metrics.host_latency.observe(took.as_secs_f64());
         match updated {
             Ok(()) if nodes.is_empty() => self.tell_no_nodes(service).await,
             Ok(()) => {

@@ -6,8 +6,7 @@ use component_base::clock::Clock;
 use component_base::events::{RecordedEvent, Recorder};
 use component_base::shutdown::Shutdown;
 use controller_runtime::testing::{FakeApi, Feed, settle};
-use controller_runtime::work_queue::RateLimit;
-use controller_runtime::{Controller as _, Watches, WorkQueue};
+use controller_runtime::{Controller as _, Queues, Watches};
 use k8s_openapi::api::core::v1::{Node, Service};
 use serde_json::{Value, from_value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -62,8 +61,10 @@ async fn cluster() -> Cluster {
         cluster: "kubernetes".into(),
         known: Default::default(),
         told: Default::default(),
-        queue: WorkQueue::with("test", RateLimit::default(), Clock::real()),
+        queue: Queues::unread(Clock::real()).queue("test"),
         executor: api.executor_with(recorder),
+        clock: Clock::real(),
+        metrics: super::metrics::Metrics::unread(),
     });
     let mut watches = controller.watch(&Shutdown::new());
     assert!(watches.wait_for_sync().await);

@@ -1,10 +1,12 @@
 //! The shell over an in-memory API.
 
+use component_base::clock::Clock;
 use controller_runtime::testing::FakeApi;
 use serde_json::json;
 
 use super::*;
 use crate::testing::{Feed, settle};
+use controller_runtime::Queues;
 
 #[tokio::test]
 async fn a_namesake_does_not_wait_for_what_was_expected_of_its_predecessor() {
@@ -14,6 +16,7 @@ async fn a_namesake_does_not_wait_for_what_was_expected_of_its_predecessor() {
     let (_nodes, of_nodes) = Feed::new();
     let (_revisions, of_revisions) = Feed::new();
     let (controller, _queue, _watches) = DaemonSetController::over(
+        &Queues::unread(Clock::real()),
         (of_daemon_sets, of_pods, of_nodes),
         Revisions::over(of_revisions, api.executor()),
         api.executor(),

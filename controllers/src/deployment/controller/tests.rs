@@ -1,5 +1,6 @@
 //! The shell over an in-memory API: name conflicts and failures of a new ReplicaSet.
 
+use component_base::clock::Clock;
 use component_base::clock::FakeClock;
 use controller_runtime::testing::FakeApi;
 use controller_runtime::transport::Verb;
@@ -7,6 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::testing::{Feed, settle};
+use controller_runtime::Queues;
 
 struct World {
     api: FakeApi,
@@ -24,6 +26,7 @@ impl World {
         let ((deployments, of_deployments), (sets, of_sets), (pods, of_pods)) =
             (Feed::new(), Feed::new(), Feed::new());
         let (controller, _, watches) = DeploymentController::over(
+            &Queues::unread(Clock::real()),
             of_deployments,
             of_sets,
             of_pods,

@@ -1,5 +1,6 @@
 //! The shell over an in-memory API, with a cache that is fed by hand.
 
+use component_base::clock::Clock;
 use component_base::clock::FakeClock;
 use component_base::events::{RecordedEvent, Recorder};
 use controller_runtime::testing::FakeApi;
@@ -10,6 +11,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::*;
 use crate::gathering::PERIOD;
 use crate::testing::{Feed, settle};
+use controller_runtime::Queues;
 
 struct World {
     api: FakeApi,
@@ -36,6 +38,7 @@ impl World {
         let ((services, of_services), (pods, of_pods)) = (Feed::new(), Feed::new());
         let (endpoints, of_endpoints) = Feed::new();
         let (controller, queue, watches) = EndpointsController::over(
+            &Queues::unread(Clock::real()),
             (of_services, of_pods, of_endpoints),
             api.executor_with(recorder),
             clock.clock(),

@@ -111,6 +111,7 @@ async fn cluster(replicas: i32, kinds: &str) -> Cluster {
             consistency: true,
         },
         clock.clock(),
+        super::super::monitor::Monitor::unread(),
     );
     for pod in pods(kinds) {
         pod_feed.apply((*pod).clone());

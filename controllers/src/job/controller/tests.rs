@@ -1,11 +1,13 @@
 //! The shell: when a Job is looked at.
 
+use component_base::clock::Clock;
 use component_base::clock::FakeClock;
 use controller_runtime::testing::FakeApi;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::testing::{Feed, settle};
+use controller_runtime::Queues;
 
 struct World {
     api: FakeApi,
@@ -23,8 +25,14 @@ impl World {
         let ((jobs, of_jobs), (pods, of_pods)) = (Feed::new(), Feed::new());
         let api = FakeApi::new();
         let executor = api.executor();
-        let (controller, queue, watches) =
-            JobController::over(of_jobs, of_pods, executor, clock.clock(), &Shutdown::new());
+        let (controller, queue, watches) = JobController::over(
+            &Queues::unread(Clock::real()),
+            of_jobs,
+            of_pods,
+            executor,
+            clock.clock(),
+            &Shutdown::new(),
+        );
         Self {
             api,
             jobs,

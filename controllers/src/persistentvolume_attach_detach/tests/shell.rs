@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use component_base::clock::Clock;
 use component_base::events::Recorder;
+use component_base::metrics::Registry;
 use component_base::shutdown::Shutdown;
 use controller_runtime::ApiError;
 use controller_runtime::testing::FakeApi;
 
 use super::super::controller::AttachDetach;
+use super::super::metrics::Metrics;
 use super::*;
 use crate::options::AttachDetachOptions;
 use crate::pods_by_claim;
@@ -48,6 +50,11 @@ async fn cluster() -> Cluster {
         clock: Clock::real(),
         state: Arc::default(),
         changed: Default::default(),
+        metrics: Metrics::register(
+            &Registry::new(),
+            Arc::new(crate::storage_operations::StorageOperations::unread()),
+        )
+        .unwrap(),
     });
     pods_by_claim::add_index(&controller.pods);
     let shutdown = Shutdown::new();

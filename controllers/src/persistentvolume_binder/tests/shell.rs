@@ -7,13 +7,13 @@ use component_base::events::{RecordedEvent, Recorder};
 use component_base::shutdown::Shutdown;
 use controller_runtime::testing::FakeApi;
 use controller_runtime::transport::Verb;
-use controller_runtime::{ApiError, ObjectKey, WorkQueue};
+use controller_runtime::{ApiError, ObjectKey, Queues};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::super::controller::Binder;
-use super::super::metrics::OperationTimes;
+use super::super::metrics::{Metrics, OperationTimes};
 use super::super::sync::Operation;
 use super::{print_pv, print_pvc, pv, pvc, sc};
 use crate::options::VolumeOptions;
@@ -55,10 +55,13 @@ impl Shell {
             nodes,
             cache: Arc::default(),
             executor: api.executor_with(recorder),
-            claim_queue: WorkQueue::new("claims"),
-            volume_queue: WorkQueue::new("volumes"),
-            operations: WorkQueue::new("operations"),
-            times: OperationTimes::new(Clock::real()),
+            claim_queue: Queues::unread(Clock::real()).queue("claims"),
+            volume_queue: Queues::unread(Clock::real()).queue("volumes"),
+            operations: Queues::unread(Clock::real()).queue("operations"),
+            times: OperationTimes::new(Clock::real(), Arc::new(Metrics::unread())),
+            metrics: Arc::new(Metrics::unread()),
+            storage_operations: Arc::new(crate::storage_operations::StorageOperations::unread()),
+            clock: Clock::real(),
             options: options(),
             host_path_root: root.path().into(),
             save_pause: std::time::Duration::from_millis(1),

@@ -1,5 +1,6 @@
 //! The shell over an in-memory API: what it expects, and what becomes of failures.
 
+use component_base::clock::Clock;
 use component_base::clock::FakeClock;
 use controller_runtime::testing::FakeApi;
 use controller_runtime::transport::Verb;
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::testing::{Feed, settle};
+use controller_runtime::Queues;
 
 struct World {
     api: FakeApi,
@@ -23,6 +25,7 @@ impl World {
         let clock = FakeClock::new("2026-01-01T00:00:00Z".parse().unwrap());
         let ((sets, replica_sets), (pods, of_pods)) = (Feed::new(), Feed::new());
         let (controller, queue, watches) = ReplicaSetController::over(
+            &Queues::unread(Clock::real()),
             replica_sets,
             of_pods,
             api.executor(),

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use component_base::client::{is_conflict, is_not_found};
 use component_base::clock::Clock;
 use component_base::shutdown::Shutdown;
-use controller_runtime::work_queue::{RateLimit, WorkQueue};
+use controller_runtime::work_queue::{Queues, RateLimit, WorkQueue};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
@@ -83,6 +83,7 @@ pub struct Parts {
     pub node_ip: Option<IpAddr>,
     pub port: i32,
     pub clock: Clock,
+    pub queues: Queues,
     pub shutdown: Shutdown,
 }
 
@@ -93,14 +94,14 @@ impl Staged {
             node_ip: parts.node_ip,
             port: parts.port,
             addresses: Mutex::new((Addresses::new(parts.pod_cidr), HashMap::new())),
-            clock: parts.clock.clone(),
+            clock: parts.clock,
         };
         Self {
             shared: Arc::new(Shared {
                 stages: parts.stages,
                 client: parts.client,
                 waiting: Mutex::default(),
-                queue: WorkQueue::with("stages", RETRY, parts.clock),
+                queue: parts.queues.queue_with("stages", RETRY),
                 events: OnceLock::new(),
                 facts,
                 shutdown: parts.shutdown,

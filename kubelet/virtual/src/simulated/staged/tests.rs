@@ -20,6 +20,7 @@ async fn rig(first: Vec<k8s_openapi::api::core::v1::Pod>) -> Rig {
         node_ip: Some([10, 9, 0, 1].into()),
         port: 10250,
         clock: Clock::real(),
+        queues: controller_runtime::Queues::unread(Clock::real()),
         shutdown: shutdown.clone(),
     });
     Rig::start(api, Arc::new(provider), shutdown, first).await
