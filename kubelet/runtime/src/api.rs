@@ -274,8 +274,37 @@ pub struct Resources {
     pub oom_score_adj: i32,
     pub pids_limit: Option<i64>,
     pub hugepage_limits: BTreeMap<String, u64>,
+    /// The CPUs to run on (`0-3,8`); empty: all of the pod's.
+    #[serde(default)]
+    pub cpuset_cpus: String,
+    /// The NUMA nodes to have memory of; empty: all of the pod's.
+    #[serde(default)]
+    pub cpuset_mems: String,
     /// cgroup v2 keys set as they are (`memory.min`, …); ignored on v1.
     pub unified: BTreeMap<String, String>,
+}
+
+impl Resources {
+    /// Takes over what an update of a container names, as the CRI has it; the rest stays.
+    pub fn merge(&mut self, update: &Self) {
+        self.cpu_shares = update.cpu_shares.or(self.cpu_shares);
+        self.cpu_quota_us = update.cpu_quota_us.or(self.cpu_quota_us);
+        self.cpu_period_us = update.cpu_period_us.or(self.cpu_period_us);
+        self.memory_limit_bytes = update.memory_limit_bytes.or(self.memory_limit_bytes);
+        self.memory_swap_limit_bytes = update
+            .memory_swap_limit_bytes
+            .or(self.memory_swap_limit_bytes);
+        self.pids_limit = update.pids_limit.or(self.pids_limit);
+        for (own, new) in [
+            (&mut self.cpuset_cpus, &update.cpuset_cpus),
+            (&mut self.cpuset_mems, &update.cpuset_mems),
+        ] {
+            if !new.is_empty() {
+                own.clone_from(new);
+            }
+        }
+        self.unified.extend(update.unified.clone());
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

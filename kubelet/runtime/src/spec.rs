@@ -643,6 +643,14 @@ pub fn resources(resources: &Resources, facts: &Facts) -> Value {
     if let Some(period) = resources.cpu_period_us.filter(|period| *period > 0) {
         cpu["period"] = json!(period);
     }
+    for (name, set) in [
+        ("cpus", &resources.cpuset_cpus),
+        ("mems", &resources.cpuset_mems),
+    ] {
+        if !set.is_empty() {
+            cpu[name] = json!(set);
+        }
+    }
     value["cpu"] = cpu;
     let mut memory = json!({});
     if let Some(limit) = resources.memory_limit_bytes.filter(|limit| *limit > 0) {

@@ -5,6 +5,9 @@ use runtime::Resources;
 
 use crate::error::FieldError;
 
+/// Every second of all the CPUs there can be.
+const LONGEST_LIST: usize = 32 << 10;
+
 /// What a container is made with; zero means no limit, or the kernel's default.
 ///
 /// # Errors
@@ -14,11 +17,13 @@ pub fn resources(resources: &v1::LinuxContainerResources) -> Result<Resources, F
         (&resources.cpuset_cpus, "linux.resources.cpuset_cpus"),
         (&resources.cpuset_mems, "linux.resources.cpuset_mems"),
     ] {
-        if !value.is_empty() {
-            return Err(FieldError::NotBuilt {
-                field,
-                why: "it pins no container to CPUs or memory nodes yet",
-            });
+        let is_list = |text: &str| {
+            let known = |c: char| c.is_ascii_digit() || matches!(c, ',' | '-');
+            text.len() <= LONGEST_LIST && text.chars().all(known)
+        };
+        if !is_list(value) {
+            let why = "must be a list of numbers and ranges (0-3,8)";
+            return Err(FieldError::invalid(field, value, why));
         }
     }
     let unsigned = |value: i64, field: &'static str| match u64::try_from(value) {
@@ -50,6 +55,8 @@ pub fn resources(resources: &v1::LinuxContainerResources) -> Result<Resources, F
             .iter()
             .map(|limit| (limit.page_size.clone(), limit.limit))
             .collect(),
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
         unified: resources.unified.clone().into_iter().collect(),
     })
 }

@@ -300,8 +300,8 @@ fn a_container_is_refused_by_the_name_of_the_field() {
         "invalid config.CDI_devices.name: \"\": must be vendor/class=device",
     );
     check_container(
-        |c| of_resources(c).cpuset_cpus = "0-1".into(),
-        "linux.resources.cpuset_cpus is not supported by this runtime: it pins no container to CPUs or memory nodes yet",
+        |c| of_resources(c).cpuset_cpus = "0-1\n2".into(),
+        "invalid linux.resources.cpuset_cpus: \"0-1\\n2\": must be a list of numbers and ranges (0-3,8)",
     );
     check_container(
         |c| of_resources(c).cpu_shares = -2,

@@ -210,8 +210,8 @@ pub fn resources(resources: &Resources) -> v1::LinuxContainerResources {
         cpu_shares: signed(resources.cpu_shares),
         memory_limit_in_bytes: resources.memory_limit_bytes.unwrap_or(0),
         oom_score_adj: i64::from(resources.oom_score_adj),
-        cpuset_cpus: String::new(),
-        cpuset_mems: String::new(),
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
         hugepage_limits: resources
             .hugepage_limits
             .iter()

@@ -333,7 +333,7 @@ impl Runtime for FakeRuntime {
             .containers
             .get_mut(container_id)
             .ok_or_else(|| container_not_found(container_id))?;
-        container.status.resources = resources.clone();
+        container.status.resources.merge(resources);
         Ok(())
     }
 

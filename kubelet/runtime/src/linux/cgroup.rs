@@ -96,6 +96,19 @@ fn put(path: PathBuf, value: &str) -> io::Result<()> {
     })
 }
 
+/// Where its processes run and have their memory. `at`: the folder of the controller.
+fn put_cpuset(at: &Path, resources: &Resources) -> io::Result<()> {
+    for (name, set) in [
+        ("cpuset.cpus", &resources.cpuset_cpus),
+        ("cpuset.mems", &resources.cpuset_mems),
+    ] {
+        if !set.is_empty() {
+            put(at.join(name), set)?;
+        }
+    }
+    Ok(())
+}
+
 fn remove_tree(directory: &Path) -> io::Result<()> {
     let Ok(entries) = fs::read_dir(directory) else {
         return Ok(());
@@ -271,6 +284,7 @@ impl Cgroups for Legacy {
         let file = |controller: &str, name: &str| {
             self.root.join(controller).join(relative(path)).join(name)
         };
+        put_cpuset(&self.root.join("cpuset").join(relative(path)), resources)?;
         if let Some(shares) = resources.cpu_shares.filter(|shares| *shares > 0) {
             put(file("cpu", "cpu.shares"), &shares.to_string())?;
         }
@@ -409,6 +423,7 @@ impl Cgroups for Unified {
 
     fn update(&self, path: &Path, resources: &Resources) -> io::Result<()> {
         let at = self.at(path);
+        put_cpuset(&at, resources)?;
         if let Some(shares) = resources.cpu_shares.filter(|shares| *shares > 0) {
             put(at.join("cpu.weight"), &weight(shares).to_string())?;
         }
@@ -500,6 +515,41 @@ mod tests {
         }
         let weights: Vec<u64> = (2..300_000).map(weight).collect();
         assert!(weights.is_sorted());
+    }
+
+    #[test]
+    fn a_running_container_is_moved_to_other_cpus() {
+        let files = tempfile::tempdir().unwrap();
+        let resources = Resources {
+            cpuset_cpus: "0,2-3".to_owned(),
+            cpuset_mems: "1".to_owned(),
+            ..Resources::default()
+        };
+        let check = |cgroups: &dyn Cgroups, dir: &str| {
+            let dir = files.path().join(dir);
+            fs::create_dir_all(&dir).unwrap();
+            cgroups.update(Path::new("/pod/c"), &resources).unwrap();
+            // What is not said stays.
+            let nothing = Resources::default();
+            cgroups.update(Path::new("/pod/c"), &nothing).unwrap();
+            for (name, expect) in [("cpuset.cpus", "0,2-3"), ("cpuset.mems", "1")] {
+                assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), expect);
+            }
+            assert_eq!(fs::read_dir(dir).unwrap().count(), 2);
+        };
+        let root = files.path().to_path_buf();
+        check(
+            &Unified {
+                root: root.join("v2"),
+            },
+            "v2/pod/c",
+        );
+        check(
+            &Legacy {
+                root: root.join("v1"),
+            },
+            "v1/cpuset/pod/c",
+        );
     }
 
     #[test]

@@ -296,7 +296,9 @@ pub async fn update(
                 swap_accounting: inner.cgroups.swap_accounting(),
                 ..Facts::default()
             };
-            let mut changed = spec::resources(resources, &facts);
+            let mut wanted = record.resources.clone();
+            wanted.merge(resources);
+            let mut changed = spec::resources(&wanted, &facts);
             changed["devices"] = config["linux"]["resources"]["devices"].take();
             config["linux"]["resources"] = changed;
             layout::write_record(&path, &config).map_err(io("write config.json"))?;
@@ -310,29 +312,10 @@ pub async fn update(
     }
     let record = {
         let mut record = container.record();
-        merge(&mut record.resources, resources);
+        record.resources.merge(resources);
         record.clone()
     };
     write_record(inner, &record).map_err(io("write the container's record"))
-}
-
-/// Takes over what the update names, as the CRI has it.
-fn merge(current: &mut Resources, update: &Resources) {
-    let Resources {
-        cpu_shares,
-        cpu_quota_us,
-        cpu_period_us,
-        memory_limit_bytes,
-        memory_swap_limit_bytes,
-        ..
-    } = update;
-    current.cpu_shares = cpu_shares.or(current.cpu_shares);
-    current.cpu_quota_us = cpu_quota_us.or(current.cpu_quota_us);
-    current.cpu_period_us = cpu_period_us.or(current.cpu_period_us);
-    current.memory_limit_bytes = memory_limit_bytes.or(current.memory_limit_bytes);
-    current.memory_swap_limit_bytes = memory_swap_limit_bytes.or(current.memory_swap_limit_bytes);
-    current.pids_limit = update.pids_limit.or(current.pids_limit);
-    current.unified.extend(update.unified.clone());
 }
 
 pub async fn reopen_log(inner: &Arc<Inner>, id: &str) -> Result<(), RuntimeError> {

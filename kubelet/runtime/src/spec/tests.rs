@@ -408,10 +408,13 @@ fn resources_leave_out_what_is_not_limited() {
             memory_limit_bytes: Some(64 << 20),
             memory_swap_limit_bytes: Some(64 << 20),
             pids_limit: Some(10),
+            cpuset_cpus: "1".to_owned(),
             ..Default::default()
         },
         &facts(),
     );
+    let cpu = json!({ "shares": 2, "quota": 50_000, "period": 100_000, "cpus": "1" });
+    assert_eq!(value["cpu"], cpu);
     assert_eq!(
         value["memory"],
         json!({ "limit": 64 << 20, "swap": 64 << 20 })
