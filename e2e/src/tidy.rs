@@ -97,7 +97,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Device plugins and who has which device; knows nothing of pods' objects, of the Node or of the runtime.
     (
         "devices",
-        &["host", "local-grpc", "component-base", "component-helpers"],
+        &[
+            "host",
+            "local-grpc",
+            "resource-managers",
+            "component-base",
+            "component-helpers",
+        ],
     ),
     // Drivers of devices and what they prepared; knows nothing of pods' or claims' objects, nor of the runtime.
     ("dra", &["host", "component-base"]),

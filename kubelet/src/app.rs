@@ -8,6 +8,8 @@ mod drivers;
 mod features;
 mod images;
 mod machine;
+#[cfg(test)]
+mod pinning_tests;
 mod runtime;
 mod servers;
 mod start;
@@ -19,9 +21,11 @@ pub(crate) mod world;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ::resource_managers::Topology;
+use ::resource_managers::topology::discover;
 use ::runtime::api::Runtime;
 use component_base::clock::Clock;
 use component_base::features::FeatureGates;
@@ -40,6 +44,7 @@ use crate::configuration::load::{LoadError, load};
 use crate::eviction::manager::OfTheMachine;
 use crate::options::{Options, OptionsError, flag_set};
 use crate::paths::Paths;
+use crate::resource_managers::reserve_cpus;
 use crate::security_context::NodeSecurity;
 use crate::{metrics, rlimit};
 
@@ -83,6 +88,10 @@ pub enum AppError {
     Devices(#[from] devices::LoadError),
     #[error("failed to run Kubelet: dynamic resources: {0}")]
     DynamicResources(#[from] dra::LoadError),
+    #[error("failed to run Kubelet: {0}")]
+    ReservedCpus(#[from] crate::resource_managers::ReservedCpusError),
+    #[error("failed to run Kubelet: failed to start ContainerManager: {0}")]
+    ResourceManagers(#[from] ::resource_managers::StartError),
     #[error("failed to run Kubelet: container runtime: {0}")]
     Runtime(#[from] ::runtime::api::RuntimeError),
     #[error("failed to run Kubelet: serve the CRI: {0}")]
@@ -134,6 +143,9 @@ pub async fn run() -> Result<(), AppError> {
     }
     let mut config = loaded.config;
     take_cgroup_driver(&mut config);
+    let info = MachineInfo::read();
+    let topology = read_topology(&info);
+    reserve_cpus(&mut config, &topology)?;
     // Nothing of it is secret: headers of a URL for static pods are refused.
     let shown = serde_json::to_string(&config).unwrap_or_default();
     tracing::info!(config = shown, "Effective KubeletConfiguration");
@@ -144,7 +156,8 @@ pub async fn run() -> Result<(), AppError> {
     let work = async {
         let giving_back = crate::memory::run(shutdown.token().clone());
         shutdown.spawn_essential("memory", giving_back);
-        let seams = of_this_machine(options, config, gates, shutdown.clone()).await?;
+        let machine = (info, topology);
+        let seams = of_this_machine(options, config, gates, shutdown.clone(), machine).await?;
         assemble(seams).await?.run().await
     };
     shutdown.supervise(work).await
@@ -165,12 +178,21 @@ fn start_anew() -> AppError {
     io("start anew")(std::process::Command::new(program).args(args).exec())
 }
 
+fn read_topology(info: &MachineInfo) -> Topology {
+    let known = discover::Known {
+        cpus: usize::try_from(info.cpus).unwrap_or(1),
+        memory_bytes: info.memory_capacity_bytes,
+    };
+    discover::read(Path::new("/sys"), known)
+}
+
 /// Makes the directories, sets the machine up and opens the runtime, then the way to the API server.
 async fn of_this_machine(
     options: Options,
     config: Arc<KubeletConfiguration>,
     gates: FeatureGates,
     shutdown: Shutdown,
+    (info, topology): (MachineInfo, Topology),
 ) -> Result<Seams, AppError> {
     let logs = PathBuf::from(&config.pod_logs_dir);
     let paths = Paths::new(options.root_dir.clone(), logs);
@@ -181,7 +203,6 @@ async fn of_this_machine(
     let open_files = rlimit::set_num_files(config.max_open_files);
     protect_from_oom(config.oom_score_adj);
 
-    let info = MachineInfo::read();
     let root_fs = fs_stats(paths.root()).map_err(|e| AppError::Io {
         what: format!("statfs {}", paths.root().display()),
         source: e.into(),
@@ -213,6 +234,7 @@ async fn of_this_machine(
         container_manager,
         machine: Machine {
             info,
+            topology,
             root_fs,
             observer: Arc::new(OfTheMachine),
             addresses,

@@ -536,8 +536,6 @@ pub const UNUSED_FIELDS: &[&str] = &[
     "volumeStatsAggPeriod",
     "kubeletCgroups",
     "systemCgroups",
-    "cpuManagerReconcilePeriod",
-    "topologyManagerScope",
     "hairpinMode",
     "contentType",
     "makeIPTablesUtilChains",

@@ -48,6 +48,10 @@ pub const RESOURCE_HEALTH_STATUS: &str = "ResourceHealthStatus";
 pub const RESOURCE_HEALTH_STATUS_MESSAGE: &str = "ResourceHealthStatusMessage";
 /// Claims may say that the driver of their devices needs not be called.
 pub const DRA_OPTIONAL_NODE_OPERATIONS: &str = "DRAOptionalNodeOperations";
+/// Alpha options of the CPU manager's policy may be used.
+pub const CPU_MANAGER_ALPHA_OPTIONS: &str = "CPUManagerPolicyAlphaOptions";
+/// Beta options of the CPU manager's policy may be used.
+pub const CPU_MANAGER_BETA_OPTIONS: &str = "CPUManagerPolicyBetaOptions";
 
 /// All that is known; others are named in a warning.
 pub const FEATURES: &[Feature] = &[
@@ -67,6 +71,8 @@ pub const FEATURES: &[Feature] = &[
     Feature::beta(RESOURCE_HEALTH_STATUS),
     Feature::beta(RESOURCE_HEALTH_STATUS_MESSAGE),
     Feature::alpha(DRA_OPTIONAL_NODE_OPERATIONS),
+    Feature::alpha(CPU_MANAGER_ALPHA_OPTIONS),
+    Feature::beta(CPU_MANAGER_BETA_OPTIONS),
 ];
 
 /// What the node declares, sorted: API server and scheduler ask it before they let a pod use one of them.

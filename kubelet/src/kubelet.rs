@@ -5,6 +5,7 @@
 
 mod cleanup;
 mod devices;
+mod pinning;
 mod resizing;
 mod server_context;
 mod volumes;
@@ -49,6 +50,7 @@ use crate::status::manager::StatusManager;
 use crate::user_namespaces::UserNamespaceManager;
 use crate::{metrics, mirror, termination};
 
+pub use self::pinning::Pinning;
 use self::volumes::Mounted;
 
 /// When the network is not ready yet; upstream: `backOffOnTransientErrorPeriod`.
@@ -76,6 +78,8 @@ pub struct Kubelet {
     pub volumes: VolumeManager,
     pub devices: Arc<::devices::Manager>,
     pub claims: Arc<DynamicResources>,
+    pub managers: Arc<::resource_managers::ResourceManagers>,
+    pub pinning: Pinning,
     pub objects: Arc<ObjectCache>,
     pub container_manager: Arc<ContainerManager>,
     pub user_namespaces: Arc<UserNamespaceManager>,

@@ -60,6 +60,7 @@ pub struct Dependencies {
     pub volumes: VolumeManager,
     pub devices: Arc<::devices::Manager>,
     pub claims: Arc<DynamicResources>,
+    pub managers: Arc<::resource_managers::ResourceManagers>,
     pub objects: Arc<dyn Objects>,
     pub runtime_classes: Arc<dyn RuntimeClasses>,
     pub container_manager: Arc<ContainerManager>,
@@ -566,7 +567,15 @@ impl RuntimeManager {
 
     /// What the runtime should enforce for the container.
     pub fn wanted_resources(&self, pod: &Pod, container: &Container) -> runtime::api::Resources {
-        container_resources(pod, container, &self.resource_defaults())
+        let mut resources = container_resources(pod, container, &self.resource_defaults());
+        let (uid, name, managers) = (pod::uid(pod), &container.name, &self.d.managers);
+        if !managers.exclusive_cpus(uid, name).is_empty() {
+            // What has its own is not held back. Upstream: `DisableCPUQuotaWithExclusiveCPUs`.
+            resources.cpu_quota_us = None;
+        }
+        resources.cpuset_cpus = managers.cpu_affinity(uid, name).to_string();
+        resources.cpuset_mems = managers.memory_nodes(uid, name).to_string();
+        resources
     }
 
     fn resource_defaults(&self) -> ContainerResourceDefaults {

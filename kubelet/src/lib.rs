@@ -53,6 +53,7 @@ pub mod pods_api;
 pub mod preemption;
 pub mod prober;
 pub mod resize;
+pub mod resource_managers;
 pub mod restart_all;
 pub mod rlimit;
 pub mod runtime_class;

@@ -113,6 +113,21 @@ metric!(CSI_OPERATIONS: HistogramVec = register_histogram_vec!(
     histogram_opts!("csi_operations_seconds", "Container Storage Interface operation duration with gRPC error code status total", vec![0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0]),
     &["driver_name", "method_name", "grpc_status_code", "migrated"]
 ));
+metric!(CPU_PINNING_REQUESTS: IntCounter = register_int_counter!("kubelet_cpu_manager_pinning_requests_total", "The number of cpu core allocations which required pinning."));
+metric!(CPU_PINNING_ERRORS: IntCounter = register_int_counter!("kubelet_cpu_manager_pinning_errors_total", "The number of cpu core allocations which required pinning failed."));
+metric!(CPU_SHARED_POOL: IntGauge = register_int_gauge!("kubelet_cpu_manager_shared_pool_size_millicores", "The size of the shared CPU pool for non-guaranteed QoS pods, in millicores."));
+metric!(CPU_EXCLUSIVE: IntGauge = register_int_gauge!("kubelet_cpu_manager_exclusive_cpu_allocation_count", "The total number of CPUs exclusively allocated to containers running on this node"));
+metric!(CPU_ALLOCATION_PER_NUMA: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_cpu_manager_allocation_per_numa", "Number of CPUs allocated per NUMA node"), &["numa_node"]));
+metric!(MEMORY_PINNING_REQUESTS: IntCounter = register_int_counter!("kubelet_memory_manager_pinning_requests_total", "The number of memory pages allocations which required pinning."));
+metric!(MEMORY_PINNING_ERRORS: IntCounter = register_int_counter!("kubelet_memory_manager_pinning_errors_total", "The number of memory pages allocations which required pinning that failed."));
+metric!(ALIGNED: IntCounterVec = register_int_counter_vec!(opts!("kubelet_container_aligned_compute_resources_count", "Cumulative number of aligned compute resources allocated to containers by alignment type."), &["scope", "boundary"]));
+metric!(NOT_ALIGNED: IntCounterVec = register_int_counter_vec!(opts!("kubelet_container_aligned_compute_resources_failure_count", "Cumulative number of failures to allocate aligned compute resources to containers by alignment type."), &["scope", "boundary"]));
+metric!(RESOURCE_MANAGER_ALLOCATIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_resource_manager_allocations_total", "Number of exclusive resource allocations performed by a resource manager."), &["resource_name", "source"]));
+metric!(RESOURCE_MANAGER_ALLOCATION_ERRORS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_resource_manager_allocation_errors_total", "Number of errors encountered during exclusive resource allocation."), &["resource_name", "source"]));
+metric!(RESOURCE_MANAGER_ASSIGNMENTS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_resource_manager_container_assignments_total", "Number of containers with a specific type of resource assignment."), &["resource_name", "assignment_type"]));
+metric!(TOPOLOGY_ADMISSION_REQUESTS: IntCounter = register_int_counter!("kubelet_topology_manager_admission_requests_total", "The number of admission requests where resources have to be aligned."));
+metric!(TOPOLOGY_ADMISSION_ERRORS: IntCounter = register_int_counter!("kubelet_topology_manager_admission_errors_total", "The number of admission request failures where resources could not be aligned."));
+metric!(TOPOLOGY_ADMISSION_DURATION: Histogram = register_histogram!(histogram_opts!("kubelet_topology_manager_admission_duration_ms", "Duration in milliseconds to serve a pod admission request.", exponential_buckets(0.05, 2.0, 15))));
 metric!(CERTIFICATE_EXPIRATION: IntGauge = register_int_gauge!("kubelet_certificate_manager_client_ttl_seconds", "Gauge of the TTL (time-to-live) of the Kubelet's client certificate."));
 
 /// Makes the metrics that are worth a zero appear at once.
@@ -138,6 +153,19 @@ pub fn init(node_name: &str) {
     LazyLock::force(&IMAGE_PULL_DURATION);
     LazyLock::force(&EVICTIONS);
     LazyLock::force(&PREEMPTIONS);
+    for metric in [
+        &*CPU_PINNING_REQUESTS,
+        &*CPU_PINNING_ERRORS,
+        &*MEMORY_PINNING_REQUESTS,
+        &*MEMORY_PINNING_ERRORS,
+        &*TOPOLOGY_ADMISSION_REQUESTS,
+        &*TOPOLOGY_ADMISSION_ERRORS,
+    ] {
+        metric.inc_by(0);
+    }
+    LazyLock::force(&CPU_SHARED_POOL);
+    LazyLock::force(&CPU_EXCLUSIVE);
+    LazyLock::force(&TOPOLOGY_ADMISSION_DURATION);
     LazyLock::force(&MEMORY_QOS_NODE_MEMORY_MIN);
     LazyLock::force(&MEMORY_QOS_NODE_MEMORY_LOW);
 }

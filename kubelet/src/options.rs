@@ -266,6 +266,24 @@ mod tests {
     }
 
     #[test]
+    fn reservations_of_memory() {
+        let got = parse(&[
+            "--reserved-memory=0:memory=1Gi,hugepages-2Mi=4Mi;1:memory=2Gi",
+            "--reserved-memory=2:memory=3Gi",
+        ]);
+        let expect = json!([
+            {"numaNode": 0, "limits": {"memory": "1Gi", "hugepages-2Mi": "4Mi"}},
+            {"numaNode": 1, "limits": {"memory": "2Gi"}},
+            {"numaNode": 2, "limits": {"memory": "3Gi"}},
+        ]);
+        assert_eq!(got.unwrap().config_overrides["reservedMemory"], expect);
+        for bad in ["memory=1Gi", "x:memory=1Gi", "0:memory"] {
+            let flag = format!("--reserved-memory={bad}");
+            assert!(parse(&[&flag]).unwrap_err().contains("--reserved-memory"));
+        }
+    }
+
+    #[test]
     fn errors_name_flag_and_value() {
         assert_eq!(
             parse(&["--pod-network-cidr=10.244.0.0/16,10.245"]).unwrap_err(),

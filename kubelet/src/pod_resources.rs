@@ -1,8 +1,10 @@
-//! Which devices the pods of the node have, for its agents: see the crate `devices`.
+//! Which devices, CPUs and memory the pods of the node have, for its agents: see the crate `devices`.
 
 use std::sync::Arc;
 
-use ::devices::pod_resources::{PodEntry, PodList, Question};
+use ::devices::pod_resources::{Memory, Pinned, PodEntry, PodList, Question};
+use ::resource_managers::CpuSet;
+use ::resource_managers::memory_manager::Block;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
@@ -23,6 +25,22 @@ impl PodList for Source {
         let is_active = |p: &Pod| active.iter().any(|a| pod::uid(a) == pod::uid(p));
         let all = all.map(|p| entry(&p, is_active(&p), &kubelet.claims));
         all.collect()
+    }
+
+    fn pinned(&self, pod_uid: &str, container: &str) -> Pinned {
+        let managers = &self.0.managers;
+        Pinned {
+            cpus: ids(&managers.exclusive_cpus(pod_uid, container)),
+            memory: memory(managers.memory(pod_uid, container)),
+        }
+    }
+
+    fn allocatable(&self) -> Pinned {
+        let managers = &self.0.managers;
+        Pinned {
+            cpus: ids(&managers.allocatable_cpus()),
+            memory: memory(managers.allocatable_memory()),
+        }
     }
 
     fn observe(&self, version: &'static str, question: Question, failed: bool) {
@@ -50,6 +68,25 @@ impl PodList for Source {
             errors.inc_by(u64::from(failed));
         }
     }
+}
+
+fn id(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn ids(cpus: &CpuSet) -> Vec<i64> {
+    cpus.iter().map(id).collect()
+}
+
+fn memory(blocks: Vec<Block>) -> Vec<Memory> {
+    let blocks = blocks.into_iter();
+    blocks
+        .map(|block| Memory {
+            kind: block.resource,
+            bytes: block.size,
+            numa_nodes: block.numa_affinity.into_iter().map(id).collect(),
+        })
+        .collect()
 }
 
 fn entry(pod: &Pod, active: bool, claims: &DynamicResources) -> PodEntry {

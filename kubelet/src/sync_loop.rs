@@ -48,7 +48,7 @@ pub enum Event {
     ObjectsChanged(String),
     /// A pod's worker is through.
     PodFinished(String),
-    /// The devices of a pod were given out, or were not.
+    /// Devices, CPUs and memory of a pod were given out, or were not.
     Allocated(String, Result<(), Rejection>),
     /// The node's own object was read, for the first time.
     NodeRead,
@@ -96,7 +96,7 @@ pub struct SyncLoop {
     postponed: VecDeque<String>,
     /// UIDs of critical pods, and of the pods that end before they are decided on again.
     preempting: Vec<(String, BTreeSet<String>)>,
-    /// UIDs of pods whose devices are asked for. They count meanwhile.
+    /// UIDs of pods whose devices, CPUs and memory are asked for. They count meanwhile.
     allocating: BTreeSet<String>,
     allocations: FuturesUnordered<BoxFuture<'static, (String, Result<(), Rejection>)>>,
     cleaning: Option<tokio::task::JoinHandle<()>>,
@@ -283,9 +283,12 @@ impl SyncLoop {
             match self.admit(&pod) {
                 Verdict::Admit => {
                     let request = device_plugins::request(&pod);
-                    if self.kubelet.devices.concerns(&request) {
-                        return self.allocate(uid, request);
+                    // After a restart: with what it was granted.
+                    let granted = self.kubelet.allocation.granted(&pod);
+                    if self.kubelet.needs_allocation(&granted, &request) {
+                        return self.allocate(uid, granted, request);
                     }
+                    self.kubelet.observe_topology_admission(Duration::ZERO);
                 }
                 Verdict::Reject(rejection) => return self.kubelet.reject_pod(&pod, &rejection),
                 Verdict::Preempt(shortages) => return self.preempt(&pod, &shortages),
@@ -299,15 +302,15 @@ impl SyncLoop {
         }
     }
 
-    /// Asks for the pod's devices; nobody else waits for the answer.
+    /// Asks for the pod's devices, CPUs and memory; nobody else waits for the answer.
     ///
     /// DIFFERS: upstream's loop does, and it has no deadline.
-    fn allocate(&mut self, uid: String, request: PodRequest) {
+    fn allocate(&mut self, uid: String, pod: Arc<Pod>, request: PodRequest) {
         let kubelet = self.kubelet.clone();
         let (tell, told) = oneshot::channel();
-        spawn_helper("devices of a pod", async move {
+        spawn_helper("resources of a pod", async move {
             // Nobody listens at the end.
-            let _ = tell.send(kubelet.allocate_devices(&request).await);
+            let _ = tell.send(kubelet.allocate_resources(&pod, &request).await);
         });
         self.allocating.insert(uid.clone());
         let outcome = async move {

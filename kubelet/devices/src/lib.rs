@@ -22,7 +22,7 @@ mod plugin;
 mod registration;
 
 pub use injection::Injection;
-pub use manager::{DevicesError, LoadError, Manager, Observer};
+pub use manager::{DevicesError, Given, LoadError, Manager, Observer};
 pub use plugin::{CallError, Plugin, PluginOptions, Reports, connect};
 pub use registration::{ServeError, serve};
 pub use state::{AllocationError, Capacity, ContainerRequest, Kind, PodRequest};

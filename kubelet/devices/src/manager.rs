@@ -5,6 +5,8 @@
 //!
 //! **Invariant:** what a plugin agreed to is on disk before the pod is told that it may run.
 
+mod aligned;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +16,7 @@ use component_base::clock::Clock;
 use component_base::tasks::spawn_helper;
 use component_helpers::resources::is_extended_resource_name;
 use futures::StreamExt as _;
+use resource_managers::NumaMask;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
@@ -24,6 +27,8 @@ use crate::state::{
 };
 use crate::v1beta1::ContainerAllocateResponse;
 use crate::{checkpoint, directory, name};
+
+pub use aligned::Given;
 
 /// Connected at a time; each has a socket and a stream.
 const MOST_PLUGINS: usize = 256;
@@ -369,7 +374,7 @@ impl Manager {
         given: &mut Vec<(&'a str, &'a str)>,
     ) -> Result<(), DevicesError> {
         for container in &pod.containers {
-            self.allocate_container(pod, container, turns, given)
+            self.allocate_container(pod, container, turns, None, given)
                 .await?;
         }
         self.write().await
@@ -381,13 +386,16 @@ impl Manager {
         pod: &'a PodRequest,
         container: &'a ContainerRequest,
         turns: &Turns,
+        affinity: Option<NumaMask>,
         given: &mut Vec<(&'a str, &'a str)>,
     ) -> Result<(), DevicesError> {
         for (resource, wanted) in &container.limits {
             let wanted = usize::try_from(*wanted).unwrap_or(0);
             if wanted > 0
                 && turns.contains_key(resource)
-                && self.allocate(pod, &container.name, resource, wanted).await?
+                && self
+                    .allocate(pod, &container.name, resource, wanted, affinity)
+                    .await?
             {
                 given.push((&container.name, resource));
             }
@@ -425,6 +433,7 @@ impl Manager {
         container: &str,
         resource: &str,
         wanted: usize,
+        affinity: Option<NumaMask>,
     ) -> Result<bool, DevicesError> {
         let choice = {
             let inner = self.inner();
@@ -436,7 +445,10 @@ impl Manager {
                 .plan(uid, container, resource, wanted, &reusable)?;
             match plan {
                 Plan::Held => return Ok(false),
-                Plan::Choose(choice) => choice,
+                Plan::Choose(choice) => match affinity {
+                    Some(mask) => inner.state.align(choice, resource, mask),
+                    None => choice,
+                },
             }
         };
         let begin = self.clock.monotonic();
@@ -490,7 +502,7 @@ impl Manager {
                 .turns(of_container.map_or(&[], std::slice::from_ref))
                 .await;
             if let Some(of_container) = of_container {
-                self.allocate_container(pod, of_container, &turns, &mut Vec::new())
+                self.allocate_container(pod, of_container, &turns, None, &mut Vec::new())
                     .await?;
             }
             self.write().await?;

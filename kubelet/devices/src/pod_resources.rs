@@ -1,7 +1,7 @@
 //! The PodResources API: which devices the pods of the node have, for its agents (exporters of metrics, daemons of NUMA topology).
 //!
-//! Owns: the two versions of the protocol and their bounds. Which pods there are is a [`PodList`]'s. What a container has by claims its
-//! caller says, too. There is no CPU or memory manager: those fields are empty, as upstream's under its policy `none`. Upstream: pkg/kubelet/apis/podresources, v1.37.
+//! Owns: the two versions of the protocol and their bounds. Which pods there are, and which CPUs and memory are theirs, is a [`PodList`]'s. What a
+//! container has by claims its caller says, too. Upstream: pkg/kubelet/apis/podresources, v1.37.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,9 +57,29 @@ pub enum Question {
     Allocatable,
 }
 
+/// Memory of one kind, of some NUMA nodes together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// `memory` or `hugepages-2Mi`
+    pub kind: String,
+    pub bytes: u64,
+    pub numa_nodes: Vec<i64>,
+}
+
+/// CPUs and memory that are somebody's own, or could be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pinned {
+    pub cpus: Vec<i64>,
+    pub memory: Vec<Memory>,
+}
+
 /// What there is to tell.
 #[async_trait]
 pub trait PodList: Send + Sync + 'static {
+    /// What the container has for itself.
+    fn pinned(&self, pod_uid: &str, container: &str) -> Pinned;
+    /// What containers could have, whoever has it now.
+    fn allocatable(&self) -> Pinned;
     /// The node's pods, once what ended ones had is free.
     async fn pods(&self) -> Vec<PodEntry>;
     /// A question was answered.
@@ -106,11 +126,16 @@ impl Server {
 
     fn resources(&self, pod: &PodEntry) -> v1::PodResources {
         let names = pod.sidecars.iter().chain(&pod.containers);
-        let containers = names.map(|name| v1::ContainerResources {
-            name: name.clone(),
-            devices: devices(self.manager.held(&pod.uid, name)),
-            dynamic_resources: pod.dynamic_resources.get(name).cloned().unwrap_or_default(),
-            ..v1::ContainerResources::default()
+        let containers = names.map(|name| {
+            let pinned = self.list.pinned(&pod.uid, name);
+            v1::ContainerResources {
+                name: name.clone(),
+                devices: devices(self.manager.held(&pod.uid, name)),
+                cpu_ids: pinned.cpus,
+                memory: memory(pinned.memory),
+                dynamic_resources: pod.dynamic_resources.get(name).cloned().unwrap_or_default(),
+                ..v1::ContainerResources::default()
+            }
         });
         v1::PodResources {
             name: pod.name.clone(),
@@ -152,6 +177,20 @@ fn devices(held: Vec<Held>) -> Vec<v1::ContainerDevices> {
     held.into_iter().map(one).collect()
 }
 
+fn memory(blocks: Vec<Memory>) -> Vec<v1::ContainerMemory> {
+    let one = |block: Memory| {
+        let nodes = block.numa_nodes.into_iter();
+        v1::ContainerMemory {
+            memory_type: block.kind,
+            size: block.bytes,
+            topology: Some(v1::TopologyInfo {
+                nodes: nodes.map(|id| v1::NumaNode { id }).collect(),
+            }),
+        }
+    };
+    blocks.into_iter().map(one).collect()
+}
+
 #[async_trait]
 impl PodResourcesLister for Server {
     async fn list(
@@ -171,9 +210,11 @@ impl PodResourcesLister for Server {
         _: Request<v1::AllocatableResourcesRequest>,
     ) -> Result<Response<v1::AllocatableResourcesResponse>, Status> {
         self.admit().await?;
+        let pinned = self.list.allocatable();
         let answer = v1::AllocatableResourcesResponse {
             devices: devices(self.manager.allocatable()),
-            ..v1::AllocatableResourcesResponse::default()
+            cpu_ids: pinned.cpus,
+            memory: memory(pinned.memory),
         };
         self.answer("v1", Question::Allocatable, Ok(answer))
     }

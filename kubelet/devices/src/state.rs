@@ -1,8 +1,9 @@
 //! The devices of the node and who has them; pure: no plugin, no clock.
 //!
-//! Owns: which devices a container gets ([`State::plan`]), what the node has ([`State::capacity`]), and which init container's devices
-//! later containers use again. There is no topology manager: NUMA nodes are kept and told to nobody's advantage.
-//! Upstream: manager.go.
+//! Owns: which devices a container gets ([`State::plan`]), what the node has ([`State::capacity`]), which init container's devices
+//! later containers use again, and where devices are (`topology`). Upstream: manager.go.
+
+mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -141,6 +142,8 @@ pub struct Choice {
     pub available: BTreeSet<String>,
     /// How many of those are wanted.
     pub missing: usize,
+    /// Those of them that come after the others.
+    pub last: BTreeSet<String>,
 }
 
 impl Choice {
@@ -149,7 +152,8 @@ impl Choice {
         let preferred = preferred.iter().filter(|id| self.available.contains(*id));
         let mut chosen = self.taken;
         let wanted = chosen.len() + self.missing;
-        for id in preferred.chain(&self.available) {
+        let rest = self.available.difference(&self.last).chain(&self.last);
+        for id in preferred.chain(rest) {
             if chosen.len() == wanted {
                 break;
             }
@@ -328,6 +332,7 @@ impl State {
             taken,
             available,
             missing,
+            last: BTreeSet::new(),
         }))
     }
 

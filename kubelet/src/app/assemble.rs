@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{NodeStatus, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::storage::v1::CSIDriver;
 use network::PodNetwork;
+use resource_managers::{ResourceManagers, Topology};
 use tokio::sync::mpsc;
 use volumes::{CsiHost, VolumeManager};
 
@@ -44,7 +45,7 @@ use crate::eviction::manager::Observer;
 use crate::image_gc::{ImageGcManager, ImageGcPolicy};
 use crate::image_manager::ImageManager;
 use crate::image_manager::credentials::Keyring;
-use crate::kubelet::Kubelet;
+use crate::kubelet::{Kubelet, Pinning};
 use crate::kuberuntime::gc::GcPolicy;
 use crate::kuberuntime::{Dependencies, RuntimeManager};
 use crate::node::NodeState;
@@ -58,6 +59,7 @@ use crate::pod_manager::PodManager;
 use crate::pod_workers::PodWorkers;
 use crate::prober::ProbeManager;
 use crate::resize::AllocationManager;
+use crate::resource_managers::{Counter, settings};
 use crate::security_context::NodeSecurity;
 use crate::status::manager::StatusManager;
 use crate::sync_loop::{CONFIG_QUEUE, Channels};
@@ -83,6 +85,7 @@ pub(super) struct Seams {
 /// What was read of the machine, once.
 pub(super) struct Machine {
     pub(super) info: MachineInfo,
+    pub(super) topology: Topology,
     /// The disk of `--root-dir`.
     pub(super) root_fs: FsStats,
     /// What is left of memory, disks and process ids, looked at again and again.
@@ -118,27 +121,25 @@ pub(super) struct Parts {
 /// Records on disk, the runtime or a plugin's configuration cannot be read.
 pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
     let (options, config, gates) = (&seams.options, &seams.config, &seams.gates);
-    let (shutdown, runtime, clock) = (&seams.shutdown, &seams.runtime, &seams.clock);
+    let (runtime, clock) = (&seams.runtime, &seams.clock);
     let paths = seams.paths.clone();
     let registration = registration(options, config, &seams.machine.info);
     let node = node_state(&seams, &registration);
     let client = seams.clients.as_ref().map(|c| c.main.clone());
-    let factory = client
-        .as_ref()
-        .map(|c| Factory::new(c.clone(), shutdown.clone()));
+    let factory = informers(&seams);
     let recorder = recorder(&seams);
     let (config_updates, channels) = channels();
     let pods = Arc::new(PodManager::default());
     let status = StatusManager::new(pods.clone(), client.clone(), clock.clone());
     let status = Arc::new(status);
-    let token = shutdown.token().clone();
     let probes = probes(&seams, &status, &recorder, &channels);
     let objects = objects(&seams, factory.as_ref(), &node, &recorder, &channels);
     let drivers = Arc::new(csi::Drivers::new(Arc::new(metrics::observe_csi_call)));
     let volumes = volumes(&paths, options, &objects, &drivers);
-    let workers = Arc::new(PodWorkers::new(config.sync_frequency.0, token));
+    let workers = workers(&seams);
     let devices = device_manager(&seams, &paths, &workers)?;
     let claims = claims(&seams, &paths, &workers)?;
+    let managers = resource_managers(&seams, &paths)?;
     let user_namespaces = Arc::new(load_user_namespaces(&paths, config, runtime).await?);
     let security = Arc::new(seams.machine.security.clone());
     let (images, image_gc) = images(&seams, &paths, &objects, &volumes, &recorder).await?;
@@ -149,6 +150,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         volumes: volumes.clone(),
         devices: devices.clone(),
         claims: claims.clone(),
+        managers: managers.clone(),
         objects: objects.clone(),
         runtime_classes: Arc::new(runtime_classes(factory.as_ref())),
         container_manager: seams.container_manager.clone(),
@@ -173,6 +175,8 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         volumes,
         devices,
         claims,
+        managers,
+        pinning: Pinning::default(),
         objects,
         container_manager: seams.container_manager.clone(),
         user_namespaces,
@@ -236,6 +240,11 @@ fn node_state(seams: &Seams, registration: &Registration) -> Arc<NodeState> {
         machine.addresses.iter().map(ToString::to_string).collect(),
     ));
     node
+}
+
+fn informers(seams: &Seams) -> Option<Factory> {
+    let clients = seams.clients.as_ref()?;
+    Some(Factory::new(clients.main.clone(), seams.shutdown.clone()))
 }
 
 fn recorder(seams: &Seams) -> KubeletRecorder {
@@ -351,6 +360,14 @@ fn probes(
     ))
 }
 
+fn workers(seams: &Seams) -> Arc<PodWorkers> {
+    let (period, token) = (
+        seams.config.sync_frequency.0,
+        seams.shutdown.token().clone(),
+    );
+    Arc::new(PodWorkers::new(period, token))
+}
+
 /// What was given out before is known from here on.
 fn device_manager(
     seams: &Seams,
@@ -393,6 +410,20 @@ fn claims(
         tell_health: seams.gates.enabled(RESOURCE_HEALTH_STATUS),
         tell_messages: seams.gates.enabled(RESOURCE_HEALTH_STATUS_MESSAGE),
     }))
+}
+
+/// What was given out before is known from here on.
+fn resource_managers(seams: &Seams, paths: &Paths) -> Result<Arc<ResourceManagers>, AppError> {
+    let machine = &seams.machine;
+    let capacity = allocatable::capacity(&machine.info, machine.root_fs, &seams.config);
+    let settings = settings(&seams.config, &seams.gates, &capacity);
+    let (topology, counter) = (&machine.topology, Arc::new(Counter));
+    let managers = ResourceManagers::start(&settings, topology, paths.root(), counter)?;
+    let managers = Arc::new(managers);
+    seams
+        .container_manager
+        .set_resource_managers(managers.clone());
+    Ok(managers)
 }
 
 async fn images(

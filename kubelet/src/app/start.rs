@@ -76,6 +76,11 @@ impl Parts {
             token.clone(),
         );
         self.essential("eviction", eviction);
+        if kubelet.managers.has_cpu_policy() {
+            let period = self.config.cpu_manager_reconcile_period.0;
+            let reconcile = kubelet.clone().reconcile_cpus(period, token.clone());
+            self.essential("CPUs of containers", reconcile);
+        }
         if let (Some(clients), Some(factory)) = (&self.clients, &self.factory) {
             self.start_node(clients, factory, &changed, &nudge);
         } else {

@@ -8,6 +8,7 @@ use ::runtime::fake::FakeRuntime;
 use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::shutdown::Shutdown;
+use resource_managers::Topology;
 
 use super::AppError;
 use super::assemble::{Machine, Seams, assemble};
@@ -22,6 +23,7 @@ use crate::eviction::observe::Observed;
 use crate::kubelet::Kubelet;
 use crate::options::{Options, flag_set};
 use crate::paths::Paths;
+use crate::resource_managers::reserve_cpus;
 use crate::security_context::NodeSecurity;
 
 const GIB: u64 = 1 << 30;
@@ -100,6 +102,9 @@ pub(super) fn seams(given: Given<'_>, configure: impl FnOnce(&mut KubeletConfigu
         ..KubeletConfiguration::default()
     };
     configure(&mut config);
+    // Two NUMA nodes of one socket.
+    let topology = Topology::regular([1, 2, 2, 1], 4 * GIB);
+    reserve_cpus(&mut config, &topology).expect("CPUs of the world's machine");
     let paths = Paths::new(root.join("kubelet"), root.join("logs"))
         .with_container_logs(root.join("containers"));
     super::make_directories(&paths).expect("directories");
@@ -123,6 +128,7 @@ pub(super) fn seams(given: Given<'_>, configure: impl FnOnce(&mut KubeletConfigu
         runtime: Arc::new(runtime),
         network: None,
         machine: Machine {
+            topology,
             info: MachineInfo {
                 cpus: 4,
                 memory_capacity_bytes: 8 * GIB,

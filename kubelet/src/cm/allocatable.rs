@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use component_helpers::quantity::Amount;
-use component_helpers::resources::ResourceList;
+use component_helpers::resources::{Amounts, ResourceList};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::machine::{FsStats, MachineInfo};
@@ -54,6 +54,38 @@ pub fn capacity(
     list
 }
 
+/// What of the node is kept back from pods, by name of the resource; what is nothing is left out. Upstream:
+/// `GetNodeAllocatableReservation`.
+pub fn reservation(capacity: &ResourceList, config: &KubeletConfiguration) -> Amounts {
+    let kept = |(name, total): (&String, &Quantity)| {
+        let reserved = [&config.system_reserved, &config.kube_reserved].into_iter();
+        let reserved = reserved.filter_map(|list| list.get(name)?.parse::<Amount>().ok());
+        let total = component_helpers::quantity::value(total);
+        let threshold = match name.as_str() {
+            "memory" => hard_threshold(config, Signal::MemoryAvailable, total),
+            "ephemeral-storage" => hard_threshold(config, Signal::NodeFsAvailable, total),
+            _ => 0,
+        };
+        let threshold = threshold.to_string().parse().unwrap_or(Amount::ZERO);
+        let sum = reserved.chain([threshold]).sum::<Amount>();
+        (!sum.is_zero()).then(|| (name.clone(), sum))
+    };
+    capacity.iter().filter_map(kept).collect()
+}
+
+/// What is to be left of a resource, in whole units.
+fn hard_threshold(config: &KubeletConfiguration, wanted: Signal, capacity: i64) -> i64 {
+    let hard = config.eviction_hard();
+    let of_signal = hard
+        .iter()
+        .filter(|(name, _)| parse_signal(name) == Some(wanted));
+    of_signal
+        .filter_map(|(_, value)| parse_value(value).ok())
+        .map(|v| i64::try_from(v.resolve(u64::try_from(capacity).unwrap_or(0))).unwrap_or(0))
+        .max()
+        .unwrap_or(0)
+}
+
 /// `status.allocatable`: capacity less what is reserved and less the hard eviction thresholds.
 pub fn allocatable(capacity: &ResourceList, config: &KubeletConfiguration) -> ResourceList {
     let reserved = |name: &str| {
@@ -62,15 +94,7 @@ pub fn allocatable(capacity: &ResourceList, config: &KubeletConfiguration) -> Re
             .filter_map(|m| m.get(name).and_then(|v| v.parse::<Amount>().ok()))
             .sum::<Amount>()
     };
-    let hard = config.eviction_hard();
-    let threshold = |wanted: Signal, capacity: i64| -> i64 {
-        hard.iter()
-            .filter(|(name, _)| parse_signal(name) == Some(wanted))
-            .filter_map(|(_, value)| parse_value(value).ok())
-            .map(|v| i64::try_from(v.resolve(u64::try_from(capacity).unwrap_or(0))).unwrap_or(0))
-            .max()
-            .unwrap_or(0)
-    };
+    let threshold = |wanted, capacity| hard_threshold(config, wanted, capacity);
     let hugepages: i64 = capacity
         .iter()
         .filter(|(n, _)| n.starts_with("hugepages-"))
@@ -142,5 +166,9 @@ mod tests {
             format!("{}Ki", ((7u64 << 30) - (100 << 20)) / 1024)
         );
         assert_eq!(got["ephemeral-storage"].0, (90u64 << 30).to_string());
+        let kept = reservation(&capacity, &config);
+        assert_eq!(kept["cpu"].milli_value(), 500);
+        assert_eq!(kept["memory"].value(), (1 << 30) + (100 << 20));
+        assert!(!kept.contains_key("pods"));
     }
 }

@@ -4,13 +4,14 @@
 //! `pod_container_manager_linux.go`, v1.36.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use component_helpers::qos::{QosClass, get_pod_qos};
 use component_helpers::quantity::{Amount, amount};
 use component_helpers::resources::{PodResourcesOptions, ResourceList, pod_requests};
 use k8s_openapi::api::core::v1::Pod;
+use resource_managers::ResourceManagers;
 
 use super::cgroup::{CgroupError, CgroupManager};
 use super::memory_qos::{ClassMemory, MemoryQos};
@@ -37,6 +38,8 @@ pub struct ContainerManager {
     reserved_memory: Amount,
     /// On cgroup v2.
     memory_qos: Option<MemoryQos>,
+    /// Who has CPUs for himself; unset before there is a kubelet.
+    managers: Arc<OnceLock<Arc<ResourceManagers>>>,
     /// What each pod's cgroup was set to since this kubelet started, by pod UID.
     applied: Arc<Mutex<HashMap<String, ResourceConfig>>>,
 }
@@ -63,8 +66,21 @@ impl ContainerManager {
             pod_pids_limit: config.pod_pids_limit,
             reserved_cpu: reserved("cpu"),
             reserved_memory: reserved("memory"),
+            managers: Arc::default(),
             applied: Arc::default(),
         }
+    }
+
+    /// From now on pods with CPUs of their own have no quota. For the first call alone.
+    pub fn set_resource_managers(&self, managers: Arc<ResourceManagers>) {
+        // Every later one is the same.
+        let _ = self.managers.set(managers);
+    }
+
+    /// Upstream: `DisableCPUQuotaWithExclusiveCPUs`, which is locked.
+    fn has_exclusive_cpus(&self, pod: &Pod) -> bool {
+        let managers = self.managers.get();
+        managers.is_some_and(|managers| managers.has_exclusive_cpus(pod::uid(pod)))
     }
 
     fn applied(&self) -> std::sync::MutexGuard<'_, HashMap<String, ResourceConfig>> {
@@ -202,8 +218,8 @@ impl ContainerManager {
 
     /// What the pod's cgroup is to be set to.
     pub fn pod_config(&self, pod: &Pod) -> ResourceConfig {
-        let mut config =
-            resource_config_for_pod(pod, self.cpu_cfs_quota, self.cpu_cfs_quota_period);
+        let quota = self.cpu_cfs_quota && !self.has_exclusive_cpus(pod);
+        let mut config = resource_config_for_pod(pod, quota, self.cpu_cfs_quota_period);
         if self.pod_pids_limit > 0 {
             config.pids_limit = Some(self.pod_pids_limit);
         }

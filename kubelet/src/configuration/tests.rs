@@ -12,23 +12,10 @@ use super::*;
 /// Refused for any value but upstream's default.
 const REFUSED: &[(&str, fn() -> Value)] = &[
     ("cgroupsPerQOS", || json!(false)),
-    ("cpuManagerPolicy", || json!("static")),
-    (
-        "cpuManagerPolicyOptions",
-        || json!({"full-pcpus-only": "true"}),
-    ),
     ("defaultPodSysctls", || json!({"net.ipv4.ip_forward": "1"})),
     ("enableSystemLogQuery", || json!(true)),
-    ("memoryManagerPolicy", || json!("Static")),
     ("memorySwap", || json!({"swapBehavior": "LimitedSwap"})),
-    (
-        "reservedMemory",
-        || json!([{"numaNode": 0, "limits": {"memory": "1Gi"}}]),
-    ),
-    ("reservedSystemCPUs", || json!("0")),
     ("runOnce", || json!(true)),
-    ("topologyManagerPolicy", || json!("restricted")),
-    ("topologyManagerPolicyOptions", || json!({"a": "b"})),
 ];
 
 /// Read by a function of [`KubeletConfiguration`], which is called instead.

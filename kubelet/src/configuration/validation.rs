@@ -3,6 +3,8 @@
 //! Owns: [`validate_kubelet_configuration`], pure: every error at once, each with its field path. Upstream:
 //! `pkg/kubelet/apis/config/validation`, v1.36.
 
+mod managers;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ pub fn validate_kubelet_configuration(kc: &KubeletConfiguration) -> Vec<FieldErr
     preloaded_images(kc, &mut errors);
     gated(kc, &mut errors);
     default_pod_sysctls(kc, &mut errors);
+    managers::managers(kc, &mut errors);
     not_built(kc, &mut errors);
     quantities(kc, &mut errors);
     enforcement(kc, &mut errors);
@@ -452,21 +455,6 @@ fn not_built(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
         }
     };
     refuse(
-        kc.cpu_manager_policy == "static",
-        "cpuManagerPolicy",
-        "only policy none is supported",
-    );
-    refuse(
-        matches!(kc.memory_manager_policy.as_str(), "Static" | "BestEffort"),
-        "memoryManagerPolicy",
-        "only policy None is supported",
-    );
-    refuse(
-        kc.topology_manager_policy != "none",
-        "topologyManagerPolicy",
-        "only policy none is supported",
-    );
-    refuse(
         kc.memory_swap.swap_behavior == "LimitedSwap",
         "memorySwap.swapBehavior",
         "only NoSwap is supported",
@@ -478,29 +466,9 @@ fn not_built(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     );
     refuse(kc.run_once, "runOnce", "run-once mode was removed");
     refuse(
-        !kc.cpu_manager_policy_options.is_empty(),
-        "cpuManagerPolicyOptions",
-        "policy none takes no options",
-    );
-    refuse(
-        !kc.topology_manager_policy_options.is_empty(),
-        "topologyManagerPolicyOptions",
-        "policy none takes no options",
-    );
-    refuse(
         kc.enable_system_log_query,
         "enableSystemLogQuery",
         "logs of services cannot be asked for",
-    );
-    refuse(
-        !kc.reserved_system_cpus.is_empty(),
-        "reservedSystemCPUs",
-        "CPUs cannot be reserved",
-    );
-    refuse(
-        !kc.reserved_memory.is_empty(),
-        "reservedMemory",
-        "memory cannot be reserved by NUMA node",
     );
 }
 

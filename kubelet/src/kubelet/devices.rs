@@ -31,11 +31,14 @@ impl Kubelet {
         allocated.map_err(|error| rejection(&error))
     }
 
-    /// Frees what pods have that are through.
+    /// Frees what pods have that are through: devices, CPUs and memory.
     ///
     /// DIFFERS: a pod that is gone from the API keeps its devices until its containers are; upstream frees them at once.
     pub async fn free_devices(&self) {
         self.devices.retain(|uid| self.may_use_devices(uid)).await;
+        if self.devices.is_settled() {
+            self.free_pinned().await;
+        }
     }
 
     /// Lets go of the claims of pods that are through, where the end of the pod did not do it.
@@ -47,7 +50,7 @@ impl Kubelet {
         }
     }
 
-    fn may_use_devices(&self, uid: &str) -> bool {
+    pub(super) fn may_use_devices(&self, uid: &str) -> bool {
         if let Some(work) = self.workers.status(uid) {
             return !work.finished && work.state != WorkState::Terminated;
         }

@@ -12,7 +12,7 @@ use crate::events::{Type, reason};
 use crate::kuberuntime::SyncResult;
 use crate::pod;
 use crate::pod_status::PodStatus;
-use crate::resize::{Change, difference, event_message};
+use crate::resize::{Change, Pinned, difference, event_message};
 
 impl Kubelet {
     /// Looks at every resize that waits. `own`: the pod whose worker asks; it need not be woken.
@@ -20,6 +20,10 @@ impl Kubelet {
         let changes = self.allocation.resolve(
             &self.active(),
             &self.node.allocatable.load(),
+            Pinned {
+                cpu: self.managers.has_cpu_policy(),
+                memory: self.managers.has_memory_policy(),
+            },
             self.clock.now(),
         );
         for (pod, change) in changes {

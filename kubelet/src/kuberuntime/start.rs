@@ -287,6 +287,13 @@ impl RuntimeManager {
                 .container(pod, name, Type::Normal, reason, message)
         };
         event(reason::CREATED, "Container created");
+        if !pod::init_containers(pod).is_empty() {
+            let (managers, pod, name) = (self.d.managers.clone(), pod.clone(), name.to_owned());
+            let added = off_thread(move || managers.add_container(&pod, &name)).await;
+            if let Err(error) = added {
+                tracing::error!(uid = pod::uid(context.pod), %error, "memory of init containers is not free yet");
+            }
+        }
         if let Err(error) = observe("start_container", runtime.start_container(&id)).await {
             failed_event(&error.to_string());
             return Err(failure("RunContainerError", error));

@@ -22,8 +22,10 @@ enum Kind {
     E,
     /// `name:value` pairs, comma-separated; a name may come more than once.
     H,
+    /// `node:resource=quantity,…`, separated by `;`.
+    R,
 }
-use Kind::{B, D, E, H, I, L, M, S};
+use Kind::{B, D, E, H, I, L, M, R, S};
 
 /// Flags that are fields of the configuration file: name, kind, path of the field.
 const CONFIG_FLAGS: &[(&str, Kind, &str)] = &[
@@ -158,6 +160,7 @@ const CONFIG_FLAGS: &[(&str, Kind, &str)] = &[
         "topologyManagerPolicyOptions",
     ),
     ("memory-manager-policy", S("None"), "memoryManagerPolicy"),
+    ("reserved-memory", R, "reservedMemory"),
     (
         "runtime-request-timeout",
         D(120_000),
@@ -258,6 +261,7 @@ fn config_fields(set: &mut FlagSet) {
                 D(ms) => FlagValue::Duration(Duration::from_millis(*ms)),
                 L(v) => FlagValue::List(v.iter().map(|s| (*s).to_owned()).collect()),
                 M => FlagValue::Map(BTreeMap::new()),
+                R => FlagValue::List(vec![]),
                 E | H => FlagValue::String(String::new()),
             };
             set.unused(&[(name, value)]);
@@ -272,6 +276,7 @@ fn config_fields(set: &mut FlagSet) {
             D(ms) => set.duration(name, Duration::from_millis(*ms), help),
             L(v) => set.list(name, v, help),
             M => set.map(name, help),
+            R => set.list(name, &[], help),
             E | H => set.string(name, "", help),
         }
     }
@@ -386,7 +391,6 @@ fn runtime(set: &mut FlagSet) {
 fn unused(set: &mut FlagSet) {
     set.unused(&[
         ("maximum-dead-containers", FlagValue::Int(-1)),
-        ("reserved-memory", FlagValue::String(String::new())),
         ("lock-file", FlagValue::String(String::new())),
         ("exit-on-lock-contention", FlagValue::Bool(false)),
         (
@@ -442,6 +446,44 @@ fn header_pairs(flag: &'static str, text: &str) -> Result<Value, OptionsError> {
     Ok(json!(map))
 }
 
+/// Upstream: `ReservedMemoryVar`. The items are what is between commas, of all the times the flag is given: one that names a node begins
+/// a reservation.
+fn memory_reservations(flag: &'static str, items: &[String]) -> Result<Value, OptionsError> {
+    let mut all: Vec<(i32, Map<String, Value>)> = Vec::new();
+    let items = items.iter().flat_map(|item| item.split(';'));
+    for item in items.map(str::trim).filter(|item| !item.is_empty()) {
+        let bad = |reason: String| OptionsError::Invalid {
+            flag,
+            value: item.to_owned(),
+            reason,
+        };
+        let limit = match item.split_once(':') {
+            None => item,
+            Some((node, limit)) => {
+                let number = node.trim().parse().map_err(|_| {
+                    bad(format!(
+                        "failed to convert the NUMA node ID, expected integer, got {node}"
+                    ))
+                })?;
+                all.push((number, Map::new()));
+                limit
+            }
+        };
+        let (Some((_, limits)), Some((name, quantity))) = (all.last_mut(), limit.split_once('='))
+        else {
+            return Err(bad(
+                "the reserved memory has incorrect format, expected numaNodeID:type=quantity[,type=quantity...]"
+                    .to_owned(),
+            ));
+        };
+        limits.insert(name.trim().to_owned(), json!(quantity.trim()));
+    }
+    let all = all.into_iter();
+    Ok(all
+        .map(|(node, limits)| json!({"numaNode": node, "limits": limits}))
+        .collect())
+}
+
 /// The configuration fields that were given as flags.
 pub(super) fn config_overrides(flags: &Flags) -> Result<Map<String, Value>, OptionsError> {
     let mut out = Map::new();
@@ -455,6 +497,7 @@ pub(super) fn config_overrides(flags: &Flags) -> Result<Map<String, Value>, Opti
             M => json!(flags.map(name)),
             E => eviction_pairs(name, flags.string(name))?,
             H => header_pairs(name, flags.string(name))?,
+            R => memory_reservations(name, flags.list(name))?,
         };
         let mut slot = &mut out;
         let mut parts = field.split('.').peekable();

@@ -207,6 +207,41 @@ fn number(name: &str, a: Amount) -> i64 {
     }
 }
 
+/// What a container may not change once it runs, for it has some of its own: resources under the policy static.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pinned {
+    pub cpu: bool,
+    pub memory: bool,
+}
+
+/// Why a Guaranteed pod can never be resized so. Upstream: `podResizesAdmitHandler`.
+fn pinned(pod: &Pod, granted: &Granted, pinned: Pinned) -> Result<(), (&'static str, String)> {
+    if get_pod_qos(pod) != QosClass::Guaranteed {
+        return Ok(());
+    }
+    let request = |resources: Option<&ResourceRequirements>, name: &str| {
+        let requests = resources.and_then(|r| r.requests.as_ref());
+        requests.and_then(|list| list.get(name)).map(amount)
+    };
+    let changes = |name: &str| {
+        all_containers(pod).any(|container| {
+            let before = granted.containers.get(&container.name);
+            let before = request(before.and_then(Option::as_ref), name);
+            request(container.resources.as_ref(), name) != before
+        })
+    };
+    for (on, name, policy) in [
+        (pinned.cpu, "cpu", "CPU Manager policy \"static\""),
+        (pinned.memory, "memory", "Memory Manager policy \"Static\""),
+    ] {
+        if on && changes(name) {
+            let message = format!("Resize is infeasible for Guaranteed Pods alongside {policy}");
+            return Err(("Infeasible", message));
+        }
+    }
+    Ok(())
+}
+
 /// Does the pod, as it asks now, fit beside the others? Else the reason and the message.
 fn fits(
     pod: &Pod,
@@ -366,6 +401,7 @@ impl AllocationManager {
         &self,
         active: &[Arc<Pod>],
         allocatable: &ResourceList,
+        of_managers: Pinned,
         now: Timestamp,
     ) -> Vec<(Arc<Pod>, Change)> {
         let mut entries = self.lock();
@@ -392,10 +428,11 @@ impl AllocationManager {
                     None => p.clone(),
                 })
                 .collect();
-            let verdict = fits(pod, &others, allocatable);
             let Some(entry) = entries.get_mut(uid) else {
                 continue;
             };
+            let verdict = pinned(pod, &entry.granted, of_managers)
+                .and_then(|()| fits(pod, &others, allocatable));
             let generation = pod.metadata.generation;
             match verdict {
                 Ok(()) => {

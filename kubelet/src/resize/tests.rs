@@ -83,7 +83,7 @@ fn resolve(
     node: &ResourceList,
     now: i64,
 ) -> Vec<String> {
-    m.resolve(active, node, at(now))
+    m.resolve(active, node, Pinned::default(), at(now))
         .into_iter()
         .map(|(p, change)| {
             let what = match change {
@@ -133,6 +133,58 @@ fn a_resize_waits_for_room_and_is_told_once() {
     assert_eq!(resolve(&m, &[huge], &node("1"), 4), ["a Infeasible"]);
     assert_eq!(resolve(&m, &[more], &node("1"), 5), ["a Reverted"]);
     assert!(m.conditions("a").is_empty());
+}
+
+#[test]
+fn guaranteed_pods_are_not_resized_alongside_the_policy_static() {
+    let sized = |cpu: &str, memory: &str| {
+        with(&pod("a", cpu), |p| {
+            let full: &[(&str, &str)] = &[("cpu", cpu), ("memory", memory)];
+            p.spec.as_mut().unwrap().containers[0].resources = requirements(full, full);
+        })
+    };
+    let check = |to: (&str, &str), of_managers: Pinned, expect: &str| {
+        let m = AllocationManager::default();
+        m.add(&sized("100m", "1Mi"));
+        let active = [sized(to.0, to.1)];
+        let changes = m.resolve(&active, &node("1"), of_managers, at(1));
+        let told: Vec<String> = changes
+            .into_iter()
+            .map(|(_, change)| match change {
+                Change::Pending(p) => format!("{}: {}", p.reason, p.message),
+                other => format!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(told, [expect]);
+    };
+    let (cpu, memory) = (
+        Pinned {
+            cpu: true,
+            memory: false,
+        },
+        Pinned {
+            cpu: false,
+            memory: true,
+        },
+    );
+    check(("200m", "1Mi"), Pinned::default(), "Granted");
+    check(
+        ("200m", "1Mi"),
+        cpu,
+        "Infeasible: Resize is infeasible for Guaranteed Pods alongside CPU Manager policy \"static\"",
+    );
+    check(("100m", "2Mi"), cpu, "Granted");
+    check(
+        ("100m", "2Mi"),
+        memory,
+        "Infeasible: Resize is infeasible for Guaranteed Pods alongside Memory Manager policy \"Static\"",
+    );
+    // A burstable pod has nothing of its own.
+    let m = AllocationManager::default();
+    let small = pod("b", "100m");
+    m.add(&small);
+    let changes = m.resolve(&[resized(&small, "200m")], &node("1"), cpu, at(1));
+    assert_eq!(changes[0].1, Change::Granted);
 }
 
 #[test]

@@ -30,6 +30,25 @@ impl PodList for Pods {
         };
         vec![pod("runs", true), pod("ended", false)]
     }
+    fn pinned(&self, pod_uid: &str, container: &str) -> Pinned {
+        match (pod_uid, container) {
+            ("runs", "c") => Pinned {
+                cpus: vec![1, 3],
+                memory: vec![Memory {
+                    kind: "memory".to_owned(),
+                    bytes: 7,
+                    numa_nodes: vec![0, 1],
+                }],
+            },
+            _ => Pinned::default(),
+        }
+    }
+    fn allocatable(&self) -> Pinned {
+        Pinned {
+            cpus: vec![1, 2, 3],
+            memory: Vec::new(),
+        }
+    }
     fn observe(&self, version: &'static str, question: Question, failed: bool) {
         let told = format!("{version} {question:?} {failed}");
         self.0.lock().unwrap().push(told);
@@ -103,8 +122,17 @@ async fn agents_are_told_which_devices_pods_have() {
     let claimed = |at: usize| list[0].containers[at].dynamic_resources.iter();
     assert_eq!(claimed(0).count(), 0);
     assert_eq!(claimed(1).next().unwrap().claim_name, "claim-of-runs");
+    assert_eq!(list[0].containers[1].cpu_ids, [1, 3]);
+    let memory = &list[0].containers[1].memory[0];
+    let nodes = memory.topology.as_ref().unwrap().nodes.iter();
+    let nodes: Vec<i64> = nodes.map(|node| node.id).collect();
+    assert_eq!((memory.memory_type.as_str(), memory.size), ("memory", 7));
+    assert_eq!(nodes, [0, 1]);
+    assert!(list[0].containers[0].cpu_ids.is_empty());
     let all = client.get_allocatable_resources(v1::AllocatableResourcesRequest {});
-    assert_eq!(text(&all.await.unwrap().into_inner().devices), "a b@0");
+    let all = all.await.unwrap().into_inner();
+    assert_eq!(text(&all.devices), "a b@0");
+    assert_eq!(all.cpu_ids, [1, 2, 3]);
     let ask = |name: &str| v1::GetPodResourcesRequest {
         pod_name: name.to_owned(),
         pod_namespace: "default".to_owned(),

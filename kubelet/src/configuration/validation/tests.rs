@@ -93,3 +93,48 @@ fn what_upstream_refuses_is_refused_by_field_and_value() {
         &[],
     );
 }
+
+#[test]
+fn what_the_managers_cannot_do_is_refused() {
+    let check = |given: serde_json::Value, expect: &[&str]| {
+        let kc: KubeletConfiguration = serde_json::from_value(given.clone()).unwrap();
+        let errors = validate_kubelet_configuration(&kc);
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(errors.len(), expect.len(), "{given} {errors:?}");
+        for (error, begin) in errors.iter().zip(expect) {
+            assert!(error.starts_with(begin), "{given} {error}");
+        }
+    };
+    use serde_json::json;
+    check(
+        json!({"cpuManagerPolicy": "static", "reservedSystemCPUs": "0-1,8"}),
+        &[],
+    );
+    check(
+        json!({"reservedSystemCPUs": "0-x", "kubeReservedCgroup": "/kube"}),
+        &[
+            "reservedSystemCPUs: Forbidden: can't be used with systemReservedCgroup",
+            "reservedSystemCPUs: Invalid value: \"0-x\": strconv.Atoi: parsing \"x\"",
+        ],
+    );
+    let memory = |limits: serde_json::Value| json!({"numaNode": 0, "limits": limits});
+    check(
+        json!({"reservedMemory": [memory(json!({"memory": "1Gi", "hugepages-2Mi": "2Mi"}))]}),
+        &[],
+    );
+    check(
+        json!({"reservedMemory": [memory(json!({"memory": "0"})), memory(json!({"cpu": "1", "memory": "x"}))]}),
+        &[
+            "reservedMemory[0].limits[memory]: Invalid value: \"0\": may not be zero",
+            "reservedMemory[1].limits[cpu]: Unsupported value: \"cpu\"",
+            "reservedMemory[1].limits[memory]: Invalid value: \"x\"",
+            "reservedMemory[1].limits[memory]: Invalid value: \"x\": is given twice for one NUMA node",
+        ],
+    );
+    check(
+        json!({"memoryManagerPolicy": "BestEffort"}),
+        &[
+            "memoryManagerPolicy: Forbidden: policy \"BestEffort\" is not available for platform \"linux\"",
+        ],
+    );
+}
