@@ -1,4 +1,3 @@
-use component_base::clock::Clock;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -396,7 +395,7 @@ async fn makes_a_job_once() {
     let clock = FakeClock::new(time("2026-01-01T11:00:00.1Z"));
     let shutdown = Shutdown::new();
     let (controller, _queue, _watches) = CronJobController::over(
-        &Queues::unread(Clock::real()),
+        &Queues::unread(clock.clock()),
         cron_job_informer,
         job_informer,
         api.executor_with(recorder),

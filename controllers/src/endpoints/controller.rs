@@ -61,7 +61,6 @@ pub struct EndpointsController {
     gathering: Gathering,
     written: Written,
     executor: Executor,
-    clock: Clock,
 }
 
 impl EndpointsController {
@@ -98,9 +97,8 @@ impl EndpointsController {
             endpoints,
             trigger_times: TriggerTimes::default(),
             gathering: Gathering::new(clock.clone()),
-            written: Written::new(clock.clone()),
+            written: Written::new(clock),
             executor,
-            clock,
         });
         index_pods(&controller.pods);
         index_services(&controller.services);

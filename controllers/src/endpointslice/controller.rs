@@ -113,7 +113,6 @@ pub struct EndpointSliceController {
     gathering: Gathering,
     executor: Executor,
     settings: Settings,
-    clock: Clock,
 }
 
 impl EndpointSliceController {
@@ -133,10 +132,9 @@ impl EndpointSliceController {
             slices: factory.informer(InformerOptions::default()),
             tracker: Tracker::default(),
             trigger_times: TriggerTimes::default(),
-            gathering: Gathering::new(clock.clone()),
+            gathering: Gathering::new(clock),
             executor,
             settings,
-            clock,
         });
         index_pods(&controller.pods);
         index_services(&controller.services);

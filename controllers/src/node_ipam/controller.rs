@@ -385,6 +385,7 @@ mod tests {
     fn a_stale_cache_takes_no_second_cidr() {
         let sets = vec![CidrSet::new("10.0.0.0/22".parse().unwrap(), 24).unwrap()];
         let mut state = State {
+            metrics: Metrics::unread(),
             sets,
             pending: HashMap::new(),
             initialized: true,

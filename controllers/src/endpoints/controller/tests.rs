@@ -1,6 +1,5 @@
 //! The shell over an in-memory API, with a cache that is fed by hand.
 
-use component_base::clock::Clock;
 use component_base::clock::FakeClock;
 use component_base::events::{RecordedEvent, Recorder};
 use controller_runtime::testing::FakeApi;
@@ -38,7 +37,7 @@ impl World {
         let ((services, of_services), (pods, of_pods)) = (Feed::new(), Feed::new());
         let (endpoints, of_endpoints) = Feed::new();
         let (controller, queue, watches) = EndpointsController::over(
-            &Queues::unread(Clock::real()),
+            &Queues::unread(clock.clock()),
             (of_services, of_pods, of_endpoints),
             api.executor_with(recorder),
             clock.clock(),

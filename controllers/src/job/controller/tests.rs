@@ -1,6 +1,5 @@
 //! The shell: when a Job is looked at.
 
-use component_base::clock::Clock;
 use component_base::clock::FakeClock;
 use controller_runtime::testing::FakeApi;
 use serde_json::{Value, json};
@@ -26,7 +25,7 @@ impl World {
         let api = FakeApi::new();
         let executor = api.executor();
         let (controller, queue, watches) = JobController::over(
-            &Queues::unread(Clock::real()),
+            &Queues::unread(clock.clock()),
             of_jobs,
             of_pods,
             executor,
