@@ -22,6 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("curl", "the tests' requests as a stranger"),
     ("util-linux", "nsenter, unshare"),
     ("procps", "sysctl"),
+    ("dbus-daemon", "tests of what the kubelet asks of logind"),
     ("strace", "`bench starts` counts calls that wait for a disk"),
     ("mmdebstrap", "the root file system of the test images"),
     ("bzip2", "unpacking busybox's source"),

@@ -131,6 +131,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("volumes", &["host", "csi", "component-helpers"]),
     // The wire protocols of exec, attach and port-forward: pure framing, of use without a kubelet.
     ("streaming", &[]),
+    // systemd's daemons over D-Bus: they decide nothing and know no pods.
+    ("systemd", &[]),
     (
         "kubelet",
         &[
@@ -140,6 +142,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "volumes",
             "host",
             "streaming",
+            "systemd",
             "cri",
             "csi",
             "devices",

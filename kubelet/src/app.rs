@@ -30,6 +30,7 @@ use ::runtime::api::Runtime;
 use component_base::clock::Clock;
 use component_base::features::FeatureGates;
 use component_base::shutdown::Shutdown;
+use systemd::logind::SystemLogind;
 
 use self::assemble::{Machine, Seams, assemble};
 use self::clients::api_clients;
@@ -230,6 +231,7 @@ async fn of_this_machine(
         shutdown,
         clients,
         network: Some(linux.network().clone()),
+        logind: Arc::new(SystemLogind::default()),
         runtime: Arc::new(linux),
         container_manager,
         machine: Machine {

@@ -50,6 +50,7 @@ pub mod reason {
     pub const EVICTED: &str = "Evicted";
     pub const FAILED_SYNC: &str = "FailedSync";
     pub const STARTING: &str = "Starting";
+    pub const NODE_SHUTDOWN: &str = "Shutdown";
     pub const REBOOTED: &str = "Rebooted";
     pub const NODE_SCHEDULABLE: &str = "NodeSchedulable";
     pub const NODE_NOT_SCHEDULABLE: &str = "NodeNotSchedulable";
@@ -278,7 +279,7 @@ mod tests {
             Err("of block volumes alone, with paths of the node; told of no other volume"),
         ),
         ("NodeRebooted", "Rebooted", Ok(())),
-        ("NodeShutdown", "Shutdown", Err("no graceful node shutdown")),
+        ("NodeShutdown", "Shutdown", Ok(())),
         ("ContainerGCFailed", "ContainerGCFailed", Ok(())),
         ("ImageGCFailed", "ImageGCFailed", Ok(())),
         (

@@ -41,6 +41,12 @@ pub const PODS_API: &str = "PodsAPI";
 /// Memory is protected and made dear as the configuration asks (cgroup v2).
 pub const MEMORY_QOS: &str = "MemoryQoS";
 
+/// Pods end before the machine does.
+pub const GRACEFUL_NODE_SHUTDOWN: &str = "GracefulNodeShutdown";
+/// They do so in the order of their priorities, and when is told.
+pub const GRACEFUL_NODE_SHUTDOWN_BASED_ON_POD_PRIORITY: &str =
+    "GracefulNodeShutdownBasedOnPodPriority";
+
 /// Statuses of pods tell how the devices of their containers are.
 pub const RESOURCE_HEALTH_STATUS: &str = "ResourceHealthStatus";
 
@@ -73,6 +79,8 @@ pub const FEATURES: &[Feature] = &[
     Feature::alpha(DRA_OPTIONAL_NODE_OPERATIONS),
     Feature::alpha(CPU_MANAGER_ALPHA_OPTIONS),
     Feature::beta(CPU_MANAGER_BETA_OPTIONS),
+    Feature::beta(GRACEFUL_NODE_SHUTDOWN),
+    Feature::beta(GRACEFUL_NODE_SHUTDOWN_BASED_ON_POD_PRIORITY),
 ];
 
 /// What the node declares, sorted: API server and scheduler ask it before they let a pod use one of them.

@@ -35,6 +35,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod node;
 pub mod node_network;
+pub mod node_shutdown;
 pub mod node_status;
 pub mod object_cache;
 pub mod off_thread;

@@ -128,6 +128,8 @@ metric!(RESOURCE_MANAGER_ASSIGNMENTS: IntCounterVec = register_int_counter_vec!(
 metric!(TOPOLOGY_ADMISSION_REQUESTS: IntCounter = register_int_counter!("kubelet_topology_manager_admission_requests_total", "The number of admission requests where resources have to be aligned."));
 metric!(TOPOLOGY_ADMISSION_ERRORS: IntCounter = register_int_counter!("kubelet_topology_manager_admission_errors_total", "The number of admission request failures where resources could not be aligned."));
 metric!(TOPOLOGY_ADMISSION_DURATION: Histogram = register_histogram!(histogram_opts!("kubelet_topology_manager_admission_duration_ms", "Duration in milliseconds to serve a pod admission request.", exponential_buckets(0.05, 2.0, 15))));
+metric!(GRACEFUL_SHUTDOWN_START_TIME: IntGauge = register_int_gauge!("kubelet_graceful_shutdown_start_time_seconds", "Last graceful shutdown start time since unix epoch in seconds"));
+metric!(GRACEFUL_SHUTDOWN_END_TIME: IntGauge = register_int_gauge!("kubelet_graceful_shutdown_end_time_seconds", "Last graceful shutdown end time since unix epoch in seconds"));
 metric!(CERTIFICATE_EXPIRATION: IntGauge = register_int_gauge!("kubelet_certificate_manager_client_ttl_seconds", "Gauge of the TTL (time-to-live) of the Kubelet's client certificate."));
 
 /// Makes the metrics that are worth a zero appear at once.

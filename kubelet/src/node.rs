@@ -3,6 +3,7 @@
 //! Owns: the node's name, addresses, capacity and allocatable resources, shared and replaced as a whole. Never asks anybody.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use component_helpers::resources::ResourceList;
@@ -28,6 +29,7 @@ pub struct NodeState {
     changes: watch::Sender<u64>,
     /// Conditions of pressure that eviction found, by type.
     pub pressure: ArcSwap<Vec<&'static str>>,
+    shutting_down: AtomicBool,
 }
 
 impl NodeState {
@@ -49,6 +51,7 @@ impl NodeState {
             allocatable: ArcSwap::from_pointee(allocatable),
             node: ArcSwap::default(),
             pressure: ArcSwap::default(),
+            shutting_down: AtomicBool::new(false),
         }
     }
 
@@ -84,6 +87,15 @@ impl NodeState {
     pub async fn until_read(&self) {
         // The sender is ours.
         let _ = self.read.subscribe().wait_for(|read| *read).await;
+    }
+
+    /// The machine is about to go down: no pod is taken any more.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Ordering::Acquire)
+    }
+
+    pub fn set_shutting_down(&self, shutting_down: bool) {
+        self.shutting_down.store(shutting_down, Ordering::Release);
     }
 
     pub fn under_pressure(&self, condition: &str) -> bool {

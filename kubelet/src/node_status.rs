@@ -27,6 +27,9 @@ use crate::kubelet::RuntimeState;
 /// Names an image keeps in the status; upstream: `MaxNamesPerImageInNodeStatus`.
 const MAX_NAMES_PER_IMAGE: usize = 5;
 
+/// Upstream: the shutdown manager's `ShutdownStatus`.
+const SHUTTING_DOWN: &str = "node is shutting down";
+
 /// Everything the status is made from.
 pub struct StatusInput<'a> {
     pub machine: &'a MachineInfo,
@@ -49,6 +52,8 @@ pub struct StatusInput<'a> {
     pub runtime_state: &'a RuntimeState,
     /// Why no volume of a driver can be used; `None`: they can.
     pub storage_error: Option<&'a str>,
+    /// The machine is about to go down.
+    pub shutting_down: bool,
     pub handlers: &'a [RuntimeHandler],
     pub images: &'a [ImageStatus],
     /// `-1`: all.
@@ -223,6 +228,7 @@ fn conditions(input: &StatusInput<'_>) -> Vec<NodeCondition> {
     // Ready comes last: older control planes read it so.
     let mut errors = not_ready(input.runtime_state);
     errors.extend(input.storage_error.map(str::to_owned));
+    errors.extend(input.shutting_down.then(|| SHUTTING_DOWN.to_owned()));
     list.push(match errors.len() {
         0 => make(
             "Ready",
@@ -314,6 +320,7 @@ mod tests {
             kubelet_version: "v1.37.2",
             runtime_state: state,
             storage_error: None,
+            shutting_down: false,
             handlers: &[],
             images: &[],
             max_images: 50,

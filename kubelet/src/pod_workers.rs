@@ -227,6 +227,8 @@ pub struct PodWorkers {
     syncer: OnceLock<Arc<dyn PodSyncer>>,
     resync: Duration,
     shutdown: CancellationToken,
+    /// Counts the workers that are through.
+    ended: watch::Sender<u64>,
 }
 
 impl PodWorkers {
@@ -237,6 +239,7 @@ impl PodWorkers {
             syncer: OnceLock::new(),
             resync,
             shutdown,
+            ended: watch::Sender::new(0),
         }
     }
 
@@ -339,6 +342,14 @@ impl PodWorkers {
         self.status(uid).is_some_and(|s| s.finished)
     }
 
+    /// Resolves once nothing of the pod is left to be done, or if nothing is known of it; cancel-safe.
+    pub async fn until_finished(&self, uid: &str) {
+        let mut ended = self.ended.subscribe();
+        let finished = |_: &u64| self.status(uid).is_none_or(|s| s.finished);
+        // The sender is ours.
+        let _ = ended.wait_for(finished).await;
+    }
+
     /// Forgets a finished pod, and what was asked of it since.
     pub fn forget(&self, uid: &str) {
         let mut workers = self.lock();
@@ -366,6 +377,8 @@ impl PodWorkers {
         for shared in self.lock().values() {
             shared.notify.notify_one();
         }
+        // Not under the lock: who waits looks at a worker.
+        self.ended.send_modify(|n| *n = n.wrapping_add(1));
     }
 }
 

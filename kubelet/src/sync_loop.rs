@@ -26,6 +26,7 @@ use crate::events::{Type, reason};
 use crate::features;
 use crate::kubelet::Kubelet;
 use crate::metrics;
+use crate::node_shutdown;
 use crate::pending::Pending;
 use crate::pod;
 use crate::pod_actions::ProbeResult;
@@ -379,6 +380,7 @@ impl SyncLoop {
                     reason: reason.to_owned(),
                     message: message.to_owned(),
                     disruption: Some(preemption::CONDITION_MESSAGE.to_owned()),
+                    spares_success: false,
                 }),
             };
             self.kubelet.workers.update_pod(pod::uid(victim), kill);
@@ -421,7 +423,7 @@ impl SyncLoop {
         let pod = &kubelet.allocation.granted(pod);
         let node_object = kubelet.node.node.load();
         let node: &Node = node_object.as_deref().unwrap_or(&kubelet.node.initial);
-        decide(
+        let verdict = decide(
             pod,
             &AdmissionInput {
                 node,
@@ -436,7 +438,11 @@ impl SyncLoop {
                 is_of_plugin: &|resource| kubelet.devices.is_of_plugin(resource),
             },
             kubelet.node.is_read(),
-        )
+        );
+        match kubelet.node.is_shutting_down() {
+            true => node_shutdown::admit(verdict),
+            false => verdict,
+        }
     }
 
     fn handle_pod_remove(&mut self, pod: &Arc<Pod>) {

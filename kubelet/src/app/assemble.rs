@@ -19,6 +19,7 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::storage::v1::CSIDriver;
 use network::PodNetwork;
 use resource_managers::{ResourceManagers, Topology};
+use systemd::logind::Logind;
 use tokio::sync::mpsc;
 use volumes::{CsiHost, VolumeManager};
 
@@ -26,8 +27,8 @@ use super::AppError;
 use super::clients::ApiClients;
 use super::features::{
     CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, DRA_OPTIONAL_NODE_OPERATIONS,
-    POD_CERTIFICATE_REQUEST, PODS_API, REDUCE_CRASH_LOOP_BACK_OFF, RESOURCE_HEALTH_STATUS,
-    RESOURCE_HEALTH_STATUS_MESSAGE,
+    GRACEFUL_NODE_SHUTDOWN, GRACEFUL_NODE_SHUTDOWN_BASED_ON_POD_PRIORITY, POD_CERTIFICATE_REQUEST,
+    PODS_API, REDUCE_CRASH_LOOP_BACK_OFF, RESOURCE_HEALTH_STATUS, RESOURCE_HEALTH_STATUS_MESSAGE,
 };
 use super::images::{credential_providers, pull_manager};
 use super::machine::given_addresses;
@@ -49,6 +50,8 @@ use crate::kubelet::{Kubelet, Pinning};
 use crate::kuberuntime::gc::GcPolicy;
 use crate::kuberuntime::{Dependencies, RuntimeManager};
 use crate::node::NodeState;
+use crate::node_shutdown::plan::Plan;
+use crate::node_shutdown::state::State;
 use crate::node_status::register::Registration;
 use crate::object_cache::{FromApi, ObjectCache, Strategy};
 use crate::options::Options;
@@ -78,6 +81,8 @@ pub(super) struct Seams {
     pub(super) runtime: Arc<dyn Runtime>,
     /// Where routes to other nodes' pods are set; `None`: nowhere.
     pub(super) network: Option<PodNetwork>,
+    /// Who holds the machine's shutdown up; asked only if the configuration wants that.
+    pub(super) logind: Arc<dyn Logind>,
     pub(super) container_manager: Arc<ContainerManager>,
     pub(super) machine: Machine,
 }
@@ -115,6 +120,9 @@ pub(super) struct Parts {
     pub(super) config_updates: mpsc::Sender<PodUpdate>,
     pub(super) pleg_events: Arc<Pending<String>>,
     pub(super) drivers: Arc<csi::Drivers>,
+    pub(super) logind: Arc<dyn Logind>,
+    /// `None`: the machine goes down without a word to the pods.
+    pub(super) node_shutdown: Option<Plan>,
 }
 
 /// # Errors
@@ -210,6 +218,8 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         channels,
         config_updates,
         drivers,
+        node_shutdown: node_shutdown(config, gates),
+        logind: seams.logind,
         options: seams.options,
         config: seams.config,
         shutdown: seams.shutdown,
@@ -471,6 +481,23 @@ fn crash_loop(gates: &FeatureGates, config: &KubeletConfiguration) -> Backoff {
             .enabled(CRASH_LOOP_BACK_OFF_MAX)
             .then(|| config.max_container_restart_period()),
     )
+}
+
+fn node_shutdown(config: &KubeletConfiguration, gates: &FeatureGates) -> Option<Plan> {
+    let plan = Plan::of(config, gates);
+    let asked = !config.shutdown_grace_period.0.is_zero()
+        || !config.shutdown_grace_period_by_pod_priority.is_empty();
+    if gates.enabled(GRACEFUL_NODE_SHUTDOWN)
+        && gates.enabled(GRACEFUL_NODE_SHUTDOWN_BASED_ON_POD_PRIORITY)
+    {
+        // There with zeros from the first, as upstream's.
+        State::default().show();
+    }
+    if plan.is_none() && asked {
+        // Gates of the command line are not seen by the validation.
+        tracing::warn!("Periods of a graceful node shutdown are given and its feature gate is off");
+    }
+    plan
 }
 
 fn gc_policy(options: &Options) -> GcPolicy {

@@ -20,7 +20,7 @@ use crate::config::{Source, apiserver, file};
 use crate::events::{Type, reason};
 use crate::node_status::{lease, report};
 use crate::sync_loop::SyncLoop;
-use crate::{certificate, container_log, eviction, node_network, pleg};
+use crate::{certificate, container_log, eviction, node_network, node_shutdown, pleg};
 
 /// Pauses between two questions of what runs, the first and the longest.
 const LIST_RETRY: Duration = Duration::from_millis(100);
@@ -96,6 +96,7 @@ impl Parts {
             self.start_device_plugins().await?;
             self.start_claims();
             let sources = self.start_sources()?;
+            self.start_node_shutdown(&changed);
             SyncLoop::new(kubelet, sources, adopted)
                 .run(self.channels, token)
                 .await;
@@ -126,6 +127,16 @@ impl Parts {
                 () = self.kubelet.clock.sleep(pause) => {}
             }
             pause = (pause * 2).min(MOST_LIST_RETRY);
+        }
+    }
+
+    fn start_node_shutdown(&self, changed: &Arc<Notify>) {
+        if let Some(plan) = self.node_shutdown.clone() {
+            let (logind, kubelet) = (self.logind.clone(), self.kubelet.clone());
+            let token = self.shutdown.token().clone();
+            let manager =
+                node_shutdown::manager::run(plan, logind, kubelet, changed.clone(), token);
+            self.essential("node shutdown", manager);
         }
     }
 

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use component_base::clock::Clock;
 use component_base::shutdown::Shutdown;
 use resource_managers::Topology;
+use systemd::logind::{Logind, LogindError, Session};
 
 use super::AppError;
 use super::assemble::{Machine, Seams, assemble};
@@ -71,6 +72,16 @@ impl Observer for Plenty {
     }
 }
 
+/// Nor does it go down.
+struct NoLogind;
+
+#[async_trait]
+impl Logind for NoLogind {
+    async fn connect(&self) -> Result<Box<dyn Session>, LogindError> {
+        Err(LogindError::Ended)
+    }
+}
+
 pub(super) fn seams(given: Given<'_>, configure: impl FnOnce(&mut KubeletConfiguration)) -> Seams {
     let Given {
         node,
@@ -127,6 +138,7 @@ pub(super) fn seams(given: Given<'_>, configure: impl FnOnce(&mut KubeletConfigu
         }),
         runtime: Arc::new(runtime),
         network: None,
+        logind: Arc::new(NoLogind),
         machine: Machine {
             topology,
             info: MachineInfo {

@@ -11,6 +11,7 @@ use component_base::testing::ApiServer;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use serde_json::{Value, json};
+use systemd::testing::FakeLogind;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -31,6 +32,7 @@ pub(crate) struct World {
     pub(crate) kubelet: Arc<Kubelet>,
     pub(crate) clock: Clock,
     pub(crate) shutdown: Shutdown,
+    pub(crate) logind: FakeLogind,
     running: JoinHandle<Result<(), AppError>>,
     _files: TempDir,
 }
@@ -38,6 +40,14 @@ pub(crate) struct World {
 impl World {
     /// A node of four processors and 8 GiB that runs. `configure`: what its configuration says besides.
     pub(crate) async fn start(configure: impl FnOnce(&mut KubeletConfiguration)) -> Self {
+        Self::start_on(FakeLogind::default(), configure).await
+    }
+
+    /// The same on a machine with this logind.
+    pub(crate) async fn start_on(
+        logind: FakeLogind,
+        configure: impl FnOnce(&mut KubeletConfiguration),
+    ) -> Self {
         let clock = Clock::of_runtime(Timestamp::from_second(1_800_000_000).expect("in range"));
         let api = ApiServer::new(clock.clone());
         let runtime = FakeRuntime::new();
@@ -51,7 +61,9 @@ impl World {
             shutdown: shutdown.clone(),
             files: files.path(),
         };
-        let parts: Parts = assemble(seams(given, configure)).await.expect("assembled");
+        let mut seams = seams(given, configure);
+        seams.logind = Arc::new(logind.clone());
+        let parts: Parts = assemble(seams).await.expect("assembled");
         let kubelet = parts.kubelet.clone();
         Self {
             api,
@@ -59,6 +71,7 @@ impl World {
             kubelet,
             clock,
             shutdown,
+            logind,
             running: tokio::spawn(parts.run()),
             _files: files,
         }

@@ -197,7 +197,7 @@ fn durations(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// What the shutdown of a node may say, although nothing here waits for one yet.
+/// What the shutdown of a node may say.
 fn shutdown(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
     let (all, critical) = (
         kc.shutdown_grace_period.0,
@@ -225,6 +225,29 @@ fn shutdown(kc: &KubeletConfiguration, errors: &mut Vec<FieldError>) {
             "shutdownGracePeriodByPodPriority",
             "cannot be specified together with shutdownGracePeriod",
         ));
+    }
+    let off = |gate: &str| kc.feature_gates.get(gate) == Some(&false);
+    if off("GracefulNodeShutdown") && !(all + critical).is_zero() {
+        errors.push(FieldError::forbidden(
+            "shutdownGracePeriod",
+            "must not be set if GracefulNodeShutdown feature gate is not enabled",
+        ));
+    }
+    if off("GracefulNodeShutdownBasedOnPodPriority")
+        && !kc.shutdown_grace_period_by_pod_priority.is_empty()
+    {
+        errors.push(FieldError::forbidden(
+            "shutdownGracePeriodByPodPriority",
+            "must not be set if GracefulNodeShutdownBasedOnPodPriority feature gate is not enabled",
+        ));
+    }
+    for (i, period) in kc.shutdown_grace_period_by_pod_priority.iter().enumerate() {
+        let seconds = period.shutdown_grace_period_seconds;
+        if seconds < 0 {
+            let path = format!("shutdownGracePeriodByPodPriority[{i}].shutdownGracePeriodSeconds");
+            let detail = "must be greater than or equal to 0";
+            errors.push(FieldError::invalid(path, seconds, detail));
+        }
     }
 }
 

@@ -241,6 +241,7 @@ impl Manager {
             reason: "Evicted".to_owned(),
             disruption: Some(message.clone()),
             message,
+            spares_success: false,
         };
         let kill = Update::Kill {
             pod: pod.clone(),

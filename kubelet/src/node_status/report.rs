@@ -95,6 +95,7 @@ impl Reporter {
             kubelet_version: component_base::version::GIT_VERSION,
             runtime_state: &state,
             storage_error: storage_error.as_deref(),
+            shutting_down: self.kubelet.node.is_shutting_down(),
             handlers: &self.kubelet.runtime_handlers.load(),
             images,
             max_images: self.config.node_status_max_images,

@@ -66,6 +66,7 @@ fn a_terminal_phase_terminates() {
 fn an_eviction_keeps_its_reason() {
     let mut s = PodSyncStatus::default();
     let forced = ForcedFailure {
+        spares_success: false,
         reason: "Evicted".into(),
         message: "m".into(),
         disruption: None,

@@ -37,6 +37,8 @@ pub struct ForcedFailure {
     pub message: String,
     /// The message of the condition `DisruptionTarget`, whose reason is `TerminationByKubelet`; `None`: no such condition.
     pub disruption: Option<String>,
+    /// A pod whose containers all ended well is `Succeeded` all the same.
+    pub spares_success: bool,
 }
 
 /// Everything the status is made from.
@@ -306,9 +308,12 @@ fn decide_phase(input: &GenerateInput<'_>, computed: &str, status: &mut ApiPodSt
         reason: active_deadline::REASON.to_owned(),
         message: active_deadline::MESSAGE.to_owned(),
         disruption: None,
+        spares_success: false,
     });
     if let Some(forced) = input.forced_failure.or(deadline.as_ref()) {
-        phase = "Failed".to_owned();
+        if !forced.spares_success || phase != "Succeeded" {
+            phase = "Failed".to_owned();
+        }
         status.reason = Some(forced.reason.clone());
         status.message = Some(forced.message.clone());
     }

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus as ApiPodSta
 use runtime::api::{ContainerState, ContainerStatus};
 
 use super::containers::StartFailure;
-use super::generate::{GenerateInput, ReadinessResults, generate_api_pod_status};
+use super::generate::{ForcedFailure, GenerateInput, ReadinessResults, generate_api_pod_status};
 use crate::pod_actions::ProbeResult;
 use crate::pod_status::PodStatus;
 
@@ -95,6 +95,19 @@ fn generate_at(
     old: &ApiPodStatus,
     now: i64,
 ) -> ApiPodStatus {
+    generate_forced(pod, containers, failures, terminal, old, now, None)
+}
+
+/// `forced`: what some part of the kubelet decided.
+fn generate_forced(
+    pod: &Pod,
+    containers: Vec<ContainerStatus>,
+    failures: &[(&str, &str)],
+    terminal: bool,
+    old: &ApiPodStatus,
+    now: i64,
+    forced: Option<&ForcedFailure>,
+) -> ApiPodStatus {
     let failures = failures
         .iter()
         .map(|(n, r)| {
@@ -120,7 +133,7 @@ fn generate_at(
         host_ips: &["10.1.0.1".to_owned()],
         qos_class: "BestEffort",
         supports_rro: true,
-        forced_failure: None,
+        forced_failure: forced,
         actuated: &|_, _| true,
         resize_conditions: vec![],
         pod_config: &Default::default(),
@@ -150,6 +163,33 @@ fn phases() {
         "Succeeded",
     );
     check("Always", vec![seen("a", 0, Exited, 137)], true, "Failed");
+}
+
+#[test]
+fn success_is_spared_where_it_counts() {
+    let check = |spares_success, exit_code, expect: &str| {
+        let forced = ForcedFailure {
+            reason: "Terminated".into(),
+            message: "why".into(),
+            disruption: None,
+            spares_success,
+        };
+        let (pod, containers) = (
+            pod("Always", &[], &["a"]),
+            vec![seen("a", 0, Exited, exit_code)],
+        );
+        // While its containers ran it was said to fail.
+        let old = ApiPodStatus {
+            phase: Some("Failed".into()),
+            ..Default::default()
+        };
+        let status = generate_forced(&pod, containers, &[], true, &old, 1_000, Some(&forced));
+        assert_eq!(status.phase.as_deref(), Some(expect));
+        assert_eq!(status.reason.as_deref(), Some("Terminated"));
+    };
+    check(true, 0, "Succeeded");
+    check(true, 143, "Failed");
+    check(false, 0, "Failed");
 }
 
 #[test]

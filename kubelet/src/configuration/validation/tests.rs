@@ -74,6 +74,19 @@ fn what_upstream_refuses_is_refused_by_field_and_value() {
         &[],
     );
     check(
+        json!({"shutdownGracePeriod": "30s", "featureGates": {"GracefulNodeShutdown": false}}),
+        &["shutdownGracePeriod: Forbidden: must not be set if GracefulNodeShutdown"],
+    );
+    let by_priority = json!([{"priority": 1, "shutdownGracePeriodSeconds": -1}]);
+    let gate = "GracefulNodeShutdownBasedOnPodPriority";
+    check(
+        json!({"shutdownGracePeriodByPodPriority": by_priority, "featureGates": {gate: false}}),
+        &[
+            "shutdownGracePeriodByPodPriority: Forbidden: must not be set if GracefulNodeShutdownBasedOnPodPriority",
+            "shutdownGracePeriodByPodPriority[0].shutdownGracePeriodSeconds: Invalid value: -1",
+        ],
+    );
+    check(
         json!({"registerWithTaints": [{"key": "a", "effect": "NoSchedul"}, {"key": "", "effect": "NoExecute"}]}),
         &[
             "registerWithTaints[0].effect: Unsupported value: \"NoSchedul\"",
