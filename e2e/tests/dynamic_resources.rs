@@ -105,6 +105,7 @@ impl Drop for Permissions<'_> {
 }
 
 #[test]
+#[ignore = "a driver of its own: `cargo e2e test dynamic_resources` runs it"]
 fn a_pod_has_the_device_of_its_claim_and_lets_go_of_it() -> Result<()> {
     let cluster = cluster()?;
     let ns = Namespace::create(&cluster, "dynamic-resources")?;

@@ -224,11 +224,13 @@ fn refused_without_harm(cluster: &mut Cluster, steps: &Steps, dir: &Path) -> Res
 }
 
 #[test]
+#[ignore = "minutes: `cargo e2e test restore` runs it"]
 fn a_restored_cluster_settles() -> Result<()> {
     restored_settles(200, false).context("kubelets and control loops stopped")
 }
 
 #[test]
+#[ignore = "minutes: `cargo e2e test restore` runs it"]
 fn clients_that_went_on_settle_on_a_server_that_knows_less() -> Result<()> {
     restored_settles(200, true).context("kubelets and control loops went on")
 }
