@@ -546,15 +546,13 @@ async fn shims_and_containers_leave_the_cgroups_of_who_started_them() {
         let shim = shim.unwrap_or_else(|| panic!("no shim in {hierarchy}: {shims:?}"));
         let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
         for child in children.unwrap().split_whitespace() {
-            // One that has ended and was not reaped yet is in no cgroup any more; the kernel says `/`.
+            let groups = std::fs::read_to_string(format!("/proc/{child}/cgroup"));
+            // One that has ended and was not reaped yet is in no cgroup any more; the kernel says `/`. Asked last: it may end meanwhile.
             let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
             if stat.is_empty() || stat.contains(") Z ") {
                 continue;
             }
-            for line in std::fs::read_to_string(format!("/proc/{child}/cgroup"))
-                .unwrap()
-                .lines()
-            {
+            for line in groups.unwrap().lines() {
                 let (controller, path) = line.split_once(':').unwrap().1.split_once(':').unwrap();
                 let kills_by = ["name=systemd", ""].contains(&controller);
                 assert!(!kills_by || path.starts_with(&own), "{child}: {line}");
