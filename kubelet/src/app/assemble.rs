@@ -129,17 +129,14 @@ pub(super) struct Parts {
 /// Records on disk, the runtime or a plugin's configuration cannot be read.
 pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
     let (options, config, gates) = (&seams.options, &seams.config, &seams.gates);
-    let (runtime, clock) = (&seams.runtime, &seams.clock);
-    let paths = seams.paths.clone();
+    let (runtime, paths) = (&seams.runtime, seams.paths.clone());
     let registration = registration(options, config, &seams.machine.info);
     let node = node_state(&seams, &registration);
     let client = seams.clients.as_ref().map(|c| c.main.clone());
     let factory = informers(&seams);
-    let recorder = recorder(&seams);
-    let (config_updates, channels) = channels();
+    let (recorder, (config_updates, channels)) = (recorder(&seams), channels());
     let pods = Arc::new(PodManager::default());
-    let status = StatusManager::new(pods.clone(), client.clone(), clock.clone());
-    let status = Arc::new(status);
+    let status = status_manager(&seams, &pods);
     let probes = probes(&seams, &status, &recorder, &channels);
     let objects = objects(&seams, factory.as_ref(), &node, &recorder, &channels);
     let drivers = Arc::new(csi::Drivers::new(Arc::new(metrics::observe_csi_call)));
@@ -255,6 +252,12 @@ fn node_state(seams: &Seams, registration: &Registration) -> Arc<NodeState> {
 fn informers(seams: &Seams) -> Option<Factory> {
     let clients = seams.clients.as_ref()?;
     Some(Factory::new(clients.main.clone(), seams.shutdown.clone()))
+}
+
+fn status_manager(seams: &Seams, pods: &Arc<PodManager>) -> Arc<StatusManager> {
+    let client = seams.clients.as_ref().map(|c| c.main.clone());
+    let (pods, clock) = (pods.clone(), seams.clock.clone());
+    Arc::new(StatusManager::new(pods, client, clock))
 }
 
 fn recorder(seams: &Seams) -> KubeletRecorder {
