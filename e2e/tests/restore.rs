@@ -35,11 +35,9 @@ fn workloads(ns: &Namespace<'_>) -> Result<()> {
         "node-1",
         &script("ended-later"),
     ))?;
-    ns.apply(&busybox_pod(
-        "deleted-later",
-        "node-2",
-        &script("deleted-later"),
-    ))?;
+    // A pod that is never restarted would be taken for one whose container was lost.
+    let deleted = busybox_pod("deleted-later", "node-2", &script("deleted-later"));
+    ns.apply(&deleted.replace("restartPolicy: Never", "restartPolicy: Always"))?;
     let pod = |name: &str| {
         format!(
             "{{metadata: {{labels: {{app: {name}}}}}, spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: main, \
