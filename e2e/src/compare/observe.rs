@@ -63,7 +63,7 @@ static PATTERNS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
             r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z| [+-]\d{4} UTC)?",
             "TIME",
         ),
-        (r"kube-api-access-[a-z0-9]{5}", "kube-api-access-XXXXX"),
+        (r"kube-api-access-[a-z0-9]{5}", "kube-api-access-RANDOM"),
         (r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b", "ADDRESS"),
         (
             r"\b([0-9]+h)?([0-9]+m)?[0-9]+(\.[0-9]+)?(ms|µs|s)\b",
