@@ -300,7 +300,16 @@ fn every_command_of_crictl_does_its_work() -> Result<()> {
     let status = server.json(&["inspect", &container])?;
     let limit = &status["status"]["resources"]["linux"]["memoryLimitInBytes"];
     ensure!(*limit == "100000000", "{limit}");
-    let refused = server.refused(&["update", "--cpuset-cpus", "0", &container])?;
+    server.crictl(&["update", "--cpuset-cpus", "0", &container])?;
+    let seen = server.crictl(&[
+        "exec",
+        &container,
+        "grep",
+        "Cpus_allowed_list",
+        "/proc/1/status",
+    ])?;
+    ensure!(seen.trim_end().ends_with("\t0"), "{seen}");
+    let refused = server.refused(&["update", "--cpuset-cpus", "0-", &container])?;
     ensure!(refused.contains("linux.resources.cpuset_cpus"), "{refused}");
     let refused = server.refused(&["checkpoint", "--export=/tmp/x.tar", &container])?;
     ensure!(refused.contains("checkpointing"), "{refused}");

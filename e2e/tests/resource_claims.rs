@@ -226,7 +226,7 @@ fn a_claim_gets_a_device_and_its_pod_the_node() -> Result<()> {
     // The node that has no driver says so, and starts nothing without the device.
     wait_until("the first pod says why it does not run", SOON, || {
         let text = ns.kubectl(&["describe", "pod/first"])?;
-        Ok(text.contains("resourceClaims"))
+        Ok(text.contains("FailedPrepareDynamicResources") && text.contains("gpu.example.com"))
     })?;
     // What the first leaves, the second gets.
     ns.kubectl(&["delete", "pod/first", "--timeout=60s"])?;
