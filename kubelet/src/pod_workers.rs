@@ -7,7 +7,7 @@
 //! Syncing --(deleted, evicted, terminal phase)--> Terminating --(nothing runs)--> Terminated --(cleaned up)--> finished
 //! ```
 //!
-//! **Invariant:** the arrows go one way; a UID that terminated never starts again.
+//! **Invariant:** the arrows go one way; a UID that terminated never starts again. A static pod that comes back has a new worker.
 
 mod task;
 #[cfg(test)]
@@ -107,15 +107,20 @@ fn effective_grace_period(status: &PodSyncStatus, pod: &Pod, wanted: Option<i64>
     shortest.or_else(of_spec).unwrap_or(30).max(1)
 }
 
+/// A source named the pod anew, under the UID of one that it had taken back. Whether it is to begin anew when its former self is through.
+fn comes_back(status: &mut PodSyncStatus, pod: &Pod) -> bool {
+    let runs = status.state == WorkState::Syncing;
+    // UIDs of the API server never come back.
+    if runs || !pod::is_static(pod) || pod::is_deleted(pod) {
+        return false;
+    }
+    status.restart_requested = true;
+    true
+}
+
 /// The one place where a pod's state of work changes by an update.
 pub fn transition(status: &mut PodSyncStatus, update: &Update) -> Effect {
     if status.finished {
-        if let Update::Pod(pod) = update
-            && pod::is_static(pod)
-            && !pod::is_deleted(pod)
-        {
-            status.restart_requested = true;
-        }
         return Effect::Nothing;
     }
     let (pod, wanted, kill) = match update {
@@ -313,6 +318,16 @@ impl PodWorkers {
             };
             spawn_vital("pod worker", task.run());
         }
+    }
+
+    /// A source named a static pod whose former self may be ending still: it begins anew then. Whether the former self is through already.
+    /// Upstream: `restartRequested`.
+    pub fn request_restart(&self, pod: &Pod) -> bool {
+        let Some(shared) = self.get(pod::uid(pod)) else {
+            return false;
+        };
+        let mut state = shared.lock();
+        comes_back(&mut state.status, pod) && state.status.finished
     }
 
     pub fn wake(self: &Arc<Self>, uid: &str) {

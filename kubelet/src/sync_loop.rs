@@ -159,7 +159,7 @@ impl SyncLoop {
     async fn handle(&mut self, event: Event) {
         match event {
             Event::Config(PodUpdate::Set(pod)) => self.handle_pod_set(pod).await,
-            Event::Config(PodUpdate::Removed(pod)) => self.handle_pod_remove(&pod),
+            Event::Config(PodUpdate::Removed(pod)) => self.handle_pod_remove(&pod).await,
             Event::Config(PodUpdate::Ready(source)) => {
                 tracing::info!(?source, "source of pods is ready");
                 self.waiting_for.remove(&source);
@@ -172,7 +172,7 @@ impl SyncLoop {
             Event::ObjectsChanged(uid) => self.handle_objects(uid),
             Event::PodFinished(uid) => {
                 self.handle_room_made(&uid).await;
-                self.end_or_restart(&uid);
+                self.end_or_restart(&uid).await;
             }
             Event::Allocated(uid, outcome) => self.handle_allocated(&uid, outcome),
             Event::NodeRead => self.handle_node_read().await,
@@ -181,7 +181,7 @@ impl SyncLoop {
     }
 
     /// What a pod's worker left is cleaned up, or the pod begins anew: never both at a time.
-    fn end_or_restart(&mut self, uid: &str) {
+    async fn end_or_restart(&mut self, uid: &str) {
         self.ending.retain(|_, done| !done.is_cancelled());
         let (kubelet, of) = (self.kubelet.clone(), uid.to_owned());
         if let Some(done) = self.ending.get(uid).cloned() {
@@ -191,8 +191,11 @@ impl SyncLoop {
             });
             return;
         }
-        if self.kubelet.restart_static_pod(uid) {
+        if self.is_undecided(uid) {
             return;
+        }
+        if let Some(pod) = self.kubelet.static_pod_to_restart(uid) {
+            return self.handle_pod_addition(pod).await;
         }
         let done = CancellationToken::new();
         let guard = done.clone().drop_guard();
@@ -277,6 +280,9 @@ impl SyncLoop {
 
     async fn handle_pod_addition(&mut self, pod: Arc<Pod>) {
         let uid = pod::uid(&pod).to_owned();
+        if pod::is_static(&pod) && self.kubelet.workers.status(&uid).is_none() {
+            self.kubelet.status.begin_anew(&uid);
+        }
         if !ended(&pod)
             && !self.adopted.contains(&uid)
             && !self.kubelet.workers.is_termination_requested(&uid)
@@ -297,8 +303,8 @@ impl SyncLoop {
             }
         }
         let workers = &self.kubelet.workers;
-        workers.update_pod(&uid, Update::Pod(pod));
-        if workers.status(&uid).is_some_and(|s| s.restart_requested) {
+        workers.update_pod(&uid, Update::Pod(pod.clone()));
+        if workers.request_restart(&pod) {
             self.kubelet.finished.add(uid);
         }
     }
@@ -445,7 +451,7 @@ impl SyncLoop {
         }
     }
 
-    fn handle_pod_remove(&mut self, pod: &Arc<Pod>) {
+    async fn handle_pod_remove(&mut self, pod: &Arc<Pod>) {
         let kubelet = self.kubelet.clone();
         kubelet.pods.remove_pod(pod);
         let uid = pod::uid(pod);
@@ -458,7 +464,7 @@ impl SyncLoop {
         self.adopted.remove(uid);
         self.decide_no_more(uid);
         if kubelet.workers.is_finished(uid) {
-            return self.end_or_restart(uid);
+            return self.end_or_restart(uid).await;
         }
         if kubelet.workers.status(uid).is_some() {
             let kill = Update::Kill {

@@ -3,6 +3,10 @@
 //! Owns: [`Kubelet::handle_pod_cleanups`] and the end of one pod. Runs after every source told of its pods once, so that
 //! a restart never takes a pod for an orphan. Upstream: `HandlePodCleanups` in `kubelet_pods.go`, v1.36.
 
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+
 use super::Kubelet;
 use crate::events::{Type, reason};
 use crate::kuberuntime::gc::Use;
@@ -46,22 +50,23 @@ impl Kubelet {
         self.workers.forget(uid);
     }
 
-    /// A static pod that came back under its UID when its former self had ended: it begins anew, once nobody cleans up after
-    /// that any more. `false`: it did not, or it runs.
-    pub fn restart_static_pod(&self, uid: &str) -> bool {
-        let pod = self.pods.get_pod_by_uid(uid);
-        let Some(pod) = pod.filter(|pod| pod::is_static(pod)) else {
-            return false;
-        };
+    /// A static pod that came back under its UID when its former self had ended: nothing is known of that any more, and the pod is to be
+    /// admitted as any other, once nobody cleans up after it. `None`: it did not come back, or it runs.
+    ///
+    /// DIFFERS: upstream's pod begins anew unasked, whatever was given to others meanwhile.
+    pub fn static_pod_to_restart(&self, uid: &str) -> Option<Arc<Pod>> {
+        let pod = self
+            .pods
+            .get_pod_by_uid(uid)
+            .filter(|p| pod::is_static(p))?;
         // Without a worker: it came when its former self was about to be forgotten, and was forgotten with it.
         let work = self.workers.status(uid);
         if work.is_some_and(|work| !work.finished || !work.restart_requested) {
-            return false;
+            return None;
         }
         self.workers.forget(uid);
         metrics::RESTARTED_PODS.with_label_values(&["true"]).inc();
-        self.workers.update_pod(uid, Update::Pod(pod));
-        true
+        Some(pod)
     }
 
     /// The disk is full: what pods that ended left on it goes, before anybody is evicted. Upstream: `DeleteAllUnusedContainers`.

@@ -49,6 +49,24 @@ fn a_deleted_pod_terminates_and_never_comes_back() {
 }
 
 #[test]
+fn a_static_pod_that_comes_back_begins_anew_when_its_former_self_is_through() {
+    let mut fixed = (*pod(None)).clone();
+    let source = (pod::CONFIG_SOURCE_ANNOTATION.to_owned(), "file".to_owned());
+    fixed.metadata.annotations = Some([source].into());
+    for state in [WorkState::Terminating, WorkState::Terminated] {
+        let mut s = PodSyncStatus {
+            state,
+            ..PodSyncStatus::default()
+        };
+        assert!(!comes_back(&mut s, &pod(None)), "not a static one");
+        assert!(comes_back(&mut s, &fixed));
+        assert!(s.restart_requested);
+    }
+    let mut runs = PodSyncStatus::default();
+    assert!(!comes_back(&mut runs, &fixed) && !runs.restart_requested);
+}
+
+#[test]
 fn a_terminal_phase_terminates() {
     let mut s = PodSyncStatus::default();
     let mut ended = (*pod(None)).clone();

@@ -297,6 +297,21 @@ impl StatusManager {
         changed
     }
 
+    /// A source names a static pod, and nothing of a former self under its UID is left: how that ended binds nobody, and what is told of
+    /// the pod is written again.
+    pub fn begin_anew(&self, uid: &str) {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(uid) else {
+            return;
+        };
+        entry.deleted = false;
+        let status = &mut entry.status;
+        if pod::is_terminal_phase(status.phase.as_deref().unwrap_or_default()) {
+            status.phase = Some("Pending".to_owned());
+            (status.reason, status.message) = (None, None);
+        }
+    }
+
     /// Forgets pods that no source names any longer.
     pub fn remove_orphaned_statuses(&self, live: impl Fn(&str) -> bool) {
         let known: Vec<String> = self.lock().keys().cloned().collect();

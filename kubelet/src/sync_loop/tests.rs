@@ -5,7 +5,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use runtime::api::{ExecSyncResponse, PodSandboxConfig, PodSandboxMetadata, Runtime as _};
+use runtime::api::{
+    ContainerState, ExecSyncResponse, PodSandboxConfig, PodSandboxMetadata, Runtime as _,
+};
 use serde_json::{Value, json};
 
 use super::*;
@@ -144,6 +146,17 @@ async fn what_no_source_knows_is_ended() {
     world.end().await;
 }
 
+fn static_pod(container: Value) -> Arc<Pod> {
+    let made = json!({
+        "metadata": {
+            "name": "web-node", "namespace": "default", "uid": "static-uid",
+            "annotations": {pod::CONFIG_SOURCE_ANNOTATION: "file", pod::CONFIG_HASH_ANNOTATION: "static-uid"},
+        },
+        "spec": {"nodeName": "node", "containers": [container], "terminationGracePeriodSeconds": 1},
+    });
+    Arc::new(serde_json::from_value(made).unwrap())
+}
+
 /// Whoever moves a manifest away and back again may do so while the pod's last traces are removed.
 #[tokio::test(start_paused = true)]
 async fn a_static_pod_that_comes_back_while_its_former_self_is_cleaned_up_runs_again() {
@@ -151,14 +164,7 @@ async fn a_static_pod_that_comes_back_while_its_former_self_is_cleaned_up_runs_a
     world
         .until_node(|n| node_condition(n, "Ready") == Some("True"))
         .await;
-    let made = json!({
-        "metadata": {
-            "name": "web-node", "namespace": "default", "uid": "static-uid",
-            "annotations": {pod::CONFIG_SOURCE_ANNOTATION: "file", pod::CONFIG_HASH_ANNOTATION: "static-uid"},
-        },
-        "spec": {"nodeName": "node", "containers": [{"name": "c", "image": "image"}], "terminationGracePeriodSeconds": 1},
-    });
-    let made: Arc<Pod> = Arc::new(serde_json::from_value(made).unwrap());
+    let made = static_pod(json!({"name": "c", "image": "image"}));
     let mut source = SyncLoop::new(world.kubelet.clone(), BTreeSet::new(), BTreeSet::new());
     let (uid, runtime) = (pod::uid(&made), &world.runtime);
     let runs = || runtime.find_container(uid, "c").is_some();
@@ -180,6 +186,69 @@ async fn a_static_pod_that_comes_back_while_its_former_self_is_cleaned_up_runs_a
                 0 => tokio::time::advance(Duration::from_millis(1)).await,
                 _ => tokio::task::yield_now().await,
             }
+        }
+    }
+    world.end().await;
+}
+
+/// Id and CPUs of the pod's container, once one runs that is not `before`.
+async fn next_container(world: &World, uid: &str, before: Option<&str>) -> (String, String) {
+    for _ in 0..3000 {
+        let all = world.runtime.list_containers().await.unwrap();
+        let next = all.into_iter().find(|container| {
+            container.state == ContainerState::Running
+                && container.labels.get(label::POD_UID).map(String::as_str) == Some(uid)
+                && before != Some(&container.id)
+        });
+        if let Some(next) = next {
+            return (next.id, next.resources.cpuset_cpus);
+        }
+        world.clock.sleep(Duration::from_millis(20)).await;
+    }
+    let work = world.kubelet.workers.status(uid);
+    panic!("nothing runs after {before:?}: {work:#?}");
+}
+
+/// Nor need whoever does so wait for the pod's end. What it begins anew with is its own again.
+#[tokio::test(start_paused = true)]
+async fn a_static_pod_that_comes_back_while_its_former_self_ends_has_its_cpus_again() {
+    let world = World::start(|config| {
+        config.cpu_manager_policy = "static".to_owned();
+        config.reserved_system_cpus = "0".to_owned();
+    })
+    .await;
+    world
+        .until_node(|n| node_condition(n, "Ready") == Some("True"))
+        .await;
+    let list = json!({"cpu": "1", "memory": "64Mi"});
+    let resources = json!({"limits": list, "requests": list});
+    let made = static_pod(json!({"name": "c", "image": "image", "resources": resources}));
+    let mut source = SyncLoop::new(world.kubelet.clone(), BTreeSet::new(), BTreeSet::new());
+    let uid = pod::uid(&made);
+    let work = || world.kubelet.workers.status(uid);
+    let mut before: Option<String> = None;
+    for slowly in [false, false, true, false] {
+        let set = Event::Config(PodUpdate::Set(made.clone()));
+        source.handle(set).await;
+        while let Some((uid, outcome)) = source.allocations.next().await {
+            source.handle(Event::Allocated(uid, outcome)).await;
+        }
+        let (id, cpus) = next_container(&world, uid, before.as_deref()).await;
+        assert_eq!(cpus, "1", "slowly: {slowly}");
+        // Its mirror tells of the new one.
+        let tells = |pod: &Pod| {
+            let statuses = pod.status.as_ref();
+            let statuses = statuses.and_then(|s| s.container_statuses.as_deref());
+            let ids = statuses.into_iter().flatten().map(|c| &c.container_id);
+            pod::phase(pod) == "Running" && ids.flatten().any(|told| told.ends_with(&id))
+        };
+        world.until_pod("web-node", tells).await;
+        before = Some(id);
+        let removed = Event::Config(PodUpdate::Removed(made.clone()));
+        source.handle(removed).await;
+        if slowly {
+            let ended = || work().is_none_or(|work| work.finished);
+            assert!(world.until(ended).await);
         }
     }
     world.end().await;
