@@ -166,11 +166,14 @@ impl StaticPolicy {
             all = all.difference(&self.reserved);
         }
         if state.default_cpu_set.is_empty() {
-            if !state.assignments.is_empty() {
+            if state.assignments.is_empty() {
+                state.default_cpu_set = all;
+                return Ok(());
+            }
+            // DIFFERS: where nobody shares the reserved CPUs, all the others may be somebody's own; upstream's kubelet does not start again then.
+            if !self.options.strict_reservation || state.exclusive() != all {
                 return Err(CpuManagerError::NoDefault);
             }
-            state.default_cpu_set = all;
-            return Ok(());
         }
         let default = &state.default_cpu_set;
         let shared = self.reserved.intersection(default);

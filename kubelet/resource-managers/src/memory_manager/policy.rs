@@ -201,20 +201,21 @@ impl StaticPolicy {
         }
         let reusable = Reusable::of(state, pod, &container.name);
         let mask = choose(&state.machine, &reusable, &requests, hint)?;
+        let earlier = Reusable::held(state, pod, earlier_init_containers(pod, &container.name));
         let nodes: Vec<usize> = mask.nodes().collect();
-        for (resource, size) in &requests {
-            let left = reusable.get(mask, resource);
+        let mut blocks = Vec::new();
+        for (resource, size) in requests {
+            let of_earlier = size.min(earlier.get(mask, &resource));
+            let left = reusable.get(mask, &resource);
             let new = size.saturating_sub(left);
-            occupy(&mut state.machine, &nodes, resource, new);
-        }
-        let blocks: Vec<Block> = requests
-            .into_iter()
-            .map(|(resource, size)| Block {
+            occupy(&mut state.machine, &nodes, &resource, new);
+            // What the others leave it goes over to it; what those after it lend it stays theirs.
+            blocks.push(Block {
                 numa_affinity: nodes.clone(),
                 resource,
-                size,
-            })
-            .collect();
+                size: of_earlier + new,
+            });
+        }
         take_from_init_containers(state, pod, &container.name, &blocks);
         tracing::info!(
             pod = uid,
@@ -322,17 +323,25 @@ pub fn wants_memory(pod: &Pod, container: &Container) -> bool {
     pod::may_have_its_own(pod) && container_requests(container).map_or(true, |r| !r.is_empty())
 }
 
-/// What init containers leave to those after them, by nodes and resource.
+/// What init containers leave to those after them, and what they can use of those that do not run yet, by nodes and resource.
 ///
-/// Upstream remembers it (`initContainersReusableMemory`); here it is what the blocks of the init containers still hold.
+/// Upstream remembers the one (`initContainersReusableMemory`); here it is what the blocks of the init containers still hold.
+///
+/// DIFFERS: of the other upstream knows nothing. An init container whose pod is admitted anew, on a machine that started again, takes
+/// memory besides what its pod has, and without it the pod is rejected for good.
 #[derive(Default)]
 struct Reusable(BTreeMap<(NumaMask, String), u64>);
 
 impl Reusable {
     fn of(state: &MemoryState, pod: &Pod, container: &str) -> Self {
+        let earlier = earlier_init_containers(pod, container);
+        Self::held(state, pod, earlier.chain(containers_after(pod, container)))
+    }
+
+    fn held<'a>(state: &MemoryState, pod: &Pod, containers: impl Iterator<Item = &'a str>) -> Self {
         let mut left = BTreeMap::new();
-        for init in earlier_init_containers(pod, container) {
-            for block in state.blocks(pod::uid(pod), init).unwrap_or_default() {
+        for name in containers {
+            for block in state.blocks(pod::uid(pod), name).unwrap_or_default() {
                 let mask = NumaMask::of(block.numa_affinity.iter().copied());
                 let bytes: &mut u64 = left.entry((mask, block.resource.clone())).or_default();
                 *bytes += block.size;
@@ -354,6 +363,14 @@ fn earlier_init_containers<'a>(pod: &'a Pod, container: &'a str) -> impl Iterato
     earlier
         .filter(|init| !is_restartable_init_container(init))
         .map(|init| init.name.as_str())
+}
+
+/// Those that start when the container has ended: nobody, if it runs on.
+fn containers_after<'a>(pod: &'a Pod, container: &'a str) -> impl Iterator<Item = &'a str> {
+    let ends = pod::is_regular_init(pod, container);
+    let all = pod::all_containers(pod).skip_while(move |one| one.name != container);
+    let after = all.skip(1).filter(move |_| ends);
+    after.map(|one| one.name.as_str())
 }
 
 /// So that the blocks of a pod add up to what is given out.

@@ -295,6 +295,10 @@ fn what_is_remembered_fits_the_machine_or_the_start_fails() {
     check(strict, "", "", "1-7,9-15");
     check(default, "0-3,8-15", "4-7", "0-3,8-15");
     check(default, "", "4-7", "default cpuset cannot be empty");
+    check(default, "", "0-15", "default cpuset cannot be empty");
+    check(strict, "", "4-7", "default cpuset cannot be empty");
+    // Somebody has all there is to have.
+    check(strict, "", "1-7,9-15", "");
     check(
         default,
         "1-15",

@@ -171,6 +171,41 @@ fn later_containers_get_what_init_containers_leave() {
 }
 
 #[test]
+fn an_init_container_that_runs_again_uses_what_its_pod_has() {
+    let near = hint(&[1], true);
+    let check = |init: &str, expect: &str| {
+        let pod = |init: &str| {
+            let inits = [container("i", init), container("j", "1Gi")];
+            pod("u", &inits, &[container("a", "3Gi"), container("b", "5Gi")])
+        };
+        let mut state = started();
+        allocate_all(&mut state, &pod("8Gi"), near).unwrap();
+        // As soon as the last one runs.
+        for ended in ["i", "j"] {
+            state.remove("u", ended);
+        }
+        assert_eq!(told(&state, "u"), "a=memory:3@[1] b=memory:5@[1] free 7,1");
+        // The machine started anew, and nothing runs.
+        allocate_all(&mut state, &pod(init), near).unwrap();
+        assert_eq!(told(&state, "u"), expect);
+        policy().start(&mut state.clone()).unwrap();
+        for name in ["i", "j", "a", "b"] {
+            assert!(state.remove("u", name));
+        }
+        assert_eq!(state, started());
+    };
+    check(
+        "8Gi",
+        "a=memory:3@[1] b=memory:5@[1] i=memory:0@[1] j=memory:0@[1] free 7,1",
+    );
+    // More than all the others together.
+    check(
+        "9Gi",
+        "a=memory:3@[1] b=memory:5@[1] i=memory:0@[1] j=memory:1@[1] free 7,0",
+    );
+}
+
+#[test]
 fn huge_pages_are_of_the_node_that_has_them() {
     let mut state = started();
     let mut of_c = container("c", "1Gi");
