@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use component_base::duration::GoDuration;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 pub const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
@@ -459,7 +460,22 @@ pub struct CrashLoopBackOff {
 #[serde(rename_all = "camelCase", default)]
 pub struct MemoryReservation {
     pub numa_node: i32,
+    #[serde(deserialize_with = "quantities")]
     pub limits: BTreeMap<String, String>,
+}
+
+/// As the API has them: texts, or numbers without a unit.
+fn quantities<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    let given = Option::<BTreeMap<String, Value>>::deserialize(deserializer)?;
+    let text = |value: Value| match value {
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(number.to_string()),
+        other => Err(D::Error::custom(format!("{other} is no quantity"))),
+    };
+    let all = given.unwrap_or_default().into_iter();
+    all.map(|(name, value)| Ok((name, text(value)?))).collect()
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -65,8 +65,7 @@ pub fn settings(
             .map(|(name, q)| (name.clone(), quantity(q)))
             .collect();
         Reservation {
-            // What is less than zero is no node's number.
-            numa_node: usize::try_from(reservation.numa_node).unwrap_or(usize::MAX),
+            numa_node: reservation.numa_node,
             limits: amounts(Some(&limits)),
         }
     });

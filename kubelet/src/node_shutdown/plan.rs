@@ -96,7 +96,8 @@ impl Plan {
 
     /// How long the shutdown is to be held up.
     pub fn requested(&self) -> Duration {
-        self.periods.iter().map(|p| p.duration()).sum()
+        let all = self.periods.iter().map(|p| p.duration());
+        all.fold(Duration::ZERO, Duration::saturating_add)
     }
 
     /// Every group, the first to go first. A pod is of the highest priority that is not above its own, or of the lowest there is.

@@ -15,7 +15,8 @@ pub type SystemReserved = BTreeMap<usize, BTreeMap<String, u64>>;
 /// An entry of `reservedMemory`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reservation {
-    pub numa_node: usize,
+    /// What is less than zero is no node's number.
+    pub numa_node: i32,
     pub limits: Amounts,
 }
 
@@ -25,7 +26,7 @@ pub enum ReservedMemoryError {
     #[error(
         "the reserved memory configuration references a NUMA node {0} that does not exist on this machine"
     )]
-    NoSuchNode(usize),
+    NoSuchNode(i32),
     #[error(
         "the total amount {reserved:?} of type {resource:?} is not equal to the value {allocatable:?} determined by Node Allocatable feature"
     )]
@@ -53,9 +54,7 @@ pub fn system_reserved(
 ) -> Result<SystemReserved, ReservedMemoryError> {
     let mut sums = Amounts::new();
     for entry in entries {
-        if !nodes.iter().any(|node| node.id == entry.numa_node) {
-            return Err(ReservedMemoryError::NoSuchNode(entry.numa_node));
-        }
+        node_of(nodes, entry)?;
         component_helpers::resources::add(&mut sums, &entry.limits);
     }
     let of_node = node_reservation.keys().filter(|name| is_memory(name));
@@ -76,13 +75,20 @@ pub fn system_reserved(
         .map(|node| (node.id, BTreeMap::new()))
         .collect();
     for entry in entries {
+        let node = node_of(nodes, entry)?;
         for (name, limit) in &entry.limits {
             let bytes = whole(limit).ok_or(ReservedMemoryError::NotWhole)?;
-            let of_node = converted.entry(entry.numa_node).or_default();
+            let of_node = converted.entry(node).or_default();
             of_node.insert(name.clone(), bytes);
         }
     }
     Ok(converted)
+}
+
+fn node_of(nodes: &[NumaNode], entry: &Reservation) -> Result<usize, ReservedMemoryError> {
+    let id = usize::try_from(entry.numa_node).ok();
+    let known = id.filter(|id| nodes.iter().any(|node| node.id == *id));
+    known.ok_or(ReservedMemoryError::NoSuchNode(entry.numa_node))
 }
 
 /// `None`: it is a fraction, or less than nothing.
@@ -109,7 +115,7 @@ mod tests {
             id,
             ..NumaNode::default()
         });
-        let check = |node: &[(&str, &str)], entries: &[(usize, &[(&str, &str)])], expect: &str| {
+        let check = |node: &[(&str, &str)], entries: &[(i32, &[(&str, &str)])], expect: &str| {
             let entries: Vec<_> = entries
                 .iter()
                 .map(|(numa_node, limits)| Reservation {
@@ -142,6 +148,11 @@ mod tests {
             &[],
             &[(2, &[("memory", "1Gi")])],
             "the reserved memory configuration references a NUMA node 2 that does not exist on this machine",
+        );
+        check(
+            &[],
+            &[(-1, &[("memory", "1Gi")])],
+            "the reserved memory configuration references a NUMA node -1 that does not exist on this machine",
         );
         check(
             &[("memory", "1500m")],

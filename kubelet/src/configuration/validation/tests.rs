@@ -132,7 +132,7 @@ fn what_the_managers_cannot_do_is_refused() {
     );
     let memory = |limits: serde_json::Value| json!({"numaNode": 0, "limits": limits});
     check(
-        json!({"reservedMemory": [memory(json!({"memory": "1Gi", "hugepages-2Mi": "2Mi"}))]}),
+        json!({"reservedMemory": [memory(json!({"memory": 1_073_741_824, "hugepages-2Mi": "2Mi"}))]}),
         &[],
     );
     check(

@@ -49,6 +49,9 @@ fn what_the_configuration_asks_for() {
     check(listed.clone(), &[], &[(-5, 3), (0, 0), (1000, 20)]);
     check(listed.clone(), &both[1..], &[]);
     assert_eq!(plan(listed, &[]).unwrap().requested().as_secs(), 23);
+    let forever = [1, 2, 3].map(|n| json!({"priority": n, "shutdownGracePeriodSeconds": i64::MAX}));
+    let forever = json!({"shutdownGracePeriodByPodPriority": forever});
+    assert_eq!(plan(forever, &[]).unwrap().requested(), Duration::MAX);
 }
 
 #[test]
