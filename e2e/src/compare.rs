@@ -9,8 +9,12 @@
 //! # hold: 5                                seconds in which nothing is done
 //! ```
 //!
+//! With `--loops` it is the scheduler and the controllers that are compared, in two clusters that differ in nothing else: `e2e/compare/loops/`, and
+//! what becomes of all objects.
+//!
 //! `@NODE@` stands for the node. `compare.toml` names what differs and why; an entry that fits nothing any more is an error, too.
 
+mod objects;
 mod observe;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,12 +28,16 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::Deserialize;
 
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Cluster, Component, Options};
 use crate::probe::Namespace;
 use crate::programs::{Outputs, Profile};
 use observe::{Seen, Side};
 
 const CLUSTER: &str = "compare";
+/// Of `--loops`: that of upstream's scheduler and controllers.
+const UPSTREAMS_CLUSTER: &str = "compareup";
+/// What the names of its cases begin with.
+const OF_LOOPS: &str = "loop-";
 /// Cases under way at once.
 const WORKERS: usize = 3;
 /// Of a `wait:`.
@@ -39,6 +47,9 @@ const PATIENCE: &str = "--timeout=90s";
 pub struct CompareOptions {
     /// Only the cases whose name holds this.
     filter: Option<String>,
+    /// The scheduler and the controllers, not the kubelets.
+    #[arg(long)]
+    loops: bool,
     /// Leave the cluster up, or use the one that is.
     #[arg(long)]
     keep: bool,
@@ -101,34 +112,97 @@ fn fits(pattern: &str, name: &str) -> bool {
 pub fn run(options: &CompareOptions) -> Result<()> {
     let folder = Outputs::find().workspace.join("e2e");
     let exceptions = exceptions(&folder)?;
-    let mut cases = cases(&folder.join("compare"))?;
+    let mut cases = match options.loops {
+        true => cases(&folder.join("compare/loops"), OF_LOOPS)?,
+        false => cases(&folder.join("compare"), "")?,
+    };
     if let Some(filter) = &options.filter {
         cases.retain(|case| case.name.contains(filter));
     }
     ensure!(!cases.is_empty(), "no case is called that");
-    let cluster = match Cluster::open(CLUSTER) {
-        Ok(cluster) if options.keep && cluster.is_running() => cluster,
-        _ => {
-            Cluster::down(CLUSTER)?;
-            Cluster::up(Options {
-                name: CLUSTER.to_owned(),
-                upstream_nodes: 1,
-                profile: options.profile,
-                ..Options::default()
-            })?
-        }
-    };
-    let found = run_all(&cluster, &cases)?;
+    let stage = Stage::up(options)?;
+    let found = run_all(&stage, &cases)?;
     if !options.keep {
-        Cluster::down(CLUSTER)?;
+        stage.down()?;
     }
+    let exceptions: Vec<&Exception> = exceptions
+        .iter()
+        .filter(|one| one.case.starts_with(OF_LOOPS) == options.loops)
+        .collect();
     report(&found, &exceptions, options.filter.is_none())
+}
+
+/// Where ours and upstream's play.
+enum Stage {
+    /// Two nodes of one cluster.
+    Nodes(Cluster),
+    /// Ours, and one with upstream's scheduler and controllers.
+    Loops(Cluster, Cluster),
+}
+
+impl Stage {
+    fn up(options: &CompareOptions) -> Result<Self> {
+        let up = |name: &str, more: Options| match Cluster::open(name) {
+            Ok(cluster) if options.keep && cluster.is_running() => Ok(cluster),
+            _ => {
+                Cluster::down(name)?;
+                Cluster::up(Options {
+                    name: name.to_owned(),
+                    profile: options.profile,
+                    ..more
+                })
+            }
+        };
+        if !options.loops {
+            let upstream_nodes = 1;
+            return Ok(Self::Nodes(up(
+                CLUSTER,
+                Options {
+                    upstream_nodes,
+                    ..Options::default()
+                },
+            )?));
+        }
+        let with_upstream = [Component::KubeScheduler, Component::KubeControllerManager];
+        let upstream = up(
+            UPSTREAMS_CLUSTER,
+            Options {
+                with_upstream: with_upstream.into(),
+                ..Options::default()
+            },
+        )?;
+        Ok(Self::Loops(up(CLUSTER, Options::default())?, upstream))
+    }
+
+    fn down(self) -> Result<()> {
+        Cluster::down(CLUSTER)?;
+        match self {
+            Self::Nodes(_) => Ok(()),
+            Self::Loops(..) => Cluster::down(UPSTREAMS_CLUSTER),
+        }
+    }
+
+    fn sides(&self) -> [(&Cluster, Side); 2] {
+        match self {
+            Self::Nodes(cluster) => [(cluster, Side::ours()), (cluster, Side::upstream())],
+            Self::Loops(ours, upstream) => {
+                [(ours, Side::ours()), (upstream, Side::upstreams_loops())]
+            }
+        }
+    }
+
+    fn look(&self, ns: &Namespace<'_>, side: Side, seen: &mut Seen) -> Result<()> {
+        match self {
+            Self::Nodes(_) => observe::pods(ns, side, seen),
+            Self::Loops(..) => objects::all(ns, side, seen),
+        }
+    }
 }
 
 /// Differences of each case: place, ours, upstream's.
 type Found = BTreeMap<String, Vec<(String, String, String)>>;
 
-fn run_all(cluster: &Cluster, cases: &[Case]) -> Result<Found> {
+fn run_all(stage: &Stage, cases: &[Case]) -> Result<Found> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Found::new());
     let failures = Mutex::new(Vec::new());
@@ -136,7 +210,7 @@ fn run_all(cluster: &Cluster, cases: &[Case]) -> Result<Found> {
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    match differences(cluster, case) {
+                    match differences(stage, case) {
                         Ok(differences) => {
                             eprintln!("  {:<40} {} differences", case.name, differences.len());
                             let mut found = found.lock().expect("no holder panics");
@@ -158,10 +232,11 @@ fn run_all(cluster: &Cluster, cases: &[Case]) -> Result<Found> {
     Ok(found.into_inner().expect("no holder panics"))
 }
 
-fn differences(cluster: &Cluster, case: &Case) -> Result<Vec<(String, String, String)>> {
+fn differences(stage: &Stage, case: &Case) -> Result<Vec<(String, String, String)>> {
     let (ours, upstream) = std::thread::scope(|scope| {
-        let [ours, upstream] = [Side::ours(), Side::upstream()]
-            .map(|side| scope.spawn(move || play(cluster, case, side)));
+        let [ours, upstream] = stage
+            .sides()
+            .map(|(cluster, side)| scope.spawn(move || play(stage, cluster, case, side)));
         let joined = |side: std::thread::ScopedJoinHandle<'_, Result<Seen>>| {
             side.join().expect("a side does not panic")
         };
@@ -179,7 +254,7 @@ fn differences(cluster: &Cluster, case: &Case) -> Result<Vec<(String, String, St
 }
 
 /// One case on one side: all that was seen, by place.
-fn play(cluster: &Cluster, case: &Case, side: Side) -> Result<Seen> {
+fn play(stage: &Stage, cluster: &Cluster, case: &Case, side: Side) -> Result<Seen> {
     let ns = Namespace::create(cluster, &format!("{}-{}", side.name, case.name))?;
     let mut seen = Seen::new();
     let manifest = case.manifest.replace("@NODE@", side.node);
@@ -219,7 +294,7 @@ fn play(cluster: &Cluster, case: &Case, side: Side) -> Result<Seen> {
             }
         }
     }
-    observe::pods(&ns, side, &mut seen)?;
+    stage.look(&ns, side, &mut seen)?;
     ns.delete()?;
     Ok(seen)
 }
@@ -234,7 +309,7 @@ impl Step {
     }
 }
 
-fn report(found: &Found, exceptions: &[Exception], all: bool) -> Result<()> {
+fn report(found: &Found, exceptions: &[&Exception], all: bool) -> Result<()> {
     let mut used = vec![false; exceptions.len()];
     let mut problems = 0;
     for (case, differences) in found {
@@ -269,7 +344,8 @@ fn exceptions(folder: &std::path::Path) -> Result<Vec<Exception>> {
     Ok(file.exception)
 }
 
-fn cases(folder: &std::path::Path) -> Result<Vec<Case>> {
+/// `prefix`: of their names.
+fn cases(folder: &std::path::Path, prefix: &str) -> Result<Vec<Case>> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder)
         .with_context(|| folder.display().to_string())?
         .flatten()
@@ -277,14 +353,14 @@ fn cases(folder: &std::path::Path) -> Result<Vec<Case>> {
         .filter(|path| path.extension().is_some_and(|ending| ending == "yaml"))
         .collect();
     files.sort();
-    files.iter().map(|path| read(path)).collect()
+    files.iter().map(|path| read(path, prefix)).collect()
 }
 
-fn read(path: &std::path::Path) -> Result<Case> {
+fn read(path: &std::path::Path, prefix: &str) -> Result<Case> {
     let manifest = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     Ok(Case {
-        name: name.into_owned(),
+        name: format!("{prefix}{name}"),
         steps: steps(&manifest).with_context(|| path.display().to_string())?,
         manifest,
     })
@@ -356,7 +432,7 @@ mod tests {
     #[test]
     fn every_case_can_be_read_and_every_exception_has_a_case() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-        let cases = cases(&folder.join("compare")).unwrap();
+        let mut cases = super::cases(&folder.join("compare"), "").unwrap();
         assert!(!cases.is_empty());
         for case in &cases {
             assert!(
@@ -364,6 +440,9 @@ mod tests {
                 "{}: says no node",
                 case.name
             );
+        }
+        cases.extend(super::cases(&folder.join("compare/loops"), OF_LOOPS).unwrap());
+        for case in &cases {
             assert!(!case.steps.is_empty(), "{}: nothing is done", case.name);
         }
         for exception in exceptions(folder).unwrap() {

@@ -79,6 +79,8 @@ pub struct ContainerFacts<'a> {
     /// `None`: the container gets no managed hosts file.
     pub hosts_file: Option<PathBuf>,
     pub supports_rro: bool,
+    /// Gate `ContainerStopSignals`.
+    pub stop_signals: bool,
 }
 
 /// # Errors
@@ -139,7 +141,8 @@ pub async fn generate_container_config(
         stop_signal: container
             .lifecycle
             .as_ref()
-            .and_then(|l| l.stop_signal.clone()),
+            .and_then(|l| l.stop_signal.clone())
+            .filter(|_| facts.stop_signals),
         envs: facts.envs,
     })
 }

@@ -59,6 +59,9 @@ pub const CPU_MANAGER_ALPHA_OPTIONS: &str = "CPUManagerPolicyAlphaOptions";
 /// Beta options of the CPU manager's policy may be used.
 pub const CPU_MANAGER_BETA_OPTIONS: &str = "CPUManagerPolicyBetaOptions";
 
+/// Containers may name the signal that stops them, and statuses tell it.
+pub const CONTAINER_STOP_SIGNALS: &str = "ContainerStopSignals";
+
 /// All that is known; others are named in a warning.
 pub const FEATURES: &[Feature] = &[
     Feature::locked(NODE_DECLARED_FEATURES),
@@ -79,6 +82,7 @@ pub const FEATURES: &[Feature] = &[
     Feature::alpha(DRA_OPTIONAL_NODE_OPERATIONS),
     Feature::alpha(CPU_MANAGER_ALPHA_OPTIONS),
     Feature::beta(CPU_MANAGER_BETA_OPTIONS),
+    Feature::alpha(CONTAINER_STOP_SIGNALS),
     Feature::beta(GRACEFUL_NODE_SHUTDOWN),
     Feature::beta(GRACEFUL_NODE_SHUTDOWN_BASED_ON_POD_PRIORITY),
 ];

@@ -95,6 +95,8 @@ pub struct Kubelet {
     pub finished: Arc<Pending<String>>,
     pub gc_policy: GcPolicy,
     pub supports_rro: bool,
+    /// Gate `ContainerStopSignals`.
+    pub stop_signals: bool,
     pub allocation: Arc<AllocationManager>,
     /// What the node says it can do; sorted.
     pub declared_features: Vec<String>,
@@ -142,6 +144,7 @@ impl Kubelet {
             host_ips: &self.node.host_ips.load(),
             qos_class: get_pod_qos(pod).as_str(),
             supports_rro: self.supports_rro,
+            stop_signals: self.stop_signals,
             forced_failure: forced,
             actuated: &actuated,
             resize_conditions,

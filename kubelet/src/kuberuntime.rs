@@ -74,6 +74,8 @@ pub struct Dependencies {
     pub crash_loop: Backoff,
     /// For static pods before the API server is known.
     pub supports_rro: bool,
+    /// Gate `ContainerStopSignals`.
+    pub stop_signals: bool,
     pub supports_user_namespaces: bool,
     pub security: Arc<crate::security_context::NodeSecurity>,
 }

@@ -254,6 +254,8 @@ impl SyncLoop {
                     self.handle_pod_addition(pod).await;
                 }
             }
+            // It was rejected and is nobody's work. What was told of it stays; one that was deleted before it was told goes.
+            Some(_) if kubelet.workers.status(&uid).is_none() && !pod::is_deleted(&pod) => {}
             Some(before) => {
                 if differs(&before, &pod) {
                     self.check_declared_features(&before, &pod);

@@ -34,9 +34,17 @@ impl Side {
         }
     }
 
+    /// In a cluster of their own.
+    pub fn upstreams_loops() -> Self {
+        Self {
+            name: "theirs",
+            node: "node-1",
+        }
+    }
+
     /// The text without what is of this run alone.
     pub fn plain(self, text: &str) -> String {
-        let mut text = text.replace(self.node, "NODE");
+        let mut text = text.replace("node-1", "NODE").replace("node-2", "NODE");
         text = text.replace(&format!("{}-", self.name), "NS-");
         for (pattern, name) in PATTERNS.iter() {
             text = pattern.replace_all(&text, *name).into_owned();
@@ -48,7 +56,13 @@ impl Side {
 /// In this order: what is longer comes first.
 static PATTERNS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     [
-        (r"(containerd|gantry)://[0-9a-f]{64}", "CONTAINER"),
+        (r"(containerd|youki)://[0-9a-f]{64}", "CONTAINER"),
+        (r"/tmp/\.tmp[A-Za-z0-9]{6}", "MANIFEST"),
+        // What each layer below a kubelet says before the cause.
+        (
+            r"(failed to (create|start) containerd task: )?(failed to create shim task: )?(OCI runtime (create|start) failed: )?(runc (create|start) failed: )?unable to start container process: (error during container init: )?",
+            "unable to start container process: ",
+        ),
         (r"sha256:[0-9a-f]{64}", "DIGEST"),
         (r"\b[0-9a-f]{64}\b", "ID"),
         (
@@ -70,6 +84,8 @@ static PATTERNS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
             "DURATION",
         ),
         (r"Image size: \d+ bytes", "Image size: N bytes"),
+        // How much other pods take.
+        (r"used: \d+, capacity", "used: N, capacity"),
     ]
     .into_iter()
     .map(|(pattern, name)| (Regex::new(pattern).expect("a constant"), name))
@@ -143,10 +159,14 @@ fn logs(
     Ok(())
 }
 
-/// Each line a place of its own: a difference names the line.
+/// Each line a place of its own: a difference names the line. In which order they came depends on the moment, and on what a kernel lists.
 pub fn lines(seen: &mut Seen, place: &str, text: &str) {
-    for (number, line) in text.lines().enumerate() {
-        seen.insert(format!("{place}: {number:02}"), line.to_owned());
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for line in text.lines() {
+        *counts.entry(line).or_default() += 1;
+    }
+    for (line, count) in counts {
+        seen.insert(format!("{place}: {line}"), format!("{count} times"));
     }
 }
 
@@ -210,7 +230,7 @@ mod tests {
 
     #[test]
     fn two_runs_have_the_same_plain_text() {
-        let ours = "node-1 ours-probes 10.244.0.7:80 gantry://0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef in 1.2s";
+        let ours = "node-1 ours-probes 10.244.0.7:80 youki://0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef in 1.2s";
         let theirs = "node-2 theirs-probes 10.244.1.9:80 containerd://fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210 in 351ms";
         assert_eq!(
             Side::ours().plain(ours),

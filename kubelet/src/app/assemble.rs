@@ -26,9 +26,10 @@ use volumes::{CsiHost, VolumeManager};
 use super::AppError;
 use super::clients::ApiClients;
 use super::features::{
-    CLUSTER_TRUST_BUNDLE_PROJECTION, CRASH_LOOP_BACK_OFF_MAX, DRA_OPTIONAL_NODE_OPERATIONS,
-    GRACEFUL_NODE_SHUTDOWN, GRACEFUL_NODE_SHUTDOWN_BASED_ON_POD_PRIORITY, POD_CERTIFICATE_REQUEST,
-    PODS_API, REDUCE_CRASH_LOOP_BACK_OFF, RESOURCE_HEALTH_STATUS, RESOURCE_HEALTH_STATUS_MESSAGE,
+    CLUSTER_TRUST_BUNDLE_PROJECTION, CONTAINER_STOP_SIGNALS, CRASH_LOOP_BACK_OFF_MAX,
+    DRA_OPTIONAL_NODE_OPERATIONS, GRACEFUL_NODE_SHUTDOWN,
+    GRACEFUL_NODE_SHUTDOWN_BASED_ON_POD_PRIORITY, POD_CERTIFICATE_REQUEST, PODS_API,
+    REDUCE_CRASH_LOOP_BACK_OFF, RESOURCE_HEALTH_STATUS, RESOURCE_HEALTH_STATUS_MESSAGE,
 };
 use super::images::{credential_providers, pull_manager};
 use super::machine::given_addresses;
@@ -167,6 +168,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         config: config.clone(),
         clock: seams.clock.clone(),
         supports_rro: true,
+        stop_signals: gates.enabled(CONTAINER_STOP_SIGNALS),
         supports_user_namespaces: true,
         security: security.clone(),
     }));
@@ -196,6 +198,7 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         finished: channels.finished.clone(),
         gc_policy: gc_policy(options),
         supports_rro: true,
+        stop_signals: gates.enabled(CONTAINER_STOP_SIGNALS),
         allocation: Arc::new(AllocationManager::load(paths.root())),
         paths,
         declared_features: crate::features::declared(gates),

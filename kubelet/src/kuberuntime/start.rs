@@ -222,12 +222,19 @@ impl RuntimeManager {
             );
         };
         let mut image_volumes = HashMap::new();
+        let mut no_volume = None;
         for mount in container.volume_mounts.iter().flatten() {
             match context.image_volumes.get(&mount.name) {
                 Some(Ok(image)) => drop(image_volumes.insert(mount.name.clone(), image.clone())),
-                Some(Err(failed)) => return Err(failed.clone().into()),
+                Some(Err(failed)) => {
+                    failed_event(failed.reason);
+                    no_volume = Some(failed);
+                }
                 None => {}
             }
+        }
+        if let Some(failed) = no_volume {
+            return Err(failed.clone().into());
         }
         let image = self
             .d
@@ -394,6 +401,7 @@ impl RuntimeManager {
                 paths: &self.d.paths,
                 hosts_file: Some(hosts_file),
                 supports_rro: self.d.supports_rro,
+                stop_signals: self.d.stop_signals,
             },
         )
         .await

@@ -180,7 +180,6 @@ fn convert(
             supplemental_groups: Some(groups.iter().map(|g| i64::from(*g)).collect()),
         }),
     });
-    status.stop_signal = (!cs.stop_signal.is_empty()).then(|| cs.stop_signal.clone());
     status
 }
 
@@ -192,6 +191,8 @@ pub struct ContainerStatusInput<'a> {
     /// All containers are being taken away for the pod to start over.
     pub restarting: bool,
     pub supports_rro: bool,
+    /// Gate `ContainerStopSignals`: what stops a container is told.
+    pub stop_signals: bool,
     /// Does the runtime enforce what the pod was granted?
     pub actuated: &'a (dyn Fn(&Container, &cri::ContainerStatus) -> bool + Sync),
 }
@@ -224,6 +225,9 @@ pub fn convert_to_api_container_statuses(
                 .expect("inserted for every spec above");
             if *count == 0 {
                 status.volume_mounts = volume_mounts(spec, input.supports_rro);
+                if input.stop_signals && !cs.stop_signal.is_empty() {
+                    status.stop_signal = Some(cs.stop_signal.clone());
+                }
                 *slot = status;
             } else {
                 slot.last_state = status.state;

@@ -56,6 +56,8 @@ pub struct GenerateInput<'a> {
     pub host_ips: &'a [String],
     pub qos_class: &'a str,
     pub supports_rro: bool,
+    /// Gate `ContainerStopSignals`.
+    pub stop_signals: bool,
     pub forced_failure: Option<&'a ForcedFailure>,
     /// Does the runtime enforce what the pod was granted?
     pub actuated: &'a (dyn Fn(&Container, &runtime::api::ContainerStatus) -> bool + Sync),
@@ -91,6 +93,7 @@ pub fn generate_api_pod_status(input: &GenerateInput<'_>) -> ApiPodStatus {
         start_failures: input.start_failures,
         restarting: restart_all::should_restart(pod, Some(input.status), input.old),
         supports_rro: input.supports_rro,
+        stop_signals: input.stop_signals,
         actuated: input.actuated,
     };
     let ephemeral: Vec<Container> = pod::ephemeral_containers(pod)

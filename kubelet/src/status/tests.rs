@@ -133,6 +133,7 @@ fn generate_forced(
         host_ips: &["10.1.0.1".to_owned()],
         qos_class: "BestEffort",
         supports_rro: true,
+        stop_signals: false,
         forced_failure: forced,
         actuated: &|_, _| true,
         resize_conditions: vec![],
@@ -443,6 +444,14 @@ fn a_deadline_ends_a_pod_whatever_it_is_doing() {
 }
 
 /// No field of a status is left for another place to fill in, so that nobody decides by a part of it.
+#[test]
+fn what_stops_a_container_is_told_where_the_gate_is_on() {
+    let mut container = seen("a", 0, Running, 0);
+    container.stop_signal = "SIGQUIT".into();
+    let status = generate(&pod("Never", &[], &["a"]), vec![container], &[], false);
+    assert_eq!(status.container_statuses.unwrap()[0].stop_signal, None);
+}
+
 #[test]
 fn a_status_is_whole() {
     let mut p = pod("Always", &["i"], &["a"]);

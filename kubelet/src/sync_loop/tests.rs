@@ -46,6 +46,12 @@ async fn a_pod_that_does_not_fit_is_rejected_for_good() {
     world.until_phase("later", "Running").await;
     let rejected = world.pod("large").unwrap();
     assert_eq!(pod::phase(&rejected), "Failed");
+    // It never was here: of containers, addresses and resources there is nothing to tell.
+    let told = rejected.status.unwrap();
+    assert_eq!(told.container_statuses, None);
+    assert_eq!(told.resources, None);
+    assert_eq!(told.host_ip, None);
+    assert!(told.message.unwrap().starts_with("Pod was rejected: "));
     world.end().await;
 }
 

@@ -8,6 +8,21 @@ use crate::error::FieldError;
 /// Every second of all the CPUs there can be.
 const LONGEST_LIST: usize = 32 << 10;
 
+/// Numbers and ranges, as the kernel lists CPUs and NUMA nodes; of none of them, too.
+fn is_list(text: &str) -> bool {
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| text.parse::<u32>().ok()).flatten()
+    };
+    let is_item = |item: &str| match item.split_once('-') {
+        Some((first, last)) => {
+            matches!((number(first), number(last)), (Some(first), Some(last)) if first <= last)
+        }
+        None => number(item).is_some(),
+    };
+    text.is_empty() || text.len() <= LONGEST_LIST && text.split(',').all(is_item)
+}
+
 /// What a container is made with; zero means no limit, or the kernel's default.
 ///
 /// # Errors
@@ -17,10 +32,6 @@ pub fn resources(resources: &v1::LinuxContainerResources) -> Result<Resources, F
         (&resources.cpuset_cpus, "linux.resources.cpuset_cpus"),
         (&resources.cpuset_mems, "linux.resources.cpuset_mems"),
     ] {
-        let is_list = |text: &str| {
-            let known = |c: char| c.is_ascii_digit() || matches!(c, ',' | '-');
-            text.len() <= LONGEST_LIST && text.chars().all(known)
-        };
         if !is_list(value) {
             let why = "must be a list of numbers and ranges (0-3,8)";
             return Err(FieldError::invalid(field, value, why));

@@ -303,6 +303,15 @@ fn a_container_is_refused_by_the_name_of_the_field() {
         |c| of_resources(c).cpuset_cpus = "0-1\n2".into(),
         "invalid linux.resources.cpuset_cpus: \"0-1\\n2\": must be a list of numbers and ranges (0-3,8)",
     );
+    for list in ["0-", "-1", "3-1", ",", "0,", "4294967296"] {
+        check_container(
+            |c| of_resources(c).cpuset_mems = list.into(),
+            &format!(
+                "invalid linux.resources.cpuset_mems: {list:?}: must be a list of numbers and ranges (0-3,8)"
+            ),
+        );
+    }
+    check_container(|c| of_resources(c).cpuset_cpus = "0-1,3".into(), "");
     check_container(
         |c| of_resources(c).cpu_shares = -2,
         "invalid linux.resources.cpu_shares: \"-2\": must not be negative",
