@@ -395,9 +395,12 @@ fn claim_of(
     uid: String,
 ) -> Result<&ClaimKey, DraError> {
     let found = by_uid.iter().find(|(own, _)| *own == uid);
-    found
-        .map(|(_, key)| key)
-        .ok_or(DraError::UnknownUid { operation, uid })
+    // Somebody's words for an event, if it is none.
+    let unknown = || DraError::UnknownUid {
+        operation,
+        uid: shortened(&uid),
+    };
+    found.map(|(_, key)| key).ok_or_else(unknown)
 }
 
 fn failed(operation: Operation, key: &ClaimKey, message: String) -> DraError {

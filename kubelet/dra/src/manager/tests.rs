@@ -489,3 +489,16 @@ async fn a_torn_file_is_kept_aside() {
     let failed = Manager::load(node.dir.path().to_owned(), clock, told, None);
     assert!(failed.is_err());
 }
+
+#[test]
+fn what_a_driver_takes_for_a_claim_is_shortened() {
+    let uid = "u".repeat(1 << 20);
+    let error = claim_of(&[], Operation::Prepare, uid).unwrap_err();
+    let told = error.to_string();
+    let begin = "NodePrepareResources returned result for unknown claim UID uuu";
+    assert!(
+        told.starts_with(begin) && told.len() < 4096,
+        "{}",
+        told.len()
+    );
+}
