@@ -256,8 +256,8 @@ impl StaticPolicy {
         if state.cpu_set(uid, &container.name).is_some() {
             return Ok(Allocated::Held);
         }
-        self.enforce_smt_alignment(state, wanted)?;
         let reusable = reusable(state, pod, &container.name);
+        self.enforce_smt_alignment(state, &reusable, wanted)?;
         let cpus = self.choose(state, wanted, affinity, &reusable)?;
         state.default_cpu_set = state.default_cpu_set.difference(&cpus);
         state.set(uid, &container.name, cpus.clone());
@@ -269,9 +269,12 @@ impl StaticPolicy {
     }
 
     /// Other threads of the cores of reserved CPUs do not count: a container could have got one alone.
+    ///
+    /// DIFFERS: what init containers leave is there to be had; upstream rejects a pod for which there is that and no more.
     fn enforce_smt_alignment(
         &self,
         state: &CpuState,
+        reusable: &CpuSet,
         requested: usize,
     ) -> Result<(), AllocateCpusError> {
         if !self.options.full_pcpus_only {
@@ -284,7 +287,8 @@ impl StaticPolicy {
                 per_core,
             });
         }
-        let available = state.default_cpu_set.difference(&self.reserved_physical);
+        let available = state.default_cpu_set.union(reusable);
+        let available = available.difference(&self.reserved_physical);
         let available = available.len();
         match requested > available {
             true => Err(AllocateCpusError::NotEnoughCores {

@@ -173,6 +173,20 @@ fn only_whole_cores_where_the_options_say_so() {
 }
 
 #[test]
+fn whole_cores_that_init_containers_leave_are_there_for_the_others() {
+    let policy = policy(ALIGNED, "0");
+    let mut state = started(&policy);
+    let inits = [container("i", "14"), sidecar("s", "4")];
+    let pod = pod("u", &inits, &[container("a", "8"), container("b", "2")]);
+    allocate_all(&policy, &mut state, &pod, &[]).unwrap();
+    assert_eq!(state.cpu_set("u", "i").unwrap().len(), 14);
+    let [s, a, b] = ["s", "a", "b"].map(|name| state.cpu_set("u", name).unwrap());
+    assert_eq!([s.len(), a.len(), b.len()], [4, 8, 2]);
+    assert_eq!(s.union(a).union(b).len(), 14);
+    assert_eq!(state.default_cpu_set, [0, 8].into());
+}
+
+#[test]
 fn cpus_of_the_merged_nodes_come_first() {
     let policy = policy(StaticOptions::default(), "0");
     let check = |cpu: &str, affinity: &[usize], expect: &str| {
