@@ -11,9 +11,12 @@ use runtime::api as cri;
 use volumes::{PodVolume, PodVolumes, SubPathError, VolumeLocation, VolumeManager};
 
 use crate::device_plugins;
-use crate::environment::expansion::{expand, try_expand};
+use crate::environment::expansion::{ExpandError, MAX_BYTES, TooLong, expand, try_expand};
 use crate::paths::Paths;
 use crate::pod::{self, label};
+
+/// Bytes of a path. Source: the kernel's `PATH_MAX`.
+const MAX_PATH: usize = 4096;
 
 /// Why the container cannot be made as the pod says; reason `CreateContainerConfigError`.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,14 @@ pub enum ContainerConfigError {
         name: String,
         expression: String,
         volume: String,
+    },
+    #[error("subPathExpr of volumeMount {volume:?} has {source}")]
+    LongSubPath { volume: String, source: TooLong },
+    #[error("{field} of container {container:?} has {source}")]
+    LongCommand {
+        field: &'static str,
+        container: String,
+        source: TooLong,
     },
     #[error(transparent)]
     SubPath(#[from] SubPathError),
@@ -97,12 +108,22 @@ pub async fn generate_container_config(
         .iter()
         .map(|(k, v)| (k.as_str(), v.as_str()))
         .collect();
-    let expand_all = |list: &Option<Vec<String>>| -> Vec<String> {
-        list.iter()
-            .flatten()
-            .map(|text| expand(text, |n| lookup.get(n).map(|v| (*v).to_owned())))
-            .collect()
+    let mut room = MAX_BYTES;
+    let mut expand_all = |field, list: &Option<Vec<String>>| {
+        let words = list.iter().flatten().map(|text| {
+            let word = expand(text, room, |name| lookup.get(name).copied())?;
+            room -= word.len();
+            Ok(word)
+        });
+        let words: Result<Vec<String>, TooLong> = words.collect();
+        words.map_err(|source| ContainerConfigError::LongCommand {
+            field,
+            container: container.name.clone(),
+            source,
+        })
     };
+    let command = expand_all("command", &container.command)?;
+    let args = expand_all("args", &container.args)?;
     let mut mounts = device_plugins::mounts(&facts.injection);
     mounts.extend(make_mounts(pod, container, &facts, &lookup).await?);
     if let Some(mut mount) = termination_message_mount(pod, container, facts.paths)? {
@@ -124,8 +145,8 @@ pub async fn generate_container_config(
         },
         image: facts.image_ref,
         user_specified_image: container.image.clone().unwrap_or_default(),
-        command: expand_all(&container.command),
-        args: expand_all(&container.args),
+        command,
+        args,
         working_dir: container.working_dir.clone().unwrap_or_default(),
         mounts,
         devices,
@@ -228,13 +249,20 @@ fn sub_path_of(
     env: &HashMap<&str, &str>,
 ) -> Result<Option<String>, ContainerConfigError> {
     if let Some(expression) = mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) {
-        return try_expand(expression, |n| env.get(n).map(|v| (*v).to_owned()))
+        let volume = || mount.name.clone();
+        return try_expand(expression, MAX_PATH, |name| env.get(name).copied())
             // Of nothing but empty variables: the volume itself.
             .map(|path| Some(path).filter(|path| !path.is_empty()))
-            .map_err(|name| ContainerConfigError::SubPathExpr {
-                name,
-                expression: expression.to_owned(),
-                volume: mount.name.clone(),
+            .map_err(|error| match error {
+                ExpandError::Unknown(name) => ContainerConfigError::SubPathExpr {
+                    name,
+                    expression: expression.to_owned(),
+                    volume: volume(),
+                },
+                ExpandError::TooLong(source) => ContainerConfigError::LongSubPath {
+                    volume: volume(),
+                    source,
+                },
             });
     }
     Ok(mount.sub_path.clone().filter(|p| !p.is_empty()))

@@ -17,7 +17,7 @@ use volumes::field_path::{FieldPathError, extract_field_path_as_string};
 use volumes::resource_field::{ResourceFieldError, extract_resource_value};
 
 use crate::pod;
-use expansion::expand;
+use expansion::{MAX_BYTES, expand};
 
 /// Why the environment cannot be made; the container waits with reason `CreateContainerConfigError`.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,8 @@ pub enum EnvironmentError {
     NoFileKey { key: String, path: String },
     #[error("the addresses of the node are not known yet")]
     NoHostIp,
+    #[error("the environment has more than {MAX_BYTES} bytes: no program can be started with it")]
+    TooLarge,
 }
 
 /// Where API objects and files come from.
@@ -83,7 +85,37 @@ pub struct NodeFacts<'a> {
     pub allocatable: &'a ResourceList,
 }
 
+/// Variables by name, within [`MAX_BYTES`].
+#[derive(Default)]
+struct Variables {
+    by_name: BTreeMap<String, String>,
+    bytes: usize,
+}
+
+impl Variables {
+    fn set(&mut self, name: String, value: String) -> Result<(), EnvironmentError> {
+        // Each ends with a zero, and has a sign of equality in the middle.
+        let size = |name: &str, value: &str| name.len() + value.len() + 2;
+        self.bytes += size(&name, &value);
+        if let Some(old) = self.by_name.get(&name) {
+            self.bytes -= size(&name, old);
+        }
+        if self.bytes > MAX_BYTES {
+            return Err(EnvironmentError::TooLarge);
+        }
+        self.by_name.insert(name, value);
+        Ok(())
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.by_name.get(name).map(String::as_str)
+    }
+}
+
 /// The variables in upstream's order of precedence: `env` over `envFrom` over services. Sorted by name.
+///
+/// DIFFERS: a pod of a few kilobytes may ask for any number of gigabytes (references to references, one ConfigMap under many
+/// prefixes). Upstream makes them all, for a program that the kernel then does not start.
 ///
 /// # Errors
 /// A retry helps: objects may appear, services may be synced.
@@ -105,44 +137,47 @@ pub async fn make_environment_variables(
         None => return Err(EnvironmentError::ServicesNotSynced),
     };
 
-    let mut env: BTreeMap<String, String> = BTreeMap::new();
+    let mut env = Variables::default();
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         if let Some(r) = &from.config_map_ref {
             if let Some(map) = get_config_map(objects, namespace, &r.name, r.optional).await? {
                 for (key, value) in map.data.iter().flatten() {
-                    env.insert(format!("{prefix}{key}"), value.clone());
+                    env.set(format!("{prefix}{key}"), value.clone())?;
                 }
             }
         } else if let Some(r) = &from.secret_ref
             && let Some(secret) = get_secret(objects, namespace, &r.name, r.optional).await?
         {
             for (key, value) in secret.data.iter().flatten() {
-                env.insert(
-                    format!("{prefix}{key}"),
-                    String::from_utf8_lossy(&value.0).into_owned(),
-                );
+                let value = String::from_utf8_lossy(&value.0).into_owned();
+                env.set(format!("{prefix}{key}"), value)?;
             }
         }
     }
 
     for var in container.env.iter().flatten() {
         let value = match (&var.value, &var.value_from) {
-            (Some(text), _) if !text.is_empty() => Some(expand(text, |name| {
-                env.get(name).or_else(|| service_env.get(name)).cloned()
-            })),
+            (Some(text), _) if !text.is_empty() => {
+                let of_services = |name: &str| service_env.get(name).map(String::as_str);
+                let known = |name: &str| env.get(name).or_else(|| of_services(name));
+                let value = expand(text, MAX_BYTES, known);
+                Some(value.map_err(|_| EnvironmentError::TooLarge)?)
+            }
             (_, Some(source)) => resolve(pod, container, source, facts, objects).await?,
             _ => Some(String::new()),
         };
         // `None`: an optional source that is not there leaves the variable out.
         if let Some(value) = value {
-            env.insert(var.name.clone(), value);
+            env.set(var.name.clone(), value)?;
         }
     }
     for (name, value) in service_env {
-        env.entry(name).or_insert(value);
+        if env.get(&name).is_none() {
+            env.set(name, value)?;
+        }
     }
-    Ok(env.into_iter().collect())
+    Ok(env.by_name.into_iter().collect())
 }
 
 async fn get_config_map(
@@ -379,6 +414,42 @@ mod tests {
         assert_eq!(env["H"], "10.96.0.1");
         assert_eq!(env["KUBERNETES_PORT_443_TCP"], "tcp://10.96.0.1:443");
         assert_eq!(env["KUBERNETES_SERVICE_PORT_HTTPS"], "443");
+    }
+
+    /// A pod of a few kilobytes must not have the kubelet make gigabytes.
+    #[tokio::test]
+    async fn an_environment_that_no_program_can_have_is_refused() {
+        let var = |name: String, value: String| EnvVar {
+            name,
+            value: Some(value),
+            ..Default::default()
+        };
+        let refused =
+            "the environment has more than 6291456 bytes: no program can be started with it";
+        // Each variable is the one before a thousand times.
+        let mut vars = vec![var("V0".into(), "0123456789".into())];
+        vars.extend((1..9).map(|n| var(format!("V{n}"), format!("$(V{})", n - 1).repeat(1000))));
+        let laughs = Container {
+            env: Some(vars),
+            ..Default::default()
+        };
+        assert_eq!(run(laughs).await.unwrap_err(), refused);
+        // One object under many names.
+        let long = "P".repeat(1 << 10);
+        let from = |n: u32| EnvFromSource {
+            prefix: Some(format!("{long}{n}")),
+            secret_ref: Some(SecretEnvSource {
+                name: "sec".into(),
+                optional: None,
+            }),
+            ..Default::default()
+        };
+        let many = |n: u32| Container {
+            env_from: Some((0..n).map(from).collect()),
+            ..Default::default()
+        };
+        assert_eq!(run(many(10_000)).await.unwrap_err(), refused);
+        assert!(run(many(5_000)).await.unwrap().len() > 5_000);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Owns: [`generate_pod_sandbox_config`], pure but for what its arguments were read from. Upstream:
 //! `pkg/kubelet/kuberuntime/kuberuntime_sandbox*.go`, v1.36.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -73,6 +73,7 @@ fn port_mappings(pod: &Pod) -> Vec<cri::PortMapping> {
         .iter()
         .filter(|c| pod::is_restartable_init(c));
     let mut out: Vec<cri::PortMapping> = vec![];
+    let mut seen = HashSet::new();
     for port in sidecars
         .chain(pod::containers(pod))
         .flat_map(|c| c.ports.iter().flatten())
@@ -84,14 +85,16 @@ fn port_mappings(pod: &Pod) -> Vec<cri::PortMapping> {
         else {
             continue;
         };
-        let mapping = cri::PortMapping {
-            protocol: protocol(port.protocol.as_deref()),
-            container_port: u16::try_from(port.container_port).unwrap_or(0),
-            host_port,
-            host_ip: port.host_ip.clone().unwrap_or_default(),
-        };
-        if !out.contains(&mapping) {
-            out.push(mapping);
+        let container_port = u16::try_from(port.container_port).unwrap_or(0);
+        let (of, address) = (port.protocol.as_deref(), port.host_ip.as_deref());
+        // A pod may have ten thousands of them.
+        if seen.insert((of, address, host_port, container_port)) {
+            out.push(cri::PortMapping {
+                protocol: protocol(of),
+                container_port,
+                host_port,
+                host_ip: address.unwrap_or_default().to_owned(),
+            });
         }
     }
     out

@@ -6,7 +6,8 @@
 //!
 //! Upstream: containerd's `internal/cri/server/container_create_linux.go`, v2.
 
-use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -305,17 +306,20 @@ fn environment(
     image: &ImageFacts,
     facts: &Facts,
 ) -> Vec<String> {
-    let mut env: Vec<String> = vec![DEFAULT_PATH.to_owned()];
+    let mut env: Vec<String> = vec![];
+    // A pod may have a hundred thousand of them.
+    let mut places: HashMap<String, usize> = HashMap::new();
     let mut set = |entry: String| {
         let name = entry.split('=').next().unwrap_or_default().to_owned();
-        match env
-            .iter_mut()
-            .find(|old| old.split('=').next() == Some(name.as_str()))
-        {
-            Some(old) => *old = entry,
-            None => env.push(entry),
+        match places.entry(name) {
+            Entry::Occupied(place) => env[*place.get()] = entry,
+            Entry::Vacant(place) => {
+                place.insert(env.len());
+                env.push(entry);
+            }
         }
     };
+    set(DEFAULT_PATH.to_owned());
     if config.tty {
         set("TERM=xterm".to_owned());
     }

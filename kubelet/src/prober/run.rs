@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::ProbeType;
 use super::grpc::GrpcError;
 use super::http::{self, HttpError, HttpGet};
-use crate::environment::expansion::expand;
+use crate::environment::expansion::{MAX_BYTES, TooLong, expand};
 use crate::events::{KubeletRecorder, Type, reason};
 use crate::rlimit::is_shortage;
 use crate::status::manager::StatusManager;
@@ -96,8 +96,11 @@ impl Context {
                 .max(1),
         );
         if let Some(exec) = &spec.exec {
-            let command = expand_command(exec.command.as_deref().unwrap_or_default(), container);
-            return self.exec(id, &command, timeout).await;
+            let command = exec.command.as_deref().unwrap_or_default();
+            return match expand_command(command, container) {
+                Ok(command) => self.exec(id, &command, timeout).await,
+                Err(error) => Answer::Error(format!("the probe's command has {error}")),
+            };
         }
         if let Some(get) = &spec.http_get {
             return match HttpGet::new(get, container, pod_ip, "probe") {
@@ -159,14 +162,19 @@ impl Context {
 
 /// By what is written in the pod itself: a variable of another source is empty here, and the last of two of one name counts.
 /// Upstream: `ExpandContainerCommandOnlyStatic`, `v1EnvVarsToMap`.
-fn expand_command(command: &[String], container: &Container) -> Vec<String> {
+fn expand_command(command: &[String], container: &Container) -> Result<Vec<String>, TooLong> {
     let value_of = |name: &str| {
         let mut variables = container.env.iter().flatten().rev();
         let found = variables.find(|variable| variable.name == name)?;
-        Some(found.value.clone().unwrap_or_default())
+        Some(found.value.as_deref().unwrap_or_default())
     };
-    let words = command.iter();
-    words.map(|word| expand(word, value_of)).collect()
+    let mut room = MAX_BYTES;
+    let words = command.iter().map(|word| {
+        let word = expand(word, room, value_of)?;
+        room -= word.len();
+        Ok(word)
+    });
+    words.collect()
 }
 
 /// The node could not even ask: that is no failure of the container.
@@ -239,7 +247,8 @@ mod tests {
         }))
         .unwrap();
         let check = |word: &str, expect: &str| {
-            assert_eq!(expand_command(&[word.to_owned()], &container), [expect]);
+            let words = expand_command(&[word.to_owned()], &container);
+            assert_eq!(words.unwrap(), [expect]);
         };
         check("http://[$(IP)]:$(PORT)/$(EMPTY)", "http://[]:8080/");
         check("$(NONE) $$(PORT)", "$(NONE) $(PORT)");

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, KeyToPath, Volume};
 
 use crate::atomic_writer::{FileProjection, Payload};
-use crate::content::{self, mode};
+use crate::content::{self, Size, mode};
 use crate::empty_dir::Medium;
 use crate::location::VolumeLocation;
 use crate::plugin::{Mounter, SetUpError, VolumePlugin};
@@ -111,10 +111,11 @@ pub(crate) fn select(
             .map(|(key, value)| (key.to_owned(), file(value, default_mode)))
             .collect());
     }
-    let mut payload = Payload::new();
+    let (mut payload, mut size) = (Payload::new(), Size::default());
     for item in items {
         match data.get(item.key.as_str()) {
             Some(value) => {
+                size.add(value.len())?;
                 let mode = item.mode.map_or(default_mode, |m| mode(Some(m)));
                 payload.insert(item.path.clone(), file(value, mode));
             }
@@ -128,6 +129,28 @@ pub(crate) fn select(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_object_named_many_times_is_not_made_as_often() {
+        let data = std::collections::BTreeMap::from([("big".to_owned(), "x".repeat(1 << 20))]);
+        let config_map = ConfigMap {
+            data: Some(data),
+            ..ConfigMap::default()
+        };
+        let items = |n: usize| -> Vec<KeyToPath> {
+            let item = |i| KeyToPath {
+                key: "big".to_owned(),
+                path: format!("{i}"),
+                ..KeyToPath::default()
+            };
+            (0..n).map(item).collect()
+        };
+        let files = make_payload(&items(32), &config_map, 0o644, false).unwrap();
+        assert_eq!(files.len(), 32);
+        let error = make_payload(&items(20_000), &config_map, 0o644, false).unwrap_err();
+        let expect = "the files of the volume have more than 33554432 bytes";
+        assert_eq!(error.to_string(), expect);
+    }
 
     #[test]
     fn items_choose_keys_paths_and_modes() {

@@ -10,6 +10,27 @@ use crate::nested::nested_mount_points;
 use crate::ownership;
 use crate::plugin::{IoAt, Mounter, SetUpError, blocking};
 
+/// Of all files of one volume. A pod of a megabyte may name one object some ten thousand times, and the files lie in the node's memory.
+///
+/// DIFFERS: upstream writes whatever comes of it.
+pub(crate) const MAX_BYTES: usize = 32 << 20;
+
+/// Counts the bytes of a volume's files, before they are made.
+#[derive(Default)]
+pub(crate) struct Size(usize);
+
+impl Size {
+    /// # Errors
+    /// [`SetUpError::TooLarge`]
+    pub(crate) fn add(&mut self, bytes: usize) -> Result<(), SetUpError> {
+        self.0 = self.0.saturating_add(bytes);
+        match self.0 > MAX_BYTES {
+            true => Err(SetUpError::TooLarge),
+            false => Ok(()),
+        }
+    }
+}
+
 /// The mode of a file whose pod was not defaulted by an API server (static pods).
 pub(crate) const DEFAULT_MODE: u32 = 0o644;
 

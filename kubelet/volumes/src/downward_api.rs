@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, Volume};
 
 use crate::atomic_writer::{FileProjection, Payload};
-use crate::content::{self, mode};
+use crate::content::{self, Size, mode};
 use crate::empty_dir::Medium;
 use crate::field_path::extract_field_path_as_string;
 use crate::location::VolumeLocation;
@@ -52,11 +52,12 @@ pub(crate) fn collect(
     items: &[DownwardAPIVolumeFile],
     default_mode: u32,
 ) -> Result<Payload, SetUpError> {
-    let mut payload = Payload::new();
+    let (mut payload, mut size) = (Payload::new(), Size::default());
     let mut errors = Vec::new();
     for item in items {
         match value(mounter, item) {
             Ok(data) => {
+                size.add(data.len())?;
                 let mode = item.mode.map_or(default_mode, |m| mode(Some(m)));
                 payload.insert(
                     item.path.clone(),

@@ -33,6 +33,8 @@ pub enum SetUpError {
     ConfigKeyNotFound(String),
     #[error("references non-existent secret key: {0}")]
     SecretKeyNotFound(String),
+    #[error("the files of the volume have more than {max} bytes", max = crate::content::MAX_BYTES)]
+    TooLarge,
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::atomic_writer::{FileProjection, Payload};
-use crate::content::{self, mode};
+use crate::content::{self, Size, mode};
 use crate::empty_dir::Medium;
 use crate::location::VolumeLocation;
 use crate::plugin::{Mounter, SetUpError, VolumePlugin};
@@ -41,12 +41,17 @@ impl VolumePlugin for Projected {
             .as_ref()
             .expect("can_support said so");
         let default_mode = mode(source.default_mode);
-        let mut payload = Payload::new();
+        let (mut payload, mut size) = (Payload::new(), Size::default());
         let mut errors = Vec::new();
         for (index, projection) in source.sources.iter().flatten().enumerate() {
             match collect(mounter, projection, index, default_mode).await {
                 // Of two sources with the same path the later wins.
-                Ok(files) => payload.extend(files),
+                Ok(files) => {
+                    files
+                        .values()
+                        .try_for_each(|file| size.add(file.data.len()))?;
+                    payload.extend(files);
+                }
                 Err(error) => errors.push(error),
             }
         }

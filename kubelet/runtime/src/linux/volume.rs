@@ -12,6 +12,12 @@ use std::path::{Path, PathBuf};
 use super::mount;
 use crate::spec::clean;
 
+/// How many an image may declare. Each is a copy of what the image has there, made before the container runs: an image of a
+/// megabyte could ask for a hundred thousand of one tree.
+///
+/// DIFFERS: containerd has no bound.
+const MAX_VOLUMES: usize = 256;
+
 /// Makes a directory below `directory` for each volume, filled from `rootfs`. `taken` are the paths of
 /// the container's own mounts, which win.
 pub fn prepare(
@@ -24,6 +30,11 @@ pub fn prepare(
     wanted.retain(|path| path != "/" && !taken.contains(path));
     wanted.sort();
     wanted.dedup();
+    if wanted.len() > MAX_VOLUMES {
+        let count = wanted.len();
+        let text = format!("the image declares {count} volumes, more than {MAX_VOLUMES}");
+        return Err(io::Error::other(text));
+    }
     let mut made = Vec::new();
     for (index, path) in wanted.into_iter().enumerate() {
         let target = directory.join(index.to_string());
@@ -75,6 +86,10 @@ mod tests {
             fs::read_link(made[0].1.join("link")).unwrap(),
             Path::new("/etc")
         );
+        let many: Vec<String> = (0..1000).map(|n| format!("/v{n}")).collect();
+        let error = prepare(&rootfs, &volumes, &many, &[]).unwrap_err();
+        let expect = "the image declares 1000 volumes, more than 256";
+        assert_eq!(error.to_string(), expect);
         assert_eq!(
             fs::read_dir(&made[2].1).unwrap().count(),
             0,

@@ -121,6 +121,26 @@ fn the_containers_environment_wins() {
     );
 }
 
+/// A pod's environment may have as many variables as fit into some megabytes.
+#[test]
+fn many_variables_take_no_longer_than_few() {
+    let envs = (0..200_000).map(|n| (format!("V{n}"), String::new()));
+    let config = ContainerConfig {
+        envs: envs.chain([("V7".to_owned(), "last".to_owned())]).collect(),
+        ..config()
+    };
+    let begun = std::time::Instant::now();
+    let env = build(&config).process.env;
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20));
+    assert!(env.len() > 200_000);
+    assert_eq!(
+        env.iter()
+            .filter(|entry| entry.starts_with("V7="))
+            .collect::<Vec<_>>(),
+        ["V7=last"]
+    );
+}
+
 #[test]
 fn capabilities_follow_containerd_and_the_machine() {
     let available = capability::ALL & !capability::bit("SYS_RESOURCE").unwrap();
