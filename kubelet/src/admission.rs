@@ -3,7 +3,7 @@
 //! Owns: [`decide`], pure: operating system, resources, ports, affinity, taints, sysctls. Upstream:
 //! `pkg/kubelet/lifecycle/predicate.go`, `pkg/kubelet/sysctl`, v1.36.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use component_helpers::affinity::RequiredNodeAffinity;
@@ -53,7 +53,8 @@ pub struct Shortage {
 impl Shortage {
     /// How much would have to be freed.
     pub fn missing(&self) -> i64 {
-        self.requested - (self.capacity - self.used)
+        self.requested
+            .saturating_sub(self.capacity.saturating_sub(self.used))
     }
 
     fn rejection(&self) -> Rejection {
@@ -314,7 +315,8 @@ fn shortages(pod: &Pod, input: &AdmissionInput<'_>) -> Vec<Shortage> {
     let mut all = Vec::new();
     let mut look = |resource: &str, requested: i64, used: i64| {
         let capacity = number(resource, capacity(resource));
-        if requested + used > capacity {
+        // A pod may ask for all that a number holds: their sum is not taken.
+        if requested > capacity.saturating_sub(used) {
             all.push(Shortage {
                 resource: resource.to_owned(),
                 requested,
@@ -359,15 +361,32 @@ fn host_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
         .filter(|p| p.host_port.unwrap_or(0) > 0)
 }
 
-fn ports_conflict(a: &ContainerPort, b: &ContainerPort) -> bool {
-    let any = |ip: &Option<String>| {
-        ip.as_deref()
-            .is_none_or(|ip| ip.is_empty() || ip == "0.0.0.0" || ip == "::")
-    };
-    let protocol = |p: &ContainerPort| p.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
-    a.host_port == b.host_port
-        && protocol(a) == protocol(b)
-        && (any(&a.host_ip) || any(&b.host_ip) || a.host_ip == b.host_ip)
+/// Ports of the node that pods have: by number and protocol, the addresses. `""` stands for all of them.
+///
+/// A pod may have ten thousands: the loop that decides looks each up and compares none with all others.
+#[derive(Default)]
+struct HostPorts<'a>(HashMap<(i32, &'a str), HashSet<&'a str>>);
+
+impl<'a> HostPorts<'a> {
+    fn key(port: &'a ContainerPort) -> ((i32, &'a str), &'a str) {
+        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+        let address = match port.host_ip.as_deref().unwrap_or_default() {
+            "0.0.0.0" | "::" => "",
+            address => address,
+        };
+        ((port.host_port.unwrap_or(0), protocol), address)
+    }
+
+    fn add(&mut self, port: &'a ContainerPort) {
+        let (key, address) = Self::key(port);
+        self.0.entry(key).or_default().insert(address);
+    }
+
+    fn conflicts(&self, port: &'a ContainerPort) -> bool {
+        let (key, address) = Self::key(port);
+        let taken = self.0.get(&key);
+        taken.is_some_and(|all| address.is_empty() || all.contains("") || all.contains(address))
+    }
 }
 
 fn general_predicates(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejection> {
@@ -385,8 +404,11 @@ fn general_predicates(pod: &Pod, input: &AdmissionInput<'_>) -> Result<(), Rejec
             "node(s) didn't match the requested node name",
         ));
     }
-    let taken: Vec<&ContainerPort> = input.active.iter().flat_map(|p| host_ports(p)).collect();
-    if host_ports(pod).any(|p| taken.iter().any(|t| ports_conflict(p, t))) {
+    let mut taken = HostPorts::default();
+    for port in input.active.iter().flat_map(|pod| host_ports(pod)) {
+        taken.add(port);
+    }
+    if host_ports(pod).any(|port| taken.conflicts(port)) {
         return Err(predicate(
             "NodePorts",
             "node(s) didn't have free ports for the requested pod ports",

@@ -136,7 +136,8 @@ fn without<'a>(needs: &[Need], gone: impl Iterator<Item = &'a Candidate> + Clone
     needs
         .iter()
         .filter_map(|need| {
-            let freed: i64 = gone.clone().map(|pod| pod.frees(&need.resource)).sum();
+            let freed = gone.clone().map(|pod| pod.frees(&need.resource));
+            let freed = freed.fold(0, i64::saturating_add);
             let amount = need.amount - freed;
             (amount > 0).then(|| Need {
                 resource: need.resource.clone(),

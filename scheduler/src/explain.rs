@@ -253,7 +253,8 @@ fn groups(snapshot: &Snapshot, pod: &PodInfo, fit: &FitError) -> Vec<Group> {
 /// What is missing on the node that comes nearest: it lacks the fewest resources, and of them the smallest share.
 fn least_missing(pod: &PodInfo, nodes: &[&Arc<NodeInfo>]) -> Vec<Missing> {
     let share = |missing: &[Missing]| -> f64 {
-        let of = |m: &Missing| (m.requested - m.free) as f64 / m.requested.max(1) as f64;
+        let of =
+            |m: &Missing| m.requested.saturating_sub(m.free) as f64 / m.requested.max(1) as f64;
         missing.iter().map(of).sum()
     };
     let all = nodes.iter().map(|node| missing(pod, node));

@@ -85,6 +85,73 @@ fn the_node_is_never_committed_past_its_allocatable() {
 }
 
 #[test]
+fn ports_of_the_node_are_one_pods() {
+    let with = |ports: &[(i32, &str, &str)]| {
+        let port = |(number, protocol, address): &(i32, &str, &str)| ContainerPort {
+            container_port: 1,
+            host_port: Some(*number),
+            protocol: (!protocol.is_empty()).then(|| (*protocol).to_owned()),
+            host_ip: (!address.is_empty()).then(|| (*address).to_owned()),
+            ..Default::default()
+        };
+        let mut pod = pod("0", 0);
+        let spec = pod.spec.as_mut().unwrap();
+        spec.containers[0].ports = Some(ports.iter().map(port).collect());
+        pod
+    };
+    let one = (80, "", "10.0.0.1");
+    for (taken, wanted, free) in [
+        (one, (80, "TCP", "10.0.0.1"), false),
+        (one, (80, "TCP", "10.0.0.2"), true),
+        (one, (80, "TCP", ""), false),
+        (one, (80, "TCP", "0.0.0.0"), false),
+        (one, (80, "UDP", "10.0.0.1"), true),
+        (one, (81, "TCP", "10.0.0.1"), true),
+        ((80, "TCP", "::"), (80, "TCP", "10.0.0.2"), false),
+        ((80, "TCP", ""), (80, "TCP", ""), false),
+    ] {
+        let got = check(&with(&[wanted]), vec![with(&[taken])], Node::default());
+        assert_eq!(got.is_ok(), free, "{taken:?} {wanted:?} {got:?}");
+    }
+    // As many as a pod's object holds, one number at many addresses: nobody else waits for minutes.
+    let addresses: Vec<String> = (0..30_000)
+        .map(|n| format!("10.1.{}.{}", n / 250, n % 250))
+        .collect();
+    let many = |at: usize| -> Vec<(i32, &str, &str)> {
+        let mine = addresses.iter().skip(at).step_by(2);
+        mine.map(|address| (80, "TCP", address.as_str())).collect()
+    };
+    let begun = std::time::Instant::now();
+    assert_eq!(
+        check(&with(&many(0)), vec![with(&many(1))], Node::default()),
+        Ok(())
+    );
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+}
+
+/// Whoever names the node himself may ask for all that a number holds: the loop that decides lives on, and says no.
+#[test]
+fn the_largest_request_is_refused_like_any() {
+    let all = "9223372036854775807";
+    let refused = check(&pod(all, 0), vec![pod("500m", 0)], Node::default()).unwrap_err();
+    assert!(refused.starts_with("OutOfcpu|"), "{refused}");
+    // Nor do such pods together leave room for others.
+    let refused = check(&pod("1m", 0), vec![pod(all, 0)], Node::default()).unwrap_err();
+    assert!(refused.starts_with("OutOfcpu|"), "{refused}");
+    let mut critical = pod(all, 0);
+    critical.spec.as_mut().unwrap().priority = Some(2_000_000_000);
+    let refused = check(&critical, vec![pod(all, 0)], Node::default()).unwrap_err();
+    assert!(refused.starts_with("Preempt("), "{refused}");
+    let short = Shortage {
+        resource: "cpu".into(),
+        requested: i64::MAX,
+        used: i64::MAX,
+        capacity: 0,
+    };
+    assert_eq!(short.missing(), i64::MAX);
+}
+
+#[test]
 fn profiles_need_a_node_that_enforces_them() {
     let mut confined = pod("0", 0);
     confined.spec.as_mut().unwrap().security_context =

@@ -192,7 +192,7 @@ impl ContainerManager {
                     .get("cpu")
                     .map_or(0, |a| a.milli_value())
             })
-            .sum();
+            .fold(0, i64::saturating_add);
         let mut config = ResourceConfig {
             cpu_shares: Some(milli_cpu_to_shares(milli)),
             ..ResourceConfig::default()

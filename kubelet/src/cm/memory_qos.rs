@@ -177,8 +177,10 @@ impl MemoryQos {
                 .get("memory")
                 .map_or(0, |a| a.value());
             match get_pod_qos(pod) {
-                QosClass::Guaranteed => sum.guaranteed += request,
-                QosClass::Burstable => sum.burstable += request,
+                QosClass::Guaranteed => {
+                    sum.guaranteed = sum.guaranteed.saturating_add(request);
+                }
+                QosClass::Burstable => sum.burstable = sum.burstable.saturating_add(request),
                 QosClass::BestEffort => {}
             }
         }
@@ -192,7 +194,7 @@ impl ClassMemory {
         [
             (
                 MIN.to_owned(),
-                (self.guaranteed + self.burstable).to_string(),
+                self.guaranteed.saturating_add(self.burstable).to_string(),
             ),
             (LOW.to_owned(), self.burstable.to_string()),
         ]

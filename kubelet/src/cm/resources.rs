@@ -20,6 +20,8 @@ pub const MAX_SHARES: u64 = 262_144;
 const SHARES_PER_CPU: u64 = 1024;
 /// The kernel's least quota, in microseconds.
 const MIN_QUOTA_PERIOD: i64 = 1000;
+/// The kernel's largest quota, in microseconds (`MAX_BW` of `kernel/sched`): as good as none.
+const MAX_QUOTA: i64 = (1 << 44) - 1;
 
 /// Upstream: `qos.KubeletOOMScoreAdj` is -999; these are the pods'.
 const GUARANTEED_OOM_SCORE_ADJ: i64 = -997;
@@ -29,7 +31,8 @@ pub fn milli_cpu_to_shares(milli: i64) -> u64 {
     let Ok(milli) = u64::try_from(milli) else {
         return MIN_SHARES;
     };
-    (milli * SHARES_PER_CPU / 1000).clamp(MIN_SHARES, MAX_SHARES)
+    // Limits may be any number; those that shares cannot tell apart are alike.
+    (milli.saturating_mul(SHARES_PER_CPU) / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
 
 /// `period` in microseconds; zero: no limit.
@@ -37,7 +40,7 @@ pub fn milli_cpu_to_quota(milli: i64, period: i64) -> i64 {
     if milli == 0 {
         return 0;
     }
-    (milli * period / 1000).max(MIN_QUOTA_PERIOD)
+    (milli.saturating_mul(period) / 1000).clamp(MIN_QUOTA_PERIOD, MAX_QUOTA)
 }
 
 /// The cgroup v2 weight of a pod's or a QoS class's shares, in proportion: 2 to 262144 become 1 to 10000. Containers have
@@ -305,18 +308,19 @@ pub fn container_oom_score_adjust(pod: &Pod, container: &Container, memory_capac
                 .map(request)
                 .collect();
             let count = i64::try_from(all.len()).unwrap_or(1).max(1);
-            ((value(Some(list), "memory") - all.iter().sum::<i64>()) / count).max(0)
+            let together = all.iter().fold(0, |sum: i64, one| sum.saturating_add(*one));
+            (value(Some(list), "memory").saturating_sub(together) / count).max(0)
         }
         _ => 0,
     };
     let adjust = |memory: i64| 1000 - (i128::from(memory) * 1000 / i128::from(capacity)) as i64;
-    let mut score = adjust(own + remaining);
+    let mut score = adjust(own.saturating_add(remaining));
     let sidecar = pod::init_containers(pod)
         .iter()
         .any(|c| c.name == container.name && pod::is_restartable_init(c));
     if sidecar {
         let least = pod::containers(pod).iter().map(request).min().unwrap_or(0);
-        score = score.min(adjust(least + remaining));
+        score = score.min(adjust(least.saturating_add(remaining)));
     }
     if score < 1000 + GUARANTEED_OOM_SCORE_ADJ {
         return 1000 + GUARANTEED_OOM_SCORE_ADJ;
@@ -371,6 +375,24 @@ mod tests {
         assert_eq!(milli_cpu_to_quota(100, 100_000), 10_000);
         assert_eq!(milli_cpu_to_quota(1, 100_000), 1000);
         assert_eq!(milli_cpu_to_quota(0, 100_000), 0);
+    }
+
+    /// A limit is any number the API holds. It is no narrower than a smaller one, and the kernel takes it.
+    #[test]
+    fn the_largest_numbers_are_large() {
+        assert_eq!(milli_cpu_to_shares(i64::MAX), MAX_SHARES);
+        assert_eq!(milli_cpu_to_quota(i64::MAX, 100_000), (1 << 44) - 1);
+        let all = "9223372036854775807";
+        let limits = &[("cpu", all), ("memory", all)];
+        let requests = &[("cpu", "1"), ("memory", "1Mi")];
+        let pod = pod(vec![
+            container(requests, limits),
+            container(requests, limits),
+        ]);
+        let period = Duration::from_millis(100);
+        let config = resource_config_for_pod(&pod, true, period);
+        assert_eq!(config.cpu_quota, Some((1 << 44) - 1));
+        assert_eq!(config.memory_bytes, Some(i64::MAX));
     }
 
     #[test]

@@ -262,8 +262,9 @@ fn fits(
     }
     let used: Vec<_> = others.iter().map(|p| requests(p)).collect();
     for (index, (name, wanted)) in requests(pod).into_iter().enumerate() {
-        let used: i64 = used.iter().map(|r| r[index].1).sum();
-        if wanted + used > capacity(name) {
+        let used = used.iter().map(|r| r[index].1);
+        let used = used.fold(0, i64::saturating_add);
+        if wanted > capacity(name).saturating_sub(used) {
             return Err((
                 "Deferred",
                 format!(

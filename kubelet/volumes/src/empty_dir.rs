@@ -289,17 +289,17 @@ fn pod_memory_limit(pod: &Pod) -> Option<Amount> {
     };
     let mut regular = 0i64;
     for container in &spec.containers {
-        regular += of(container)?;
+        regular = regular.saturating_add(of(container)?);
     }
     // Sidecars run beside all that starts after them.
     let (mut sidecars, mut init_peak) = (0i64, 0i64);
     for container in spec.init_containers.iter().flatten() {
         let limit = of(container)?;
         if container.restart_policy.as_deref() == Some("Always") {
-            sidecars += limit;
+            sidecars = sidecars.saturating_add(limit);
             init_peak = init_peak.max(sidecars);
         } else {
-            init_peak = init_peak.max(sidecars + limit);
+            init_peak = init_peak.max(sidecars.saturating_add(limit));
         }
     }
     let overhead = spec
@@ -307,9 +307,8 @@ fn pod_memory_limit(pod: &Pod) -> Option<Amount> {
         .as_ref()
         .and_then(|o| o.get("memory"))
         .map_or(0, |q| amount(q).value());
-    Some(Amount::from_bytes(
-        (regular + sidecars).max(init_peak) + overhead,
-    ))
+    let peak = regular.saturating_add(sidecars).max(init_peak);
+    Some(Amount::from_bytes(peak.saturating_add(overhead)))
 }
 
 #[cfg(test)]
@@ -340,6 +339,11 @@ mod tests {
             ),
             (serde_json::json!([limited("256Mi"), free]), None, "8Gi"),
             (serde_json::json!([limited("64Gi")]), None, "8Gi"),
+            (
+                serde_json::json!([limited("9223372036854775807"), limited("1Gi")]),
+                Some("1Gi"),
+                "1Gi",
+            ),
         ] {
             let volume = volume(serde_json::json!({"medium": "Memory", "sizeLimit": size_limit}));
             let node = "8Gi".parse().ok();

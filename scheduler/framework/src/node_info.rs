@@ -171,7 +171,11 @@ impl NodeInfo {
             });
         };
         let pod = self.pods.swap_remove(at);
+        let full = self.is_full();
         self.update(&pod, -1);
+        if full {
+            self.sum_up();
+        }
         if pod.priority == self.lowest_priority {
             let priorities = self.pods.iter().map(|pod| pod.priority);
             self.lowest_priority = priorities.min().unwrap_or(i32::MAX);
@@ -179,10 +183,35 @@ impl NodeInfo {
         Ok(pod)
     }
 
+    /// Do its pods ask for more of something than a number holds?
+    fn is_full(&self) -> bool {
+        let floors = [self.non_zero_milli_cpu, self.non_zero_memory];
+        self.requested.is_full() || floors.contains(&i64::MAX)
+    }
+
+    /// What the pods ask for, anew: of a sum that was full nothing can be taken.
+    fn sum_up(&mut self) {
+        self.requested = Resource::default();
+        (self.non_zero_milli_cpu, self.non_zero_memory) = (0, 0);
+        let pods = std::mem::take(&mut self.pods);
+        pods.iter().for_each(|pod| self.request(pod, 1));
+        self.pods = pods;
+    }
+
+    fn request(&mut self, pod: &PodInfo, sign: i64) {
+        let of = &pod.requests;
+        self.requested.add(&of.resource, sign);
+        let floors = [
+            (&mut self.non_zero_milli_cpu, of.non_zero_milli_cpu),
+            (&mut self.non_zero_memory, of.non_zero_memory),
+        ];
+        for (sum, amount) in floors {
+            *sum = sum.saturating_add(sign * amount);
+        }
+    }
+
     fn update(&mut self, pod: &PodInfo, sign: i64) {
-        self.requested.add(&pod.requests.resource, sign);
-        self.non_zero_milli_cpu += sign * pod.requests.non_zero_milli_cpu;
-        self.non_zero_memory += sign * pod.requests.non_zero_memory;
+        self.request(pod, sign);
         let count = |n: &mut u32, counts: bool| {
             *n = if sign > 0 {
                 *n + u32::from(counts)

@@ -38,30 +38,37 @@ impl Resource {
         resource
     }
 
-    /// Adds amounts.
+    /// Adds amounts. What is more than a number holds is as much as it holds: pods may ask for anything, nodes say they have anything.
     pub fn add_amounts(&mut self, list: &Amounts) {
         for (name, amount) in list {
             match name.as_str() {
-                "cpu" => self.milli_cpu += amount.milli_value(),
-                "memory" => self.memory += amount.value(),
-                "ephemeral-storage" => self.ephemeral_storage += amount.value(),
-                "pods" => self.allowed_pod_number += amount.value(),
+                "cpu" => more(&mut self.milli_cpu, amount.milli_value()),
+                "memory" => more(&mut self.memory, amount.value()),
+                "ephemeral-storage" => more(&mut self.ephemeral_storage, amount.value()),
+                "pods" => more(&mut self.allowed_pod_number, amount.value()),
                 _ if is_scalar_resource_name(name) => {
-                    *self.scalar.entry(name.clone()).or_default() += amount.value()
+                    more(self.scalar.entry(name.clone()).or_default(), amount.value());
                 }
                 _ => {}
             }
         }
     }
 
-    /// Adds `other`, times `sign` (1 or -1).
+    /// Adds `other`, times `sign` (1 or -1). A sum that [is full](Self::is_full) stays so; what is taken from it again leaves
+    /// it inexact.
     pub fn add(&mut self, other: &Resource, sign: i64) {
-        self.milli_cpu += sign * other.milli_cpu;
-        self.memory += sign * other.memory;
-        self.ephemeral_storage += sign * other.ephemeral_storage;
+        more(&mut self.milli_cpu, sign * other.milli_cpu);
+        more(&mut self.memory, sign * other.memory);
+        more(&mut self.ephemeral_storage, sign * other.ephemeral_storage);
         for (name, amount) in &other.scalar {
-            *self.scalar.entry(name.clone()).or_default() += sign * amount;
+            more(self.scalar.entry(name.clone()).or_default(), sign * amount);
         }
+    }
+
+    /// Is anything as much as a number holds, or more?
+    pub fn is_full(&self) -> bool {
+        let native = [self.milli_cpu, self.memory, self.ephemeral_storage];
+        native.contains(&i64::MAX) || self.scalar.values().any(|amount| *amount == i64::MAX)
     }
 
     /// The amount of the resource `name`, in the units above; zero when unknown.
@@ -74,4 +81,8 @@ impl Resource {
             _ => self.scalar.get(name).copied().unwrap_or(0),
         }
     }
+}
+
+fn more(sum: &mut i64, amount: i64) {
+    *sum = sum.saturating_add(amount);
 }

@@ -79,13 +79,19 @@ impl PreScoreState {
         for name in images(pod) {
             if let Some(image) = snapshot.columns().image(&name) {
                 let spread = image.nodes.len() as f64 / total;
-                *state.images.entry(name).or_default() += (image.size as f64 * spread) as i64;
+                let sum = state.images.entry(name).or_default();
+                *sum = sum.saturating_add((image.size as f64 * spread) as i64);
             }
         }
         let spec = pod.spec();
         let containers = spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len);
         state.max_threshold = MAX_CONTAINER_THRESHOLD * containers.max(1) as i64;
         state
+    }
+
+    /// A node says of its images what it likes.
+    fn sum(&self) -> i64 {
+        self.images.values().copied().fold(0, i64::saturating_add)
     }
 
     fn priority(&self, sum: i64) -> i64 {
@@ -112,7 +118,7 @@ impl Plugin for ImageLocality {
         };
         let state = PreScoreState::new(pod, snapshot);
         // What no node has adds nothing, however many nodes there are; what adds less than the threshold neither.
-        let counts = state.images.values().sum::<i64>() > MIN_THRESHOLD;
+        let counts = state.sum() > MIN_THRESHOLD;
         let inputs = counts.then(|| {
             let mut hasher = DefaultHasher::new();
             state.images.hash(&mut hasher);
@@ -140,7 +146,7 @@ impl PreScorePlugin for ImageLocality {
         _nodes: &NodeSet,
     ) -> Status {
         let own = PreScoreState::new(pod, snapshot);
-        if own.images.values().sum::<i64>() <= MIN_THRESHOLD {
+        if own.sum() <= MIN_THRESHOLD {
             return Status::skip();
         }
         state.write(STATE, own);
@@ -162,8 +168,7 @@ impl ScorePlugin for ImageLocality {
             own.images
                 .iter()
                 .filter(|(name, _)| node.images().contains_key(*name))
-                .map(|(_, score)| score)
-                .sum(),
+                .fold(0, |sum, (_, score)| sum.saturating_add(*score)),
         ))
     }
 
@@ -188,7 +193,8 @@ impl ScorePlugin for ImageLocality {
                 None => continue,
             }
             for node in have.iter() {
-                scores[node as usize] += score;
+                let sum = &mut scores[node as usize];
+                *sum = sum.saturating_add(*score);
             }
         }
         for node in nodes.iter() {
@@ -216,6 +222,33 @@ mod tests {
         ] {
             assert_eq!(normalized_image_name(name), expect);
         }
+    }
+
+    #[test]
+    fn what_a_node_says_of_its_images_is_bounded() {
+        let images = ["huge", "huger", "huge", "huge", "hugest"];
+        let containers = images.map(|image| Container {
+            image: Some(image.into()),
+            ..Default::default()
+        });
+        let pod = make_pod("p")
+            .with(|pod| pod.spec.get_or_insert_default().containers = containers.to_vec())
+            .info();
+        let node = make_node("a")
+            .image("huge:latest", i64::MAX)
+            .image("huger:latest", i64::MAX)
+            .image("hugest:latest", i64::MAX);
+        let snapshot = snapshot([node.build(), make_node("b").build()], []);
+        assert_forms_agree(&ImageLocality, &pod, &snapshot);
+        let mut state = CycleState::new();
+        let nodes = snapshot.columns().live();
+        let status = ImageLocality.pre_score(&mut state, &pod, &snapshot, nodes);
+        assert!(status.is_success());
+        let score = |name: &str| {
+            let node = snapshot.get(name).unwrap();
+            ImageLocality.score(&state, &pod, node).unwrap()
+        };
+        assert_eq!((score("a"), score("b")), (100, 0));
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub(crate) fn shares(node: &NodeInfo, wanted: &[Wanted], non_zero: bool, out: &m
         Share {
             allocatable,
             allocated,
-            requested: allocated + resource.request,
+            requested: allocated.saturating_add(resource.request),
         }
     }));
 }
@@ -114,7 +114,7 @@ impl<'a> Columns<'a> {
             Share {
                 allocatable,
                 allocated,
-                requested: allocated + request,
+                requested: allocated.saturating_add(*request),
             }
         }));
     }

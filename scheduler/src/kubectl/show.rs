@@ -91,7 +91,7 @@ fn show_missing(of: &Missing) -> String {
         amount(of.requested),
         amount(of.free),
         amount(of.allocatable),
-        amount(of.requested - of.free),
+        amount(of.requested.saturating_sub(of.free)),
     )
 }
 

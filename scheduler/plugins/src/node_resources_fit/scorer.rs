@@ -36,14 +36,14 @@ impl Scorer {
     fn of(&self, requested: i64, capacity: i64) -> i64 {
         match self {
             Scorer::LeastAllocated if requested > capacity => 0,
-            Scorer::LeastAllocated => (capacity - requested) * MAX_NODE_SCORE / capacity,
-            Scorer::MostAllocated => requested.min(capacity) * MAX_NODE_SCORE / capacity,
+            Scorer::LeastAllocated => part(capacity - requested, capacity),
+            Scorer::MostAllocated => part(requested.min(capacity), capacity),
             Scorer::RequestedToCapacityRatio(shape) => broken_linear(
                 shape,
                 if requested > capacity {
                     100
                 } else {
-                    requested * 100 / capacity
+                    part(requested, capacity)
                 },
             ),
         }
@@ -70,6 +70,16 @@ impl Scorer {
             _ if by_shape => (sum as f64 / weights as f64).round() as i64,
             _ => sum / weights,
         }
+    }
+}
+
+/// `amount` in hundredths of `capacity`, which a node may say is as much as a number holds.
+fn part(amount: i64, capacity: i64) -> i64 {
+    const _: () = assert!(MAX_NODE_SCORE == 100);
+    match amount.checked_mul(MAX_NODE_SCORE) {
+        Some(product) => product / capacity,
+        // At most 100, as amount <= capacity.
+        None => (i128::from(amount) * i128::from(MAX_NODE_SCORE) / i128::from(capacity)) as i64,
     }
 }
 
@@ -114,6 +124,10 @@ mod tests {
             (100, 100, 0, 100),
             (150, 100, 0, 100),
             (1, 3, 66, 33),
+            (0, i64::MAX, 100, 0),
+            (i64::MAX / 4, i64::MAX, 75, 24),
+            (i64::MAX, i64::MAX, 0, 100),
+            (i64::MAX, 1, 0, 100),
         ] {
             assert_eq!(Scorer::LeastAllocated.of(requested, capacity), least);
             assert_eq!(Scorer::MostAllocated.of(requested, capacity), most);

@@ -280,3 +280,58 @@ fn hints() {
         );
     }
 }
+
+/// Whoever may make pods may name a node himself and ask for all that a number holds, many times over; a node says it has as
+/// much. Nothing of that ends the scheduler, makes room where there is none, or stays when the pods are gone.
+#[test]
+fn the_largest_numbers_end_nothing() {
+    const ALL: &str = "9223372036854775807";
+    let resources = ["cpu", "memory", "ephemeral-storage", "example.com/gpu"];
+    let all = resources.map(|name| (name, ALL));
+    let small = resources.map(|name| (name, "2"));
+    let capacity = [all.as_slice(), &[("pods", "110")]].concat();
+    let fit = plugin(serde_json::json!({}));
+    let filter = |wanted: &PodBuilder, node: &NodeInfo| {
+        let pod = wanted.clone().info();
+        let filter = fit.as_filter().unwrap();
+        filter.filter(&CycleState::new(), &pod, node).code()
+    };
+
+    let mut node = make_node("a")
+        .capacity(&capacity)
+        .info([pod(&small).info()]);
+    let before = node.requested().clone();
+    let greedy: Vec<_> = (0..3).map(|_| pod(&all).info()).collect();
+    for pod in &greedy {
+        node.add_pod(Arc::clone(pod));
+    }
+    assert_eq!(filter(&pod(&small), &node), Code::Unschedulable);
+    for pod in &greedy {
+        node.remove_pod(&pod.uid).unwrap();
+    }
+    assert_eq!(*node.requested(), before);
+    assert_eq!(filter(&pod(&small), &node), Code::Success);
+
+    let on = |pod: PodBuilder, node: &str| {
+        let node = node.to_owned();
+        pod.with(|pod| pod.spec.as_mut().unwrap().node_name = Some(node))
+            .info()
+    };
+    let nodes = ["a", "b"].map(|name| make_node(name).capacity(&capacity).build());
+    let pods = [pod(&all), pod(&all), pod(&small)].map(|pod| on(pod, "a"));
+    let snapshot = snapshot(nodes, pods);
+    for strategy in ["LeastAllocated", "MostAllocated"] {
+        let resources = resources.map(|name| serde_json::json!({"name": name, "weight": 100}));
+        let args =
+            serde_json::json!({"scoringStrategy": {"type": strategy, "resources": resources}});
+        for wanted in [&small, &all] {
+            assert_forms_agree(
+                plugin(args.clone()).as_ref(),
+                &pod(wanted).info(),
+                &snapshot,
+            );
+        }
+    }
+    let balanced = crate::balanced_allocation::new(None, handle()).unwrap();
+    assert_forms_agree(balanced.as_ref(), &pod(&all).info(), &snapshot);
+}
