@@ -142,7 +142,7 @@ impl<'a> Pass<'a> {
     }
 
     pub fn replica_count(&self) -> i32 {
-        self.all().map(replicas).sum()
+        self.all().map(replicas).fold(0, i32::saturating_add)
     }
 
     pub fn available_count(&self) -> i32 {
@@ -443,7 +443,8 @@ pub(super) fn new_rs_new_replicas(pass: &Pass<'_>, new: usize) -> i32 {
         return desired;
     }
     let size = replicas(&pass.sets[new].rs);
-    let room = desired + max_surge(pass.observed) - pass.replica_count();
+    let most = desired.saturating_add(max_surge(pass.observed));
+    let room = most.saturating_sub(pass.replica_count());
     if room <= 0 {
         size
     } else {

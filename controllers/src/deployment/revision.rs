@@ -137,7 +137,7 @@ pub fn set_replicas_annotations(deployment: &Deployment, rs: &mut ReplicaSet) ->
     let mut changed = false;
     for (key, value) in [
         (DESIRED_REPLICAS, desired),
-        (MAX_REPLICAS, desired + max_surge(deployment)),
+        (MAX_REPLICAS, desired.saturating_add(max_surge(deployment))),
     ] {
         let value = value.to_string();
         changed |= annotations.insert(key.to_owned(), value.clone()) != Some(value);

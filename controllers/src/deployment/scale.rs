@@ -45,7 +45,7 @@ fn is_saturated(pass: &Pass<'_>) -> bool {
 fn scale_proportionally(pass: &mut Pass<'_>) {
     let desired = desired_replicas(pass.observed);
     let allowed = if desired > 0 {
-        desired + max_surge(pass.observed)
+        desired.saturating_add(max_surge(pass.observed))
     } else {
         0
     };
@@ -54,7 +54,7 @@ fn scale_proportionally(pass: &mut Pass<'_>) {
         - active
             .iter()
             .map(|i| replicas(&pass.sets[*i].rs))
-            .sum::<i32>();
+            .fold(0, i32::saturating_add);
     // The largest first; of the same size the newer grows first and the older shrinks first.
     let order = if to_add > 0 {
         by_size_newer
@@ -105,7 +105,7 @@ fn replica_set_fraction(pass: &Pass<'_>, index: usize) -> i32 {
     if before == 0 {
         return 0;
     }
-    let max = desired + max_surge(pass.observed);
+    let max = desired.saturating_add(max_surge(pass.observed));
     let size = f64::from(replicas(rs)) * f64::from(max) / f64::from(before);
     size.round() as i32 - replicas(rs)
 }

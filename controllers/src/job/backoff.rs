@@ -80,7 +80,9 @@ pub fn finished_at(pod: &Pod) -> Option<Timestamp> {
     };
     let deleted = || {
         let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
-        Some(pod.metadata.deletion_timestamp.as_ref()?.0 - SignedDuration::from_secs(grace))
+        // A grace period may be any number: then nobody knows when it was.
+        let ends = pod.metadata.deletion_timestamp.as_ref()?.0;
+        ends.checked_sub(SignedDuration::from_secs(grace)).ok()
     };
     ends.or_else(not_ready)
         .or_else(deleted)
@@ -111,6 +113,25 @@ fn latest_end<'a>(
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_grace_period_may_be_any_number() {
+        let check = |grace: i64, expect: &str| {
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {
+                    "creationTimestamp": "2026-01-01T00:00:00Z",
+                    "deletionTimestamp": "2026-01-01T00:01:00Z",
+                    "deletionGracePeriodSeconds": grace,
+                },
+                "spec": {"containers": []},
+            }))
+            .unwrap();
+            assert_eq!(finished_at(&pod).unwrap().to_string(), expect, "{grace}");
+        };
+        check(30, "2026-01-01T00:00:30Z");
+        check(i64::MAX, "2026-01-01T00:00:00Z");
+        check(i64::MIN, "2026-01-01T00:00:00Z");
+    }
 
     /// Seconds of the minute at which each container ended; `None`: it runs.
     #[test]

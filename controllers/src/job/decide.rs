@@ -155,7 +155,7 @@ impl EndedIndexes {
         let total = spec.completions.unwrap_or(0);
         let uncounted = || observed.pods.iter().filter(|p| has_finalizer(p));
         let mut succeeded = before.clone();
-        succeeded.extend(indexes_of(
+        succeeded.join(&indexes_of(
             uncounted().filter(|p| phase(p) == "Succeeded"),
             total,
         ));
@@ -171,7 +171,7 @@ impl EndedIndexes {
                         _ => failures_of(p, INDEX_FAILURE_COUNT) >= limit,
                     }
             };
-            failed.extend(indexes_of(uncounted().filter(for_good), total));
+            failed.join(&indexes_of(uncounted().filter(for_good), total));
         }
         Self { succeeded, failed }
     }
@@ -199,7 +199,7 @@ fn delayed(
         };
         let over = [running, &ended.failed, &ended.succeeded]
             .iter()
-            .any(|indexes| indexes.contains(&at));
+            .any(|indexes| indexes.contains(at));
         if !over
             && delayed
                 .get(&at)
@@ -241,7 +241,7 @@ fn verdict_of_indexes(
             "Job has exceeded the specified maximal number of failed indexes",
         );
     }
-    if bad > 0 && bad + good >= total {
+    if bad > 0 && bad.saturating_add(good) >= total {
         return failure("FailedIndexes", "Job has failed indexes");
     }
     match_success_policy(spec.success_policy.as_ref(), total, &indexes.succeeded)
@@ -307,7 +307,7 @@ fn limits(
         .active_deadline_seconds
         .filter(|_| spec.suspend != Some(true))?;
     let start = job.status.as_ref()?.start_time.as_ref()?.0;
-    let left = SignedDuration::from_secs(deadline) - now.duration_since(start);
+    let left = SignedDuration::from_secs(deadline).saturating_sub(now.duration_since(start));
     if left <= SignedDuration::ZERO {
         let message = "Job was active longer than specified deadline";
         return Some(condition(

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod}
 
 use super::backoff::{Backoff, finished_at};
 use super::decision::{Decision, Observed};
-use super::index::{Indexes, completion_index};
+use super::index::{self, Indexes, completion_index};
 use super::policy::{Verdict, match_pod_failure_policy};
 use super::{
     COMPLETION_INDEX, INDEX_FAILURE_COUNT, INDEX_IGNORED_FAILURE_COUNT, TRACKING_FINALIZER, count,
@@ -109,13 +109,9 @@ pub fn manage_pods(
             .chain(going)
             .filter_map(|p| completion_index(p))
             .collect();
-        let free = |i: &i32| {
-            !taken.contains(i) && !succeeded_indexes.contains(i) && !failed_indexes.contains(i)
-        };
-        let pending: Vec<i32> = (0..spec.completions.unwrap_or(0))
-            .filter(free)
-            .take(missing)
-            .collect();
+        let ended_or_taken = [&taken, succeeded_indexes, failed_indexes];
+        let completions = spec.completions.unwrap_or(0);
+        let pending = index::free(completions, missing, &ended_or_taken);
         let remaining = |index: &i32| {
             decision.delayed.get(index).map_or(Duration::ZERO, |last| {
                 let failures = failures_of(last, INDEX_FAILURE_COUNT)

@@ -106,7 +106,7 @@ pub fn match_success_policy(
         match (&rule.succeeded_indexes, rule.succeeded_count) {
             (Some(text), count) => {
                 let wanted = index::parse(text, completions);
-                let both = wanted.intersection(succeeded).count();
+                let both = wanted.count_in(succeeded);
                 count.map_or(both == wanted.len(), |count| enough(both, count))
             }
             (None, Some(count)) => enough(succeeded.len(), count),

@@ -214,7 +214,7 @@ impl StatefulSetController {
         set: &StatefulSet,
         pods: &[Arc<Pod>],
     ) -> BTreeMap<String, Arc<PersistentVolumeClaim>> {
-        let wanted = sync::wanted_names(set);
+        let wanted = sync::wanted_names(set, pods);
         let names = pods.iter().map(|p| p.name_any()).chain(wanted);
         names
             .flat_map(|name| claims_of(set, &name))

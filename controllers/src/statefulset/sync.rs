@@ -1,6 +1,6 @@
 //! The decision: which pods to create or delete next, and the status. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use component_helpers::intstr::scaled_value;
@@ -60,6 +60,12 @@ pub fn ordinal(set: &str, pod: &str) -> Option<i32> {
         .filter(|n: &i32| *n >= 0 && n.to_string() == digits)
 }
 
+/// Pods made in one pass: a set of two thousand millions is some bytes, and its pods would be all memory there is.
+///
+/// DIFFERS: upstream has no bound.
+/// Source: as many as ReplicaSets' (upstream's `BurstReplicas`).
+const MAX_CREATES: usize = 500;
+
 fn name_of(set: &StatefulSet) -> &str {
     set.metadata.name.as_deref().unwrap_or_default()
 }
@@ -84,10 +90,35 @@ fn replicas(set: &StatefulSet) -> i32 {
     set.spec.replicas.unwrap_or(1)
 }
 
-/// The names of the pods there should be.
-pub fn wanted_names(set: &StatefulSet) -> impl Iterator<Item = String> + '_ {
-    let first = start(set);
-    (first..first + replicas(set)).map(move |at| format!("{}-{at}", name_of(set)))
+/// One more than the last ordinal.
+fn end(set: &StatefulSet) -> i32 {
+    start(set).saturating_add(replicas(set))
+}
+
+/// The ordinals that a pass looks at: all there should be, up to so many that are missing. Then, whether that is all.
+fn ordinals(set: &StatefulSet, pods: &[Arc<Pod>]) -> (Vec<i32>, bool) {
+    let there = pods
+        .iter()
+        .map(|pod| ordinal(name_of(set), name_of_pod(pod)));
+    let there: BTreeSet<i32> = there.flatten().collect();
+    let (mut all, mut missing) = (Vec::new(), 0);
+    for at in start(set)..end(set) {
+        if !there.contains(&at) {
+            if missing == MAX_CREATES {
+                return (all, false);
+            }
+            missing += 1;
+        }
+        all.push(at);
+    }
+    (all, true)
+}
+
+/// The names of the pods there should be, as far as the next pass looks at them.
+pub fn wanted_names(set: &StatefulSet, pods: &[Arc<Pod>]) -> impl Iterator<Item = String> {
+    let name = name_of(set).to_owned();
+    let (all, _) = ordinals(set, pods);
+    all.into_iter().map(move |at| format!("{name}-{at}"))
 }
 
 /// `minReadySeconds`.
@@ -137,7 +168,7 @@ pub fn max_unavailable(set: &StatefulSet) -> usize {
 
 /// Of the pods there should be: those that are not available, or going.
 pub fn unavailable(set: &StatefulSet, pods: &[Arc<Pod>], now: Timestamp) -> usize {
-    let wanted = start(set)..start(set) + replicas(set);
+    let wanted = start(set)..end(set);
     pods.iter()
         .filter(|p| ordinal(name_of(set), name_of_pod(p)).is_some_and(|at| wanted.contains(&at)))
         .filter(|p| is_unavailable(set, p, now))
@@ -162,13 +193,14 @@ pub fn sync(set: &StatefulSet, observed: &Observed, many: bool, now: Timestamp) 
         return steps;
     }
     let parallel = is_parallel(set);
-    let (first, end) = (start(set), start(set) + replicas(set));
+    let (first, end) = (start(set), end(set));
     let mut pods: BTreeMap<i32, &Arc<Pod>> = observed
         .pods
         .iter()
         .filter_map(|p| Some((ordinal(name_of(set), p.metadata.name.as_deref()?)?, p)))
         .collect();
-    for at in first..end {
+    let (ordinals, complete) = ordinals(set, &observed.pods);
+    for at in ordinals {
         let Some(pod) = pods.get(&at) else {
             steps.extend(create(set, observed, at));
             if !parallel {
@@ -191,6 +223,10 @@ pub fn sync(set: &StatefulSet, observed: &Observed, many: bool, now: Timestamp) 
             steps.push(Step::Update(Box::new(pod)));
         }
         steps.extend(claims_to_reown(set, observed, pod, false));
+    }
+    if !complete {
+        // The pods that are made now bring the next pass.
+        return steps;
     }
     let wanted: BTreeMap<_, _> = pods.extract_if(first..end, |_, _| true).collect();
     for pod in pods.values() {
@@ -338,12 +374,9 @@ fn new_pod(
         && match partition(set) {
             Some(partition) => at - start(set) < partition,
             None => {
-                at < start(set)
-                    + set
-                        .status
-                        .as_ref()
-                        .and_then(|s| s.current_replicas)
-                        .unwrap_or(0)
+                let status = set.status.as_ref();
+                let current = status.and_then(|s| s.current_replicas).unwrap_or(0);
+                at < start(set).saturating_add(current)
             }
         };
     let revision = if current {

@@ -115,6 +115,28 @@ fn in_order_or_not() {
     );
 }
 
+/// Somebody who may make StatefulSets must not fill the controller manager's memory with a number.
+#[test]
+fn a_set_without_an_end_is_made_in_parts() {
+    for policy in ["OrderedReady", "Parallel"] {
+        let huge = set(
+            i32::MAX,
+            json!({"podManagementPolicy": policy, "ordinals": {"start": 7}}),
+        );
+        let observed = observe(&["w-7:new", "w-9:new!", "w-100000:new"]);
+        let made = steps(&huge, &observed);
+        let names: Vec<_> = super::sync::wanted_names(&huge, &observed.pods).collect();
+        assert_eq!(names.len(), 502);
+        match policy {
+            "Parallel" => {
+                assert_eq!(made.len(), 500);
+                assert_eq!(made[..2], ["+w-8:new", "+w-10:new"]);
+            }
+            _ => assert_eq!(made, ["+w-8:new"]),
+        }
+    }
+}
+
 #[test]
 fn updates_of_many() {
     let rolling = |policy: &str, max: Value, partition: i32| {
