@@ -21,6 +21,10 @@ use crate::shutdown::Shutdown;
 
 /// Events waiting to be written before new ones are dropped (upstream's broadcaster queue).
 const MAX_QUEUED: usize = 1000;
+/// Bytes of a message. It often says what somebody wrote into an object, which may be a megabyte; a thousand may wait.
+///
+/// DIFFERS: upstream has no bound.
+const MAX_MESSAGE_BYTES: usize = 16 << 10;
 /// Tries of one write (upstream's `maxTriesPerEvent`).
 const MAX_TRIES: u32 = 12;
 /// Pause between tries; up to a quarter is added at random.
@@ -204,8 +208,13 @@ impl Recorder {
         });
     }
 
-    /// Records an event with everything an event may carry.
-    pub fn record(&self, event: RecordedEvent) {
+    /// Records an event with everything an event may carry; the end of a message without one is cut off.
+    pub fn record(&self, mut event: RecordedEvent) {
+        if event.message.len() > MAX_MESSAGE_BYTES {
+            let end = event.message.floor_char_boundary(MAX_MESSAGE_BYTES);
+            // A new one: what is cut off is not kept.
+            event.message = format!("{} ...", &event.message[..end]);
+        }
         tracing::debug!(
             object = format!(
                 "{}/{}",
@@ -336,6 +345,18 @@ mod tests {
 
     use super::*;
     use crate::testing::ApiServer;
+
+    #[test]
+    fn a_message_without_an_end_is_cut() {
+        let (recorder, mut events) = Recorder::fake();
+        let regarding = ObjectReference::default();
+        for message in ["short".to_owned(), "\u{e4}".repeat(1 << 20)] {
+            recorder.event(&regarding, EventType::Normal, "Failed", "", message);
+        }
+        assert_eq!(events.try_recv().unwrap().message, "short");
+        let long = events.try_recv().unwrap().message;
+        assert_eq!(long, format!("{} ...", "\u{e4}".repeat(8 << 10)));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn two_events_of_one_moment_are_two() {

@@ -26,7 +26,7 @@ use crate::pod_status::PodStatus;
 use crate::sandbox_config::namespaces_for_pod;
 use crate::security_context::{ImageUser, SecurityDefaults, to_runtime, verify_run_as_non_root};
 use crate::status::containers::StartFailure;
-use crate::{device_plugins, hosts, lifecycle, metrics};
+use crate::{device_plugins, hosts, lifecycle, metrics, termination};
 
 /// What is the same for every container of the pod.
 pub(super) struct StartContext<'a> {
@@ -39,6 +39,10 @@ pub(super) struct StartContext<'a> {
     pub secrets: &'a [Arc<Secret>],
     pub cancel: &'a CancellationToken,
 }
+
+/// Of a container that does not start, in the status: what the pod itself says may stand in it, and a status of megabytes is never
+/// written.
+const MAX_MESSAGE_BYTES: usize = 4096;
 
 struct Failure {
     reason: &'static str,
@@ -128,18 +132,22 @@ impl RuntimeManager {
                 true
             }
             Err(failed) => {
+                let mut message = failed.message.clone();
+                termination::cut(&mut message, MAX_MESSAGE_BYTES);
+                // What was cut off is not kept.
+                message.shrink_to_fit();
+                let text = format!(
+                    "failed to {:?} for {:?} with {}: {message:?}",
+                    "StartContainer", container.name, failed.reason
+                );
                 let entry = StartFailure {
                     reason: failed.reason.to_owned(),
-                    message: failed.message.clone(),
+                    message,
                 };
                 failures
                     .entry(uid.to_owned())
                     .or_default()
                     .insert(container.name.clone(), entry);
-                let text = format!(
-                    "failed to {:?} for {:?} with {}: {:?}",
-                    "StartContainer", container.name, failed.reason, failed.message
-                );
                 result.pull_failed |= failed.reason == ERR_IMAGE_PULL;
                 result.fail(text, failed.retry_after);
                 false

@@ -2,7 +2,9 @@
 //!
 //! Upstream: `EventCorrelator` in `k8s.io/client-go/tools/record/events_cache.go`; the constants are its defaults.
 
+use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher as _;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -48,6 +50,9 @@ pub(super) fn make_event(
     }
 }
 
+/// Stands for a message: thousands are remembered, and each may have kilobytes.
+type MessageHash = u64;
+
 /// Everything but the message.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct AggregateKey {
@@ -57,7 +62,7 @@ struct AggregateKey {
 }
 
 struct Aggregate {
-    messages: HashSet<String>,
+    messages: HashSet<MessageHash>,
     last: Timestamp,
 }
 
@@ -104,7 +109,8 @@ impl<K: Clone + Eq + std::hash::Hash, V> Lru<K, V> {
 pub(super) struct Correlator {
     aggregates: Lru<AggregateKey, Aggregate>,
     /// The message is `None` for a combined event.
-    observations: Lru<(AggregateKey, Option<String>), Option<Observation>>,
+    observations: Lru<(AggregateKey, Option<MessageHash>), Option<Observation>>,
+    hasher: RandomState,
     spam: Lru<Vec<Option<String>>, (f64, Timestamp)>,
 }
 
@@ -128,6 +134,7 @@ impl Correlator {
             reason: event.reason.clone(),
         };
         let message = event.message.clone().unwrap_or_default();
+        let hash = self.hasher.hash_one(&message);
         let aggregate = self.aggregates.entry(key.clone(), || Aggregate {
             messages: HashSet::new(),
             last: now,
@@ -136,18 +143,18 @@ impl Correlator {
             aggregate.messages.clear();
         }
         aggregate.last = now;
-        aggregate.messages.insert(message.clone());
+        aggregate.messages.insert(hash);
         let combined = aggregate.messages.len() >= AGGREGATE_MAX_EVENTS;
         if combined {
             // Any one goes, so that the set stays bounded.
-            let any = aggregate.messages.iter().next().cloned();
+            let any = aggregate.messages.iter().next().copied();
             any.map(|any| aggregate.messages.remove(&any));
             event.message = Some(format!("(combined from similar events): {message}"));
         }
 
         let observation = self
             .observations
-            .entry((key, (!combined).then_some(message)), || None);
+            .entry((key, (!combined).then_some(hash)), || None);
         let mut patch = None;
         if let Some(seen) = observation.as_mut() {
             seen.count += 1;
