@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use shim_protocol::chain;
 
 use super::environment;
-use super::rootfs::{PodUser, mount_root, read_in_root, stage, stage_mounts};
+use super::rootfs::{PodUser, check_ordinary, mount_root, read_in_root, stage, stage_mounts};
 use crate::api::*;
 use crate::linux::record::{ContainerRecord, RECORD_VERSION, SandboxRecord};
 use crate::linux::{Inner, apparmor, blocking, image, io, layout, machine, volume};
@@ -171,6 +171,7 @@ fn gather(
     };
     let pod_user = pod_user.as_ref();
     let rootfs = mount_root(inner, id, lower, pod_user)?;
+    check_ordinary(&rootfs)?;
     let text = |path| read_in_root(&rootfs, path);
     let user = spec::user::resolve(
         &config.security,

@@ -144,6 +144,25 @@ fn copy_attributes(from: &Path, to: &Path, user: Option<&PodUser<'_>>) -> std::i
     fs::set_permissions(to, data.permissions())
 }
 
+/// Refuses an image whose /proc or /sys is a link: the file system would be mounted where that leads, and a volume on top of it
+/// there, where it is not looked for. A process then writes its AppArmor profile into the volume.
+///
+/// Upstream: runc's "filesystem must be mounted on ordinary directory" (CVE-2019-19921).
+pub fn check_ordinary(root: &Path) -> Result<(), RuntimeError> {
+    for name in ["proc", "sys"] {
+        match fs::symlink_metadata(root.join(name)) {
+            Ok(found) if !found.is_dir() => {
+                return Err(RuntimeError::Create(format!(
+                    "filesystem {name:?} must be mounted on ordinary directory"
+                )));
+            }
+            // A directory, or it is made.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// A text of the image; empty where there is none.
 pub fn read_in_root(root: &Path, path: &str) -> String {
     let mut text = Vec::new();
@@ -301,4 +320,27 @@ fn check_propagation(wanted: &Mount) -> Result<(), RuntimeError> {
         "path {:?} is mounted on a mount that is not a {kind} mount",
         wanted.host_path.display().to_string()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_and_sys_of_an_image_are_no_links() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        assert!(check_ordinary(root.path()).is_ok(), "they are made");
+        fs::create_dir(at("proc")).unwrap();
+        fs::create_dir(at("data")).unwrap();
+        assert!(check_ordinary(root.path()).is_ok());
+        std::os::unix::fs::symlink("data", at("sys")).unwrap();
+        let error = check_ordinary(root.path()).unwrap_err().to_string();
+        let expect = "filesystem \"sys\" must be mounted on ordinary directory";
+        assert!(error.contains(expect), "{error}");
+        fs::remove_file(at("sys")).unwrap();
+        fs::remove_dir(at("proc")).unwrap();
+        std::os::unix::fs::symlink("/data", at("proc")).unwrap();
+        assert!(check_ordinary(root.path()).is_err());
+    }
 }
