@@ -13,7 +13,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -359,20 +359,37 @@ fn chown_stdio(uid: u32) -> io::Result<()> {
 /// By `node_proc`, the node's /proc, where the container's own does not know us.
 fn set_apparmor(profile: &str, node_proc: Option<RawFd>) -> io::Result<()> {
     let text = format!("exec {profile}");
-    let set = |name: &str| match node_proc {
-        None => std::fs::write(format!("/proc/thread-self/attr/{name}"), &text),
-        Some(fd) => {
-            let path = CString::new(format!("thread-self/attr/{name}"))?;
-            // SAFETY: the path outlives the call; the new descriptor is ours.
-            let file = unsafe {
-                let flags = libc::O_WRONLY | libc::O_CLOEXEC;
-                let fd = check(libc::openat(fd, path.as_ptr(), flags))?;
-                <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd)
-            };
-            sys::write(&file, text.as_bytes()).map(drop)
-        }
+    let set = |name: &str| {
+        let file = open_attribute(Path::new("/proc"), node_proc, name)?;
+        sys::write(&file, text.as_bytes()).map(drop)
     };
     set("apparmor/exec").or_else(|_| set("exec"))
+}
+
+/// A file of the kernel's, or none: what a container has put in its place would take a profile and hold nobody to it.
+fn open_attribute(proc: &Path, node_proc: Option<RawFd>, name: &str) -> io::Result<OwnedFd> {
+    let below = format!("thread-self/attr/{name}");
+    let path = match node_proc {
+        Some(_) => PathBuf::from(below),
+        None => proc.join(below),
+    };
+    let path = CString::new(path.into_os_string().into_encoded_bytes())?;
+    let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+    // SAFETY: the path outlives the call; the new descriptor is ours.
+    let file = unsafe {
+        let at = node_proc.unwrap_or(libc::AT_FDCWD);
+        OwnedFd::from_raw_fd(check(libc::openat(at, path.as_ptr(), flags))?)
+    };
+    // SAFETY: `stat` is live, the descriptor open.
+    let magic = unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        check(libc::fstatfs(file.as_raw_fd(), &mut stat))?;
+        stat.f_type as i64
+    };
+    match magic == libc::PROC_SUPER_MAGIC as i64 {
+        true => Ok(file),
+        false => Err(io::Error::other("/proc is no procfs")),
+    }
 }
 
 pub fn drop_bounding(keep: u64) -> io::Result<()> {
@@ -489,6 +506,20 @@ mod tests {
         .unwrap()
         .find_program()
         .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_profile_is_written_to_the_kernel_and_nobody_else() {
+        assert!(open_attribute(Path::new("/proc"), None, "current").is_ok());
+        let directory = tempfile::tempdir().unwrap();
+        let planted = directory.path().join("thread-self/attr/apparmor");
+        std::fs::create_dir_all(&planted).unwrap();
+        std::fs::write(planted.join("exec"), "").unwrap();
+        let error = open_attribute(directory.path(), None, "apparmor/exec").unwrap_err();
+        assert_eq!(error.to_string(), "/proc is no procfs");
+        // What is not there is not made.
+        assert!(open_attribute(directory.path(), None, "exec").is_err());
+        assert!(!directory.path().join("thread-self/attr/exec").exists());
     }
 
     #[test]
