@@ -192,6 +192,9 @@ fn new_container_annotations(
         format!("{:x}", pod::hash_container(container)),
     );
     put(label::CONTAINER_RESTART_COUNT, restart_count.to_string());
+    if let Some(text) = crate::resize::restarting_resources(container) {
+        put(label::CONTAINER_RESTARTING_RESOURCES, text);
+    }
     put(
         label::TERMINATION_MESSAGE_PATH,
         container

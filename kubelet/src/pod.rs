@@ -25,6 +25,8 @@ pub mod label {
     pub const POD_UID: &str = "io.kubernetes.pod.uid";
     pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
     pub const CONTAINER_HASH: &str = "io.kubernetes.container.hash";
+    /// What a container began with of the resources whose change restarts it. Ours.
+    pub const CONTAINER_RESTARTING_RESOURCES: &str = "gantry.io/container.restartingResources";
     pub const CONTAINER_RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
     pub const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
     pub const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";

@@ -269,10 +269,11 @@ fn resize(
 ) -> Option<(String, KillReason, bool)> {
     let wanted = wanted(container)?;
     let difference = crate::resize::difference(&wanted, &status.resources);
-    if !difference.any() {
+    let began_with_others = crate::resize::began_with_others(container, &status.annotations);
+    if !difference.any() && !began_with_others {
         return None;
     }
-    if difference.needs_restart(container) {
+    if difference.needs_restart(container) || began_with_others {
         let message = format!("Container {} resize requires restart", container.name);
         return Some((message, KillReason::Other, true));
     }

@@ -13,7 +13,7 @@ mod checkpoint;
 #[cfg(test)]
 mod tests;
 
-use component_helpers::quantity::Amount;
+use component_helpers::quantity::{Amount, amount};
 use component_helpers::resources::{PodResourcesOptions, pod_limits, pod_requests, quantities};
 use k8s_openapi::api::core::v1::{
     Container, ContainerStatus, Pod, PodCondition, PodStatus, ResourceRequirements,
@@ -46,6 +46,36 @@ impl Difference {
                     || (p.resource_name == "memory" && self.memory))
         })
     }
+}
+
+/// The requests and limits whose change restarts the container; `None`: none does.
+///
+/// A container carries them from its start: requests of memory are nowhere in the kernel, and small shares of CPU are all one.
+pub fn restarting_resources(container: &Container) -> Option<String> {
+    let mut out = String::new();
+    for policy in container.resize_policy.iter().flatten() {
+        let name = policy.resource_name.as_str();
+        if policy.restart_policy != "RestartContainer" {
+            continue;
+        }
+        let resources = container.resources.as_ref();
+        for (kind, list) in [
+            ("requests", resources.and_then(|r| r.requests.as_ref())),
+            ("limits", resources.and_then(|r| r.limits.as_ref())),
+        ] {
+            let amount = list
+                .and_then(|list| list.get(name))
+                .map_or(Amount::ZERO, amount);
+            out.push_str(&format!("{kind}.{name}={}n ", amount.nano_value()));
+        }
+    }
+    (!out.is_empty()).then(|| out.trim_end().to_owned())
+}
+
+/// Did the container begin with others than it has now of the resources whose change restarts it?
+pub fn began_with_others(container: &Container, annotations: &cri::Annotations) -> bool {
+    let began = annotations.get(pod::label::CONTAINER_RESTARTING_RESOURCES);
+    began.is_some_and(|began| restarting_resources(container).is_some_and(|now| now != *began))
 }
 
 /// Compares the two, nothing and zero being the same.

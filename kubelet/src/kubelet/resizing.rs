@@ -12,7 +12,7 @@ use crate::events::{Type, reason};
 use crate::kuberuntime::SyncResult;
 use crate::pod;
 use crate::pod_status::PodStatus;
-use crate::resize::{Change, Pinned, difference, event_message};
+use crate::resize::{Change, Pinned, began_with_others, difference, event_message};
 
 impl Kubelet {
     /// Looks at every resize that waits. `own`: the pod whose worker asks; it need not be woken.
@@ -67,6 +67,7 @@ impl Kubelet {
         cs: &runtime::api::ContainerStatus,
     ) -> bool {
         !difference(&self.runtime.wanted_resources(pod, spec), &cs.resources).any()
+            && !began_with_others(spec, &cs.annotations)
     }
 
     /// Notes whether a resize is under way, and tells when it is complete. `pod`: with what it was granted.

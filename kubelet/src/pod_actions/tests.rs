@@ -540,6 +540,37 @@ fn a_resize_is_done_in_place_unless_the_policy_says_otherwise() {
 }
 
 #[test]
+fn a_request_of_memory_restarts_where_the_policy_says_so() {
+    use k8s_openapi::api::core::v1::{ContainerResizePolicy, ResourceRequirements};
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+    let asking = |memory: &str| {
+        let mut container = container("a");
+        container.resize_policy = Some(vec![ContainerResizePolicy {
+            resource_name: "memory".into(),
+            restart_policy: "RestartContainer".into(),
+        }]);
+        container.resources = Some(ResourceRequirements {
+            requests: Some([("memory".into(), Quantity(memory.into()))].into()),
+            ..Default::default()
+        });
+        container
+    };
+    let began = crate::resize::restarting_resources(&asking("64Mi")).unwrap();
+    // The kernel knows no requests of memory: what it is told stays the same.
+    let wanted = |_: &Container| Some(runtime::api::Resources::default());
+    for (memory, kills) in [("64Mi", 0), ("65536Ki", 0), ("65Mi", 1)] {
+        let pod = test_pod("Always", vec![], vec![asking(memory)]);
+        let mut seen = observed(&[("a", Running, 0)]);
+        seen.containers[0].annotations.insert(
+            crate::pod::label::CONTAINER_RESTARTING_RESOURCES.into(),
+            began.clone(),
+        );
+        let got = compute_pod_actions(&pod, &seen, &Probes::default(), &wanted, false);
+        assert_eq!(got.containers_to_kill.len(), kills, "{memory}");
+    }
+}
+
+#[test]
 fn a_pod_that_starts_over_loses_its_containers_and_the_cause_last() {
     use k8s_openapi::api::core::v1::{ContainerRestartRule, ContainerRestartRuleOnExitCodes};
     let mut source = container("a");

@@ -262,7 +262,14 @@ impl Session {
             } else {
                 &[]
             };
-            let response = self.send(endpoint, Method::GET, &url, headers).await?;
+            let response = match self.send(endpoint, Method::GET, &url, headers).await {
+                // It knows no such range, or no ranges of this form.
+                Err(RegistryError::Status { status, .. }) if have > 0 => {
+                    tracing::debug!(digest = layer.digest, %status, "layer download begins anew");
+                    self.send(endpoint, Method::GET, &url, &[]).await?
+                }
+                answer => answer?,
+            };
             if have > 0 {
                 let continues = response.status() == StatusCode::PARTIAL_CONTENT
                     && response

@@ -23,6 +23,8 @@ struct Fake {
     requests: Mutex<Vec<String>>,
     /// Blob answers are cut after this many bytes.
     cut: AtomicUsize,
+    /// Requests for a part are answered with this.
+    no_ranges: Option<StatusCode>,
     /// `user:password` asked for by a token realm.
     credential: Option<String>,
     /// Bytes of junk that the token realm answers with.
@@ -113,6 +115,14 @@ fn serve(fake: &Fake, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             .strip_prefix("bytes=")
             .and_then(|range| range.trim_end_matches('-').parse().ok())
             .unwrap_or(0);
+        if let Some(status) = fake.no_ranges.filter(|_| from > 0) {
+            let whole = if status == StatusCode::OK {
+                body.clone()
+            } else {
+                Bytes::new()
+            };
+            return answer(status, whole);
+        }
         let rest = body.slice(from..);
         let cut = fake.cut.load(Ordering::Relaxed);
         let part = if cut > 0 && rest.len() > cut {
@@ -377,6 +387,36 @@ async fn goes_on_after_a_cut() {
             .any(|request| request.ends_with("bytes=10000-")),
         "{requests:?}"
     );
+}
+
+/// Some registries know ranges of one form alone, or none.
+#[tokio::test(flavor = "multi_thread")]
+async fn begins_anew_where_a_registry_refuses_to_go_on() {
+    for refusal in [
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        StatusCode::BAD_REQUEST,
+        StatusCode::OK,
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let text = noise(1, 60_000);
+        let big = layer(&[("big", &text)]);
+        let mut fake = Fake {
+            no_ranges: Some(refusal),
+            ..Fake::default()
+        };
+        let digest = big.1.clone();
+        let part = big.0.slice(..10_000);
+        publish(&mut fake, "big", "v1", &[big]);
+        let fake = start(fake).await;
+        let store = open(dir.path()).await;
+        std::fs::write(store.inner.layout.ingest_blob(&digest), part).unwrap();
+        let image = store
+            .pull(&format!("{}/big:v1", fake.address), &[])
+            .await
+            .unwrap();
+        let lower = store.hold(&image.id, "c").await.unwrap();
+        assert_eq!(std::fs::read_to_string(lower[0].join("big")).unwrap(), text);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
