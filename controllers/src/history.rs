@@ -6,7 +6,7 @@ pub mod revisions;
 
 use std::sync::Arc;
 
-use component_helpers::names::compute_hash;
+use component_helpers::names::{compute_hash, revision_hash};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -60,7 +60,12 @@ pub fn next(
             })),
         };
     }
-    let hash = compute_hash(data.to_string().as_bytes(), collision_count);
+    // Sorted, without blanks, and escaped: the bytes that are stored.
+    let stored = component_base::json::escape(data.to_string().as_bytes());
+    let hash = match hash_label {
+        REVISION_HASH_LABEL => revision_hash(&stored, collision_count.unwrap_or(0)),
+        _ => compute_hash(&stored, collision_count),
+    };
     let mut labels = template
         .metadata
         .as_ref()

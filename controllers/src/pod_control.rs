@@ -90,49 +90,49 @@ fn creations(pods: &[Pod]) -> Vec<Action> {
     actions
 }
 
-/// Deletes this incarnation of a pod and tells so. `Ok(false)`: it was gone before.
+/// Deletes this incarnation of a pod. `Ok(false)`: it was gone before.
 ///
 /// # Errors
 /// What the server said; a retry may help.
+pub async fn delete(executor: &Executor, pod: &Pod) -> Result<bool, ApiError> {
+    let options = DeleteOptions {
+        uid: pod.metadata.uid.clone(),
+        ..DeleteOptions::default()
+    };
+    let action = Action::delete::<Pod>(namespace(pod), name(pod), options);
+    match executor.execute(&action).await {
+        Ok(answer) => Ok(!answer.is_null()),
+        // A namesake: ours is gone.
+        Err(error) if error.is_conflict() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// As [`delete`], and tells so.
+///
+/// # Errors
+/// As [`delete`].
 pub async fn delete_pod(
     executor: &Executor,
     about: &ObjectReference,
     pod: &Pod,
 ) -> Result<bool, ApiError> {
-    let options = DeleteOptions {
-        uid: pod.metadata.uid.clone(),
-        ..DeleteOptions::default()
+    let result = delete(executor, pod).await;
+    let (event_type, reason, message) = match &result {
+        Ok(false) => return result,
+        Ok(true) => (
+            EventType::Normal,
+            "SuccessfulDelete",
+            format!("Deleted pod: {}", name(pod)),
+        ),
+        Err(error) => (
+            EventType::Warning,
+            "FailedDelete",
+            format!("Error deleting: {error}"),
+        ),
     };
-    match executor
-        .execute(&Action::delete::<Pod>(namespace(pod), name(pod), options))
-        .await
-    {
-        Ok(answer) if answer.is_null() => Ok(false),
-        Ok(_) => {
-            record(
-                executor,
-                about,
-                EventType::Normal,
-                "SuccessfulDelete",
-                format!("Deleted pod: {}", name(pod)),
-            )
-            .await;
-            Ok(true)
-        }
-        // A namesake: ours is gone.
-        Err(error) if error.is_conflict() => Ok(false),
-        Err(error) => {
-            record(
-                executor,
-                about,
-                EventType::Warning,
-                "FailedDelete",
-                format!("Error deleting: {error}"),
-            )
-            .await;
-            Err(error)
-        }
-    }
+    record(executor, about, event_type, reason, message).await;
+    result
 }
 
 /// Records an event; recording only queues, it has no failure that anyone could act on.

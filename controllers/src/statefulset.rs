@@ -9,6 +9,7 @@ pub mod claims;
 pub mod controller;
 pub(crate) mod metrics;
 pub mod sync;
+mod text;
 
 #[cfg(test)]
 mod tests;

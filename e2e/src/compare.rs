@@ -101,9 +101,10 @@ impl Exception {
 }
 
 fn fits(pattern: &str, name: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => name.starts_with(start),
-        None => name == pattern,
+    match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {
+        (Some(start), Some(_)) => name.contains(start.trim_start_matches('*')),
+        (Some(start), None) => name.starts_with(start),
+        (None, _) => name == pattern,
     }
 }
 

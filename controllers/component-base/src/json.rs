@@ -4,6 +4,7 @@
 //! types: read from a [`Value`] as `serde_json::from_value` does, all of them would be in the program once more. Values are few (what a test
 //! or a dynamic kind has), so they take the road of text.
 
+pub use kube_protobuf::escape;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 

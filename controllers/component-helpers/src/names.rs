@@ -16,6 +16,13 @@ pub fn fnv32a(bytes: &[u8]) -> u32 {
     })
 }
 
+/// FNV-1, 32 bit.
+fn fnv32<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
+    bytes.fold(0x811c_9dc5, |hash, byte| {
+        hash.wrapping_mul(0x0100_0193) ^ u32::from(*byte)
+    })
+}
+
 /// FNV-1a, 64 bit.
 pub fn fnv64a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -40,6 +47,14 @@ pub fn compute_hash(template_json: &[u8], collision_count: Option<i32>) -> Strin
         bytes.extend_from_slice(&(count as u32 as u64).to_le_bytes());
     }
     safe_encode_string(&fnv32a(&bytes).to_string())
+}
+
+/// The hash of a StatefulSet's ControllerRevision, given the bytes of its data as they are stored, and the owner's collision count.
+///
+/// Upstream: `HashControllerRevision` of pkg/controller/history.
+pub fn revision_hash(data: &[u8], collision_count: i32) -> String {
+    let count = collision_count.to_string();
+    safe_encode_string(&fnv32(data.iter().chain(count.as_bytes())).to_string())
 }
 
 /// `base` with a suffix of five letters drawn from `random`, cut to fit a name (`generateName`).
@@ -69,6 +84,14 @@ mod tests {
         assert_eq!(plain, compute_hash(b"{}", None));
         assert_ne!(plain, compute_hash(b"{}", Some(1)));
         assert!(plain.bytes().all(|b| ALPHANUMS.contains(&b)) && plain.len() <= 10);
+    }
+
+    /// What kube-controller-manager 1.37.2 named the first revision of this StatefulSet.
+    #[test]
+    fn revisions_are_named_as_upstreams() {
+        let data = r#"{"spec":{"template":{"$patch":"replace","metadata":{"labels":{"app":"s"}},"spec":{"containers":[{"command":["sleep","36000"],"image":"registry.k8s.io/e2e-test-images/busybox:1.37.0-2","imagePullPolicy":"IfNotPresent","name":"c","resources":{},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}],"dnsPolicy":"ClusterFirst","restartPolicy":"Always","schedulerName":"default-scheduler","securityContext":{},"terminationGracePeriodSeconds":30}}}}"#;
+        assert_eq!(revision_hash(data.as_bytes(), 0), "759787b5b9");
+        assert_ne!(revision_hash(data.as_bytes(), 1), "759787b5b9");
     }
 
     #[test]

@@ -194,7 +194,13 @@ impl From<kube::Error> for ApiError {
                 other => Self::Unreachable(other.to_string()),
             };
         };
-        let message = status.message.clone();
+        let message = match status.code {
+            // The path leads to nothing, and who said so knows no Status; as client-go words it.
+            404 if status.reason != "NotFound" => {
+                "the server could not find the requested resource".to_owned()
+            }
+            _ => status.message.clone(),
+        };
         match (status.code, status.reason.as_str()) {
             _ if terminating => Self::NamespaceTerminating(message),
             (404, _) => Self::NotFound(message),

@@ -23,7 +23,7 @@ mod wire;
 
 pub use de::{from_slice, from_slice_as};
 pub use schema::{Message, message};
-pub use ser::{to_message, to_vec};
+pub use ser::{escape, to_message, to_vec};
 pub use view::View;
 
 /// As in `Accept` and `Content-Type`.

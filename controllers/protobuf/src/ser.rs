@@ -237,6 +237,27 @@ fn write_field<T: Serialize + ?Sized>(
 }
 
 /// One item, or the only one.
+/// JSON in the bytes that Go writes: `<`, `>`, `&` and two separators of lines are escaped. Who compares such bytes finds them equal.
+///
+/// Go: `json.Marshal`.
+pub fn escape(json: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(&byte) = rest.first() {
+        let (escaped, length): (&[u8], _) = match rest {
+            [b'<', ..] => (b"\\u003c", 1),
+            [b'>', ..] => (b"\\u003e", 1),
+            [b'&', ..] => (b"\\u0026", 1),
+            [0xe2, 0x80, 0xa8, ..] => (b"\\u2028", 3),
+            [0xe2, 0x80, 0xa9, ..] => (b"\\u2029", 3),
+            _ => (&[byte], 1),
+        };
+        out.extend_from_slice(escaped);
+        rest = &rest[length..];
+    }
+    out
+}
+
 fn write_one<T: Serialize + ?Sized>(
     field: &'static Field,
     out: &mut Vec<u8>,
@@ -253,6 +274,7 @@ fn write_one<T: Serialize + ?Sized>(
         field: field.json,
         why: e.to_string(),
     })?;
+    let json = escape(&json);
     if json != b"null" {
         let mut inner = Vec::with_capacity(json.len() + 4);
         put_bytes(&mut inner, 1, &json);

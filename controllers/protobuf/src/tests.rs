@@ -198,3 +198,14 @@ fn a_view_steps_over_what_it_has_not() {
 fn a_view_of_nothing_is_refused() {
     View::without(&[("core.v1.Container", &["colour"])]);
 }
+
+/// `json.Marshal` of Go 1.26.
+#[test]
+fn json_is_escaped_as_go_does() {
+    let text = "a && b > c < d \u{2028}\u{2029} \u{2027} \u{e9}";
+    let json = serde_json::to_vec(text).unwrap();
+    let escaped = crate::escape(&json);
+    let expected = "\"a \\u0026\\u0026 b \\u003e c \\u003c d \\u2028\\u2029 \u{2027} \u{e9}\"";
+    assert_eq!(String::from_utf8(escaped.clone()).unwrap(), expected);
+    assert_eq!(serde_json::from_slice::<String>(&escaped).unwrap(), text);
+}

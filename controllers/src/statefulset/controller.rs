@@ -23,12 +23,13 @@ use serde_json::json;
 use super::claims::{claims_of, is_claim_of};
 use super::metrics::Metrics;
 use super::sync::{self, Observed, Step, ordinal};
+use super::text::{Said, outcome};
 use crate::context::{ControllerContext, Running, StartError};
 use crate::controller_ref::index_by_controller;
 use crate::controller_ref_manager::{claim_objects, concerned};
 use crate::history::HASH_LABEL;
 use crate::history::revisions::{Revisioned as _, Revisions};
-use crate::pod_control::{delete_pod, record};
+use crate::pod_control::{delete, record};
 
 /// Whether a rolling update heeds `maxUnavailable`.
 pub const MAX_UNAVAILABLE: &str = "MaxUnavailableStatefulSet";
@@ -61,10 +62,12 @@ pub async fn start(context: ControllerContext) -> Result<Running, StartError> {
     .boxed())
 }
 
+/// What is done to an object.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Verb {
+pub(super) enum Verb {
     Create,
     Update,
+    Delete,
 }
 
 /// Reconciles StatefulSets by key.
@@ -139,10 +142,10 @@ impl StatefulSetController {
         let about = object_reference(set);
         for step in steps {
             let (what, verb, result) = match &step {
-                Step::Delete(pod) => {
-                    delete_pod(&self.executor, &about, pod).await?;
-                    continue;
-                }
+                Step::Delete(pod) => match delete(&self.executor, pod).await {
+                    Ok(false) => continue,
+                    result => (Said::Pod(pod.name_any()), Verb::Delete, result.map(drop)),
+                },
                 Step::TellConflict(claim) => {
                     let reason = "ConflictingController";
                     record(
@@ -156,22 +159,22 @@ impl StatefulSetController {
                     continue;
                 }
                 Step::Create(pod) => (
-                    format!("Pod {}", pod.name_any()),
+                    Said::Pod(pod.name_any()),
                     Verb::Create,
                     self.executor.create(&**pod).await.map(drop),
                 ),
                 Step::Update(pod) => (
-                    format!("Pod {}", pod.name_any()),
+                    Said::Pod(pod.name_any()),
                     Verb::Update,
                     self.executor.execute(&relabel(pod)).await.map(drop),
                 ),
                 Step::CreateClaim(claim) => (
-                    format!("Claim {}", claim.name_any()),
+                    Said::Claim(claim.name_any()),
                     Verb::Create,
                     self.executor.create(&**claim).await.map(drop),
                 ),
                 Step::UpdateClaim(claim) => (
-                    format!("Claim {}", claim.name_any()),
+                    Said::Claim(claim.name_any()),
                     Verb::Update,
                     self.executor.update(&**claim).await.map(drop),
                 ),
@@ -191,20 +194,21 @@ impl StatefulSetController {
         &self,
         set: &StatefulSet,
         about: &ObjectReference,
-        what: &str,
+        what: &Said,
         verb: Verb,
         result: &Result<(), ApiError>,
     ) {
         let name = set.metadata.name.as_deref().unwrap_or_default();
-        let (done, failed, verb) = match verb {
-            Verb::Create => ("SuccessfulCreate", "FailedCreate", "create"),
-            Verb::Update => ("SuccessfulUpdate", "FailedUpdate", "update"),
+        let (done, failed) = match verb {
+            Verb::Create => ("SuccessfulCreate", "FailedCreate"),
+            Verb::Update => ("SuccessfulUpdate", "FailedUpdate"),
+            Verb::Delete => ("SuccessfulDelete", "FailedDelete"),
         };
-        let (event_type, reason, outcome) = match result {
-            Ok(()) => (EventType::Normal, done, "successful".to_owned()),
-            Err(error) => (EventType::Warning, failed, format!("failed error: {error}")),
+        let (event_type, reason) = match result {
+            Ok(()) => (EventType::Normal, done),
+            Err(_) => (EventType::Warning, failed),
         };
-        let message = format!("{verb} {what} in StatefulSet {name} {outcome}");
+        let message = outcome(name, what, verb, result.as_ref().err());
         record(&self.executor, about, event_type, reason, message).await;
     }
 

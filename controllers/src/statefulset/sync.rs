@@ -393,10 +393,9 @@ fn new_pod(
     let mut pod = pod_from_template(
         &template,
         set.metadata.namespace.clone(),
-        String::new(),
+        format!("{}-", name_of(set)),
         owner,
     );
-    pod.metadata.generate_name = None;
     pod.metadata.name = Some(name.clone());
     set_identity(&mut pod, at);
     let labels = pod.metadata.labels.get_or_insert_default();

@@ -18,6 +18,8 @@ const LEFT_OUT: &[&str] = &[
     "managedFields",
     "resourceVersion",
     "uid",
+    "generation",
+    "observedGeneration",
     "creationTimestamp",
     "deletionTimestamp",
     "containerStatuses",
