@@ -94,9 +94,6 @@ pub struct Kubelet {
     /// Wakes the sync loop when a worker is through.
     pub finished: Arc<Pending<String>>,
     pub gc_policy: GcPolicy,
-    pub supports_rro: bool,
-    /// Gate `ContainerStopSignals`.
-    pub stop_signals: bool,
     pub allocation: Arc<AllocationManager>,
     /// What the node says it can do; sorted.
     pub declared_features: Vec<String>,
@@ -143,8 +140,8 @@ impl Kubelet {
             probes: self.probes.as_ref(),
             host_ips: &self.node.host_ips.load(),
             qos_class: get_pod_qos(pod).as_str(),
-            supports_rro: self.supports_rro,
-            stop_signals: self.stop_signals,
+            supports_rro: self.runtime.supports_rro(),
+            stop_signals: self.runtime.stop_signals(),
             forced_failure: forced,
             actuated: &actuated,
             resize_conditions,

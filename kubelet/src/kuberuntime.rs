@@ -144,6 +144,16 @@ impl RuntimeManager {
         }
     }
 
+    /// Can the runtime make all of a mount read-only, with what is mounted below it?
+    pub fn supports_rro(&self) -> bool {
+        self.d.supports_rro
+    }
+
+    /// Gate `ContainerStopSignals`.
+    pub fn stop_signals(&self) -> bool {
+        self.d.stop_signals
+    }
+
     pub fn runtime(&self) -> &Arc<dyn Runtime> {
         &self.d.runtime
     }

@@ -197,8 +197,6 @@ pub(super) async fn assemble(seams: Seams) -> Result<Parts, AppError> {
         runtime_handlers: ArcSwap::default(),
         finished: channels.finished.clone(),
         gc_policy: gc_policy(options),
-        supports_rro: true,
-        stop_signals: gates.enabled(CONTAINER_STOP_SIGNALS),
         allocation: Arc::new(AllocationManager::load(paths.root())),
         paths,
         declared_features: crate::features::declared(gates),

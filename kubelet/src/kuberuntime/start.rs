@@ -229,20 +229,12 @@ impl RuntimeManager {
                 format!("Error: {message}"),
             );
         };
-        let mut image_volumes = HashMap::new();
-        let mut no_volume = None;
-        for mount in container.volume_mounts.iter().flatten() {
-            match context.image_volumes.get(&mount.name) {
-                Some(Ok(image)) => drop(image_volumes.insert(mount.name.clone(), image.clone())),
-                Some(Err(failed)) => {
-                    failed_event(failed.reason);
-                    no_volume = Some(failed);
-                }
-                None => {}
-            }
+        let (image_volumes, failures) = image_volumes(context, container);
+        for failed in &failures {
+            failed_event(failed.reason);
         }
-        if let Some(failed) = no_volume {
-            return Err(failed.clone().into());
+        if let Some(failed) = failures.last() {
+            return Err((*failed).clone().into());
         }
         let image = self
             .d
@@ -488,6 +480,23 @@ impl RuntimeManager {
         }
         Err(failure("PostStartHookError", error))
     }
+}
+
+/// The images of the volumes that the container mounts, by volume, and what came in the way of others.
+fn image_volumes<'a>(
+    context: &'a StartContext<'_>,
+    container: &Container,
+) -> (HashMap<String, String>, Vec<&'a ImageFailure>) {
+    let mut images = HashMap::new();
+    let mut failures = vec![];
+    for mount in container.volume_mounts.iter().flatten() {
+        match context.image_volumes.get(&mount.name) {
+            Some(Ok(image)) => drop(images.insert(mount.name.clone(), image.clone())),
+            Some(Err(failed)) => failures.push(failed),
+            None => {}
+        }
+    }
+    (images, failures)
 }
 
 #[cfg(test)]

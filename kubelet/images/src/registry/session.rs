@@ -256,20 +256,7 @@ impl Session {
         if have < layer.size {
             room_for(path, layer.size - have).await.map_err(disk)?;
             let url = self.url(endpoint, "blobs", &layer.digest);
-            let range = format!("bytes={have}-");
-            let headers: &[_] = if have > 0 {
-                &[(RANGE, range.as_str())]
-            } else {
-                &[]
-            };
-            let response = match self.send(endpoint, Method::GET, &url, headers).await {
-                // It knows no such range, or no ranges of this form.
-                Err(RegistryError::Status { status, .. }) if have > 0 => {
-                    tracing::debug!(digest = layer.digest, %status, "layer download begins anew");
-                    self.send(endpoint, Method::GET, &url, &[]).await?
-                }
-                answer => answer?,
-            };
+            let response = self.rest_of(endpoint, &url, have).await?;
             if have > 0 {
                 let continues = response.status() == StatusCode::PARTIAL_CONTENT
                     && response
@@ -320,6 +307,27 @@ impl Session {
             });
         }
         Ok(())
+    }
+
+    /// What comes after the first `have` bytes, or all of it where the registry says so.
+    async fn rest_of(
+        &self,
+        endpoint: &Endpoint,
+        url: &Url,
+        have: u64,
+    ) -> Result<Response, RegistryError> {
+        if have > 0 {
+            let range = format!("bytes={have}-");
+            let headers = [(RANGE, range.as_str())];
+            match self.send(endpoint, Method::GET, url, &headers).await {
+                // It knows no such range, or no ranges of this form.
+                Err(RegistryError::Status { status, .. }) => {
+                    tracing::debug!(url = shown(url), %status, "layer download begins anew");
+                }
+                answer => return answer,
+            }
+        }
+        self.send(endpoint, Method::GET, url, &[]).await
     }
 
     fn url(&self, endpoint: &Endpoint, kind: &str, object: &str) -> Url {

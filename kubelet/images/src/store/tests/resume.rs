@@ -19,7 +19,9 @@ async fn goes_on_after_a_cut() {
         .unwrap();
     let lower = store.hold(&image.id, "c").await.unwrap();
     assert_eq!(
-        std::fs::read_to_string(lower[0].join("big")).unwrap(),
+        tokio::fs::read_to_string(lower[0].join("big"))
+            .await
+            .unwrap(),
         noise(1, 60_000)
     );
     let requests = fake.requests.lock().unwrap();
@@ -51,12 +53,19 @@ async fn begins_anew_where_a_registry_refuses_to_go_on() {
         publish(&mut fake, "big", "v1", &[big]);
         let fake = start(fake).await;
         let store = open(dir.path()).await;
-        std::fs::write(store.inner.layout.ingest_blob(&digest), part).unwrap();
+        tokio::fs::write(store.inner.layout.ingest_blob(&digest), part)
+            .await
+            .unwrap();
         let image = store
             .pull(&format!("{}/big:v1", fake.address), &[])
             .await
             .unwrap();
         let lower = store.hold(&image.id, "c").await.unwrap();
-        assert_eq!(std::fs::read_to_string(lower[0].join("big")).unwrap(), text);
+        assert_eq!(
+            tokio::fs::read_to_string(lower[0].join("big"))
+                .await
+                .unwrap(),
+            text
+        );
     }
 }
