@@ -431,6 +431,21 @@ mod tests {
     }
 
     #[test]
+    fn patterns_leave_out_a_rest_or_both_sides() {
+        for (pattern, name, fitting) in [
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("a*", "ab", true),
+            ("a*", "ba", false),
+            ("*", "any", true),
+            ("*b*", "abc", true),
+            ("*b*", "ac", false),
+        ] {
+            assert_eq!(fits(pattern, name), fitting, "{pattern} {name}");
+        }
+    }
+
+    #[test]
     fn every_case_can_be_read_and_every_exception_has_a_case() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut cases = super::cases(&folder.join("compare"), "").unwrap();

@@ -84,6 +84,25 @@ static PATTERNS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
             "DURATION",
         ),
         (r"Image size: \d+ bytes", "Image size: N bytes"),
+        // What gRPC and the runtime below it say before the cause.
+        (r"rpc error: code = \w+ desc = ", ""),
+        (
+            r#"failed to start exec( "ID")?: (OCI runtime exec failed: exec failed: )?"#,
+            "failed to start exec: ",
+        ),
+        (
+            r#"failed to resolve (image|reference "[^"]*"): "#,
+            "failed to resolve: ",
+        ),
+        (
+            r"(Internal error occurred: )+",
+            "Internal error occurred: ",
+        ),
+        // No name server knows them here.
+        (
+            r#"(failed to do request: Head ")?https?://(no\.such|(?i:upper))/.*"#,
+            "NO ANSWER",
+        ),
         // How much other pods take.
         (r"used: \d+, capacity", "used: N, capacity"),
     ]
@@ -179,6 +198,10 @@ fn events(ns: &Namespace<'_>, side: Side, seen: &mut Seen) -> Result<()> {
             continue;
         }
         let text = |key: &str| event[key].as_str().unwrap_or_default();
+        // Who is the first on a node to use an image depends on the moment.
+        if matches!(text("reason"), "Pulling" | "Pulled") {
+            continue;
+        }
         let object = &event["involvedObject"];
         let of = |key: &str| object[key].as_str().unwrap_or_default();
         let place = format!(

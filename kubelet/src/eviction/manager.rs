@@ -147,7 +147,13 @@ impl Manager {
         let mut evicted = vec![];
         for (pod, usage) in measured {
             if let Some(found) = local_storage::violation(&pod, &usage, dedicated_image_fs)
-                && self.evict(&pod, IMMEDIATE_GRACE_SECONDS, found.message, found.signal)
+                && self.evict(
+                    &pod,
+                    IMMEDIATE_GRACE_SECONDS,
+                    found.message,
+                    found.signal,
+                    None,
+                )
             {
                 evicted.push(pod);
             }
@@ -206,7 +212,8 @@ impl Manager {
             let of = of.map(|(_, usage)| usage);
             let grace = self.grace(threshold, &victim.pod);
             let message = message(threshold, &seen.signals, &victim.pod, of);
-            if self.evict(&victim.pod, grace, message, signal.as_str()) {
+            let disruption = Some(message.clone());
+            if self.evict(&victim.pod, grace, message, signal.as_str(), disruption) {
                 return vec![victim.pod];
             }
         }
@@ -227,7 +234,16 @@ impl Manager {
     }
 
     /// Returns whether the pod may be evicted at all.
-    fn evict(&self, pod: &Arc<Pod>, grace: i64, message: String, signal: &str) -> bool {
+    ///
+    /// `disruption`: of the condition `DisruptionTarget`. What goes beyond its own limit of storage is not disrupted, it fails: a Job counts it.
+    fn evict(
+        &self,
+        pod: &Arc<Pod>,
+        grace: i64,
+        message: String,
+        signal: &str,
+        disruption: Option<String>,
+    ) -> bool {
         if pod::is_critical(pod) {
             tracing::error!(pod = %pod::format(pod), "eviction manager: cannot evict a critical pod");
             return false;
@@ -239,7 +255,7 @@ impl Manager {
         tracing::info!(pod = %pod::format(pod), message, "eviction manager: evicting pod");
         let forced = ForcedFailure {
             reason: "Evicted".to_owned(),
-            disruption: Some(message.clone()),
+            disruption,
             message,
             spares_success: false,
         };

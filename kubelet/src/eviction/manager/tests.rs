@@ -147,3 +147,32 @@ async fn a_node_short_of_memory_evicts_one_pod_and_says_so() {
     assert_eq!(pod::phase(&precious), "Running");
     world.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_beyond_its_own_limit_fails_and_is_not_disrupted() {
+    let world = World::start(|config| {
+        config.eviction_hard = Some(BTreeMap::new());
+        config.local_storage_capacity_isolation = false;
+    })
+    .await;
+    let nothing = BTreeMap::new();
+    let manager = Manager {
+        kubelet: world.kubelet.clone(),
+        observer: Arc::new(Scripted::default()),
+        thresholds: parse_threshold_config(true, &nothing, &nothing, &nothing, &nothing),
+        tracker: Tracker::default(),
+        counts: Arc::default(),
+    };
+    for (name, disruption) in [("its-own", None), ("the-nodes", Some("short".to_owned()))] {
+        world.create_pod(name, json!({}));
+        let running = Arc::new(world.until_phase(name, "Running").await);
+        let message = "too much".to_owned();
+        assert!(manager.evict(&running, 1, message, "signal", disruption.clone()));
+        let failed = world.until_phase(name, "Failed").await.status.unwrap();
+        assert_eq!(failed.reason.as_deref(), Some("Evicted"));
+        let conditions = failed.conditions.unwrap();
+        let target = conditions.iter().find(|c| c.type_ == "DisruptionTarget");
+        assert_eq!(target.and_then(|c| c.message.clone()), disruption, "{name}");
+    }
+    world.end().await;
+}
