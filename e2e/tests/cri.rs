@@ -306,7 +306,7 @@ fn every_command_of_crictl_does_its_work() -> Result<()> {
         &container,
         "grep",
         "Cpus_allowed_list",
-        "/proc/1/status",
+        "/proc/self/status",
     ])?;
     ensure!(seen.trim_end().ends_with("\t0"), "{seen}");
     let refused = server.refused(&["update", "--cpuset-cpus", "0-", &container])?;
