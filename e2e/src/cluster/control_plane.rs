@@ -214,12 +214,11 @@ fn start_forwarder(cluster: &mut Cluster) -> Result<()> {
     cluster.state.admin_port = port;
     pki::write_admin_kubeconfig(&cluster.layout, port)?;
     // A copy: cargo may replace the program while it runs, and a test that brings a cluster up is another one.
-    let built = cluster.outputs.target.join("release/e2e");
-    let source = if built.is_file() {
-        built
-    } else {
-        "/proc/self/exe".into()
-    };
+    let source = ["release/e2e", "debug/e2e"]
+        .map(|built| cluster.outputs.target.join(built))
+        .into_iter()
+        .find(|built| built.is_file())
+        .unwrap_or_else(|| "/proc/self/exe".into());
     let own = cluster.layout.dir().join("e2e-forward");
     fs::copy(&source, &own).with_context(|| format!("copy {}", source.display()))?;
     let members = cluster.state.options.control_planes;
