@@ -54,8 +54,18 @@ mod tests {
             Said::Claim("data-my-web-2".to_owned()),
         );
         for (what, verb, error, text) in [
-            (&pod, Verb::Create, none, "Create Pod my-web-2 in StatefulSet my-web successful"),
-            (&pod, Verb::Delete, error, "Delete Pod my-web-2 in StatefulSet my-web failed error: no"),
+            (
+                &pod,
+                Verb::Create,
+                none,
+                "Create Pod my-web-2 in StatefulSet my-web successful",
+            ),
+            (
+                &pod,
+                Verb::Delete,
+                error,
+                "Delete Pod my-web-2 in StatefulSet my-web failed error: no",
+            ),
             (
                 &claim,
                 Verb::Create,
