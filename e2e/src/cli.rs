@@ -142,6 +142,9 @@ struct Up {
     /// Volumes: a CSI driver with its sidecars and snapshots, or folders of the nodes.
     #[arg(long, value_enum, value_delimiter = ',')]
     with_csi: Vec<csi::Storage>,
+    /// Sets of images.toml that its registry serves besides those of every cluster, such as `suites`.
+    #[arg(long, value_name = "SET", value_delimiter = ',')]
+    with_images: Vec<String>,
 }
 
 /// Runs the command that the process was started with.
@@ -163,6 +166,7 @@ pub fn run() -> Result<ExitCode> {
                 profile: up.profile,
                 kubernetes: up.kubernetes,
                 with_csi: up.with_csi.into_iter().collect(),
+                images: up.with_images.into_iter().collect(),
                 ..Options::default()
             })?;
             println!("{}", cluster.hints());

@@ -50,9 +50,21 @@ struct Program {
     replace: &'static [(&'static str, &'static str)],
     /// Its namespace, which is made where the manifests do not.
     namespace: &'static str,
+    /// The manifests say of each object what namespace it is in; else all of them go to that one.
+    placed: bool,
     deployment: &'static str,
     does: &'static str,
     check: fn(&Cluster) -> Result<String>,
+}
+
+impl Program {
+    /// kubectl's words for where its objects go.
+    fn place(&self) -> Vec<&'static str> {
+        match self.placed {
+            true => Vec::new(),
+            false => vec!["-n", self.namespace],
+        }
+    }
 }
 
 const PROGRAMS: &[Program] = &[
@@ -73,6 +85,7 @@ const PROGRAMS: &[Program] = &[
             ),
         ],
         namespace: "kube-system",
+        placed: true,
         deployment: "metrics-server",
         does: "`kubectl top` tells of nodes and pods; an autoscaler follows the load of its pods up and down",
         check: checks::metrics_server,
@@ -90,6 +103,7 @@ const PROGRAMS: &[Program] = &[
             ("- 5m\n", "- 10s\n"),
         ],
         namespace: "kube-system",
+        placed: true,
         deployment: "descheduler",
         does: "the second of two replicas on one node is evicted, and placed on the other",
         check: checks::descheduler,
@@ -107,6 +121,7 @@ const PROGRAMS: &[Program] = &[
             ("cpu: 500m", "cpu: 100m"),
         ],
         namespace: "kueue-system",
+        placed: true,
         deployment: "kueue-controller-manager",
         does: "of two Jobs that want more than the quota together the second is suspended until the first has ended",
         check: checks::kueue,
@@ -127,6 +142,7 @@ const PROGRAMS: &[Program] = &[
             ),
         ],
         namespace: "default",
+        placed: true,
         deployment: "prometheus-operator",
         does: "a Prometheus object becomes a StatefulSet whose Prometheus scrapes both kubelets, with cAdvisor's metrics",
         check: checks::prometheus_operator,
@@ -141,6 +157,7 @@ const PROGRAMS: &[Program] = &[
             "registry.k8s.io/gantry-test/argo-rollouts:v1.10.1",
         )],
         namespace: "argo-rollouts",
+        placed: false,
         deployment: "argo-rollouts",
         does: "a canary takes half, waits, and takes all; the ReplicaSet before it is scaled to nothing",
         check: checks::argo_rollouts,
@@ -232,15 +249,8 @@ fn whole_life(cluster: &Cluster, program: &Program) -> Result<String> {
     fs::write(file.path(), &manifests)?;
     let path = file.path().to_string_lossy();
     // Its definitions are larger than the annotation of a client-side apply may be.
-    let apply = [
-        "-n",
-        program.namespace,
-        "apply",
-        "--server-side",
-        "--force-conflicts",
-        "-f",
-        &path,
-    ];
+    let mut apply = vec!["apply", "--server-side", "--force-conflicts", "-f", &path];
+    apply.extend(program.place());
     let said = cluster
         .kubectl(&apply)
         .context("install")
@@ -286,18 +296,16 @@ fn is_ready(cluster: &Cluster, program: &Program) -> Result<()> {
 }
 
 fn remove(cluster: &Cluster, program: &Program, path: &str, own_namespace: bool) -> Result<()> {
-    cluster
-        .kubectl(&[
-            "-n",
-            program.namespace,
-            "delete",
-            "--ignore-not-found",
-            "--wait=true",
-            "--timeout=180s",
-            "-f",
-            path,
-        ])
-        .context("remove")?;
+    let mut delete = vec![
+        "delete",
+        "--ignore-not-found",
+        "--wait=true",
+        "--timeout=180s",
+        "-f",
+        path,
+    ];
+    delete.extend(program.place());
+    cluster.kubectl(&delete).context("remove")?;
     if own_namespace {
         cluster.kubectl(&[
             "delete",

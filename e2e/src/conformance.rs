@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::cluster::{Cluster, Component, Options};
@@ -285,7 +285,11 @@ fn judge(
 ) -> Result<Report> {
     let suite = suite::find(&outputs.workspace, &options.suite)?;
     let cluster = match &options.on {
-        Some(name) => Cluster::open(name)?,
+        Some(name) => {
+            let cluster = Cluster::open(name)?;
+            serves(&cluster.state.options, &suite)?;
+            cluster
+        }
         None => {
             Cluster::down(&options.name)?;
             Cluster::up(Options {
@@ -348,6 +352,33 @@ fn judge(
         Cluster::down(&options.name)?;
     }
     Ok(report)
+}
+
+/// Without the images and the storage that they ask for, specs fail for no reason in us.
+fn serves(cluster: &Options, suite: &suite::Suite) -> Result<()> {
+    let has = cluster.image_sets();
+    let lacks: Vec<&str> = (suite.images.iter().map(String::as_str))
+        .filter(|set| !has.contains(set))
+        .collect();
+    ensure!(
+        lacks.is_empty(),
+        "--on {}: the suite wants the images {}; the cluster is to be brought up with --with-images {}",
+        cluster.name,
+        lacks.join(", "),
+        lacks.join(",")
+    );
+    ensure!(
+        suite.with_csi.is_subset(&cluster.with_csi),
+        "--on {}: the suite wants storage; the cluster is to be brought up with --with-csi {}",
+        cluster.name,
+        suite
+            .with_csi
+            .iter()
+            .map(|one| one.set())
+            .collect::<Vec<_>>()
+            .join(",")
+    );
+    Ok(())
 }
 
 /// More failed specs than this are no flakes.
@@ -500,7 +531,33 @@ fn explain(
 
 #[cfg(test)]
 mod tests {
-    use super::escape;
+    use super::*;
+    use crate::cluster::Storage;
+
+    #[test]
+    fn a_cluster_without_a_suites_images_is_refused() {
+        let outputs = Outputs::find();
+        let wide = suite::find(&outputs.workspace, "wide").unwrap();
+        let bare = Options::default();
+        let said = serves(&bare, &wide).unwrap_err().to_string();
+        assert!(said.contains("--with-images hostpath,suites"), "{said}");
+        let images = wide.images.clone();
+        assert!(
+            serves(
+                &Options {
+                    images,
+                    ..bare.clone()
+                },
+                &wide
+            )
+            .is_ok()
+        );
+        let storage = suite::find(&outputs.workspace, "storage").unwrap();
+        let said = serves(&bare, &storage).unwrap_err().to_string();
+        assert!(said.contains("--with-csi hostpath"), "{said}");
+        let with_csi = [Storage::Hostpath].into();
+        assert!(serves(&Options { with_csi, ..bare }, &storage).is_ok());
+    }
 
     #[test]
     fn names_become_expressions_that_match_them() {

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -119,6 +119,10 @@ pub fn sets() -> Result<BTreeSet<String>> {
 /// A program, package or file is missing.
 pub fn build_set(steps: &Steps, outputs: &Outputs, set: &str) -> Result<()> {
     let manifest = Manifest::read()?;
+    ensure!(
+        manifest.image.iter().any(|image| image.set == set),
+        "images.toml has no set {set:?}"
+    );
     let upstream: Vec<&str> = manifest
         .programs(set, |entry| entry.program.as_ref())
         .into_iter()

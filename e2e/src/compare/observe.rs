@@ -1,5 +1,6 @@
 //! What a user sees of pods, without what two runs cannot have in common: names of nodes and namespaces, ids, addresses, times.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -198,10 +199,9 @@ fn events(ns: &Namespace<'_>, side: Side, seen: &mut Seen) -> Result<()> {
             continue;
         }
         let text = |key: &str| event[key].as_str().unwrap_or_default();
-        // Who is the first on a node to use an image depends on the moment.
-        if matches!(text("reason"), "Pulling" | "Pulled") {
+        let Some(message) = said_of_images(text("reason"), text("message")) else {
             continue;
-        }
+        };
         let object = &event["involvedObject"];
         let of = |key: &str| object[key].as_str().unwrap_or_default();
         let place = format!(
@@ -210,11 +210,26 @@ fn events(ns: &Namespace<'_>, side: Side, seen: &mut Seen) -> Result<()> {
             of("fieldPath"),
             text("type"),
             text("reason"),
-            text("message")
+            message
         );
         seen.insert(side.plain(&place), "told".to_owned());
     }
     Ok(())
+}
+
+/// The message without what depends on who is the first on a node to use an image: whether it was pulled, or there. None of a pull
+/// that begins.
+fn said_of_images<'a>(reason: &str, message: &'a str) -> Option<Cow<'a, str>> {
+    let image = |start: &str| message.strip_prefix(start)?.split('"').nth(1);
+    match reason {
+        "Pulling" if image("Pulling image ").is_some() => None,
+        "Pulled" => Some(
+            image("Successfully pulled image ")
+                .or_else(|| image("Container image "))
+                .map_or(message.into(), |image| format!("{image} is there").into()),
+        ),
+        _ => Some(message.into()),
+    }
 }
 
 /// Objects by key, lists of named things by their names.
@@ -260,6 +275,22 @@ mod tests {
             "NODE NS-probes ADDRESS CONTAINER in DURATION"
         );
         assert_eq!(Side::ours().plain(ours), Side::upstream().plain(theirs));
+    }
+
+    #[test]
+    fn who_pulls_an_image_first_is_no_difference() {
+        let said = |reason, message| said_of_images(reason, message).map(Cow::into_owned);
+        let there = Some("busybox:1 is there".to_owned());
+        assert_eq!(said("Pulling", "Pulling image \"busybox:1\""), None);
+        assert_eq!(
+            said("Pulled", "Successfully pulled image \"busybox:1\" in 3s"),
+            there
+        );
+        let message = "Container image \"busybox:1\" already present on machine and can be accessed by the pod";
+        assert_eq!(said("Pulled", message), there);
+        assert_eq!(said("Pulled", "other"), Some("other".to_owned()));
+        assert_eq!(said("Pulling", "other"), Some("other".to_owned()));
+        assert_eq!(said("BackOff", message), Some(message.to_owned()));
     }
 
     #[test]
