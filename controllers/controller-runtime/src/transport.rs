@@ -167,6 +167,9 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// The message of [`Self::NotFound`] where the path leads to nothing: no server has the resource. Upstream: `NewGenericServerResponse`.
+    pub const NO_SUCH_RESOURCE: &str = "the server could not find the requested resource";
+
     /// Whether the object is not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound(_))
@@ -196,9 +199,7 @@ impl From<kube::Error> for ApiError {
         };
         let message = match status.code {
             // The path leads to nothing, and who said so knows no Status; as client-go words it.
-            404 if status.reason != "NotFound" => {
-                "the server could not find the requested resource".to_owned()
-            }
+            404 if status.reason != "NotFound" => Self::NO_SUCH_RESOURCE.to_owned(),
             _ => status.message.clone(),
         };
         match (status.code, status.reason.as_str()) {

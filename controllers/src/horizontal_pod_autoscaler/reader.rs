@@ -105,7 +105,8 @@ impl Reader {
         if let Some(source) = &spec.external {
             let of = own(&source.metric.selector)?.to_string();
             let path = external_path(namespace, &source.metric.name, &of);
-            let answer = self.fetch(Api::External, &path).await?;
+            let resource = format!("{}.external.metrics.k8s.io", source.metric.name);
+            let answer = self.fetch(Api::External, &path, &resource).await?;
             return Ok(Readings::External(external_values(&answer)?));
         }
         // Told of by `evaluate`.
@@ -119,15 +120,25 @@ impl Reader {
         resource: &str,
         container: &str,
     ) -> Result<Readings, ReadError> {
+        let path = resource_path(namespace, selector);
         let answer = self
-            .fetch(Api::Resource, &resource_path(namespace, selector))
+            .fetch(Api::Resource, &path, "pods.metrics.k8s.io")
             .await?;
         Ok(Readings::Pods(pod_resources(&answer, resource, container)?))
     }
 
-    async fn fetch(&self, api: Api, path: &str) -> Result<Value, MetricsError> {
+    /// The answer to a path; `resource` is what it asks for, named where no server has it, as client-go does.
+    async fn fetch(&self, api: Api, path: &str, resource: &str) -> Result<Value, MetricsError> {
         let answer = self.metrics.get(path).await;
-        answer.map_err(|source| MetricsError::Fetch { api, source })
+        answer.map_err(|source| {
+            let source = match source {
+                ApiError::NotFound(said) if said == ApiError::NO_SUCH_RESOURCE => {
+                    ApiError::NotFound(format!("{said} (get {resource})"))
+                }
+                other => other,
+            };
+            MetricsError::Fetch { api, source }
+        })
     }
 
     /// A custom metric, in the newest version that the server has.
@@ -135,22 +146,26 @@ impl Reader {
         &self,
         path: impl Fn(&str) -> String + Send + Sync,
     ) -> Result<Value, MetricsError> {
-        match self.metrics.get(&path("v1beta2")).await {
-            Err(ApiError::NotFound(newest)) => match self.metrics.get(&path("v1beta1")).await {
+        let api = Api::Custom;
+        let fetch = |source| MetricsError::Fetch { api, source };
+        let newest = match self.metrics.get(&path("v1beta2")).await {
+            Err(ApiError::NotFound(newest)) => newest,
+            answer => return answer.map_err(fetch),
+        };
+        match self.metrics.get(&path("v1beta1")).await {
+            Err(ApiError::NotFound(said)) => {
+                let nowhere = [&newest, &said]
+                    .iter()
+                    .all(|said| *said == ApiError::NO_SUCH_RESOURCE);
+                if nowhere {
+                    let message = "no custom metrics API (custom.metrics.k8s.io) registered";
+                    let message = message.to_owned();
+                    return Err(MetricsError::Answer { api, message });
+                }
                 // What the first said says more where neither is there.
-                Err(ApiError::NotFound(_)) => Err(MetricsError::Fetch {
-                    api: Api::Custom,
-                    source: ApiError::NotFound(newest),
-                }),
-                answer => answer.map_err(|source| MetricsError::Fetch {
-                    api: Api::Custom,
-                    source,
-                }),
-            },
-            answer => answer.map_err(|source| MetricsError::Fetch {
-                api: Api::Custom,
-                source,
-            }),
+                Err(fetch(ApiError::NotFound(newest)))
+            }
+            answer => answer.map_err(fetch),
         }
     }
 

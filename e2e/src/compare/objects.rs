@@ -40,7 +40,6 @@ const LEFT_OUT: &[&str] = &[
 static MADE_UP: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     [
         (r"\b[bcdfghjklmnpqrstvwxz2456789]{8,10}\b", "HASH"),
-        (r"-[bcdfghjklmnpqrstvwxz2456789]{5}\b", "-RANDOM"),
         (r"-2\d{7}\b", "-MINUTE"),
     ]
     .into_iter()
@@ -48,8 +47,12 @@ static MADE_UP: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     .collect()
 });
 
+static END_OF_NAME: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"-[bcdfghjklmnpqrstvwxz2456789]{5}\b").expect("a constant"));
+
+/// Ends of pods' names first: `-55m7s` looks like a duration, too.
 fn plain(side: Side, text: &str) -> String {
-    let mut text = side.plain(text);
+    let mut text = side.plain(&END_OF_NAME.replace_all(text, "-RANDOM"));
     for (pattern, name) in MADE_UP.iter() {
         text = pattern.replace_all(&text, *name).into_owned();
     }
@@ -138,6 +141,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_end_of_a_name_is_no_duration() {
+        let text = "Created pod: onfailure-55m7s within 55m7s";
+        assert_eq!(
+            plain(Side::ours(), text),
+            "Created pod: onfailure-RANDOM within DURATION"
+        );
+    }
 
     #[test]
     fn equal_objects_are_counted_and_made_up_names_are_alike() {

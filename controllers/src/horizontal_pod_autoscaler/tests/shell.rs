@@ -71,8 +71,7 @@ impl MetricsApi for Answers {
     async fn get(&self, path: &str) -> Result<Value, ApiError> {
         let answers = self.0.lock().unwrap();
         let found = answers.iter().find(|(prefix, _)| path.starts_with(*prefix));
-        let missing =
-            || ApiError::NotFound("the server could not find the requested resource".into());
+        let missing = || ApiError::NotFound(ApiError::NO_SUCH_RESOURCE.into());
         found.map(|(_, answer)| answer.clone()).ok_or_else(missing)
     }
 }
@@ -248,12 +247,33 @@ async fn out_of_bounds_needs_no_metric() {
     }
 }
 
+/// What a cluster without the metrics APIs says; upstream's words, as `cargo e2e compare --loops` sees them.
+#[tokio::test]
+async fn an_api_that_is_not_there_is_named() {
+    for (metric, cause) in [
+        (
+            json!({ "type": "Pods", "pods": { "metric": { "name": "hits" }, "target": { "type": "AverageValue", "averageValue": "1" } } }),
+            "unable to get metric hits: unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered",
+        ),
+        (
+            json!({ "type": "External", "external": { "metric": { "name": "queue" }, "target": { "type": "AverageValue", "averageValue": "1" } } }),
+            "unable to fetch metrics from external metrics API: the server could not find the requested resource (get queue.external.metrics.k8s.io)",
+        ),
+    ] {
+        let mut cluster = cluster(2, "rr").await;
+        let spec = json!({ "metrics": [metric] });
+        cluster.api.insert(&autoscaler(spec));
+        let events = cluster.sync().await;
+        assert!(events[0].ends_with(cause), "{events:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_wrong_stands_in_events_and_conditions() {
     let mut cluster = cluster(2, "rr").await;
     cluster.api.insert(&autoscaler(json!({})));
     let events = cluster.sync().await;
-    let cause = "failed to get cpu utilization: unable to get metrics for resource cpu: unable to fetch metrics from resource metrics API: the server could not find the requested resource";
+    let cause = "failed to get cpu utilization: unable to get metrics for resource cpu: unable to fetch metrics from resource metrics API: the server could not find the requested resource (get pods.metrics.k8s.io)";
     assert_eq!(
         events,
         [
