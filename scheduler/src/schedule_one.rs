@@ -88,6 +88,7 @@ impl SchedulingLoop {
             node_name,
             evaluated_nodes,
             feasible_nodes,
+            score,
             mut state,
         } = match chosen {
             Ok(chosen) => chosen,
@@ -127,6 +128,9 @@ impl SchedulingLoop {
             feasible_nodes,
             "Node chosen"
         );
+        let times = (start, metrics.start());
+        let decisions = scheduler.shared.decisions();
+        decisions.chose(&pod, &node_name, (score, Some(feasible_nodes)), times);
         let cycle = BindingCycle {
             scheduler: Arc::clone(&scheduler),
             framework,
