@@ -130,7 +130,7 @@ function sentence(node) {
   const share = shareOf(node, index), has = node.allocatable[index];
   let words = share === null
     ? `no ${name}`
-    : `${amount(node.requested[index], unit)} of ${amount(has, unit)} ${name} requested` + (isFinite(share) ? `, ${percent(share)}` : "");
+    : `${name} ${amount(node.requested[index], unit)} of ${amount(has, unit)} requested` + (isFinite(share) ? ` (${percent(share)})` : "");
   if (name !== "pods") words += `, ${many(node.requested[podsIndex()], "pod", "pods")}`;
   return [`${node.name}: ${words}`, ...notes(node)].join("; ");
 }
@@ -146,7 +146,7 @@ function colours() {
   const of = (name) => style.getPropertyValue(name).trim();
   return {
     heat: STEPS.map((_, step) => of(`--heat-${step}`)),
-    edge: of("--edge"), ink: of("--ink"), focus: of("--focus"), card: of("--card"),
+    edge: of("--edge"), rim: of("--rim"), ink: of("--ink"), focus: of("--focus"), card: of("--card"),
     marks: [of("--mark"), of("--mark-on-dark")],
   };
 }
@@ -169,7 +169,7 @@ function drawCell(context, x, y, size, look, palette) {
     context.fillStyle = palette.heat[step];
     context.fillRect(x, y, size, size);
     if (step <= 1) {
-      context.strokeStyle = palette.edge;
+      context.strokeStyle = step === 0 ? palette.edge : palette.rim;
       context.lineWidth = 1;
       context.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
     }
@@ -403,8 +403,8 @@ function showWaiting() {
   rows($("pod-rows"), found.slice(0, PODS_SHOWN), podName, (pod) => {
     const button = el("button", { type: "button", class: "name", "aria-label": `Why does ${podName(pod)} wait?` }, podName(pod));
     button.addEventListener("click", () => openPod(pod));
-    return el("tr", {}, el("th", { scope: "row" }, button), el("td"), el("td", { class: "number" }), el("td", { class: "number" }),
-      el("td", {}, el("strong"), el("span", { class: "reason" })));
+    return el("tr", {}, el("th", { scope: "row" }, button), el("td", { class: "part" }), el("td", { class: "number" }), el("td", { class: "number" }),
+      el("td", { class: "why" }, el("strong"), el("span", { class: "reason" })));
   }, (row, pod) => {
     const cells = row.children, left = pod.backoffMilliseconds;
     text(cells[1], pod.queue === "backoff" && left ? `backoff, ${duration(left)} more` : pod.queue);
@@ -457,7 +457,7 @@ const RESULTS = { node: ["placed", "on "], rejected: ["rejected", "rejected"], e
 
 function decisionRow(decision) {
   const [kind, words] = RESULTS[decision.result] ?? RESULTS.error;
-  const what = el("td", {}, el("span", { class: kind }, words + (decision.node ?? "")));
+  const what = el("td", { class: "why" }, el("span", { class: kind }, words + (decision.node ?? "")));
   if (decision.rejectedBy) what.append(` by ${decision.rejectedBy.join(", ")}`);
   if (decision.message) what.append(el("br"), el("span", { class: "reason" }, decision.message));
   return el("tr", { class: "new" }, el("td", { class: "when" }, clock.format(new Date(decision.time))), el("th", { scope: "row" }, podName(decision)), what,
@@ -476,7 +476,9 @@ function onDecisions(event) {
   view.arrivals.push([now, fresh.length]);
   view.arrivals = view.arrivals.filter(([when]) => now - when < 10000);
   view.decisions = view.decisions.concat(fresh).slice(-KEPT);
-  if (view.paused) view.unseen += fresh.length; else showDecisions(fresh);
+  // What was decided before anybody looked is no news.
+  const first = view.decisions.length === fresh.length;
+  if (view.paused) view.unseen += fresh.length; else showDecisions(first ? undefined : fresh);
   showStream();
 }
 
