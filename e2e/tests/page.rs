@@ -196,6 +196,19 @@ fn rights_are_enough(
     let_in
 }
 
+/// Ends its browsers, which a signal to it would leave behind.
+struct Driver<'a> {
+    cluster: &'a Cluster,
+    _running: Running,
+}
+
+impl Drop for Driver<'_> {
+    fn drop(&mut self) {
+        // What stays is ended by a signal.
+        let _ = curl(self.cluster, &["http://127.0.0.1:9515/shutdown"]);
+    }
+}
+
 /// A call of WebDriver's.
 fn webdriver(cluster: &Cluster, path: &str, body: &Value) -> Result<Value> {
     let url = format!("http://127.0.0.1:9515{path}");
@@ -225,7 +238,10 @@ fn the_page_works_in_a_browser() -> Result<()> {
     let (_page, url, _) = leader(&cluster)?;
     let mut driver = cluster.control_plane().command("chromedriver");
     let driver = driver.arg("--port=9515").stdout(Stdio::null()).spawn()?;
-    let _driver = Running(driver);
+    let driver = Driver {
+        cluster: &cluster,
+        _running: Running(driver),
+    };
     let arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"];
     let wanted = json!({"capabilities": {"alwaysMatch": {
         "browserName": "chrome", "goog:chromeOptions": {"args": arguments}}}});
@@ -249,5 +265,6 @@ fn the_page_works_in_a_browser() -> Result<()> {
     wait_until("the decision is shown", Duration::from_secs(30), || {
         Ok(webdriver(&cluster, &run, &shows)? == true)
     })?;
+    drop(driver);
     ns.delete()
 }

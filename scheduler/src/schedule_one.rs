@@ -83,7 +83,7 @@ impl SchedulingLoop {
         scheduler.cache.update_snapshot(&mut self.snapshot);
         touch(&scheduler, &mut self.snapshot);
         let chosen = self.scheduling_algorithm(&framework, &pod);
-        metrics.observe_algorithm(start);
+        let times = (start, metrics.observe_algorithm(start));
         let Chosen {
             node_name,
             evaluated_nodes,
@@ -128,7 +128,6 @@ impl SchedulingLoop {
             feasible_nodes,
             "Node chosen"
         );
-        let times = (start, metrics.start());
         let decisions = scheduler.shared.decisions();
         decisions.chose(&pod, &node_name, (score, Some(feasible_nodes)), times);
         let cycle = BindingCycle {

@@ -2,6 +2,7 @@
 //!
 //! `PAGE_SCREENSHOTS=DIRECTORY` keeps pictures of it, light and dark.
 
+use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 
 use base64::Engine as _;
@@ -17,13 +18,24 @@ const HOSTILE: &str = "<img src=x onerror=\"document.title='broken in'\">";
 /// `chromedriver` and a session of Chromium: WebDriver, of which this needs a handful of calls.
 struct Browser {
     driver: Child,
+    port: u16,
     client: kube::Client,
     session: String,
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Its end is the browser's, too; a test that is over has nothing else to do about it.
+        // The driver ends its browsers, which a signal to it would leave behind.
+        if let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.port)) {
+            let _ = stream.write_all(b"GET /shutdown HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n");
+            let began = Instant::now();
+            while matches!(self.driver.try_wait(), Ok(None))
+                && began.elapsed() < Duration::from_secs(10)
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        // Nothing else can be done about one that stays.
         let _ = self.driver.kill();
         let _ = self.driver.wait();
     }
@@ -44,6 +56,7 @@ impl Browser {
             });
         let mut browser = Browser {
             driver,
+            port,
             client: client(&format!("http://127.0.0.1:{port}"), |_| {}),
             session: String::new(),
         };
