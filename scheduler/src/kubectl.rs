@@ -136,7 +136,7 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
             let answer: Answer = ask(&clients.scheduler, request).await?;
             shown(json, &answer, show_answer)
         }
-        Ask::Page(page) => page.serve(clients.scheduler).await.map(|()| String::new()),
+        Ask::Page(page) => page.serve(clients).await.map(|()| String::new()),
     }
 }
 

@@ -6,6 +6,7 @@
 //! DNS rebinding). Nothing but `GET` below the page's path is passed on.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use axum::Router;
@@ -16,6 +17,8 @@ use clap::Args;
 use component_base::serving;
 use component_base::shutdown::Shutdown;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+
+use super::Clients;
 
 #[cfg(test)]
 mod tests;
@@ -52,11 +55,11 @@ impl Page {
     ///
     /// # Errors
     /// The scheduler is not reached or refuses the user; the port is taken.
-    pub async fn serve(&self, scheduler: kube::Client) -> anyhow::Result<()> {
-        may_look(&scheduler).await?;
+    pub async fn serve(&self, clients: Clients) -> anyhow::Result<()> {
+        may_look(&clients).await?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         let listener = serving::listen(address).await?;
-        let local = Local::new(scheduler, listener.local_addr()?.port());
+        let local = Local::new(Arc::new(clients), listener.local_addr()?.port());
         println!("{}", local.url());
         eprintln!(
             "Whoever has this address looks with your rights, until this command is interrupted."
@@ -67,10 +70,10 @@ impl Page {
 }
 
 /// Better said here than in a browser.
-async fn may_look(scheduler: &kube::Client) -> anyhow::Result<()> {
+async fn may_look(clients: &Clients) -> anyhow::Result<()> {
     use http_body_util::BodyExt as _;
     let request = Request::get(PAGE).body(kube::client::Body::empty())?;
-    let response = scheduler.send(request).await;
+    let response = clients.scheduler.send(request).await;
     let response =
         response.context("asking the scheduler (--scheduler, --insecure-skip-tls-verify)")?;
     let code = response.status();
@@ -88,17 +91,17 @@ async fn may_look(scheduler: &kube::Client) -> anyhow::Result<()> {
 /// The page as it is served here.
 #[derive(Clone)]
 struct Local {
-    scheduler: kube::Client,
+    clients: Arc<Clients>,
     /// In every path.
     word: String,
     port: u16,
 }
 
 impl Local {
-    fn new(scheduler: kube::Client, port: u16) -> Self {
+    fn new(clients: Arc<Clients>, port: u16) -> Self {
         let word = format!("{:032x}", rand::random::<u128>());
         Local {
-            scheduler,
+            clients,
             word,
             port,
         }
@@ -172,7 +175,7 @@ async fn forward(State(local): State<Local>, request: Request) -> Response {
     let Ok(asked) = asked.body(kube::client::Body::empty()) else {
         return (StatusCode::BAD_REQUEST, "no path").into_response();
     };
-    match local.scheduler.send(asked).await {
+    match local.clients.scheduler.send(asked).await {
         Ok(answer) => {
             let (parts, body) = answer.into_parts();
             let mut response = Response::new(Body::new(body));

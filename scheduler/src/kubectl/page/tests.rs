@@ -1,6 +1,6 @@
 //! Who gets through the local page, and what.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use axum::routing::get;
 use component_base::client::ClientConfig;
@@ -9,11 +9,17 @@ use http_body_util::BodyExt as _;
 
 use super::*;
 
-fn client(url: &str) -> kube::Client {
-    let config = kube::Config::new(url.parse().expect("a URL"));
-    ClientConfig::new("test")
-        .build_from(config)
-        .expect("a client")
+fn clients(url: &str) -> Arc<Clients> {
+    let client = || {
+        let config = kube::Config::new(url.parse().expect("a URL"));
+        let client = ClientConfig::new("test").build_from(config);
+        client.expect("a client")
+    };
+    Arc::new(Clients {
+        api: client(),
+        scheduler: client(),
+        namespace: "default".to_owned(),
+    })
 }
 
 async fn serve(router: Router) -> u16 {
@@ -29,7 +35,7 @@ async fn serve(router: Router) -> u16 {
 async fn strangers_are_sent_away() {
     let local = Local {
         word: "secret".to_owned(),
-        ..Local::new(client("http://127.0.0.1:1"), 4000)
+        ..Local::new(clients("http://127.0.0.1:1"), 4000)
     };
     let check = |method: Method, path: &str, headers: &[(&'static str, &'static str)]| {
         let mut all = HeaderMap::new();
@@ -80,7 +86,7 @@ async fn strangers_are_sent_away() {
 fn the_word_is_random_and_long() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let _guard = runtime.enter();
-    let [a, b] = [1, 2].map(|_| Local::new(client("http://127.0.0.1:1"), 1).word);
+    let [a, b] = [1, 2].map(|_| Local::new(clients("http://127.0.0.1:1"), 1).word);
     assert_eq!((a.len(), b.len()), (32, 32));
     assert_ne!(a, b);
 }
@@ -109,7 +115,7 @@ async fn what_is_passed_on() {
         .route("/debug/scheduling/events", get(events))
         .route("/debug/scheduling", get(async || forbidden));
     let scheduler = serve(scheduler).await;
-    let scheduler = client(&format!("http://127.0.0.1:{scheduler}"));
+    let scheduler = clients(&format!("http://127.0.0.1:{scheduler}"));
     // The user is told before a browser is.
     let refused = may_look(&scheduler).await.expect_err("forbidden");
     assert_eq!(refused.to_string(), "Forbidden (user=x)");
@@ -129,8 +135,8 @@ async fn what_is_passed_on() {
         .header("last-event-id", "7")
         .body(kube::client::Body::empty())
         .expect("a request");
-    let browser = client(&format!("http://127.0.0.1:{port}"));
-    let answer = browser.send(request).await.expect("answered");
+    let browser = clients(&format!("http://127.0.0.1:{port}"));
+    let answer = browser.scheduler.send(request).await.expect("answered");
     assert_eq!(answer.status(), StatusCode::OK);
     let policy = answer.headers().get("content-security-policy");
     assert_eq!(policy.expect("passed on"), "default-src 'none'");
