@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use crate::explain::Explanation;
 use crate::what_if::{AddNodes, Answer, Question};
 
-mod page;
+pub(crate) mod page;
 mod show;
 #[cfg(test)]
 mod tests;

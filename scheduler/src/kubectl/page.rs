@@ -154,6 +154,13 @@ impl Local {
     }
 }
 
+/// What [`Page::serve`] serves on that port, and its address: for a browser in a test.
+#[cfg(test)]
+pub(crate) fn local(clients: Clients, port: u16) -> (String, Router) {
+    let local = Local::new(Arc::new(clients), port);
+    (local.url(), local.router())
+}
+
 /// Takes the same time however much of it is right.
 fn same(a: &str, b: &str) -> bool {
     let differences = a.bytes().zip(b.bytes()).map(|(a, b)| a ^ b);

@@ -429,6 +429,8 @@ async fn decisions_come_as_they_are_made() {
         "\"missed\":0",
         "\"name\":\"placed\"",
         "\"node\":\"n\"",
+        "\"feasibleNodes\":1",
+        "\"score\":",
         "\"result\":\"rejected\"",
         "Insufficient cpu",
     ] {

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::*;
-use crate::kubectl::ask;
+use crate::kubectl::{Clients, ask, page};
 
 const NODES: usize = 5000;
 /// Markup where a name is expected.
@@ -279,7 +279,17 @@ async fn busy() -> String {
         }
         std::future::pending::<()>().await;
     });
-    format!("http://127.0.0.1:{port}/debug/scheduling")
+    // The way a user goes: by the plugin's local server.
+    let scheduler = || client(&format!("http://127.0.0.1:{port}"), |_| {});
+    let clients = Clients {
+        api: scheduler(),
+        scheduler: scheduler(),
+        namespace: String::new(),
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (url, local) = page::local(clients, listener.local_addr().unwrap().port());
+    tokio::spawn(async move { axum::serve(listener, local).await });
+    url
 }
 
 #[tokio::test(flavor = "multi_thread")]
