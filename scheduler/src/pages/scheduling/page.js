@@ -51,7 +51,9 @@ const view = {
   missed: 0,
   paused: false,
   unseen: 0,
+  /** When decisions came in the last seconds, and how many. */
   arrivals: [],
+  since: null,
 };
 
 // ---- the document ---------------------------------------------------------------------------------------------------
@@ -66,6 +68,12 @@ function el(tag, attributes = {}, ...children) {
 
 function text(element, words) {
   if (element.textContent !== words) element.textContent = words;
+}
+
+/** Marks a line that is about something that does not work; only then is it read aloud, since it changes all the time. */
+function failed(line, is) {
+  line.classList.toggle("failed", is);
+  line.setAttribute("aria-live", is ? "polite" : "off");
 }
 
 /** Makes the rows of a table body those of `items`, keeping the rows (and the focus) of those that stay. */
@@ -472,12 +480,11 @@ function onDecisions(event) {
   const fresh = batch.decisions.filter((decision) => decision.sequence > view.last);
   view.last = next - 1;
   view.missed += batch.missed;
-  const now = Date.now();
-  view.arrivals.push([now, fresh.length]);
-  view.arrivals = view.arrivals.filter(([when]) => now - when < 10000);
   view.decisions = view.decisions.concat(fresh).slice(-KEPT);
   // What was decided before anybody looked is no news.
   const first = view.decisions.length === fresh.length;
+  if (!first) view.arrivals.push([Date.now(), fresh.length]);
+  view.since ??= Date.now();
   if (view.paused) view.unseen += fresh.length; else showDecisions(first ? undefined : fresh);
   showStream();
 }
@@ -494,10 +501,13 @@ function showDecisions(fresh) {
 
 function showStream(problem) {
   const line = $("stream");
-  line.classList.toggle("failed", Boolean(problem));
+  failed(line, Boolean(problem));
   if (problem) { text(line, problem); return; }
-  const count = view.arrivals.slice(1).reduce((sum, [, some]) => sum + some, 0);
-  const parts = [count ? `About ${short.format(count / 10)} a second` : view.decisions.length ? "Waiting for the next" : "None yet"];
+  const now = Date.now();
+  view.arrivals = view.arrivals.filter(([when]) => now - when < 10000);
+  const count = view.arrivals.reduce((sum, [, some]) => sum + some, 0);
+  const rate = count / Math.min(10, Math.max(1, (now - view.since) / 1000));
+  const parts = [count ? (rate < 1 ? "Less than one a second" : `About ${whole.format(Math.round(rate))} a second`) : view.decisions.length ? "Waiting for the next" : "None yet"];
   if (view.missed) parts.push(`${whole.format(view.missed)} went by unseen`);
   if (view.paused) parts.push(`paused: ${whole.format(view.unseen)} new`);
   text(line, parts.join("; "));
@@ -552,10 +562,11 @@ async function poll() {
   try {
     view.state = await read("state");
     show();
-    line.classList.remove("failed");
+    failed(line, false);
     text(line, `As of ${new Date(view.state.time).toLocaleTimeString()}`);
+    if (events?.readyState === EventSource.OPEN) showStream();
   } catch (error) {
-    line.classList.add("failed");
+    failed(line, true);
     text(line, `Not up to date: ${error.message}`);
   }
   reading = false;

@@ -313,6 +313,9 @@ async fn the_page_works_in_a_browser() {
     both_schemes(&browser).await;
     the_list_lives(&browser).await;
 
+    // A line that says each second that all is well is not read aloud.
+    let live = "['connection', 'stream'].map((id) => document.getElementById(id).getAttribute('aria-live')).join()";
+    assert_eq!(browser.value(live).await, "off,off");
     let complaints = browser.complaints().await;
     // The browser asks for an icon by itself.
     let complaints: Vec<_> = complaints
@@ -323,15 +326,42 @@ async fn the_page_works_in_a_browser() {
 }
 
 async fn by_keyboard(browser: &Browser) {
-    // From the top: every control is met by Tab, the map among them.
+    // From the top: every control is met by Tab.
     browser
-        .value("document.activeElement.blur(), document.querySelector('.skip').focus()")
+        .value("document.querySelector('.skip').focus()")
+        .await;
+    let mut met = std::collections::BTreeSet::new();
+    for _ in 0..300 {
+        let id = "document.activeElement.id || document.activeElement.name || document.activeElement.className";
+        let id = browser.value(id).await;
+        let id = id.as_str().unwrap_or_default().to_owned();
+        let last = id == "pause";
+        met.insert(id);
+        if last {
+            break;
+        }
+        browser.press(&[TAB]).await;
+    }
+    for id in [
+        "skip",
+        "resource",
+        "order",
+        "filter",
+        "view",
+        "map",
+        "queue",
+        "pod-filter",
+        "name",
+        "failures",
+        "pause",
+    ] {
+        assert!(met.contains(id), "{id}: {met:?}");
+    }
+    browser
+        .value("document.querySelector('.skip').focus()")
         .await;
     browser.press(&[ENTER]).await;
-    browser.press(&[TAB]).await;
-    browser
-        .value("document.getElementById('map').focus()")
-        .await;
+    browser.until("document.activeElement.id === 'map'").await;
     browser.press(&[HOME]).await;
     let current = async || {
         browser
