@@ -32,14 +32,26 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ca-certificates", "package mirrors over TLS"),
 ];
 
+/// What `cargo e2e test page` needs beside: some 100 MB, so not of every run.
+pub const BROWSER: &[&str] = &["chromium", "chromium-driver"];
+
 /// Installs what is missing.
 ///
 /// # Errors
 /// Root is needed and we are not root; or apt fails.
 pub fn install_missing(steps: &Steps) -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
+    let packages: Vec<&str> = PACKAGES.iter().map(|(name, _)| *name).collect();
+    install(steps, &packages)
+}
+
+/// Installs those of the packages that are missing.
+///
+/// # Errors
+/// Root is needed and we are not root; or apt fails.
+pub fn install(steps: &Steps, packages: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = packages
         .iter()
-        .map(|(name, _)| *name)
+        .copied()
         .filter(|name| !installed(name))
         .collect();
     if missing.is_empty() {

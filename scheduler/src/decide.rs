@@ -53,6 +53,8 @@ pub struct Chosen {
     pub evaluated_nodes: usize,
     /// How many were feasible.
     pub feasible_nodes: usize,
+    /// The node's score; `None` for one the pod was nominated to, which is taken without.
+    pub score: Option<i64>,
     /// The cycle state for Reserve and what follows.
     pub state: CycleState,
 }
@@ -278,7 +280,13 @@ impl Request<'_> {
         Ok(excluded)
     }
 
-    fn chosen(&self, node: NodeIndex, judged: usize, feasible: usize, state: CycleState) -> Chosen {
+    fn chosen(
+        &self,
+        (node, score): (NodeIndex, Option<i64>),
+        judged: usize,
+        feasible: usize,
+        state: CycleState,
+    ) -> Chosen {
         let node_name = self
             .snapshot
             .node(node)
@@ -287,6 +295,7 @@ impl Request<'_> {
             node_name,
             evaluated_nodes: judged,
             feasible_nodes: feasible,
+            score,
             state,
         }
     }
@@ -375,7 +384,7 @@ fn from_scratch(request: &Request<'_>) -> Result<Chosen, NotChosen> {
     }
     let judged = verdicts.judged().len();
     if let Some(node) = request.own_nomination(&feasible) {
-        return Ok(request.chosen(node, judged, 1, state));
+        return Ok(request.chosen((node, None), judged, 1, state));
     }
     if request.narrows()
         && let Some(refused) = request.narrow(&mut feasible)?
@@ -385,7 +394,8 @@ fn from_scratch(request: &Request<'_>) -> Result<Chosen, NotChosen> {
     let mut totals = score_all(request, &mut state, &feasible).map_err(NotChosen::Error)?;
     request.add_extenders_scores(&feasible, &mut totals);
     let node = best(&feasible, &totals, request.random).expect("feasible is not empty");
-    Ok(request.chosen(node, judged, feasible.len(), state))
+    let score = Some(totals[node as usize]);
+    Ok(request.chosen((node, score), judged, feasible.len(), state))
 }
 
 /// Runs one Filter over all feasible nodes, by its column form where it has one.

@@ -127,6 +127,14 @@ pub fn handle_scheduling_failure(
             "Error scheduling pod; retrying"
         ),
     }
+    let rejected_by = &queued.unschedulable_plugins;
+    scheduler.shared.decisions().failed(
+        &pod,
+        !failure.is_rejected(),
+        rejected_by,
+        truncate_message(&message),
+        (start, metrics.start()),
+    );
     let Some(pod) = requeue(scheduler, queued, nominating) else {
         return;
     };

@@ -1,4 +1,5 @@
-//! `kubectl gantry why pod NAME` and `kubectl gantry whatif`: asks the scheduler, and shows its answer to people.
+//! `kubectl gantry why pod NAME` and `kubectl gantry whatif`: asks the scheduler, and shows its answer to people. `kubectl gantry page` ([`page`]) brings the
+//! scheduler's page to a browser.
 //!
 //! The scheduler is asked at its secure port with the kubeconfig's credentials; it has to be reachable (`--scheduler`, say by `kubectl port-forward`).
 //! Pods of `whatif -f` go through the API server's dry run first, so that they are what would be created; nothing is.
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 use crate::explain::Explanation;
 use crate::what_if::{AddNodes, Answer, Question};
 
+pub(crate) mod page;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -70,6 +72,8 @@ enum Ask {
     },
     /// Where pods would go.
     Whatif(WhatIf),
+    /// What the scheduler does, in a browser: serves its page on 127.0.0.1 until interrupted.
+    Page(page::Page),
 }
 
 #[derive(Args)]
@@ -132,6 +136,7 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
             let answer: Answer = ask(&clients.scheduler, request).await?;
             shown(json, &answer, show_answer)
         }
+        Ask::Page(page) => page.serve(clients).await.map(|()| String::new()),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod binding_cycle;
 mod causes;
 pub mod config;
 pub mod decide;
+pub mod decisions;
 pub mod event_handlers;
 pub mod explain;
 pub mod extender;

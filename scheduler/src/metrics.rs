@@ -228,10 +228,14 @@ impl Metrics {
             .observe(took);
     }
 
-    /// The choice of a node took so long, whatever came of it.
-    pub fn observe_algorithm(&self, start: Instant) {
-        let took = self.since(start).as_secs_f64();
-        self.families.scheduling_algorithm_duration.observe(took);
+    /// The choice of a node took so long, whatever came of it; when it ended.
+    pub fn observe_algorithm(&self, start: Instant) -> Instant {
+        let took = self.since(start);
+        let families = &self.families;
+        families
+            .scheduling_algorithm_duration
+            .observe(took.as_secs_f64());
+        start + took
     }
 
     /// A pod was bound that entered the queue at `first`.

@@ -1,4 +1,4 @@
-//! [`router`]: `/gantry/why/NAMESPACE/NAME` and `/gantry/whatif`, as JSON on the secure port.
+//! [`router`]: `/gantry/why/NAMESPACE/NAME` and `/gantry/whatif`, as JSON on the secure port; beside them [`scheduling`], the page for people.
 //!
 //! Who may ask is the server's to know: `get` of `/gantry/why/*` and `post` of `/gantry/whatif` are non-resource URLs for RBAC. An answer tells of pods and
 //! nodes of the whole cluster, whatever the asker may read by the API. Both decide on a copy of the cluster, beside the scheduling thread, one after the
@@ -24,6 +24,7 @@ use crate::runtime::Shared;
 use crate::scheduler::{Profiles, Scheduler, new_profiles, scheduler_name};
 use crate::what_if::{self, InvalidQuestion, Question, what_if};
 
+pub mod scheduling;
 #[cfg(test)]
 mod tests;
 
@@ -51,12 +52,14 @@ pub fn router(scheduler: Arc<Scheduler>, active: Arc<AtomicBool>) -> Router {
     };
     // Before any body is read: a crowd of them would not fit into memory.
     let places = Arc::new(Semaphore::new(MAX_QUESTIONS));
+    let page = scheduling::router(pages.clone());
     Router::new()
         .route("/gantry/why/{namespace}/{name}", get(why))
         .route("/gantry/whatif", post(ask_what_if))
         .layer(DefaultBodyLimit::max(MAX_QUESTION))
         .layer(from_fn_with_state(places, admit))
         .with_state(pages)
+        .merge(page)
 }
 
 async fn admit(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
@@ -75,11 +78,19 @@ fn refuse(code: StatusCode, error: impl Into<String>) -> Response {
 }
 
 impl Pages {
+    /// What is said while this process does not schedule.
+    fn inactive(&self) -> Option<Response> {
+        if self.active.load(Ordering::Acquire) {
+            return None;
+        }
+        let why = "this scheduler does not schedule now: another one leads, or its caches are not filled yet";
+        Some(refuse(StatusCode::SERVICE_UNAVAILABLE, why))
+    }
+
     /// Runs on a thread of its own: deciding takes time, and extenders are waited for.
     async fn answer(&self, work: impl FnOnce(&Scheduler) -> Response + Send + 'static) -> Response {
-        if !self.active.load(Ordering::Acquire) {
-            let why = "this scheduler does not schedule now: another one leads, or its caches are not filled yet";
-            return refuse(StatusCode::SERVICE_UNAVAILABLE, why);
+        if let Some(refusal) = self.inactive() {
+            return refusal;
         }
         let Ok(_turn) = self.turn.acquire().await else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, "the scheduler is ending");

@@ -83,11 +83,12 @@ impl SchedulingLoop {
         scheduler.cache.update_snapshot(&mut self.snapshot);
         touch(&scheduler, &mut self.snapshot);
         let chosen = self.scheduling_algorithm(&framework, &pod);
-        metrics.observe_algorithm(start);
+        let times = (start, metrics.observe_algorithm(start));
         let Chosen {
             node_name,
             evaluated_nodes,
             feasible_nodes,
+            score,
             mut state,
         } = match chosen {
             Ok(chosen) => chosen,
@@ -127,6 +128,8 @@ impl SchedulingLoop {
             feasible_nodes,
             "Node chosen"
         );
+        let decisions = scheduler.shared.decisions();
+        decisions.chose(&pod, &node_name, (score, Some(feasible_nodes)), times);
         let cycle = BindingCycle {
             scheduler: Arc::clone(&scheduler),
             framework,

@@ -32,6 +32,7 @@ mod requeue;
 mod state;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use config::{IncomingObserver, LiveQueueConfig, ProfileQueueing, QueueConfig};
 use heap::{Heap, Less};
@@ -40,6 +41,7 @@ pub use nominator::Nominator;
 pub use queued_pod_info::{PodInQueue, QueuedPodInfo};
 use requeue::Strategy;
 use state::State;
+pub use waiting::WaitingPod;
 
 /// Pods popped close together are ordered by priority within this window (upstream's `backoffQOrderingWindowDuration`).
 pub const BACKOFF_ORDERING_WINDOW: Duration = Duration::from_secs(1);
@@ -520,44 +522,6 @@ impl SchedulingQueue {
             .iter()
             .map(|(plugin, pods)| (*plugin, pods.len()))
             .collect()
-    }
-
-    /// Where a pod waits; `None` when it does not.
-    pub fn find(&self, uid: &str) -> Option<PodInQueue> {
-        let state = self.lock();
-        let now = (self.config.now)();
-        let found = |place: &'static str, queued: &QueuedPodInfo| PodInQueue {
-            place,
-            attempts: queued.attempts,
-            rejected_by: queued.rejectors().collect(),
-            gated_by: queued.gating_plugin,
-            backoff: queued
-                .backoff_expiration
-                .map(|end| end.saturating_duration_since(now)),
-        };
-        if state.in_flight.contains(uid) {
-            return Some(PodInQueue {
-                place: "inFlight",
-                ..PodInQueue::default()
-            });
-        }
-        let heaps = [
-            ("active", &state.active),
-            ("backoff", &state.backoff),
-            ("backoff", &state.error_backoff),
-        ];
-        for (place, heap) in heaps {
-            if let Some(queued) = heap.get(uid) {
-                return Some(found(place, queued));
-            }
-        }
-        let queued = state.unschedulable.get(uid)?;
-        let place = if queued.gated() {
-            "gated"
-        } else {
-            "unschedulable"
-        };
-        Some(found(place, queued))
     }
 
     /// The pods that wait, for debugging.

@@ -335,7 +335,9 @@ impl Entry {
             self.verdicts.judged().len(),
             self.verdicts.feasible().len() - excluded.len(),
         );
-        Ok(request.chosen(node, judged, feasible, self.state.clone()))
+        let score = own.is_none().then(|| self.totals[node as usize]);
+        let state = self.state.clone();
+        Ok(request.chosen((node, score), judged, feasible, state))
     }
 
     fn choose_viewed(&mut self, request: &Request<'_>) -> Result<Chosen, NotChosen> {
@@ -372,7 +374,7 @@ impl Entry {
         }
         let judged = verdicts.judged().len();
         if let Some(node) = request.own_nomination(feasible) {
-            return Ok(request.chosen(node, judged, 1, self.state.clone()));
+            return Ok(request.chosen((node, None), judged, 1, self.state.clone()));
         }
         if request.narrows()
             && let Some(refused) = request.narrow(feasible)?
@@ -392,7 +394,8 @@ impl Entry {
         }
         request.add_extenders_scores(feasible, totals);
         let node = best(feasible, totals, request.random).expect("feasible is not empty");
-        Ok(request.chosen(node, judged, feasible.len(), self.state.clone()))
+        let (score, state) = (Some(totals[node as usize]), self.state.clone());
+        Ok(request.chosen((node, score), judged, feasible.len(), state))
     }
 
     /// Fewer nodes may be feasible than without the views, so the largest raw scores may differ, and with them the totals.

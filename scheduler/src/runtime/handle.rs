@@ -15,6 +15,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Framework, WaitingPods, WeakFramework};
+use crate::decisions::Decisions;
 use crate::fetch::Fetcher;
 use crate::metrics::Metrics;
 use crate::objects::Observers;
@@ -39,6 +40,7 @@ pub struct Shared {
     /// Nodes that something has changed about, beside the node and its pods.
     touched: Mutex<BTreeSet<String>>,
     any_touched: AtomicBool,
+    decisions: Decisions,
 }
 
 impl Shared {
@@ -67,6 +69,7 @@ impl Shared {
             fetcher: OnceLock::new(),
             touched: Mutex::default(),
             any_touched: AtomicBool::new(false),
+            decisions: Decisions::default(),
         })
     }
 
@@ -130,6 +133,16 @@ impl Shared {
     /// What time it is.
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// The last decisions.
+    pub fn decisions(&self) -> &Decisions {
+        &self.decisions
+    }
+
+    /// The end of the scheduler.
+    pub fn end(&self) -> &CancellationToken {
+        &self.end
     }
 
     /// The runtime tasks run on.

@@ -285,6 +285,9 @@ fn commit(
             handle_scheduling_failure(scheduler, framework, queued, failure, &clear(), start);
             continue;
         }
+        let times = (start, scheduler.shared.metrics().start());
+        let decisions = scheduler.shared.decisions();
+        decisions.chose(&pod, node_name, (None, None), times);
         let cycle = BindingCycle {
             scheduler: Arc::clone(scheduler),
             framework: Arc::clone(framework),

@@ -330,3 +330,47 @@ fn who_polls_is_woken_by_a_pod_and_by_the_end() {
     assert_eq!(count.0.load(Ordering::Relaxed), 2);
     assert!(matches!(queue.poll_pop(&mut context), Poll::Ready(None)));
 }
+
+#[test]
+fn pods_that_wait_are_told_of_with_their_part() {
+    let (queue, clock) = queue();
+    queue.add(pod("rejected").info());
+    fail(&queue, Some("Fit"));
+    queue.add(pod("broken").info());
+    fail(&queue, None);
+    queue.add(pod("gated").scheduling_gate("g").info());
+    for i in 0..5 {
+        queue.add(pod(&format!("new-{i}")).info());
+    }
+    *clock.0.lock().unwrap() += Duration::from_secs(3);
+    let told = |most| {
+        let mut told: Vec<String> = queue
+            .waiting(most)
+            .into_iter()
+            .map(|w| {
+                let (name, queued) = (w.pod.name().to_owned(), w.queued);
+                let by = queued.gated_by.into_iter().chain(queued.rejected_by);
+                let by: BTreeSet<_> = by.collect();
+                let seconds = w.waited.as_secs();
+                format!(
+                    "{} {name} {} {by:?} {seconds}",
+                    queued.place, queued.attempts
+                )
+            })
+            .collect();
+        told.sort();
+        told
+    };
+    let all = told(10);
+    assert_eq!(all.len(), 8, "{all:?}");
+    for line in [
+        "active new-0 0 {} 3",
+        "backoff broken 1 {} 3",
+        "gated gated 0 {\"Test\"} 3",
+        "unschedulable rejected 1 {\"Fit\"} 3",
+    ] {
+        assert!(all.iter().any(|told| told == line), "{line} in {all:?}");
+    }
+    // Two of those that are active, the others are no more than that.
+    assert_eq!(told(2).len(), 5);
+}
