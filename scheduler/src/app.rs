@@ -72,7 +72,7 @@ async fn run(flags: Flags, shutdown: Shutdown) -> anyhow::Result<()> {
     if let Some(elector) = &elector {
         elector.add_health_check(&health);
     }
-    let configz = component.configz(registry(options.pod_groups()));
+    let configz = component.configz(registry_of(&options));
     let pages = pages(&health, &flags, metrics, configz).merge(component.questions());
     options.serving.serve(pages, shutdown.clone()).await?;
     component.reload(&flags, &shutdown)?;
@@ -104,6 +104,15 @@ pub fn registry(pod_groups: bool) -> Vec<Registration> {
     all
 }
 
+/// Those that the gates of `options` leave.
+fn registry_of(options: &Options) -> Vec<Registration> {
+    let mut all = registry(options.pod_groups());
+    if options.topology_aware() {
+        plugins::registry::enable_topology_aware(&mut all);
+    }
+    all
+}
+
 /// `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`, `/flagz`.
 fn pages(
     health: &Health,
@@ -117,7 +126,7 @@ fn pages(
 }
 
 fn write_config(options: &Options, path: &std::path::Path) -> anyhow::Result<()> {
-    let config = config::completed(&options.config, &registry(options.pod_groups()));
+    let config = config::completed(&options.config, &registry_of(options));
     let text = serde_saphyr::to_string(&config).context("encoding the configuration")?;
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     tracing::info!(component = COMPONENT, path = %path.display(), "Wrote configuration");

@@ -130,10 +130,10 @@ impl NoObjects {
         }
     }
 
-    /// Knows these pods, and groups of pods.
-    pub fn with_pod_groups(pods: impl IntoIterator<Item = Arc<Pod>>) -> Self {
+    /// Knows these pods, and groups of pods; `topology_aware`: these have placements.
+    pub fn with_pod_groups(pods: impl IntoIterator<Item = Arc<Pod>>, topology_aware: bool) -> Self {
         NoObjects {
-            pod_groups: PodGroupCache::new(true),
+            pod_groups: PodGroupCache::new(true).with_topology_aware(topology_aware),
             ..NoObjects::with_pods(pods)
         }
     }

@@ -29,9 +29,6 @@ pub const DEFAULT_SCHEDULER_NAME: &str = "default-scheduler";
 /// How long an extender's answer may take where nothing is said.
 pub const DEFAULT_EXTENDER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Plugins upstream has that are not built here: naming one explicitly is an error.
-pub const NOT_BUILT: &[&str] = &["TopologyPlacementGenerator", "PodGroupPodsCount"];
-
 /// The configuration file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -309,14 +306,5 @@ pub fn not_acted_on(config: &KubeSchedulerConfiguration) -> Vec<String> {
         !config.enable_contention_profiling,
         "enableContentionProfiling",
     );
-    for (i, profile) in config.profiles.iter().enumerate() {
-        for (j, plugin) in profile.plugin_config.iter().enumerate() {
-            let absent = NOT_BUILT.contains(&plugin.name.as_str());
-            note(
-                absent,
-                &format!("profiles[{i}].pluginConfig[{j}] ({})", plugin.name),
-            );
-        }
-    }
     fields
 }

@@ -110,11 +110,26 @@ impl Decider {
         pod: &Arc<PodInfo>,
         nominator: &Nominator,
     ) -> Result<Chosen, NotChosen> {
-        if snapshot.num_nodes() == 0 {
+        self.decide_within(framework, snapshot, pod, nominator, None)
+    }
+
+    /// The same as if the nodes of `within` were all there are to choose of; what plugins count in the cluster they count on all nodes. `None`: all are.
+    ///
+    /// # Errors
+    /// When none of them fits, or a plugin fails.
+    pub fn decide_within(
+        &mut self,
+        framework: &Framework,
+        snapshot: &Snapshot,
+        pod: &Arc<PodInfo>,
+        nominator: &Nominator,
+        within: Option<&NodeSet>,
+    ) -> Result<Chosen, NotChosen> {
+        let nodes = within.map_or(snapshot.num_nodes(), NodeSet::len);
+        if nodes == 0 {
             return Err(NotChosen::NoNodes);
         }
-        self.decisions += 1;
-        let random = splitmix64(self.seed ^ self.decisions.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let random = self.draw();
         let nominated = relevant_nominations(nominator, snapshot, pod);
         let request = Request {
             framework,
@@ -123,8 +138,9 @@ impl Decider {
             random,
             nominated,
             extenders: framework.extenders_of(pod),
-            sample: framework.num_feasible_nodes_to_find(snapshot.num_nodes()),
+            sample: framework.num_feasible_nodes_to_find(nodes),
             start: Cell::new(self.next_start),
+            within,
         };
         let mut chosen = None;
         if self.sign(framework, snapshot, pod)
@@ -135,6 +151,12 @@ impl Decider {
         let chosen = chosen.unwrap_or_else(|| from_scratch(&request));
         self.next_start = request.start.get();
         chosen
+    }
+
+    /// The next of the numbers that settle ties.
+    pub fn draw(&mut self) -> u64 {
+        self.decisions += 1;
+        splitmix64(self.seed ^ self.decisions.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
     /// Fills `key`, `inputs` and `cluster_wide`; false when the pod has no signature.
@@ -231,6 +253,8 @@ struct Request<'a> {
     sample: Option<usize>,
     /// Where the sample begins; then where the next does.
     start: Cell<usize>,
+    /// A placement: no other nodes are there for this pod. `None`: all are.
+    within: Option<&'a NodeSet>,
 }
 
 impl Request<'_> {
@@ -301,6 +325,10 @@ impl Request<'_> {
     }
 
     fn no_fit(&self, verdicts: Verdicts, excluded: Vec<(NodeIndex, Status)>) -> NotChosen {
+        let verdicts = match self.within {
+            Some(within) => verdicts.restricted_to(within),
+            None => verdicts,
+        };
         let mut diagnosis = Diagnosis::default();
         for (status, _) in verdicts.rejections() {
             diagnosis.add_plugin_status(status);
@@ -315,7 +343,7 @@ impl Request<'_> {
             }
         }
         NotChosen::NoFit(Box::new(FitError {
-            num_all_nodes: self.snapshot.num_nodes(),
+            num_all_nodes: self.num_nodes(),
             diagnosis,
         }))
     }
@@ -343,17 +371,20 @@ fn from_scratch(request: &Request<'_>) -> Result<Chosen, NotChosen> {
         diagnosis.add_plugin_status(&status);
         diagnosis.node_to_status.set_absent_nodes_status(status);
         return Err(NotChosen::NoFit(Box::new(FitError {
-            num_all_nodes: snapshot.num_nodes(),
+            num_all_nodes: request.num_nodes(),
             diagnosis,
         })));
     }
-    let nodes: NodeSet = match &result.node_names {
+    let mut nodes: NodeSet = match &result.node_names {
         Some(names) => names
             .iter()
             .filter_map(|name| snapshot.index(name))
             .collect(),
         None => snapshot.columns().live().clone(),
     };
+    if let Some(within) = request.within {
+        nodes.intersect_with(within);
+    }
     let start = framework.shared().metrics().start();
     let mut verdicts = Verdicts::new(nodes, snapshot.columns().len());
     for judge in framework.judges().iter().filter(|judge| judge.filter) {

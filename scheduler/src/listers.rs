@@ -239,6 +239,14 @@ impl InformerListers {
             devices: DeviceCache::new(features),
         }
     }
+
+    /// The same with the gate `TopologyAwareWorkloadScheduling` like this.
+    pub fn with_topology_aware(self, on: bool) -> Self {
+        InformerListers {
+            pod_groups: self.pod_groups.with_topology_aware(on),
+            ..self
+        }
+    }
 }
 
 impl Listers for InformerListers {

@@ -172,16 +172,43 @@ component_base::metrics! {
     }
 }
 
+component_base::metrics! {
+    /// Upstream has them where the gate `TopologyAwareWorkloadScheduling` is on.
+    struct PlacementFamilies {
+        /// Placements that were made.
+        generated_placements: IntCounterVec = make::counters(
+            "scheduler_generated_placements_total",
+            "Number of candidate placements generated when scheduling pod groups.",
+            &["profile"]
+        ),
+        /// Placements that a group was tried in.
+        placement_evaluations: IntCounterVec = make::counters(
+            "scheduler_placement_evaluations_total",
+            "Number of candidate placements evaluated when scheduling pod groups, by result. 'feasible' means the pod group fit into the placement, while 'infeasible' means it did not.",
+            &["result", "profile"]
+        ),
+        /// The same, how long each took.
+        placement_evaluation_duration: HistogramVec = make::histograms(
+            "scheduler_placement_evaluation_duration_seconds",
+            "Latency in seconds of evaluating a single candidate placement when scheduling pod groups, by result. 'feasible' means the pod group fit into the placement, while 'infeasible' means it did not.",
+            &["result", "profile"],
+            buckets(0.001, 2.0, 15)
+        ),
+    }
+}
+
 /// What one scheduler counts and measures.
 pub struct Metrics {
     clock: Clock,
     families: Families,
     /// `None`: groups of pods are no groups here.
     groups: Option<GroupFamilies>,
+    /// `None`: groups have no placements here.
+    placements: Option<PlacementFamilies>,
 }
 
 impl Metrics {
-    /// Makes all of them, at zero, and adds them to the registry. `pod_groups`: the gate `GenericWorkload` is on.
+    /// Makes all of them, at zero, and adds them to the registry. `pod_groups`: the gate `GenericWorkload` is on; `topology_aware`: `TopologyAwareWorkloadScheduling` is.
     ///
     /// # Errors
     /// The registry has one of them already: it is another scheduler's.
@@ -189,20 +216,23 @@ impl Metrics {
         registry: &Registry,
         clock: Clock,
         pod_groups: bool,
+        topology_aware: bool,
     ) -> Result<Arc<Self>, RegisterError> {
         let families = Families::register(registry)?;
         families.config_last_reload_successful.set(1);
         let groups = pod_groups.then(|| GroupFamilies::register(registry));
+        let placements = topology_aware.then(|| PlacementFamilies::register(registry));
         Ok(Arc::new(Metrics {
             clock,
             families,
             groups: groups.transpose()?,
+            placements: placements.transpose()?,
         }))
     }
 
     /// Those that nobody reads: of replays, benchmarks and tests.
     pub fn unread(clock: Clock) -> Arc<Self> {
-        Self::register(&Registry::new(), clock, false).expect("the registry is empty")
+        Self::register(&Registry::new(), clock, false, false).expect("the registry is empty")
     }
 
     /// The moment from which something is measured.
@@ -268,6 +298,35 @@ impl Metrics {
             .inc();
         groups
             .pod_group_scheduling_attempt_duration
+            .with_label_values(&[result, profile])
+            .observe(self.since(start).as_secs_f64());
+    }
+
+    /// So many placements were made for a group.
+    pub fn observe_placements(&self, profile: &str, count: usize) {
+        if let Some(placements) = &self.placements {
+            placements
+                .generated_placements
+                .with_label_values(&[profile])
+                .inc_by(count as u64);
+        }
+    }
+
+    /// A group was tried in a placement; `feasible`: it comes together there.
+    pub fn observe_placement(&self, feasible: bool, profile: &str, start: Instant) {
+        let Some(placements) = &self.placements else {
+            return;
+        };
+        let result = match feasible {
+            true => "feasible",
+            false => "infeasible",
+        };
+        placements
+            .placement_evaluations
+            .with_label_values(&[result, profile])
+            .inc();
+        placements
+            .placement_evaluation_duration
             .with_label_values(&[result, profile])
             .observe(self.since(start).as_secs_f64());
     }

@@ -35,6 +35,7 @@ const FEATURES: &[Feature] = &[
         default: false,
         ..Feature::beta("GenericWorkload")
     },
+    Feature::alpha("TopologyAwareWorkloadScheduling"),
     Feature::locked("NodeDeclaredFeatures"),
     Feature::locked("DynamicResourceAllocation"),
     Feature::locked("DRAAdminAccess"),
@@ -61,7 +62,6 @@ const NOT_BUILT: &[&str] = &[
     // What stands on groups of pods (`scheduling.k8s.io/v1beta1`).
     "CompositePodGroup",
     "PodGroupPreemptionPolicy",
-    "TopologyAwareWorkloadScheduling",
 ];
 
 /// Everything that was asked for.
@@ -110,6 +110,9 @@ pub enum InvalidOptions {
     /// A gate is on whose feature there is not.
     #[error("feature-gates: Invalid value: \"{0}=true\": the feature is not built")]
     NotBuilt(&'static str),
+    /// A gate is on without one it builds on.
+    #[error("feature-gates: {0} is enabled, but depends on features that are disabled: [{1}]")]
+    Depends(&'static str, &'static str),
 }
 
 /// Every flag.
@@ -175,6 +178,10 @@ impl Options {
             return Err(InvalidOptions::NotBuilt(gate));
         }
         features.set(given)?;
+        let (gate, base) = ("TopologyAwareWorkloadScheduling", "GenericWorkload");
+        if features.enabled(gate) && !features.enabled(base) {
+            return Err(InvalidOptions::Depends(gate, base));
+        }
         let connection = &config.client_connection;
         Ok(Options {
             serving: ServingOptions::from_flags(flags, COMPONENT)?,
@@ -205,6 +212,11 @@ impl Options {
     /// Are pods of a group (`spec.schedulingGroup`) scheduled together? The gate `GenericWorkload`, beta and off, as upstream.
     pub fn pod_groups(&self) -> bool {
         self.features.enabled("GenericWorkload")
+    }
+
+    /// Do groups go to nodes of one domain of the topology that they name? The gate `TopologyAwareWorkloadScheduling`, alpha; it needs `GenericWorkload`.
+    pub fn topology_aware(&self) -> bool {
+        self.features.enabled("TopologyAwareWorkloadScheduling")
     }
 
     /// The gates that Dynamic Resource Allocation goes by; one is off, too, where another is that it builds on.
@@ -366,11 +378,15 @@ mod tests {
         };
         assert!(groups("GenericWorkload=true") && !groups("GenericWorkload=false"));
         assert!(!groups("DRAConsumableCapacity=true"), "off by default");
-        for gate in [
-            "CompositePodGroup",
-            "PodGroupPreemptionPolicy",
-            "TopologyAwareWorkloadScheduling",
-        ] {
+        let topology = "TopologyAwareWorkloadScheduling";
+        let with = |gates: String| parse(&[&format!("--feature-gates={gates}")]);
+        let error = with(format!("{topology}=true")).err().expect("depends");
+        let expect = "depends on features that are disabled: [GenericWorkload]";
+        assert!(error.to_string().contains(expect), "{error}");
+        let both = with(format!("{topology}=true,GenericWorkload=true"));
+        let both = both.unwrap_or_else(|e| panic!("{e}"));
+        assert!(both.topology_aware() && both.pod_groups());
+        for gate in ["CompositePodGroup", "PodGroupPreemptionPolicy"] {
             let with = |on: bool| parse(&[&format!("--feature-gates={gate}={on}")]);
             let error = with(true).err().expect("not built").to_string();
             assert!(error.contains(&format!("{gate}=true")), "{error}");

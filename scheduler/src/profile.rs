@@ -67,6 +67,12 @@ pub enum ProfileError {
         /// The first profile's.
         first: &'static str,
     },
+    /// More than one makes placements.
+    #[error("at most one placement generate plugin is allowed for profile {profile:?}")]
+    PlacementGenerate {
+        /// The profile.
+        profile: String,
+    },
     /// No bind plugin.
     #[error("initializing profile {profile:?}: at least one bind plugin is needed")]
     NoBind {
@@ -146,6 +152,11 @@ pub fn new_framework(
             profile: name.to_owned(),
         });
     }
+    if points.placement_generate.len() > 1 {
+        return Err(ProfileError::PlacementGenerate {
+            profile: name.to_owned(),
+        });
+    }
     Ok(Framework::new(name, points, shared, &handle, beside))
 }
 
@@ -188,22 +199,41 @@ impl Builder<'_> {
             placement_feasible: list("PlacementFeasible", &PluginSet::default(), |p| {
                 p.as_placement_feasible().is_some()
             })?,
+            placement_generate: list("PlacementGenerate", &plugins.placement_generate, |p| {
+                p.as_placement_generate().is_some()
+            })?,
             score: Vec::new(),
+            placement_score: Vec::new(),
         };
-        let score = self.point("Score", &plugins.score, &multi_point, |p| {
+        points.score = self.scores("Score", &plugins.score, &multi_point, |p| {
             p.as_score().is_some()
         })?;
-        for (plugin, weight) in score {
-            if !(1..=i64::from(i32::MAX)).contains(&weight) {
+        let set = &plugins.placement_score;
+        points.placement_score = self.scores("PlacementScore", set, &multi_point, |p| {
+            p.as_placement_score().is_some()
+        })?;
+        Ok(points)
+    }
+
+    /// The same with weights, all of which must be good.
+    fn scores(
+        &mut self,
+        point: &'static str,
+        set: &PluginSet,
+        multi_point: &[Weighted],
+        implements: fn(&dyn Plugin) -> bool,
+    ) -> Result<Vec<Weighted>, ProfileError> {
+        let scores = self.point(point, set, multi_point, implements)?;
+        for (plugin, weight) in &scores {
+            if !(1..=i64::from(i32::MAX)).contains(weight) {
                 return Err(ProfileError::Weight {
                     profile: self.profile.to_owned(),
                     plugin: plugin.name().to_owned(),
-                    weight,
+                    weight: *weight,
                 });
             }
-            points.score.push((plugin, weight));
         }
-        Ok(points)
+        Ok(scores)
     }
 
     /// The defaults as changed by the profile's `multiPoint`: a default that is named again keeps its place and takes the new weight.

@@ -18,6 +18,7 @@ use crate::runtime::Framework;
 use crate::scheduler::Scheduler;
 
 mod group;
+mod placement;
 #[cfg(test)]
 mod tests;
 
@@ -148,7 +149,7 @@ impl SchedulingLoop {
         pod: &Arc<PodInfo>,
     ) -> Result<Chosen, (Failure, NominatingInfo)> {
         let clear = || NominatingInfo::Override(String::new());
-        match self.choose(framework, pod) {
+        match self.choose(framework, pod, None) {
             Ok(chosen) => Ok(chosen),
             Err(Failure::Fit(Code::Unschedulable, fit)) => {
                 Err(self.post_filter(framework, pod, fit))
@@ -162,6 +163,7 @@ impl SchedulingLoop {
         &mut self,
         framework: &Arc<Framework>,
         pod: &Arc<PodInfo>,
+        within: Option<&NodeSet>,
     ) -> Result<Chosen, Failure> {
         if let Some((plugin, reason)) = not_supported(framework, pod) {
             return Err(Failure::Fit(
@@ -178,12 +180,8 @@ impl SchedulingLoop {
             *decider = (Arc::clone(framework), Decider::new(seed));
         }
         let (_, decider) = decider;
-        match decider.decide(
-            framework,
-            &self.snapshot,
-            pod,
-            self.scheduler.queue.nominator(),
-        ) {
+        let nominator = self.scheduler.queue.nominator();
+        match decider.decide_within(framework, &self.snapshot, pod, nominator, within) {
             Ok(chosen) => Ok(chosen),
             Err(NotChosen::NoNodes) => Err(Failure::NoNodes),
             Err(NotChosen::Error(status)) => Err(Failure::Status(status)),
@@ -284,7 +282,11 @@ fn reserve(
         tracing::error!(%error, "Scheduler cache AssumePod failed");
         return Status::error(error);
     }
-    scheduler.shared.listers().pod_groups().assume(&pod.pod);
+    scheduler
+        .shared
+        .listers()
+        .pod_groups()
+        .assume(&pod.pod, node_name);
     scheduler.queue.nominator().delete(&pod.uid);
     let status = framework.run_reserve_plugins_reserve(state, pod, node_name);
     if !status.is_success() {

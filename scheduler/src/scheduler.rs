@@ -242,6 +242,7 @@ pub(crate) fn queueing(framework: &Framework) -> ProfileQueueing {
         &points.reserve,
         &points.permit,
         &points.pre_bind,
+        &points.placement_generate,
     ];
     let mut hints = Vec::new();
     if !framework.extenders().is_empty() {

@@ -264,8 +264,18 @@ impl Bed {
 
     /// The same with the gate `GenericWorkload` on.
     pub fn with_pod_groups(pods: &[Arc<PodInfo>]) -> Self {
-        let listers = NoObjects::with_pod_groups(pods.iter().map(|pod| Arc::clone(&pod.pod)));
+        let pods = pods.iter().map(|pod| Arc::clone(&pod.pod));
+        let listers = NoObjects::with_pod_groups(pods, false);
         let registry = plugins::registry::in_tree_with_pod_groups();
+        Self::build(KubeSchedulerConfiguration::default(), listers, registry)
+    }
+
+    /// The same with the gate `TopologyAwareWorkloadScheduling` on, too.
+    pub fn with_topology_aware(pods: &[Arc<PodInfo>]) -> Self {
+        let pods = pods.iter().map(|pod| Arc::clone(&pod.pod));
+        let listers = NoObjects::with_pod_groups(pods, true);
+        let mut registry = plugins::registry::in_tree_with_pod_groups();
+        plugins::registry::enable_topology_aware(&mut registry);
         Self::build(KubeSchedulerConfiguration::default(), listers, registry)
     }
 

@@ -17,6 +17,7 @@ pub mod handle;
 pub mod node_info;
 pub mod node_set;
 pub mod objects;
+pub mod placement;
 pub mod plugin;
 pub mod pod_groups;
 pub mod pod_info;
@@ -44,6 +45,9 @@ pub use handle::{
 pub use node_info::{HostPortInfo, NodeInfo};
 pub use node_set::{NodeIndex, NodeSet};
 pub use objects::{Object, ObjectKind};
+pub use placement::{
+    Placement, PlacementGeneratePlugin, PlacementScorePlugin, PodGroupAssignments,
+};
 pub use plugin::*;
 pub use pod_groups::PodGroupCache;
 pub use pod_info::{AffinityTerm, HostPort, PodClaim, PodInfo, PodResource, WeightedAffinityTerm};

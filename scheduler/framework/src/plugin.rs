@@ -20,6 +20,7 @@ use crate::event::{ClusterEventWithHint, EventObject};
 use crate::node_info::NodeInfo;
 use crate::node_set::{NodeIndex, NodeSet};
 use crate::objects::ObjectKind;
+use crate::placement::{PlacementGeneratePlugin, PlacementScorePlugin};
 use crate::pod_info::PodInfo;
 use crate::signature::Sign;
 use crate::snapshot::Snapshot;
@@ -85,6 +86,8 @@ points! {
     as_bind -> BindPlugin, "Implements Bind?";
     as_post_bind -> PostBindPlugin, "Implements PostBind?";
     as_placement_feasible -> PlacementFeasiblePlugin, "Implements PlacementFeasible?";
+    as_placement_generate -> PlacementGeneratePlugin, "Implements PlacementGenerate?";
+    as_placement_score -> PlacementScorePlugin, "Implements PlacementScore?";
     as_observer -> Observer, "Wants to hear of what changes in the cluster?";
 }
 

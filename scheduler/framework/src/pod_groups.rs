@@ -22,6 +22,13 @@ pub fn group_of(pod: &Pod) -> Option<(&str, &str)> {
     Some((pod.metadata.namespace.as_deref().unwrap_or_default(), name))
 }
 
+/// The label whose value all pods of the group have in common on their nodes; `None` for a group without such a constraint. The API allows one.
+pub fn topology_key(group: &PodGroup) -> Option<&str> {
+    let constraints = group.spec.scheduling_constraints.as_ref()?;
+    let first = constraints.topology.as_ref()?.first()?;
+    Some(&first.key)
+}
+
 /// So many pods of a gang have to get a node together; `None` for a group that is no gang.
 pub fn min_count(group: &PodGroup) -> Option<usize> {
     let gang = group.spec.scheduling_policy.gang.as_ref()?;
@@ -39,6 +46,8 @@ enum Place {
 struct Member {
     pod: Arc<Pod>,
     place: Place,
+    /// While it is assumed to have one: the node.
+    assumed_node: Option<Arc<str>>,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +76,7 @@ fn key((namespace, name): (&str, &str)) -> Key {
 #[derive(Debug, Default)]
 pub struct PodGroupCache {
     enabled: bool,
+    topology_aware: bool,
     groups: RwLock<BTreeMap<Key, Group>>,
 }
 
@@ -75,8 +85,22 @@ impl PodGroupCache {
     pub fn new(enabled: bool) -> Self {
         PodGroupCache {
             enabled,
+            topology_aware: false,
             groups: RwLock::default(),
         }
+    }
+
+    /// The same, with the gate `TopologyAwareWorkloadScheduling` like this; it is off without `GenericWorkload`.
+    pub fn with_topology_aware(self, on: bool) -> Self {
+        PodGroupCache {
+            topology_aware: on && self.enabled,
+            ..self
+        }
+    }
+
+    /// Is the gate `TopologyAwareWorkloadScheduling` on?
+    pub fn topology_aware(&self) -> bool {
+        self.topology_aware
     }
 
     /// Is the gate `GenericWorkload` on?
@@ -142,8 +166,13 @@ impl PodGroupCache {
                 Some(place) => place,
                 None => Place::Unscheduled,
             };
-            let pod = Arc::clone(pod);
-            group.pods.insert(uid, Member { pod, place });
+            let assumed_node = group.pods.remove(&uid).and_then(|known| known.assumed_node);
+            let member = Member {
+                pod: Arc::clone(pod),
+                place,
+                assumed_node: assumed_node.filter(|_| place == Place::Assumed),
+            };
+            group.pods.insert(uid, member);
         });
     }
 
@@ -156,23 +185,24 @@ impl PodGroupCache {
         });
     }
 
-    /// A pod is assumed to have a node.
-    pub fn assume(&self, pod: &Pod) {
-        self.place(pod, Place::Unscheduled, Place::Assumed);
+    /// A pod is assumed to have this node.
+    pub fn assume(&self, pod: &Pod, node: &str) {
+        self.place(pod, Place::Unscheduled, Place::Assumed, Some(node));
     }
 
     /// It is no longer.
     pub fn forget(&self, pod: &Pod) {
-        self.place(pod, Place::Assumed, Place::Unscheduled);
+        self.place(pod, Place::Assumed, Place::Unscheduled, None);
     }
 
     /// A pod that is gone meanwhile, or has its node, stays as it is.
-    fn place(&self, pod: &Pod, from: Place, to: Place) {
+    fn place(&self, pod: &Pod, from: Place, to: Place, node: Option<&str>) {
         let Some(of) = self.group_of(pod) else { return };
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         self.change(of, |group| {
             if let Some(member) = group.pods.get_mut(uid).filter(|m| m.place == from) {
                 member.place = to;
+                member.assumed_node = node.map(Arc::from);
             }
         });
     }
@@ -219,6 +249,26 @@ impl PodGroupCache {
     pub fn scheduled(&self, of: (&str, &str)) -> Vec<Arc<Pod>> {
         self.pods(of, |place| place != Place::Unscheduled)
     }
+
+    /// The same, with the node of each.
+    pub fn scheduled_on(&self, of: (&str, &str)) -> Vec<(Arc<Pod>, Arc<str>)> {
+        let groups = self.read();
+        let Some(group) = groups.get(&key(of)) else {
+            return Vec::new();
+        };
+        let on = |member: &Member| {
+            let node = match member.place {
+                Place::Unscheduled => return None,
+                Place::Assumed => member.assumed_node.clone()?,
+                Place::Assigned => {
+                    let spec = member.pod.spec.as_ref();
+                    spec.and_then(|spec| spec.node_name.as_deref())?.into()
+                }
+            };
+            Some((Arc::clone(&member.pod), node))
+        };
+        group.pods.values().filter_map(on).collect()
+    }
 }
 
 #[cfg(test)]
@@ -250,20 +300,28 @@ mod tests {
         cache.set_pod(&b);
         cache.set_pod(&make_pod("alone").uid("alone").build());
         counts(2, 0);
-        cache.assume(&a);
+        cache.assume(&a, "m");
         counts(2, 1);
         cache.set_pod(&a);
         assert_eq!(cache.assumed(OF).len(), 1, "a change leaves it assumed");
+        let on = |expect: &[&str]| {
+            let scheduled = cache.scheduled_on(OF);
+            let nodes: Vec<_> = scheduled.iter().map(|(_, node)| &**node).collect();
+            assert_eq!(nodes, expect);
+        };
+        on(&["m"]);
         cache.forget(&a);
         counts(2, 0);
-        cache.assume(&a);
+        on(&[]);
+        cache.assume(&a, "m");
         cache.set_pod(&member("a").node("n").build());
+        on(&["n"]);
         cache.forget(&a);
         counts(2, 1);
         assert!(cache.assumed(OF).is_empty());
         assert_eq!(cache.unscheduled(OF).len(), 1);
         cache.delete_pod(&a);
-        cache.assume(&a);
+        cache.assume(&a, "m");
         counts(1, 0);
         cache.delete_pod(&b);
         assert!(cache.read().is_empty(), "nothing is left");

@@ -45,6 +45,23 @@ impl Verdicts {
         self.plugin = other.plugin;
     }
 
+    /// The same about the nodes of `within` alone, as if no others had been judged.
+    pub fn restricted_to(&self, within: &NodeSet) -> Verdicts {
+        let mut restricted = self.clone();
+        restricted.judged.intersect_with(within);
+        restricted.feasible.intersect_with(within);
+        restricted.rejection = vec![0; self.rejection.len()];
+        restricted.counts.fill(0);
+        for node in restricted.judged.iter() {
+            let id = self.rejection[node as usize];
+            if id != 0 {
+                restricted.rejection[node as usize] = id;
+                restricted.counts[id as usize - 1] += 1;
+            }
+        }
+        restricted
+    }
+
     /// Names the plugin whose rejections follow (the runtime does this).
     pub fn set_plugin(&mut self, plugin: &'static str) {
         self.plugin = plugin;
@@ -159,6 +176,14 @@ mod tests {
                 .map(|(s, n)| (s.message(), n))
                 .collect::<Vec<_>>(),
             [("full".into(), 2), ("tainted".into(), 1)]
+        );
+        let part = verdicts.restricted_to(&[1, 2, 7].into_iter().collect());
+        assert_eq!(part.judged().len(), 2);
+        assert_eq!(part.status(0), None, "it was not judged there");
+        let rejections = part.rejections().map(|(s, n)| (s.message(), n));
+        assert_eq!(
+            rejections.collect::<Vec<_>>(),
+            [("full".into(), 1), ("tainted".into(), 1)]
         );
         verdicts.reset(1, true);
         verdicts.reset(0, false);

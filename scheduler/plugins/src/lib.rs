@@ -20,6 +20,7 @@ pub mod node_ports;
 pub mod node_resources_fit;
 pub mod node_unschedulable;
 pub mod node_volume_limits;
+pub mod pod_group_pods_count;
 pub mod pod_topology_spread;
 pub mod preemption;
 pub mod priority_sort;
@@ -29,6 +30,7 @@ pub mod scheduling_gates;
 pub mod taint_toleration;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod topology_placement;
 #[cfg(test)]
 mod upstream_tests;
 pub mod volume_binding;

@@ -8,6 +8,10 @@ pub const DEFAULT_PREEMPTION: &str = "DefaultPreemption";
 pub const DYNAMIC_RESOURCES: &str = "DynamicResources";
 /// Pods of a gang get nodes together. With the feature gate `GenericWorkload` alone.
 pub const GANG_SCHEDULING: &str = "GangScheduling";
+/// Of the placements of a group, those that hold more of its pods. With the feature gate `TopologyAwareWorkloadScheduling` alone.
+pub const POD_GROUP_PODS_COUNT: &str = "PodGroupPodsCount";
+/// A group's placements: the domains of its topology. With the feature gate `TopologyAwareWorkloadScheduling` alone.
+pub const TOPOLOGY_PLACEMENT_GENERATOR: &str = "TopologyPlacementGenerator";
 /// Prefers nodes that have the images.
 pub const IMAGE_LOCALITY: &str = "ImageLocality";
 /// Near to, or far from, other pods.

@@ -16,8 +16,9 @@ use component_helpers::resources::is_extended_resource_name;
 use framework::args::{NodeResourcesFitArgs, decode};
 use framework::{
     ActionType, ClusterEventWithHint, Code, CycleState, EnqueueExtensions, EventObject,
-    EventResource, FilterPlugin, Fragments, Handle, NodeInfo, NodeSet, Plugin, PluginError,
-    PodInfo, QueueingHint, RejectionId, Resource, ScorePlugin, Sign, Snapshot, Status, Verdicts,
+    EventResource, FilterPlugin, Fragments, Handle, NodeInfo, NodeSet, PlacementScorePlugin,
+    Plugin, PluginError, PodInfo, QueueingHint, RejectionId, Resource, ScorePlugin, Sign, Snapshot,
+    Status, Verdicts,
 };
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::DeviceClass;
@@ -25,6 +26,7 @@ use k8s_openapi::api::resource::v1::DeviceClass;
 use crate::names;
 use crate::resource_allocation::{Columns, Share, shares, wanted};
 
+mod placement;
 mod scorer;
 #[cfg(test)]
 mod tests;
@@ -190,6 +192,9 @@ impl Plugin for NodeResourcesFit {
         })
     }
     fn as_filter(&self) -> Option<&dyn FilterPlugin> {
+        Some(self)
+    }
+    fn as_placement_score(&self) -> Option<&dyn PlacementScorePlugin> {
         Some(self)
     }
     fn as_score(&self) -> Option<&dyn ScorePlugin> {

@@ -46,6 +46,18 @@ pub fn in_tree() -> Vec<Registration> {
             default_enabled: false,
             ..line(names::GANG_SCHEDULING, 0, gang_scheduling::new)
         },
+        Registration {
+            default_enabled: false,
+            ..line(
+                names::TOPOLOGY_PLACEMENT_GENERATOR,
+                0,
+                topology_placement::new,
+            )
+        },
+        Registration {
+            default_enabled: false,
+            ..line(names::POD_GROUP_PODS_COUNT, 1, pod_group_pods_count::new)
+        },
     ]
 }
 
@@ -57,6 +69,16 @@ pub fn in_tree_with_pod_groups() -> Vec<Registration> {
         .filter(|line| line.name == names::GANG_SCHEDULING);
     gangs.for_each(|line| line.default_enabled = true);
     all
+}
+
+/// Puts those of the feature gate `TopologyAwareWorkloadScheduling` into the default profile, too.
+pub fn enable_topology_aware(all: &mut [Registration]) {
+    let of_gate = [
+        names::TOPOLOGY_PLACEMENT_GENERATOR,
+        names::POD_GROUP_PODS_COUNT,
+    ];
+    let lines = all.iter_mut().filter(|line| of_gate.contains(&line.name));
+    lines.for_each(|line| line.default_enabled = true);
 }
 
 #[cfg(test)]
@@ -71,7 +93,7 @@ mod tests {
             assert_eq!(plugin.name(), line.name);
             assert_eq!(
                 line.default_weight > 0,
-                plugin.as_score().is_some(),
+                plugin.as_score().is_some() || plugin.as_placement_score().is_some(),
                 "{}",
                 line.name
             );

@@ -46,6 +46,28 @@ pub(crate) fn wanted(
     resources.iter().map(of).collect()
 }
 
+/// What these pods ask for together. A resource that none of them asks for is one that a pod does not ask for.
+pub(crate) fn wanted_by_all<'a>(
+    pods: impl Iterator<Item = &'a PodInfo>,
+    resources: &[framework::args::ResourceSpec],
+    non_zero: bool,
+) -> Vec<Wanted> {
+    let nothing = |spec: &framework::args::ResourceSpec| Wanted {
+        name: spec.name.clone(),
+        weight: spec.weight,
+        request: 0,
+        ignored: is_scalar_resource_name(&spec.name),
+    };
+    let mut all: Vec<Wanted> = resources.iter().map(nothing).collect();
+    for pod in pods {
+        for (sum, one) in all.iter_mut().zip(wanted(pod, resources, non_zero)) {
+            sum.request = sum.request.saturating_add(one.request);
+            sum.ignored &= one.ignored;
+        }
+    }
+    all
+}
+
 /// The shares of one node, into `out`.
 pub(crate) fn shares(node: &NodeInfo, wanted: &[Wanted], non_zero: bool, out: &mut Vec<Share>) {
     out.clear();

@@ -98,7 +98,7 @@ pub fn handle_with(objects: &[serde_json::Value]) -> Arc<FakeHandle> {
 /// An empty scheduler, which knows of groups of pods.
 pub fn handle() -> Arc<dyn Handle> {
     Arc::new(FakeHandle {
-        pod_groups: PodGroupCache::new(true),
+        pod_groups: PodGroupCache::new(true).with_topology_aware(true),
         ..FakeHandle::default()
     })
 }

@@ -20,7 +20,7 @@ use kube::Client;
 use tokio::sync::mpsc;
 
 use super::recorders::Recorders;
-use super::registry;
+use super::registry_of;
 use crate::api_writer::KubeWriter;
 use crate::config::{self, DEFAULT_SCHEDULER_NAME, KubeSchedulerConfiguration};
 use crate::event_handlers::EventHandlers;
@@ -101,11 +101,12 @@ pub fn assemble(seams: Seams<'_>) -> anyhow::Result<Component> {
     let informers = Informers::start(&factory, options.device_features(), options.pod_groups());
     let writer = KubeWriter::new(client.clone(), leadership, clock.clone());
     let revisions = Arc::new(Revisions::default());
-    let listers = Arc::new(InformerListers::new(
+    let listers = InformerListers::new(
         informers.clone(),
         Arc::clone(&revisions),
         options.device_features(),
-    ));
+    );
+    let listers = Arc::new(listers.with_topology_aware(options.topology_aware()));
     let recorders = Arc::new(Recorders::new(events, clock.clone(), &shutdown));
     recorders.add(&options.config);
     let shared = Shared::new(
@@ -115,14 +116,19 @@ pub fn assemble(seams: Seams<'_>) -> anyhow::Result<Component> {
         tokio::runtime::Handle::current(),
         shutdown.token().clone(),
         clock.clone(),
-        Metrics::register(&metrics, clock, options.pod_groups())?,
+        Metrics::register(
+            &metrics,
+            clock,
+            options.pod_groups(),
+            options.topology_aware(),
+        )?,
     );
     let objects = ObjectInformers::new(client.clone(), informers.pods.clone(), shutdown.child());
     shared.observers().set_sources(Arc::clone(&objects.0) as _);
     shared.set_fetcher(Fetcher::new(client));
     let scheduler = Scheduler::new(
         &options.config,
-        &registry(options.pod_groups()),
+        &registry_of(options),
         shared,
         options.pod_max_in_unschedulable_pods_duration,
     )?;

@@ -6,6 +6,7 @@ use component_base::leader_election::Leadership;
 use component_base::metrics::Registry;
 use component_base::testing::{Refusal, Verb, World};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -20,9 +21,14 @@ struct Scheduler {
 
 impl Scheduler {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(more: &[&str]) -> Self {
         let world = World::begin();
+        let flags = ["--placement-seed=1"].iter().chain(more);
         let flags = flag_set()
-            .parse(["--placement-seed=1".to_owned()])
+            .parse(flags.map(|flag| (*flag).to_owned()))
             .expect("flags");
         let options = Options::from_flags(&flags).expect("options");
         let component = assemble(Seams {
@@ -113,5 +119,47 @@ async fn a_binding_that_fails_is_tried_again() {
     scheduler.world.api.heal();
     scheduler.settle(30).await;
     assert_eq!(scheduler.node_of("p").as_deref(), Some("a"));
+    scheduler.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gang_goes_to_one_domain_of_its_topology() {
+    let gates = "--feature-gates=GenericWorkload=true,TopologyAwareWorkloadScheduling=true";
+    let scheduler = Scheduler::start_with(&[gates]);
+    for (name, rack, pods) in [("a", "r1", "1"), ("b", "r2", "1"), ("c", "r2", "1")] {
+        let resources = json!({"cpu": "4", "memory": "8Gi", "pods": pods});
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {"example.com/rack": rack}},
+            "status": {"capacity": resources, "allocatable": resources},
+        }))
+        .expect("a node");
+        scheduler.world.api.create(&node);
+    }
+    let group: PodGroup = serde_json::from_value(json!({
+        "metadata": {"name": "g", "namespace": "default"},
+        "spec": {
+            "schedulingPolicy": {"gang": {"minCount": 2}},
+            "schedulingConstraints": {"topology": [{"key": "example.com/rack"}]},
+        },
+    }))
+    .expect("a group");
+    scheduler.world.api.create(&group);
+    for name in ["p0", "p1"] {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"containers": [{"name": "c", "image": "image"}], "schedulingGroup": {"podGroupName": "g"}},
+        }))
+        .expect("a pod");
+        scheduler.world.api.create(&pod);
+    }
+    scheduler.settle(10).await;
+    let nodes = ["p0", "p1"].map(|pod| scheduler.node_of(pod));
+    let mut nodes = nodes.map(|node| node.expect("bound"));
+    nodes.sort();
+    assert_eq!(nodes, ["b", "c"]);
+    let group: PodGroup = scheduler.world.api.get("default", "g").expect("there");
+    let condition = group.status.and_then(|s| s.conditions).expect("told")[0].clone();
+    let fate = (&*condition.type_, &*condition.status);
+    assert_eq!(fate, ("PodGroupInitiallyScheduled", "True"));
     scheduler.end().await;
 }

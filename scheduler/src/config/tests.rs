@@ -35,7 +35,7 @@ fn what_is_unknown_or_wrong_is_named() {
         .to_string();
     assert!(error.contains("enabeld"), "{error}");
     let config = decode(
-        "parallelism: 0\npodMaxBackoffSeconds: 0\nextenders: [{urlPrefix: x, prioritizeVerb: p}]\nprofiles: [{schedulerName: a}, {schedulerName: a}, {plugins: {filter: {enabled: [{name: TopologyPlacementGenerator}]}, podGroupPostFilter: {enabled: [{name: DefaultPreemption}], disabled: [{name: X}]}}}]",
+        "parallelism: 0\npodMaxBackoffSeconds: 0\nextenders: [{urlPrefix: x, prioritizeVerb: p}]\nprofiles: [{schedulerName: a}, {schedulerName: a}, {plugins: {podGroupPostFilter: {enabled: [{name: DefaultPreemption}], disabled: [{name: X}]}}}]",
     )
     .expect("decodes");
     let errors: Vec<String> = validate(&config).iter().map(ToString::to_string).collect();
@@ -46,7 +46,6 @@ fn what_is_unknown_or_wrong_is_named() {
         "extenders[0].weight",
         "profiles[1].schedulerName",
         "profiles[2].schedulerName",
-        "profiles[2].plugins.filter.enabled[0]",
         "profiles[2].plugins.podGroupPostFilter.enabled[0]",
     ] {
         assert!(

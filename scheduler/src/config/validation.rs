@@ -12,7 +12,7 @@ use component_helpers::resources::is_extended_resource_name;
 
 use super::{
     API_VERSION, ClientConnectionConfiguration, Extender, KubeSchedulerConfiguration,
-    KubeSchedulerProfile, LeaderElectionConfiguration, NOT_BUILT, PluginSet, Plugins,
+    KubeSchedulerProfile, LeaderElectionConfiguration, PluginSet, Plugins,
 };
 
 /// Plugins that earlier versions of the API knew.
@@ -22,8 +22,8 @@ const REMOVED: &[&str] = &[
     "EBSLimits",
     "GCEPDLimits",
 ];
-/// Extension points of pod groups (gate GenericWorkload, off by default): known, and no plugin can be asked for there yet.
-const OF_GROUPS: &[&str] = &["placementGenerate", "placementScore", "podGroupPostFilter"];
+/// The extension point of preemption for groups of pods: known, and no plugin can be asked for there yet.
+const OF_GROUPS: &[&str] = &["podGroupPostFilter"];
 
 type Errors = Vec<FieldError>;
 
@@ -176,10 +176,7 @@ fn plugins(path: &str, profile: &KubeSchedulerProfile, errors: &mut Errors) {
             if REMOVED.contains(&plugin.name.as_str()) {
                 errors.push(FieldError::invalid(field, &plugin.name, removed()));
             } else if OF_GROUPS.contains(&set_name) {
-                let detail = "pod groups are not supported yet";
-                errors.push(FieldError::forbidden(field, detail));
-            } else if NOT_BUILT.contains(&plugin.name.as_str()) {
-                let detail = format!("plugin {:?} is not supported yet", plugin.name);
+                let detail = "preemption for pod groups is not supported yet";
                 errors.push(FieldError::forbidden(field, detail));
             }
         }

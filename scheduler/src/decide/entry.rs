@@ -307,7 +307,10 @@ impl Entry {
     /// The best node for the pod of `request`, which has this entry's signature.
     pub(super) fn choose(&mut self, request: &Request<'_>) -> Result<Chosen, NotChosen> {
         if self.views.is_empty() && !request.narrows() {
-            self.choose_ranked(request)
+            match request.within {
+                Some(within) => self.choose_of_few(request, within),
+                None => self.choose_ranked(request),
+            }
         } else {
             self.choose_viewed(request)
         }
@@ -340,6 +343,50 @@ impl Entry {
         Ok(request.chosen((node, score), judged, feasible, state))
     }
 
+    /// Looks at the nodes of a placement alone: the work follows its size and not the cluster's.
+    fn choose_of_few(
+        &mut self,
+        request: &Request<'_>,
+        within: &NodeSet,
+    ) -> Result<Chosen, NotChosen> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let Scratch {
+            feasible, totals, ..
+        } = &mut scratch;
+        feasible.copy_from(self.verdicts.feasible());
+        feasible.intersect_with(within);
+        let chosen = self.best_of(request, within, feasible, totals);
+        self.scratch = scratch;
+        chosen
+    }
+
+    fn best_of(
+        &self,
+        request: &Request<'_>,
+        within: &NodeSet,
+        feasible: &mut NodeSet,
+        totals: &mut Vec<i64>,
+    ) -> Result<Chosen, NotChosen> {
+        let excluded = request.excluded_by_nominations(feasible, None)?;
+        for (node, _) in &excluded {
+            feasible.remove(*node);
+        }
+        if feasible.is_empty() {
+            return Err(request.no_fit(self.verdicts.clone(), excluded));
+        }
+        let judged = within.len();
+        if let Some(node) = request.own_nomination(feasible) {
+            return Ok(request.chosen(node, judged, 1, self.state.clone()));
+        }
+        totals.resize(self.totals.len(), 0);
+        for node in feasible.iter() {
+            totals[node as usize] = self.totals[node as usize];
+        }
+        self.correct_for_fewer(feasible, totals);
+        let node = best(feasible, totals, request.random).expect("feasible is not empty");
+        Ok(request.chosen(node, judged, feasible.len(), self.state.clone()))
+    }
+
     fn choose_viewed(&mut self, request: &Request<'_>) -> Result<Chosen, NotChosen> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let chosen = self.choose_with(request, &mut scratch);
@@ -364,8 +411,11 @@ impl Entry {
             verdicts.set_plugin(view.name);
             view.incremental.filter_all(snapshot, verdicts);
         }
-        let excluded = request.excluded_by_nominations(verdicts.feasible(), None)?;
         feasible.copy_from(verdicts.feasible());
+        if let Some(within) = request.within {
+            feasible.intersect_with(within);
+        }
+        let excluded = request.excluded_by_nominations(feasible, None)?;
         for (node, _) in &excluded {
             feasible.remove(*node);
         }

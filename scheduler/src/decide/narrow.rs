@@ -6,6 +6,11 @@ use super::{NotChosen, Request};
 use crate::extender;
 
 impl Request<'_> {
+    /// How many nodes there are for this pod.
+    pub(super) fn num_nodes(&self) -> usize {
+        self.within.map_or(self.snapshot.num_nodes(), NodeSet::len)
+    }
+
     /// Is there anything that narrows?
     pub(super) fn narrows(&self) -> bool {
         self.sample.is_some() || !self.extenders.is_empty()

@@ -120,7 +120,7 @@ fn node(i: u64, random: &mut Random) -> Arc<k8s_openapi::api::core::v1::Node> {
     node.unschedulable(random.below(12) == 0).build()
 }
 
-/// Compares the choice by signature with the choice from scratch.
+/// Compares the choice by signature with the choice from scratch; each third time on a part of the nodes alone.
 fn check(
     decider: &mut Decider,
     scheduler: &Scheduler,
@@ -133,7 +133,11 @@ fn check(
         splitmix64(decider.seed ^ (decider.decisions + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let nominated = relevant_nominations(nominator, snapshot, pod);
     let start = Cell::new(decider.next_start);
-    let kept = decider.decide(framework, snapshot, pod, nominator);
+    let part = splitmix64(decider.decisions);
+    let in_part = |(index, _): &(NodeIndex, _)| part >> (index % 60) & 1 == 1;
+    let part: NodeSet = snapshot.list().filter(in_part).map(|(i, _)| i).collect();
+    let within = (decider.decisions % 3 == 0 && !part.is_empty()).then_some(&part);
+    let kept = decider.decide_within(framework, snapshot, pod, nominator, within);
     let fresh = from_scratch(&Request {
         framework,
         snapshot,
@@ -143,6 +147,7 @@ fn check(
         extenders: Vec::new(),
         sample: framework.num_feasible_nodes_to_find(snapshot.num_nodes()),
         start,
+        within,
     });
     match (kept, fresh) {
         (Ok(kept), Ok(fresh)) => {
@@ -152,6 +157,11 @@ fn check(
                 "{:?}",
                 pod.labels()
             );
+            let inside = |within: &NodeSet| {
+                let index = snapshot.index(&kept.node_name);
+                within.contains(index.expect("there"))
+            };
+            assert!(within.is_none_or(inside), "{}", kept.node_name);
             Some(kept.node_name)
         }
         (Err(NotChosen::NoFit(kept)), Err(NotChosen::NoFit(fresh))) => {

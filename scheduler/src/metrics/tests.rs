@@ -13,8 +13,11 @@ const SHOWN: &[&str] = &[
     "scheduler_dra_bindingconditions_wait_duration_seconds HISTOGRAM [driver profile status] 14",
     "scheduler_event_handling_duration_seconds HISTOGRAM [event] 12",
     "scheduler_framework_extension_point_duration_seconds HISTOGRAM [extension_point profile status] 12",
+    "scheduler_generated_placements_total COUNTER [profile]",
     "scheduler_goroutines GAUGE [operation]",
     "scheduler_permit_wait_duration_seconds HISTOGRAM [result] 15",
+    "scheduler_placement_evaluation_duration_seconds HISTOGRAM [profile result] 15",
+    "scheduler_placement_evaluations_total COUNTER [profile result]",
     "scheduler_plugin_execution_duration_seconds HISTOGRAM [extension_point plugin status] 20",
     "scheduler_pod_scheduled_after_flush_total COUNTER []",
     "scheduler_pod_scheduling_attempts HISTOGRAM [] 5",
@@ -54,6 +57,8 @@ fn touch_all(metrics: &Metrics) {
     metrics.observe_bound(15, Some(start), true);
     metrics.observe_group_attempt("scheduled", "p", start);
     metrics.observe_group_algorithm(start);
+    metrics.observe_placements("p", 2);
+    metrics.observe_placement(true, "p", start);
     metrics.observe_extension_point("Filter", "Success", "p", start);
     metrics.observe_plugin("Fit", "PreFilter", "Success", start);
     metrics.observe_permit_wait("Success", start);
@@ -72,7 +77,7 @@ fn touch_all(metrics: &Metrics) {
 #[test]
 fn every_metric_has_its_name_labels_and_buckets() {
     let registry = Registry::new();
-    let metrics = Metrics::register(&registry, Clock::real(), true).unwrap();
+    let metrics = Metrics::register(&registry, Clock::real(), true, true).unwrap();
     touch_all(&metrics);
     assert_eq!(shown(&registry), SHOWN);
 }
@@ -80,17 +85,18 @@ fn every_metric_has_its_name_labels_and_buckets() {
 #[test]
 fn without_the_gate_nothing_is_said_of_groups() {
     let registry = Registry::new();
-    let metrics = Metrics::register(&registry, Clock::real(), false).unwrap();
+    let metrics = Metrics::register(&registry, Clock::real(), false, false).unwrap();
     touch_all(&metrics);
     let shown = shown(&registry);
-    assert!(!shown.iter().any(|line| line.contains("podgroup")));
-    assert_eq!(shown.len(), SHOWN.len() - 3);
+    let of_groups = |line: &String| line.contains("podgroup") || line.contains("placement");
+    assert!(!shown.iter().any(of_groups));
+    assert_eq!(shown.len(), SHOWN.len() - 6);
 }
 
 #[test]
 fn two_schedulers_count_apart_and_a_registry_has_one() {
     let (one, two) = (Registry::new(), Registry::new());
-    let register = |registry| Metrics::register(registry, Clock::real(), false);
+    let register = |registry| Metrics::register(registry, Clock::real(), false, false);
     let (first, second) = (register(&one).unwrap(), register(&two).unwrap());
     first.observe_preemption(None);
     first.observe_preemption(None);

@@ -53,6 +53,9 @@ struct Cli {
     /// The feature gate `GenericWorkload` is on: groups of pods are scheduled together.
     #[arg(long)]
     generic_workload: bool,
+    /// The feature gate `TopologyAwareWorkloadScheduling` is on: groups go to one domain of the topology that they name.
+    #[arg(long, requires = "generic_workload")]
+    topology_aware_workload_scheduling: bool,
     /// Settles which of equally good nodes is taken.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -114,20 +117,19 @@ fn run(cli: &Cli, registry: fn(bool) -> Vec<Registration>) -> anyhow::Result<Str
         seed: cli.seed,
         after: Duration::from_secs(cli.after_seconds.into()),
         pod_groups: cli.generic_workload,
+        topology_aware: cli.topology_aware_workload_scheduling,
     };
     // All of them are looked at before the first is played.
     let configs = cli.config.iter().map(|path| load(path));
     let configs = configs.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut registry = registry(cli.generic_workload);
+    if settings.topology_aware {
+        plugins::registry::enable_topology_aware(&mut registry);
+    }
     let mut played = vec![recorded(&trace, settings.after)];
     for (i, (path, config)) in cli.config.iter().zip(&configs).enumerate() {
         let name = name(&cli.config, i);
-        let result = play(
-            &trace,
-            &name,
-            config,
-            &registry(cli.generic_workload),
-            settings,
-        );
+        let result = play(&trace, &name, config, &registry, settings);
         played.push(result.with_context(|| format!("{}", path.display()))?);
     }
     let report = report(&trace, cli.seed, &played);

@@ -51,6 +51,8 @@ pub struct Settings {
     pub after: Duration,
     /// The gate `GenericWorkload` is on; the plugins are to be those of it, too.
     pub pod_groups: bool,
+    /// The gate `TopologyAwareWorkloadScheduling` is on; it needs the other.
+    pub topology_aware: bool,
 }
 
 /// Why a trace cannot be played by a configuration.
@@ -120,7 +122,7 @@ impl Player {
         registry: &[Registration],
         settings: Settings,
     ) -> Result<Self, ProfileError> {
-        let world = Arc::new(World::new(settings.pod_groups));
+        let world = Arc::new(World::new(settings.pod_groups, settings.topology_aware));
         let (reasons, end) = (Reasons::default(), CancellationToken::new());
         let noted = Arc::clone(&reasons);
         let record = move |event: EventRecord| {

@@ -21,6 +21,7 @@ const SETTINGS: Settings = Settings {
     seed: 7,
     after: Duration::from_secs(60),
     pod_groups: false,
+    topology_aware: false,
 };
 
 fn config(value: serde_json::Value) -> KubeSchedulerConfiguration {

@@ -66,10 +66,10 @@ pub struct World {
 }
 
 impl World {
-    /// An empty one; with groups of pods, if there are `pod_groups`.
-    pub fn new(pod_groups: bool) -> Self {
+    /// An empty one; with groups of pods, if there are `pod_groups`; with placements of these, if `topology_aware`.
+    pub fn new(pod_groups: bool, topology_aware: bool) -> Self {
         World {
-            pod_groups: PodGroupCache::new(pod_groups),
+            pod_groups: PodGroupCache::new(pod_groups).with_topology_aware(topology_aware),
             ..World::default()
         }
     }

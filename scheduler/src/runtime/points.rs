@@ -34,6 +34,10 @@ pub struct Points {
     pub post_bind: Vec<Arc<dyn Plugin>>,
     /// PlacementFeasible.
     pub placement_feasible: Vec<Arc<dyn Plugin>>,
+    /// PlacementGenerate; one at most.
+    pub placement_generate: Vec<Arc<dyn Plugin>>,
+    /// PlacementScore, with weights.
+    pub placement_score: Vec<(Arc<dyn Plugin>, i64)>,
 }
 
 impl Points {
@@ -52,9 +56,11 @@ impl Points {
             &self.bind,
             &self.post_bind,
             &self.placement_feasible,
+            &self.placement_generate,
         ];
         let all = lists.into_iter().flatten();
-        let all = all.chain(self.score.iter().map(|(plugin, _)| plugin));
+        let scores = self.score.iter().chain(&self.placement_score);
+        let all = all.chain(scores.map(|(plugin, _)| plugin));
         let mut seen = BTreeSet::new();
         all.filter(|plugin| seen.insert(plugin.name()))
             .cloned()

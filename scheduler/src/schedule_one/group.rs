@@ -5,8 +5,9 @@
 //!    feasible:     Permit -> a binding task each; those without a node go back
 //!    not feasible: take all back, last first; each goes back, with its own reason or the group's
 //! ```
-//! What a group's fate was is written to its condition `PodGroupInitiallyScheduled`. Upstream: pkg/scheduler/schedule_one_podgroup.go, v1.37, without placements (the gate
-//! TopologyAwareWorkloadScheduling), composite groups and the preemption of a group: pods of groups preempt nobody.
+//! What a group's fate was is written to its condition `PodGroupInitiallyScheduled`. Where placements are is
+//! [`super::placement`]. Upstream: pkg/scheduler/schedule_one_podgroup.go, v1.37, without composite groups and the preemption of a group: pods of groups preempt
+//! nobody.
 //!
 //! DIFFERS: upstream takes all back in either case and reserves once more to bind; what was reserved stays here, so that it cannot be lost in between.
 
@@ -33,21 +34,24 @@ use crate::runtime::Framework;
 use crate::scheduler::{Scheduler, scheduler_name};
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// The condition of a group. Upstream: `PodGroupInitiallyScheduled`.
 const INITIALLY_SCHEDULED: &str = "PodGroupInitiallyScheduled";
 
 /// Where a pod of the group could go.
-struct Placed {
-    node_name: Arc<str>,
-    state: CycleState,
+pub(super) struct Placed {
+    pub(super) node_name: Arc<str>,
+    pub(super) state: CycleState,
 }
+
+/// What came of trying a pod; `None`: it was not tried, or nothing of it is kept.
+pub(super) type Outcome = Option<Result<Placed, Failure>>;
 
 /// What came of trying a pod of the group; `None`: it was not tried.
 struct Tried {
     queued: Box<QueuedPodInfo>,
-    outcome: Option<Result<Placed, Failure>>,
+    outcome: Outcome,
 }
 
 fn clear() -> NominatingInfo {
@@ -96,7 +100,13 @@ impl SchedulingLoop {
             scheduled: groups.counts(of).scheduled,
             remaining: queued.len(),
         };
-        let (status, tried) = self.try_group(&framework, &group, progress, queued);
+        let (status, outcomes) = match groups.topology_aware() {
+            true => self.try_placements(&framework, &group, progress, &queued),
+            false => self.try_group(&framework, &group, progress, &queued, |_| None),
+        };
+        let tried = queued.into_iter().zip(outcomes);
+        let tried = tried.map(|(queued, outcome)| Tried { queued, outcome });
+        let tried: Vec<_> = tried.collect();
         let metrics = scheduler.shared.metrics();
         metrics.observe_group_algorithm(start);
         let result = match () {
@@ -113,14 +123,15 @@ impl SchedulingLoop {
         }
     }
 
-    /// Tries one pod after the other, for as long as the group may come together.
-    fn try_group(
+    /// Tries one pod after the other, each on the nodes that `within` has for it (`None`: all), for as long as the group may come together. One outcome a pod.
+    pub(super) fn try_group<'a>(
         &mut self,
         framework: &Arc<Framework>,
         group: &PodGroup,
         mut progress: GroupProgress,
-        queued: Vec<Box<QueuedPodInfo>>,
-    ) -> (Status, Vec<Tried>) {
+        queued: &[Box<QueuedPodInfo>],
+        within: impl Fn(usize) -> Option<&'a NodeSet>,
+    ) -> (Status, Vec<Outcome>) {
         let feasible = |progress| {
             let status = framework.run_placement_feasible_plugins(group, progress);
             match status.is_error() {
@@ -131,14 +142,13 @@ impl SchedulingLoop {
             }
         };
         let mut status = feasible(progress);
-        let (mut tried, mut any) = (Vec::with_capacity(queued.len()), false);
-        for queued in queued {
+        let (mut outcomes, mut any) = (Vec::with_capacity(queued.len()), false);
+        for (i, queued) in queued.iter().enumerate() {
             if !status.is_success() && !status.is_wait() {
-                let outcome = None;
-                tried.push(Tried { queued, outcome });
+                outcomes.push(None);
                 continue;
             }
-            let outcome = self.try_pod(framework, &queued.pod);
+            let outcome = self.try_pod(framework, &queued.pod, within(i));
             progress.remaining -= 1;
             let failed = outcome.as_ref().err();
             let error = failed.filter(|failure| !failure.is_rejected());
@@ -147,8 +157,7 @@ impl SchedulingLoop {
                 progress.scheduled += 1;
                 any = true;
             }
-            let outcome = Some(outcome);
-            tried.push(Tried { queued, outcome });
+            outcomes.push(Some(outcome));
             status = match error {
                 Some(error) => Status::error(format!(
                     "failed to schedule other pod from a pod group: {error}"
@@ -161,28 +170,34 @@ impl SchedulingLoop {
         } else if status.is_success() && !any {
             status = Status::unschedulable("pod group is unschedulable");
         }
-        (status, tried)
+        (status, outcomes)
     }
 
     fn try_pod(
         &mut self,
         framework: &Arc<Framework>,
         pod: &Arc<PodInfo>,
+        within: Option<&NodeSet>,
     ) -> Result<Placed, Failure> {
         let scheduler = Arc::clone(&self.scheduler);
         let Chosen {
             node_name,
             mut state,
             ..
-        } = self.choose(framework, pod)?;
+        } = self.choose(framework, pod, within)?;
         let status = reserve(&scheduler, framework, &mut state, pod, &node_name);
         // The next pod of the group shall find it there, or gone again.
-        scheduler.cache.update_snapshot(&mut self.snapshot);
-        touch(&scheduler, &mut self.snapshot);
+        self.look_again();
         if !status.is_success() {
             return Err(Failure::on_node(status, &node_name));
         }
         Ok(Placed { node_name, state })
+    }
+
+    /// Brings the snapshot up to date with what this cycle did.
+    pub(super) fn look_again(&mut self) {
+        self.scheduler.cache.update_snapshot(&mut self.snapshot);
+        touch(&self.scheduler, &mut self.snapshot);
     }
 }
 
@@ -322,8 +337,11 @@ fn take_back(
         }
     }
     if rejectors.is_empty() {
-        // It lacks pods.
-        rejectors.insert(plugins::names::GANG_SCHEDULING);
+        // It lacks pods, or a placement.
+        rejectors.insert(match status.plugin() {
+            "" => plugins::names::GANG_SCHEDULING,
+            plugin => plugin,
+        });
     }
     for Tried { queued, outcome } in tried {
         let own = match outcome {

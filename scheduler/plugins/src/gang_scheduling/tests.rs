@@ -111,7 +111,7 @@ fn permit_is_a_barrier() {
     handle.pod_groups.set_group(&group("g", Some(2)));
     pods.iter()
         .for_each(|pod| handle.pod_groups.set_pod(&pod.clone().build()));
-    handle.pod_groups.assume(&pods[0].clone().build());
+    handle.pod_groups.assume(&pods[0].clone().build(), "n");
     let (status, timeout) = permit(&pods[0]);
     assert_eq!(
         (status.code(), timeout),
@@ -124,7 +124,7 @@ fn permit_is_a_barrier() {
     assert_eq!(*handle.activated.lock().unwrap(), ["b", "c"]);
     let waits = Waits(pods[0].clone().info(), Arc::clone(&said));
     handle.waiting.lock().unwrap().push(Arc::new(waits));
-    handle.pod_groups.assume(&pods[1].clone().build());
+    handle.pod_groups.assume(&pods[1].clone().build(), "n");
     assert!(permit(&pods[1]).0.is_success());
     assert_eq!(*said.lock().unwrap(), ["GangScheduling allows a"]);
 }

@@ -13,7 +13,7 @@ use super::*;
 use crate::event_handlers::{handle_node, handle_pod, handle_pod_group};
 use crate::testing::Bed;
 
-fn gang(min_count: i32) -> PodGroup {
+pub(in crate::schedule_one) fn gang(min_count: i32) -> PodGroup {
     PodGroup {
         metadata: ObjectMeta {
             namespace: Some("default".into()),
@@ -32,7 +32,7 @@ fn gang(min_count: i32) -> PodGroup {
     }
 }
 
-fn member(name: &str) -> PodBuilder {
+pub(in crate::schedule_one) fn member(name: &str) -> PodBuilder {
     make_pod(name).uid(name).req(&[("cpu", "1")]).with(|pod| {
         pod.spec.get_or_insert_default().scheduling_group = Some(PodSchedulingGroup {
             pod_group_name: Some("g".into()),
@@ -46,12 +46,12 @@ fn bed(pods: &[PodBuilder]) -> Bed {
     Bed::with_pod_groups(&infos)
 }
 
-async fn comes(bed: &mut Bed, pod: &PodBuilder) {
+pub(in crate::schedule_one) async fn comes(bed: &mut Bed, pod: &PodBuilder) {
     handle_pod(&bed.scheduler, InformerEvent::Added(pod.clone().build()));
     bed.settle().await;
 }
 
-async fn group_comes(bed: &mut Bed, group: PodGroup) {
+pub(in crate::schedule_one) async fn group_comes(bed: &mut Bed, group: PodGroup) {
     handle_pod_group(&bed.scheduler, InformerEvent::Added(Arc::new(group)));
     bed.settle().await;
 }
@@ -63,7 +63,7 @@ async fn node_comes(bed: &mut Bed, name: &str, cpu: &str) {
     bed.settle().await;
 }
 
-fn bound(bed: &Bed) -> Vec<String> {
+pub(in crate::schedule_one) fn bound(bed: &Bed) -> Vec<String> {
     let mut bound = bed.writes.bound.lock().unwrap().clone();
     bound.sort();
     bound
