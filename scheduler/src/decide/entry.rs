@@ -376,7 +376,7 @@ impl Entry {
         }
         let judged = within.len();
         if let Some(node) = request.own_nomination(feasible) {
-            return Ok(request.chosen(node, judged, 1, self.state.clone()));
+            return Ok(request.chosen((node, None), judged, 1, self.state.clone()));
         }
         totals.resize(self.totals.len(), 0);
         for node in feasible.iter() {
@@ -384,7 +384,8 @@ impl Entry {
         }
         self.correct_for_fewer(feasible, totals);
         let node = best(feasible, totals, request.random).expect("feasible is not empty");
-        Ok(request.chosen(node, judged, feasible.len(), self.state.clone()))
+        let (score, state) = (Some(totals[node as usize]), self.state.clone());
+        Ok(request.chosen((node, score), judged, feasible.len(), state))
     }
 
     fn choose_viewed(&mut self, request: &Request<'_>) -> Result<Chosen, NotChosen> {
