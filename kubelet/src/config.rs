@@ -8,6 +8,7 @@ pub mod file;
 pub mod http;
 pub mod manifest;
 pub mod static_pod;
+pub mod validation;
 
 use std::sync::Arc;
 

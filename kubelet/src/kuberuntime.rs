@@ -263,6 +263,8 @@ impl RuntimeManager {
         let mut sandbox_id = actions.sandbox_id.clone();
         if actions.create_sandbox {
             metrics::STARTED_PODS.inc();
+            let own_users = pod.spec.as_ref().and_then(|s| s.host_users) == Some(false);
+            metrics::STARTED_USER_NAMESPACED_PODS.inc_by(u64::from(own_users));
             if !self.prepare_claims(pod, cancel, &mut result).await {
                 return result;
             }
@@ -273,6 +275,7 @@ impl RuntimeManager {
                 }
                 Err(error) => {
                     metrics::STARTED_PODS_ERRORS.inc();
+                    metrics::STARTED_USER_NAMESPACED_PODS_ERRORS.inc_by(u64::from(own_users));
                     if !cancel.is_cancelled() {
                         self.tell_sandbox_failure(pod, &error);
                     }
@@ -508,7 +511,17 @@ impl RuntimeManager {
                 path: config.log_directory.clone(),
                 source,
             })?;
-        let id = observe("run_podsandbox", self.d.runtime.run_pod_sandbox(&config)).await?;
+        let begin = std::time::Instant::now();
+        let made = observe("run_podsandbox", self.d.runtime.run_pod_sandbox(&config)).await;
+        let handler = [config.runtime_handler.as_str()];
+        metrics::RUN_POD_SANDBOX_DURATION
+            .with_label_values(&handler)
+            .observe(begin.elapsed().as_secs_f64());
+        let id = made.inspect_err(|_| {
+            metrics::RUN_POD_SANDBOX_ERRORS
+                .with_label_values(&handler)
+                .inc();
+        })?;
         let status = observe("podsandbox_status", self.d.runtime.pod_sandbox_status(&id))
             .await
             .map_err(SandboxFailure::Status)?;

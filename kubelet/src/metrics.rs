@@ -40,6 +40,9 @@ metric!(POD_WATCH_EVENTS_DROPPED: IntCounter = register_int_counter!("kubelet_po
 metric!(NODE_NAME: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_node_name", "The node's name. The count is always 1."), &["node"]));
 metric!(STARTED_PODS: IntCounter = register_int_counter!("kubelet_started_pods_total", "Cumulative number of pods started"));
 metric!(STARTED_PODS_ERRORS: IntCounter = register_int_counter!("kubelet_started_pods_errors_total", "Cumulative number of errors when starting pods"));
+metric!(STARTED_USER_NAMESPACED_PODS: IntCounter = register_int_counter!("kubelet_started_user_namespaced_pods_total", "Cumulative number of pods with user namespaces started. This metric will only be collected on Linux."));
+metric!(STARTED_USER_NAMESPACED_PODS_ERRORS: IntCounter = register_int_counter!("kubelet_started_user_namespaced_pods_errors_total", "Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux."));
+metric!(CGROUP_VERSION: IntGauge = register_int_gauge!("kubelet_cgroup_version", "cgroup version on the hosts."));
 metric!(STARTED_CONTAINERS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_started_containers_total", "Cumulative number of containers started"), &["container_type"]));
 metric!(TERMINATED_CONTAINERS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_terminated_containers_total", "Cumulative number of container terminations."), &["container_type", "exit_code", "reason"]));
 metric!(STARTED_CONTAINERS_ERRORS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_started_containers_errors_total", "Cumulative number of errors when starting containers"), &["container_type", "code"]));
@@ -60,6 +63,15 @@ metric!(DRA_NODE_UNPREPARE_SKIPS: IntCounterVec = register_int_counter_vec!(opts
 metric!(EVICTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_evictions", "Cumulative number of pod evictions by eviction signal"), &["eviction_signal"]));
 metric!(ADMISSION_REJECTIONS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_admission_rejections_total", "Cumulative number pod admission rejections by the Kubelet."), &["reason"]));
 metric!(MIRROR_PODS_CREATED: IntCounter = register_int_counter!("kubelet_mirror_pods", "Number of mirror pods created"));
+metric!(POD_PENDING_RESIZES: IntGaugeVec = register_int_gauge_vec!(opts!("kubelet_pod_pending_resizes", "Number of pending resizes for pods. Label 'priority_bucket' classifies the pod priority (system-critical: >=2000000000, high: 100000..1999999999, medium: 1..99999, normal: 0/default, low: -999..-1, very-low: <=-1000, unknown: nil pod). Label 'reason' describes the state (deferred, infeasible)."), &["reason", "priority_bucket"]));
+metric!(POD_INFEASIBLE_RESIZES: IntCounterVec = register_int_counter_vec!(opts!("kubelet_pod_infeasible_resizes_total", "Number of infeasible resizes for pods."), &["reason_detail"]));
+metric!(POD_IN_PROGRESS_RESIZES: IntGauge = register_int_gauge!("kubelet_pod_in_progress_resizes", "Number of in-progress resizes for pods."));
+metric!(POD_RESIZE_DURATION: HistogramVec = register_histogram_vec!(
+    histogram_opts!("kubelet_pod_resize_duration_milliseconds", "Duration in milliseconds to actuate a pod resize", vec![10.0, 50.0, 100.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0, 30000.0, 60000.0, 120000.0, 300000.0, 600000.0]),
+    &["success"]
+));
+metric!(RUN_POD_SANDBOX_DURATION: HistogramVec = register_histogram_vec!(histogram_opts!("kubelet_run_podsandbox_duration_seconds", "Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler."), &["runtime_handler"]));
+metric!(RUN_POD_SANDBOX_ERRORS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_run_podsandbox_errors_total", "Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler."), &["runtime_handler"]));
 metric!(PLEG_EVENTS: IntCounter = register_int_counter!("kubelet_pleg_discard_events", "The number of discard events in PLEG."));
 metric!(PLEG_LAST_SEEN: IntGauge = register_int_gauge!("kubelet_pleg_last_seen_seconds", "Timestamp in seconds when PLEG was last seen active."));
 metric!(PLEG_RELIST: Histogram = register_histogram!(histogram_opts!("kubelet_pleg_relist_duration_seconds", "Duration in seconds for relisting pods in PLEG.")));
@@ -75,7 +87,7 @@ metric!(POD_START_SLI_DURATION: Histogram = register_histogram!(histogram_opts!(
     vec![0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0]
 )));
 metric!(IMAGE_PULL_DURATION: HistogramVec = register_histogram_vec!(
-    histogram_opts!("kubelet_image_pull_duration_seconds", "Duration in seconds to pull an image.", vec![1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0]),
+    histogram_opts!("kubelet_image_pull_duration_seconds", "Duration in seconds to pull an image.", vec![1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0]),
     &["image_size_in_bytes"]
 ));
 metric!(ENSURE_IMAGE_REQUESTS: IntCounterVec = register_int_counter_vec!(opts!("kubelet_image_manager_ensure_image_requests_total", "Number of ensure-image requests processed by the kubelet."), &["pull_policy", "present_locally", "pull_required"]));
@@ -139,6 +151,8 @@ pub fn init(node_name: &str) {
     for metric in [
         &*STARTED_PODS,
         &*STARTED_PODS_ERRORS,
+        &*STARTED_USER_NAMESPACED_PODS,
+        &*STARTED_USER_NAMESPACED_PODS_ERRORS,
         &*ORPHANED_RUNTIME_PODS,
     ] {
         metric.inc_by(0);
@@ -147,6 +161,7 @@ pub fn init(node_name: &str) {
     LazyLock::force(&RUNNING_CONTAINERS);
     LazyLock::force(&POD_START_DURATION);
     LazyLock::force(&POD_START_SLI_DURATION);
+    LazyLock::force(&POD_IN_PROGRESS_RESIZES);
     LazyLock::force(&PLEG_RELIST);
     LazyLock::force(&PLEG_RELIST_INTERVAL);
     for metric in [&*CLIENT_RENEW_ERRORS, &*SERVER_RENEW_ERRORS] {

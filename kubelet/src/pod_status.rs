@@ -3,7 +3,8 @@
 //! Owns: grouping the runtime's lists by pod UID. Never asks the runtime by itself and never holds API
 //! objects. Upstream: `kubecontainer.PodStatus`, v1.36.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::OnceLock;
 
 use k8s_openapi::api::core::v1::Pod;
 use runtime::api::{
@@ -20,9 +21,31 @@ pub struct PodStatus {
     pub namespace: String,
     /// Newest first.
     pub sandboxes: Vec<PodSandboxStatus>,
-    /// Every instance, dead ones included; newest first.
+    /// Every instance, dead ones included; newest first. Not changed once one was looked for by its name.
     pub containers: Vec<ContainerStatus>,
+    /// Where the newest of each name is.
+    pub newest: Newest,
 }
+
+/// Places by name, made when they are first asked for: a pod may have thousands of containers, and each is looked for by its name. Says nothing
+/// of its own: any two are equal, and a copy is empty.
+#[derive(Debug, Default)]
+pub struct Newest(OnceLock<HashMap<String, usize>>);
+
+impl Clone for Newest {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Newest {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// Fewer are sooner looked through than put in order.
+const FEW: usize = 16;
 
 /// Does the pod need another sandbox? `(changed, attempt, id of the sandbox in place)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +104,16 @@ impl PodStatus {
 
     /// The newest instance of the container of that name.
     pub fn find_container_status_by_name(&self, name: &str) -> Option<&ContainerStatus> {
-        self.containers.iter().find(|c| c.metadata.name == name)
+        if self.containers.len() <= FEW {
+            return self.containers.iter().find(|c| c.metadata.name == name);
+        }
+        let newest = self.newest.0.get_or_init(|| {
+            // From the oldest on: a newer one takes its place.
+            let all = self.containers.iter().enumerate().rev();
+            all.map(|(place, c)| (c.metadata.name.clone(), place))
+                .collect()
+        });
+        self.containers.get(*newest.get(name)?)
     }
 
     pub fn running_containers(&self) -> impl Iterator<Item = &ContainerStatus> {

@@ -13,7 +13,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -373,18 +373,20 @@ impl PodWorkers {
         }
     }
 
-    /// Does another static pod of the same name still live?
-    fn static_name_is_taken(&self, uid: &str, full_name: &str) -> bool {
-        self.lock().iter().any(|(other, shared)| {
+    /// UIDs of other static pods of the same name that are ending: the pod's former selves, before its manifest was changed.
+    pub fn former_selves(&self, uid: &str, full_name: &str) -> BTreeSet<String> {
+        let workers = self.lock();
+        let ending = workers.iter().filter(|(other, shared)| {
             let state = shared.lock();
-            other != uid
+            *other != uid
                 && !state.status.finished
                 && state.status.state != WorkState::Syncing
                 && state
                     .pod
                     .as_ref()
                     .is_some_and(|p| pod::is_static(p) && pod::full_name(p) == full_name)
-        })
+        });
+        ending.map(|(other, _)| other.clone()).collect()
     }
 
     fn finished(&self) {

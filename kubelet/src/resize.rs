@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{
 use runtime::api as cri;
 use serde::Serialize;
 
-pub use allocation::{AllocationManager, Change, Pending, Pinned, Progress};
+pub use allocation::{AllocationManager, Change, Counts, Pending, Pinned, Progress};
 
 use crate::cm::resources::{MIN_SHARES, ResourceConfig};
 use crate::pod;

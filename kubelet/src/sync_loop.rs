@@ -95,7 +95,7 @@ pub struct SyncLoop {
     adopted: BTreeSet<String>,
     /// UIDs of pods that are decided on once the Node was read, in the order they came.
     postponed: VecDeque<String>,
-    /// UIDs of critical pods, and of the pods that end before they are decided on again.
+    /// UIDs of critical pods and of static pods whose manifest was changed, and of the pods that end before they are decided on again.
     preempting: Vec<(String, BTreeSet<String>)>,
     /// UIDs of pods whose devices, CPUs and memory are asked for. They count meanwhile.
     allocating: BTreeSet<String>,
@@ -289,6 +289,14 @@ impl SyncLoop {
             && !self.adopted.contains(&uid)
             && !self.kubelet.workers.is_termination_requested(&uid)
         {
+            if pod::is_static(&pod) {
+                // Another manifest of the same name: what its former self has is its own once that is gone.
+                let name = pod::full_name(&pod);
+                let former = self.kubelet.workers.former_selves(&uid, &name);
+                if !former.is_empty() {
+                    return self.preempting.push((uid, former));
+                }
+            }
             match self.admit(&pod) {
                 Verdict::Admit => {
                     let request = device_plugins::request(&pod);

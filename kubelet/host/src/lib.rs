@@ -14,4 +14,4 @@ pub mod file;
 pub mod tree;
 
 pub use file::{FileError, Links, Root, open_regular, read_regular, read_tail};
-pub use tree::{DiskUsage, copy_tree, disk_usage, remove_tree, remove_tree_at};
+pub use tree::{DiskUsage, Repeats, copy_tree, disk_usage, remove_tree, remove_tree_at};

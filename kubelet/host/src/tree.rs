@@ -15,7 +15,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, DirEntry, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-pub use copy::copy_tree;
+pub use copy::{Repeats, copy_tree};
 pub use remove::{RemoveError, remove_tree, remove_tree_at};
 pub use usage::{DiskUsage, disk_usage};
 

@@ -18,6 +18,7 @@ use super::memory_qos::{ClassMemory, MemoryQos};
 use super::resources::{ResourceConfig, milli_cpu_to_shares, resource_config_for_pod};
 use crate::configuration::KubeletConfiguration;
 use crate::events::{KubeletRecorder, Type, reason};
+use crate::metrics;
 use crate::pod;
 
 /// Upstream: `CgroupV1DeprecatedWarning`.
@@ -53,6 +54,7 @@ impl ContainerManager {
                 .filter_map(|m| m.get(name).and_then(|v| v.parse::<Amount>().ok()))
                 .sum::<Amount>()
         };
+        metrics::CGROUP_VERSION.set(if cgroups.is_v2() { 2 } else { 1 });
         Self {
             memory_qos: MemoryQos::of(config, memory_qos, cgroups.is_v2()),
             cgroups,

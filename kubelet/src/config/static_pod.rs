@@ -7,9 +7,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use component_helpers::names::fnv64a;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, Toleration};
+use k8s_openapi::api::core::v1::{
+    Container, EmptyDirVolumeSource, Pod, PodSpec, PodStatus, Toleration, Volume,
+};
 use serde_json::Value;
 
+use super::validation::{Errors, validate_pod_create};
 use crate::pod::{CONFIG_FIRST_SEEN_ANNOTATION, CONFIG_HASH_ANNOTATION, CONFIG_SOURCE_ANNOTATION};
 
 /// Where a manifest is from.
@@ -49,6 +52,12 @@ pub enum ManifestError {
     },
     #[error("{origin}: couldn't parse as pod: {reason}, please check config file")]
     Parse { origin: String, reason: String },
+    #[error("{origin}: invalid pod: {errors}")]
+    Invalid {
+        origin: String,
+        #[source]
+        errors: Errors,
+    },
     #[error("{origin}: static pods may not reference {resource}")]
     Reference {
         origin: String,
@@ -135,16 +144,18 @@ fn decode_pod(
     if pod.metadata.name.as_deref().unwrap_or_default().is_empty() {
         return Err(parse("metadata.name: Required value".to_owned()));
     }
-    if pod.spec.as_ref().is_none_or(|s| s.containers.is_empty()) {
-        return Err(parse("spec.containers: Required value".to_owned()));
-    }
+    pod.spec.get_or_insert_default();
+    apply_defaults(&mut pod, text, origin, node_name);
+    validate_pod_create(&pod).map_err(|errors| ManifestError::Invalid {
+        origin: origin.to_string(),
+        errors,
+    })?;
     if let Some(resource) = super::api_references::find(&pod) {
         return Err(ManifestError::Reference {
             origin: origin.to_string(),
             resource,
         });
     }
-    apply_defaults(&mut pod, text, origin, node_name);
     Ok(pod)
 }
 
@@ -209,14 +220,14 @@ fn apply_defaults(pod: &mut Pod, text: &str, origin: Origin<'_>, node_name: &str
     if let Origin::File(_) = origin {
         tolerate_everything(spec);
     }
-    spec.restart_policy
-        .get_or_insert_with(|| "Always".to_owned());
-    spec.dns_policy
-        .get_or_insert_with(|| "ClusterFirst".to_owned());
-    spec.termination_grace_period_seconds.get_or_insert(30);
+    default_word(&mut spec.restart_policy, "Always");
+    default_word(&mut spec.dns_policy, "ClusterFirst");
+    let grace = spec.termination_grace_period_seconds.get_or_insert(30);
+    if *grace < 0 {
+        *grace = 1;
+    }
     spec.security_context.get_or_insert_default();
-    spec.scheduler_name
-        .get_or_insert_with(|| "default-scheduler".to_owned());
+    default_word(&mut spec.scheduler_name, "default-scheduler");
     spec.enable_service_links.get_or_insert(true);
     spec.priority
         .get_or_insert(match spec.priority_class_name.as_deref() {
@@ -224,12 +235,41 @@ fn apply_defaults(pod: &mut Pod, text: &str, origin: Origin<'_>, node_name: &str
             Some("system-cluster-critical") => 2_000_000_000,
             _ => 0,
         });
+    for volume in spec.volumes.iter_mut().flatten() {
+        default_volume(volume);
+    }
+    let host_network = spec.host_network == Some(true);
     for container in spec
         .containers
         .iter_mut()
         .chain(spec.init_containers.iter_mut().flatten())
     {
         default_container(container);
+        for port in container.ports.iter_mut().flatten() {
+            default_word(&mut port.protocol, "TCP");
+            if host_network && port.host_port.unwrap_or(0) == 0 {
+                port.host_port = Some(port.container_port);
+            }
+        }
+    }
+}
+
+/// An empty word is none.
+fn default_word(word: &mut Option<String>, default: &str) {
+    if word.as_deref().unwrap_or_default().is_empty() {
+        *word = Some(default.to_owned());
+    }
+}
+
+/// A volume of no kind is an empty directory. Upstream: `SetDefaults_Volume`.
+fn default_volume(volume: &mut Volume) {
+    let name = volume.name.clone();
+    let none = Volume {
+        name,
+        ..Volume::default()
+    };
+    if *volume == none {
+        volume.empty_dir = Some(EmptyDirVolumeSource::default());
     }
 }
 
@@ -240,15 +280,11 @@ fn default_container(container: &mut Container) {
             .rsplit('/')
             .next()
             .is_some_and(|n| !n.contains(':') || n.ends_with(":latest"));
-    container
-        .image_pull_policy
-        .get_or_insert_with(|| if latest { "Always" } else { "IfNotPresent" }.to_owned());
-    container
-        .termination_message_path
-        .get_or_insert_with(|| "/dev/termination-log".to_owned());
-    container
-        .termination_message_policy
-        .get_or_insert_with(|| "File".to_owned());
+    let pull_policy = if latest { "Always" } else { "IfNotPresent" };
+    default_word(&mut container.image_pull_policy, pull_policy);
+    let (path, policy) = ("/dev/termination-log", "File");
+    default_word(&mut container.termination_message_path, path);
+    default_word(&mut container.termination_message_policy, policy);
     if let Some(resources) = container.resources.as_mut()
         && let Some(limits) = resources.limits.clone()
     {
@@ -308,6 +344,31 @@ mod tests {
         for text in ["kind: ConfigMap\n---\nkind: Pod\n", "kind: Pod\n"] {
             decode_single(text, file(), "n").unwrap_err();
         }
+    }
+
+    /// What the API server would have refused must not be run, and what it would have filled in must not be missing.
+    #[test]
+    fn a_manifest_is_looked_at_as_the_api_server_would() {
+        let spec = |spec: &str| {
+            let text = format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec: {{containers: [{{name: c, image: 'nginx:1', ports: [{{containerPort: 80}}]}}], {spec}}}\n"
+            );
+            decode_single(&text, file(), "n").map_err(|e| e.to_string())
+        };
+        assert_eq!(
+            spec("restartPolicy: always, activeDeadlineSeconds: -1").unwrap_err(),
+            "/m/web.yaml: invalid pod: [spec.restartPolicy: Unsupported value: \"always\": supported values: \"Always\", \"OnFailure\", \"Never\" spec.activeDeadlineSeconds: Invalid value: -1: must be between 1 and 2147483647, inclusive]"
+        );
+        let pod = spec(
+            "restartPolicy: '', hostNetwork: true, terminationGracePeriodSeconds: -5, volumes: [{name: v}]",
+        );
+        let spec = pod.unwrap().spec.unwrap();
+        assert_eq!(spec.restart_policy.as_deref(), Some("Always"));
+        assert_eq!(spec.termination_grace_period_seconds, Some(1));
+        assert!(spec.volumes.unwrap()[0].empty_dir.is_some());
+        let port = &spec.containers[0].ports.as_ref().unwrap()[0];
+        assert_eq!(port.protocol.as_deref(), Some("TCP"));
+        assert_eq!(port.host_port, Some(80));
     }
 
     #[test]

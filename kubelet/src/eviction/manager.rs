@@ -152,7 +152,7 @@ impl Manager {
                     IMMEDIATE_GRACE_SECONDS,
                     found.message,
                     found.signal,
-                    None,
+                    false,
                 )
             {
                 evicted.push(pod);
@@ -212,8 +212,7 @@ impl Manager {
             let of = of.map(|(_, usage)| usage);
             let grace = self.grace(threshold, &victim.pod);
             let message = message(threshold, &seen.signals, &victim.pod, of);
-            let disruption = Some(message.clone());
-            if self.evict(&victim.pod, grace, message, signal.as_str(), disruption) {
+            if self.evict(&victim.pod, grace, message, signal.as_str(), true) {
                 return vec![victim.pod];
             }
         }
@@ -235,14 +234,14 @@ impl Manager {
 
     /// Returns whether the pod may be evicted at all.
     ///
-    /// `disruption`: of the condition `DisruptionTarget`. What goes beyond its own limit of storage is not disrupted, it fails: a Job counts it.
+    /// `disrupted`: the pod gets the condition `DisruptionTarget` with this message. What goes beyond its own limit of storage is not disrupted, it fails: a Job counts it.
     fn evict(
         &self,
         pod: &Arc<Pod>,
         grace: i64,
         message: String,
         signal: &str,
-        disruption: Option<String>,
+        disrupted: bool,
     ) -> bool {
         if pod::is_critical(pod) {
             tracing::error!(pod = %pod::format(pod), "eviction manager: cannot evict a critical pod");
@@ -255,7 +254,7 @@ impl Manager {
         tracing::info!(pod = %pod::format(pod), message, "eviction manager: evicting pod");
         let forced = ForcedFailure {
             reason: "Evicted".to_owned(),
-            disruption,
+            disruption: disrupted.then(|| message.clone()),
             message,
             spares_success: false,
         };

@@ -227,5 +227,6 @@ impl Kubelet {
         };
         count(&metrics::DESIRED_PODS, &self.pods.pods());
         count(&metrics::ACTIVE_PODS, &self.active_pods());
+        self.show_resizes();
     }
 }

@@ -10,8 +10,10 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use super::Kubelet;
 use crate::events::{Type, reason};
 use crate::kuberuntime::SyncResult;
+use crate::metrics;
 use crate::pod;
 use crate::pod_status::PodStatus;
+use crate::resize::allocation::INFEASIBLE;
 use crate::resize::{Change, Pinned, began_with_others, difference, event_message};
 
 impl Kubelet {
@@ -42,7 +44,12 @@ impl Kubelet {
                     );
                 }
                 Change::Pending(pending) => {
-                    let event = if pending.reason == "Infeasible" {
+                    if let Some(detail) = pending.reason_detail {
+                        metrics::POD_INFEASIBLE_RESIZES
+                            .with_label_values(&[detail])
+                            .inc();
+                    }
+                    let event = if pending.reason == INFEASIBLE {
                         reason::RESIZE_INFEASIBLE
                     } else {
                         reason::RESIZE_DEFERRED
@@ -57,6 +64,19 @@ impl Kubelet {
                 self.workers.wake(uid);
             }
         }
+        self.show_resizes();
+    }
+
+    /// The gauges of what waits and of what is under way.
+    pub(super) fn show_resizes(&self) {
+        let counts = self.allocation.counts(&self.pods.pods());
+        metrics::POD_PENDING_RESIZES.reset();
+        for ((reason, bucket), count) in &counts.pending {
+            metrics::POD_PENDING_RESIZES
+                .with_label_values(&[reason.as_str(), bucket])
+                .set(*count);
+        }
+        metrics::POD_IN_PROGRESS_RESIZES.set(counts.in_progress);
     }
 
     /// Does the runtime enforce what the container was granted?
@@ -86,6 +106,7 @@ impl Kubelet {
             let text = event_message("Pod resize completed", pod, generation, "");
             self.recorder
                 .pod(pod, Type::Normal, reason::RESIZE_COMPLETED, text);
+            self.show_resizes();
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{RuntimeManager, SyncResult, observe};
+use crate::metrics;
 use crate::pod;
 use crate::pod_actions::{ContainerToUpdate, PodActions};
 use crate::pod_status::PodStatus;
@@ -29,6 +30,22 @@ impl RuntimeManager {
             return;
         }
         result.resized = true;
+        let begin = std::time::Instant::now();
+        self.put_in_force(pod, status, actions, result).await;
+        let success = result.resize_error.is_none().to_string();
+        metrics::POD_RESIZE_DURATION
+            .with_label_values(&[success.as_str()])
+            .observe(begin.elapsed().as_secs_f64() * 1000.0);
+    }
+
+    async fn put_in_force(
+        &self,
+        pod: &Arc<Pod>,
+        status: &PodStatus,
+        actions: &PodActions,
+        result: &mut SyncResult,
+    ) {
+        let manager = &self.d.container_manager;
         let mut fail = |error: String| {
             result.fail(format!("ResizePodInPlace: {error}"), None);
             result.resize_error.get_or_insert(error);

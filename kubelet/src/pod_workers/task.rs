@@ -103,9 +103,10 @@ impl Task {
             (state.pod.clone(), state.status.state)
         };
         match pod {
-            Some(pod) if state == WorkState::Syncing && pod::is_static(&pod) => !self
+            Some(pod) if state == WorkState::Syncing && pod::is_static(&pod) => self
                 .workers
-                .static_name_is_taken(&self.uid, &pod::full_name(&pod)),
+                .former_selves(&self.uid, &pod::full_name(&pod))
+                .is_empty(),
             _ => true,
         }
     }

@@ -26,6 +26,10 @@ use crate::pod;
 /// Many pods that come at once are written at once.
 const SETTLE: Duration = Duration::from_millis(200);
 
+/// Reasons of `PodResizePending`. Upstream: `v1.PodReasonInfeasible`, `v1.PodReasonDeferred`.
+pub const INFEASIBLE: &str = "Infeasible";
+pub const DEFERRED: &str = "Deferred";
+
 /// The resources of one pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Granted {
@@ -40,6 +44,8 @@ pub struct Granted {
 pub struct Pending {
     pub reason: String,
     pub message: String,
+    /// Why never, as `kubelet_pod_infeasible_resizes_total` has it; `None`: for want of capacity, or read from a status.
+    pub reason_detail: Option<&'static str>,
     /// The version of the pod that asked.
     pub generation: Option<i64>,
     pub since: Timestamp,
@@ -70,6 +76,27 @@ pub enum Change {
     Pending(Pending),
     /// What was asked for was taken back.
     Reverted,
+}
+
+/// How many resizes are not in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// By reason in small letters and the bucket of the pod's priority.
+    pub pending: BTreeMap<(String, &'static str), i64>,
+    /// Granted, and not in force yet.
+    pub in_progress: i64,
+}
+
+/// Upstream: `GetPriorityBucketLabel`.
+pub fn priority_bucket(pod: &Pod) -> &'static str {
+    match pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0) {
+        2_000_000_000.. => "system-critical",
+        100_000.. => "high",
+        1.. => "medium",
+        0 => "normal",
+        -999.. => "low",
+        _ => "very-low",
+    }
 }
 
 /// Shared by the workers.
@@ -130,6 +157,7 @@ fn told(pod: &Pod) -> (Option<Pending>, Option<Progress>) {
     let pending = condition(pod, "PodResizePending").map(|c| Pending {
         reason: c.reason.clone().unwrap_or_default(),
         message: c.message.clone().unwrap_or_default(),
+        reason_detail: None,
         generation: c.observed_generation,
         since: c
             .last_transition_time
@@ -214,8 +242,15 @@ pub struct Pinned {
     pub memory: bool,
 }
 
+/// Why a resize is not granted.
+struct Refusal {
+    reason: &'static str,
+    message: String,
+    reason_detail: Option<&'static str>,
+}
+
 /// Why a Guaranteed pod can never be resized so. Upstream: `podResizesAdmitHandler`.
-fn pinned(pod: &Pod, granted: &Granted, pinned: Pinned) -> Result<(), (&'static str, String)> {
+fn pinned(pod: &Pod, granted: &Granted, pinned: Pinned) -> Result<(), Refusal> {
     if get_pod_qos(pod) != QosClass::Guaranteed {
         return Ok(());
     }
@@ -230,29 +265,43 @@ fn pinned(pod: &Pod, granted: &Granted, pinned: Pinned) -> Result<(), (&'static 
             request(container.resources.as_ref(), name) != before
         })
     };
-    for (on, name, policy) in [
-        (pinned.cpu, "cpu", "CPU Manager policy \"static\""),
-        (pinned.memory, "memory", "Memory Manager policy \"Static\""),
+    for (on, name, policy, detail) in [
+        (
+            pinned.cpu,
+            "cpu",
+            "CPU Manager policy \"static\"",
+            "guaranteed_pod_cpu_manager_static_policy",
+        ),
+        (
+            pinned.memory,
+            "memory",
+            "Memory Manager policy \"Static\"",
+            "guaranteed_pod_memory_manager_static_policy",
+        ),
     ] {
         if on && changes(name) {
-            let message = format!("Resize is infeasible for Guaranteed Pods alongside {policy}");
-            return Err(("Infeasible", message));
+            return Err(Refusal {
+                reason: INFEASIBLE,
+                message: format!("Resize is infeasible for Guaranteed Pods alongside {policy}"),
+                reason_detail: Some(detail),
+            });
         }
     }
     Ok(())
 }
 
 /// Does the pod, as it asks now, fit beside the others? Else the reason and the message.
-fn fits(
-    pod: &Pod,
-    others: &[Arc<Pod>],
-    allocatable: &ResourceList,
-) -> Result<(), (&'static str, String)> {
+fn fits(pod: &Pod, others: &[Arc<Pod>], allocatable: &ResourceList) -> Result<(), Refusal> {
+    let refusal = |reason, message| Refusal {
+        reason,
+        message,
+        reason_detail: None,
+    };
     let capacity = |name: &str| allocatable.get(name).map_or(0, |q| number(name, amount(q)));
     for (name, wanted) in requests(pod) {
         if wanted > capacity(name) {
-            return Err((
-                "Infeasible",
+            return Err(refusal(
+                INFEASIBLE,
                 format!(
                     "Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {}",
                     capacity(name)
@@ -265,8 +314,8 @@ fn fits(
         let used = used.iter().map(|r| r[index].1);
         let used = used.fold(0, i64::saturating_add);
         if wanted > capacity(name).saturating_sub(used) {
-            return Err((
-                "Deferred",
+            return Err(refusal(
+                DEFERRED,
                 format!(
                     "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {}",
                     capacity(name)
@@ -396,6 +445,23 @@ impl AllocationManager {
         self.lock().values().any(|e| e.pending.is_some())
     }
 
+    /// What the gauges show. `pods`: every pod that is known. Upstream: `observePendingResizeCount`, `recordInProgressResizeCount`.
+    pub fn counts(&self, pods: &[Arc<Pod>]) -> Counts {
+        let entries = self.lock();
+        let mut counts = Counts::default();
+        for pod in pods {
+            let Some(entry) = entries.get(pod::uid(pod)) else {
+                continue;
+            };
+            if let Some(pending) = &entry.pending {
+                let key = (pending.reason.to_lowercase(), priority_bucket(pod));
+                *counts.pending.entry(key).or_default() += 1;
+            }
+            counts.in_progress += i64::from(entry.progress.is_some());
+        }
+        counts
+    }
+
     /// Looks at every resize that waits, the most urgent first, and grants what fits. `active`: every pod that counts, as
     /// its source now has it. Gives what changed, in that order.
     pub fn resolve(
@@ -445,7 +511,11 @@ impl AllocationManager {
                     });
                     out.push((pod.clone(), Change::Granted));
                 }
-                Err((reason, message)) => {
+                Err(Refusal {
+                    reason,
+                    message,
+                    reason_detail,
+                }) => {
                     let before = entry.pending.as_ref();
                     let known =
                         before.is_some_and(|p| p.reason == reason && p.generation == generation);
@@ -453,6 +523,7 @@ impl AllocationManager {
                     let pending = Pending {
                         reason: reason.to_owned(),
                         message,
+                        reason_detail,
                         generation,
                         since,
                     };

@@ -109,6 +109,12 @@ fn a_resize_waits_for_room_and_is_told_once() {
     assert_eq!(resolve(&m, &active, &node("1"), 1), ["a Deferred"]);
     assert!(resolve(&m, &active, &node("1"), 2).is_empty());
     assert_eq!(cpu_of(&m.granted(&more)), "100m");
+    let urgent = with(&more, |p| p.spec.as_mut().unwrap().priority = Some(7));
+    let waits = Counts {
+        pending: [(("deferred".to_owned(), "medium"), 1)].into(),
+        in_progress: 0,
+    };
+    assert_eq!(m.counts(&[urgent, b.clone()]), waits);
     let told = m.conditions("a");
     assert_eq!(told[0].reason.as_deref(), Some("Deferred"));
     assert_eq!(told[0].observed_generation, Some(2));
@@ -120,6 +126,11 @@ fn a_resize_waits_for_room_and_is_told_once() {
     assert_eq!(resolve(&m, &[more.clone()], &node("1"), 3), ["a Granted"]);
     assert_eq!(cpu_of(&m.granted(&more)), "600m");
     assert_eq!(m.conditions("a")[0].type_, "PodResizeInProgress");
+    let under_way = Counts {
+        pending: Default::default(),
+        in_progress: 1,
+    };
+    assert_eq!(m.counts(std::slice::from_ref(&more)), under_way);
     // The kernel has it only after a while.
     assert_eq!(m.progress(&more, true), None);
     assert_eq!(m.failed(&more, "busy"), Some(Some(2)));
@@ -133,6 +144,28 @@ fn a_resize_waits_for_room_and_is_told_once() {
     assert_eq!(resolve(&m, &[huge], &node("1"), 4), ["a Infeasible"]);
     assert_eq!(resolve(&m, &[more], &node("1"), 5), ["a Reverted"]);
     assert!(m.conditions("a").is_empty());
+}
+
+#[test]
+fn priorities_are_counted_in_buckets() {
+    for (priority, expect) in [
+        (Some(2_000_001_000), "system-critical"),
+        (Some(2_000_000_000), "system-critical"),
+        (Some(1_999_999_999), "high"),
+        (Some(100_000), "high"),
+        (Some(99_999), "medium"),
+        (Some(1), "medium"),
+        (Some(0), "normal"),
+        (None, "normal"),
+        (Some(-1), "low"),
+        (Some(-999), "low"),
+        (Some(-1000), "very-low"),
+    ] {
+        let pod = with(&pod("a", "1"), |p| {
+            p.spec.as_mut().unwrap().priority = priority
+        });
+        assert_eq!(allocation::priority_bucket(&pod), expect, "{priority:?}");
+    }
 }
 
 #[test]
@@ -151,7 +184,10 @@ fn guaranteed_pods_are_not_resized_alongside_the_policy_static() {
         let told: Vec<String> = changes
             .into_iter()
             .map(|(_, change)| match change {
-                Change::Pending(p) => format!("{}: {}", p.reason, p.message),
+                Change::Pending(p) => {
+                    let detail = p.reason_detail.unwrap_or_default();
+                    format!("{detail} {}: {}", p.reason, p.message)
+                }
                 other => format!("{other:?}"),
             })
             .collect();
@@ -171,13 +207,13 @@ fn guaranteed_pods_are_not_resized_alongside_the_policy_static() {
     check(
         ("200m", "1Mi"),
         cpu,
-        "Infeasible: Resize is infeasible for Guaranteed Pods alongside CPU Manager policy \"static\"",
+        "guaranteed_pod_cpu_manager_static_policy Infeasible: Resize is infeasible for Guaranteed Pods alongside CPU Manager policy \"static\"",
     );
     check(("100m", "2Mi"), cpu, "Granted");
     check(
         ("100m", "2Mi"),
         memory,
-        "Infeasible: Resize is infeasible for Guaranteed Pods alongside Memory Manager policy \"Static\"",
+        "guaranteed_pod_memory_manager_static_policy Infeasible: Resize is infeasible for Guaranteed Pods alongside Memory Manager policy \"Static\"",
     );
     // A burstable pod has nothing of its own.
     let m = AllocationManager::default();

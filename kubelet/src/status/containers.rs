@@ -197,6 +197,11 @@ pub struct ContainerStatusInput<'a> {
     pub actuated: &'a (dyn Fn(&Container, &cri::ContainerStatus) -> bool + Sync),
 }
 
+/// No two have one name.
+pub fn by_name(specs: &[Container]) -> HashMap<&str, &Container> {
+    specs.iter().map(|s| (s.name.as_str(), s)).collect()
+}
+
 /// `specs` are all of one kind; the order is the spec's for init containers, else by name.
 pub fn convert_to_api_container_statuses(
     input: &ContainerStatusInput<'_>,
@@ -212,8 +217,9 @@ pub fn convert_to_api_container_statuses(
 
     // The newest instance gives the state, the one before it the last state.
     let mut seen: HashMap<&str, usize> = HashMap::new();
+    let by_name = by_name(specs);
     for cs in &input.status.containers {
-        let Some(spec) = specs.iter().find(|s| s.name == cs.metadata.name) else {
+        let Some(spec) = by_name.get(cs.metadata.name.as_str()).copied() else {
             continue;
         };
         let count = seen.entry(&spec.name).or_default();

@@ -15,7 +15,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::conditions::{self, KUBELET_CONDITIONS};
-use super::containers::{ContainerStatusInput, StartFailure, convert_to_api_container_statuses};
+use super::containers::{
+    ContainerStatusInput, StartFailure, by_name, convert_to_api_container_statuses,
+};
 use super::phase::get_phase;
 use crate::active_deadline;
 use crate::cm::resources::ResourceConfig;
@@ -193,10 +195,9 @@ fn apply_probes(
     regular: &mut [ContainerStatus],
     init: &mut [ContainerStatus],
 ) {
+    let specs = by_name(pod::containers(input.pod));
     for status in regular.iter_mut() {
-        let spec = pod::containers(input.pod)
-            .iter()
-            .find(|c| c.name == status.name);
+        let spec = specs.get(status.name.as_str()).copied();
         let old = pod::container_status(
             input.old.container_statuses.as_deref().unwrap_or_default(),
             &status.name,
@@ -205,10 +206,9 @@ fn apply_probes(
         status.started = Some(started);
         status.ready = started && is_ready(input, spec, status, old);
     }
+    let specs = by_name(pod::init_containers(input.pod));
     for status in init.iter_mut() {
-        let spec = pod::init_containers(input.pod)
-            .iter()
-            .find(|c| c.name == status.name);
+        let spec = specs.get(status.name.as_str()).copied();
         let old = pod::container_status(
             input
                 .old

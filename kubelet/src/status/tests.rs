@@ -580,3 +580,25 @@ fn ends_are_counted_once() {
     crate::metrics::observe_terminations(&runs, &runs);
     assert_eq!(count(), before + 1);
 }
+
+/// Each container is found by its name, in lists as long as the pod has containers: never one list for each of the other's.
+#[test]
+fn a_pod_of_many_containers_costs_what_they_cost() {
+    let names: Vec<String> = (0..20_000).map(|n| format!("c{n:05}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let running = names.iter().rev().map(|n| seen(n, 0, Running, 0)).collect();
+    let pod = pod("Always", &[], &names);
+    let begin = std::time::Instant::now();
+    let first = generate(&pod, running, &[], false);
+    let again = names.iter().rev().map(|n| seen(n, 1, Running, 0)).collect();
+    let second = generate_forced(&pod, again, &[], false, &first, 1_000, None);
+    // Pairs of them take minutes.
+    assert!(
+        begin.elapsed() < std::time::Duration::from_secs(15),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(second.phase.as_deref(), Some("Running"));
+    let statuses = second.container_statuses.unwrap();
+    assert!(statuses.iter().all(|s| s.restart_count == 1 && s.ready));
+}

@@ -259,3 +259,54 @@ async fn a_static_pod_that_comes_back_while_its_former_self_ends_has_its_cpus_ag
     }
     world.end().await;
 }
+
+/// The changed pod wants what the former one has still: it waits for it, and is not told that there is nothing left.
+#[tokio::test(start_paused = true)]
+async fn a_changed_static_pod_waits_for_the_cpus_of_its_former_self() {
+    let world = World::start(|config| {
+        config.cpu_manager_policy = "static".to_owned();
+        config.reserved_system_cpus = "0".to_owned();
+    })
+    .await;
+    world
+        .until_node(|n| node_condition(n, "Ready") == Some("True"))
+        .await;
+    let list = json!({"cpu": "3", "memory": "64Mi"});
+    let resources = json!({"limits": list, "requests": list});
+    let made = |uid: &str, image: &str| {
+        let pod = static_pod(json!({"name": "c", "image": image, "resources": resources}));
+        let mut pod = Arc::unwrap_or_clone(pod);
+        pod.metadata.uid = Some(uid.to_owned());
+        Arc::new(pod)
+    };
+    let mut source = SyncLoop::new(world.kubelet.clone(), BTreeSet::new(), BTreeSet::new());
+    let images = [
+        ("first", "image"),
+        ("second", "image:2"),
+        ("third", "image"),
+    ];
+    let mut before: Option<Arc<Pod>> = None;
+    for (uid, image) in images {
+        let pod = made(uid, image);
+        if let Some(former) = before.replace(pod.clone()) {
+            // As the file source tells of a change.
+            let removed = Event::Config(PodUpdate::Removed(former.clone()));
+            source.handle(removed).await;
+            source.handle(Event::Config(PodUpdate::Set(pod))).await;
+            assert!(source.is_undecided(uid), "{uid}");
+            let former = pod::uid(&former);
+            world.kubelet.workers.until_finished(former).await;
+            let ended = Event::PodFinished(former.to_owned());
+            source.handle(ended).await;
+        } else {
+            source.handle(Event::Config(PodUpdate::Set(pod))).await;
+        }
+        while let Some((uid, outcome)) = source.allocations.next().await {
+            assert_eq!(outcome, Ok(()), "{uid}");
+            source.handle(Event::Allocated(uid, outcome)).await;
+        }
+        let (_, cpus) = next_container(&world, uid, None).await;
+        assert_eq!(cpus, "1-3", "{uid}");
+    }
+    world.end().await;
+}

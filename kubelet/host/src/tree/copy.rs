@@ -1,5 +1,6 @@
 //! Copying a tree with owners and modes.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -10,10 +11,59 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
 
 use super::walk::{Flow, Visit, walk_at};
 
-struct Copy {
+/// What an entry of a directory counts besides what is in it: a page.
+const ENTRY_BYTES: u64 = 4096;
+
+/// How much may be copied again that was copied before: a tree that is named twice, and files with several names in it. A tree that nobody
+/// copied yet is as large as it is.
+#[derive(Debug)]
+pub struct Repeats {
+    most: u64,
+    left: u64,
+    /// Device and inode of files with several names.
+    seen: HashSet<(u64, u64)>,
+    /// All that comes was copied before.
+    again: bool,
+}
+
+impl Repeats {
+    /// `bytes`: in all, an entry without content being counted as a page.
+    pub fn within(bytes: u64) -> Self {
+        Self {
+            most: bytes,
+            left: bytes,
+            seen: HashSet::new(),
+            again: false,
+        }
+    }
+
+    /// Whether the trees that are copied from here on were copied before.
+    pub fn set_again(&mut self, again: bool) {
+        self.again = again;
+    }
+
+    fn count(&mut self, stat: &Stat, is_file: bool) -> io::Result<()> {
+        let many = is_file && stat.st_nlink > 1;
+        let known = many && !self.seen.insert((stat.st_dev, stat.st_ino));
+        if !self.again && !known {
+            return Ok(());
+        }
+        let content = if is_file { stat.st_size } else { 0 };
+        let bytes = ENTRY_BYTES.saturating_add(u64::try_from(content).unwrap_or(0));
+        let Some(left) = self.left.checked_sub(bytes) else {
+            let text = format!("more than {} bytes would be copied again", self.most);
+            return Err(io::Error::other(text));
+        };
+        self.left = left;
+        Ok(())
+    }
+}
+
+struct Copy<'a> {
     /// Where the copy of the directory that is being visited is.
     to: OwnedFd,
     depth: usize,
+    repeats: &'a mut Repeats,
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -39,8 +89,9 @@ fn attributes(to: impl AsFd, stat: &Stat) -> io::Result<()> {
     Ok(rustix::fs::fchmod(&to, mode(stat))?)
 }
 
-impl Visit for Copy {
+impl Visit for Copy<'_> {
     fn enter(&mut self, _: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> io::Result<Flow> {
+        self.repeats.count(stat, false)?;
         if !name.is_empty() {
             rustix::fs::mkdirat(&self.to, name, Mode::RWXU)?;
             self.to = rustix::fs::openat(&self.to, name, DIRECTORY, Mode::empty())?;
@@ -51,7 +102,9 @@ impl Visit for Copy {
     }
 
     fn file(&mut self, parent: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> io::Result<Flow> {
-        match FileType::from_raw_mode(stat.st_mode) {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        self.repeats.count(stat, kind == FileType::RegularFile)?;
+        match kind {
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(parent, name, Vec::new())?;
                 rustix::fs::symlinkat(&*target, &self.to, name)?;
@@ -89,10 +142,15 @@ impl Visit for Copy {
 /// owners and modes. Devices, sockets and named pipes are left out, as is what is mounted in `from`.
 ///
 /// # Errors
-/// I/O; part of the copy is there then.
-pub fn copy_tree(from: OwnedFd, to: &Path) -> io::Result<()> {
+/// I/O, or more than `repeats` allows; part of the copy is there then.
+pub fn copy_tree(from: OwnedFd, to: &Path, repeats: &mut Repeats) -> io::Result<()> {
     let to = rustix::fs::openat(CWD, to, DIRECTORY, Mode::empty())?;
-    walk_at(from, &mut Copy { to, depth: 0 }).map(drop)
+    let mut copy = Copy {
+        to,
+        depth: 0,
+        repeats,
+    };
+    walk_at(from, &mut copy).map(drop)
 }
 
 #[cfg(test)]
@@ -115,7 +173,8 @@ mod tests {
             fs::set_permissions(from.join("d/d/file"), fs::Permissions::from_mode(0o4750)).unwrap();
             symlink("/etc", from.join("d/link")).unwrap();
             rustix::fs::mknodat(CWD, from.join("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
-            copy_tree(File::open(&from).unwrap().into(), &to).unwrap();
+            let source = File::open(&from).unwrap();
+            copy_tree(source.into(), &to, &mut Repeats::within(0)).unwrap();
             assert_eq!(fs::read_to_string(to.join("d/d/file")).unwrap(), "text");
             assert_eq!(
                 fs::metadata(to.join("d/d/file")).unwrap().mode() & 0o7777,
@@ -127,5 +186,27 @@ mod tests {
             assert_eq!(inodes, 6_001 + 2);
             crate::remove_tree(dir.path()).unwrap();
         });
+    }
+
+    /// A hundred thousand names of one large file are a layer of a few kilobytes.
+    #[test]
+    fn names_of_one_file_are_copied_within_a_bound() {
+        let dir = quick_dir();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::write(from.join("a"), [7; 1000]).unwrap();
+        for name in ["b", "c"] {
+            fs::hard_link(from.join("a"), from.join(name)).unwrap();
+        }
+        let copy = |bytes: u64| {
+            let _ = fs::remove_dir_all(&to);
+            fs::create_dir(&to).unwrap();
+            let source = File::open(&from).unwrap().into();
+            copy_tree(source, &to, &mut Repeats::within(bytes)).map_err(|e| e.to_string())
+        };
+        assert_eq!(copy(2 * (4096 + 1000)), Ok(()));
+        assert_eq!(fs::read(to.join("c")).unwrap(), [7; 1000]);
+        let refused = "more than 10191 bytes would be copied again";
+        assert_eq!(copy(2 * (4096 + 1000) - 1), Err(refused.to_owned()));
     }
 }

@@ -9,6 +9,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 
+use host::Repeats;
+
 use super::mount;
 use crate::spec::clean;
 
@@ -18,6 +20,11 @@ use crate::spec::clean;
 /// DIFFERS: containerd has no bound.
 const MAX_VOLUMES: usize = 256;
 
+/// How much of the image they may copy again: volumes within each other or behind links to one tree, and files with several names.
+///
+/// DIFFERS: containerd has no bound, and keeps the names of one file together.
+const MAX_REPEATED_BYTES: u64 = 1 << 30;
+
 /// Makes a directory below `directory` for each volume, filled from `rootfs`. `taken` are the paths of
 /// the container's own mounts, which win.
 pub fn prepare(
@@ -25,6 +32,17 @@ pub fn prepare(
     directory: &Path,
     volumes: &[String],
     taken: &[String],
+) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut repeats = Repeats::within(MAX_REPEATED_BYTES);
+    prepare_within(rootfs, directory, volumes, taken, &mut repeats)
+}
+
+fn prepare_within(
+    rootfs: &Path,
+    directory: &Path,
+    volumes: &[String],
+    taken: &[String],
+    repeats: &mut Repeats,
 ) -> io::Result<Vec<(String, PathBuf)>> {
     let mut wanted: Vec<String> = volumes.iter().map(|path| clean(path)).collect();
     wanted.retain(|path| path != "/" && !taken.contains(path));
@@ -36,14 +54,20 @@ pub fn prepare(
         return Err(io::Error::other(text));
     }
     let mut made = Vec::new();
+    let mut copied: Vec<PathBuf> = Vec::new();
     for (index, path) in wanted.into_iter().enumerate() {
         let target = directory.join(index.to_string());
         fs::create_dir_all(&target)?;
         match mount::open_in_root(rootfs, &path, libc::O_PATH | libc::O_DIRECTORY) {
             Ok(source) => {
                 // The very directory that was found: no link of the image leads elsewhere.
-                let source = File::open(format!("/proc/self/fd/{}", source.as_raw_fd()))?;
-                host::copy_tree(source.into(), &target)?;
+                let link = format!("/proc/self/fd/{}", source.as_raw_fd());
+                let place = fs::read_link(&link)?;
+                let within =
+                    |other: &PathBuf| place.starts_with(other) || other.starts_with(&place);
+                repeats.set_again(copied.iter().any(within));
+                copied.push(place);
+                host::copy_tree(File::open(&link)?.into(), &target, repeats)?;
             }
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
                 // As new as the root itself, and the root's owner's.
@@ -94,6 +118,32 @@ mod tests {
             fs::read_dir(&made[2].1).unwrap().count(),
             0,
             "the host's /etc is not the image's"
+        );
+    }
+
+    /// One large tree under many names must not fill the disk.
+    #[test]
+    fn a_tree_that_many_volumes_name_is_copied_within_a_bound() {
+        let directory = tempfile::tempdir().unwrap();
+        let rootfs = directory.path().join("root");
+        fs::create_dir_all(rootfs.join("data/sub")).unwrap();
+        fs::write(rootfs.join("data/sub/file"), [7; 1000]).unwrap();
+        symlink("data", rootfs.join("again")).unwrap();
+        let bound = 10 << 10;
+        let copy = |name: &str, volumes: &[&str]| {
+            let volumes: Vec<String> = volumes.iter().map(|v| (*v).to_owned()).collect();
+            let place = directory.path().join(name);
+            let mut repeats = Repeats::within(bound);
+            let made = prepare_within(&rootfs, &place, &volumes, &[], &mut repeats);
+            made.map(|made| made.len()).map_err(|e| e.to_string())
+        };
+        // A directory within another is common: it is a page and a file of a page and a bit.
+        assert_eq!(copy("nested", &["/data", "/data/sub"]), Ok(2));
+        let refused = format!("more than {bound} bytes would be copied again");
+        assert_eq!(copy("linked", &["/again", "/data"]), Err(refused.clone()));
+        assert_eq!(
+            copy("both", &["/data", "/data/sub", "/again"]),
+            Err(refused)
         );
     }
 }
