@@ -12,6 +12,7 @@ use wit_parser::Resolve;
 
 mod arguments;
 mod cost;
+mod examples;
 mod failures;
 mod world;
 
