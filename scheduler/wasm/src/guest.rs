@@ -26,6 +26,8 @@ pub(crate) const MAX_LOG_LINES: u32 = 16;
 pub(crate) const MAX_TEXT_BYTES: usize = 1024;
 /// How many elements its tables may have together; each takes 8 or 16 bytes.
 const MAX_TABLE_ELEMENTS: usize = 1 << 20;
+/// How much of an answer is copied: the scores of a million nodes, with room.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
 /// The largest raw score that can be multiplied by 100.
 const MAX_RAW_SCORE: i64 = i64::MAX / framework::MAX_NODE_SCORE;
 
@@ -469,6 +471,7 @@ fn made(recipe: &Recipe) -> Result<(Instance, Described), GuestError> {
         Host::new(recipe.plugin, recipe.memory_limit),
     );
     store.limiter(|host| &mut host.bounds);
+    store.set_hostcall_fuel(MAX_ANSWER_BYTES);
     let (fuel, limit) = (recipe.fuel, recipe.memory_limit);
     let mut instantiate = || {
         store.set_fuel(fuel)?;

@@ -76,6 +76,26 @@ fn an_answer_out_of_range_is_refused() {
 }
 
 #[test]
+fn an_answer_without_an_end_is_not_copied() {
+    let guest = GUEST
+        .replace(
+            "(memory (export \"memory\") 64)",
+            "(memory (export \"memory\") 512)",
+        )
+        .replace(
+            "(i32.store (i32.const 8) (i32.const 9))",
+            "(i32.store (i32.const 8) (i32.const 20971520))",
+        );
+    let plugin = plugin_with(&component(WIT, &guest), json!({})).expect("it is a plugin");
+    let reason = |call| {
+        format!(
+            "its WASM component trapped in {call}: too much data is being copied between the host and the guest: fuel allocated for hostcalls has been exhausted"
+        )
+    };
+    check(&*plugin, 6, &reason("score"), &reason("filter"));
+}
+
+#[test]
 fn an_error_of_its_own_is_told_and_the_instance_stays() {
     let reason = |call| format!("its WASM component failed in {call}: not today");
     check(&*plugin(), 6, &reason("score"), &reason("filter"));
