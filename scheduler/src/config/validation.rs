@@ -193,7 +193,10 @@ fn plugin_config(path: &str, profile: &KubeSchedulerProfile, errors: &mut Errors
         if REMOVED.contains(&config.name.as_str()) {
             errors.push(FieldError::invalid(&field, &config.name, removed()));
         }
-        let expect = format!("{}Args", config.name);
+        let expect = match wasm_plugins::is_wasm(&config.args) {
+            true => wasm_plugins::KIND.to_owned(),
+            false => format!("{}Args", config.name),
+        };
         for (name, expect) in [("kind", expect.as_str()), ("apiVersion", API_VERSION)] {
             let found = config.args.get(name).and_then(|value| value.as_str());
             if let Some(found) = found.filter(|found| *found != expect) {
