@@ -45,9 +45,7 @@ pub use handle::{
 pub use node_info::{HostPortInfo, NodeInfo};
 pub use node_set::{NodeIndex, NodeSet};
 pub use objects::{Object, ObjectKind};
-pub use placement::{
-    Placement, PlacementGeneratePlugin, PlacementScorePlugin, PodGroupAssignments,
-};
+pub use placement::{Placement, PodGroupAssignments};
 pub use plugin::*;
 pub use pod_groups::PodGroupCache;
 pub use pod_info::{AffinityTerm, HostPort, PodClaim, PodInfo, PodResource, WeightedAffinityTerm};

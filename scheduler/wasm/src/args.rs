@@ -1,6 +1,8 @@
 //! [`WasmPluginArgs`]: the arguments of a plugin that is a WASM component, as `pluginConfig` carries them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use framework::PluginError;
 use framework::args::decode;
@@ -88,7 +90,7 @@ pub fn is_wasm(args: &Value) -> bool {
 /// # Errors
 /// For an unknown field or a wrong type, naming it.
 pub fn completed(name: &str, args: &Value) -> Result<Value, PluginError> {
-    let args: WasmPluginArgs = decode(crate::plugin::interned(name), Some(args))?;
+    let args: WasmPluginArgs = decode(interned(name), Some(args))?;
     let mut value = serde_json::to_value(args).expect("arguments serialise into memory");
     if let Some(object) = value.as_object_mut() {
         let version = "kubescheduler.config.k8s.io/v1";
@@ -96,4 +98,17 @@ pub fn completed(name: &str, args: &Value) -> Result<Value, PluginError> {
         object.insert("kind".to_owned(), KIND.into());
     }
     Ok(value)
+}
+
+/// Names live as long as the program. There are as many as configurations name; a name that comes again takes no more room.
+pub(crate) fn interned(name: &str) -> &'static str {
+    static NAMES: Mutex<Option<HashSet<&'static str>>> = Mutex::new(None);
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let names = names.get_or_insert_default();
+    if let Some(known) = names.get(name) {
+        return known;
+    }
+    let name: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    names.insert(name);
+    name
 }

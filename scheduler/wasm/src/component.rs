@@ -9,7 +9,7 @@ use wasmtime::{Config, Engine};
 
 use crate::args::invalid_path;
 use crate::bindings::{SchedulerPlugin, SchedulerPluginPre};
-use crate::guest::Host;
+use crate::host::Host;
 use crate::wasi;
 
 /// What a component exports, with the version that is spoken here. Others of 0.1 are spoken, too.

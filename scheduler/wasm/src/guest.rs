@@ -1,4 +1,4 @@
-//! [`Guest`]: an instance of a component, what it was told, and the bounds it lives in.
+//! [`Guest`]: an instance of a component, what it was told, and how it fails.
 //!
 //! An instance that traps, takes too much or answers nonsense is thrown away; the next call makes a new one, which is told all again. Nodes are told once and
 //! again when they change: what an instance was told is held here, so that an unchanged node is known by its address.
@@ -7,25 +7,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use framework::{NodeIndex, NodeInfo, PodInfo};
-use wasmtime::{Engine, ResourceLimiter, Store, Trap};
+use wasmtime::{Engine, Store, Trap};
 
 use crate::bindings::{
-    Description, Level, Log, Node, NodeFields, Normalize, PodFields, Points, SchedulerPlugin,
+    Description, Node, NodeFields, Normalize, PodFields, Points, SchedulerPlugin,
     SchedulerPluginPre, Scope, Verdicts,
 };
 use crate::component::INTERFACE;
 use crate::convert;
+use crate::host::{Host, TooMuchMemory, shortened};
 
 /// A node of no snapshot is told of here.
 const TRIED_OUT: u32 = 0;
 /// How many nodes one call tells of at most.
 const NODES_A_CALL: usize = 1024;
-/// How many lines of a call are kept in the log.
-pub(crate) const MAX_LOG_LINES: u32 = 16;
-/// How many bytes of a text of a component are kept.
-pub(crate) const MAX_TEXT_BYTES: usize = 1024;
-/// How many elements its tables may have together; each takes 8 or 16 bytes.
-const MAX_TABLE_ELEMENTS: usize = 1 << 20;
 /// How much of an answer is copied: the scores of a million nodes, with room.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 /// The largest raw score that can be multiplied by 100.
@@ -63,102 +58,6 @@ pub(crate) enum GuestError {
     },
     #[error("its WASM component failed in {call}: {text}")]
     Failed { call: &'static str, text: String },
-}
-
-/// What does not fit the bounds of a component's memory.
-#[derive(Debug, thiserror::Error)]
-#[error("memory of {wanted} bytes")]
-struct TooMuchMemory {
-    wanted: usize,
-}
-
-/// What an instance may have.
-pub(crate) struct Bounds {
-    memory_limit: usize,
-    memory: usize,
-    table_elements: usize,
-}
-
-impl ResourceLimiter for Bounds {
-    fn memory_growing(
-        &mut self,
-        current: usize,
-        desired: usize,
-        _maximum: Option<usize>,
-    ) -> wasmtime::Result<bool> {
-        let wanted = (self.memory - current).saturating_add(desired);
-        if wanted > self.memory_limit {
-            return Err(TooMuchMemory { wanted }.into());
-        }
-        self.memory = wanted;
-        Ok(true)
-    }
-
-    fn table_growing(
-        &mut self,
-        current: usize,
-        desired: usize,
-        _maximum: Option<usize>,
-    ) -> wasmtime::Result<bool> {
-        let wanted = (self.table_elements - current).saturating_add(desired);
-        if wanted > MAX_TABLE_ELEMENTS {
-            return Ok(false);
-        }
-        self.table_elements = wanted;
-        Ok(true)
-    }
-}
-
-/// What an instance stands on.
-pub(crate) struct Host {
-    plugin: &'static str,
-    bounds: Bounds,
-    lines: u32,
-    pub(crate) random: crate::wasi::Random,
-}
-
-impl Host {
-    fn new(plugin: &'static str, memory_limit: usize) -> Self {
-        Host {
-            plugin,
-            bounds: Bounds {
-                memory_limit,
-                memory: 0,
-                table_elements: 0,
-            },
-            lines: 0,
-            random: crate::wasi::Random::default(),
-        }
-    }
-
-    /// A line of the component in the log.
-    pub(crate) fn log(&mut self, level: Level, message: &str) {
-        self.lines = self.lines.saturating_add(1);
-        let (plugin, message) = match self.lines {
-            lines if lines <= MAX_LOG_LINES => (self.plugin, shortened(message)),
-            lines if lines == MAX_LOG_LINES + 1 => (self.plugin, "(further lines are left out)"),
-            _ => return,
-        };
-        match level {
-            Level::Debug => tracing::debug!(plugin, "{message}"),
-            Level::Info => tracing::info!(plugin, "{message}"),
-            Level::Warn => tracing::warn!(plugin, "{message}"),
-            Level::Error => tracing::error!(plugin, "{message}"),
-        }
-    }
-}
-
-impl Log for Host {
-    fn write(&mut self, level: Level, message: String) {
-        self.log(level, &message);
-    }
-}
-
-impl crate::bindings::gantry::scheduler::types::Host for Host {}
-
-/// The first bytes of a text that a component may have made of any length.
-pub(crate) fn shortened(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }
 
 /// What a component said of itself.

@@ -12,6 +12,7 @@ mod bindings;
 mod component;
 mod convert;
 mod guest;
+mod host;
 mod plugin;
 mod wasi;
 

@@ -1,6 +1,5 @@
 //! The plugin that stands for a component: the framework's forms over one node and over all, told by one [`Guest`].
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
@@ -12,11 +11,12 @@ use framework::{
 use framework::{Normalize as FrameworkNormalize, Verdicts as FrameworkVerdicts};
 use serde_json::Value;
 
-use crate::args::WasmPluginArgs;
+use crate::args::{WasmPluginArgs, interned};
 use crate::bindings::{Normalize, PodFields, Points, RejectionCode, Scope, Verdicts};
 use crate::component;
 use crate::convert;
-use crate::guest::{Described, Guest, GuestError, Recipe, shortened};
+use crate::guest::{Described, Guest, GuestError, Recipe};
+use crate::host::shortened;
 
 /// Makes the plugin `name` of the component that its arguments name.
 ///
@@ -69,19 +69,6 @@ pub fn new(name: &str, args: Option<&Value>) -> Result<Arc<dyn Plugin>, PluginEr
         guest: Mutex::new(guest),
         failed: Mutex::new(None),
     }))
-}
-
-/// Names live as long as the program. There are as many as configurations name; a name that comes again takes no more room.
-pub(crate) fn interned(name: &str) -> &'static str {
-    static NAMES: Mutex<Option<HashSet<&'static str>>> = Mutex::new(None);
-    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
-    let names = names.get_or_insert_default();
-    if let Some(known) = names.get(name) {
-        return known;
-    }
-    let name: &'static str = Box::leak(name.to_owned().into_boxed_str());
-    names.insert(name);
-    name
 }
 
 fn sign(described: &Described) -> Option<Sign> {

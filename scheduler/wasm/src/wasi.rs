@@ -9,13 +9,11 @@ use wasmtime::Result;
 use wasmtime::component::{Linker, Resource};
 
 use crate::bindings::Level;
-use crate::guest::Host;
+use crate::host::Host;
 use types::{DateTime, StreamError};
 
 /// Versions that are the same as far as this goes.
 const VERSIONS: &str = "0.2.";
-/// More random bytes are not given at once.
-const MAX_RANDOM_BYTES: u64 = 64 << 10;
 /// How much may be written at once, as a stream says.
 const WRITABLE_BYTES: u64 = 64 << 10;
 
@@ -24,29 +22,6 @@ const STDERR: u32 = 2;
 
 /// Streams, errors, directories: all are of the type that whatever is not there gets, too, so that they fit together.
 type Thing = Resource<()>;
-
-/// Numbers that look random and are the same in every instance (SplitMix64).
-#[derive(Default)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn bytes(&mut self, length: u64) -> Result<Vec<u8>> {
-        if length > MAX_RANDOM_BYTES {
-            wasmtime::bail!("asked for {length} random bytes, more than {MAX_RANDOM_BYTES}");
-        }
-        let words = length.div_ceil(8);
-        let mut bytes: Vec<u8> = (0..words).flat_map(|_| self.next().to_le_bytes()).collect();
-        bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
-        Ok(bytes)
-    }
-}
 
 #[allow(
     unsafe_code,
