@@ -103,7 +103,7 @@ fn the_page_is_served_with_the_users_rights() -> Result<()> {
     }
     let state: Value = serde_json::from_str(&curl(&cluster, &[&format!("{url}/state")])?)?;
     let nodes = state["nodes"].as_array().context("nodes")?;
-    ensure!(nodes.iter().any(|node| node["name"] == "node-0"), "{state}");
+    ensure!(nodes.iter().any(|node| node["name"] == "node-1"), "{state}");
 
     // A decision is on the stream when it was made.
     run_pod(&ns, "shown")?;
@@ -259,7 +259,7 @@ fn the_page_works_in_a_browser() -> Result<()> {
     webdriver(&cluster, &format!("{session}/url"), &json!({ "url": url }))?;
     run_pod(&ns, "watched")?;
     let shows = "return document.getElementById('decision-rows').textContent.includes('browser/watched') \
-                 && view.nodes.some((node) => node.name === 'node-0');";
+                 && view.nodes.some((node) => node.name === 'node-1');";
     let shows = json!({ "script": shows, "args": [] });
     let run = format!("{session}/execute/sync");
     wait_until("the decision is shown", Duration::from_secs(30), || {
