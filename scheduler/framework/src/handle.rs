@@ -349,6 +349,16 @@ pub enum PluginError {
     },
 }
 
+impl PluginError {
+    /// Arguments that decode and do not make sense, for one reason: `field.path: Invalid value: …`.
+    pub fn invalid(plugin: &'static str, problem: impl Into<String>) -> Self {
+        PluginError::Invalid {
+            plugin,
+            problems: vec![problem.into()],
+        }
+    }
+}
+
 /// Makes a plugin from its arguments (JSON, without `apiVersion` and `kind`; `None`: the defaults).
 pub type PluginFactory = fn(
     args: Option<&serde_json::Value>,

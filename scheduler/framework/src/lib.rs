@@ -32,6 +32,11 @@ pub mod verdicts;
 pub mod volumes;
 pub mod watch;
 
+/// Kubernetes' types, of the version that all of this is made of.
+pub use k8s_openapi;
+/// JSON: arguments and objects of a plugin's own kinds come as it.
+pub use serde_json;
+
 pub use columns::{ImageColumn, LabelColumn, NodeColumns, ResourceColumn};
 pub use cycle_state::CycleState;
 pub use devices::DeviceCache;

@@ -62,12 +62,15 @@ impl TestCluster {
         self.world.api.create(object)
     }
 
-    /// Replaces an object and its status, whatever its version.
+    /// Replaces an object and its status, whatever its version and its UID.
     ///
     /// # Panics
     /// It is not there.
     pub fn update<K: Object>(&self, object: &K) -> K {
-        self.world.api.update(object)
+        let value = serde_json::to_value(object).expect("API types serialise into memory");
+        let mut object: K = serde_json::from_value(value).expect("what is written is read");
+        object.meta_mut().uid = None;
+        self.world.api.update(&object)
     }
 
     /// Deletes an object. A pod on a node would wait for its kubelet; here it is gone.
