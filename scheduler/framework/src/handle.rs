@@ -330,6 +330,7 @@ pub trait Handle: Send + Sync {
 
 /// Why a plugin could not be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PluginError {
     /// Its arguments do not decode.
     #[error("decoding args of plugin {plugin:?}: {message}")]

@@ -8,6 +8,7 @@ use crate::objects::ObjectKind;
 
 /// Why plugins cannot be brought together. The program has to change; a retry does not help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RegistryError {
     /// Two plugins have one name: in tree, or both of them brought.
     #[error("a plugin named {plugin:?} already exists")]
