@@ -58,6 +58,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         "extra-plugins",
         &["framework", "plugins", "component-helpers"],
     ),
+    // Plugins in any language: what a plugin of ours may know, and the machine that runs them.
+    ("wasm-plugins", &["framework"]),
     ("backend", &["framework", "component-helpers"]),
     (
         "kube-scheduler",
@@ -65,6 +67,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "framework",
             "plugins",
             "extra-plugins",
+            "wasm-plugins",
             "backend",
             "dynamic-resources",
             "component-base",
@@ -194,6 +197,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("framework", &["kube", "libc", "nix"]),
     ("plugins", &["kube", "libc", "nix"]),
     ("extra-plugins", &["kube", "libc", "nix"]),
+    ("wasm-plugins", &["kube", "tokio", "libc", "nix"]),
     ("backend", &["kube", "libc", "nix"]),
     ("shim", &["tokio", "kube", "k8s-openapi"]),
     ("host", &["tokio", "kube", "k8s-openapi", "libc", "nix"]),

@@ -262,9 +262,7 @@ impl RuntimeManager {
         let mut pod_ips = status.ips().to_vec();
         let mut sandbox_id = actions.sandbox_id.clone();
         if actions.create_sandbox {
-            metrics::STARTED_PODS.inc();
-            let own_users = pod.spec.as_ref().and_then(|s| s.host_users) == Some(false);
-            metrics::STARTED_USER_NAMESPACED_PODS.inc_by(u64::from(own_users));
+            count_start(pod);
             if !self.prepare_claims(pod, cancel, &mut result).await {
                 return result;
             }
@@ -274,8 +272,7 @@ impl RuntimeManager {
                     pod_ips = ips;
                 }
                 Err(error) => {
-                    metrics::STARTED_PODS_ERRORS.inc();
-                    metrics::STARTED_USER_NAMESPACED_PODS_ERRORS.inc_by(u64::from(own_users));
+                    count_failed_start(pod);
                     if !cancel.is_cancelled() {
                         self.tell_sandbox_failure(pod, &error);
                     }
@@ -511,12 +508,12 @@ impl RuntimeManager {
                 path: config.log_directory.clone(),
                 source,
             })?;
-        let begin = std::time::Instant::now();
-        let made = observe("run_podsandbox", self.d.runtime.run_pod_sandbox(&config)).await;
+        let run = observe("run_podsandbox", self.d.runtime.run_pod_sandbox(&config));
+        let (made, took) = timed(run).await;
         let handler = [config.runtime_handler.as_str()];
         metrics::RUN_POD_SANDBOX_DURATION
             .with_label_values(&handler)
-            .observe(begin.elapsed().as_secs_f64());
+            .observe(took.as_secs_f64());
         let id = made.inspect_err(|_| {
             metrics::RUN_POD_SANDBOX_ERRORS
                 .with_label_values(&handler)
@@ -645,19 +642,39 @@ impl RuntimeManager {
     }
 }
 
+/// What came of it, and how long it took.
+pub(crate) async fn timed<T>(work: impl std::future::Future<Output = T>) -> (T, Duration) {
+    let begin = std::time::Instant::now();
+    let result = work.await;
+    (result, begin.elapsed())
+}
+
+fn has_own_users(pod: &Pod) -> u64 {
+    u64::from(pod.spec.as_ref().and_then(|s| s.host_users) == Some(false))
+}
+
+fn count_start(pod: &Pod) {
+    metrics::STARTED_PODS.inc();
+    metrics::STARTED_USER_NAMESPACED_PODS.inc_by(has_own_users(pod));
+}
+
+fn count_failed_start(pod: &Pod) {
+    metrics::STARTED_PODS_ERRORS.inc();
+    metrics::STARTED_USER_NAMESPACED_PODS_ERRORS.inc_by(has_own_users(pod));
+}
+
 /// Counts and times a call of the runtime.
 pub(crate) async fn observe<T>(
     operation: &str,
     call: impl std::future::Future<Output = Result<T, RuntimeError>>,
 ) -> Result<T, RuntimeError> {
-    let begin = std::time::Instant::now();
-    let result = call.await;
+    let (result, took) = timed(call).await;
     metrics::RUNTIME_OPERATIONS
         .with_label_values(&[operation])
         .inc();
     metrics::RUNTIME_OPERATIONS_DURATION
         .with_label_values(&[operation])
-        .observe(begin.elapsed().as_secs_f64());
+        .observe(took.as_secs_f64());
     if result.is_err() {
         metrics::RUNTIME_OPERATIONS_ERRORS
             .with_label_values(&[operation])

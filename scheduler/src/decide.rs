@@ -32,6 +32,8 @@ mod entry;
 mod narrow;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wasm_tests;
 
 use entry::Entry;
 

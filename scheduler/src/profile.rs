@@ -343,15 +343,21 @@ impl Builder<'_> {
         if let Some(plugin) = self.made.get(name) {
             return Ok(Arc::clone(plugin));
         }
-        let Some(line) = self.registry.iter().find(|line| line.name == name) else {
-            return Err(ProfileError::UnknownPlugin {
-                profile: self.profile.to_owned(),
-                plugin: name.to_owned(),
-            });
-        };
         let args = self.args.get(name).copied().filter(|args| !args.is_null());
-        let handle: Arc<dyn Handle> = self.handle.clone();
-        let plugin = (line.factory)(args, handle).map_err(|source| ProfileError::Plugin {
+        let line = self.registry.iter().find(|line| line.name == name);
+        let wasm = args.filter(|args| wasm_plugins::is_wasm(args));
+        let made = match (line, wasm) {
+            (Some(line), None) => (line.factory)(args, self.handle.clone() as Arc<dyn Handle>),
+            (Some(line), Some(_)) => Err(taken(line.name)),
+            (None, Some(args)) => wasm_plugins::new(name, Some(args)),
+            (None, None) => {
+                return Err(ProfileError::UnknownPlugin {
+                    profile: self.profile.to_owned(),
+                    plugin: name.to_owned(),
+                });
+            }
+        };
+        let plugin = made.map_err(|source| ProfileError::Plugin {
             profile: self.profile.to_owned(),
             source,
         })?;
@@ -364,5 +370,15 @@ impl Builder<'_> {
         }
         self.made.insert(name.to_owned(), Arc::clone(&plugin));
         Ok(plugin)
+    }
+}
+
+/// A component cannot stand for a plugin that is part of this program.
+fn taken(plugin: &'static str) -> PluginError {
+    let kind = wasm_plugins::KIND;
+    let problem = format!("kind: Invalid value: {kind:?}: {plugin} is a plugin of this program");
+    PluginError::Invalid {
+        plugin,
+        problems: vec![problem],
     }
 }

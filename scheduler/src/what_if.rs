@@ -152,6 +152,14 @@ pub fn config_of(value: &serde_json::Value) -> Result<KubeSchedulerConfiguration
         let why = "extenders: Forbidden: a question names none; leave them out";
         return Err(invalid(&why));
     }
+    let mut all_args = config.profiles.iter().flat_map(|p| &p.plugin_config);
+    if let Some(plugin) = all_args.find(|config| wasm_plugins::is_wasm(&config.args)) {
+        let (name, kind) = (&plugin.name, wasm_plugins::KIND);
+        let why = format!(
+            "pluginConfig of {name:?}: kind: Forbidden: {kind}: a question names no file of the scheduler's machine"
+        );
+        return Err(invalid(&why));
+    }
     config::set_defaults(&mut config);
     match config::validate(&config) {
         errors if errors.is_empty() => Ok(config),

@@ -247,8 +247,11 @@ fn one(words: &[&str], at: &mut usize, is_allowed: &mut dyn FnMut(&str) -> bool)
         return result && closed;
     }
     if words.get(*at) == Some(&"WITH") {
-        // An exception of the licence's own gives more than the licence.
+        // An exception of the licence's own gives more than the licence; cargo-deny wants it named.
+        let exception = words.get(*at + 1).copied().unwrap_or_default();
         *at += 2;
+        let named = is_allowed(&format!("{word} WITH {exception}"));
+        return is_allowed(word) || named;
     }
     is_allowed(word)
 }

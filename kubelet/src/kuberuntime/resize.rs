@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{RuntimeManager, SyncResult, observe};
+use super::{RuntimeManager, SyncResult, observe, timed};
 use crate::metrics;
 use crate::pod;
 use crate::pod_actions::{ContainerToUpdate, PodActions};
@@ -30,12 +30,11 @@ impl RuntimeManager {
             return;
         }
         result.resized = true;
-        let begin = std::time::Instant::now();
-        self.put_in_force(pod, status, actions, result).await;
+        let ((), took) = timed(self.put_in_force(pod, status, actions, result)).await;
         let success = result.resize_error.is_none().to_string();
         metrics::POD_RESIZE_DURATION
             .with_label_values(&[success.as_str()])
-            .observe(begin.elapsed().as_secs_f64() * 1000.0);
+            .observe(took.as_secs_f64() * 1000.0);
     }
 
     async fn put_in_force(

@@ -112,7 +112,7 @@
 //! - A minor may change or remove; CHANGELOG.md names it. [`k8s_openapi`] and [`serde_json`], which are part of the interface, change their versions with a minor alone.
 //! - [`Handle`], [`Listers`], [`ApiWriter`], [`ClaimWriter`], [`Extender`] and [`WaitingPod`] are the scheduler's to implement: a patch may add methods to them.
 //! - What plugins mean to users (names, arguments, reasons) is upstream's and goes by Kubernetes' own rules.
-//! - A program is built of one version of `framework` and of `kube-scheduler`, the same: no plugin is loaded from a file.
+//! - A program is built of one version of `framework` and of `kube-scheduler`, the same: none of these plugins is loaded from a file (WASM components are: `scheduler/wasm`).
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -162,9 +162,7 @@ pub use handle::{
 pub use node_info::{HostPortInfo, NodeInfo};
 pub use node_set::{NodeIndex, NodeSet};
 pub use objects::{Object, ObjectKind};
-pub use placement::{
-    Placement, PlacementGeneratePlugin, PlacementScorePlugin, PodGroupAssignments,
-};
+pub use placement::{Placement, PodGroupAssignments};
 pub use plugin::*;
 pub use pod_groups::PodGroupCache;
 pub use pod_info::{AffinityTerm, HostPort, PodClaim, PodInfo, PodResource, WeightedAffinityTerm};

@@ -20,7 +20,7 @@ use crate::event::{ClusterEventWithHint, EventObject};
 use crate::node_info::NodeInfo;
 use crate::node_set::{NodeIndex, NodeSet};
 use crate::objects::ObjectKind;
-use crate::placement::{PlacementGeneratePlugin, PlacementScorePlugin};
+use crate::placement::{Placement, PodGroupAssignments};
 use crate::pod_info::PodInfo;
 use crate::signature::Sign;
 use crate::snapshot::Snapshot;
@@ -451,6 +451,39 @@ pub struct GroupProgress {
 pub trait PlacementFeasiblePlugin: Plugin {
     /// `Success`: it has. `Wait`: it may. `Unschedulable`: it cannot, however many more are tried.
     fn placement_feasible(&self, group: &PodGroup, progress: GroupProgress) -> Status;
+}
+
+/// Makes the placements of a group of pods. A profile has one such plugin at most.
+pub trait PlacementGeneratePlugin: Plugin {
+    /// Parts of `parent` that the whole group may go to, in the order in which they are tried. None at all: the group is unschedulable.
+    ///
+    /// # Errors
+    /// The status that becomes the group's.
+    fn generate_placements(
+        &self,
+        group: &PodGroup,
+        snapshot: &Snapshot,
+        parent: Placement,
+    ) -> Result<Vec<Placement>, Status>;
+}
+
+/// Scores placements in which a group of pods can come together.
+pub trait PlacementScorePlugin: Plugin {
+    /// The score of one placement; between [`crate::MIN_NODE_SCORE`] and [`crate::MAX_NODE_SCORE`] after [`PlacementScorePlugin::normalize_placement_scores`].
+    ///
+    /// # Errors
+    /// A failure, which becomes the group's.
+    fn score_placement(
+        &self,
+        group: &PodGroup,
+        snapshot: &Snapshot,
+        assignments: PodGroupAssignments<'_>,
+    ) -> Result<i64, Status>;
+
+    /// Brings the scores of all placements into the range of scores; by default they are in it.
+    fn normalize_placement_scores(&self, _group: &PodGroup, _scores: &mut [i64]) -> Status {
+        Status::success()
+    }
 }
 
 /// Hears of pods that were bound.

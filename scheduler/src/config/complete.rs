@@ -98,6 +98,9 @@ fn merged(set: &PluginSet, registry: &[Registration]) -> PluginSet {
 /// The arguments of a plugin with their defaults; `None` for a plugin that has none.
 fn args_of(name: &str, args: Option<&Value>) -> Option<Result<Value, PluginError>> {
     let args = args.filter(|args| !args.is_null());
+    if let Some(args) = args.filter(|args| wasm_plugins::is_wasm(args)) {
+        return Some(wasm_plugins::completed(name, args));
+    }
     Some(match name {
         names::DEFAULT_PREEMPTION => of::<DefaultPreemptionArgs>(names::DEFAULT_PREEMPTION, args),
         names::DYNAMIC_RESOURCES => of::<DynamicResourcesArgs>(names::DYNAMIC_RESOURCES, args),

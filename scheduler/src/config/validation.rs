@@ -193,10 +193,14 @@ fn plugin_config(path: &str, profile: &KubeSchedulerProfile, errors: &mut Errors
         if REMOVED.contains(&config.name.as_str()) {
             errors.push(FieldError::invalid(&field, &config.name, removed()));
         }
-        if is_strangers(&config.name) {
+        let is_wasm = wasm_plugins::is_wasm(&config.args);
+        if !is_wasm && is_strangers(&config.name) {
             continue;
         }
-        let expect = format!("{}Args", config.name);
+        let expect = match is_wasm {
+            true => wasm_plugins::KIND.to_owned(),
+            false => format!("{}Args", config.name),
+        };
         for (name, expect) in [("kind", expect.as_str()), ("apiVersion", API_VERSION)] {
             let found = config.args.get(name).and_then(|value| value.as_str());
             if let Some(found) = found.filter(|found| *found != expect) {

@@ -15,10 +15,10 @@ use crate::metrics::Metrics;
 use crate::runtime::Shared;
 use crate::scheduler::{POD_MAX_IN_UNSCHEDULABLE_PODS_DURATION, Scheduler};
 
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         splitmix64(self.0) % n
     }
@@ -32,7 +32,10 @@ fn scheduler_with(objects: Arc<NoObjects>) -> Arc<Scheduler> {
     scheduler_of(KubeSchedulerConfiguration::default(), objects)
 }
 
-fn scheduler_of(mut config: KubeSchedulerConfiguration, objects: Arc<NoObjects>) -> Arc<Scheduler> {
+pub(super) fn scheduler_of(
+    mut config: KubeSchedulerConfiguration,
+    objects: Arc<NoObjects>,
+) -> Arc<Scheduler> {
     default_profiles(&mut config);
     let tasks = tokio::runtime::Handle::current();
     let shared = Shared::new(
@@ -121,7 +124,7 @@ fn node(i: u64, random: &mut Random) -> Arc<k8s_openapi::api::core::v1::Node> {
 }
 
 /// Compares the choice by signature with the choice from scratch; each third time on a part of the nodes alone.
-fn check(
+pub(super) fn check(
     decider: &mut Decider,
     scheduler: &Scheduler,
     snapshot: &Snapshot,

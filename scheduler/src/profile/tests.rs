@@ -219,3 +219,29 @@ async fn a_plugin_goes_by_the_name_it_was_brought_under() {
         "initializing profile \"s\": plugin \"Even\" calls itself \"Odd\""
     );
 }
+
+#[tokio::test]
+async fn a_component_that_cannot_be_is_refused_by_name() {
+    let refused = |yaml: &str| {
+        let error = framework(yaml).err().expect("refused");
+        match error {
+            ProfileError::Plugin { source, .. } => source.to_string(),
+            other => panic!("{other}"),
+        }
+    };
+    let error = refused(
+        r#"{"plugins": {"score": {"enabled": [{"name": "Greenest"}]}},
+            "pluginConfig": [{"name": "Greenest", "args": {"kind": "WasmPluginArgs", "path": "/no/such.wasm"}}]}"#,
+    );
+    assert!(
+        error.contains("path: Invalid value: \"/no/such.wasm\": No such file"),
+        "{error}"
+    );
+    let error = refused(
+        r#"{"pluginConfig": [{"name": "NodeName", "args": {"kind": "WasmPluginArgs", "path": "/no/such.wasm"}}]}"#,
+    );
+    assert!(
+        error.contains("NodeName is a plugin of this program"),
+        "{error}"
+    );
+}

@@ -153,6 +153,10 @@ async fn new_pods_are_tried_by_the_configuration_of_the_question() {
         "extenders": [{"urlPrefix": "https://192.0.2.1", "filterVerb": "f", "tlsConfig": {"certFile": "/etc/x", "keyFile": "/etc/y"}}]});
     let error = config_of(&reaching_out).expect_err("refused").to_string();
     assert!(error.contains("extenders: Forbidden"), "{error}");
+    let reading = json!({"apiVersion": config::API_VERSION, "kind": config::KIND, "profiles": [
+        {"pluginConfig": [{"name": "Greenest", "args": {"kind": "WasmPluginArgs", "path": "/etc/shadow"}}]}]});
+    let error = config_of(&reading).expect_err("refused").to_string();
+    assert!(error.contains("kind: Forbidden: WasmPluginArgs"), "{error}");
     let wrong = json!({"apiVersion": config::API_VERSION, "kind": config::KIND, "parallelism": 0});
     let error = config_of(&wrong).expect_err("invalid").to_string();
     assert!(
