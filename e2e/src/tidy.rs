@@ -74,6 +74,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "component-helpers",
         ],
     ),
+    // As strangers' crates: a plugin, which knows the framework alone, and the program that has it.
+    ("example-prefer-label", &["framework", "kube-scheduler"]),
+    ("example-pool-access", &["framework", "kube-scheduler"]),
+    ("example-power-cap", &["framework", "kube-scheduler"]),
     ("shim-protocol", &[]),
     // The protocols of volume drivers: generated, of use to both sides.
     ("csi-spec", &[]),

@@ -2,6 +2,9 @@
 //!
 //! [`event_handlers`] feed the cache and the queue; [`schedule_one`] pops a pod and asks [`decide`] for a node; [`binding_cycle`] binds in a task of its own; [`failure`]
 //! takes a pod back. [`runtime`] runs the plugins, [`profile`] puts them together from [`config`]; [`app`] is the process.
+//!
+//! For an author of plugins this crate is [`run`], for `main`, and [`app::testing`], for tests; all else is the crate `framework`. What is public beside these
+//! two may change with any version.
 #![forbid(unsafe_code)]
 
 pub mod api_writer;
@@ -36,3 +39,5 @@ pub mod scheduler;
 mod testing;
 pub mod trace;
 pub mod what_if;
+
+pub use app::run;

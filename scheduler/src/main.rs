@@ -1,5 +1,5 @@
 //! The kube-scheduler binary.
 
-fn main() {
-    std::process::exit(kube_scheduler::app::main());
+fn main() -> std::process::ExitCode {
+    kube_scheduler::run(framework::Registry::new())
 }

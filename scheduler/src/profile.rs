@@ -27,6 +27,16 @@ pub enum ProfileError {
         /// The plugin.
         plugin: String,
     },
+    /// The plugin calls itself by another name than the registry does.
+    #[error("initializing profile {profile:?}: plugin {plugin:?} calls itself {name:?}")]
+    Misnamed {
+        /// The profile.
+        profile: String,
+        /// The plugin.
+        plugin: String,
+        /// What it calls itself.
+        name: &'static str,
+    },
     /// The plugin is enabled at a point it does not implement.
     #[error("initializing profile {profile:?}: plugin {plugin:?} does not extend {point} plugin")]
     NotAtPoint {
@@ -351,6 +361,13 @@ impl Builder<'_> {
             profile: self.profile.to_owned(),
             source,
         })?;
+        if plugin.name() != name {
+            return Err(ProfileError::Misnamed {
+                profile: self.profile.to_owned(),
+                plugin: name.to_owned(),
+                name: plugin.name(),
+            });
+        }
         self.made.insert(name.to_owned(), Arc::clone(&plugin));
         Ok(plugin)
     }

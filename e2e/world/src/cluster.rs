@@ -122,6 +122,7 @@ impl Cluster {
         let (client, clock, shutdown) = self.given();
         let component = scheduler::assemble(scheduler::Seams {
             options: &options,
+            plugins: &Default::default(),
             events: client.clone(),
             client,
             leadership: Leadership::always(),

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::handle::PluginError;
 
-/// Decodes a plugin's arguments strictly; `None` gives the defaults.
+/// Decodes a plugin's arguments; `None` gives the defaults. Strict where the type is (`#[serde(deny_unknown_fields)]`).
+///
+/// `apiVersion` and `kind`, which a configuration may give, are left out before.
 ///
 /// # Errors
-/// For an unknown field or a wrong type, naming it.
+/// For an unknown field or a wrong type; names the plugin and the field. The configuration has to change.
 pub fn decode<T: DeserializeOwned + Default>(
     plugin: &'static str,
     args: Option<&serde_json::Value>,
@@ -25,9 +27,12 @@ pub fn decode<T: DeserializeOwned + Default>(
         map.remove("apiVersion");
         map.remove("kind");
     }
-    serde_json::from_value(args).map_err(|error| PluginError::Decode {
+    serde_path_to_error::deserialize(args).map_err(|error| PluginError::Decode {
         plugin,
-        message: error.to_string(),
+        message: match error.path().iter().next() {
+            Some(_) => error.to_string(),
+            None => error.into_inner().to_string(),
+        },
     })
 }
 

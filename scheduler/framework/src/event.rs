@@ -110,6 +110,7 @@ impl fmt::Display for ActionType {
 
 /// The kind of object an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum EventResource {
     /// Any pod (matches the next two).
     Pod,

@@ -330,6 +330,7 @@ pub trait Handle: Send + Sync {
 
 /// Why a plugin could not be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PluginError {
     /// Its arguments do not decode.
     #[error("decoding args of plugin {plugin:?}: {message}")]
@@ -347,6 +348,16 @@ pub enum PluginError {
         /// `field.path: Invalid value: …`
         problems: Vec<String>,
     },
+}
+
+impl PluginError {
+    /// Arguments that decode and do not make sense, for one reason: `field.path: Invalid value: …`.
+    pub fn invalid(plugin: &'static str, problem: impl Into<String>) -> Self {
+        PluginError::Invalid {
+            plugin,
+            problems: vec![problem.into()],
+        }
+    }
 }
 
 /// Makes a plugin from its arguments (JSON, without `apiVersion` and `kind`; `None`: the defaults).

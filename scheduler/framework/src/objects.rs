@@ -21,6 +21,26 @@ pub struct ObjectKind {
     pub event: &'static str,
 }
 
+/// An [`ObjectKind`] of its group, version, kind and plural, which are literals; the name of its events is made of them.
+///
+/// ```
+/// const POOL: framework::ObjectKind =
+///     framework::object_kind!("example.com", "v1alpha1", "Pool", "pools");
+/// assert_eq!(POOL.event, "pools.v1alpha1.example.com");
+/// ```
+#[macro_export]
+macro_rules! object_kind {
+    ($group:literal, $version:literal, $kind:literal, $plural:literal) => {
+        $crate::ObjectKind {
+            group: $group,
+            version: $version,
+            kind: $kind,
+            plural: $plural,
+            event: concat!($plural, ".", $version, ".", $group),
+        }
+    };
+}
+
 /// An object of such a kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {

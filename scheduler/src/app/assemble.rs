@@ -15,7 +15,7 @@ use component_base::informer::Factory;
 use component_base::leader_election::Leadership;
 use component_base::metrics::Registry;
 use component_base::shutdown::Shutdown;
-use framework::Registration;
+use framework::{Registration, Registry as Plugins};
 use kube::Client;
 use tokio::sync::mpsc;
 
@@ -39,6 +39,8 @@ use crate::trace::recorder::TraceRecorder;
 pub struct Seams<'a> {
     /// What was asked for; of its clients, lease and ports nothing is looked at.
     pub options: &'a Options,
+    /// Plugins beside this program's own.
+    pub plugins: &'a Plugins,
     /// Reads, watches and writes.
     pub client: Client,
     /// Writes events.
@@ -85,10 +87,11 @@ pub struct Component {
 /// Must be called inside a tokio runtime: informers start at once.
 ///
 /// # Errors
-/// When a profile cannot work, the file of `--record-trace` cannot be written, or the registry has a scheduler's metrics already.
+/// When two plugins have one name, a profile cannot work, the file of `--record-trace` cannot be written, or the registry has a scheduler's metrics already.
 pub fn assemble(seams: Seams<'_>) -> anyhow::Result<Component> {
     let Seams {
         options,
+        plugins,
         client,
         events,
         leadership,
@@ -128,7 +131,7 @@ pub fn assemble(seams: Seams<'_>) -> anyhow::Result<Component> {
     shared.set_fetcher(Fetcher::new(client));
     let scheduler = Scheduler::new(
         &options.config,
-        &registry_of(options),
+        &registry_of(options, plugins)?,
         shared,
         options.pod_max_in_unschedulable_pods_duration,
     )?;

@@ -1,15 +1,20 @@
 //! A whole scheduler on an API server in memory, in one thread, by virtual time.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use component_base::leader_election::Leadership;
 use component_base::metrics::Registry;
 use component_base::testing::{Refusal, Verb, World};
+use framework::testing::{make_node, make_pod};
+use framework::{CycleState, NodeInfo, Plugin, PodInfo, Registry as Plugins, ScorePlugin, Status};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
+use super::testing::TestCluster;
 use super::{Decisions, Seams, assemble};
 use crate::options::{Options, flag_set};
 
@@ -33,6 +38,7 @@ impl Scheduler {
         let options = Options::from_flags(&flags).expect("options");
         let component = assemble(Seams {
             options: &options,
+            plugins: &Plugins::new(),
             client: world.api.client(),
             events: world.api.client(),
             leadership: Leadership::always(),
@@ -162,4 +168,117 @@ async fn a_gang_goes_to_one_domain_of_its_topology() {
     let fate = (&*condition.type_, &*condition.status);
     assert_eq!(fate, ("PodGroupInitiallyScheduled", "True"));
     scheduler.end().await;
+}
+
+/// Prefers nodes by their label `rank`, for the tests of plugins that an author brings.
+struct Ranked {
+    weight: i64,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct RankedArgs {
+    of_rank: BTreeMap<String, i64>,
+}
+
+impl Plugin for Ranked {
+    fn name(&self) -> &'static str {
+        "Ranked"
+    }
+    fn as_score(&self) -> Option<&dyn ScorePlugin> {
+        Some(self)
+    }
+}
+
+impl ScorePlugin for Ranked {
+    fn score(&self, _: &CycleState, _: &Arc<PodInfo>, node: &NodeInfo) -> Result<i64, Status> {
+        let first = node
+            .labels()
+            .get("rank")
+            .is_some_and(|rank| rank == "first");
+        Ok(if first { self.weight } else { 0 })
+    }
+}
+
+fn ranked() -> Plugins {
+    Plugins::new().with_plugin("Ranked", |args, _| {
+        let args: RankedArgs = framework::args::decode("Ranked", args)?;
+        let weight = args.of_rank.get("first").copied().unwrap_or(0);
+        Ok(Arc::new(Ranked { weight }))
+    })
+}
+
+fn ranked_with(args: serde_json::Value) -> serde_json::Value {
+    json!({"profiles": [{
+        "plugins": {"score": {"enabled": [{"name": "Ranked", "weight": 100}]}},
+        "pluginConfig": [{"name": "Ranked", "args": args}],
+    }]})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plugin_that_is_brought_decides_with_those_in_tree() {
+    for (weight, node) in [(100, "z"), (0, "a")] {
+        // An author's arguments may call themselves what they like.
+        let args =
+            json!({"apiVersion": "example.com/v3", "kind": "Ranks", "ofRank": {"first": weight}});
+        let cluster = TestCluster::start(&ranked(), &ranked_with(args)).expect("starts");
+        let of = |name: &str| make_node(name).capacity(&[("cpu", "4"), ("pods", "9")]);
+        // Without a say of the plugin the emptier node is better.
+        let mut full = make_pod("busy").req(&[("cpu", "2")]).node("z").build();
+        Arc::make_mut(&mut full).metadata.uid = None;
+        cluster.create(&*of("a").build());
+        cluster.create(&*of("z").label("rank", "first").build());
+        cluster.create(&*full);
+        cluster.settle(Duration::from_secs(1)).await;
+        cluster.create(&*make_pod("p").req(&[("cpu", "1")]).build());
+        cluster.settle(Duration::from_secs(1)).await;
+        assert_eq!(
+            cluster.node_of("default", "p").as_deref(),
+            Some(node),
+            "{weight}"
+        );
+        cluster.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_brought_is_refused_by_name() {
+    let refused = |plugins: &Plugins, config: &serde_json::Value| {
+        let error = TestCluster::start(plugins, config).err();
+        format!("{:#}", error.expect("refused"))
+    };
+    let factory = ranked().lines()[0].factory;
+    for (taken, name) in [
+        (
+            Plugins::new().with_plugin("NodeAffinity", factory),
+            "NodeAffinity",
+        ),
+        (
+            Plugins::new().with_plugin("Coscheduling", factory),
+            "Coscheduling",
+        ),
+        (ranked().with_plugin("Ranked", factory), "Ranked"),
+    ] {
+        assert_eq!(
+            refused(&taken, &json!({})),
+            format!("a plugin named {name:?} already exists")
+        );
+    }
+    let wrong = ranked_with(json!({"ofRank": {"first": "high"}}));
+    let error = refused(&ranked(), &wrong);
+    for words in [
+        "plugin \"Ranked\"",
+        "ofRank.first: invalid type: string \"high\"",
+    ] {
+        assert!(error.contains(words), "{error}");
+    }
+    let error = refused(&ranked(), &ranked_with(json!({"ofRanks": {}})));
+    for words in ["plugin \"Ranked\"", "unknown field `ofRanks`"] {
+        assert!(error.contains(words), "{error}");
+    }
+    let error = refused(&Plugins::new(), &ranked_with(json!({})));
+    assert!(
+        error.contains("plugin \"Ranked\" does not exist"),
+        "{error}"
+    );
 }

@@ -13,9 +13,18 @@ use crate::metrics::Metrics;
 fn framework(yaml: &str) -> Result<Arc<Framework>, ProfileError> {
     let mut profile: KubeSchedulerProfile = serde_json::from_str(yaml).expect("valid JSON");
     profile.scheduler_name = Some("test".to_owned());
+    new_framework(
+        &profile,
+        &plugins::registry::in_tree(),
+        shared(),
+        Beside::default(),
+    )
+}
+
+fn shared() -> Arc<Shared> {
     let end = tokio_util::sync::CancellationToken::new();
     let tasks = tokio::runtime::Handle::current();
-    let shared = Shared::new(
+    Shared::new(
         Arc::new(NoObjects::default()),
         Arc::new(CountingWriter::default()),
         Arc::new(|_| {}),
@@ -23,12 +32,6 @@ fn framework(yaml: &str) -> Result<Arc<Framework>, ProfileError> {
         end,
         Clock::real(),
         Metrics::unread(Clock::real()),
-    );
-    new_framework(
-        &profile,
-        &plugins::registry::in_tree(),
-        shared,
-        Beside::default(),
     )
 }
 
@@ -193,6 +196,28 @@ async fn what_is_written_out_makes_the_same_framework() {
         assert_eq!(names(&a.points().bind), names(&b.points().bind));
         assert_eq!(scores(&a), scores(&b));
     }
+}
+
+/// Made as `Odd`, whatever the registry calls it.
+struct Odd;
+
+impl Plugin for Odd {
+    fn name(&self) -> &'static str {
+        "Odd"
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_goes_by_the_name_it_was_brought_under() {
+    let registry = framework::Registry::new().with_plugin("Even", |_, _| Ok(Arc::new(Odd)));
+    let all = crate::app::registry(false, &registry).expect("each name once");
+    let profile = serde_json::json!({"schedulerName": "s", "plugins": {"multiPoint": {"enabled": [{"name": "Even"}]}}});
+    let profile: KubeSchedulerProfile = serde_json::from_value(profile).expect("decodes");
+    let error = new_framework(&profile, &all, shared(), Beside::default()).err();
+    assert_eq!(
+        error.expect("refused").to_string(),
+        "initializing profile \"s\": plugin \"Even\" calls itself \"Odd\""
+    );
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use framework::{ObjectKind, Registration};
+use framework::{ObjectKind, Registration, RegistryError};
 
 use super::audit;
 use super::play::{Settings, play, recorded};
@@ -70,11 +70,16 @@ struct Cli {
     plots: Option<PathBuf>,
 }
 
-/// Runs the command with these arguments, its own name first, and the plugins there are with and without the gate `GenericWorkload`; its exit code.
-pub fn main(
-    args: impl IntoIterator<Item = String>,
-    registry: fn(bool) -> Vec<Registration>,
-) -> i32 {
+/// What there is to decide by.
+pub struct Known<'a> {
+    /// The plugins there are with and without the gate `GenericWorkload`.
+    pub registry: &'a dyn Fn(bool) -> Result<Vec<Registration>, RegistryError>,
+    /// The kinds of objects that plugins know which are not this program's.
+    pub kinds: &'a [ObjectKind],
+}
+
+/// Runs the command with these arguments, its own name first; its exit code.
+pub fn main(args: impl IntoIterator<Item = String>, known: &Known<'_>) -> i32 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -83,7 +88,7 @@ pub fn main(
             return error.exit_code();
         }
     };
-    match run(&cli, registry) {
+    match run(&cli, known) {
         Ok(text) => {
             print!("{text}");
             0
@@ -100,11 +105,11 @@ fn open(path: &Path) -> anyhow::Result<BufReader<File>> {
     Ok(BufReader::new(file))
 }
 
-fn run(cli: &Cli, registry: fn(bool) -> Vec<Registration>) -> anyhow::Result<String> {
+fn run(cli: &Cli, known: &Known<'_>) -> anyhow::Result<String> {
     if cli.config.is_empty() && cli.write_trace.is_none() {
         bail!("config: Required value: give at least one configuration to decide by");
     }
-    let trace = trace(cli)?;
+    let trace = trace(cli, known.kinds)?;
     if let Some(path) = &cli.write_trace {
         let file = File::create(path).with_context(|| format!("{}", path.display()))?;
         let written = trace.write(BufWriter::new(file));
@@ -122,7 +127,7 @@ fn run(cli: &Cli, registry: fn(bool) -> Vec<Registration>) -> anyhow::Result<Str
     // All of them are looked at before the first is played.
     let configs = cli.config.iter().map(|path| load(path));
     let configs = configs.collect::<anyhow::Result<Vec<_>>>()?;
-    let mut registry = registry(cli.generic_workload);
+    let mut registry = (known.registry)(cli.generic_workload)?;
     if settings.topology_aware {
         plugins::registry::enable_topology_aware(&mut registry);
     }
@@ -161,12 +166,12 @@ fn name(configs: &[PathBuf], number: usize) -> String {
 }
 
 /// The kinds that some plugin knows.
-fn custom_kinds() -> Vec<ObjectKind> {
-    extra_plugins::kinds::ALL.to_vec()
+fn custom_kinds(brought: &[ObjectKind]) -> Vec<ObjectKind> {
+    [&extra_plugins::kinds::ALL[..], brought].concat()
 }
 
-fn trace(cli: &Cli) -> anyhow::Result<Trace> {
-    let custom = custom_kinds();
+fn trace(cli: &Cli, brought: &[ObjectKind]) -> anyhow::Result<Trace> {
+    let custom = custom_kinds(brought);
     if let Some(path) = &cli.trace {
         return Trace::read(open(path)?, &custom).with_context(|| format!("{}", path.display()));
     }

@@ -41,7 +41,8 @@ fn packing() -> KubeSchedulerConfiguration {
 }
 
 fn played(trace: &Trace, config: &KubeSchedulerConfiguration) -> Played {
-    let registry = crate::app::registry(false);
+    let registry =
+        crate::app::registry(false, &framework::Registry::new()).expect("each name once");
     let mut played = play(trace, "test", config, &registry, SETTINGS).expect("plays");
     // They are measured.
     played.decisions.clear();
@@ -468,7 +469,13 @@ fn the_command_reads_and_writes_files() {
     let run = |args: &[&str]| {
         let own = ["kube-scheduler".to_owned()].into_iter();
         let args = own.chain(args.iter().map(ToString::to_string));
-        super::command::main(args, crate::app::registry)
+        super::command::main(
+            args,
+            &super::command::Known {
+                registry: &|gate| crate::app::registry(gate, &framework::Registry::new()),
+                kinds: &[],
+            },
+        )
     };
     let (trace, config, plots) = (path("trace.jsonl"), path("a.yaml"), path("plots"));
     assert_eq!(
