@@ -90,6 +90,7 @@ fn run_pod(ns: &Namespace<'_>, name: &str) -> Result<()> {
 }
 
 #[test]
+#[ignore = "not seen to pass on a cluster yet: `cargo e2e test page` runs it"]
 fn the_page_is_served_with_the_users_rights() -> Result<()> {
     let cluster = cluster()?;
     let ns = Namespace::create(&cluster, "page")?;
